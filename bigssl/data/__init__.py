@@ -1,0 +1,1 @@
+"""Shards, index, exact order, decoding, augmentation, text."""

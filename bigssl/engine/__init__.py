@@ -1,0 +1,1 @@
+"""The run: DeepSpeed wrapper, optimizers, loop, checkpoints, guards."""

@@ -1,0 +1,1 @@
+"""Backbones (transformers classes built from a config) and heads."""

@@ -1,0 +1,1 @@
+"""One file per pretext task; see base.py for the contract."""

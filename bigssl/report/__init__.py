@@ -1,0 +1,1 @@
+"""Metrics writers, progress, HTML report."""

@@ -1,0 +1,1 @@
+"""What a pretrained backbone is worth: features, probes, zero-shot, export."""

@@ -1,0 +1,1 @@
+"""Fused contrastive and masked-token losses."""
