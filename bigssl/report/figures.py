@@ -1,0 +1,161 @@
+"""Figures of the report as SVG text, drawn from the rows of metrics.jsonl and from a scorecard."""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY, INK = "#1f5fa8", "#c8641c", "#2f8f5b", "#9aa0a6", "#202124"
+POINTS = 600  # a curve of more points than pixels only makes the file larger
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: smaller, selectable, in the page's own font
+    "svg.hashsalt": "bigssl",  # the same run gives the same bytes
+    "font.family": "sans-serif",
+    "font.size": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": "#eceff1",
+}
+Rows = Sequence[dict[str, float]]
+
+
+def series(rows: Rows, name: str) -> tuple[list[float], list[float]]:
+    """(steps, values) of one metric where it is finite."""
+    pairs = [(row["step"], row[name]) for row in rows if name in row and math.isfinite(row[name])]
+    return [p[0] for p in pairs], [p[1] for p in pairs]
+
+
+def thin(xs: Sequence[float], ys: Sequence[float], points: int = POINTS) -> tuple[list[float], list[float]]:
+    """Means over equal bins, at most `points` of them; the same values when there are no more than that."""
+    if len(xs) <= points:
+        return list(xs), list(ys)
+    edges = [round(i * len(xs) / points) for i in range(points + 1)]
+    bins = [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [sum(xs[a:b]) / (b - a) for a, b in bins], [sum(ys[a:b]) / (b - a) for a, b in bins]
+
+
+def smooth(ys: Sequence[float], window: int) -> list[float]:
+    """Mean of the last `window` values (fewer at the beginning)."""
+    out, total = [], 0.0
+    for i, y in enumerate(ys):
+        total += y - (ys[i - window] if i >= window else 0.0)
+        out.append(total / min(i + 1, window))
+    return out
+
+
+def parts(rows: Rows) -> list[str]:
+    """Loss names in order of appearance: "loss" first, then "loss/PART" where there are at least two parts."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name == "loss" or name.startswith("loss/")))
+    named = [name for name in names if name != "loss"]
+    return [name for name in names if name == "loss"] + (named if len(named) > 1 else [])
+
+
+def _svg(figure: Figure) -> str:
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg"):]
+
+
+def _axes(panels: int, *, width: float = 10.0, height: float = 2.7) -> tuple[Figure, list[Axes]]:
+    """Panels of one size whatever their number: two a row, or three where that fills the rows."""
+    import matplotlib as mpl
+
+    columns = 3 if panels in (3, 5, 6) else min(panels, 2)
+    rows = -(-panels // columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, rows * height), layout="constrained")
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in axes[panels:]:
+        unused.set_axis_off()
+    return figure, axes[:panels]
+
+
+def _curve(axis: Axes, rows: Rows, name: str, colour: str, *, label: str | None = None, scale: float = 1.0) -> None:
+    xs, ys = thin(*series(rows, name))
+    ys = [scale * y for y in ys]
+    window = max(1, len(ys) // 40)
+    if window > 1:
+        axis.plot(xs, ys, color=colour, alpha=0.25, linewidth=0.8)
+    marker = "o" if len(xs) < 30 else None
+    axis.plot(xs, smooth(ys, window), color=colour, linewidth=1.8, marker=marker, markersize=3, label=label)
+    axis.set_xlabel("step")
+
+
+def losses(rows: Rows) -> str:
+    """One panel per loss beside its chance value (dashed): a loss near that line has learnt nothing."""
+    names = parts(rows)
+    figure, axes = _axes(len(names))
+    for axis, name in zip(axes, names, strict=True):
+        _curve(axis, rows, name, BLUE, label="loss")
+        xs, ys = series(rows, name.replace("loss", "chance", 1))
+        if xs:
+            axis.plot(xs, ys, color=ORANGE, linestyle="--", linewidth=1.4, label=f"chance {ys[-1]:.2f}")
+        axis.set_title("total loss" if name == "loss" else name.removeprefix("loss/"), fontsize=10, loc="left")
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel("nats")
+        axis.legend(frameon=False, fontsize=9)
+    return _svg(figure)
+
+
+def probes(rows: Rows) -> str:
+    """The online probes, one panel each."""
+    titles = {"probe/knn": "kNN accuracy (%)", "probe/std": "feature std (0 = collapsed)",
+              "probe/rankme": "RankMe (effective rank)"}
+    names = [name for name in titles if series(rows, name)[0]]
+    figure, axes = _axes(len(names))
+    for axis, name in zip(axes, names, strict=True):
+        _curve(axis, rows, name, GREEN, scale=100.0 if name == "probe/knn" else 1.0)
+        axis.set_title(titles[name], fontsize=10, loc="left")
+        if name != "probe/knn":
+            axis.set_ylim(bottom=0)
+    return _svg(figure)
+
+
+def speed(rows: Rows) -> str:
+    """Throughput, and the shares of time that are not the model's."""
+    figure, axes = _axes(2)
+    _curve(axes[0], rows, "speed/samples_per_s", BLUE)
+    axes[0].set_title("samples per second", fontsize=10, loc="left")
+    axes[0].set_ylim(bottom=0)
+    for name, colour, label in (("speed/data_wait", ORANGE, "data wait"),
+                                ("speed/driver_overhead", GREEN, "driver overhead")):
+        if series(rows, name)[0]:
+            _curve(axes[1], rows, name, colour, label=label, scale=100.0)
+    axes[1].set_title("share of each step (%)", fontsize=10, loc="left")
+    axes[1].set_ylim(bottom=0)
+    if axes[1].lines:
+        axes[1].legend(frameon=False, fontsize=9)
+    return _svg(figure)
+
+
+def scores(tasks: Sequence[dict]) -> str:
+    """One line per task: the trained network's number among those of its baselines, in percent."""
+    markers = (("majority", GREY, "|", "majority class"), ("random_net", ORANGE, "s", "random network"),
+               ("raw", INK, "D", "raw input"), ("trained", BLUE, "o", "trained network"))
+    figure, (axis,) = _axes(1, height=0.9 + 0.42 * len(tasks))
+    for y, task in enumerate(reversed(tasks)):
+        shown = [100 * task[key] for key, *_ in markers if task.get(key) is not None]
+        axis.plot([min(shown), max(shown)], [y, y], color="#dadce0", linewidth=3, zorder=1)
+    for key, colour, marker, label in markers:
+        points = [(100 * t[key], y) for y, t in enumerate(reversed(tasks)) if t.get(key) is not None]
+        if points:
+            axis.scatter([p[0] for p in points], [p[1] for p in points], color=colour, marker=marker, s=46, zorder=2,
+                         label=label)
+    axis.set_yticks(range(len(tasks)), [t["title"] for t in reversed(tasks)])
+    axis.set_ylim(-0.6, len(tasks) - 0.4)
+    axis.set_xlim(left=0)
+    axis.set_xlabel("accuracy (%)")
+    axis.legend(frameon=False, fontsize=9, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
+    return _svg(figure)

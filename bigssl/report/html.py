@@ -1,0 +1,93 @@
+"""`report.html`: one file that shows a run to a person, written from the files of the run folder alone."""
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jinja2
+
+from bigssl.report import environment, figures
+from bigssl.report.metrics import read_metrics
+
+FILE = "report.html"
+TEMPLATE = Path(__file__).with_name("template.html")
+Rows = list[dict[str, float]]
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _tiles(rows: Rows) -> list[tuple[str, str]]:
+    """The few numbers a reader wants first; medians, since the first steps compile and warm up."""
+    tiles = [("steps", f"{rows[-1]['step']:.0f}")] if rows else []
+    _, losses = figures.series(rows, "loss")
+    if losses:
+        tiles.append(("final loss", f"{losses[-1]:.3f}"))
+    _, knn = figures.series(rows, "probe/knn")
+    if knn:
+        tiles.append(("kNN probe", percent(knn[-1])))
+    shares = (("samples / s", "speed/samples_per_s"), ("data wait", "speed/data_wait"),
+              ("driver overhead", "speed/driver_overhead"))
+    for label, name in shares:
+        _, values = figures.series(rows, name)
+        if values:
+            tiles.append((label, f"{median(values):.0f}" if name.endswith("_per_s") else percent(median(values))))
+    return tiles
+
+
+def _environment(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    if not facts:
+        return []
+    gpus = ", ".join(facts["gpus"]) or "none"
+    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    return [("recorded", facts["time"]), ("ranks", str(facts["world"])),
+            ("processor", f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB"), ("GPUs", gpus),
+            ("system", f"{facts['system']}, Python {facts['python']}"), ("packages", packages)]
+
+
+def _subtitle(tasks: list[dict[str, Any]], rows: Rows) -> str:
+    if tasks:
+        passed = sum(task["passed"] for task in tasks)
+        return f"The trained network beats every baseline in {passed} of {len(tasks)} tasks."
+    return "Trained, not evaluated yet." if rows else "Nothing recorded yet."
+
+
+def _figures(rows: Rows, tasks: list[dict[str, Any]]) -> dict[str, str]:
+    has = {name for row in rows for name in row}
+    return {
+        "scores": figures.scores(tasks) if tasks else "",
+        "losses": figures.losses(rows) if figures.parts(rows) else "",
+        "probes": figures.probes(rows) if has & {"probe/knn", "probe/std", "probe/rankme"} else "",
+        "speed": figures.speed(rows) if "speed/samples_per_s" in has else "",
+    }
+
+
+def render(run_folder: Path) -> str:
+    """The page of a run as HTML text; reads config.yaml, metrics.jsonl, environment.json, scorecard.json as present."""
+    rows = read_metrics(run_folder)
+    card = _json(run_folder / "scorecard.json")
+    tasks = list(card.get("tasks", {}).values())
+    recipe = run_folder / "config.yaml"
+    engine = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    engine.filters["percent"] = percent
+    return engine.from_string(TEMPLATE.read_text()).render(
+        name=run_folder.resolve().name, subtitle=_subtitle(tasks, rows), tiles=_tiles(rows), tasks=tasks,
+        notes=card.get("notes", []), figures=_figures(rows, tasks),
+        environment=_environment(_json(run_folder / environment.FILE)),
+        recipe=recipe.read_text() if recipe.exists() else "",
+    )
+
+
+def write_report(run_folder: Path) -> Path:
+    """Writes `run_folder/report.html` atomically and returns its path. Needs no network and no other file to view."""
+    path = Path(run_folder) / FILE
+    staging = path.with_suffix(".html.tmp")
+    staging.write_text(render(Path(run_folder)), encoding="utf-8")
+    staging.replace(path)
+    return path

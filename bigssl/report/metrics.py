@@ -1,0 +1,142 @@
+"""Metrics on disk: one JSON line per step in `metrics.jsonl`, the same numbers as TensorBoard scalars.
+
+Names (the report plots these; other names are kept as they are):
+
+    loss, chance                  total loss and its chance value (nats)
+    loss/PART, chance/PART        one part of a joint loss and its chance value
+    probe/knn, probe/std, probe/rankme   online probe: accuracy, collapse detector, effective rank
+    speed/samples_per_s           samples of the global batch per second of wall clock
+    speed/data_wait               share (0 to 1) of the time spent waiting for data
+    speed/driver_overhead         share (0 to 1) of the time outside forward, backward, optimizer and data wait
+    optim/lr, optim/grad_norm, data/errors   learning rate, gradient norm before clipping, samples skipped so far
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+FILE = "metrics.jsonl"
+log = logging.getLogger("bigssl")
+
+
+def _encode(step: int, values: dict[str, float]) -> bytes:
+    """One strict JSON line; "nan" and "inf" travel as strings, which `float()` reads back."""
+    row: dict[str, object] = {"step": step}
+    for name, value in values.items():
+        number = float(value)
+        row[name] = number if math.isfinite(number) else str(number)
+    return (json.dumps(row, allow_nan=False) + "\n").encode()
+
+
+def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
+    """(raw line, values) of each whole line; a line cut off by a kill or a full disk is passed over."""
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+                values = {name: float(value) for name, value in row.items()}
+                values["step"] = int(row["step"])
+            except (ValueError, KeyError, AttributeError, TypeError):
+                continue
+            yield line if line.endswith(b"\n") else line + b"\n", values
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """Lines of `folder/metrics.jsonl` in file order, [] when there is no file; every value a float, `step` an int."""
+    return [values for _, values in _rows(folder / FILE)]
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drops lines beyond `step` and cut-off lines, by an atomic rewrite."""
+    if not path.exists():
+        return
+    staging = path.with_suffix(".jsonl.tmp")
+    with staging.open("wb") as out:
+        out.writelines(line for line, values in _rows(path) if values["step"] <= step)
+        out.flush()
+        os.fsync(out.fileno())
+    staging.replace(path)
+
+
+class MetricsWriter:
+    """Writes metrics of one run; a disk that refuses is warned of once and never stops the training.
+
+    folder: the run folder; resume_step: the last step that is part of the run (lines of later steps belong to work
+    that is about to be repeated, so they are dropped); enabled: False on every rank but the first.
+    """
+
+    def __init__(self, folder: Path, *, resume_step: int, enabled: bool) -> None:
+        self.folder = Path(folder)
+        self.lost = 0  # lines that could not be written
+        self._warned = False
+        self._file: BinaryIO | None = None
+        self._events = None
+        if enabled:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _keep_until(self.folder / FILE, resume_step)
+                # Unbuffered: a failed write must not come back later out of Python's buffer as half a line.
+                self._file = (self.folder / FILE).open("ab", buffering=0)
+                self._events = self._open_events(resume_step)
+            except OSError as error:
+                self._warn(error)
+
+    def _open_events(self, resume_step: int):
+        # Imported late: the other ranks, and tools that only read metrics, never pay for TensorBoard.
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = resume_step + 1 if resume_step > 0 else None
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge, flush_secs=30)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            log.warning("metrics: cannot write under %s: %s. Training goes on without these lines; free the disk "
+                        "and later lines are written again.", self.folder, error)
+        self._warned = True
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends one line, in the file when this returns, and the same values as TensorBoard scalars."""
+        if self._file is not None:
+            self._append(_encode(step, values))
+        if self._events is not None:
+            try:
+                for name, value in values.items():
+                    self._events.add_scalar(name, float(value), step)
+            except OSError as error:
+                self._drop_events(error)
+
+    def _append(self, line: bytes) -> None:
+        assert self._file is not None
+        size = self._file.seek(0, os.SEEK_END)
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(f"{written} of {len(line)} bytes fitted")
+        except OSError as error:
+            self.lost += 1
+            self._file.truncate(size)  # shrinking works on a full disk; half a line would spoil the next one
+            self._warn(error)
+
+    def _drop_events(self, error: OSError) -> None:
+        # TensorBoard's writer thread has died with the error it raised; a new one would only append to a broken file.
+        self._events = None
+        self._warn(error)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._events is not None:
+            try:
+                self._events.close()
+            except OSError as error:
+                self._warn(error)
+            self._events = None
+        if self.lost:
+            log.warning("metrics: %d lines could not be written to %s", self.lost, self.folder / FILE)

@@ -1,0 +1,76 @@
+"""The report stands on the files of a run folder alone, whichever of them are there."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from bigssl.report import environment, figures
+from bigssl.report.html import write_report
+from bigssl.report.metrics import MetricsWriter
+
+TASK = {"title": "kNN over <category>", "chance": 0.1, "majority": 0.3, "random_net": 0.58, "raw": 0.63,
+        "trained": 0.66, "passed": True, "verdict": "better than all", "sentence": "The network & its features."}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    writer = MetricsWriter(tmp_path, resume_step=0, enabled=True)
+    for step in range(1, 41):
+        values = {"loss": 9 - step / 10, "chance": 9.0, "loss/simclr": 5.0, "chance/simclr": 6.2, "loss/mlm": 4.0,
+                  "speed/samples_per_s": 800.0, "speed/data_wait": 0.03, "speed/driver_overhead": 0.01}
+        writer.write(step, values | ({"probe/knn": 0.6, "probe/std": 0.08} if step % 10 == 0 else {}))
+    writer.close()
+    (tmp_path / "config.yaml").write_text("name: <demo>\nsteps: 40\n")
+    (tmp_path / "scorecard.json").write_text(json.dumps({"tasks": {"images.knn": TASK}, "notes": ["A note."]}))
+    environment.record(tmp_path)
+    return tmp_path
+
+
+def test_page_is_one_file_with_everything_in_it(run: Path) -> None:
+    page = write_report(run).read_text()
+    assert not re.search(r'(src|href)="(?!#)', page), "the page points outside itself"
+    assert page.count("<svg") == 4
+    for text in ("66.0 %", "58.0 %", "better than all", "The network &amp; its features.", "A note.", "simclr", "mlm",
+                 "kNN over &lt;category&gt;", "name: &lt;demo&gt;", "chance 6.20", "driver overhead", "torch"):
+        assert text in page, text
+    assert not list(run.glob("*.tmp"))
+
+
+def test_same_files_give_the_same_bytes(run: Path) -> None:
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+
+
+@pytest.mark.parametrize("absent", ["scorecard.json", "config.yaml", "environment.json", "metrics.jsonl"])
+def test_absent_file_is_said(run: Path, absent: str) -> None:
+    (run / absent).unlink()
+    said = {"scorecard.json": "Not evaluated yet.", "config.yaml": "No config.yaml", "metrics.jsonl": "No losses",
+            "environment.json": "were not recorded"}
+    assert said[absent] in write_report(run).read_text()
+
+
+def test_empty_folder_has_a_report(tmp_path: Path) -> None:
+    assert "Nothing recorded yet." in write_report(tmp_path).read_text()
+
+
+def test_thin_keeps_the_mean_and_the_length() -> None:
+    xs = [float(i) for i in range(1000)]
+    thin_xs, thin_ys = figures.thin(xs, [2 * x for x in xs], points=50)
+    assert len(thin_xs) == 50 and sum(thin_ys) / 50 == pytest.approx(999.0)
+    assert figures.thin([1.0], [2.0]) == ([1.0], [2.0])
+
+
+def test_smooth_is_the_mean_of_the_last_values() -> None:
+    assert figures.smooth([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
+
+
+def test_series_leaves_out_what_is_not_a_number() -> None:
+    rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.nan}, {"step": 3}, {"step": 4, "loss": 1.0}]
+    assert figures.series(rows, "loss") == ([1, 4], [2.0, 1.0])
+
+
+def test_parts_of_a_run_with_one_loss_are_not_shown_twice() -> None:
+    assert figures.parts([{"step": 1, "loss": 1.0, "loss/mlm": 1.0}]) == ["loss"]
+    assert figures.parts([{"step": 1, "loss/b": 1.0, "loss": 1.0, "loss/a": 1.0}]) == ["loss", "loss/b", "loss/a"]

@@ -1,0 +1,129 @@
+"""metrics.jsonl: what is written is what is read, whatever happened to the process or the disk in between."""
+
+import errno
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+
+from bigssl.report.metrics import FILE, MetricsWriter, read_metrics
+
+
+class Refusing:
+    """An unbuffered file on a disk that takes `room` bytes more and then answers as a full disk does."""
+
+    def __init__(self, file, room: int) -> None:
+        self.file, self.room = file, room
+
+    def write(self, data: bytes) -> int:
+        if self.room <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self.file.write(data[: self.room])
+        self.room -= written
+        return written
+
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)
+
+
+def write_steps(folder: Path, steps: range, resume_step: int = 0) -> None:
+    writer = MetricsWriter(folder, resume_step=resume_step, enabled=True)
+    for step in steps:
+        writer.write(step, {"loss": step / 10, "probe/knn": 0.5})
+    writer.close()
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(1, 4))
+    assert read_metrics(tmp_path) == [{"step": s, "loss": s / 10, "probe/knn": 0.5} for s in (1, 2, 3)]
+    assert all(isinstance(row["step"], int) for row in read_metrics(tmp_path))
+
+
+def test_line_is_on_disk_before_close(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, resume_step=0, enabled=True)
+    writer.write(1, {"loss": 1.0})
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
+    writer.close()
+
+
+def test_not_a_number_is_strict_json_and_comes_back(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, resume_step=0, enabled=True)
+    writer.write(1, {"a": math.nan, "b": math.inf, "c": -math.inf})
+    writer.close()
+    json.loads((tmp_path / FILE).read_text(), parse_constant=pytest.fail)
+    (row,) = read_metrics(tmp_path)
+    assert math.isnan(row["a"]) and row["b"] == math.inf and row["c"] == -math.inf
+
+
+def test_resume_drops_what_will_be_repeated(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(1, 11))
+    write_steps(tmp_path, range(7, 13), resume_step=6)
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 13))
+
+
+def test_line_cut_off_by_a_kill_does_not_spoil_the_next(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(1, 4))
+    path = tmp_path / FILE
+    path.write_bytes(path.read_bytes()[:-9])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    write_steps(tmp_path, range(3, 5), resume_step=2)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path / "run", resume_step=0, enabled=False)
+    writer.write(1, {"loss": 1.0})
+    writer.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write_steps(tmp_path, range(1, 6))
+    write_steps(tmp_path, range(4, 8), resume_step=3)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, round(e.value, 6)) for e in events.Scalars("loss")] == [(s, s / 10) for s in range(1, 8)]
+
+
+@pytest.mark.parametrize("room", [0, 11])
+def test_full_disk_warns_once_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture, room: int) -> None:
+    writer = MetricsWriter(tmp_path, resume_step=0, enabled=True)
+    writer.write(1, {"loss": 1.0})
+    disk = writer._file
+    writer._file = Refusing(disk, room)  # type: ignore[assignment]
+    with caplog.at_level(logging.WARNING, "bigssl"):
+        writer.write(2, {"loss": 1.0})
+        writer.write(3, {"loss": 1.0})
+    assert len(caplog.records) == 1 and writer.lost == 2
+    writer._file = disk  # somebody freed the disk
+    writer.write(4, {"loss": 1.0})
+    writer.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 4]
+
+
+def test_folder_that_cannot_be_made_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    writer = MetricsWriter(tmp_path / "file", resume_step=0, enabled=True)
+    writer.write(1, {"loss": 1.0})
+    writer.close()
+    assert len(caplog.records) == 1
+
+
+def test_tensorboard_that_dies_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = MetricsWriter(tmp_path, resume_step=0, enabled=True)
+    events = writer._events
+    assert events is not None
+
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(events, "add_scalar", refuse)
+    writer.write(1, {"loss": 1.0})
+    writer.write(2, {"loss": 1.0})
+    writer.close()
+    events.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
