@@ -1,1 +1,11 @@
-"""Fused contrastive and masked-token losses."""
+"""Contrastive and masked-token losses that never hold their logits.
+
+Needs torch only to import. The fused kernels run on a GPU with triton installed; everywhere else the same functions run
+chunked in plain torch, with the same results.
+"""
+
+from bigssl_kernels._dispatch import explain
+from bigssl_kernels.contrastive import clip_loss, nt_xent
+from bigssl_kernels.masked_tokens import linear_cross_entropy
+
+__all__ = ["clip_loss", "explain", "linear_cross_entropy", "nt_xent"]

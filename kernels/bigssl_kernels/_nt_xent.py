@@ -1,0 +1,62 @@
+"""NT-Xent as one operator: losses of the rows with their gradient."""
+
+import torch
+from torch import Tensor
+
+from bigssl_kernels._distributed import gather
+from bigssl_kernels._similarity import gradient_op, logsumexp
+
+
+@torch.library.custom_op("bigssl_kernels::nt_xent_rows", mutates_args=())
+def nt_xent_rows(
+    z: Tensor, everyone: Tensor | None, scale: Tensor, own: int, slope: bool, group: str, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, logsumexps and derivatives by the scale of the rows of z: three vectors [2n].
+
+    Args:
+        z: [2n, D], this rank's first views, then its second views.
+        everyone: [M, D], the z of all ranks one after the other; None for a single process.
+        scale: [], 1 / temperature.
+        own: where z begins in `everyone`.
+        slope: whether the derivative by the scale is wanted ([0] where not).
+        group: name of the process group, "" for a single process.
+        impl: "torch" or "triton".
+    """
+    cols = z if everyone is None else everyone
+    lse, slopes = logsumexp(z, cols, scale, own, slope, impl)
+    first, second = z.to(lse.dtype).chunk(2)
+    positives = torch.linalg.vecdot(first, second).repeat(2)
+    return lse - positives * scale, lse, slopes - positives if slope else slopes
+
+
+@nt_xent_rows.register_fake
+def _(
+    z: Tensor, everyone: Tensor | None, scale: Tensor, own: int, slope: bool, group: str, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    row = scale.new_empty(z.shape[0])
+    return row, torch.empty_like(row), scale.new_empty(z.shape[0] if slope else 0)
+
+
+def _setup(ctx, inputs, output) -> None:
+    z, everyone, scale, ctx.own, ctx.slope, ctx.group, ctx.impl = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(z, everyone, scale, *output[1:])
+
+
+def _backward(ctx, upstream: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+    z, everyone, scale, lse, slopes = ctx.saved_tensors
+    grad_z = grad_scale = None
+    if ctx.needs_input_grad[0]:
+        weight = upstream.to(lse.dtype).contiguous()
+        stats = gather(torch.stack([lse, weight], 1), ctx.group)  # [M, 2]: all that the backward asks of other ranks
+        cols = z if everyone is None else everyone
+        col_lse, col_weight = stats.T.contiguous()
+        grad = gradient_op(z, cols, scale, ctx.own, lse, weight, col_lse, col_weight, ctx.impl)
+        pull = (weight + weight.roll(len(z) // 2)) * scale
+        grad_z = grad.addcmul_(z.roll(len(z) // 2, 0).to(grad.dtype), pull[:, None], value=-1).to(z.dtype)
+    if ctx.slope:
+        grad_scale = torch.dot(upstream.to(lse.dtype), slopes)
+    return grad_z, None, grad_scale, None, None, None, None
+
+
+nt_xent_rows.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,62 @@
+"""Rows of length one."""
+
+import torch
+from torch import Tensor
+
+from bigssl_kernels._checks import accumulator
+from bigssl_kernels._dispatch import refuse_double_backward
+
+
+@torch.library.custom_op("bigssl_kernels::unit_rows", mutates_args=())
+def unit_rows_op(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """[m, D] -> rows / |row| in `dtype`, and 1/|row| [m] in the accumulator's dtype, 0 for a row of zeros."""
+    wide = rows.to(accumulator(rows.dtype))
+    norm = torch.linalg.vector_norm(wide, dim=1)
+    inverse = norm.reciprocal().masked_fill_(norm == 0, 0.0)
+    return (wide * inverse[:, None]).to(dtype), inverse
+
+
+@unit_rows_op.register_fake
+def _(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return rows.new_empty(rows.shape, dtype=dtype), rows.new_empty(rows.shape[0], dtype=accumulator(rows.dtype))
+
+
+@torch.library.custom_op("bigssl_kernels::unit_rows_grad", mutates_args=())
+def unit_rows_grad_op(upstream: Tensor, unit: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
+    """(g - z (z.g)) / |row|: only what is tangent to the sphere gets through."""
+    unit = unit.to(inverse.dtype)
+    upstream = upstream.to(inverse.dtype)
+    radial = torch.linalg.vecdot(upstream, unit)
+    return torch.addcmul(upstream, unit, radial[:, None], value=-1).mul_(inverse[:, None]).to(dtype)
+
+
+@unit_rows_grad_op.register_fake
+def _(upstream: Tensor, unit: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
+    return upstream.new_empty(upstream.shape, dtype=dtype)
+
+
+unit_rows_grad_op.register_autograd(refuse_double_backward)
+
+
+def _setup(ctx, inputs, output) -> None:
+    ctx.dtype = inputs[0].dtype
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*output)
+
+
+def _backward(ctx, upstream: Tensor, _: Tensor | None) -> tuple[Tensor, None]:
+    unit, inverse = ctx.saved_tensors
+    return unit_rows_grad_op(upstream, unit, inverse, ctx.dtype), None
+
+
+unit_rows_op.register_autograd(_backward, setup_context=_setup)
+
+
+def prepare(rows: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
+    """Rows as the matrix products take them: contiguous, in `dtype`, of length one where asked.
+
+    A row of zeros has no direction: it stays the zero vector and gets a zero gradient.
+    """
+    if normalize:
+        return unit_rows_op(rows, dtype)[0]
+    return rows.to(dtype).contiguous()

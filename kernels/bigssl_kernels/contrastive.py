@@ -1,0 +1,110 @@
+"""The contrastive losses: exact, never holding the matrix of logits, local or over a process group."""
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from bigssl_kernels import _reference
+from bigssl_kernels._checks import as_scalar, check_pairs, check_reduction, compute_dtype
+from bigssl_kernels._clip import clip_rows
+from bigssl_kernels._dispatch import FAMILIES, choose
+from bigssl_kernels._distributed import gather, group_name, rank, reduce_rows, world_size
+from bigssl_kernels._nt_xent import nt_xent_rows
+from bigssl_kernels._unit import prepare
+
+
+def nt_xent(
+    view1: Tensor,
+    view2: Tensor,
+    temperature: float | Tensor = 0.1,
+    *,
+    normalize: bool = True,
+    reduction: str = "mean",
+    group: ProcessGroup | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Normalised temperature-scaled cross-entropy of SimCLR (Chen et al. 2020).
+
+    Each of the 2N rows picks its other view among the 2N - 1 rows that are not itself:
+    L_i = logsumexp_{j != i} z_i.z_j / temperature - z_i.z_partner(i) / temperature. Never holds a 2N x 2N matrix.
+
+    Args:
+        view1: [N, D] embeddings, float32, bfloat16, float16 or float64 (the Triton kernels not); any strides.
+        view2: [N, D] embeddings of the other view, row i beside row i; same dtype and device.
+        temperature: divides the similarities; a number or a tensor of one element, which gets its gradient.
+        normalize: bring rows to length one first. A row of zeros stays zero and gets a zero gradient.
+        reduction: "mean" over the 2N rows, "sum", or "none": losses of view1's rows, then of view2's.
+        group: process group over which the batch is spread, the same N on each rank. Each rank returns the same global
+            mean; the gradient at a local embedding is W x d(global mean)/d(embedding), so that averaging parameter
+            gradients over ranks gives exactly the single-process gradient. "none" returns the local rows' losses.
+        impl: "auto", "triton", "torch" or "reference"; the variable BIGSSL_KERNELS replaces "auto".
+
+    Returns:
+        A float32 scalar (float64 for float64 inputs), or [2N] losses for reduction="none". NaN in gives NaN out; a
+        single pair gives 0.
+
+    Raises:
+        ValueError: shapes, dtypes, devices, temperature or an option do not fit.
+        RuntimeError: the implementation asked for cannot run here.
+    """
+    check_pairs("nt_xent", "view2", view2, "view1", view1)
+    check_reduction("nt_xent", reduction)
+    scale = as_scalar("nt_xent", "temperature", temperature, view1).reciprocal()
+    chosen = choose("nt_xent", "similarity", impl, view1)
+    if chosen == "reference":
+        rows = _reference.nt_xent(view1, view2, scale, normalize, group)
+    else:
+        z = prepare(torch.cat([view1, view2]), normalize, compute_dtype(view1))
+        name = group_name(group)
+        everyone = gather(z, name) if name else None
+        own = rank(group) * z.shape[0]
+        rows = nt_xent_rows(z, everyone, scale, own, scale.requires_grad, name, chosen)[0]
+    return reduce_rows(rows, reduction, group, 2 * view1.shape[0] * world_size(group))
+
+
+def clip_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: float | Tensor,
+    *,
+    normalize: bool = True,
+    reduction: str = "mean",
+    group: ProcessGroup | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Symmetric image-text cross-entropy of CLIP (Radford et al. 2021).
+
+    Each image picks its text among N and each text its image; the loss of a pair is the mean of both. Never holds an
+    N x N matrix.
+
+    Args:
+        image: [N, D] embeddings, float32, bfloat16, float16 or float64 (the Triton kernels not); any strides.
+        text: [N, D] embeddings, row i belonging to image i; same dtype and device.
+        logit_scale: multiplies the similarities (the exp of CLIP's parameter: the caller takes the exp); a number or a
+            tensor of one element, which gets its gradient.
+        normalize: bring rows to length one first. A row of zeros stays zero and gets a zero gradient.
+        reduction: "mean" over the pairs, "sum", or "none" for the losses of the local pairs.
+        group, impl: as in `nt_xent`.
+
+    Returns:
+        A float32 scalar (float64 for float64 inputs), or [N] losses for reduction="none".
+
+    Raises:
+        ValueError: shapes, dtypes, devices, scale or an option do not fit.
+        RuntimeError: the implementation asked for cannot run here.
+    """
+    check_pairs("clip_loss", "text", text, "image", image)
+    check_reduction("clip_loss", reduction)
+    scale = as_scalar("clip_loss", "logit_scale", logit_scale, image)
+    chosen = choose("clip_loss", "similarity", impl, image)
+    if chosen == "reference":
+        rows = _reference.clip_loss(image, text, scale, normalize, group)
+    else:
+        dtype, name = compute_dtype(image), group_name(group)
+        a, b = prepare(image, normalize, dtype), prepare(text, normalize, dtype)
+        everyone = (gather(a, name), gather(b, name)) if name else (None, None)
+        rows = clip_rows(a, b, *everyone, scale, scale.requires_grad, name, chosen)[0]
+    return reduce_rows(rows, reduction, group, image.shape[0] * world_size(group))
+
+
+FAMILIES.update(nt_xent="similarity", clip_loss="similarity")

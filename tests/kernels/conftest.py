@@ -1,0 +1,71 @@
+"""Fixtures of the kernel tests: poisoned memory, and comparisons of a loss and each of its gradients by name."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+Results = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN, so that an output nobody wrote shows; an operator without a fixed order raises."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def run_loss(loss: Callable[..., Tensor], inputs: Results, upstream: Tensor | None = None) -> Results:
+    """The loss and the gradient of each input, by name. `upstream` weighs the rows of an unreduced loss."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in inputs.items()}
+    output = loss(**leaves)
+    output.backward(torch.ones_like(output) if upstream is None else upstream.to(output.dtype))
+    return {"loss": output.detach()} | {f"d{name}": leaf.grad for name, leaf in leaves.items()}
+
+
+def assert_close(actual: Results, truth: Results, tolerance: float) -> None:
+    """Each result is within `tolerance` of the truth, relative to the truth's largest entry."""
+    assert actual.keys() == truth.keys()
+    for name, expected in truth.items():
+        value = actual[name].double()
+        assert value.shape == expected.shape, name
+        error = (value - expected.double()).abs().max().item() if value.numel() else 0.0
+        bound = tolerance * max(1e-3, expected.abs().max().item() if expected.numel() else 0.0)
+        assert error <= bound, f"{name}: error {error:.3g}, allowed {bound:.3g}"
+
+
+def assert_as_good(actual: Results, plain: Results, truth: Results, slack: float) -> None:
+    """Each result is no further from the truth than twice what plain torch is at that dtype, plus slack."""
+    assert actual.keys() == plain.keys() == truth.keys()
+    for name, expected in truth.items():
+        error, usual = ((value[name].double() - expected.double()).abs().max().item() for value in (actual, plain))
+        bound = 2 * usual + slack * max(1e-3, expected.abs().max().item())
+        assert error <= bound, f"{name}: error {error:.3g}, plain torch {usual:.3g}, allowed {bound:.3g}"
+
+
+@pytest.fixture
+def run() -> Callable[..., Results]:
+    return run_loss
+
+
+@pytest.fixture
+def close() -> Callable[..., None]:
+    return assert_close
+
+
+@pytest.fixture
+def as_good() -> Callable[..., None]:
+    return assert_as_good
+
+
+@pytest.fixture
+def random() -> Callable[..., Tensor]:
+    """Normal numbers [shape] from a generator of their own, float64 unless told."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return draw

@@ -1,0 +1,56 @@
+"""One rank of the distributed tests: `gloo_worker.py RANK WORLD FOLDER` runs the cases and saves loss and gradients."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import bigssl_kernels as K
+
+GLOBAL = 12  # pairs in all: divides by 2, 3 and 4
+
+
+def cases() -> dict[str, tuple]:
+    """Name -> loss, impl, reduction, kind of scale."""
+    table = {}
+    for loss in (K.nt_xent, K.clip_loss):
+        for impl in ("reference", "torch"):
+            for reduction in ("mean", "sum", "none"):
+                for scale in ("tensor", "number"):
+                    table[f"{loss.__name__}-{impl}-{reduction}-{scale}"] = (loss, impl, reduction, scale)
+    return table
+
+
+def tower() -> dict[str, Tensor]:
+    """Parameters of a model small enough to differentiate by hand-me-down: two linear maps and a scale."""
+    generator = torch.Generator().manual_seed(3)
+    draw = {name: torch.randn(5, 4, generator=generator, dtype=torch.float64) for name in ("first", "second")}
+    return draw | {"scale": torch.tensor(0.7, dtype=torch.float64)}
+
+
+def step(case: tuple, rank: int, world: int, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
+    """Loss and parameter gradients of this rank's share of the batch."""
+    loss, impl, reduction, kind = case
+    params = {name: value.requires_grad_() for name, value in tower().items()}
+    data = torch.randn(2, GLOBAL, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    mine = data.chunk(world, 1)[rank]
+    scale = params["scale"] if kind == "tensor" else 0.7
+    value = loss(
+        mine[0] @ params["first"], mine[1] @ params["second"], scale, impl=impl, reduction=reduction, group=group
+    )
+    value.mean().backward()
+    return {"loss": value.detach()} | {name: p.grad for name, p in params.items() if p.grad is not None}
+
+
+def main(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    results = {name: step(case, rank, world, dist.group.WORLD) for name, case in cases().items()}
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
