@@ -1,0 +1,49 @@
+"""The network a pretrained one has to beat: the same architecture with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from bigssl.nets.norm import has_batch_norm
+from bigssl.transfer.features import evaluating, forward_images
+
+
+def random_network(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    """The architecture of `config` with fresh float32 weights that depend on `seed` alone; the global generator is
+    left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32)
+    return model.eval()
+
+
+def calibrate_batch_norm(model: PreTrainedModel, pixel_batches: Iterable[Tensor], device: str | torch.device) -> int:
+    """Gives BatchNorm layers the statistics of real images, as the plain mean over batches; returns the batch count.
+
+    An untrained network still has mean 0 and variance 1 in its running statistics, which belong to no data: judged
+    with those it would lose for want of bookkeeping, not of learning. Only the statistics are set, by forward passes
+    without gradient; weights stay as they are. Networks without BatchNorm are left alone.
+
+    pixel_batches: uint8 [B, 3, H, W] each, B >= 2.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not has_batch_norm(model):
+        return 0
+    model.to(device)  # type: ignore[arg-type]
+    momenta = [norm.momentum for norm in norms]
+    count = 0
+    with evaluating(model):  # dropout stays off; the norms alone train
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative mean instead of an exponential one
+            norm.training = True
+        for pixels in pixel_batches:
+            forward_images(model, pixels.to(device))
+            count += 1
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return count

@@ -1,0 +1,99 @@
+"""A small dataset of two designs of pictures with captions, and tiny transformers networks."""
+
+import colorsys
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from transformers import AutoModel, BertConfig, PreTrainedModel, PreTrainedTokenizerFast, ResNetConfig, ViTConfig
+
+from bigssl.data import text
+from bigssl.data.index import build_index
+
+CLASSES = {"Warm": ("red-ish", 0.0), "Cool": ("blue-ish", 0.6), "Fresh & New": ("green-ish", 0.33)}
+SIZE = 32
+
+
+def picture(hue: float, design: str, shift: int) -> bytes:
+    """A coloured figure on white: a disc in one design, a square in the other."""
+    colour = tuple(int(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.9, 0.8))
+    image = Image.new("RGB", (40, 36), "white")
+    box = (6 + shift, 6, 26 + shift, 26)
+    draw = ImageDraw.Draw(image)
+    draw.ellipse(box, colour) if design == "google" else draw.rectangle(box, colour)
+    out = io.BytesIO()
+    image.save(out, "png")
+    return out.getvalue()
+
+
+def write_shards(folder: Path, codes: range, shards: int = 2) -> None:
+    folder.mkdir(parents=True)
+    names = list(CLASSES)
+    tars = [folder / f"part-{i}.tar" for i in range(shards)]
+    for number, path in enumerate(tars):
+        with tarfile.open(path, "w") as tar:
+            for code in codes[number::shards]:
+                name = names[code % len(names)]
+                fine, hue = CLASSES[name]
+                for design in ("google", "twitter"):
+                    meta = {"code": str(code), "design": design, "category": name, "subcategory": fine}
+                    members = {"png": picture(hue + code * 0.002, design, code % 5), "json": json.dumps(meta).encode(),
+                               "txt": f"{fine[:-4]} thing number {code}".encode()}
+                    for kind, data in members.items():
+                        info = tarfile.TarInfo(f"{code:04d}-{design}.{kind}")
+                        info.size = len(data)
+                        tar.addfile(info, io.BytesIO(data))
+    build_index(tars, folder)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with train (60 codes, 120 samples) and val (21 codes, 42 samples)."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder / "train", range(60))
+    write_shards(folder / "val", range(60, 81))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    words = [f"{fine} {fine[:-4]} {name} thing number {i}" for name, (fine, _) in CLASSES.items() for i in range(10)]
+    text.train_tokenizer(words, 200, path)
+    return text.load_tokenizer(path)
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreTrainedModel]:
+    """make_model("resnet" | "vit" | "bert", seed=0): a network whose every float tensor is away from its defaults."""
+    kinds = {
+        "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
+        "vit": ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                         image_size=SIZE, patch_size=8),
+        "bert": BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                           intermediate_size=32, max_position_embeddings=64),
+    }
+
+    def make(kind: str, seed: int = 0) -> PreTrainedModel:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = AutoModel.from_config(kinds[kind])
+        with torch.no_grad():
+            for value in model.state_dict().values():
+                if value.is_floating_point():
+                    value.add_(0.05 * torch.rand(value.shape, generator=generator))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,174 @@
+"""Features: the same whoever batches them, and of the images they claim to be of."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from bigssl.data import augment, decode, text
+from bigssl.data.errors import DataError
+from bigssl.data.index import DatasetIndex
+from bigssl.data.stream import in_order
+from bigssl.nets.pool import normalise, pooled
+from bigssl.transfer.baselines import calibrate_batch_norm, random_network
+from bigssl.transfer.features import (
+    bag_of_words,
+    centre,
+    encode_images,
+    encode_texts,
+    encode_with,
+    evaluating,
+    image_batches,
+    raw,
+    raw_pixels,
+    read_samples,
+)
+
+Make = Callable[..., PreTrainedModel]
+SIZE = 32
+
+
+@pytest.fixture
+def val(shards: Path) -> DatasetIndex:
+    return DatasetIndex.load(shards / "val")
+
+
+def one_by_one(model: PreTrainedModel, index: DatasetIndex) -> torch.Tensor:
+    rows = []
+    for sample in in_order(index):
+        pixels = augment.center(decode.image(sample.fields["png"], size=SIZE), SIZE)
+        with torch.no_grad():
+            rows.append(pooled(model.eval(), {"pixel_values": normalise(torch.from_numpy(pixels)[None])})[0])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+@pytest.mark.parametrize("batch", [5, 64])
+def test_images_equal_one_by_one(kind: str, batch: int, make_model: Make, val: DatasetIndex) -> None:
+    model = make_model(kind)
+    features = encode_images(model, val, size=SIZE, batch=batch, device="cpu")
+    assert features.vectors.shape == (42, 16) and features.vectors.dtype == torch.float32
+    assert torch.allclose(features.vectors, one_by_one(model, val), atol=1e-5)
+    assert features.keys == [sample.key for sample in in_order(val)]
+    assert features.column("code") == [key.split("-")[0].lstrip("0") for key in features.keys]
+
+
+def test_several_encoders_share_one_pass(make_model: Make, val: DatasetIndex) -> None:
+    both = encode_with({"raw": raw, "half": lambda pixels: raw(pixels) / 2}, val, size=SIZE, batch=10)
+    assert torch.equal(both["raw"].vectors, raw_pixels(val, SIZE).vectors)
+    assert torch.equal(both["half"].vectors, both["raw"].vectors / 2)
+    assert both["raw"].vectors.shape == (42, 3 * SIZE * SIZE) and both["raw"].vectors.max() <= 1
+
+
+def test_limited_subset_is_fixed_and_mixed(val: DatasetIndex) -> None:
+    some = [sample.key for sample in read_samples(val, 12)]
+    assert some == [sample.key for sample in read_samples(val, 12)]
+    assert len(set(some)) == 12 and some != [sample.key for sample in in_order(val, 12)]
+    assert {sample.shard for sample in read_samples(val, 12)} == {"part-0.tar", "part-1.tar"}
+    assert len(list(read_samples(val, 1000))) == 42
+
+
+def test_model_is_left_in_the_modes_it_was_in(make_model: Make, val: DatasetIndex) -> None:
+    model = make_model("resnet").train()
+    frozen = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    encode_images(model, val, size=SIZE, batch=64, device="cpu")
+    assert model.training and not frozen.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_mode_is_restored_after_an_error(make_model: Make) -> None:
+    model = make_model("vit").train()
+    with pytest.raises(RuntimeError), evaluating(model):
+        raise RuntimeError
+    assert model.training and torch.is_grad_enabled()
+
+
+def test_bf16_network_takes_images(make_model: Make, val: DatasetIndex) -> None:
+    model = make_model("vit")
+    exact = encode_images(model, val, size=SIZE, batch=64, device="cpu").vectors
+    rounded = encode_images(model.bfloat16(), val, size=SIZE, batch=64, device="cpu").vectors
+    assert rounded.dtype == torch.float32 and torch.allclose(exact, rounded, atol=0.15)
+
+
+@pytest.mark.parametrize("batch", [2, 16])
+def test_texts_do_not_depend_on_batch_or_padding(
+    batch: int, make_model: Make, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model, texts = make_model("bert"), ["red thing", "blue", "green thing number 3", "", "red"]
+    vectors = encode_texts(model, tokenizer, texts, length=24, batch=batch, device="cpu")
+    for each, vector in zip(texts, vectors, strict=True):
+        ids, mask = text.encode(tokenizer, each, 24)
+        count = int(mask.sum())
+        with torch.no_grad():
+            hidden = model.eval()(input_ids=torch.from_numpy(ids[None, :count])).last_hidden_state[0]
+        assert torch.allclose(vector, hidden.mean(0), atol=1e-5)
+
+
+def test_bag_of_words_counts_shared_words_only() -> None:
+    vectors = bag_of_words(["red cat", "red dog", "blue"], ["red cat", "green dog", "red bird"])
+    gram = vectors @ vectors.T
+    assert vectors.dtype == torch.float32 and vectors.shape == (3, 5)
+    assert gram[0, 0] == pytest.approx(1.0) and 0 < gram[0, 1] < 1
+    assert not vectors[2].any(), "a word that was never seen has no weight"
+
+
+def test_centre_uses_the_bank_alone() -> None:
+    bank, queries = centre(torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[2.0, 3]]))
+    assert bank.tolist() == [[-1, -1], [1, 1]] and queries.tolist() == [[0, 0]]
+
+
+def test_damaged_image_names_shard_and_sample(shards: Path, monkeypatch: pytest.MonkeyPatch, val: DatasetIndex) -> None:
+    monkeypatch.setattr(decode, "IMAGES", ("json",))
+    with pytest.raises(DataError, match=r"part-0\.tar, sample '0060-google'.*undecodable"):
+        next(image_batches(val, size=SIZE, batch=4))
+
+
+def test_missing_metadata_names_the_field(make_model: Make, val: DatasetIndex) -> None:
+    features = raw_pixels(val, 8, limit=3)
+    with pytest.raises(DataError, match="'colour'.*category, code, design, subcategory"):
+        features.column("colour")
+
+
+def test_random_network_is_the_seed_and_leaves_the_generator_alone(make_model: Make) -> None:
+    config = make_model("resnet").config
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, second, other = random_network(config, 1), random_network(config, 1), random_network(config, 2)
+    assert torch.equal(torch.rand(3), expected)
+    weights = [next(model.parameters()) for model in (first, second, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert not first.training and first.dtype == torch.float32
+
+
+def test_calibrated_statistics_are_those_of_the_images(make_model: Make, val: DatasetIndex) -> None:
+    model = random_network(make_model("resnet").config, 0)
+    batches = [images.pixels for images in image_batches(val, size=SIZE, batch=14)]
+    weights = {name: value.clone() for name, value in model.named_parameters()}
+    assert calibrate_batch_norm(model, batches, "cpu") == 3
+    stem = model.embedder.embedder  # type: ignore[union-attr]
+    with torch.no_grad():
+        outputs = [stem.convolution(normalise(pixels)) for pixels in batches]  # type: ignore[operator, union-attr]
+    mean = torch.stack([out.mean((0, 2, 3)) for out in outputs]).mean(0)
+    variance = torch.stack([out.var((0, 2, 3)) for out in outputs]).mean(0)
+    assert torch.allclose(stem.normalization.running_mean, mean, atol=1e-5)  # type: ignore[union-attr, arg-type]
+    assert torch.allclose(stem.normalization.running_var, variance, rtol=1e-4)  # type: ignore[union-attr, arg-type]
+    assert all(torch.equal(value, weights[name]) for name, value in model.named_parameters())
+    assert not any(module.training for module in model.modules())
+    assert {m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+
+
+def test_networks_without_batch_norm_need_no_calibration(make_model: Make) -> None:
+    assert calibrate_batch_norm(make_model("vit"), [torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)], "cpu") == 0
+
+
+def test_pixels_are_uint8_of_the_size_asked_for(val: DatasetIndex) -> None:
+    batches = list(image_batches(val, size=20, batch=40))
+    assert [len(images.keys) for images in batches] == [40, 2]
+    assert batches[0].pixels.shape == (40, 3, 20, 20) and batches[0].pixels.dtype == torch.uint8
+    assert np.ptp(batches[0].pixels.numpy()) > 100

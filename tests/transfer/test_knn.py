@@ -1,0 +1,79 @@
+"""kNN against the slow truth: loops, one neighbour at a time."""
+
+import math
+
+import pytest
+import torch
+
+from bigssl.transfer import knn
+from bigssl.transfer.knn import encode_labels, knn_accuracy, knn_predict
+
+
+def slow_knn(bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, k: int, temperature: float) -> list[int]:
+    found = []
+    for query in queries.double():
+        cosines = [(float(query @ row / (query.norm() * row.norm())), int(label))
+                   for row, label in zip(bank.double(), labels, strict=True)]
+        votes: dict[int, float] = {}
+        for cosine, label in sorted(cosines, reverse=True)[:k]:
+            votes[label] = votes.get(label, 0.0) + math.exp(cosine / temperature)
+        found.append(max(sorted(votes), key=lambda label: votes[label]))
+    return found
+
+
+@pytest.mark.parametrize("k, temperature", [(1, 0.07), (7, 0.07), (7, 10.0), (83, 0.2)])
+@pytest.mark.parametrize("chunk", [1 << 24, 300])
+def test_equals_loops(k: int, temperature: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(k)
+    bank, queries = torch.randn(83, 11, generator=generator), torch.randn(37, 11, generator=generator)
+    labels = torch.randint(0, 5, (83,), generator=generator)
+    found = knn_predict(bank, labels, queries, k=k, temperature=temperature)
+    assert found.tolist() == slow_knn(bank, labels, queries, k, temperature)
+
+
+def test_bank_finds_itself() -> None:
+    bank, labels = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 7
+    assert knn_accuracy(bank, labels, bank, labels, k=1) == 1.0
+
+
+def test_length_of_vectors_does_not_matter() -> None:
+    generator = torch.Generator().manual_seed(1)
+    bank, queries = torch.randn(50, 8, generator=generator), torch.randn(20, 8, generator=generator)
+    labels = torch.arange(50) % 7
+    scaled = bank * torch.rand(50, 1, generator=generator).add(0.1)
+    assert torch.equal(knn_predict(bank, labels, queries), knn_predict(scaled, labels, 3 * queries))
+
+
+def test_order_of_bank_does_not_matter() -> None:
+    generator = torch.Generator().manual_seed(2)
+    bank, queries = torch.randn(50, 8, generator=generator), torch.randn(20, 8, generator=generator)
+    labels, order = torch.arange(50) % 7, torch.randperm(50, generator=generator)
+    assert torch.equal(knn_predict(bank, labels, queries), knn_predict(bank[order], labels[order], queries))
+
+
+def test_whole_bank_at_high_temperature_votes_the_majority() -> None:
+    bank, labels = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([2] * 5 + [0] * 4)
+    assert knn_predict(bank, labels, torch.randn(6, 4), k=9, temperature=1e6).tolist() == [2] * 6
+
+
+def test_small_temperature_does_not_overflow() -> None:
+    bank, labels = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), torch.arange(9)
+    assert knn_predict(bank, labels, bank, k=9, temperature=1e-4).tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("k", [0, 6])
+def test_impossible_k_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=f"k = {k} .* allowed: 1 to 5"):
+        knn_predict(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64), torch.randn(2, 3), k=k)
+
+
+def test_labels_share_one_numbering() -> None:
+    (bank, queries), classes = encode_labels(["b", "a", "b"], ["c", "b"])
+    assert (bank.tolist(), queries.tolist(), classes) == ([1, 0, 1], [2, 1], ["a", "b", "c"])
+
+
+def test_class_absent_from_the_bank_counts_as_wrong() -> None:
+    bank = torch.eye(3)
+    (labels, wanted), _ = encode_labels(["a", "b", "a"], ["c", "b", "a"])
+    assert knn_accuracy(bank, labels, bank, wanted, k=1) == pytest.approx(2 / 3)
