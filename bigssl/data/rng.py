@@ -1,0 +1,38 @@
+"""Randomness as a function of where a sample stands, never of who reads it or what was read before.
+
+Philox is counter based: a key of 128 bits gives an independent stream, so hashing (seed, epoch, key) into it needs no
+state that a worker, a rank or a resumed run would have to carry (Salmon et al. 2011, "Parallel random numbers: as easy
+as 1, 2, 3").
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def _philox(*parts: object) -> np.random.Philox:
+    text = "\x1f".join(str(part) for part in parts)
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return np.random.Philox(key=np.frombuffer(digest, dtype="<u8"))
+
+
+def sample_rng(seed: int, epoch: int, key: str, salt: str = "") -> np.random.Generator:
+    """Generator of one sample in one epoch; `salt` separates uses (the source's name, the part of a joint
+    objective)."""
+    return np.random.Generator(_philox("sample", seed, epoch, salt, key))
+
+
+def permutation(size: int, *parts: object) -> np.ndarray:
+    """int64 [size]: a permutation keyed by `parts`.
+
+    Sorts raw Philox words instead of calling `Generator.permutation`, whose algorithm NumPy may change between
+    versions: a run must find the same order after an upgrade.
+    """
+    return np.argsort(_philox("permutation", *parts).random_raw(size), kind="stable")
+
+
+def offset(size: int, *parts: object) -> int:
+    """A number in [0, size) keyed by `parts`."""
+    return int(_philox("offset", *parts).random_raw() % size)

@@ -1,0 +1,189 @@
+"""The order of samples as a pure function of (index, seed, position), and the reading of one.
+
+    epoch e:   shards permuted by (seed, e), their samples in a row, turned by a number keyed by (seed, e),
+               cut into L contiguous ranges, the lanes; a lane is cut into blocks of `window` samples, each permuted
+               by (seed, e, lane, block)
+    position:  p = e·N + q;  q is sample q div L of lane q mod L
+
+so N positions are exactly the dataset, whatever N and L are, each step takes the same number from each lane, and a
+rank, which gets a contiguous piece of the lanes, reads its own shards in sequence. World size, workers and history do
+not occur. The state of a run is one integer.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from bigssl.data import rng, tarwalk
+from bigssl.data.errors import DataError, damaged
+from bigssl.data.index import DatasetIndex, Row, ShardInfo
+from bigssl.data.storage import RangeReader
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: raw bytes per field, and where it stands."""
+
+    key: str
+    fields: dict[str, bytes]
+    position: int
+    epoch: int
+    shard: str
+    source: str
+
+
+class Stream:
+    """An endless, seeded order over `index`; epochs follow one another without a seam.
+
+    lanes: logical readers, lowered to the number of samples. window: samples that are shuffled among themselves.
+    on_error: "raise", or "skip" to put the next good sample of the same epoch in the place of a bad one.
+    max_errors: how many bad samples in a row (and, in the loader, in a run) "skip" accepts.
+    """
+
+    def __init__(
+        self,
+        index: DatasetIndex,
+        *,
+        seed: int,
+        lanes: int = 256,
+        window: int = 1024,
+        source: str = "",
+        on_error: str = "raise",
+        max_errors: int = 100,
+    ) -> None:
+        _require(lanes >= 1, "lanes", lanes, "1 or more")
+        _require(window >= 1, "window", window, "1 or more")
+        _require(on_error in ("raise", "skip"), "on_error", on_error, "'raise' or 'skip'")
+        self.index, self.seed, self.source = index, seed, source
+        self.window, self.lanes = window, min(lanes, len(index))
+        self.on_error, self.max_errors = on_error, max_errors
+        self._reader = SampleReader(index)
+        self._counts = tuple(shard.samples for shard in index.shards)
+
+    def __len__(self) -> int:
+        """Samples of one epoch."""
+        return len(self.index)
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(epoch, number of the sample in the index) at `position`, any integer from 0. Costs no read."""
+        size = len(self)
+        epoch, place = divmod(int(position), size)
+        step, lane = divmod(place, self.lanes)
+        short, longer = divmod(size, self.lanes)
+        begin, length = lane * short + min(lane, longer), short + (lane < longer)
+        block, inside = divmod(step, self.window)
+        extent = min(self.window, length - block * self.window)
+        order = _block_order(extent, self.seed, epoch, lane, block)
+        shards, starts, turn = _epoch_order(self._counts, self.seed, epoch)
+        place = (begin + block * self.window + int(order[inside]) + turn) % size
+        rank = int(np.searchsorted(starts, place, side="right")) - 1
+        return epoch, int(self.index.offsets[shards[rank]]) + place - int(starts[rank])
+
+    def read(self, position: int) -> Sample:
+        """The sample at `position`, verified. Raises DataError naming shard, key, offset and cause."""
+        epoch, number = self.locate(position)
+        return self._reader.read(number, position=int(position), epoch=epoch, source=self.source)
+
+    def candidates(self, position: int) -> Iterator[int]:
+        """`position`, then, where bad samples are skipped, what stands in for it: the next ones of the same epoch."""
+        start, place = position - position % len(self), position % len(self)
+        extra = min(self.max_errors, len(self) - 1) if self.on_error == "skip" else 0
+        for step in range(extra + 1):
+            yield start + (place + step) % len(self)
+
+    def global_batch(self, step: int, size: int) -> np.ndarray:
+        """int64 [size]: positions of global step `step`, sorted by (lane, position). The same for every world size."""
+        positions = np.arange(step * size, (step + 1) * size, dtype=np.int64)
+        return positions[np.lexsort((positions, positions % len(self) % self.lanes))]
+
+    def micro_batch(self, step: int, size: int, rank: int, world: int, micro: int, accum: int) -> np.ndarray:
+        """int64 [size / world / accum]: what `rank` reads for micro-batch `micro` of `accum` of a step.
+
+        A rank has a contiguous piece of the global batch and deals it over its micro-batches, so a micro-batch, ranks
+        in order, is `global_batch[micro::accum]` at every world size. Raises DataError when size is not divisible.
+        """
+        if size % (world * accum):
+            allowed = f"a multiple of ranks × accumulation = {world} × {accum}"
+            raise DataError(
+                f"source {self.source!r}: a global batch of {size} samples cannot be dealt out; use {allowed}"
+            )
+        share = size // world
+        piece = self.global_batch(step, size)[rank * share : (rank + 1) * share]
+        return piece[micro::accum]
+
+
+def _require(true: bool, name: str, value: object, allowed: str) -> None:
+    if not true:
+        raise DataError(f"stream: {name} is {value!r}, allowed is {allowed}")
+
+
+@lru_cache(maxsize=4096)
+def _block_order(size: int, seed: int, epoch: int, lane: int, block: int) -> np.ndarray:
+    return rng.permutation(size, "block", seed, epoch, lane, block).astype(np.int32)
+
+
+@lru_cache(maxsize=16)
+def _epoch_order(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Permuted shard numbers, the place at which each begins, and by how much the row of samples is turned.
+
+    Turning it moves the cuts between lanes: without, a dataset of few shards would be cut at the same places each
+    epoch.
+    """
+    shards = rng.permutation(len(counts), "shards", seed, epoch)
+    starts = np.concatenate([[0], np.cumsum(np.asarray(counts)[shards])[:-1]])
+    return shards, starts, rng.offset(sum(counts), "turn", seed, epoch)
+
+
+class SampleReader:
+    """Reads samples of an index by number: one byte range each, every field checked against its CRC-32."""
+
+    def __init__(self, index: DatasetIndex) -> None:
+        self.index = index
+        self._ranges = RangeReader()
+
+    def read(self, number: int, *, position: int | None = None, epoch: int = 0, source: str = "") -> Sample:
+        """Sample `number` of the index. Raises DataError naming shard, key, offset and cause."""
+        shard, row = self.index.row(number)
+        fields = self.fields(shard, row)
+        return Sample(row.key, fields, number if position is None else position, epoch, shard.name, source)
+
+    def fields(self, shard: ShardInfo, row: Row) -> dict[str, bytes]:
+        """The verified bytes of every field of a row."""
+        tar = self._extent(shard, row)
+        return {name: self._field(tar, shard, row, name) for name in row.members}
+
+    def _extent(self, shard: ShardInfo, row: Row) -> bytes:
+        try:
+            data = self._ranges.read(shard.url, row.start, row.length)
+            compressed = tarwalk.is_compressed(shard.name)
+            return tarwalk.inflate_range(data) if compressed else data
+        except (OSError, zlib.error) as error:
+            cause = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+            raise self._damaged(shard, row, row.start, cause) from error
+
+    def _field(self, tar: bytes, shard: ShardInfo, row: Row, name: str) -> bytes:
+        member = row.members[name]
+        begin = member.offset - row.origin
+        data = tar[begin : begin + member.length]
+        if len(data) < member.length:
+            cause = f"field {name!r} is truncated: {len(data)} of {member.length} bytes"
+            raise self._damaged(shard, row, member.offset, cause)
+        if zlib.crc32(data) != member.crc32:
+            cause = f"field {name!r} differs from its checksum: damaged, or changed after it was indexed"
+            raise self._damaged(shard, row, member.offset, cause)
+        return data
+
+    def _damaged(self, shard: ShardInfo, row: Row, offset: int, cause: str) -> DataError:
+        return damaged(shard.url, key=row.key, offset=offset, cause=cause, dataset=self.index.url)
+
+
+def in_order(index: DatasetIndex, limit: int | None = None) -> Iterator[Sample]:
+    """Every sample once, in the order of the index: what evaluation and tokenizer training read."""
+    reader = SampleReader(index)
+    for number in range(len(index) if limit is None else min(limit, len(index))):
+        yield reader.read(number)

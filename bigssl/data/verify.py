@@ -1,0 +1,113 @@
+"""Reads a whole dataset against its index and names every damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bigssl.data import decode, storage, tarwalk
+from bigssl.data.errors import DataError
+from bigssl.data.index import DatasetIndex, Row, ShardInfo, expand, scan
+from bigssl.data.stream import SampleReader
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One damage: name of the shard (or the index file), key and byte of the tar where they are known, cause."""
+
+    shard: str
+    key: str | None
+    offset: int | None
+    cause: str
+
+
+def verify(url: str) -> Iterator[Finding]:
+    """Every damage of a dataset: an index that does not fit, missing, truncated or changed shards, bad headers,
+    missing or flipped bytes, empty shards, repeated keys, fields that cannot be decoded. Shards without an index are
+    read too."""
+    try:
+        index = DatasetIndex.load(url)
+    except DataError as error:
+        yield Finding(url, None, None, str(error))
+        yield from _without_index(url)
+        return
+    for number in range(len(index.shards)):
+        yield from _shard(index, number)
+    yield from _strangers(index)
+
+
+def _without_index(url: str) -> Iterator[Finding]:
+    try:
+        tars = expand([url])
+    except DataError:
+        return
+    for tar in tars:
+        try:
+            if not scan(tar)[0]:
+                yield Finding(Path(tar).name, None, 0, "the shard has no samples")
+        except DataError as error:
+            yield _structural(Path(tar).name, error)
+
+
+def _structural(shard: str, error: DataError) -> Finding:
+    return Finding(shard, error.key, error.offset, error.cause or str(error))
+
+
+def _shard(index: DatasetIndex, number: int) -> Iterator[Finding]:
+    shard = index.shards[number]
+    if not shard.samples:
+        yield Finding(shard.name, None, 0, "the shard has no samples")
+    if not storage.exists(shard.url):
+        yield Finding(shard.name, None, None, "the shard is missing")
+        return
+    found, intact = [], False
+    try:
+        _, checksum, size = scan(shard.url)
+        intact = (checksum, size) == (shard.checksum, shard.bytes)
+    except DataError as error:
+        found.append(_structural(shard.name, error))
+    found += list(_samples(index, number))
+    yield from found
+    if not found and not intact:
+        yield Finding(shard.name, None, None, "the file differs from its checksum: changed after it was indexed")
+
+
+def _samples(index: DatasetIndex, number: int) -> Iterator[Finding]:
+    shard, reader = index.shards[number], SampleReader(index)
+    for place in range(shard.samples):
+        try:
+            row = index.sidecar(number).row(place)
+        except DataError as error:
+            yield Finding(shard.name + ".idx", None, None, str(error))
+            return
+        yield from _sample(reader, shard, row)
+
+
+def _sample(reader: SampleReader, shard: ShardInfo, row: Row) -> Iterator[Finding]:
+    missing = sorted(set(shard.fields) - set(row.members))
+    if missing:
+        yield Finding(shard.name, row.key, row.origin, f"no field {', '.join(missing)}, which other samples have")
+    try:
+        fields = reader.fields(shard, row)
+    except DataError as error:
+        yield Finding(shard.name, row.key, error.offset, error.cause or str(error))
+        return
+    for name, data in fields.items():
+        try:
+            decode.check(name, data)
+        except DataError as error:
+            yield Finding(shard.name, row.key, row.members[name].offset, f"field {name!r}: {error}")
+
+
+def _strangers(index: DatasetIndex) -> Iterator[Finding]:
+    """Shards that lie in a local folder but not in its manifest: a run would never read them."""
+    folder = storage.local_path(index.url) if storage.is_local(index.url) else None
+    if folder is None or not folder.is_dir():
+        return
+    known = {shard.name for shard in index.shards}
+    for path in sorted(folder.iterdir()):
+        if tarwalk.is_shard(path.name) and path.name not in known:
+            yield Finding(
+                path.name, None, None, "the shard is not in the index; run `bigssl shards index` on the folder"
+            )

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Packs the demo data from its source folder: emoji/{captions.tsv,images.tar}, text.tar.gz, series/*.ts
+#   bash launch/pack_demo.sh SOURCE [TARGET]     (about 30 s; TARGET defaults to bigssl/demo)
+# The same sources and zlib give the same bytes; `bigssl shards verify` checks each part at the end.
+set -euo pipefail
+source=${1:?usage: pack_demo.sh SOURCE [TARGET]}
+target=${2:-$(cd "$(dirname "$0")/.." && pwd)/bigssl/demo}
+bigssl=${BIGSSL:-bigssl}
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+mkdir -p "$target/series/basic_motions" "$target/series/italy_power"
+tar -xf "$source/emoji/images.tar" -C "$stage"
+tar -xzf "$source/text.tar.gz" -C "$stage"
+
+# both designs of an emoji fall on the same side of the split, so validation shows emoji never trained on
+$bigssl shards pack "$source/emoji/captions.tsv" "$target/emoji" --overwrite --compress --shuffle --shard-size 440 \
+  --root "$stage" --image 'google=images/{code}.google.jpg' --image 'twitter=images/{code}.twitter.jpg' \
+  --key '{code}-{variant}' --group '{code}' --split val=0.2 --variant design \
+  --text '{caption}: {tags}' --meta code,category,subcategory,caption_zh
+$bigssl shards pack "$stage/text" "$target/text" --overwrite --compress --shuffle --shard-size 18 --split val=0.1 --seed 5 \
+  --pattern '(?P<key>(?P<year>\d{4})_(?P<name>\w+?)(?:_[dr])?)\.(?P<party>\w+)'
+for part in TRAIN TEST; do
+  $bigssl shards pack "$source/series/BasicMotions_$part.ts" "$target/series/basic_motions/${part,,}" --overwrite \
+    --compress --name "basic-motions-${part,,}"
+  $bigssl shards pack "$source/series/ItalyPowerDemand_$part.ts" "$target/series/italy_power/${part,,}" --overwrite \
+    --compress --name "italy-power-${part,,}" --shard-size 600
+done
+$bigssl tokenizer train "$target/emoji/train" "$target/text/train" "$target/tokenizer.json" --vocab-size 8192
+
+for part in emoji/train emoji/val text/train text/val series/{basic_motions,italy_power}/{train,test}; do
+  $bigssl shards verify "$target/$part"
+done
