@@ -11,7 +11,8 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
+from bigssl.data.errors import DataError
 from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 
 FOLDER = "export"
 State = Mapping[str, Tensor]
 
 
-class ExportError(RuntimeError):
+class ExportError(DataError):
     """Weights that do not fit the architecture, or an export that is not there."""
 
 
@@ -83,7 +86,20 @@ def _write_backbone(folder: Path, name: str, model: PreTrainedModel, state: Stat
         raise ExportError(f"backbone {name!r}: weights do not fit {type(fresh).__name__}: "
                           f"lacking {_some(lacking)}; not part of it {_some(strange)}")
     fresh.load_state_dict(tensors, strict=True, assign=True)
-    fresh.save_pretrained(folder)
+    with _quiet():
+        fresh.save_pretrained(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of transformers: they would stand between the lines of ours."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _some(names: set[str]) -> str:
@@ -189,7 +205,8 @@ def _present(path: Path) -> Path:
 
 def load_backbone(folder: Path) -> PreTrainedModel:
     """A backbone of an export folder, float32, in eval mode."""
-    model: PreTrainedModel = AutoModel.from_pretrained(_present(Path(folder)), dtype=torch.float32)
+    with _quiet():
+        model: PreTrainedModel = AutoModel.from_pretrained(_present(Path(folder)), dtype=torch.float32)
     return model.eval()
 
 

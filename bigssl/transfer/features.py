@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -172,6 +171,9 @@ def encode_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tex
 
 def bag_of_words(texts: Sequence[str], fit_texts: Sequence[str]) -> Tensor:
     """TF-IDF over words, float32 [N, V]; vocabulary (at most 20,000 words) and weights from `fit_texts` alone."""
+    # Late: scikit-learn takes a second to import, which every rank of a training run would pay.
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     vectorizer = TfidfVectorizer(max_features=20_000, dtype=np.float32, sublinear_tf=True)
     vectorizer.fit(fit_texts)
     return torch.from_numpy(vectorizer.transform(texts).toarray())

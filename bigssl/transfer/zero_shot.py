@@ -18,18 +18,17 @@ def project(features: Tensor, weight: Tensor) -> Tensor:
     return F.normalize(features.float() @ weight.float().T, dim=1)
 
 
-def class_vectors(text_vectors: Tensor, labels: Sequence[int], classes: int) -> Tensor:
+def class_vectors(text_vectors: Tensor, labels: Tensor, classes: int) -> Tensor:
     """[classes, P]: the direction of the mean of each class's unit text vectors (prompt ensembling).
 
-    text_vectors [N, P] in any length; labels: the class of each. ValueError for a class without a text.
+    text_vectors [N, P] of any length; labels int64 [N]. ValueError for a class without a text.
     """
     units = F.normalize(text_vectors.float(), dim=1)
-    index = torch.as_tensor(labels, dtype=torch.int64)
-    counts = torch.bincount(index, minlength=classes)
+    counts = torch.bincount(labels, minlength=classes)
     if (counts == 0).any():
         missing = (counts == 0).nonzero().flatten().tolist()
         raise ValueError(f"classes {missing} of {classes} have no text; each class needs at least one")
-    sums = torch.zeros(classes, units.shape[1]).index_add_(0, index, units)
+    sums = torch.zeros(classes, units.shape[1]).index_add_(0, labels, units)
     return F.normalize(sums, dim=1)
 
 
