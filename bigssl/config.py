@@ -1,0 +1,259 @@
+"""The recipe: typed sections, YAML files, `a.b=c` overrides, and errors that name field, value and nearest match.
+
+A recipe is read once, before any process group, file or model exists; what passes here can be started. The sections
+of the pretext tasks live with the tasks (`bigssl/objectives/*.py`, class `Config`) and are handed in by the caller,
+so that a new task brings its own fields without an edit here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from bigssl.config_errors import ConfigError, describe, nearest
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values are not coerced from strings, instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class BackboneConfig(Section):
+    """One network: a transformers model type with its own configuration fields, built from scratch or loaded.
+
+    `config` takes the fields of that type's transformers configuration class, e.g. `hidden_sizes` for `resnet`.
+    """
+
+    type: str = Field(description="transformers model type, e.g. resnet, vit, bert")
+    config: dict[str, Any] = Field(default_factory=dict, description="fields of the transformers configuration class")
+    pretrained: str | None = Field(None, description="folder (or hub name) to start from instead of random weights")
+    tokenizer: str | None = Field(None, description="tokenizer.json or tokenizer folder of a text backbone")
+    size: PositiveInt | None = Field(None, description="image side in pixels of an image backbone")
+    length: PositiveInt | None = Field(None, description="tokens per sequence of a text backbone")
+    gradient_checkpointing: bool = False
+    compile: bool = Field(False, description="run the backbone through torch.compile")
+
+
+class SourceConfig(Section):
+    """One stream of WebDataset shards."""
+
+    url: str = Field(description="folder with index.json, a .tar, or a brace pattern like data-{000..127}.tar")
+    batch: PositiveInt | None = Field(None, description="samples per step from this source; default batch.size")
+    min_shards: PositiveInt = Field(1, description="refuse to start with fewer shards than this")
+
+
+class DataConfig(Section):
+    sources: dict[str, SourceConfig]
+    workers: Annotated[int, Field(ge=0)] = Field(1, description="loader processes per rank; 0: none")
+    lanes: PositiveInt = Field(256, description="logical readers; part of the order, independent of the hardware")
+    shuffle_window: PositiveInt = Field(1024, description="samples shuffled together within a lane")
+    on_error: Literal["raise", "skip"] = "raise"
+    max_errors: Annotated[int, Field(ge=0)] = Field(100, description="bad samples after which `skip` stops as well")
+
+
+class BatchConfig(Section):
+    """size = micro × accum × world. Give `size`, and `micro` or `accum` where memory asks for it."""
+
+    size: PositiveInt = Field(description="samples per optimizer step over all ranks")
+    micro: PositiveInt | None = Field(None, description="samples per rank and forward pass")
+    accum: PositiveInt | None = Field(None, description="forward passes per optimizer step")
+
+
+class OptimConfig(Section):
+    name: Literal["adamw", "lamb", "lars", "muon"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    momentum: Fraction = Field(0.9, description="lars and muon")
+    adam_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="muon: rate of its AdamW half; default lr")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not applied to norms, biases and scales")
+    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="gradient norm clipping; 0 switches it off")
+    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
+    schedule: Literal["constant", "cosine", "wsd", "polynomial"] = "cosine"
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="wsd: last share of the steps that decays")
+    power: Annotated[float, Field(gt=0)] = Field(1.0, description="polynomial: exponent")
+    final: Fraction = Field(0.0, description="learning rate at the end as a share of lr")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _betas_from_yaml(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("betas"), list):
+            return {**values, "betas": tuple(values["betas"])}
+        return values
+
+
+class ZeroConfig(Section):
+    stage: Literal[0, 1, 2, 3] = 1
+    options: dict[str, Any] = Field(default_factory=dict, description="further DeepSpeed zero_optimization fields")
+
+
+class CheckpointConfig(Section):
+    every: PositiveInt = Field(500, description="steps between checkpoints; one is always written at the end")
+    keep: PositiveInt = Field(2, description="newest checkpoints kept")
+    keep_every: PositiveInt | None = Field(None, description="also keep every checkpoint whose step divides by this")
+
+
+class ProbeConfig(Section):
+    """Online kNN probe of an image backbone; labels are read here only, never by an objective."""
+
+    every: PositiveInt
+    backbone: str = "image"
+    bank: str
+    queries: str
+    label: str = "category"
+    k: PositiveInt = 20
+    bank_limit: PositiveInt = 1024
+    query_limit: PositiveInt = 512
+    batch: PositiveInt = 128
+
+
+class EvalImages(Section):
+    """kNN over a label and retrieval of the same item in its other view, on images never trained on."""
+
+    backbone: str = "image"
+    bank: str
+    queries: str
+    label: str = "category"
+    pair: str | None = Field("code", description="metadata field that two views of one item share")
+    view: str = Field("design", description="metadata field that tells the two views apart")
+    size: PositiveInt = 64
+    k: PositiveInt = 20
+
+
+class EvalText(Section):
+    backbone: str = "text"
+    bank: str
+    queries: str
+    label: str = "category"
+    length: PositiveInt = 32
+    k: PositiveInt = 20
+
+
+class EvalZeroShot(Section):
+    heads: str = Field("clip", description="name under export/heads of the two projections")
+    image_backbone: str = "image"
+    text_backbone: str = "text"
+    queries: str
+    captions: str = Field(description="shards whose captions describe the classes")
+    label: str = "category"
+    size: PositiveInt = 64
+    length: PositiveInt = 32
+
+
+class Evaluate(Section):
+    images: EvalImages | None = None
+    text: EvalText | None = None
+    zero_shot: EvalZeroShot | None = None
+    batch: PositiveInt = 256
+
+
+class Recipe(Section):
+    """Everything a run depends on. `objective` is replaced by the discriminated union of the discovered tasks."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    out: str = Field("", description="run folder; default runs/NAME")
+    seed: Annotated[int, Field(ge=0)] = 0
+    steps: PositiveInt
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
+    log_every: PositiveInt = Field(1, description="steps between metric records and stop checks")
+    objective: Any
+    backbones: dict[str, BackboneConfig]
+    data: DataConfig
+    batch: BatchConfig
+    optim: OptimConfig = OptimConfig()
+    zero: ZeroConfig = ZeroConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    probe: ProbeConfig | None = None
+    evaluate: Evaluate | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/{self.name}")
+
+
+def recipe_model(objective_union: Any) -> type[Recipe]:
+    """Recipe with `objective` typed as the union of task sections (see `bigssl.objectives.base.config_union`)."""
+    fields: dict[str, Any] = {"objective": (objective_union, ...)}
+    return create_model("Recipe", __base__=Recipe, **fields)
+
+
+def load_recipe(path: str | Path, overrides: list[str], model: type[Recipe]) -> Recipe:
+    """Read a YAML recipe, apply `a.b=c` overrides (values are YAML), validate.
+
+    Raises:
+        ConfigError: one line per mistake: field, value, what is allowed, nearest match.
+    """
+    values = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(values, override, str(path))
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(describe(error, str(path), model.model_json_schema()))) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, defaults included; loads back to an equal recipe."""
+    return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        there = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"--config: no file {path}{nearest(path.name, there)}; recipes are in launch/recipes/")
+    try:
+        values = yaml.load(path.read_text(), Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, found {type(values).__name__}")
+    return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's last-one-wins on a repeated key hides half of a recipe; refuse it. Reads `1e-3` as a number."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.YAMLError(f"key {key!r} stands twice, again at line {key_node.start_mark.line + 1}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+
+def _exponent_number(loader: yaml.SafeLoader, node: Any) -> float:
+    return float(node.value)
+
+
+_EXPONENT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_UniqueKeys.add_implicit_resolver("!exponent", _EXPONENT, list("-+0123456789"))
+_UniqueKeys.add_constructor("!exponent", _exponent_number)
+
+
+def _apply(values: dict[str, Any], override: str, path: str) -> None:
+    field, equals, text = override.partition("=")
+    if not equals or not field:
+        raise ConfigError(f"override {override!r}: expected a.b=c, for example optim.lr=0.001")
+    *parents, last = field.split(".")
+    here: Any = values
+    for depth, name in enumerate(parents):
+        here = here.setdefault(name, {})
+        if not isinstance(here, dict):
+            section = ".".join(parents[: depth + 1])
+            raise ConfigError(f"override {override!r}: {section} is a value, not a section, in {path}")
+    try:
+        here[last] = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: value is not YAML: {' '.join(str(error).split())}") from None

@@ -1,0 +1,99 @@
+"""Ranks, world, and the few collectives that losses and probes use; everything works unchanged in a single process.
+
+Convention of every distributed loss here: each rank returns a value whose mean over ranks is the loss of the whole
+batch, so that averaging parameter gradients over ranks (what DDP and DeepSpeed do) is the single-process gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+
+def active() -> bool:
+    """Whether a process group of more than one rank exists."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def group() -> ProcessGroup | None:
+    """The default group for a loss kernel's `group=`, or None where there is nobody to talk to."""
+    return dist.group.WORLD if active() else None
+
+
+def barrier() -> None:
+    if active():
+        dist.barrier()
+
+
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """Element-wise maximum over ranks, in place; returns `tensor`."""
+    if active():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Element-wise sum over ranks, in place, without gradient; returns `tensor`."""
+    if active():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def agree(ok: bool) -> bool:
+    """True only if `ok` on every rank."""
+    device = "cuda" if active() and dist.get_backend() == "nccl" else "cpu"
+    return not bool(all_reduce_max(torch.tensor([0 if ok else 1], device=device)).item())
+
+
+@torch.no_grad()
+def gather_rows(tensor: Tensor) -> Tensor:
+    """[n, ...] on each rank, same n -> [world * n, ...], ranks in order, without gradient."""
+    if not active():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over ranks whose gradient is the sum over ranks of the gradients: d(Σ_k loss_k)/d input."""
+
+    @staticmethod
+    def forward(ctx: object, tensor: Tensor) -> Tensor:
+        return all_reduce_sum(tensor.detach().clone())
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
+        return all_reduce_sum(grads[0].contiguous().clone())
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum over ranks, same shape, differentiable in the convention of this module."""
+    if not active():
+        return tensor
+    summed: Tensor = _SumOverRanks.apply(tensor)
+    return summed
+
+
+def global_mean(total: Tensor, count: Tensor) -> Tensor:
+    """Mean over all ranks' items from each rank's `total` [] (with gradient) and `count` [] (number of items).
+
+    Ranks may hold different counts (masked tokens): the mean over ranks of the returned values is Σ total / Σ count.
+    With no item anywhere it is 0, with gradient 0.
+    """
+    everywhere = all_reduce_sum(count.detach().clone().to(total.dtype))
+    return total * (world() / everywhere.clamp(min=1))

@@ -1,0 +1,80 @@
+"""What stops a run before its last step: signals (preemption) and losses that are no longer numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from bigssl import distributed
+
+PREEMPTED = 75  # EX_TEMPFAIL: "run me again", for schedulers
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; nothing was saved since."""
+
+
+class StopFlag:
+    """Set by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2; a second signal ends the process at once.
+
+    A signal reaches ranks at different moments, and often only one: the flag is only ever acted on after ranks have
+    agreed on it (see `Guard.observe`), so that all stop after the same step.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.name:
+            os._exit(128 + number)
+        self.name = signal.Signals(number).name
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class Guard:
+    """Adds the stop flag and a non-finite counter to the one reduction that a logged step makes anyway."""
+
+    def __init__(self, folder: Path, device: torch.device, keep: int) -> None:
+        self.flag = StopFlag()
+        self.stop = False
+        self._folder, self._bad = folder, torch.zeros((), device=device)
+        self._recent: deque[tuple[int, dict[str, list[str]]]] = deque(maxlen=keep)
+
+    def watch(self, step: int, loss: Tensor, keys: dict[str, list[str]]) -> None:
+        """Count a non-finite `loss` on the device (no sync) and remember which samples made it."""
+        self._bad += (~torch.isfinite(loss.detach())).to(self._bad.dtype)
+        self._recent.append((step, keys))
+
+    def observe(self, step: int, values: Tensor) -> Tensor:
+        """Mean over ranks of `values` [n]; sets `stop` on all ranks alike.
+
+        Raises:
+            NonFiniteLoss: on every rank, if any rank saw a non-finite loss since the last call.
+        """
+        flags = torch.stack([torch.tensor(float(bool(self.flag.name)), device=self._bad.device), self._bad])
+        reduced = distributed.all_reduce_sum(torch.cat([flags, values.to(flags.dtype)])).cpu()
+        self.stop = bool(reduced[0] > 0)
+        if reduced[1] > 0:
+            raise NonFiniteLoss(self._describe(step))
+        return reduced[2:] / distributed.world()
+
+    def _describe(self, step: int) -> str:
+        note = self._folder / f"nonfinite-rank{distributed.rank()}.txt"
+        lines = [f"step {s} {source}: {' '.join(keys)}" for s, by in self._recent for source, keys in by.items()]
+        note.write_text("\n".join(lines) + "\n")
+        return (
+            f"the loss is NaN or infinite at step {step} (or in the {len(self._recent) - 1} before, see log_every); "
+            f"their samples: {note}. The last checkpoint is from before it: go on from there by the same command with a "
+            f"lower optim.lr, optim.clip=1.0 or precision=fp32 (and another out folder, for a change of recipe)"
+        )

@@ -1,0 +1,198 @@
+"""The story of a run, from a checked plan to trained weights."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bigssl import distributed
+from bigssl.config import Recipe, dump_recipe
+from bigssl.data.loader import Batch, make_loader
+from bigssl.engine.checkpoint import CheckpointStore
+from bigssl.engine.clock import Clock
+from bigssl.engine.guards import Guard
+from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
+from bigssl.engine.preflight import Plan
+from bigssl.engine.zero import Engine
+from bigssl.objectives.base import Losses
+from bigssl.report import environment
+from bigssl.report.metrics import MetricsWriter
+from bigssl.report.progress import Progress
+
+Probe = Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """step: optimizer steps done in all; preempted: name of the signal that ended the run early, or empty."""
+
+    step: int
+    preempted: str = ""
+
+
+def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None) -> Outcome:
+    """Train to `recipe.steps`, from the newest valid checkpoint of the run folder if there is one. Collective.
+
+    Args:
+        probe: called on all ranks every `recipe.probe.every` steps; its numbers go to the metrics.
+    """
+    _open_folder(recipe, plan)
+    engine = _engine(recipe, plan, device)
+    progress_notes: list[str] = []
+    store = CheckpointStore(
+        recipe.folder / "checkpoints",
+        recipe.checkpoint,
+        {"world": plan.world, "stage": recipe.zero.stage, "data": _fingerprints(plan)},
+        progress_notes.append,
+    )
+    start = store.resume(engine)
+    run = _Run(recipe, plan, device, engine, start)
+    for text in progress_notes + ([f"resumed after step {start}"] if start else []):
+        run.progress.note(text)
+    store.note = run.progress.note
+    try:
+        return run.steps(store, start, probe)
+    finally:
+        run.close()
+
+
+class _Run:
+    """What the steps of one run share."""
+
+    def __init__(self, recipe: Recipe, plan: Plan, device: torch.device, engine: Engine, start: int) -> None:
+        self.recipe, self.plan, self.device, self.engine = recipe, plan, device, engine
+        main = distributed.is_main()
+        self.metrics = MetricsWriter(recipe.folder, resume_step=start, enabled=main)
+        self.progress = Progress(recipe.steps, start, enabled=main)
+        self.guard = Guard(recipe.folder, device, keep=recipe.log_every)
+        self.clock = Clock()
+        self.errors, self.logged = 0, start
+
+    def steps(self, store: CheckpointStore, start: int, probe: Probe | None) -> Outcome:
+        saved = start
+        for step, passes in self._batches(start):
+            losses = self._update(step, passes)
+            done = step + 1
+            if done % self.recipe.log_every == 0 or done == self.recipe.steps or self._due(done) or self._probes(done):
+                self._record(done, losses, probe)
+            if self.guard.stop or self._due(done) or done == self.recipe.steps:
+                with self.clock("checkpoint"):
+                    saved = done if store.save(self.engine, done) else saved
+            if self.guard.stop:
+                return Outcome(saved, self.guard.flag.name or "signal on another rank")
+        return Outcome(self.recipe.steps)
+
+    def _probes(self, done: int) -> bool:
+        settings = self.recipe.probe
+        return settings is not None and (done % settings.every == 0 or done == self.recipe.steps)
+
+    def _due(self, done: int) -> bool:
+        return done % self.recipe.checkpoint.every == 0
+
+    def _batches(self, start: int) -> Iterator[tuple[int, Iterator[Batch]]]:
+        plan = self.plan
+        loader = make_loader(
+            plan.streams, plan.sizes, plan.objective.prepare, plan.objective.assemble, seed=self.recipe.seed,
+            rank=distributed.rank(), world=plan.world, accum=plan.accum, workers=self.recipe.data.workers,
+            start_step=start, stop_step=self.recipe.steps, device_pin=self.device.type == "cuda",
+        )  # fmt: skip
+        batches = iter(loader)
+        for step in range(start, self.recipe.steps):
+            yield step, itertools.islice(batches, plan.accum)
+
+    def _update(self, step: int, passes: Iterator[Batch]) -> list[Losses]:
+        """One optimizer step over `accum` forward and backward passes."""
+        set_learning_rate(self.engine.groups, schedule(self.recipe.optim, step, self.recipe.steps))
+        torch.manual_seed(_step_seed(self.recipe.seed, step, distributed.rank()))  # dropout: no state to save
+        done: list[Losses] = []
+        for batch in self._timed(passes):
+            data = batch.to(self.device)
+            with self.clock("forward"):
+                losses: Losses = self.engine(data.data)
+            with self.clock("backward"):
+                self.engine.backward(losses.total)
+            with self.clock("optimizer"):
+                self.engine.step()
+            self.guard.watch(step + 1, losses.total, batch.keys)
+            self._note_errors(batch)
+            done.append(losses)
+        self.plan.objective.after_step(step)
+        return done
+
+    def _timed(self, passes: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            with self.clock("data"):
+                batch = next(passes, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _note_errors(self, batch: Batch) -> None:
+        for text in batch.errors:
+            self.errors += 1
+            self.progress.note(f"skipped: {text}")
+
+    def _record(self, done: int, passes: list[Losses], probe: Probe | None) -> None:
+        names, values = _loss_values(passes)
+        reduced = dict(zip(names, self.guard.observe(done, values).tolist(), strict=True))
+        chance = _chance(passes[0])
+        lap = self.clock.lap()
+        speed = sum(self.plan.sizes.values()) * (done - self.logged) / lap["wall"]
+        self.logged = done
+        record = reduced | chance | {
+            "optim/lr": self.engine.groups[0]["lr"],
+            "optim/grad_norm": self.engine.grad_norm,
+            "speed/samples_per_s": speed,
+            "speed/data_wait": lap["data_wait"],
+            "speed/driver_overhead": lap["driver_overhead"],
+            "data/errors": float(self.errors),
+        }  # fmt: skip
+        if probe is not None and self._probes(done):
+            with self.clock("probe"):
+                record |= {f"probe/{name}": value for name, value in probe().items()}
+        self.metrics.write(done, record)
+        extra = {"knn": record["probe/knn"]} if "probe/knn" in record else {}
+        self.progress.update(done, reduced["loss"], chance["chance"], speed, lap["data_wait"], extra)
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.progress.close()
+        self.guard.flag.restore()
+
+
+def _open_folder(recipe: Recipe, plan: Plan) -> None:
+    if distributed.is_main():
+        recipe.folder.mkdir(parents=True, exist_ok=True)
+        (recipe.folder / "config.yaml").write_text(dump_recipe(recipe))
+        environment.record(recipe.folder)
+    distributed.barrier()
+
+
+def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:
+    plan.objective.to(device)
+    optimizer = build_optimizer(plan.objective, recipe.optim, sharded=recipe.zero.stage > 0)
+    return Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
+
+
+def _fingerprints(plan: Plan) -> dict[str, str]:
+    return {name: stream.index.fingerprint for name, stream in plan.streams.items()}
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step) * 65_537 + rank
+
+
+def _loss_values(passes: list[Losses]) -> tuple[list[str], Tensor]:
+    """Names and means over the passes of one step: total first, then parts and other statistics."""
+    first = passes[0]
+    names = ["loss", *(f"loss/{name}" for name in first.parts), *(f"stats/{name}" for name in first.stats)]
+    rows = [torch.stack([p.total.detach(), *p.parts.values(), *p.stats.values()]) for p in passes]
+    return names, torch.stack([row.float() for row in rows]).mean(0)
+
+
+def _chance(losses: Losses) -> dict[str, float]:
+    return {"chance": losses.chance, **{f"chance/{name}": value for name, value in losses.part_chance.items()}}

@@ -1,0 +1,167 @@
+"""DeepSpeed behind a few verbs; the only file that imports it. What it gets wrong in silence is refused or mended."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+os.environ.setdefault("DS_BUILD_OPS", "0")
+import deepspeed  # noqa: E402
+from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # noqa: E402
+
+from bigssl import distributed  # noqa: E402
+from bigssl.config import Recipe  # noqa: E402
+from bigssl.config_errors import ConfigError, nearest  # noqa: E402
+
+TAG = "state"
+
+
+def start() -> torch.device:
+    """Join the process group of the launcher (a group of one without a launcher); returns this rank's device."""
+    logging.getLogger("DeepSpeed").setLevel(os.environ.get("BIGSSL_DEEPSPEED_LOG", "WARNING"))
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    accelerator = get_accelerator()
+    device = torch.device(accelerator.device_name())
+    if device.type != "cpu":
+        local = int(os.environ["LOCAL_RANK"])
+        accelerator.set_device(local)
+        device = torch.device(device.type, local)
+    _skip_shared_memory_build()
+    backend = "gloo" if device.type == "cpu" else accelerator.communication_backend_name()
+    deepspeed.init_distributed(dist_backend=backend)
+    return device
+
+
+def stop() -> None:
+    """Leave the process group, so that the backend's threads end before the interpreter does."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def _skip_shared_memory_build() -> None:
+    """DeepSpeed compiles a C++ all-reduce at start-up on CPU (minutes; hangs on a stale lock). gloo does without it."""
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse DeepSpeed settings that it would accept and ignore."""
+    allowed = sorted(set(DeepSpeedZeroConfig.model_fields) - {"stage"})
+    for option in recipe.zero.options:
+        if option not in allowed:
+            raise ConfigError(
+                f"zero.options.{option}: not a field of DeepSpeed's zero_optimization{nearest(option, allowed)}"
+            )
+    if recipe.optim.name == "muon" and recipe.zero.stage > 0 and recipe.optim.clip:
+        raise ConfigError(  # found by the parity test: losses differ by percents, and nothing says so
+            f"optim.clip: value {recipe.optim.clip}; allowed: 0 with muon at zero.stage {recipe.zero.stage} (DeepSpeed "
+            f"would clip the orthogonalised update in place of the gradient), or zero.stage=0"
+        )
+
+
+class Engine:
+    """A module under DeepSpeed. All methods are collective: call them on every rank."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, *, micro: int, accum: int,
+                 bf16: bool) -> None:
+        settings = settings_for(recipe, micro=micro, accum=accum, bf16=bf16)
+        with _quiet():
+            self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        self.module: nn.Module = self._engine.module
+
+    def __call__(self, batch: Any) -> Any:
+        return self._engine(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """After each backward; applies the update on the last one of an accumulation."""
+        self._engine.step()
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = self._engine.optimizer.param_groups
+        return groups
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient over all ranks, before clipping; nan where DeepSpeed did not compute it."""
+        norm = self._engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def save(self, folder: Path) -> None:
+        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
+        if path is None:
+            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint in it though its manifest is valid")
+
+
+@contextlib.contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Within it, `module`'s parameters are whole on every rank also at ZeRO-3."""
+    parameters = [p for p in module.parameters() if hasattr(p, "ds_id")]
+    with deepspeed.zero.GatheredParameters(parameters, enabled=bool(parameters)):
+        yield
+
+
+def full_state(module: nn.Module) -> dict[str, Tensor]:
+    """State dict of `module` with whole parameters, copied to CPU; on every rank."""
+    with gathered(module), torch.no_grad():
+        return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+
+
+def settings_for(recipe: Recipe, *, micro: int, accum: int, bf16: bool) -> dict[str, Any]:
+    """The DeepSpeed configuration of a recipe."""
+    return {
+        "train_batch_size": micro * accum * distributed.world(),
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accum,
+        "gradient_clipping": recipe.optim.clip,
+        "zero_optimization": {"stage": recipe.zero.stage, **_required_options(recipe), **recipe.zero.options},
+        "zero_allow_untested_optimizer": True,  # lamb and lars are ours; tests compare them with one process
+        # autocast keeps fp32 weights, which BatchNorm needs; the empty list keeps gradients fp32 between ranks
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+def _required_options(recipe: Recipe) -> dict[str, Any]:
+    """Muon orthogonalises whole gradients, which ZeRO-3 has only without reduce-scatter."""
+    return {"reduce_scatter": False} if recipe.optim.name == "muon" and recipe.zero.stage == 3 else {}
+
+
+def muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Muon (Jordan et al. 2024) with AdamW for the rest: DeepSpeed's, the only one that orthogonalises under ZeRO."""
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    optimizer: torch.optim.Optimizer = MuonWithAuxAdam(groups)
+    return optimizer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """DeepSpeed prints its whole configuration to stdout; keep it for those who ask."""
+    if os.environ.get("BIGSSL_DEEPSPEED_LOG"):
+        yield
+        return
+    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+        yield

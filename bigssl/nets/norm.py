@@ -1,0 +1,79 @@
+"""BatchNorm over the global batch, on any device. torch's SyncBatchNorm runs on GPUs only, and plain BatchNorm makes
+a loss curve depend on how many ranks share a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bigssl import distributed
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm (Ioffe and Szegedy 2015) with statistics over all ranks; state dict as nn.BatchNorm1d/2d.
+
+    Input [N, C] or [N, C, H, W], any float dtype; statistics are float32. In a single process, and in eval mode, it is
+    torch's own batch norm. Ranks may hold different N.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in (2, 4):
+            raise ValueError(f"GlobalBatchNorm: input has shape {tuple(input.shape)}; allowed: [N, C] or [N, C, H, W]")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and distributed.active()):
+            return super().forward(input)
+        self._check_input_dim(input)
+        mean, variance, count = _global_moments(input)
+        self._track(mean, variance, count)
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            scale = scale * self.weight
+        shift = -mean * scale if not self.affine else self.bias - mean * scale
+        return torch.addcmul(shift.view(shape), input.float(), scale.view(shape)).to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), momentum)
+
+
+def _global_moments(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [C], biased variance [C] and count [] over ranks, N and positions.
+
+    Each rank's own mean and centred second moment are combined (Chan et al. 1979): the plain E[x²] − E[x]² cancels.
+    """
+    dims = [0, *range(2, input.dim())]
+    x = input.float()
+    count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
+    local_mean = x.mean(dims)
+    local_moment = (x - local_mean.view([1, -1] + [1] * (x.dim() - 2))).square().sum(dims)
+    everywhere = distributed.all_reduce_sum(count.clone())
+    mean = distributed.sum_over_ranks(local_mean * (count / everywhere))
+    moment = distributed.sum_over_ranks(local_moment + count * (local_mean - mean).square())
+    return mean, moment / everywhere, everywhere
+
+
+def with_global_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every BatchNorm below `module` (in place; weights and buffers are kept); returns the module."""
+    for name, child in module.named_children():
+        if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            setattr(module, name, _converted(child))
+        else:
+            with_global_batch_norm(child)
+    return module
+
+
+def _converted(norm: nn.modules.batchnorm._BatchNorm) -> GlobalBatchNorm:
+    new = GlobalBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    new.load_state_dict(norm.state_dict())
+    return new
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules())

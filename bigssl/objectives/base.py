@@ -1,0 +1,131 @@
+"""The contract of a pretext task, and how tasks are found.
+
+A task is one file in this folder: a subclass of `Objective` with a `Config`. Nothing else has to be edited; the file's
+name is the task's name in recipes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
+
+import numpy as np
+from pydantic import Field, create_model
+from torch import Tensor, nn
+
+from bigssl.config import Section
+from bigssl.config_errors import ConfigError, nearest
+from bigssl.data.stream import Sample
+from bigssl.nets.towers import Tower
+
+
+class Losses(NamedTuple):
+    """What a forward pass returns (a tuple, so that ZeRO-3's hooks find the tensors).
+
+    Attributes:
+        total: [] the value to differentiate. Its mean over ranks is the loss of the global batch.
+        chance: what `total` would be for a network that knows nothing; shown beside it everywhere.
+        parts: detached [] losses that make up the total, by name; empty where there is one loss.
+        part_chance: the chance value of each part that has one.
+        stats: detached [] other values worth a curve, by name.
+    """
+
+    total: Tensor
+    chance: float
+    parts: dict[str, Tensor] = {}
+    part_chance: dict[str, float] = {}
+    stats: dict[str, Tensor] = {}
+
+
+class ObjectiveConfig(Section):
+    """Fields every task has. `name` is added at discovery."""
+
+    source: str = Field(description="name under data.sources that feeds this objective")
+
+
+class Objective(nn.Module):
+    """A pretext task over shared backbones."""
+
+    Config: ClassVar[type[Section]]
+    preset: ClassVar[dict[str, Any]]
+    """A tiny configuration for the contract tests: {"objective": fields, "backbones": {name: kind}}."""
+
+    @classmethod
+    def config_type(cls, name: str, others: Mapping[str, type[Section]]) -> type[Section]:
+        """`Config` with its `name` fixed; `others` are the non-composite tasks, for tasks that hold tasks."""
+        fields: dict[str, Any] = {"name": (Literal[name], Field(description=(cls.__doc__ or "").split("\n")[0]))}
+        return create_model(f"{cls.__name__}Config", __base__=cls.Config, **fields)
+
+    def sources(self) -> list[str]:
+        """Names of the streams this task reads."""
+        raise NotImplementedError
+
+    def prepare(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+        """One sample as arrays, on CPU in a loader process; randomness only from `rng`, keyed by (seed, epoch, key)."""
+        raise NotImplementedError
+
+    def assemble(self, by_source: dict[str, Any]) -> Any:
+        """Collated batches by source -> the argument of `forward`."""
+        return by_source[self.sources()[0]]
+
+    def forward(self, batch: Any) -> Losses:
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:  # noqa: B027 - optional: EMA teachers, queues
+        """Called on every rank after each optimizer step."""
+
+    def export_heads(self) -> dict[str, dict[str, Tensor]]:
+        """Heads that transfer needs, by name: {head: {tensor name: tensor}}; most tasks have none."""
+        return {}
+
+
+@cache
+def discover() -> dict[str, type[Objective]]:
+    """Every task in this folder by file name."""
+    package = importlib.import_module("bigssl.objectives")
+    found: dict[str, type[Objective]] = {}
+    for module_info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"bigssl.objectives.{module_info.name}")
+        for value in vars(module).values():
+            of_this_file = isinstance(value, type) and value.__module__ == module.__name__
+            if of_this_file and issubclass(value, Objective) and value is not Objective:
+                found[module_info.name] = value
+    return found
+
+
+def config_union() -> Any:
+    """The type of a recipe's `objective` section: one of the discovered tasks, told apart by `name`."""
+    classes = discover()
+    simple = {name: cls.config_type(name, {}) for name, cls in classes.items() if not cls.__dict__.get("composite")}
+    types = {
+        name: simple[name] if name in simple else cls.config_type(name, simple) for name, cls in classes.items()
+    }
+    return union(list(types.values()))
+
+
+def union(types: list[type[Section]]) -> Any:
+    """Discriminated union of task sections."""
+    return Annotated[Union[tuple(types)], Field(discriminator="name")]  # noqa: UP007 - a union of a computed list
+
+
+def build(config: Any, towers: Mapping[str, Tower]) -> Objective:
+    """The task that a validated `objective` section describes, over `towers`."""
+    return discover()[config.name](config, towers)
+
+
+def tower(towers: Mapping[str, Tower], name: str, field: str, *, text: bool) -> Tower:
+    """The backbone `name`, checked to be of the right kind.
+
+    Raises:
+        ConfigError: naming the recipe field, the value and the backbones there are.
+    """
+    names = sorted(towers)
+    if name not in towers:
+        raise ConfigError(f"{field}: no backbone {name!r}; allowed: {', '.join(names)}{nearest(name, names)}")
+    if towers[name].is_text != text:
+        kind = "a text backbone (with tokenizer)" if text else "an image backbone (with size)"
+        raise ConfigError(f"{field}: backbone {name!r} is not {kind}; backbones: {', '.join(names)}")
+    return towers[name]

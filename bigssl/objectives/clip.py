@@ -1,0 +1,81 @@
+"""CLIP: an image finds its caption, and a caption its image, among the global batch (https://arxiv.org/abs/2103.00020).
+
+    image ── crop ── image backbone ── linear ── z_image ┐
+    caption ─────── text backbone ──── linear ── z_text ─┴─ symmetric cross-entropy, learned scale capped at 100
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bigssl import distributed
+from bigssl.data import decode
+from bigssl.data import text as textual
+from bigssl.data.augment import SimClrAugment
+from bigssl.data.stream import Sample
+from bigssl.nets.towers import Tower
+from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, tower
+from bigssl_kernels import clip_loss
+
+MAX_SCALE = 100.0
+
+
+class Clip(Objective):
+    """Match images and captions (CLIP)."""
+
+    class Config(ObjectiveConfig):
+        image: str = Field("image", description="image backbone")
+        text: str = Field("text", description="text backbone")
+        dim: int = Field(128, ge=1, description="size of the shared space")
+        min_scale: float = Field(0.6, gt=0, le=1, description="smallest share of the image that a crop keeps")
+        flip: bool = Field(False, description="mirror images (wrong for captions that say left and right)")
+
+    preset = {"objective": {"dim": 8}, "backbones": {"image": "resnet", "text": "bert"}}
+
+    def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
+        super().__init__()
+        self.config = config
+        self.image = tower(towers, config.image, "objective.image", text=False)
+        self.text = tower(towers, config.text, "objective.text", text=True)
+        self.image_projection = nn.Linear(self.image.dim, config.dim, bias=False)
+        self.text_projection = nn.Linear(self.text.dim, config.dim, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # [1]: DeepSpeed cannot broadcast a []
+        self.augment = SimClrAugment(
+            self.image.size, min_scale=config.min_scale, flip=config.flip, jitter=0.0, grey=0.0, blur=0.0
+        )
+
+    def _scale(self) -> Tensor:
+        return self.log_scale.clamp(max=math.log(MAX_SCALE)).exp()[0]
+
+    def sources(self) -> list[str]:
+        return [self.config.source]
+
+    def prepare(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+        caption = decode.text(decode.field(sample, ("txt",)))
+        input_ids, attention_mask = textual.encode(self.text.tokenizer, caption, self.text.length)
+        image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.image.size)
+        return {"image": self.augment(image, rng), "input_ids": input_ids, "attention_mask": attention_mask}
+
+    def forward(self, batch: dict[str, Tensor]) -> Losses:
+        image = self.image_projection(self.image.images(batch["image"])).float()
+        text = self.text_projection(self.text.text(batch["input_ids"], batch["attention_mask"])).float()
+        scale = self._scale()
+        loss = clip_loss(image, text, scale, group=distributed.group())
+        chance = math.log(len(image) * distributed.world())
+        return Losses(loss, chance, stats={"scale": scale.detach()})
+
+    def export_heads(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            "clip": {
+                "image_projection": self.image_projection.weight,
+                "text_projection": self.text_projection.weight,
+                "logit_scale": self._scale(),
+            }
+        }

@@ -1,0 +1,96 @@
+"""Several pretext tasks at once over shared backbones: L = Σ λ_k L_k. Nothing else in the project knows about λ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import Field, create_model
+from torch import Tensor, nn
+
+from bigssl.config import Section
+from bigssl.data.stream import Sample
+from bigssl.nets.towers import Tower
+from bigssl.objectives.base import Losses, Objective, build, union
+
+
+class Joint(Objective):
+    """A weighted sum of objectives over shared backbones."""
+
+    composite = True
+
+    class Config(Section):
+        parts: dict[str, Any] = Field(min_length=1, description="objectives by a name of your choice, each with weight")
+
+    preset = {
+        "objective": {
+            "parts": {
+                "views": {"name": "simclr", "weight": 1.0, "hidden": 16, "dim": 8},
+                "captions": {"name": "clip", "weight": 0.5, "dim": 8},
+                "words": {"name": "mlm", "weight": 0.1},
+            }
+        },
+        "backbones": {"image": "resnet", "text": "bert"},
+    }
+
+    @classmethod
+    def config_type(cls, name: str, others: Mapping[str, type[Section]]) -> type[Section]:
+        weighted = [
+            create_model(f"Weighted{kind.__name__}", __base__=kind, weight=(float, Field(1.0, ge=0, description="λ")))
+            for kind in others.values()
+        ]
+        fields: dict[str, Any] = {"parts": (dict[str, union(weighted)], Field(min_length=1))}  # type: ignore[misc]
+        return create_model("JointConfig", __base__=super().config_type(name, others), **fields)
+
+    def __init__(self, config: Any, towers: Mapping[str, Tower]) -> None:
+        super().__init__()
+        self.config = config
+        self.parts = nn.ModuleDict({name: build(part, towers) for name, part in config.parts.items()})
+        self.weights = {name: part.weight for name, part in config.parts.items()}
+
+    def _objectives(self) -> list[tuple[str, Objective]]:
+        return [(name, part) for name, part in self.parts.items() if isinstance(part, Objective)]
+
+    def sources(self) -> list[str]:
+        return sorted({source for _, part in self._objectives() for source in part.sources()})
+
+    def prepare(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+        seeds = rng.integers(2**63, size=len(self.parts))  # a stream each, so that one part cannot shift another's
+        return {
+            name: part.prepare(sample, np.random.default_rng(seed))
+            for (name, part), seed in zip(self._objectives(), seeds, strict=True)
+            if sample.source in part.sources()
+        }
+
+    def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: part.assemble({source: by_source[source][name] for source in part.sources()})
+            for name, part in self._objectives()
+        }
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        losses = {name: part(batch[name]) for name, part in self._objectives()}
+        total = sum((self.weights[name] * loss.total for name, loss in losses.items()), start=0.0)
+        assert isinstance(total, Tensor)
+        return Losses(
+            total,
+            sum(self.weights[name] * loss.chance for name, loss in losses.items()),
+            {name: loss.total.detach() for name, loss in losses.items()} | _prefixed(losses, "parts"),
+            {name: loss.chance for name, loss in losses.items()} | _prefixed(losses, "part_chance"),
+            _prefixed(losses, "stats"),
+        )
+
+    def after_step(self, step: int) -> None:
+        for _, part in self._objectives():
+            part.after_step(step)
+
+    def export_heads(self) -> dict[str, dict[str, Tensor]]:
+        heads: dict[str, dict[str, Tensor]] = {}
+        for _, part in self._objectives():
+            heads.update(part.export_heads())
+        return heads
+
+
+def _prefixed(losses: dict[str, Losses], field: str) -> dict[str, Any]:
+    return {f"{name}/{key}": value for name, loss in losses.items() for key, value in getattr(loss, field).items()}

@@ -1,0 +1,62 @@
+"""SimCLR: two augmented views of an image find each other among all others (https://arxiv.org/abs/2002.05709).
+
+    image ─┬─ augment ── backbone ── head ── z1 ┐
+           └─ augment ── backbone ── head ── z2 ┴─ NT-Xent over the 2N views of the global batch
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from bigssl import distributed
+from bigssl.data import decode
+from bigssl.data.augment import SimClrAugment
+from bigssl.data.stream import Sample
+from bigssl.nets.heads import ProjectionHead
+from bigssl.nets.towers import Tower
+from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, tower
+from bigssl_kernels import nt_xent
+
+
+class Simclr(Objective):
+    """Contrast two augmented views of each image (SimCLR)."""
+
+    class Config(ObjectiveConfig):
+        backbone: str = "image"
+        temperature: float = Field(0.1, gt=0)
+        hidden: int = Field(512, ge=1, description="hidden size of the projection head")
+        dim: int = Field(128, ge=1, description="size of the contrasted embedding")
+        min_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the image that a crop keeps")
+        jitter: float = Field(1.0, ge=0, description="strength of the colour distortion")
+        blur: float = Field(0.5, ge=0, le=1, description="probability of Gaussian blur")
+
+    preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
+
+    def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = tower(towers, config.backbone, "objective.backbone", text=False)
+        self.head = ProjectionHead(self.backbone.dim, config.hidden, config.dim)
+        self.augment = SimClrAugment(
+            self.backbone.size, min_scale=config.min_scale, jitter=config.jitter, blur=config.blur
+        )
+
+    def sources(self) -> list[str]:
+        return [self.config.source]
+
+    def prepare(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+        image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.backbone.size)
+        return {"view1": self.augment(image, rng), "view2": self.augment(image, rng)}
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> Losses:
+        views = torch.cat([batch["view1"], batch["view2"]])  # [2B, 3, H, W]
+        z1, z2 = self.head(self.backbone.images(views)).float().chunk(2)
+        loss = nt_xent(z1, z2, self.config.temperature, group=distributed.group())
+        chance = math.log(max(2 * len(z1) * distributed.world() - 1, 1))
+        return Losses(loss, chance)

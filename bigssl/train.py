@@ -1,0 +1,124 @@
+"""Pretrain: `deepspeed bigssl/train.py --config launch/recipes/demo.yaml [a.b=c ...]`.
+
+The same command again resumes. Exit codes: 0 done, 1 failed, 2 the recipe cannot be run, 75 preempted after a
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# Run as a script, Python puts this folder first on the path, where `data` or `config` would shadow other packages.
+if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path.pop(0)
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are forked
+
+import torch  # noqa: E402
+
+from bigssl import distributed  # noqa: E402
+from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
+from bigssl.config_errors import ConfigError  # noqa: E402
+from bigssl.data.errors import DataError  # noqa: E402
+from bigssl.engine import guards, loop, preflight, zero  # noqa: E402
+from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
+from bigssl.objectives.base import config_union  # noqa: E402
+from bigssl.report.html import write_report  # noqa: E402
+from bigssl.transfer.export import export_run  # noqa: E402
+from bigssl.transfer.probe import KnnProbe  # noqa: E402
+from bigssl.transfer.scorecard import format_table, score  # noqa: E402
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry of the driver; returns the exit code."""
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        recipe = load_recipe(options.config, options.overrides, recipe_model(config_union()))
+        plan = preflight.plan(recipe, preflight.world_size())
+    except (ConfigError, DataError) as error:
+        if first:
+            print(f"bigssl: {error}", file=sys.stderr)
+        return 2
+    if options.print_config:
+        print(dump_recipe(recipe), end="")
+        return 0
+    return _run(recipe, plan)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("deepspeed bigssl/train.py", description="Pretrain without labels; resumes.")
+    parser.add_argument("--config", required=True, help="recipe (YAML), for example launch/recipes/demo.yaml")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe fields to change, e.g. zero.stage=2")
+    return parser.parse_intermixed_args(arguments)
+
+
+def _run(recipe: Recipe, plan: preflight.Plan) -> int:
+    device = zero.start()
+    try:
+        outcome = loop.train(recipe, plan, device, _probe(recipe, plan, device))
+        if outcome.preempted:
+            _say(f"stopped by {outcome.preempted} after step {outcome.step}; the same command goes on from there")
+            return guards.PREEMPTED
+        _export(recipe, plan)
+        if distributed.is_main():
+            _evaluate(recipe, device)
+        distributed.barrier()
+        return 0
+    except (CheckpointError, DataError, guards.NonFiniteLoss) as error:
+        print(f"bigssl: rank {distributed.rank()}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        zero.stop()
+
+
+def _probe(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> loop.Probe | None:
+    if recipe.probe is None:
+        return None
+    tower = plan.backbones[recipe.probe.backbone]
+    probe = KnnProbe(recipe.probe, size=tower.size)
+    return lambda: probe(tower.model, device)
+
+
+def _export(recipe: Recipe, plan: preflight.Plan) -> None:
+    """Collective: gathers the weights on every rank, rank 0 writes them."""
+    states = {name: zero.full_state(tower.model) for name, tower in plan.backbones.items()}
+    with zero.gathered(plan.objective):
+        heads = {
+            head: {name: value.detach().cpu().clone() for name, value in tensors.items()}
+            for head, tensors in plan.objective.export_heads().items()
+        }
+    if not distributed.is_main():
+        return
+    towers = plan.backbones.items()
+    meta = {
+        "objective": recipe.objective.name,
+        "steps": recipe.steps,
+        "seed": recipe.seed,
+        "data": {name: source.url for name, source in recipe.data.sources.items()},
+        "image_sizes": {name: tower.size for name, tower in towers if not tower.is_text},
+    }
+    tokenizers = {name: tower.tokenizer for name, tower in towers if tower.is_text}
+    path = export_run(recipe.folder, {name: t.model for name, t in towers}, tokenizers, heads, meta, states=states)
+    _say(f"exported {', '.join(states)} to {path}")
+
+
+def _evaluate(recipe: Recipe, device: torch.device) -> None:
+    if recipe.evaluate is not None:
+        card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device)
+        _say(format_table(card))
+    _say(f"report: {write_report(recipe.folder)}")
+
+
+def _say(text: str) -> None:
+    if distributed.is_main():
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

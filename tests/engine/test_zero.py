@@ -1,0 +1,104 @@
+"""DeepSpeed at every stage is plain PyTorch on the same global batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bigssl.config import Recipe
+from bigssl.engine import zero
+from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
+
+STEPS, BATCH, ACCUM = 6, 8, 2
+
+
+def recipe(optimizer: dict[str, Any], stage: int) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "parity",
+            "steps": STEPS,
+            "objective": {},
+            "backbones": {},
+            "data": {"sources": {}},
+            "batch": {"size": BATCH},
+            "zero": {"stage": stage},
+            "optim": {"lr": 0.05, "warmup": 2, "clip": 0.0 if optimizer["name"] == "muon" else 0.1, "weight_decay": 0.1} | optimizer,
+        }
+    )
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(11, 6), nn.Flatten(), nn.Linear(18, 7), nn.LayerNorm(7), nn.GELU(), nn.Linear(7, 5))
+
+
+def data(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randint(11, (BATCH, 3), generator=generator), torch.randn(BATCH, 5, generator=generator)
+
+
+def plain(config: Recipe) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The reference: one process, one batch, torch's own clipping."""
+    model = network()
+    optimizer = build_optimizer(model, config.optim, sharded=False)
+    losses = []
+    for step in range(STEPS):
+        set_learning_rate(optimizer.param_groups, schedule(config.optim, step, STEPS))
+        tokens, target = data(step)
+        loss = (model(tokens) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or 1e9)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, model.state_dict()
+
+
+class MeanSquare(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return (self.net(batch[0]) - batch[1]).square().mean()
+
+
+def sharded(config: Recipe, accum: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    zero.start()
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    micro = BATCH // world // accum
+    module = MeanSquare(network())
+    optimizer = build_optimizer(module, config.optim, sharded=config.zero.stage > 0)
+    engine = zero.Engine(module, optimizer, config, micro=micro, accum=accum, bf16=False)
+    losses = []
+    for step in range(STEPS):
+        set_learning_rate(engine.groups, schedule(config.optim, step, STEPS))
+        tokens, target = data(step)
+        mine = slice(rank * micro * accum, (rank + 1) * micro * accum)
+        total = torch.zeros(())
+        for part in range(accum):
+            piece = tokens[mine][part::accum], target[mine][part::accum]
+            loss = engine(piece)
+            engine.backward(loss)
+            engine.step()
+            total += loss.detach() / accum
+        torch.distributed.all_reduce(total)
+        losses.append(total.item() / world)
+    return losses, zero.full_state(module.net)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb", "lars", "muon"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_equal_plain_torch(ranks: Any, optimizer: str, stage: int) -> None:
+    config = recipe({"name": optimizer}, stage)
+    want_losses, want = plain(config)
+    (losses, state), (_, other) = ranks(sharded, 2, config, ACCUM)
+    assert losses == pytest.approx(want_losses, rel=1e-5)
+    assert losses[-1] < losses[0]
+    for name, tensor in want.items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+        torch.testing.assert_close(state[name], other[name], rtol=0, atol=0, msg=name)
