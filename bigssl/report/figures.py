@@ -142,7 +142,7 @@ def speed(rows: Rows) -> str:
 
 def scores(tasks: Sequence[dict]) -> str:
     """One line per task: the trained network's number among those of its baselines, in percent."""
-    markers = (("majority", GREY, "|", "majority class"), ("random_net", ORANGE, "s", "random network"),
+    markers = (("majority", INK, "|", "majority class"), ("random_net", ORANGE, "s", "random network"),
                ("raw", INK, "D", "raw input"), ("trained", BLUE, "o", "trained network"))
     figure, (axis,) = _axes(1, height=0.9 + 0.42 * len(tasks))
     for y, task in enumerate(reversed(tasks)):

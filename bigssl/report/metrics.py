@@ -91,8 +91,8 @@ class MetricsWriter:
         # Imported late: the other ranks, and tools that only read metrics, never pay for TensorBoard.
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = resume_step + 1 if resume_step > 0 else None
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge, flush_secs=30)
+        # Also from step 0: an attempt that died before its first checkpoint left events as well.
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=resume_step + 1, flush_secs=30)
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SHORT = {"majority": "majority class", "random_net": "random network"}
 NAMES = {"majority": "the most frequent class", "random_net": "the same network with random weights"}
 
 
@@ -52,7 +53,7 @@ def judge(title: str, subject: str, hits: Mapping[str, Tensor], *, chance: float
     if "raw" in rate and "random_net" in rate:
         task["raw_beats_random_net"] = rate["raw"] > rate["random_net"]
     task["passed"] = rate["trained"] > chance and all(gain["difference"] > 0 for gain in gains.values())
-    task["verdict"] = _verdict(gains, names, rate["trained"] > chance)
+    task["verdict"] = _verdict(gains, SHORT | {"raw": raw_name}, rate["trained"] > chance)
     task["sentence"] = _sentence(rate["trained"], subject, gains, names, chance)
     return task
 

@@ -79,11 +79,12 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resume_step", [0, 3])
+def test_tensorboard_has_the_same_numbers(tmp_path: Path, resume_step: int) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     write_steps(tmp_path, range(1, 6))
-    write_steps(tmp_path, range(4, 8), resume_step=3)
+    write_steps(tmp_path, range(resume_step + 1, 8), resume_step=resume_step)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, round(e.value, 6)) for e in events.Scalars("loss")] == [(s, s / 10) for s in range(1, 8)]

@@ -54,7 +54,7 @@ def test_small_lead_is_called_noise() -> None:
 def test_no_raw_baseline_is_null() -> None:
     task = judged(trained="11110000", majority="00000000", random_net="00001111")
     assert task["raw"] is None and "raw_beats_random_net" not in task and "trained_beats_raw" not in task
-    assert task["verdict"] == "not better than the same network with random weights"
+    assert task["verdict"] == "not better than random network"
 
 
 def test_below_chance_never_passes() -> None:
