@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bigssl_kernels._distributed import gather
-from bigssl_kernels._similarity import gradient_op, logsumexp
+from bigssl_kernels._similarity import backward, forward
 
 
 @torch.library.custom_op("bigssl_kernels::clip_rows", mutates_args=())
@@ -28,8 +28,11 @@ def clip_rows(
         group: name of the process group, "" for a single process.
         impl: "torch" or "triton".
     """
-    by_image, image_slope = logsumexp(image, text if texts is None else texts, scale, None, slope, impl)
-    by_text, text_slope = logsumexp(text, image if images is None else images, scale, None, slope, impl)
+    if images is None or texts is None:
+        by_image, by_text, image_slope, text_slope = forward(image, text, scale, None, True, slope, impl)
+    else:
+        by_image, _, image_slope, _ = forward(image, texts, scale, None, False, slope, impl)
+        by_text, _, text_slope, _ = forward(text, images, scale, None, False, slope, impl)
     positives = torch.linalg.vecdot(image.to(scale.dtype), text.to(scale.dtype))
     losses = (by_image + by_text) / 2 - positives * scale
     return losses, by_image, by_text, (image_slope + text_slope) / 2 - positives if slope else image_slope
@@ -60,18 +63,23 @@ def _backward(ctx, upstream: Tensor, *_: object) -> tuple[Tensor | None, ...]:
     image, text, images, texts, scale, by_image, by_text, slopes = ctx.saved_tensors
     grad_image = grad_text = grad_scale = None
     upstream = upstream.to(scale.dtype).contiguous()
-    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-        half = upstream / 2
-        stats = gather(torch.stack([by_image, by_text, half], 1), ctx.group).T.contiguous()
-        pull = (upstream * scale)[:, None]
-    if ctx.needs_input_grad[0]:
-        cols = text if texts is None else texts
-        grad = gradient_op(image, cols, scale, None, by_image, half, stats[1], stats[2], ctx.impl)
-        grad_image = grad.addcmul_(text.to(grad.dtype), pull, value=-1).to(image.dtype)
-    if ctx.needs_input_grad[1]:
-        cols = image if images is None else images
-        grad = gradient_op(text, cols, scale, None, by_text, half, stats[0], stats[2], ctx.impl)
-        grad_text = grad.addcmul_(image.to(grad.dtype), pull, value=-1).to(text.dtype)
+    for_image, for_text = ctx.needs_input_grad[:2]
+    half = upstream / 2
+    if not ctx.group:
+        grads = backward(image, text, scale, None, by_image, half, by_text, half, for_image, for_text, ctx.impl)
+    else:
+        all_image, all_text, weight = (
+            gather(torch.stack([by_image, by_text, half], 1), ctx.group).T.contiguous().unbind()
+        )
+        grads = (
+            backward(image, texts, scale, None, by_image, half, all_text, weight, for_image, False, ctx.impl)[0],
+            backward(text, images, scale, None, by_text, half, all_image, weight, for_text, False, ctx.impl)[0],
+        )
+    pull = (upstream * scale)[:, None]
+    if for_image:
+        grad_image = grads[0].addcmul_(text.to(pull.dtype), pull, value=-1).to(image.dtype)
+    if for_text:
+        grad_text = grads[1].addcmul_(image.to(pull.dtype), pull, value=-1).to(text.dtype)
     if ctx.slope:
         grad_scale = torch.dot(upstream, slopes)
     return grad_image, grad_text, None, None, grad_scale, None, None, None

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bigssl_kernels._distributed import gather
-from bigssl_kernels._similarity import gradient_op, logsumexp
+from bigssl_kernels._similarity import backward, forward
 
 
 @torch.library.custom_op("bigssl_kernels::nt_xent_rows", mutates_args=())
@@ -22,8 +22,7 @@ def nt_xent_rows(
         group: name of the process group, "" for a single process.
         impl: "torch" or "triton".
     """
-    cols = z if everyone is None else everyone
-    lse, slopes = logsumexp(z, cols, scale, own, slope, impl)
+    lse, _, slopes, _ = forward(z, everyone, scale, own, False, slope, impl)
     first, second = z.to(lse.dtype).chunk(2)
     positives = torch.linalg.vecdot(first, second).repeat(2)
     return lse - positives * scale, lse, slopes - positives if slope else slopes
@@ -48,10 +47,10 @@ def _backward(ctx, upstream: Tensor, *_: object) -> tuple[Tensor | None, ...]:
     grad_z = grad_scale = None
     if ctx.needs_input_grad[0]:
         weight = upstream.to(lse.dtype).contiguous()
-        stats = gather(torch.stack([lse, weight], 1), ctx.group)  # [M, 2]: all that the backward asks of other ranks
-        cols = z if everyone is None else everyone
-        col_lse, col_weight = stats.T.contiguous()
-        grad = gradient_op(z, cols, scale, ctx.own, lse, weight, col_lse, col_weight, ctx.impl)
+        col_lse = col_weight = None
+        if ctx.group:  # all that the backward asks of other ranks: two numbers a row
+            col_lse, col_weight = gather(torch.stack([lse, weight], 1), ctx.group).T.contiguous().unbind()
+        grad, _ = backward(z, everyone, scale, ctx.own, lse, weight, col_lse, col_weight, True, False, ctx.impl)
         pull = (weight + weight.roll(len(z) // 2)) * scale
         grad_z = grad.addcmul_(z.roll(len(z) // 2, 0).to(grad.dtype), pull[:, None], value=-1).to(z.dtype)
     if ctx.slope:

@@ -1,7 +1,7 @@
 """Two kernels from which every softmax loss of the family is built.
 
-With s_ij = scale * rows_i . cols_j, `logsumexp` reduces each row of s, and `gradient` differentiates any loss that is a
-weighted sum of logsumexps over the rows and over the columns of s. Neither holds s.
+With s_ij = scale * rows_i . cols_j, `forward` reduces each row (and each column) of s to its logsumexp, and `backward`
+differentiates any loss that is a weighted sum of those logsumexps. Neither holds s.
 """
 
 import torch
@@ -12,47 +12,58 @@ from bigssl_kernels._dispatch import module, refuse_double_backward
 HALF_RANGE = 1024.0  # float16 keeps weights of 1e-7 of the largest when the largest is this
 
 
-def logsumexp(
-    rows: Tensor, cols: Tensor, scale: Tensor, own: int | None, slope: bool, impl: str
-) -> tuple[Tensor, Tensor]:
-    """log sum_j exp(s_ij) for each row, and its derivative by the scale.
+def forward(
+    rows: Tensor, cols: Tensor | None, scale: Tensor, own: int | None, both: bool, slope: bool, impl: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log sum_j exp(s_ij) of each row, log sum_i exp(s_ij) of each column, and their derivatives by the scale.
 
     Args:
         rows: [m, D], contiguous.
-        cols: [n, D], contiguous, same dtype.
+        cols: [n, D], contiguous, same dtype; None stands for the rows themselves.
         scale: [], float32 (float64 for float64 rows).
         own: row i leaves out column i + own; None leaves out none.
-        slope: whether the derivative is wanted.
+        both: whether the columns are wanted too (pointless for rows against themselves).
+        slope: whether the derivatives are wanted.
 
     Returns:
-        lse [m] and sum_j p_ij rows_i . cols_j [m] ([0] where not wanted), in the dtype of the scale.
+        Logsumexps of the rows [m] and of the columns [n], derivatives of both: sum_j p_ij rows_i . cols_j. In the dtype
+        of the scale; [0] where not wanted.
     """
     with torch.autocast(rows.device.type, enabled=False):
-        return module("similarity", impl).logsumexp(rows, cols, scale, own, slope)
+        return module("similarity", impl).forward(rows, cols, scale, own, both, slope)
 
 
-@torch.library.custom_op("bigssl_kernels::similarity_gradient", mutates_args=())
-def gradient_op(
+@torch.library.custom_op("bigssl_kernels::similarity_backward", mutates_args=())
+def backward(
     rows: Tensor,
-    cols: Tensor,
+    cols: Tensor | None,
     scale: Tensor,
     own: int | None,
     row_lse: Tensor | None,
     row_weight: Tensor | None,
     col_lse: Tensor | None,
     col_weight: Tensor | None,
+    for_rows: bool,
+    for_cols: bool,
     impl: str,
-) -> Tensor:
-    """scale * sum_j (row_weight_i exp(s_ij - row_lse_i) + col_weight_j exp(s_ij - col_lse_j)) cols_j: [m, D].
+) -> tuple[Tensor, Tensor]:
+    """Gradients of sum_i row_weight_i row_lse_i + sum_j col_weight_j col_lse_j by rows and cols.
 
-    Either pair of lse and weight may be absent. The result is in the dtype of the scale.
+    That is scale * sum_j (row_weight_i exp(s_ij - row_lse_i) + col_weight_j exp(s_ij - col_lse_j)) cols_j for the rows
+    and its mirror image for the columns. Either pair of lse and weight may be absent. With `cols` None both roles are
+    played by the rows, the column pair is that of the rows, and the first result is the whole gradient.
+
+    Returns:
+        [m, D] and [n, D] in the dtype of the scale; [0] where not wanted.
     """
     arguments = [row_lse, row_weight, col_lse, col_weight]
     peak = None
     if rows.dtype == torch.float16:
         arguments, peak = _within_half_range(*arguments)
-    grad: Tensor = module("similarity", impl).gradient(rows, cols, scale, own, *arguments)
-    return grad if peak is None else grad.mul_(peak)
+    grads: tuple[Tensor, Tensor] = module("similarity", impl).backward(
+        rows, cols, scale, own, *arguments, for_rows, for_cols
+    )
+    return grads if peak is None else (grads[0].mul_(peak), grads[1].mul_(peak))
 
 
 def _within_half_range(
@@ -65,19 +76,22 @@ def _within_half_range(
     return [row_lse, row_weight, col_lse, col_weight], peak
 
 
-@gradient_op.register_fake
+@backward.register_fake
 def _(
     rows: Tensor,
-    cols: Tensor,
+    cols: Tensor | None,
     scale: Tensor,
     own: int | None,
     row_lse: Tensor | None,
     row_weight: Tensor | None,
     col_lse: Tensor | None,
     col_weight: Tensor | None,
+    for_rows: bool,
+    for_cols: bool,
     impl: str,
-) -> Tensor:
-    return rows.new_empty(rows.shape, dtype=scale.dtype)
+) -> tuple[Tensor, Tensor]:
+    grad_cols = scale.new_empty(cols.shape if for_cols and cols is not None else 0)
+    return scale.new_empty(rows.shape if for_rows else 0), grad_cols
 
 
-gradient_op.register_autograd(refuse_double_backward)
+backward.register_autograd(refuse_double_backward)
