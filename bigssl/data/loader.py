@@ -66,7 +66,14 @@ class MicroBatches(Dataset):
     world: int
     accum: int
 
-    def __getitem__(self, item: int) -> Batch:
+    def __getitem__(self, item: int) -> Batch | DataError:
+        """The batch, or the error that stops the run: raised by the loader, so that it has no worker's traceback."""
+        try:
+            return self._batch(item)
+        except DataError as error:
+            return error
+
+    def _batch(self, item: int) -> Batch:
         step, micro = divmod(item, self.accum)
         parts: dict[str, Any] = {}
         keys: dict[str, list[str]] = {}
@@ -95,7 +102,7 @@ class MicroBatches(Dataset):
         try:
             return self.prepare(sample, sample_rng(self.seed, sample.epoch, sample.key, sample.source))
         except DataError as error:
-            where = f"source {sample.source!r}, shard {sample.shard}, sample {sample.key!r}, position {sample.position}"
+            where = f"source {sample.source!r}, shard {sample.shard}, sample {sample.key!r}"
             raise DataError(f"{where}: {error}") from error
 
 
@@ -103,9 +110,12 @@ class Loader(DataLoader):
     """A DataLoader that counts what its batches skipped and stops at the limit of their streams."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # Workers live as long as this generator: torch stops them when the iterator below is dropped or exhausted.
         allowed = min((s.max_errors for s in self.dataset.streams.values()), default=0)  # type: ignore[attr-defined]
         skipped: set[str] = set()
         for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                raise batch
             skipped.update(batch.errors)
             if len(skipped) > allowed:
                 raise DataError(
@@ -143,7 +153,7 @@ def make_loader(
     options: dict[str, Any] = {}
     if workers:
         # fork: prepare() holds tokenizers and settings of the running objective, which need not be picklable
-        options = {"multiprocessing_context": "fork", "prefetch_factor": 2, "persistent_workers": True}
+        options = {"multiprocessing_context": "fork", "prefetch_factor": 2}
     return Loader(
         dataset,
         batch_size=None,

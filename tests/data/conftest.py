@@ -1,0 +1,60 @@
+"""Small datasets made by the packer, and what the tests of the stream share."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bigssl.data.index import DatasetIndex, build_index
+from bigssl.data.shards import pack
+from bigssl.data.sources import Item, to_json
+
+MakeDataset = Callable[..., DatasetIndex]
+
+
+def jpeg(number: int, side: int = 32) -> bytes:
+    """A small picture that depends on `number`."""
+    pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def item(number: int, pictures: bool = False) -> Item:
+    """Sample `s-00012`: txt, json, and a jpg where pictures are wanted."""
+    key = f"s-{number:05d}"
+    fields = {"txt": f"text of {key}".encode(), "json": to_json({"number": number})}
+    fields |= {"jpg": jpeg(number)} if pictures else {}
+    return Item(key, key, lambda: fields)
+
+
+def make_dataset(
+    folder: Path, counts: Sequence[int], *, compress: bool = False, pictures: bool = False
+) -> DatasetIndex:
+    """Shards of exactly `counts` samples in `folder`, numbered through."""
+    first, tars = 0, []
+    folder.mkdir(parents=True)
+    for number, count in enumerate(counts):
+        items = [item(i, pictures) for i in range(first, first + count)]
+        part = folder.parent / f"{folder.name}-part-{number}"
+        (shard,) = pack(items, part, name=f"shard-{number:03d}", compress=compress)[""].shards
+        tars.append(Path(shard.url).rename(folder / shard.name.replace("-000000", "")))
+        first += count
+    return build_index(tars, folder)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> MakeDataset:
+    """`dataset(counts, compress=..., pictures=...)` -> index of a fresh dataset in a temporary folder."""
+    made: list[Path] = []
+
+    def make(counts: Sequence[int], **options: bool) -> DatasetIndex:
+        made.append(tmp_path / f"data-{len(made)}")
+        return make_dataset(made[-1], counts, **options)
+
+    return make

@@ -1,0 +1,162 @@
+"""The order: a pure function, exactly once an epoch, the same for every world size, resumable anywhere."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigssl.data.errors import DataError
+from bigssl.data.index import DatasetIndex, ShardInfo
+from bigssl.data.stream import Stream, in_order
+
+COUNTS = (5, 1, 13, 2, 8, 8)  # 37 samples, uneven
+SIZE = 24  # divisible by every world size below
+
+
+def paper_index(counts: tuple[int, ...]) -> DatasetIndex:
+    """An index without files: enough for the order."""
+    return DatasetIndex("nowhere", [ShardInfo(f"s{i}", "", "", n, 1, f"{i}", "", ()) for i, n in enumerate(counts)])
+
+
+def order(stream: Stream, start: int, stop: int) -> list[int]:
+    return [stream.locate(position)[1] for position in range(start, stop)]
+
+
+sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(sum).map(tuple)
+
+
+@settings(max_examples=150, deadline=None)
+@given(sizes, st.integers(1, 300), st.integers(1, 50), st.integers(0, 2**63), st.integers(0, 3))
+def test_an_epoch_is_the_dataset(counts: tuple[int, ...], lanes: int, window: int, seed: int, epoch: int) -> None:
+    stream = Stream(paper_index(counts), seed=seed, lanes=lanes, window=window)
+    places = [stream.locate(p) for p in range(epoch * len(stream), (epoch + 1) * len(stream))]
+    assert sorted(number for _, number in places) == list(range(sum(counts)))
+    assert {found for found, _ in places} == {epoch}
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, st.integers(1, 64), st.sampled_from([1, 2, 3, 4, 8]), st.sampled_from([1, 2, 3]), st.integers(0, 50))
+def test_ranks_deal_out_the_global_batch(
+    counts: tuple[int, ...], lanes: int, world: int, accum: int, step: int
+) -> None:
+    stream, size = Stream(paper_index(counts), seed=3, lanes=lanes), 144
+    whole = stream.global_batch(step, size)
+    assert sorted(whole) == list(range(step * size, (step + 1) * size))
+    for micro in range(accum):
+        parts = [stream.micro_batch(step, size, rank, world, micro, accum) for rank in range(world)]
+        assert {len(part) for part in parts} == {size // world // accum}
+        assert np.concatenate(parts).tolist() == whole[micro::accum].tolist()
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 7, 256])
+def test_ledger_over_worlds(dataset, lanes: int) -> None:
+    """Keys that were really read: N steps of 24 are 24 epochs of N samples, each key once in each, in one order."""
+    stream = Stream(dataset(COUNTS), seed=7, lanes=lanes, window=3)
+    ledgers = {}
+    for world in (1, 2, 3, 4, 8):
+        ledger = []
+        for step in range(len(stream)):
+            ranks = [stream.micro_batch(step, SIZE, rank, world, 0, 1) for rank in range(world)]
+            ledger.append([(int(p), stream.read(int(p)).key) for part in ranks for p in part])
+        ledgers[world] = ledger
+    assert all(ledger == ledgers[1] for ledger in ledgers.values())
+    seen = sorted(pair for step in ledgers[1] for pair in step)
+    assert [position for position, _ in seen] == list(range(len(stream) * SIZE))
+    for epoch in range(SIZE):
+        keys = [key for _, key in seen[epoch * len(stream) : (epoch + 1) * len(stream)]]
+        assert sorted(keys) == [f"s-{i:05d}" for i in range(len(stream))]
+
+
+def test_a_rank_reads_contiguous_lanes() -> None:
+    stream, world = Stream(paper_index((1000,)), seed=0, lanes=16), 4
+    for step in range(5):
+        lanes = [stream.micro_batch(step, 32, rank, world, 0, 1) % 1000 % 16 for rank in range(world)]
+        assert [sorted(set(part.tolist())) for part in lanes] == [list(range(4 * r, 4 * r + 4)) for r in range(world)]
+
+
+def test_a_lane_stays_inside_its_window() -> None:
+    """With one lane, samples p of the epoch come from a window of 10 around p, turned by one offset per epoch."""
+    stream = Stream(paper_index((100,)), seed=1, lanes=1, window=10)
+    for epoch in range(3):
+        numbers = np.array(order(stream, epoch * 100, (epoch + 1) * 100))
+        spans = [set(numbers[begin : begin + 10].tolist()) for begin in range(0, 100, 10)]
+        turn = next(t for t in range(100) if spans[0] == {(t + i) % 100 for i in range(10)})
+        assert spans == [{(turn + begin + i) % 100 for i in range(10)} for begin in range(0, 100, 10)]
+        assert (numbers != np.roll(np.arange(100), -turn)).any()
+
+
+def test_epochs_and_seeds_differ() -> None:
+    index = paper_index(COUNTS)
+    first = Stream(index, seed=0)
+    assert order(first, 0, 37) != order(first, 37, 74)
+    assert order(first, 0, 37) != order(Stream(index, seed=1), 0, 37)
+    assert order(first, 0, 37) == order(Stream(index, seed=0), 0, 37)
+
+
+def test_the_order_is_mixed_well() -> None:
+    """Mean rank correlation of position and sample number over epochs is near zero, and every sample moves."""
+    stream = Stream(paper_index((100,) * 10), seed=5, lanes=32)
+    epochs = np.array([order(stream, e * 1000, (e + 1) * 1000) for e in range(20)])
+    correlations = [np.corrcoef(np.arange(1000), numbers)[0, 1] for numbers in epochs]
+    assert abs(np.mean(correlations)) < 4 / np.sqrt(20 * 1000)
+    places = np.argsort(epochs, axis=1)
+    assert places.std(axis=0).min() > 100
+
+
+def test_golden_order() -> None:
+    """Changes here break the resume of runs that were started with an earlier version."""
+    assert order(Stream(paper_index((3, 5)), seed=0, lanes=3, window=2), 0, 16) == [
+        *[1, 5, 0, 2, 4, 7, 3, 6],
+        *[5, 0, 4, 6, 1, 3, 7, 2],
+    ]
+
+
+@pytest.mark.parametrize("position", [0, 36, 37, 10**9, 10**15])
+def test_resume_needs_the_position_only(dataset, position: int) -> None:
+    index = dataset(COUNTS)
+    used = Stream(index, seed=4, lanes=5, window=4)
+    before = [used.read(p) for p in range(position, position + 40)]
+    fresh = Stream(DatasetIndex.load(index.url), seed=4, lanes=5, window=4)
+    assert [fresh.read(p) for p in reversed(range(position, position + 40))] == before[::-1]
+
+
+def test_streams_travel_by_pickle(dataset) -> None:
+    stream = Stream(dataset(COUNTS), seed=4)
+    stream.read(0)
+    assert pickle.loads(pickle.dumps(stream)).read(3) == stream.read(3)
+
+
+def test_a_sample_says_where_it_stands(dataset) -> None:
+    stream = Stream(dataset((3, 4), compress=True), seed=0, source="text")
+    sample = stream.read(9)
+    assert (sample.position, sample.epoch, sample.source) == (9, 1, "text")
+    number = int(sample.key[2:])
+    assert sample.shard == f"shard-{int(number >= 3):03d}.tar.gz"
+    assert sample.fields == {"txt": f"text of {sample.key}".encode(), "json": f'{{"number":{number}}}'.encode()}
+
+
+def test_in_order_and_limit(dataset) -> None:
+    index = dataset((2, 3))
+    assert [sample.key for sample in in_order(index)] == [f"s-{i:05d}" for i in range(5)]
+    assert [sample.key for sample in in_order(index, 3)] == [f"s-{i:05d}" for i in range(3)]
+
+
+def test_stand_ins_are_the_next_of_the_epoch() -> None:
+    index = paper_index((3, 2))
+    assert list(Stream(index, seed=0).candidates(8)) == [8]
+    assert list(Stream(index, seed=0, on_error="skip").candidates(8)) == [8, 9, 5, 6, 7]
+    assert list(Stream(index, seed=0, on_error="skip", max_errors=1).candidates(4)) == [4, 0]
+
+
+def test_bad_arguments_are_named(tmp_path: Path) -> None:
+    index = paper_index((4,))
+    for options in ({"lanes": 0}, {"window": 0}, {"on_error": "ignore"}):
+        with pytest.raises(DataError, match=next(iter(options))):
+            Stream(index, seed=0, **options)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="source 'img'.* 10 samples .*multiple of .* 2 × 2"):
+        Stream(index, seed=0, source="img").micro_batch(0, 10, 0, 2, 0, 2)
