@@ -39,7 +39,7 @@ class BackboneConfig(Section):
     tokenizer: str | None = Field(None, description="tokenizer.json or tokenizer folder of a text backbone")
     size: PositiveInt | None = Field(None, description="image side in pixels of an image backbone")
     length: PositiveInt | None = Field(None, description="tokens per sequence of a text backbone")
-    gradient_checkpointing: bool = False
+    activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     compile: bool = Field(False, description="run the backbone through torch.compile")
 
 

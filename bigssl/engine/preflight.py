@@ -160,7 +160,8 @@ def _refuse_changed_recipe(recipe: Recipe) -> None:
         return
     before, now = _flat(yaml.safe_load(path.read_text())), _flat(yaml.safe_load(dump_recipe(recipe)))
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    fixed = [k for k in differing if not any(k == c or k.startswith(c + ".") for c in RESUMABLE_CHANGES)]
+    allowed = RESUMABLE_CHANGES | ({"steps"} if recipe.optim.schedule == "constant" else set())
+    fixed = [k for k in differing if not any(k == c or k.startswith(c + ".") for c in allowed)]
     if fixed:
         changes = "; ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in fixed)
         raise ConfigError(

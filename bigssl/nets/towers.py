@@ -124,10 +124,10 @@ def _build(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) ->
         model = AutoModel.from_pretrained(config.pretrained, dtype=torch.float32)
     else:
         model = AutoModel.from_config(hf_config("backbones", config, len(tokenizer) if tokenizer else None))
-    if config.gradient_checkpointing:
+    if config.activation_checkpointing:
         if not model.supports_gradient_checkpointing:
-            raise ConfigError(f"gradient_checkpointing: {type(model).__name__} does not support it; allowed: false")
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+            raise ConfigError(f"activation_checkpointing: {type(model).__name__} does not support it; allowed: false")
+        model.activation_checkpointing_enable({"use_reentrant": False})
     built: PreTrainedModel = model
     return built
 

@@ -1,0 +1,70 @@
+"""A tiny recipe on real shards, and runs of it in this process or on forked ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigssl.config import Recipe, recipe_model
+from bigssl.engine import loop, preflight, zero
+from bigssl.objectives.base import config_union
+
+DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "steps": 6,
+    "precision": "fp32",
+    "objective": {"name": "simclr", "source": "emoji", "hidden": 16, "dim": 8},
+    "backbones": {
+        "image": {
+            "type": "resnet",
+            "size": 16,
+            "config": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+        }
+    },
+    "data": {"workers": 0, "sources": {"emoji": {"url": str(DEMO / "emoji" / "train")}}},
+    "batch": {"size": 8},
+    "optim": {"lr": 0.01, "warmup": 2},
+    "checkpoint": {"every": 2},
+}
+
+
+def make_recipe(out: Path | str = "unused", **changes: Any) -> Recipe:
+    """The tiny recipe with top-level sections replaced."""
+    return recipe_model(config_union()).model_validate({**TINY, "out": str(out), **changes})
+
+
+def run(recipe: Recipe, probe: Callable[[], dict[str, float]] | None = None) -> tuple[loop.Outcome, dict[str, Any]]:
+    """Train as train.py does: (outcome, whole weights of the objective). Collective."""
+    plan = preflight.plan(recipe, preflight.world_size())
+    device = zero.start()
+    try:
+        outcome = loop.train(recipe, plan, device, probe)
+        return outcome, zero.full_state(plan.objective)
+    finally:
+        zero.stop()
+
+
+def read_curve(folder: Path) -> list[dict[str, float]]:
+    """Metrics without what depends on the clock."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith("speed/")} for row in rows]
+
+
+@pytest.fixture
+def recipe() -> Callable[..., Recipe]:
+    return make_recipe
+
+
+@pytest.fixture
+def train() -> Callable[..., Any]:
+    return run
+
+
+@pytest.fixture
+def curve() -> Callable[[Path], list[dict[str, float]]]:
+    return read_curve

@@ -1,0 +1,72 @@
+"""BatchNorm over ranks is BatchNorm over the whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bigssl.engine import zero
+from bigssl.nets.norm import GlobalBatchNorm, has_batch_norm, with_global_batch_norm
+
+SPLIT = [5, 2]  # ranks may hold different numbers of samples
+
+
+def network(kind: type) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), kind(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 6), nn.Identity())
+
+
+def images() -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(sum(SPLIT), 3, 6, 6, dtype=torch.float32) * 3 + 2
+
+
+def objective(output: torch.Tensor) -> torch.Tensor:
+    return (output**3).sum()
+
+
+def on_rank() -> Any:
+    zero.start()
+    model = network(GlobalBatchNorm)
+    share = images().split(SPLIT)[dist.get_rank()]
+    for _ in range(3):
+        model.zero_grad()
+        output = model(share)
+        objective(output).backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    for grad in grads.values():
+        dist.all_reduce(grad)
+    return output.detach(), grads, dict(model.named_buffers())
+
+
+@pytest.mark.distributed
+def test_two_uneven_ranks_equal_torch_on_the_whole_batch(ranks: Any) -> None:
+    model = network(nn.BatchNorm2d)
+    for _ in range(3):
+        model.zero_grad()
+        output = model(images())
+        objective(output).backward()
+    (first, grads, buffers), (second, _, _) = ranks(on_rank, 2)
+    torch.testing.assert_close(torch.cat([first, second]), output.detach(), rtol=1e-4, atol=1e-5)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        scale = parameter.grad.abs().max().item()
+        torch.testing.assert_close(grads[name], parameter.grad, rtol=1e-3, atol=1e-4 * scale, msg=name)
+    for name, value in model.named_buffers():
+        torch.testing.assert_close(buffers[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_conversion_keeps_weights_and_state_names() -> None:
+    model = network(nn.BatchNorm2d)
+    with torch.no_grad():
+        model[1].weight.uniform_()
+    before, x = model.state_dict(), images()
+    expected = model.eval()(x)
+    converted = with_global_batch_norm(model)
+    assert has_batch_norm(converted) and isinstance(converted[1], GlobalBatchNorm)
+    assert list(converted.state_dict()) == list(before)
+    torch.testing.assert_close(converted.eval()(x), expected)

@@ -1,0 +1,117 @@
+"""Backbones are transformers' own, with the published sizes; features are what the pooling says; mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from bigssl.config import BackboneConfig
+from bigssl.config_errors import ConfigError
+from bigssl.data.text import load_tokenizer
+from bigssl.nets import towers
+from bigssl.nets.pool import normalise
+
+TOKENIZER = str(Path(towers.__file__).parents[1] / "demo" / "tokenizer.json")
+BASIC = {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
+
+
+def vit(dim: int, heads: int) -> dict[str, Any]:
+    return {"hidden_size": dim, "num_attention_heads": heads, "intermediate_size": 4 * dim}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "count"),
+    [
+        ("bert", {}, 109_482_240),
+        ("resnet", BASIC, 11_176_512),
+        ("resnet", {}, 23_508_032),
+        ("vit", vit(192, 3), 5_524_416),
+        ("vit", vit(384, 6), 21_665_664),
+        ("vit", vit(768, 12), 85_798_656),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(kind: str, config: dict[str, Any], count: int) -> None:
+    with torch.device("meta"):
+        model = AutoModel.from_config(towers.hf_config("backbones.x", BackboneConfig(type=kind, config=config)))
+    parameters = {n: p.numel() for n, p in model.named_parameters() if not (kind == "vit" and "pooler" in n)}
+    assert sum(parameters.values()) == count
+
+
+TINY_VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+            "patch_size": 8}  # fmt: skip
+
+
+def test_vit_takes_its_image_size_and_pools_patches() -> None:
+    tower = towers.Tower(BackboneConfig(type="vit", size=32, config=TINY_VIT), None)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    hidden = tower.model(pixel_values=normalise(images)).last_hidden_state
+    assert hidden.shape == (2, 17, 16)
+    torch.testing.assert_close(tower.images(images), hidden[:, 1:].mean(1))
+    assert tower.size == 32 and tower.dim == 16 and not tower.is_text
+    with pytest.raises(ValueError, match="no tokenizer"):
+        _ = tower.tokenizer
+
+
+def test_text_features_ignore_padding() -> None:
+    config = BackboneConfig(type="bert", tokenizer=TOKENIZER, length=8, config={
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32})  # fmt: skip
+    tower = towers.Tower(config, load_tokenizer(TOKENIZER)).eval()
+    ids, mask = torch.tensor([[2, 9, 8, 3]]), torch.ones(1, 4, dtype=torch.long)
+    padded = torch.tensor([[2, 9, 8, 3, 0, 0]]), torch.tensor([[1, 1, 1, 1, 0, 0]])
+    torch.testing.assert_close(tower.text(ids, mask), tower.text(*padded), rtol=1e-5, atol=1e-6)
+    assert tower.vocabulary == len(tower.tokenizer) == len(tower.token_embedding)
+
+
+def test_normalise_maps_bytes_to_minus_one_to_one() -> None:
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)
+    assert normalise(pixels)[0, 0, 0].tolist() == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"type": "resnett", "size": 8}, ["backbones.image.type", "'resnett'", "nearest: resnet"]),
+        ({"type": "resnet", "size": 8, "config": {"hiden_sizes": [8]}}, ["config.hiden_sizes", "nearest: hidden_sizes"]),
+        ({"type": "resnet", "size": 8, "config": {"depths": "deep"}}, ["backbones.image.config", "depths"]),
+        ({"type": "resnet"}, ["backbones.image", "size", "tokenizer"]),
+        ({"type": "bert", "tokenizer": "no/such.json", "length": 8}, ["tokenizer", "no/such.json", "bigssl tokenizer"]),
+        ({"type": "bert", "tokenizer": TOKENIZER}, ["backbones.image.length"]),
+        ({"type": "vit", "size": 8, "pretrained": "x", "config": {"hidden_size": 8}}, ["pretrained", "one of the two"]),
+    ],
+)
+def test_mistakes_are_named_with_the_nearest_match(section: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        towers.check("image", BackboneConfig.model_validate(section))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_activation_checkpointing_changes_nothing_but_memory() -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    gradients = []
+    for flag in (False, True):
+        torch.manual_seed(0)
+        config = BackboneConfig(type="vit", size=32, config=TINY_VIT, activation_checkpointing=flag)
+        tower = towers.Tower(config, None).train()
+        tower.images(images).square().sum().backward()
+        gradients.append({n: p.grad for n, p in tower.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, grad in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], grad, msg=name)
+
+
+def test_activation_checkpointing_is_refused_where_it_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match="does not support"):
+        towers.Tower(BackboneConfig(type="resnet", size=32, activation_checkpointing=True, config=BASIC), None)
+
+
+def test_pretrained_folder_is_where_training_starts(tmp_path: Path) -> None:
+    first = towers.Tower(BackboneConfig(type="vit", size=32, config=TINY_VIT), None)
+    first.model.save_pretrained(tmp_path)
+    again = towers.Tower(BackboneConfig(type="vit", size=32, pretrained=str(tmp_path)), None)
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name

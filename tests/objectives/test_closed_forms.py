@@ -1,0 +1,107 @@
+"""Losses of whole objectives at states where the value is known (NT-Xent, CLIP and MLM at collapse and at start)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.objectives.base import discover
+
+
+def flatten_weights(module: nn.Module, value: float = 0.0) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(value)
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_simclr_collapsed_is_ln_of_2n_minus_1(size: int, objective: Any, batch: Any) -> None:
+    task = objective(discover()["simclr"], "simclr")
+    flatten_weights(task.head)
+    with torch.no_grad():
+        task.head.layers[-1].bias.fill_(1.0)  # one embedding for every image
+    losses = task(batch(task, size=size))
+    assert losses.total.item() == pytest.approx(math.log(2 * size - 1), abs=1e-5)
+    assert losses.chance == pytest.approx(math.log(2 * size - 1))
+
+
+def test_simclr_equals_a_loop_over_pairs(objective: Any, batch: Any) -> None:
+    task = objective(discover()["simclr"], "simclr", temperature=0.3)
+    data = batch(task, size=5)
+    loss = task(data).total.item()
+    with torch.no_grad():
+        both = torch.cat([data["view1"], data["view2"]])
+        z = torch.nn.functional.normalize(task.head(task.backbone.images(both)).double())
+    total = 0.0
+    for i in range(10):
+        others = [math.exp(float(z[i] @ z[j]) / 0.3) for j in range(10) if j != i]
+        total -= math.log(math.exp(float(z[i] @ z[(i + 5) % 10]) / 0.3) / sum(others))
+    assert loss == pytest.approx(total / 10, rel=1e-5)
+
+
+def test_clip_collapsed_is_ln_n_and_its_scale_is_capped(objective: Any, batch: Any) -> None:
+    task = objective(discover()["clip"], "clip")
+    data = batch(task, size=8)
+    assert task(data).stats["scale"].item() == pytest.approx(1 / 0.07)
+    with torch.no_grad():
+        task.log_scale.fill_(9.0)
+    assert task(data).stats["scale"].item() == pytest.approx(100.0)
+    flatten_weights(task.image_projection)
+    assert task(data).total.item() == pytest.approx(math.log(8), abs=1e-5)
+
+
+def test_mlm_without_knowledge_is_ln_of_the_vocabulary(objective: Any, batch: Any) -> None:
+    task = objective(discover()["mlm"], "mlm")
+    data = batch(task)
+    start = task(data)
+    assert start.total.item() == pytest.approx(start.chance, rel=0.05)
+    flatten_weights(task.head)
+    assert task(data).total.item() == pytest.approx(math.log(task.backbone.vocabulary), abs=1e-5)
+
+
+def test_mlm_equals_a_loop_over_the_masked_tokens(objective: Any, batch: Any) -> None:
+    task = objective(discover()["mlm"], "mlm")
+    data = batch(task)
+    with torch.no_grad():
+        hidden = task.backbone.tokens(data["input_ids"], data["attention_mask"])
+        head = task.head
+        logits = head.norm(nn.functional.gelu(head.dense(hidden))).double() @ head.weight.double().T + head.bias
+        picked = [
+            -torch.log_softmax(logits[b, t], 0)[data["labels"][b, t]].item()
+            for b, t in (data["labels"] != -100).nonzero().tolist()
+        ]
+    assert task(data).total.item() == pytest.approx(sum(picked) / len(picked), rel=1e-5)
+
+
+def test_mlm_head_without_a_masked_token_is_zero_with_zero_gradient() -> None:
+    embedding = nn.Parameter(torch.randn(7, 4))
+    head = MaskedLanguageHead(embedding)
+    hidden = torch.randn(2, 3, 4, requires_grad=True)
+    head(hidden, torch.full((2, 3), -100)).backward()
+    assert hidden.grad is not None and not hidden.grad.any()
+
+
+def test_joint_is_the_weighted_sum_of_its_parts(objective: Any, batch: Any) -> None:
+    task = objective(discover()["joint"], "joint")
+    data = batch(task)
+    losses = task(data)
+    weights = {"views": 1.0, "captions": 0.5, "words": 0.1}
+    alone = {name: task.parts[name](data[name]) for name in weights}
+    assert losses.total.item() == pytest.approx(sum(w * alone[n].total.item() for n, w in weights.items()), rel=1e-5)
+    assert losses.chance == pytest.approx(sum(w * alone[n].chance for n, w in weights.items()))
+    assert {name: value.item() for name, value in losses.parts.items()} == pytest.approx(
+        {name: alone[name].total.item() for name in weights}, rel=1e-5
+    )
+
+
+def test_joint_parts_draw_randomness_of_their_own(objective: Any, batch: Any) -> None:
+    """Dropping one part leaves the others' samples as they were only if each has its own generator."""
+    task = objective(discover()["joint"], "joint")
+    data = batch(task)
+    assert set(data) == {"views", "captions", "words"}
+    assert not torch.equal(data["views"]["view1"], data["views"]["view2"])
