@@ -7,10 +7,12 @@ import inspect
 import os
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 CHOICES = ("auto", "triton", "torch", "reference")
 VARIABLE = "BIGSSL_KERNELS"
@@ -20,6 +22,7 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # (family, implementation) -> module with that family's functions. A family missing here has no such implementation.
 MODULES = {
     ("similarity", "torch"): "bigssl_kernels._similarity_torch",
+    ("sigmoid", "torch"): "bigssl_kernels._sigmoid_torch",
     ("linear_ce", "torch"): "bigssl_kernels._linear_ce_torch",
 }
 
@@ -68,6 +71,17 @@ def triton_obstacle(family: str, data: Tensor) -> str | None:
 def module(family: str, impl: str) -> ModuleType:
     """The module that implements `family`; imported at first use, so that importing the package needs torch only."""
     return importlib.import_module(MODULES[family, impl])
+
+
+def exact(loss: Callable[..., Result]) -> Callable[..., Result]:
+    """Shut autocast out of `loss`."""
+
+    @functools.wraps(loss)
+    def run(first: Tensor, *args: Any) -> Result:
+        with torch.autocast(first.device.type, enabled=False):
+            return loss(first, *args)
+
+    return run
 
 
 def refuse_double_backward(ctx, *_: object) -> None:

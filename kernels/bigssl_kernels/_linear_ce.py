@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bigssl_kernels._checks import accumulator
-from bigssl_kernels._dispatch import module, refuse_double_backward
+from bigssl_kernels._dispatch import exact, module, refuse_double_backward
 
 DEBUG = "BIGSSL_KERNELS_DEBUG"
 
@@ -25,6 +25,7 @@ def _check_labels(labels: Tensor, kept: Tensor, vocabulary: int) -> None:
 
 
 @torch.library.custom_op("bigssl_kernels::linear_ce_rows", mutates_args=())
+@exact
 def linear_ce_rows(
     hidden: Tensor,
     weight: Tensor,
@@ -41,10 +42,9 @@ def linear_ce_rows(
     kept = labels != ignore_index
     _check_labels(labels, kept, weight.shape[0])
     index = kept.nonzero().squeeze(1)
-    with torch.autocast(hidden.device.type, enabled=False):
-        lse, target, total = module("linear_ce", impl).rows_forward(
-            hidden[index].to(dtype), weight, bias, labels[index], softcap
-        )
+    lse, target, total = module("linear_ce", impl).rows_forward(
+        hidden[index].to(dtype), weight, bias, labels[index], softcap
+    )
     losses = lse - (1 - label_smoothing) * target + z_loss * lse.square()
     if label_smoothing:
         losses -= label_smoothing / weight.shape[0] * total
@@ -70,6 +70,7 @@ def _(
 
 
 @torch.library.custom_op("bigssl_kernels::linear_ce_gradient", mutates_args=())
+@exact
 def linear_ce_gradient(
     upstream: Tensor,
     lse: Tensor,

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from bigssl_kernels._dispatch import exact
 from bigssl_kernels._distributed import gather
 from bigssl_kernels._similarity import backward, forward
 
 
 @torch.library.custom_op("bigssl_kernels::nt_xent_rows", mutates_args=())
+@exact
 def nt_xent_rows(
     z: Tensor, everyone: Tensor | None, scale: Tensor, own: int, slope: bool, group: str, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:

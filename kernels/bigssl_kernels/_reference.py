@@ -3,28 +3,14 @@
 Everything is computed in float32 (float64 for float64 inputs), whatever autocast says, with the whole matrix of logits.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from bigssl_kernels._checks import accumulator
-from bigssl_kernels._distributed import gather_rows, rank
-
-
-def exact(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Shut autocast out of `loss`."""
-
-    @functools.wraps(loss)
-    def run(first: Tensor, *args: Any) -> Tensor:
-        with torch.autocast(first.device.type, enabled=False):
-            return loss(first, *args)
-
-    return run
+from bigssl_kernels._dispatch import exact
+from bigssl_kernels._distributed import gather, gather_rows, group_name, rank
 
 
 def unit(rows: Tensor, normalize: bool) -> Tensor:
@@ -84,3 +70,36 @@ def linear_cross_entropy(
         logits, labels.long(), ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
     )
     return losses + (z_loss * logits.logsumexp(1).square()).masked_fill(labels == ignore_index, 0.0)
+
+
+@exact
+def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, scale: Tensor, normalize: bool) -> Tensor:
+    """[N, D] x 2, [K, D] -> losses of the N queries (van den Oord et al. 2018; He et al. 2020)."""
+    q, p, n = (unit(rows, normalize) for rows in (query, positive, negatives))
+    logits = torch.cat([(q * p).sum(1, keepdim=True), q @ n.T], 1) * scale  # [N, 1 + K]
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64, device=q.device), reduction="none")
+
+
+@exact
+def sup_con(
+    embeddings: Tensor, ids: Tensor, scale: Tensor, normalize: bool, group: ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
+    """[M, D], [M] -> losses of this rank's rows (0 without positives), number of rows with positives on all ranks."""
+    z = gather_rows(unit(embeddings, normalize), group)
+    ids = gather(ids, group_name(group))
+    logits = (z @ z.T * scale).fill_diagonal_(float("-inf"))
+    positive = (ids[:, None] == ids).fill_diagonal_(False)
+    log_prob = logits.log_softmax(1).masked_fill(~positive, 0.0)
+    count = positive.sum(1)
+    return own_rows(-log_prob.sum(1) / count.clamp(min=1), len(embeddings), group), (count > 0).sum()
+
+
+@exact
+def sigmoid_loss(
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, normalize: bool, group: ProcessGroup | None
+) -> Tensor:
+    """[N, D] x 2 -> losses of this rank's images against all texts (Zhai et al. 2023)."""
+    images, texts = (gather_rows(unit(tower, normalize), group) for tower in (image, text))
+    logits = images @ texts.T * scale + bias
+    sign = 2 * torch.eye(len(images), dtype=logits.dtype, device=logits.device) - 1
+    return own_rows(-F.logsigmoid(sign * logits).sum(1), len(image), group)

@@ -29,8 +29,7 @@ def forward(
         Logsumexps of the rows [m] and of the columns [n], derivatives of both: sum_j p_ij rows_i . cols_j. In the dtype
         of the scale; [0] where not wanted.
     """
-    with torch.autocast(rows.device.type, enabled=False):
-        return module("similarity", impl).forward(rows, cols, scale, own, both, slope)
+    return module("similarity", impl).forward(rows, cols, scale, own, both, slope)
 
 
 @torch.library.custom_op("bigssl_kernels::similarity_backward", mutates_args=())
@@ -59,14 +58,14 @@ def backward(
     arguments = [row_lse, row_weight, col_lse, col_weight]
     peak = None
     if rows.dtype == torch.float16:
-        arguments, peak = _within_half_range(*arguments)
+        arguments, peak = within_half_range(*arguments)
     grads: tuple[Tensor, Tensor] = module("similarity", impl).backward(
         rows, cols, scale, own, *arguments, for_rows, for_cols
     )
     return grads if peak is None else (grads[0].mul_(peak), grads[1].mul_(peak))
 
 
-def _within_half_range(
+def within_half_range(
     row_lse: Tensor | None, row_weight: Tensor | None, col_lse: Tensor | None, col_weight: Tensor | None
 ) -> tuple[list[Tensor | None], Tensor]:
     """Weights scaled so that the products of float16 neither vanish nor overflow, and the factor taken out."""

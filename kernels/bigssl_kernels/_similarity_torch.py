@@ -153,9 +153,9 @@ def backward(
         fill_own(weights, piece, part, own, 0.0)
         weights = weights.to(rows.dtype)
         if for_rows:
-            _accumulate(grad_rows[piece], weights, others[part])
+            accumulate(grad_rows[piece], weights, others[part])
         if for_cols and (cols is not None or piece != part):
-            _accumulate(grad_cols[part], weights.T, rows[piece])
+            accumulate(grad_cols[part], weights.T, rows[piece])
     grad_rows.mul_(scale)
     return grad_rows, scale.new_empty(0) if cols is None else grad_cols.mul_(scale)
 
@@ -191,7 +191,7 @@ def _weigh_shifted(logits: Tensor, row: Factor, col: Factor) -> Tensor:
     return terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
 
 
-def _accumulate(target: Tensor, left: Tensor, right: Tensor) -> None:
+def accumulate(target: Tensor, left: Tensor, right: Tensor) -> None:
     """target += left @ right, summed in the dtype of the target."""
     if left.dtype == target.dtype:
         target.addmm_(left, right)

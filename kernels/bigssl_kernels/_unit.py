@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from bigssl_kernels._checks import accumulator
-from bigssl_kernels._dispatch import refuse_double_backward
+from bigssl_kernels._dispatch import exact, refuse_double_backward
 
 
 @torch.library.custom_op("bigssl_kernels::unit_rows", mutates_args=())
+@exact
 def unit_rows_op(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """[m, D] -> rows / |row| in `dtype`, and 1/|row| [m] in the accumulator's dtype, 0 for a row of zeros."""
     wide = rows.to(accumulator(rows.dtype))
@@ -22,6 +23,7 @@ def _(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("bigssl_kernels::unit_rows_grad", mutates_args=())
+@exact
 def unit_rows_grad_op(upstream: Tensor, unit: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
     """(g - z (z.g)) / |row|: only what is tangent to the sphere gets through."""
     unit = unit.to(inverse.dtype)

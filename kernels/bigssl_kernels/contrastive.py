@@ -5,11 +5,23 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from bigssl_kernels import _reference
-from bigssl_kernels._checks import as_scalar, check_pairs, check_reduction, compute_dtype
+from bigssl_kernels._checks import (
+    as_scalar,
+    check_alike,
+    check_indices,
+    check_matrix,
+    check_not_empty,
+    check_pairs,
+    check_reduction,
+    compute_dtype,
+)
 from bigssl_kernels._clip import clip_rows
 from bigssl_kernels._dispatch import FAMILIES, choose
 from bigssl_kernels._distributed import gather, group_name, rank, reduce_rows, world_size
+from bigssl_kernels._info_nce import info_nce_rows
 from bigssl_kernels._nt_xent import nt_xent_rows
+from bigssl_kernels._sigmoid import sigmoid_rows
+from bigssl_kernels._sup_con import classes_of, sup_con_rows
 from bigssl_kernels._unit import prepare
 
 
@@ -107,4 +119,142 @@ def clip_loss(
     return reduce_rows(rows, reduction, group, image.shape[0] * world_size(group))
 
 
-FAMILIES.update(nt_xent="similarity", clip_loss="similarity")
+def info_nce(
+    query: Tensor,
+    positive: Tensor,
+    negatives: Tensor,
+    temperature: float | Tensor = 0.07,
+    *,
+    normalize: bool = True,
+    reduction: str = "mean",
+    impl: str = "auto",
+) -> Tensor:
+    """Contrastive loss against a queue (van den Oord et al. 2018; MoCo, He et al. 2020).
+
+    Each query picks its positive among that and the K negatives, which all queries share.
+
+    Args:
+        query: [N, D] embeddings, float32, bfloat16, float16 or float64 (the Triton kernels not); any strides.
+        positive: [N, D] embeddings, row i belonging to query i; same dtype and device.
+        negatives: [K, D] embeddings; same dtype and device. K may be 0. It gets a gradient where it requires one.
+        temperature: divides the similarities; a number or a tensor of one element, which gets its gradient.
+        normalize: bring rows to length one first. A row of zeros stays zero and gets a zero gradient.
+        reduction: "mean" over the queries, "sum", or "none".
+        impl: as in `nt_xent`.
+
+    Returns:
+        A float32 scalar (float64 for float64 inputs), or [N] losses for reduction="none".
+
+    Raises:
+        ValueError: shapes, dtypes, devices, temperature or an option do not fit.
+        RuntimeError: the implementation asked for cannot run here.
+    """
+    check_pairs("info_nce", "positive", positive, "query", query)
+    check_matrix("info_nce", "negatives", negatives)
+    check_alike("info_nce", "negatives", negatives, "query", query)
+    check_reduction("info_nce", reduction)
+    scale = as_scalar("info_nce", "temperature", temperature, query).reciprocal()
+    chosen = choose("info_nce", "similarity", impl, query)
+    if chosen == "reference":
+        rows = _reference.info_nce(query, positive, negatives, scale, normalize)
+    else:
+        dtype = compute_dtype(query)
+        towers = [prepare(tower, normalize, dtype) for tower in (query, positive, negatives)]
+        rows = info_nce_rows(*towers, scale, scale.requires_grad, chosen)[0]
+    return reduce_rows(rows, reduction, None, query.shape[0])
+
+
+def sup_con(
+    embeddings: Tensor,
+    ids: Tensor,
+    temperature: float | Tensor = 0.1,
+    *,
+    normalize: bool = True,
+    reduction: str = "mean",
+    group: ProcessGroup | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Supervised contrastive loss, the mean of the positives outside the logarithm (Khosla et al. 2020, L_out).
+
+    Rows with equal id are positives of each other; a row without any is left out of the mean, but stays a negative of
+    all others. With each id twice this is NT-Xent.
+
+    Args:
+        embeddings: [M, D], float32, bfloat16, float16 or float64 (the Triton kernels not); any strides.
+        ids: [M] integers on the same device.
+        temperature: divides the similarities; a number or a tensor of one element, which gets its gradient.
+        normalize: bring rows to length one first. A row of zeros stays zero and gets a zero gradient.
+        reduction: "mean" over the rows that have positives, "sum", or "none" (0 for rows without positives).
+        group, impl: as in `nt_xent`.
+
+    Returns:
+        A float32 scalar (float64 for float64 inputs), or [M] losses for reduction="none". Without any positives: 0.
+
+    Raises:
+        ValueError: shapes, dtypes, devices, temperature or an option do not fit.
+        RuntimeError: the implementation asked for cannot run here.
+    """
+    check_matrix("sup_con", "embeddings", embeddings)
+    check_not_empty("sup_con", "embeddings", embeddings)
+    check_indices("sup_con", "ids", ids, embeddings.shape[0], "embeddings", embeddings.device)
+    check_reduction("sup_con", reduction)
+    scale = as_scalar("sup_con", "temperature", temperature, embeddings).reciprocal()
+    chosen = choose("sup_con", "similarity", impl, embeddings)
+    if chosen == "reference":
+        rows, count = _reference.sup_con(embeddings, ids, scale, normalize, group)
+    else:
+        z, name = prepare(embeddings, normalize, compute_dtype(embeddings)), group_name(group)
+        everyone, everyones_ids = gather(z, name) if name else None, gather(ids, name)
+        own = rank(group) * z.shape[0]
+        rows = sup_con_rows(z, everyone, everyones_ids, scale, own, scale.requires_grad, name, chosen)[0]
+        count = (classes_of(everyones_ids)[1] > 0).sum()
+    return reduce_rows(rows, reduction, group, count.clamp(min=1))
+
+
+def sigmoid_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    *,
+    normalize: bool = True,
+    group: ProcessGroup | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Pairwise sigmoid loss of SigLIP (Zhai et al. 2023): every image-text pair is a yes-or-no question.
+
+    Sum over all N x N pairs of -log sigmoid(+-(logit_scale * image.text + logit_bias)), divided by N.
+
+    Args:
+        image: [N, D] embeddings, float32, bfloat16, float16 or float64 (the Triton kernels not); any strides.
+        text: [N, D] embeddings, row i belonging to image i; same dtype and device.
+        logit_scale: multiplies the similarities (the exp of the parameter: the caller takes the exp); above zero.
+        logit_bias: added to them. Both numbers or tensors of one element, which get their gradients.
+        normalize: bring rows to length one first. A row of zeros stays zero and gets a zero gradient.
+        group, impl: as in `nt_xent`.
+
+    Returns:
+        A float32 scalar (float64 for float64 inputs).
+
+    Raises:
+        ValueError: shapes, dtypes, devices, scale or bias do not fit.
+        RuntimeError: the implementation asked for cannot run here.
+    """
+    check_pairs("sigmoid_loss", "text", text, "image", image)
+    scale = as_scalar("sigmoid_loss", "logit_scale", logit_scale, image)
+    bias = as_scalar("sigmoid_loss", "logit_bias", logit_bias, image, positive=False)
+    chosen = choose("sigmoid_loss", "sigmoid", impl, image)
+    if chosen == "reference":
+        rows = _reference.sigmoid_loss(image, text, scale, bias, normalize, group)
+    else:
+        dtype, name = compute_dtype(image), group_name(group)
+        a, b = prepare(image, normalize, dtype), prepare(text, normalize, dtype)
+        everyone = (gather(a, name), gather(b, name)) if name else (None, None)
+        slope = scale.requires_grad or bias.requires_grad
+        rows = sigmoid_rows(a, b, *everyone, scale, bias, slope, name, chosen)[0]
+    return reduce_rows(rows, "mean", group, image.shape[0] * world_size(group))
+
+
+FAMILIES.update(
+    nt_xent="similarity", clip_loss="similarity", info_nce="similarity", sup_con="similarity", sigmoid_loss="sigmoid"
+)

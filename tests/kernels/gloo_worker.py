@@ -1,7 +1,9 @@
 """One rank of the distributed tests: `gloo_worker.py RANK WORLD FOLDER` runs the cases and saves loss and gradients."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,12 +17,24 @@ GLOBAL = 12  # pairs in all: divides by 2, 3 and 4
 def cases() -> dict[str, tuple]:
     """Name -> loss, impl, reduction, kind of scale."""
     table = {}
-    for loss in (K.nt_xent, K.clip_loss):
+    for loss in (K.nt_xent, K.clip_loss, K.sup_con, K.sigmoid_loss):
         for impl in ("reference", "torch"):
-            for reduction in ("mean", "sum", "none"):
-                for scale in ("tensor", "number"):
+            for reduction in ("mean",) if loss is K.sigmoid_loss else ("mean", "sum", "none"):
+                for scale in ("tensor", "number", "uneven"):
                     table[f"{loss.__name__}-{impl}-{reduction}-{scale}"] = (loss, impl, reduction, scale)
     return table
+
+
+def evaluate(
+    loss: Callable[..., Tensor], first: Tensor, second: Tensor, scale: Tensor | float, **options: Any
+) -> Tensor:
+    """Call a loss, whatever its arguments are, on pairs of embeddings."""
+    if loss is K.sup_con:  # ids: some rows alone, most with positives, on this rank and on others
+        ids = (first.detach().sum(1) * 1.5).round().long()
+        return loss(first, ids, scale, **options)
+    if loss is K.sigmoid_loss:
+        return loss(first, second, scale, scale * -2, **options)
+    return loss(first, second, scale, **options)
 
 
 def tower() -> dict[str, Tensor]:
@@ -36,9 +50,11 @@ def step(case: tuple, rank: int, world: int, group: dist.ProcessGroup | None) ->
     params = {name: value.requires_grad_() for name, value in tower().items()}
     data = torch.randn(2, GLOBAL, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     mine = data.chunk(world, 1)[rank]
-    scale = params["scale"] if kind == "tensor" else 0.7
-    value = loss(
-        mine[0] @ params["first"], mine[1] @ params["second"], scale, impl=impl, reduction=reduction, group=group
+    # uneven: a number on one rank, a tensor of another kind on each other
+    scale = params["scale"] if kind == "tensor" or (kind == "uneven" and rank) else 0.7
+    options = {} if loss is K.sigmoid_loss else {"reduction": reduction}
+    value = evaluate(
+        loss, mine[0] @ params["first"], mine[1] @ params["second"], scale, impl=impl, group=group, **options
     )
     value.mean().backward()
     return {"loss": value.detach()} | {name: p.grad for name, p in params.items() if p.grad is not None}
