@@ -113,7 +113,7 @@ class Loader(DataLoader):
         # Workers live as long as this generator: torch stops them when the iterator below is dropped or exhausted.
         allowed = min((s.max_errors for s in self.dataset.streams.values()), default=0)  # type: ignore[attr-defined]
         skipped: set[str] = set()
-        for batch in super().__iter__():
+        for batch in self._start():
             if isinstance(batch, DataError):
                 raise batch
             skipped.update(batch.errors)
@@ -122,6 +122,14 @@ class Loader(DataLoader):
                     f"{len(skipped)} bad samples, data.max_errors allows {allowed}; the last: {batch.errors[-1]}"
                 )
             yield batch
+
+    def _start(self) -> Iterator[Any]:
+        """Forks the workers with signals held back until each has arranged how to take them."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def make_loader(
@@ -178,7 +186,7 @@ def _start_worker(number: int) -> None:
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})
     threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
 
 

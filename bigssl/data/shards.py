@@ -108,10 +108,9 @@ def _write_shards(items: Sequence[Item], folder: Path, name: str, size: int, com
 def _write_tar(items: Sequence[Item], tar: Path) -> None:
     # names, owner, mode and time are fixed, fields are sorted by the writer: equal samples, equal bytes
     with tar.open("wb") as file:
-        writer = webdataset.TarWriter(file, user="bigssl", group="bigssl", mtime=0, encoder=False)
-        for item in items:
-            writer.write({"__key__": item.key, **_load(item)})
-        writer.close()
+        with webdataset.TarWriter(file, user="bigssl", group="bigssl", mtime=0, encoder=False) as writer:
+            for item in items:
+                writer.write({"__key__": item.key, **_load(item)})
         file.flush()
         os.fsync(file.fileno())
 

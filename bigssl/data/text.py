@@ -21,28 +21,44 @@ SPECIALS = {
     "mask_token": "[MASK]",
 }
 IGNORE = -100  # the label of a position that has no loss
+_WORD_LENGTH = 5  # about
 _WORD_START = re.compile(r"(?<=\s)\S")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLike[str]) -> None:
     """Trains a lower-case WordPiece vocabulary of at most `vocab_size` entries and writes it as a tokenizer.json.
 
-    Deterministic for the same texts in the same order. [PAD] is 0; the others of SPECIALS follow. Encoding adds [CLS]
-    and [SEP] (Devlin et al. 2019).
+    The same texts give the same bytes. [PAD] is 0; the others of SPECIALS follow. Encoding adds [CLS] and [SEP] (Devlin
+    et al. 2019). `texts` are held in memory.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIALS["unk_token"]))
+    texts, names = list(texts), list(SPECIALS.values())
+    learner = _wordpiece({})
+    # The trainer numbers letters inside words in the order of a hash table, which differs from run to run and decides
+    # ties between merges. As special tokens they have a fixed place; the final tokenizer has them as plain entries.
+    fixed = names + sorted(_letters_inside_words(learner, texts))
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    tokenizer = _wordpiece(learner.get_vocab())
+    tokenizer.add_special_tokens(names)
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", names.index("[SEP]")), ("[CLS]", names.index("[CLS]"))
+    )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(os.fspath(path), pretty=False)
+
+
+def _wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIALS["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    names = list(SPECIALS.values())
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=names, min_frequency=2, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    ends = [(SPECIALS["sep_token"], names.index("[SEP]")), (SPECIALS["cls_token"], names.index("[CLS]"))]
-    tokenizer.post_processor = processors.BertProcessing(*ends)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(os.fspath(path), pretty=False)
+    return tokenizer
+
+
+def _letters_inside_words(tokenizer: Tokenizer, texts: Iterable[str]) -> set[str]:
+    normal = (tokenizer.normalizer.normalize_str(text) for text in texts)
+    words = {word for text in normal for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
+    return {f"##{letter}" for word in words for letter in word[1:]}
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
@@ -58,8 +74,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent)
     else:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **SPECIALS)
-    vocabulary = tokenizer.get_vocab()
-    missing = [name for name in SPECIALS if getattr(tokenizer, name) not in vocabulary]
+    # asked of the file: the class above has by now added what was missing
+    known = Tokenizer.from_file(str(file)).get_vocab()
+    missing = [name for name in SPECIALS if getattr(tokenizer, name) not in known]
     if missing:
         raise DataError(f"tokenizer {file}: no {', '.join(missing)} in its vocabulary; masking and padding need them")
     return tokenizer
@@ -107,11 +124,19 @@ def mask_tokens(
 
 
 def random_window(text: str, rng: np.random.Generator, characters: int) -> str:
-    """At most `characters` characters of `text`, from the beginning of a word on; all of a text that is short
-    enough."""
+    """At most `characters` characters of `text`, from the beginning of a word on; all of a text that is shorter."""
     if len(text) <= characters:
         return text
-    begin = int(rng.integers(len(text) - characters + 1))
-    word = _WORD_START.search(text, max(begin - 1, 0)) if begin else None
-    begin = word.start() if word and begin else 0 if begin == 0 else begin
-    return text[begin : begin + characters].rstrip()
+    # the draw goes on to the next word, so places before the text give the first word its share
+    begin = int(rng.integers(-_WORD_LENGTH, len(text) - characters + 1))
+    start = _next_word(text, begin) if begin > 0 else 0
+    return text[start : start + characters].rstrip()
+
+
+def _next_word(text: str, begin: int) -> int:
+    """Where the first word at or after `begin` begins; in the last word, where that one begins."""
+    found = _WORD_START.search(text, begin)
+    if found:
+        return found.start()
+    words = text.split()
+    return text.rindex(words[-1]) if words else 0

@@ -1,4 +1,4 @@
-"""Micro-batches do not depend on workers or history; bad samples follow the policy; workers live and die with the run."""
+"""Micro-batches do not depend on workers or history; bad samples follow the policy; workers end with the run."""
 
 from __future__ import annotations
 

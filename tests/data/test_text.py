@@ -1,0 +1,154 @@
+"""Tokenizers, encoding, BERT's masking in its proportions, windows at words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigssl.data.errors import DataError
+from bigssl.data.text import (
+    IGNORE,
+    encode,
+    load_tokenizer,
+    mask_tokens,
+    random_window,
+    special_mask,
+    train_tokenizer,
+)
+
+WORDS = [
+    "the state of the union",
+    "The Union is strong",
+    "a smiling face: cheerful, grin",
+    "face with tears of joy",
+] * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "sub" / "tokenizer.json"
+    train_tokenizer(iter(WORDS), 200, path)
+    return path
+
+
+def test_training_is_deterministic(tokenizer_file: Path, tmp_path: Path) -> None:
+    train_tokenizer(WORDS, 200, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == tokenizer_file.read_bytes()
+
+
+def test_words_come_back_in_lower_case(tokenizer_file: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_file)
+    assert len(tokenizer) <= 200
+    assert [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id] == [0, 1, 2]
+    assert [tokenizer.sep_token_id, tokenizer.mask_token_id] == [3, 4]
+    ids, attention = encode(tokenizer, "The UNION grin", 16)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "the union grin"
+    assert encode(tokenizer, "漢", 4)[0].tolist() == [2, 1, 3, 0]
+    assert attention.sum() == (ids != 0).sum()
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, 64])
+def test_encode_cuts_and_pads(tokenizer_file: Path, length: int) -> None:
+    tokenizer = load_tokenizer(tokenizer_file)
+    ids, attention = encode(tokenizer, "the state of the union is strong", length)
+    used = int(attention.sum())
+    assert ids.shape == attention.shape == (length,)
+    assert ids.dtype == attention.dtype == np.int64
+    assert (ids[0], ids[used - 1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    assert attention.tolist() == [1] * used + [0] * (length - used)
+    assert (ids[used:] == 0).all()
+    assert used == min(length, 9)
+
+
+def test_saved_tokenizers_load_from_their_folder(tokenizer_file: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_file)
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert encode(again, WORDS[1], 12)[0].tolist() == encode(tokenizer, WORDS[1], 12)[0].tolist()
+    assert load_tokenizer(tokenizer_file.parent).get_vocab() == tokenizer.get_vocab()
+
+
+def test_what_is_no_tokenizer(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    with pytest.raises(DataError, match=r"x\.json: no such file; train one with `bigssl tokenizer train"):
+        load_tokenizer(tmp_path / "x.json")
+    Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1}, unk_token="[UNK]")).save(str(tmp_path / "y.json"))
+    with pytest.raises(DataError, match="no cls_token, sep_token, mask_token in its vocabulary"):
+        load_tokenizer(tmp_path / "y.json")
+
+
+def test_special_mask(tokenizer_file: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_file)
+    assert special_mask(tokenizer, np.array([0, 1, 2, 3, 4, 5])).tolist() == [True, False, True, True, True, False]
+
+
+def test_masking_has_berts_proportions() -> None:
+    """Over a million tokens: 15 % selected; of those 80 % [MASK], 10 % random, 10 % kept, within 3 sigma."""
+    n, vocabulary, mask_id = 1_000_000, 30_522, 103
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1000, vocabulary, n)
+    masked, labels = mask_tokens(ids, np.zeros(n, bool), rng, vocab_size=vocabulary, mask_id=mask_id)
+    selected = labels != IGNORE
+    count = int(selected.sum())
+    assert abs(count / n - 0.15) < 3 * np.sqrt(0.15 * 0.85 / n)
+    np.testing.assert_array_equal(labels[selected], ids[selected])
+    np.testing.assert_array_equal(masked[~selected], ids[~selected])
+    became_mask = masked[selected] == mask_id
+    stayed = masked[selected] == ids[selected]
+    for share, expected in ((became_mask, 0.8), (~became_mask & ~stayed, 0.1), (stayed, 0.1)):
+        assert abs(share.mean() - expected) < 3 * np.sqrt(expected * (1 - expected) / count)
+    swapped = masked[selected][~became_mask & ~stayed]
+    assert abs(swapped.mean() / vocabulary - 0.5) < 3 / np.sqrt(12 * len(swapped))
+    assert (swapped.min() < 10, swapped.max() > vocabulary - 10) == (True, True) or len(swapped) < 10_000
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 40), st.floats(0, 1), st.floats(0.01, 0.9))
+def test_specials_stay_and_one_is_always_selected(seed: int, length: int, share: float, ratio: float) -> None:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, 50, length)
+    special = rng.random(length) < share
+    before = ids.copy()
+    masked, labels = mask_tokens(ids, special, rng, vocab_size=50, mask_id=4, ratio=ratio)
+    np.testing.assert_array_equal(ids, before)
+    assert (masked.dtype, labels.dtype, masked.shape) == (np.int64, np.int64, (length,))
+    assert (labels[special] == IGNORE).all()
+    np.testing.assert_array_equal(masked[special], ids[special])
+    assert (labels != IGNORE).any() == (~special).any()
+    chosen = labels != IGNORE
+    np.testing.assert_array_equal(labels[chosen], ids[chosen])
+
+
+def test_masking_is_a_function_of_its_generator() -> None:
+    ids, free = np.arange(5, 105), np.zeros(100, bool)
+    first, second, third = (
+        mask_tokens(ids, free, np.random.default_rng(seed), vocab_size=200, mask_id=4)[0].tolist() for seed in (1, 1, 2)
+    )
+    assert first == second != third
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="ab é\n.", max_size=80), st.integers(1, 40), st.integers(0, 1000))
+def test_windows_begin_at_words(text: str, characters: int, seed: int) -> None:
+    window = random_window(text, np.random.default_rng(seed), characters)
+    assert len(window) <= characters or window == text
+    if len(text) <= characters:
+        assert window == text
+    else:
+        assert window in text
+        starts = {0} | {found.start() for found in re.finditer(r"(?<=\s)\S", text)}
+        assert any(text.startswith(window, start) for start in starts)
+
+
+def test_windows_cover_a_text() -> None:
+    text = " ".join(f"w{i}" for i in range(500))
+    windows = [random_window(text, np.random.default_rng(seed), 60) for seed in range(3000)]
+    seen = {word for window in windows for word in window.split()}
+    assert seen >= {f"w{i}" for i in range(500)}
+    assert min(map(len, windows)) > 40
