@@ -17,12 +17,24 @@ from bigssl.data.errors import DataError  # noqa: E402
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry of the command; returns the exit code (2: the arguments or the recipe cannot be used)."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         return int(options.run(options) or 0)
     except (ConfigError, DataError) as error:
         print(f"bigssl: {error}", file=sys.stderr)
         return 2
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Overrides may stand anywhere: argparse leaves those after an option over."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    takes_overrides = "overrides" in options and all("=" in word and not word.startswith("-") for word in rest)
+    if rest and not takes_overrides:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

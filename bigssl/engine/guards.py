@@ -75,6 +75,6 @@ class Guard:
         note.write_text("\n".join(lines) + "\n")
         return (
             f"the loss is NaN or infinite at step {step} (or in the {len(self._recent) - 1} before, see log_every); "
-            f"their samples: {note}. The last checkpoint is from before it: go on from there by the same command with a "
-            f"lower optim.lr, optim.clip=1.0 or precision=fp32 (and another out folder, for a change of recipe)"
+            f"their samples: {note}. The last checkpoint is from before it; with a lower optim.lr, optim.clip=1.0 or "
+            f"precision=fp32 (and another out folder, since the recipe changes) the run may get past"
         )

@@ -127,9 +127,15 @@ def _build(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) ->
     if config.activation_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(f"activation_checkpointing: {type(model).__name__} does not support it; allowed: false")
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        _recompute(model)
     built: PreTrainedModel = model
     return built
+
+
+def _recompute(model: PreTrainedModel) -> None:
+    renamed = hasattr(model, "activation_checkpointing_enable")  # since transformers 5.21
+    enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _feature_size(config: PreTrainedConfig) -> int:

@@ -13,6 +13,7 @@ from bigssl.engine import zero
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 
 STEPS, BATCH, ACCUM = 6, 8, 2
+CLIP = {"adamw": 0.1, "lamb": 0.1, "lars": 0.1, "muon": 0.0}
 
 
 def recipe(optimizer: dict[str, Any], stage: int) -> Recipe:
@@ -25,14 +26,15 @@ def recipe(optimizer: dict[str, Any], stage: int) -> Recipe:
             "data": {"sources": {}},
             "batch": {"size": BATCH},
             "zero": {"stage": stage},
-            "optim": {"lr": 0.05, "warmup": 2, "clip": 0.0 if optimizer["name"] == "muon" else 0.1, "weight_decay": 0.1} | optimizer,
+            "optim": {"lr": 0.05, "warmup": 2, "clip": CLIP[optimizer["name"]], "weight_decay": 0.1, **optimizer},
         }
     )
 
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Embedding(11, 6), nn.Flatten(), nn.Linear(18, 7), nn.LayerNorm(7), nn.GELU(), nn.Linear(7, 5))
+    hidden = [nn.Linear(18, 7), nn.LayerNorm(7), nn.GELU(), nn.Linear(7, 5)]
+    return nn.Sequential(nn.Embedding(11, 6), nn.Flatten(), *hidden)
 
 
 def data(step: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -75,7 +75,7 @@ def test_normalise_maps_bytes_to_minus_one_to_one() -> None:
     ("section", "words"),
     [
         ({"type": "resnett", "size": 8}, ["backbones.image.type", "'resnett'", "nearest: resnet"]),
-        ({"type": "resnet", "size": 8, "config": {"hiden_sizes": [8]}}, ["config.hiden_sizes", "nearest: hidden_sizes"]),
+        ({"type": "resnet", "size": 8, "config": {"hiden_sizes": [8]}}, ["config.hiden_sizes", ": hidden_sizes"]),
         ({"type": "resnet", "size": 8, "config": {"depths": "deep"}}, ["backbones.image.config", "depths"]),
         ({"type": "resnet"}, ["backbones.image", "size", "tokenizer"]),
         ({"type": "bert", "tokenizer": "no/such.json", "length": 8}, ["tokenizer", "no/such.json", "bigssl tokenizer"]),

@@ -62,8 +62,8 @@ def make_objective(kind: type[Objective], name: str, **changes: Any) -> Objectiv
 def make_batch(objective: Objective, *, rank: int = 0, world: int = 1, size: int = 12, step: int = 0) -> Any:
     """A rank's share of a global batch of emoji with captions."""
     stream = Stream(DatasetIndex.load(str(DEMO / "emoji" / "train")), seed=0, source="emoji")
-    sources = {source: stream for source in objective.sources()}
-    sizes = {source: size for source in sources}
+    sources = dict.fromkeys(objective.sources(), stream)
+    sizes = dict.fromkeys(sources, size)
     loader = MicroBatches(sources, sizes, objective.prepare, objective.assemble, 0, rank, world, 1)
     return loader[step].data
 

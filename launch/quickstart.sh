@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Install, pretrain on the demo data (emoji with captions, prose), evaluate, say where the report is.
+# usage: bash launch/quickstart.sh [a.b=c ...]     recipe overrides, e.g. steps=100 out=runs/short
+# Run it again to resume an interrupted run; a finished one is evaluated again.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+overrides=("$@")
+set --
+. launch/setup.sh
+# --num_gpus 1 works with and without a GPU; without it the launcher would take every GPU for a few minutes' work
+exec deepspeed --num_gpus 1 bigssl/train.py --config launch/recipes/demo.yaml ${overrides[@]+"${overrides[@]}"}

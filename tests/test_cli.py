@@ -1,0 +1,41 @@
+"""The `bigssl` command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bigssl.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_schema_lists_every_objective_with_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    mapping = schema["properties"]["objective"]["discriminator"]["mapping"]
+    assert set(mapping) >= {"simclr", "mlm", "clip", "joint"}
+    simclr = schema["$defs"][mapping["simclr"].rsplit("/", 1)[-1]]
+    assert simclr["additionalProperties"] is False and "temperature" in simclr["properties"]
+
+
+def test_check_prints_the_resolved_recipe_and_what_it_means(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["config", "check", "launch/recipes/demo.yaml", "--world", "2", f"out={tmp_path}"]) == 0
+    assert "# fits: 2 ranks x 1 passes x 128 samples" in capsys.readouterr().out
+
+
+def test_check_names_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["config", "check", "launch/recipes/demo.yaml", "--world", "3", f"out={tmp_path}"]) == 2
+    assert "batch.size: value 256" in capsys.readouterr().err
+
+
+def test_report_wants_a_run_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "not a run folder" in capsys.readouterr().err

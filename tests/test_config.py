@@ -1,0 +1,141 @@
+"""Recipes: what is read, and that every mistake is one line with field, value, choices and nearest match."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model
+from bigssl.config_errors import ConfigError
+from bigssl.engine import preflight
+from bigssl.objectives.base import config_union
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
+DEMO = ROOT / "launch" / "recipes" / "demo.yaml"
+MODEL = recipe_model(config_union())
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def load(*overrides: str) -> Recipe:
+    return load_recipe(DEMO, list(overrides), MODEL)
+
+
+def error_of(*overrides: str, world: int = 1) -> str:
+    with pytest.raises(ConfigError) as caught:
+        preflight.plan(load("out=no/run/there", *overrides), world)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_recipes_begin_with_command_time_and_expectation(path: Path, tmp_path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# Command: deepspeed bigssl/train.py --config launch/recipes/" + path.name)
+    assert lines[1].startswith("# Time: ") and any(c.isdigit() for c in lines[1])
+    assert lines[2].startswith("# Expect: ")
+    preflight.plan(load_recipe(path, [f"out={tmp_path}"], MODEL), 1)
+
+
+def test_the_resolved_recipe_loads_to_itself(tmp_path: Path) -> None:
+    recipe = load("optim.lr=1e-3", "zero.stage=2")
+    path = tmp_path / "resolved.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(path, [], MODEL) == recipe
+    assert recipe.optim.lr == 0.001 and recipe.zero.stage == 2
+
+
+def test_overrides_are_yaml_and_make_sections() -> None:
+    recipe = load("checkpoint.keep_every=10", "zero.options.reduce_bucket_size=1000", "optim.betas=[0.8, 0.9]")
+    assert recipe.checkpoint.keep_every == 10
+    assert recipe.zero.options == {"reduce_bucket_size": 1000}
+    assert recipe.optim.betas == (0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.lrr=1", ["optim.lrr", "unknown key", "value 1", "warmup", "nearest: lr"]),
+        ("stepps=1", ["stepps", "nearest: steps"]),
+        ("steps=many", ["steps", "'many'", "integer", ">= 1"]),
+        ("steps=0", ["steps", "value 0", ">= 1", "allowed"]),
+        ("optim.lr=-1", ["optim.lr", "-1", "> 0"]),
+        ("optim.name=adamm", ["optim.name", "'adamm'", "adamw, lamb, lars, muon", "nearest: adamw"]),
+        ("objective.name=joynt", ["objective", "'joynt'", "clip, joint, mlm, simclr", "nearest: joint"]),
+        ("objective.parts.views.name=simclear", ["objective.parts.views", "'simclear'", "nearest: simclr"]),
+        ("objective.parts.views.temprature=1", ["objective.parts.views.temprature", "nearest: temperature"]),
+        ("objective.parts.views.temperature=0", ["objective.parts.views.temperature", "value 0", "> 0"]),
+        ("objective.parts.views.source=emojis", ["'emojis'", "emoji, text", "nearest: emoji"]),
+        ("objective.parts.views.backbone=text", ["objective", "'text'", "image backbone"]),
+        ("zero.stage=4", ["zero.stage", "value 4", "0, 1, 2, 3"]),
+        ("zero.options.overlap_com=true", ["zero.options.overlap_com", "nearest: overlap_comm"]),
+        ("batch.micro=100", ["batch.size", "256", "micro 100", "128"]),
+        ("backbones.image.config.hiden_sizes=[8]", ["backbones.image.config.hiden_sizes", "hidden_sizes"]),
+        ("data.sources.emoji.url=bigssl/demo/emoji/trian", ["data.sources.emoji.url", "trian", "nearest: train"]),
+        ("data.sources.emoji.min_shards=99", ["data.sources.emoji.url", "7 shards", ">= 99"]),
+        ("data.sources.text.batch=80", ["data.sources.text.batch", "value 80", "71 samples"]),
+        ("evaluate.images.bank=nowhere", ["evaluate.images.bank", "nowhere"]),
+        ("evaluate.images.backbone=imag", ["evaluate.images.backbone", "'imag'", "image, text"]),
+        ("probe.backbone=imag", ["probe.backbone", "'imag'"]),
+        ("optim={name: muon}", ["optim.clip", "allowed: 0"]),
+        ("steps", ["'steps'", "a.b=c"]),
+        ("name.first=1", ["name.first", "name is a value"]),
+    ],
+)
+def test_mistakes_are_one_line(override: str, words: list[str]) -> None:
+    message = error_of(override)
+    for word in words:
+        assert word in message, message
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
+    assert "batch.size: value 256" in error_of(world=3)
+    assert "data.sources.text.batch: value 32; allowed: a multiple of accum × world = 64" in error_of(world=64)
+
+
+def test_missing_objective_and_missing_file() -> None:
+    with pytest.raises(ConfigError, match="demo.yml.*nearest: demo.yaml"):
+        load_recipe(DEMO.with_name("demo.yml"), [], MODEL)
+    assert "objective" in error_of("objective={parts: {}}")
+
+
+def test_several_mistakes_are_a_line_each() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("steps=0", "optim.lrr=1")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: a\nsteps: 1\nname: b\n")
+    with pytest.raises(ConfigError, match="'name' stands twice, again at line 3"):
+        load_recipe(path, [], MODEL)
+
+
+def test_a_folder_of_another_recipe_is_refused_naming_the_fields(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(dump_recipe(load(f"out={tmp_path}")))
+    preflight.plan(load(f"out={tmp_path}", "data.workers=0", "checkpoint.every=7"), 1)
+    message = error_of(f"out={tmp_path}", "optim.lr=0.5", "seed=3")
+    assert "optim.lr: 0.002 before, 0.5 now" in message and "seed: 0 before, 3 now" in message
+
+
+def test_a_backbone_that_nothing_trains_is_refused() -> None:
+    part: dict[str, Any] = {"name": "simclr", "source": "emoji"}
+    assert "backbones.text: not used" in error_of(f"objective={yaml.safe_dump(part, default_flow_style=True)}")
+
+
+@pytest.mark.parametrize(
+    ("size", "micro", "accum", "world", "want"),
+    [(8, None, None, 1, (8, 1)), (8, None, None, 2, (4, 1)), (8, 2, None, 2, (2, 2)), (8, None, 4, 2, (1, 4))],
+)
+def test_micro_and_accum_are_derived(size: int, micro: Any, accum: Any, world: int, want: tuple[int, int]) -> None:
+    batch = {"size": size, "micro": micro, "accum": accum}
+    assert preflight.split_batch(load().model_copy(update={"batch": type(load().batch)(**batch)}), world) == want

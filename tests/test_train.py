@@ -1,0 +1,130 @@
+"""The driver as its user runs it: the launcher, two ranks, a kill, the same command again, and what is left on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+ROOT = Path(__file__).parents[1]
+OVERRIDES = [
+    "steps=8", "optim.warmup=2", "precision=fp32", "batch.size=32", "data.sources.text.batch=8", "checkpoint.every=2",
+    "backbones.image.size=16", "backbones.image.config.hidden_sizes=[8, 16]", "backbones.image.config.depths=[1, 1]",
+    "backbones.image.config.embedding_size=8", "backbones.text.config.hidden_size=16",
+    "backbones.text.config.num_hidden_layers=1", "backbones.text.config.num_attention_heads=2",
+    "probe={every: 4, bank: bigssl/demo/emoji/val, queries: bigssl/demo/emoji/val, bank_limit: 64, query_limit: 32}",
+    "evaluate.images.size=16", "evaluate.zero_shot.size=16",
+    "evaluate.images.bank=bigssl/demo/emoji/val", "evaluate.text.bank=bigssl/demo/emoji/val",
+    "evaluate.zero_shot.captions=bigssl/demo/emoji/val",
+]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def command(out: Path, *overrides: str, world: int = 2) -> list[str]:
+    launcher = Path(sys.executable).with_name("deepspeed")
+    ports = str(29500 + os.getpid() % 2000)
+    start = [str(launcher), "--num_gpus", str(world), "--master_port", ports, "bigssl/train.py"]
+    return [*start, "--config", "launch/recipes/demo.yaml", f"out={out}", *OVERRIDES, *overrides]
+
+
+def run(*args: Any, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*args, **kwargs), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=280
+    )
+
+
+def rows(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """An uninterrupted run on two ranks."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return out, run(out)
+
+
+def test_a_run_leaves_what_it_promises(finished: Any) -> None:
+    out, done = finished
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints/latest", "export/README.md",
+                 "scorecard.json", "report.html", "environment.json"):  # fmt: skip
+        assert (out / name).exists(), name
+    assert "step 8/8" in done.stderr and "chance" in done.stderr and "ETA" in done.stderr
+    assert "image kNN" in done.stdout and f"report: {out}/report.html" in done.stdout
+    last = rows(out)[-1]
+    assert last["step"] == 8 and {"loss/views", "chance/captions", "probe/knn", "optim/grad_norm"} <= set(last)
+
+
+def test_the_export_is_the_trained_weights(finished: Any) -> None:
+    out, _ = finished
+    checkpoint = torch.load(
+        out / "checkpoints/step-00000008/state/mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
+    )
+    for name, prefix in (("image", "parts.captions.image.model."), ("text", "parts.captions.text.model.")):
+        model = AutoModel.from_pretrained(out / "export" / name)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, checkpoint["module"][prefix + key]), f"{name}: {key}"
+    heads = load_file(out / "export/heads/clip.safetensors")
+    assert set(heads) == {"image_projection", "text_projection", "logit_scale"}
+
+
+@pytest.mark.distributed
+def test_killed_and_started_again_it_ends_the_same(finished: Any, tmp_path: Path) -> None:
+    whole, _ = finished
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(out), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 200
+        while not (out / "checkpoints" / "latest").exists() and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert not (out / "scorecard.json").exists()
+    again = run(out)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "resumed after step" in again.stderr
+    assert rows(out) == rows(whole)
+    assert json.loads((out / "scorecard.json").read_text())["tasks"] == json.loads(
+        (whole / "scorecard.json").read_text()
+    )["tasks"]
+
+
+def test_the_same_command_on_a_finished_run_only_evaluates(finished: Any, tmp_path: Path) -> None:
+    whole, _ = finished
+    out = tmp_path / "again"
+    shutil.copytree(whole, out)
+    config = (out / "config.yaml").read_text().replace(str(whole), str(out))
+    (out / "config.yaml").write_text(config)
+    before = rows(out)
+    done = run(out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert rows(out) == before
+
+
+def test_mistakes_end_with_one_line_and_code_2(tmp_path: Path) -> None:
+    arguments = [sys.executable, "bigssl/train.py", "--config", "launch/recipes/demo.yaml", "optim.lrr=1"]
+    done = subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "bigssl:" in line]
+    assert "nearest: lr" in line and "Traceback" not in done.stderr
