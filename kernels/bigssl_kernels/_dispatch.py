@@ -22,6 +22,8 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # (family, implementation) -> module with that family's functions. A family missing here has no such implementation.
 MODULES = {
     ("similarity", "torch"): "bigssl_kernels._similarity_torch",
+    ("similarity", "triton"): "bigssl_kernels._similarity_triton",
+    ("sigmoid", "triton"): "bigssl_kernels._sigmoid_triton",
     ("sigmoid", "torch"): "bigssl_kernels._sigmoid_torch",
     ("linear_ce", "torch"): "bigssl_kernels._linear_ce_torch",
 }
