@@ -60,6 +60,12 @@ def check_reduction(fn: str, reduction: str) -> None:
         raise ValueError(f"{fn}: reduction is {reduction!r}; allowed are 'mean', 'sum' and 'none'")
 
 
+def check_memory(fn: str, memory: str) -> None:
+    """`memory` is one of the two words."""
+    if memory not in ("gather", "ring"):
+        raise ValueError(f"{fn}: memory is {memory!r}; allowed are 'gather' and 'ring'")
+
+
 def check_indices(fn: str, name: str, value: Tensor, rows: int, of: str, device: torch.device) -> None:
     """An integer vector with one entry for each row of the tensor called `of`."""
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:

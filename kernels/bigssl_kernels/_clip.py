@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bigssl_kernels._dispatch import exact
 from bigssl_kernels._distributed import gather
+from bigssl_kernels._ring import ring_backward, ring_forward
 from bigssl_kernels._similarity import backward, forward
 
 
@@ -18,6 +19,7 @@ def clip_rows(
     scale: Tensor,
     slope: bool,
     group: str,
+    ring: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses of the n pairs, both logsumexps, derivatives of the losses by the scale: four vectors [n].
@@ -28,9 +30,13 @@ def clip_rows(
         scale: [], multiplies the similarities.
         slope: whether the derivative by the scale is wanted ([0] where not).
         group: name of the process group, "" for a single process.
+        ring: the ranks' rows come round a ring; `images` and `texts` are then None.
         impl: "torch" or "triton".
     """
-    if images is None or texts is None:
+    if ring:
+        by_image, image_slope = ring_forward(image, text, scale, False, slope, group, impl)
+        by_text, text_slope = ring_forward(text, image, scale, False, slope, group, impl)
+    elif images is None or texts is None:
         by_image, by_text, image_slope, text_slope = forward(image, text, scale, None, True, slope, impl)
     else:
         by_image, _, image_slope, _ = forward(image, texts, scale, None, False, slope, impl)
@@ -49,6 +55,7 @@ def _(
     scale: Tensor,
     slope: bool,
     group: str,
+    ring: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = [scale.new_empty(image.shape[0]) for _ in range(3)]
@@ -56,27 +63,38 @@ def _(
 
 
 def _setup(ctx, inputs, output) -> None:
-    image, text, images, texts, scale, ctx.slope, ctx.group, ctx.impl = inputs
+    image, text, images, texts, scale, ctx.slope, ctx.group, ctx.ring, ctx.impl = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(image, text, images, texts, scale, *output[1:])
 
 
+def _both_gradients(ctx, half: Tensor, for_image: bool, for_text: bool) -> tuple[Tensor, Tensor]:
+    """What the two logsumexps send to each tower; [0] where not wanted."""
+    image, text, images, texts, scale, by_image, by_text, _ = ctx.saved_tensors
+    if not ctx.group:
+        return backward(image, text, scale, None, by_image, half, by_text, half, for_image, for_text, ctx.impl)
+    all_image, all_text, weight = gather(torch.stack([by_image, by_text, half], 1), ctx.group).T.contiguous().unbind()
+    grads = []
+    for wanted, rows, cols, everyone, lse, all_lse in (
+        (for_image, image, text, texts, by_image, all_text),
+        (for_text, text, image, images, by_text, all_image),
+    ):
+        if not wanted:
+            grads.append(scale.new_empty(0))
+        elif ctx.ring:
+            grads.append(ring_backward(rows, cols, scale, False, lse, half, all_lse, weight, ctx.group, ctx.impl))
+        else:
+            grads.append(backward(rows, everyone, scale, None, lse, half, all_lse, weight, True, False, ctx.impl)[0])
+    return grads[0], grads[1]
+
+
 def _backward(ctx, upstream: Tensor, *_: object) -> tuple[Tensor | None, ...]:
-    image, text, images, texts, scale, by_image, by_text, slopes = ctx.saved_tensors
+    image, text, _, _, scale, _, _, slopes = ctx.saved_tensors
     grad_image = grad_text = grad_scale = None
     upstream = upstream.to(scale.dtype).contiguous()
     for_image, for_text = ctx.needs_input_grad[:2]
     half = upstream / 2
-    if not ctx.group:
-        grads = backward(image, text, scale, None, by_image, half, by_text, half, for_image, for_text, ctx.impl)
-    else:
-        all_image, all_text, weight = (
-            gather(torch.stack([by_image, by_text, half], 1), ctx.group).T.contiguous().unbind()
-        )
-        grads = (
-            backward(image, texts, scale, None, by_image, half, all_text, weight, for_image, False, ctx.impl)[0],
-            backward(text, images, scale, None, by_text, half, all_image, weight, for_text, False, ctx.impl)[0],
-        )
+    grads = _both_gradients(ctx, half, for_image, for_text)
     pull = (upstream * scale)[:, None]
     if for_image:
         grad_image = grads[0].addcmul_(text.to(pull.dtype), pull, value=-1).to(image.dtype)
@@ -84,7 +102,7 @@ def _backward(ctx, upstream: Tensor, *_: object) -> tuple[Tensor | None, ...]:
         grad_text = grads[1].addcmul_(image.to(pull.dtype), pull, value=-1).to(text.dtype)
     if ctx.slope:
         grad_scale = torch.dot(upstream, slopes)
-    return grad_image, grad_text, None, None, grad_scale, None, None, None
+    return grad_image, grad_text, None, None, grad_scale, None, None, None, None
 
 
 clip_rows.register_autograd(_backward, setup_context=_setup)

@@ -5,13 +5,14 @@ from torch import Tensor
 
 from bigssl_kernels._dispatch import exact
 from bigssl_kernels._distributed import gather
+from bigssl_kernels._ring import ring_backward, ring_forward
 from bigssl_kernels._similarity import backward, forward
 
 
 @torch.library.custom_op("bigssl_kernels::nt_xent_rows", mutates_args=())
 @exact
 def nt_xent_rows(
-    z: Tensor, everyone: Tensor | None, scale: Tensor, own: int, slope: bool, group: str, impl: str
+    z: Tensor, everyone: Tensor | None, scale: Tensor, own: int, slope: bool, group: str, ring: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, logsumexps and derivatives by the scale of the rows of z: three vectors [2n].
 
@@ -22,9 +23,13 @@ def nt_xent_rows(
         own: where z begins in `everyone`.
         slope: whether the derivative by the scale is wanted ([0] where not).
         group: name of the process group, "" for a single process.
+        ring: the ranks' rows come round a ring; `everyone` is then None.
         impl: "torch" or "triton".
     """
-    lse, _, slopes, _ = forward(z, everyone, scale, own, False, slope, impl)
+    if ring:
+        lse, slopes = ring_forward(z, z, scale, True, slope, group, impl)
+    else:
+        lse, _, slopes, _ = forward(z, everyone, scale, own, False, slope, impl)
     first, second = z.to(lse.dtype).chunk(2)
     positives = torch.linalg.vecdot(first, second).repeat(2)
     return lse - positives * scale, lse, slopes - positives if slope else slopes
@@ -32,14 +37,14 @@ def nt_xent_rows(
 
 @nt_xent_rows.register_fake
 def _(
-    z: Tensor, everyone: Tensor | None, scale: Tensor, own: int, slope: bool, group: str, impl: str
+    z: Tensor, everyone: Tensor | None, scale: Tensor, own: int, slope: bool, group: str, ring: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     row = scale.new_empty(z.shape[0])
     return row, torch.empty_like(row), scale.new_empty(z.shape[0] if slope else 0)
 
 
 def _setup(ctx, inputs, output) -> None:
-    z, everyone, scale, ctx.own, ctx.slope, ctx.group, ctx.impl = inputs
+    z, everyone, scale, ctx.own, ctx.slope, ctx.group, ctx.ring, ctx.impl = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(z, everyone, scale, *output[1:])
 
@@ -52,12 +57,15 @@ def _backward(ctx, upstream: Tensor, *_: object) -> tuple[Tensor | None, ...]:
         col_lse = col_weight = None
         if ctx.group:  # all that the backward asks of other ranks: two numbers a row
             col_lse, col_weight = gather(torch.stack([lse, weight], 1), ctx.group).T.contiguous().unbind()
-        grad, _ = backward(z, everyone, scale, ctx.own, lse, weight, col_lse, col_weight, True, False, ctx.impl)
+        if ctx.ring and col_lse is not None and col_weight is not None:
+            grad = ring_backward(z, z, scale, True, lse, weight, col_lse, col_weight, ctx.group, ctx.impl)
+        else:
+            grad, _ = backward(z, everyone, scale, ctx.own, lse, weight, col_lse, col_weight, True, False, ctx.impl)
         pull = (weight + weight.roll(len(z) // 2)) * scale
         grad_z = grad.addcmul_(z.roll(len(z) // 2, 0).to(grad.dtype), pull[:, None], value=-1).to(z.dtype)
     if ctx.slope:
         grad_scale = torch.dot(upstream.to(lse.dtype), slopes)
-    return grad_z, None, grad_scale, None, None, None, None
+    return grad_z, None, grad_scale, None, None, None, None, None
 
 
 nt_xent_rows.register_autograd(_backward, setup_context=_setup)

@@ -10,6 +10,7 @@ from bigssl_kernels._checks import (
     check_alike,
     check_indices,
     check_matrix,
+    check_memory,
     check_not_empty,
     check_pairs,
     check_reduction,
@@ -34,6 +35,7 @@ def nt_xent(
     reduction: str = "mean",
     group: ProcessGroup | None = None,
     impl: str = "auto",
+    memory: str = "gather",
 ) -> Tensor:
     """Normalised temperature-scaled cross-entropy of SimCLR (Chen et al. 2020).
 
@@ -50,6 +52,9 @@ def nt_xent(
             mean; the gradient at a local embedding is W x d(global mean)/d(embedding), so that averaging parameter
             gradients over ranks gives exactly the single-process gradient. "none" returns the local rows' losses.
         impl: "auto", "triton", "torch" or "reference"; the variable BIGSSL_KERNELS replaces "auto".
+        memory: with a group, "gather" brings the embeddings of all ranks here, [W * 2N, D]; "ring" passes them round in
+            blocks, two of which are here at a time, for batches whose gathered matrix is too large. The same values up
+            to the order of sums. The reference always gathers.
 
     Returns:
         A float32 scalar (float64 for float64 inputs), or [2N] losses for reduction="none". NaN in gives NaN out; a
@@ -61,6 +66,7 @@ def nt_xent(
     """
     check_pairs("nt_xent", "view2", view2, "view1", view1)
     check_reduction("nt_xent", reduction)
+    check_memory("nt_xent", memory)
     scale = as_scalar("nt_xent", "temperature", temperature, view1).reciprocal()
     chosen = choose("nt_xent", "similarity", impl, view1)
     if chosen == "reference":
@@ -68,9 +74,10 @@ def nt_xent(
     else:
         z = prepare(torch.cat([view1, view2]), normalize, compute_dtype(view1))
         name = group_name(group)
-        everyone = gather(z, name) if name else None
+        ring = bool(name) and memory == "ring"
+        everyone = gather(z, name) if name and not ring else None
         own = rank(group) * z.shape[0]
-        rows = nt_xent_rows(z, everyone, scale, own, scale.requires_grad, name, chosen)[0]
+        rows = nt_xent_rows(z, everyone, scale, own, scale.requires_grad, name, ring, chosen)[0]
     return reduce_rows(rows, reduction, group, 2 * view1.shape[0] * world_size(group))
 
 
@@ -83,6 +90,7 @@ def clip_loss(
     reduction: str = "mean",
     group: ProcessGroup | None = None,
     impl: str = "auto",
+    memory: str = "gather",
 ) -> Tensor:
     """Symmetric image-text cross-entropy of CLIP (Radford et al. 2021).
 
@@ -96,7 +104,7 @@ def clip_loss(
             tensor of one element, which gets its gradient.
         normalize: bring rows to length one first. A row of zeros stays zero and gets a zero gradient.
         reduction: "mean" over the pairs, "sum", or "none" for the losses of the local pairs.
-        group, impl: as in `nt_xent`.
+        group, impl, memory: as in `nt_xent`.
 
     Returns:
         A float32 scalar (float64 for float64 inputs), or [N] losses for reduction="none".
@@ -107,6 +115,7 @@ def clip_loss(
     """
     check_pairs("clip_loss", "text", text, "image", image)
     check_reduction("clip_loss", reduction)
+    check_memory("clip_loss", memory)
     scale = as_scalar("clip_loss", "logit_scale", logit_scale, image)
     chosen = choose("clip_loss", "similarity", impl, image)
     if chosen == "reference":
@@ -114,8 +123,9 @@ def clip_loss(
     else:
         dtype, name = compute_dtype(image), group_name(group)
         a, b = prepare(image, normalize, dtype), prepare(text, normalize, dtype)
-        everyone = (gather(a, name), gather(b, name)) if name else (None, None)
-        rows = clip_rows(a, b, *everyone, scale, scale.requires_grad, name, chosen)[0]
+        ring = bool(name) and memory == "ring"
+        everyone = (gather(a, name), gather(b, name)) if name and not ring else (None, None)
+        rows = clip_rows(a, b, *everyone, scale, scale.requires_grad, name, ring, chosen)[0]
     return reduce_rows(rows, reduction, group, image.shape[0] * world_size(group))
 
 

@@ -18,7 +18,7 @@ def cases() -> dict[str, tuple]:
     """Name -> loss, impl, reduction, kind of scale."""
     table = {}
     for loss in (K.nt_xent, K.clip_loss, K.sup_con, K.sigmoid_loss):
-        for impl in ("reference", "torch"):
+        for impl in ("reference", "torch", *(["ring"] if loss in (K.nt_xent, K.clip_loss) else [])):
             for reduction in ("mean",) if loss is K.sigmoid_loss else ("mean", "sum", "none"):
                 for scale in ("tensor", "number", "uneven"):
                     table[f"{loss.__name__}-{impl}-{reduction}-{scale}"] = (loss, impl, reduction, scale)
@@ -53,6 +53,8 @@ def step(case: tuple, rank: int, world: int, group: dist.ProcessGroup | None) ->
     # uneven: a number on one rank, a tensor of another kind on each other
     scale = params["scale"] if kind == "tensor" or (kind == "uneven" and rank) else 0.7
     options = {} if loss is K.sigmoid_loss else {"reduction": reduction}
+    if impl == "ring":
+        impl, options = "torch", options | {"memory": "ring"}
     value = evaluate(
         loss, mine[0] @ params["first"], mine[1] @ params["second"], scale, impl=impl, group=group, **options
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bigssl_kernels import clip_loss, explain, linear_cross_entropy, nt_xent
+from bigssl_kernels import clip_loss, explain, info_nce, linear_cross_entropy, nt_xent, sigmoid_loss, sup_con
 
 PAIR = torch.ones(4, 3), torch.ones(4, 3)
 
@@ -53,6 +53,14 @@ BAD = {
         "view2 is on meta and view1 on cpu",
     ),
     "vector": (nt_xent, (torch.ones(4), torch.ones(4)), r"view2 has shape \(4,\)"),
+    "few ids": (sup_con, (PAIR[0], torch.zeros(3).long()), r"ids has shape \(3,\) but embeddings has 4 rows"),
+    "float ids": (sup_con, (PAIR[0], torch.zeros(4)), "ids has dtype torch.float32; it must be an integer"),
+    "ids elsewhere": (sup_con, (PAIR[0], torch.zeros(4, device="meta").long()), "ids is on meta and embeddings on cpu"),
+    "no rows": (sup_con, (torch.ones(0, 3), torch.zeros(0).long()), r"embeddings has shape \(0, 3\)"),
+    "queue width": (info_nce, (*PAIR, torch.ones(9, 2)), r"negatives has shape \(9, 2\) and query \(4, 3\)"),
+    "queue dtype": (info_nce, (*PAIR, torch.ones(9, 3).half()), "negatives has dtype torch.float16 and query has"),
+    "infinite bias": (sigmoid_loss, (*PAIR, 1.0, float("-inf")), "logit_bias is -inf; it must be a finite number"),
+    "negative scale": (sigmoid_loss, (*PAIR, -1.0, 0.0), "logit_scale is -1.0"),
     "list": (nt_xent, ([[1.0]], torch.ones(1, 1)), "view1 is a list"),
 }
 
@@ -64,3 +72,5 @@ def test_bad_input_is_named(case):
         loss(*args)
     with pytest.raises(ValueError, match="reduction is 'avg'"):
         nt_xent(*PAIR, reduction="avg")
+    with pytest.raises(ValueError, match="memory is 'disk'; allowed are 'gather' and 'ring'"):
+        nt_xent(*PAIR, memory="disk")

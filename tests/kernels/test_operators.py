@@ -20,8 +20,8 @@ CALLS = {
 OPS = torch.ops.bigssl_kernels
 STATS = torch.rand(9, dtype=torch.float64)
 OPERATORS = {
-    "nt_xent_rows": (OPS.nt_xent_rows, (A[:8], None, NUMBER, 0, True, "", "torch")),
-    "clip_rows": (OPS.clip_rows, (A, B, None, None, NUMBER, True, "", "torch")),
+    "nt_xent_rows": (OPS.nt_xent_rows, (A[:8], None, NUMBER, 0, True, "", False, "torch")),
+    "clip_rows": (OPS.clip_rows, (A, B, None, None, NUMBER, True, "", False, "torch")),
     "info_nce_rows": (OPS.info_nce_rows, (A, B, B[:3], NUMBER, True, "torch")),
     "sup_con_rows": (OPS.sup_con_rows, (A, None, IDS, NUMBER, 0, True, "", "torch")),
     "sigmoid_rows": (OPS.sigmoid_rows, (A, B, None, None, NUMBER, NUMBER, True, "", "torch")),
