@@ -19,7 +19,7 @@ from bigssl.data.verify import verify
 
 def add_commands(subparsers: Any) -> None:
     """Adds `shards` and `tokenizer` to the subparsers of `bigssl`; each sets `run`, a function of the parsed arguments
-    that returns the exit status."""
+    that returns the exit status and raises DataError."""
     shards = subparsers.add_parser("shards", help="pack, index, check and look into WebDataset shards")
     commands = shards.add_subparsers(required=True, metavar="COMMAND")
     _add_pack(commands)
@@ -28,19 +28,6 @@ def add_commands(subparsers: Any) -> None:
     _add_inspect(commands)
     tokenizer = subparsers.add_parser("tokenizer", help="train a tokenizer on shards")
     _add_train(tokenizer.add_subparsers(required=True, metavar="COMMAND"))
-
-
-def _guarded(function: Any) -> Any:
-    """DataError -> one line on stderr and exit status 2."""
-
-    def run(args: argparse.Namespace) -> int:
-        try:
-            return int(function(args))
-        except DataError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-
-    return run
 
 
 def _add_pack(commands: Any) -> None:
@@ -71,7 +58,7 @@ def _add_pack(commands: Any) -> None:
     table.add_argument("--group", help="samples of equal group stay together in a split (default: the key)")
     table.add_argument("--meta", default="", help="columns for the json, with commas between")
     table.add_argument("--variant", default="variant", help="name of the variant in the json (%(default)s)")
-    parser.set_defaults(run=_guarded(_pack))
+    parser.set_defaults(run=_pack)
 
 
 def _split(text: str) -> tuple[str, float]:
@@ -133,7 +120,7 @@ def _add_index(commands: Any) -> None:
     parser = commands.add_parser("index", help="build the index of existing shards")
     parser.add_argument("urls", nargs="+", help="tars (paths, URLs, brace patterns) or one folder of them")
     parser.add_argument("--out", type=Path, help="folder of the index (default: that of the shards)")
-    parser.set_defaults(run=_guarded(_index))
+    parser.set_defaults(run=_index)
 
 
 def _index(args: argparse.Namespace) -> int:
@@ -151,7 +138,7 @@ def _add_verify(commands: Any) -> None:
         "verify", help="read everything; one JSON line per damage, exit status 1 if there is any"
     )
     parser.add_argument("url", help="a folder, a tar or a brace pattern")
-    parser.set_defaults(run=_guarded(_verify))
+    parser.set_defaults(run=_verify)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -167,7 +154,7 @@ def _add_inspect(commands: Any) -> None:
     parser = commands.add_parser("inspect", help="what a dataset holds: counts, sizes, the first samples")
     parser.add_argument("url", help="a folder, a tar or a brace pattern")
     parser.add_argument("--samples", type=int, default=3, metavar="N", help="samples to show (%(default)s)")
-    parser.set_defaults(run=_guarded(_inspect))
+    parser.set_defaults(run=_inspect)
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -192,7 +179,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("out", help="the tokenizer.json to write")
     parser.add_argument("--vocab-size", type=int, default=8192, metavar="N", help="at most (%(default)s)")
     parser.add_argument("--field", default="txt", help="field that holds the text (%(default)s)")
-    parser.set_defaults(run=_guarded(_train))
+    parser.set_defaults(run=_train)
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 
+from bigssl.cli import main
 from bigssl.data.index import DatasetIndex
 from bigssl.data.stream import in_order
-from bigssl.shards_cli import add_commands
 
 
 def run(*words: object) -> int:
-    parser = argparse.ArgumentParser(prog="bigssl")
-    add_commands(parser.add_subparsers(required=True))
-    args = parser.parse_args([str(word) for word in words])
-    return int(args.run(args))
+    return main([str(word) for word in words])
 
 
 @pytest.fixture
@@ -124,7 +120,7 @@ def test_errors_are_one_line(
     (tmp_path / "t.bin").touch()
     assert run(*[word.replace("{tmp}", str(tmp_path)) for word in words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
+    assert line.startswith("bigssl: ")
     assert message.replace("{tmp}", str(tmp_path)) in line
 
 

@@ -41,10 +41,15 @@ class SimClrAugment:
         if chances[2] < self.grey:
             view = view.convert("L").convert("RGB")
         if chances[3] < self.blur:
-            view = view.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0) * self.size / 224))
+            view = blur(view, rng.uniform(0.1, 2.0) * self.size / 224)
         if chances[4] < self.solarise:
             view = ImageOps.solarize(view, 128)
         return to_array(view)
+
+
+def blur(image: Image.Image, sigma: float) -> Image.Image:
+    """Gaussian blur; below .25 pixels the neighbours weigh e^-8 and no byte would change."""
+    return image.filter(ImageFilter.GaussianBlur(sigma)) if sigma >= 0.25 else image
 
 
 def to_array(image: Image.Image) -> np.ndarray:
@@ -100,8 +105,8 @@ def brightness(image: Image.Image, factor: float) -> Image.Image:
 
 def contrast(image: Image.Image, factor: float) -> Image.Image:
     """Moved away from (factor > 1) or towards the picture's mean luminance."""
-    mean = int(np.asarray(image.convert("L")).mean() + 0.5)
-    return Image.blend(Image.new("RGB", image.size, (mean, mean, mean)), image, factor)
+    mean = image.convert("L").reduce(image.size).convert("RGB").getpixel((0, 0))
+    return Image.blend(Image.new("RGB", image.size, mean), image, factor)
 
 
 def saturation(image: Image.Image, factor: float) -> Image.Image:
@@ -114,9 +119,9 @@ def hue(image: Image.Image, turn: float) -> Image.Image:
     shift = round(turn * 255) % 256
     if shift == 0:
         return image
-    h, s, v = image.convert("HSV").split()
-    turned = h.point([(value + shift) % 256 for value in range(256)])
-    return Image.merge("HSV", (turned, s, v)).convert("RGB")
+    pixels = np.array(image.convert("HSV"))
+    pixels[..., 0] += np.uint8(shift)  # wraps, as the wheel does
+    return Image.frombytes("HSV", image.size, pixels.tobytes()).convert("RGB")
 
 
 _BLENDS = (brightness, contrast, saturation)

@@ -113,15 +113,11 @@ class Loader(DataLoader):
         # Workers live as long as this generator: torch stops them when the iterator below is dropped or exhausted.
         allowed = min((s.max_errors for s in self.dataset.streams.values()), default=0)  # type: ignore[attr-defined]
         skipped: set[str] = set()
-        for batch in self._start():
-            if isinstance(batch, DataError):
-                raise batch
-            skipped.update(batch.errors)
-            if len(skipped) > allowed:
-                raise DataError(
-                    f"{len(skipped)} bad samples, data.max_errors allows {allowed}; the last: {batch.errors[-1]}"
-                )
-            yield batch
+        try:
+            for batch in self._start():
+                yield _checked(batch, skipped, allowed)
+        except (ConnectionError, EOFError) as error:  # what is left of the connection to a process that was killed
+            raise RuntimeError("a data worker died; if memory ran out, lower data.workers") from error
 
     def _start(self) -> Iterator[Any]:
         """Forks the workers with signals held back until each has arranged how to take them."""
@@ -130,6 +126,16 @@ class Loader(DataLoader):
             return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _checked(batch: Batch | DataError, skipped: set[str], allowed: int) -> Batch:
+    if isinstance(batch, DataError):
+        raise batch
+    skipped.update(batch.errors)
+    if len(skipped) > allowed:
+        last = batch.errors[-1]
+        raise DataError(f"{len(skipped)} bad samples, data.max_errors allows {allowed}; the last: {last}")
+    return batch
 
 
 def make_loader(

@@ -205,12 +205,19 @@ def test_a_worker_obeys_its_parent(dataset) -> None:
     assert gone([pid])
 
 
+def slow(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+    time.sleep(0.05)
+    return {"draw": rng.random()}
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # torch may notice twice, once in __del__
 def test_a_killed_worker_is_reported(dataset) -> None:
-    loader = make(Stream(dataset(COUNTS), seed=0), 4, workers=1, stop_step=2000)
-    batches = iter(loader)
+    batches = iter(make(Stream(dataset(COUNTS), seed=0), 4, slow, workers=1, stop_step=2000))
     next(batches)
     (child,) = multiprocessing.active_children()
-    os.kill(child.pid or 0, signal.SIGKILL)
+    os.kill(child.pid or 0, signal.SIGKILL)  # inside prepare(), not while it holds a lock of the queue
     with pytest.raises(RuntimeError, match="worker"):
         list(batches)
 
