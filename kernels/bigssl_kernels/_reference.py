@@ -60,8 +60,8 @@ def linear_cross_entropy(
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
-) -> Tensor:
-    """hidden [T, H], weight [V, H], labels [T] -> losses [T], 0 where the label is `ignore_index`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """hidden [T, H], weight [V, H], labels [T] -> losses, logsumexps, correctness, entropies: [T], 0 where ignored."""
     dtype = accumulator(hidden.dtype)
     logits = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))  # [T, V]
     if softcap is not None:
@@ -69,7 +69,11 @@ def linear_cross_entropy(
     losses = F.cross_entropy(
         logits, labels.long(), ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
     )
-    return losses + (z_loss * logits.logsumexp(1).square()).masked_fill(labels == ignore_index, 0.0)
+    ignored, lse, log_prob = labels == ignore_index, logits.logsumexp(1), logits.log_softmax(1)
+    losses = losses + (z_loss * lse.square()).masked_fill(ignored, 0.0)
+    correct = (logits.argmax(1) == labels) & ~ignored
+    entropy = -(log_prob.exp() * log_prob).sum(1)
+    return losses, lse.masked_fill(ignored, 0.0).detach(), correct, entropy.masked_fill(ignored, 0.0).detach()
 
 
 @exact

@@ -1,16 +1,47 @@
 """Cross-entropy of a linear head, for masked and causal language models: the logits are never held."""
 
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
 from torch import Tensor
 
 from bigssl_kernels import _reference
-from bigssl_kernels._checks import check_alike, check_indices, check_matrix, check_reduction, compute_dtype
+from bigssl_kernels._checks import accumulator, check_alike, check_indices, check_matrix, check_reduction, compute_dtype
 from bigssl_kernels._dispatch import FAMILIES, choose
 from bigssl_kernels._linear_ce import linear_ce_rows
+from bigssl_kernels._linear_ce_total import linear_ce_total
 
 NAME = "linear_cross_entropy"
 
 
+class TokenStatistics(NamedTuple):
+    """What each token's logits say, [T], without gradients; 0 (False) where the label is ignored."""
+
+    loss: Tensor  # before reduction and token weights
+    logsumexp: Tensor
+    correct: Tensor  # bool: the largest logit is the label's
+    entropy: Tensor  # of the predicted distribution, in nats
+
+
+@overload
 def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    *,
+    return_aux: Literal[True],
+    **options: Any,
+) -> tuple[Tensor, TokenStatistics]: ...
+
+
+@overload
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, **options: Any
+) -> Tensor: ...
+
+
+def linear_cross_entropy(  # type: ignore[misc]  # the overloads do not spell out the options
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
@@ -21,11 +52,15 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
+    token_weights: Tensor | None = None,
+    return_aux: bool = False,
     impl: str = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, TokenStatistics]:
     """F.cross_entropy(hidden @ weight.T + bias, labels) without its T x V logits.
 
-    Only rows whose label is not `ignore_index` are computed. A frozen hidden, weight or bias costs nothing.
+    Only rows whose label is not `ignore_index` are computed. A frozen hidden, weight or bias costs nothing. With "mean"
+    and "sum" the gradients are computed together with the loss; with "none", whose upstream gradients come later, and
+    for float16, whose gradients need their loss scale, the logits are computed twice.
 
     Args:
         hidden: [T, H] states, float32, bfloat16, float16 or float64 (the Triton kernels not); any strides.
@@ -34,32 +69,73 @@ def linear_cross_entropy(
         bias: [V], same dtype, or None.
         ignore_index: rows with this label give no loss and no gradient.
         reduction: "mean" over the kept rows, "sum", or "none": [T] losses, 0 where ignored, each with its own upstream
-            gradient (per-token weights).
+            gradient.
         label_smoothing: share of the target spread over all V classes, in [0, 1].
         z_loss: adds z_loss * logsumexp**2 to each kept row (Chowdhery et al. 2022).
-        softcap: logits become softcap * tanh(logits / softcap).
+        softcap: logits become softcap * tanh(logits / softcap) (Gemma Team 2024).
+        token_weights: [T] factors of the losses, without gradient; "mean" then divides by their sum over kept rows.
+        return_aux: also return the statistics of each token.
         impl: "auto", "triton", "torch" or "reference"; the variable BIGSSL_KERNELS replaces "auto".
 
     Returns:
-        A float32 scalar (float64 for float64 inputs) or [T] losses. Without any kept row: 0 and zero gradients.
+        A float32 scalar (float64 for float64 inputs) or [T] losses; with `return_aux` a pair of this and a
+        `TokenStatistics`. Without any kept row: 0 and zero gradients.
 
     Raises:
         ValueError: shapes, dtypes, devices or an option do not fit, or a label lies outside (on the CPU, elsewhere with
-            BIGSSL_KERNELS_DEBUG=1; without it that row's loss is NaN).
+            BIGSSL_KERNELS_DEBUG=1, which costs a device sync; without it that row's loss is NaN).
         RuntimeError: the implementation asked for cannot run here.
     """
     _check(hidden, weight, labels, bias, label_smoothing, softcap)
     check_reduction(NAME, reduction)
+    if token_weights is not None:
+        _check_token_weights(token_weights, labels)
     chosen = choose(NAME, "linear_ce", impl, hidden)
+    kept, labels = labels != ignore_index, labels.long()
     options = (ignore_index, label_smoothing, z_loss, softcap)
+    factors = _factors(hidden, kept, token_weights, reduction)
+    at_once = reduction != "none" and _worth_at_once(hidden, weight, bias)
     if chosen == "reference":
         rows = _reference.linear_cross_entropy(hidden, weight, labels, bias, *options)
+    elif at_once:
+        wanted = (hidden.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad)
+        how = (compute_dtype(hidden), chosen, return_aux, *wanted)
+        result, *rows = linear_ce_total(hidden, weight, labels, bias, factors, *options, *how)[:5]
     else:
-        rows = linear_ce_rows(hidden, weight, labels.long(), bias, *options, compute_dtype(hidden), chosen)[0]
-    if reduction == "none":
-        return rows
-    total = rows.sum()
-    return total / (labels != ignore_index).sum().clamp(min=1) if reduction == "mean" else total
+        rows = linear_ce_rows(hidden, weight, labels, bias, *options, compute_dtype(hidden), chosen, return_aux)
+    if chosen == "reference" or not at_once:
+        result = torch.where(kept, rows[0] * factors, 0)
+        result = result if reduction == "none" else result.sum()
+    return (result, TokenStatistics(rows[0].detach(), *rows[1:])) if return_aux else result
+
+
+def _factors(hidden: Tensor, kept: Tensor, token_weights: Tensor | None, reduction: str) -> Tensor:
+    """What each token's loss is multiplied with [T]."""
+    dtype = accumulator(hidden.dtype)
+    factors = kept.to(dtype) if token_weights is None else torch.where(kept, token_weights.to(dtype), 0)
+    if reduction != "mean":
+        return factors
+    total = factors.sum()
+    return factors / torch.where(total == 0, 1, total)
+
+
+def _worth_at_once(*inputs: Tensor | None) -> bool:
+    """Are there gradients to compute together with the loss? Not in float16, which has to see the loss scale first."""
+    given = [value for value in inputs if value is not None]
+    wanted = torch.is_grad_enabled() and any(value.requires_grad for value in given)
+    return wanted and all(value.dtype != torch.float16 for value in given)
+
+
+def _check_token_weights(token_weights: Tensor, labels: Tensor) -> None:
+    if token_weights.shape != labels.shape or not token_weights.is_floating_point():
+        raise ValueError(
+            f"{NAME}: token_weights has shape {tuple(token_weights.shape)} and dtype {token_weights.dtype}; labels "
+            f"{tuple(labels.shape)} need one floating factor each"
+        )
+    if token_weights.device != labels.device:
+        raise ValueError(f"{NAME}: token_weights is on {token_weights.device} and labels on {labels.device}; move one")
+    if token_weights.requires_grad:
+        raise ValueError(f"{NAME}: token_weights requires a gradient; only constants are allowed (detach them)")
 
 
 def _check(
