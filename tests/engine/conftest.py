@@ -12,6 +12,7 @@ import pytest
 from bigssl.config import Recipe, recipe_model
 from bigssl.engine import loop, preflight, zero
 from bigssl.objectives.base import config_union
+from bigssl.transfer.probe import KnnProbe
 
 DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
 TINY: dict[str, Any] = {
@@ -33,17 +34,45 @@ TINY: dict[str, Any] = {
 }
 
 
+JOINT: dict[str, Any] = {
+    "objective": {
+        "name": "joint",
+        "parts": {
+            "views": {"name": "simclr", "source": "emoji", "hidden": 16, "dim": 8},
+            "captions": {"name": "clip", "source": "emoji", "dim": 8},
+            "words": {"name": "mlm", "source": "text"},
+        },
+    },
+    "backbones": TINY["backbones"] | {
+        "text": {
+            "type": "bert", "tokenizer": str(DEMO / "tokenizer.json"), "length": 16,
+            "config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+                       "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+        }
+    },
+    "data": {"workers": 0, "sources": {"emoji": {"url": str(DEMO / "emoji" / "train")},
+                                       "text": {"url": str(DEMO / "text" / "train"), "batch": 4}}},
+}  # fmt: skip
+
+
 def make_recipe(out: Path | str = "unused", **changes: Any) -> Recipe:
     """The tiny recipe with top-level sections replaced."""
     return recipe_model(config_union()).model_validate({**TINY, "out": str(out), **changes})
 
 
-def run(recipe: Recipe, probe: Callable[[], dict[str, float]] | None = None) -> tuple[loop.Outcome, dict[str, Any]]:
-    """Train as train.py does: (outcome, whole weights of the objective). Collective."""
+def run(recipe: Recipe, during: Callable[[], None] | None = None) -> tuple[loop.Outcome, dict[str, Any]]:
+    """Train as train.py does: (outcome, whole weights of the objective). Collective. `during`: called at each probe."""
     plan = preflight.plan(recipe, preflight.world_size())
     device = zero.start()
+    knn = KnnProbe(recipe.probe, size=16) if recipe.probe else None
+
+    def probe() -> dict[str, float]:
+        if during is not None:
+            during()
+        return knn(plan.backbones["image"].model, device) if knn else {}
+
     try:
-        outcome = loop.train(recipe, plan, device, probe)
+        outcome = loop.train(recipe, plan, device, probe if recipe.probe else None)
         return outcome, zero.full_state(plan.objective)
     finally:
         zero.stop()
@@ -58,6 +87,12 @@ def read_curve(folder: Path) -> list[dict[str, float]]:
 @pytest.fixture
 def recipe() -> Callable[..., Recipe]:
     return make_recipe
+
+
+@pytest.fixture
+def joint() -> dict[str, Any]:
+    """Changes that make the tiny recipe a joint one over an image and a text backbone."""
+    return JOINT
 
 
 @pytest.fixture

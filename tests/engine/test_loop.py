@@ -10,61 +10,59 @@ from typing import Any
 import pytest
 import torch
 
-from bigssl.engine import guards
+from bigssl.engine import guards, loop
 from bigssl.engine.checkpoint import CheckpointError
 
 
 class Interrupt:
-    """A probe that sends this process a signal at its n-th call."""
+    """Sends this process a signal at its n-th call."""
 
-    def __init__(self, number: int, call: int) -> None:
-        self.number, self.left = number, call
+    def __init__(self, call: int) -> None:
+        self.left = call
 
-    def __call__(self) -> dict[str, float]:
+    def __call__(self) -> None:
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), self.number)
-        return {"knn": 0.5}
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
-PROBE = {"every": 1, "bank": "unused", "queries": "unused"}
-
-
-def interrupted(train: Any, recipe: Any, number: int) -> Any:
-    return train(recipe, Interrupt(number, 3))
+VAL = str(Path(loop.__file__).parents[1] / "demo" / "emoji" / "val")
+PROBE = {"every": 1, "bank": VAL, "queries": VAL, "bank_limit": 64, "query_limit": 30, "batch": 16}
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("stage", "world"), [(0, 1), (1, 2), (2, 1), (3, 2)])
 def test_resume_is_bit_identical(
-    stage: int, world: int, tmp_path: Path, ranks: Any, recipe: Any, train: Any, curve: Any, monkeypatch: Any
+    stage: int, world: int, tmp_path: Path, ranks: Any, recipe: Any, train: Any, curve: Any
 ) -> None:
-    monkeypatch.setattr("bigssl.engine.preflight._check_urls", lambda _: None)
     shape: dict[str, Any] = {"zero": {"stage": stage}, "probe": PROBE, "data": recipe().data.model_dump()}
     shape["data"]["workers"] = 1
-    whole, broken = recipe(tmp_path / "whole", **shape), recipe(tmp_path / "broken", **shape)
-    want = ranks(train, world, whole, Interrupt(0, 99))
-    stopped = ranks(interrupted, world, train, broken, signal.SIGTERM)
+    want = ranks(train, world, recipe(tmp_path / "whole", **shape))
+    stopped = ranks(train, world, recipe(tmp_path / "broken", **shape), Interrupt(3))
     assert [outcome.step for outcome, _ in stopped] == [4] * world  # the flag of step 3's probe, agreed in step 4
     assert all(outcome.preempted for outcome, _ in stopped)
-    got = ranks(train, world, broken, Interrupt(0, 99))
+    got = ranks(train, world, recipe(tmp_path / "broken", **shape))
     for (outcome, state), (_, expected) in zip(got, want, strict=True):
         assert outcome.step == 6 and not outcome.preempted
         for name, value in expected.items():
             assert torch.equal(state[name], value), name
-    assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
-    assert [row["step"] for row in curve(tmp_path / "broken")] == [1, 2, 3, 4, 5, 6]
+    rows = curve(tmp_path / "broken")
+    assert rows == curve(tmp_path / "whole")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and all("probe/knn" in row for row in rows)
 
 
 @pytest.mark.distributed
-def test_ranks_and_accumulation_keep_the_curve(tmp_path: Path, ranks: Any, recipe: Any, train: Any, curve: Any) -> None:
-    """One rank, and two ranks at every ZeRO stage: the same global batches, the same losses."""
-    ranks(train, 1, recipe(tmp_path / "one", zero={"stage": 0}))
-    one = [row["loss"] for row in curve(tmp_path / "one")]
+def test_ranks_and_stages_keep_the_curve(
+    tmp_path: Path, ranks: Any, recipe: Any, joint: Any, train: Any, curve: Any
+) -> None:
+    """A joint run on one rank, and on two ranks at every ZeRO stage: the same global batches, the same losses."""
+    ranks(train, 1, recipe(tmp_path / "one", **joint, zero={"stage": 0}))
+    one = curve(tmp_path / "one")
     for stage in (0, 1, 2, 3):
-        ranks(train, 2, recipe(tmp_path / f"two{stage}", zero={"stage": stage}))
-        two = [row["loss"] for row in curve(tmp_path / f"two{stage}")]
-        assert two == pytest.approx(one, rel=2e-4), f"stage {stage}"
+        ranks(train, 2, recipe(tmp_path / f"two{stage}", **joint, zero={"stage": stage}))
+        two = curve(tmp_path / f"two{stage}")
+        for name in ("loss", "loss/views", "loss/captions", "loss/words"):
+            assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=2e-4), (stage, name)
 
 
 def test_a_nan_stops_the_run_and_names_the_samples(
