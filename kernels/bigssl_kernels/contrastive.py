@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from bigssl_kernels import _reference
+from bigssl_kernels import _dense
 from bigssl_kernels._checks import (
+    accumulator,
     as_scalar,
     check_alike,
     check_indices,
@@ -24,6 +25,19 @@ from bigssl_kernels._nt_xent import nt_xent_rows
 from bigssl_kernels._sigmoid import sigmoid_rows
 from bigssl_kernels._sup_con import classes_of, sup_con_rows
 from bigssl_kernels._unit import prepare
+
+SMALL = 512
+
+
+def dense_dtype(chosen: str, data: Tensor, rows: int, group: ProcessGroup | None) -> torch.dtype | None:
+    """The dtype of products where the loss is computed densely, None where it is tiled.
+
+    The reference is dense throughout. On a CPU a matrix of up to SMALL rows costs less than the operators around tiles.
+    """
+    if chosen == "reference":
+        return accumulator(data.dtype)
+    small = chosen == "torch" and group is None and data.device.type == "cpu" and rows <= SMALL
+    return compute_dtype(data) if small else None
 
 
 def nt_xent(
@@ -69,8 +83,9 @@ def nt_xent(
     check_memory("nt_xent", memory)
     scale = as_scalar("nt_xent", "temperature", temperature, view1).reciprocal()
     chosen = choose("nt_xent", "similarity", impl, view1)
-    if chosen == "reference":
-        rows = _reference.nt_xent(view1, view2, scale, normalize, group)
+    dense = dense_dtype(chosen, view1, 2 * view1.shape[0], group)
+    if dense is not None:
+        rows = _dense.nt_xent(view1, view2, scale, normalize, group, dense)
     else:
         z = prepare(torch.cat([view1, view2]), normalize, compute_dtype(view1))
         name = group_name(group)
@@ -118,8 +133,9 @@ def clip_loss(
     check_memory("clip_loss", memory)
     scale = as_scalar("clip_loss", "logit_scale", logit_scale, image)
     chosen = choose("clip_loss", "similarity", impl, image)
-    if chosen == "reference":
-        rows = _reference.clip_loss(image, text, scale, normalize, group)
+    dense = dense_dtype(chosen, image, image.shape[0], group)
+    if dense is not None:
+        rows = _dense.clip_loss(image, text, scale, normalize, group, dense)
     else:
         dtype, name = compute_dtype(image), group_name(group)
         a, b = prepare(image, normalize, dtype), prepare(text, normalize, dtype)
@@ -165,8 +181,9 @@ def info_nce(
     check_reduction("info_nce", reduction)
     scale = as_scalar("info_nce", "temperature", temperature, query).reciprocal()
     chosen = choose("info_nce", "similarity", impl, query)
-    if chosen == "reference":
-        rows = _reference.info_nce(query, positive, negatives, scale, normalize)
+    dense = dense_dtype(chosen, query, query.shape[0] + negatives.shape[0], None)
+    if dense is not None:
+        rows = _dense.info_nce(query, positive, negatives, scale, normalize, dense)
     else:
         dtype = compute_dtype(query)
         towers = [prepare(tower, normalize, dtype) for tower in (query, positive, negatives)]
@@ -210,8 +227,9 @@ def sup_con(
     check_reduction("sup_con", reduction)
     scale = as_scalar("sup_con", "temperature", temperature, embeddings).reciprocal()
     chosen = choose("sup_con", "similarity", impl, embeddings)
-    if chosen == "reference":
-        rows, count = _reference.sup_con(embeddings, ids, scale, normalize, group)
+    dense = dense_dtype(chosen, embeddings, embeddings.shape[0], group)
+    if dense is not None:
+        rows, count = _dense.sup_con(embeddings, ids, scale, normalize, group, dense)
     else:
         z, name = prepare(embeddings, normalize, compute_dtype(embeddings)), group_name(group)
         everyone, everyones_ids = gather(z, name) if name else None, gather(ids, name)
@@ -254,8 +272,9 @@ def sigmoid_loss(
     scale = as_scalar("sigmoid_loss", "logit_scale", logit_scale, image)
     bias = as_scalar("sigmoid_loss", "logit_bias", logit_bias, image, positive=False)
     chosen = choose("sigmoid_loss", "sigmoid", impl, image)
-    if chosen == "reference":
-        rows = _reference.sigmoid_loss(image, text, scale, bias, normalize, group)
+    dense = dense_dtype(chosen, image, image.shape[0], group)
+    if dense is not None:
+        rows = _dense.sigmoid_loss(image, text, scale, bias, normalize, group, dense)
     else:
         dtype, name = compute_dtype(image), group_name(group)
         a, b = prepare(image, normalize, dtype), prepare(text, normalize, dtype)

@@ -7,8 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from bigssl_kernels import contrastive
+
 Results = dict[str, Tensor]
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
+
+
+@pytest.fixture(autouse=True)
+def tiled_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small batches go through the tiles too; tests of the dense form set SMALL themselves."""
+    monkeypatch.setattr(contrastive, "SMALL", 0)
 
 
 @pytest.fixture(autouse=True)
