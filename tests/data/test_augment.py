@@ -128,6 +128,10 @@ def test_jitter_draws_uniform_strengths_in_every_order(monkeypatch: pytest.Monke
     ):
         values = (np.sort([value for called, value in calls if called == name]) - low) / (high - low)
         assert np.abs(values - np.arange(n) / n).max() < 1.95 / math.sqrt(n), name
+    draws = np.array(
+        [[value for called, value in calls if called == name] for name in ("brightness", "contrast", "hue")]
+    )
+    assert np.abs(np.corrcoef(draws)[np.triu_indices(3, 1)]).max() < 4 / math.sqrt(n)
 
 
 def test_strength_one_has_the_papers_range(monkeypatch: pytest.MonkeyPatch) -> None:
