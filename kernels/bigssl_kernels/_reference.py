@@ -3,6 +3,7 @@
 Everything is computed in float32 (float64 for float64 inputs), whatever autocast says, with the whole matrix of logits.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -29,7 +29,6 @@ OPERATORS = {
     "similarity_backward": (OPS.similarity_backward, (A, B, NUMBER, None, *4 * [STATS], True, True, "torch")),
     "sigmoid_backward": (OPS.sigmoid_backward, (A, B, NUMBER, NUMBER, STATS, None, True, False, "torch")),
     "sup_con_pull": (OPS.sup_con_pull, (A, IDS, STATS, NUMBER, 2, 4)),
-    "linear_ce_rows": (OPS.linear_ce_rows, (A, B, IDS, None, 0, 0.1, 0.1, None, torch.float64, "torch")),
 }
 
 
