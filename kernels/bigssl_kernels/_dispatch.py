@@ -26,6 +26,7 @@ MODULES = {
     ("sigmoid", "triton"): "bigssl_kernels._sigmoid_triton",
     ("sigmoid", "torch"): "bigssl_kernels._sigmoid_torch",
     ("linear_ce", "torch"): "bigssl_kernels._linear_ce_torch",
+    ("linear_ce", "triton"): "bigssl_kernels._linear_ce_triton",
 }
 
 

@@ -1,0 +1,26 @@
+"""Blocks of the linear cross-entropy kernels, one per architecture, kernel and width of an element.
+
+The products walk over features or classes in blocks, so that one block serves every width of a model.
+"""
+
+import csv
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bigssl_kernels._configs import FALLBACK, Block, architecture
+
+
+def _table() -> dict[tuple[str, str, int], Block]:
+    with Path(__file__).with_name("linear_ce_blocks.csv").open() as file:
+        _, *lines = csv.reader(file)
+    return {(arch, kernel, int(width)): Block(*map(int, rest)) for arch, kernel, width, *rest in lines}
+
+
+SHIPPED = _table()
+
+
+def block_for(kernel: str, data: Tensor, dtype: torch.dtype) -> Block:
+    """The block of "ce_logits" or "ce_product" for products in `dtype` on the device of `data`."""
+    return SHIPPED.get((architecture(data.device), kernel, dtype.itemsize), FALLBACK)
