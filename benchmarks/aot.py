@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,9 @@ def compile_case(case: dict[str, Any]) -> Any:
     return triton.compile(source, target=target, options={"num_warps": block.warps, "num_stages": block.stages})
 
 
-def measure(case: dict[str, Any]) -> dict[str, Any]:
+def measure(case: dict[str, Any], compile_one: Callable[[dict[str, Any]], Any] = compile_case) -> dict[str, Any]:
     """The case with what its code uses, and whether that is all right."""
-    compiled, arch = compile_case(case), case["architecture"]
+    compiled, arch = compile_one(case), case["architecture"]
     if arch.startswith("gfx"):
         code = compiled.asm["amdgcn"]
         registers, spills = (_number(rf"\.{name}:\s+(\d+)", code) for name in ("vgpr_count", "vgpr_spill_count"))
