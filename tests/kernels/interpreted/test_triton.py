@@ -57,7 +57,7 @@ def bound(loss, impl, **options):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize(("size", "scale"), [((1, 8), 4.0), ((2, 3), 100.0), ((37, 33), 4.0), ((65, 40), 100.0)])
+@pytest.mark.parametrize(("size", "scale"), [((1, 8), 4.0), ((2, 3), 100.0), ((19, 33), 100.0), ((33, 40), 4.0)])
 def test_equals_the_reference(run, close, random, block, processors, loss, size, scale):
     inputs = inputs_of(random, loss, *size, scale, torch.float32)
     truth = run(bound(loss, "reference"), {name: value.double() for name, value in inputs.items()})
@@ -66,8 +66,8 @@ def test_equals_the_reference(run, close, random, block, processors, loss, size,
 
 @pytest.mark.parametrize("loss", [nt_xent, clip_loss, info_nce, sup_con])
 def test_rows_carry_their_own_weights(run, close, random, block, processors, loss):
-    inputs = inputs_of(random, loss, 45, 24, 6.0, torch.float32)
-    upstream = random(90 if loss is nt_xent else 45)
+    inputs = inputs_of(random, loss, 23, 24, 6.0, torch.float32)
+    upstream = random(46 if loss is nt_xent else 23)
     wide = {name: value.double() for name, value in inputs.items()}
     truth = run(bound(loss, "reference", reduction="none"), wide, upstream)
     close(run(bound(loss, "triton", reduction="none"), inputs, upstream), truth, 2e-5)
@@ -75,7 +75,7 @@ def test_rows_carry_their_own_weights(run, close, random, block, processors, los
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("size", [(33, 17), (48, 80)])
+@pytest.mark.parametrize("size", [(19, 17), (24, 80)])
 def test_low_precision_is_as_good_as_torch(run, as_good, random, processors, loss, dtype, size):
     """float32 sums of narrow products: nearer the truth than the same chunked in torch, whose products are rounded."""
     inputs = inputs_of(random, loss, *size, 8.0, dtype)
@@ -113,7 +113,7 @@ SHAPES = sorted({(bucket, block) for (*_, bucket), block in _configs.SHIPPED.ite
 @pytest.mark.parametrize(("bucket", "block"), SHAPES, ids=str)
 def test_every_shipped_block_is_right(run, close, random, monkeypatch, bucket, block):
     monkeypatch.setattr(_configs, "FALLBACK", block)
-    inputs = inputs_of(random, clip_loss, 71, min(bucket, 300) - 3, 9.0, torch.float32)
+    inputs = inputs_of(random, clip_loss, 67, min(bucket, 300) - 3, 9.0, torch.float32)
     if not block.out:  # a block of the reducing kernel
         torch.testing.assert_close(call(clip_loss, "triton", **inputs), call(clip_loss, "reference", **inputs))
         return
