@@ -6,6 +6,16 @@ chunked in plain torch, with the same results.
 
 from bigssl_kernels._dispatch import explain
 from bigssl_kernels.contrastive import clip_loss, info_nce, nt_xent, sigmoid_loss, sup_con
-from bigssl_kernels.masked_tokens import linear_cross_entropy
+from bigssl_kernels.masked_tokens import TokenStatistics, linear_cross_entropy, sharded_linear_cross_entropy
 
-__all__ = ["clip_loss", "explain", "info_nce", "linear_cross_entropy", "nt_xent", "sigmoid_loss", "sup_con"]
+__all__ = [
+    "TokenStatistics",
+    "clip_loss",
+    "explain",
+    "info_nce",
+    "linear_cross_entropy",
+    "nt_xent",
+    "sharded_linear_cross_entropy",
+    "sigmoid_loss",
+    "sup_con",
+]

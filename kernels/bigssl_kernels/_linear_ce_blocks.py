@@ -22,5 +22,5 @@ SHIPPED = _table()
 
 
 def block_for(kernel: str, data: Tensor, dtype: torch.dtype) -> Block:
-    """The block of "ce_logits" or "ce_product" for products in `dtype` on the device of `data`."""
+    """The block of "ce_statistics", "ce_panel" or "ce_product" for products in `dtype` on the device of `data`."""
     return SHIPPED.get((architecture(data.device), kernel, dtype.itemsize), FALLBACK)

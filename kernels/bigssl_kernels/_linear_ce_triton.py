@@ -21,7 +21,7 @@ from bigssl_kernels._similarity_triton import precision, splits
 
 PANEL = 128 << 20  # bytes of logits at a time
 FEWEST = 1024  # tokens of a panel below which adding up the weight's gradient costs more than recomputing logits
-NARROWEST = 128  # classes of a panel
+ALIGNED = 128  # classes and tokens of a panel, where there are more than one: whole blocks, aligned loads
 SOFTMAX_COLS = 4096
 KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 HIGHEST = 16384.0  # largest gradient of a float16 logit once scaled; three of its terms stay below 65504
@@ -70,7 +70,7 @@ def _empty_statistics(problem: Problem, parts: int, details: bool) -> list[Tenso
     extra = shape if details else (1, 0)
     new = problem.hidden.new_empty
     wide = [new(shape, dtype=torch.float32) for _ in range(3)]
-    rest = (torch.float32, torch.int64, torch.float32)
+    rest = (torch.float32, torch.int32, torch.float32)
     return wide + [new(extra, dtype=dtype) for dtype in rest]
 
 
@@ -78,7 +78,7 @@ def _statistics(problem: Problem, details: bool) -> Statistics:
     """From the kernel that writes no logits."""
     hidden, weight, softcap = problem.hidden, problem.weight, problem.options.softcap
     tokens, classes = len(hidden), len(weight)
-    block = block_for("ce_logits", hidden, problem.options.dtype)
+    block = block_for("ce_statistics", hidden, problem.options.dtype)
     parts, span = splits(tokens, classes, block, 1, hidden.device)
     outs = _empty_statistics(problem, parts, details)
     kernels.statistics_kernel[(-(-tokens // block.rows), parts)](
@@ -110,12 +110,12 @@ def _panel(
 ) -> None:
     """Fill a panel [t, v] that begins at kept token and class `first` with logits, or with gradients, given `lse`."""
     hidden, weight = problem.hidden, problem.weight
-    block = block_for("ce_logits", hidden, problem.options.dtype)
+    block = block_for("ce_panel", hidden, problem.options.dtype)
     dummy = problem.kept
     kernels.panel_kernel[(-(-panel.shape[0] // block.rows), -(-panel.shape[1] // block.cols))](
         *problem.inputs(), dummy if lse is None else lse, *(by or 3 * (dummy,)), dummy if gain is None else gain, panel,
-        *first, panel.shape[1], hidden.shape[1], hidden.stride(0), weight.stride(0), problem.options.softcap or 1.0,
-        GRADIENT=lse is not None, GAIN=gain is not None, **problem.constants(),
+        *first, panel.shape[1], panel.stride(0), hidden.shape[1], hidden.stride(0), weight.stride(0),
+        problem.options.softcap or 1.0, GRADIENT=lse is not None, GAIN=gain is not None, **problem.constants(),
         BM=block.rows, BN=block.cols, BK=block.features, num_warps=block.warps, num_stages=block.stages,
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def _softmax(problem: Problem, panel: Tensor, first: int, upstream: Tensor, outs
     options = problem.options
     kernels.softmax_kernel[(panel.shape[0],)](
         panel, problem.labels, problem.order, problem.kept, upstream, lse, target, total, best, moment, first,
-        panel.shape[1], options.softcap or 1.0, options.z_loss, options.label_smoothing, GRADIENT=True,
+        panel.shape[1], panel.stride(0), options.softcap or 1.0, options.z_loss, options.label_smoothing, GRADIENT=True,
         CAP=options.softcap is not None, DETAILS=best.numel() > 0, KIND=KINDS[options.dtype], BN=SOFTMAX_COLS,
         num_warps=8,
     )  # fmt: skip
@@ -148,15 +148,15 @@ def _multiply(
     for by_token, (out, right, rows, more) in zip((True, False), sides, strict=True):
         if out is not None:
             kernels.product_kernel[(-(-rows // block.rows), -(-features // block.cols))](
-                panel, right, out, problem.order, problem.kept, scale, *first, panel.shape[1], features,
-                right.stride(0), out.stride(0), BY_TOKEN=by_token, ADD=more, GAIN=gain is not None,
+                panel, right, out, problem.order, problem.kept, scale, *first, panel.shape[1], panel.stride(0),
+                features, right.stride(0), out.stride(0), BY_TOKEN=by_token, ADD=more, GAIN=gain is not None,
                 PRECISION=precision(kind), KIND=KINDS[kind], BM=block.rows, BN=block.cols, BK=block.features,
                 num_warps=block.warps, num_stages=block.stages,
             )  # fmt: skip
     if grads[2] is not None:
         kernels.columns_kernel[(-(-panel.shape[1] // 128),)](
-            panel, grads[2], problem.kept, scale, *first, panel.shape[1], ADD=add[1], GAIN=gain is not None,
-            BM=32, BN=128, num_warps=4,
+            panel, grads[2], problem.kept, scale, *first, panel.shape[1], panel.stride(0),
+            ADD=add[1], GAIN=gain is not None, BM=32, BN=128, num_warps=4,
         )  # fmt: skip
 
 
@@ -170,12 +170,16 @@ def _empty_gradients(problem: Problem, wanted: Wanted, dtype: torch.dtype) -> Gr
     )
 
 
+def _aligned(number: int) -> int:
+    return -(-number // ALIGNED) * ALIGNED
+
+
 def _tokens_per_panel(problem: Problem) -> int:
     """Tokens whose logits become gradients in place, 0 where panels of all tokens x some classes are better."""
     tokens, classes = len(problem.hidden), len(problem.weight)
-    fitting = PANEL // (problem.options.dtype.itemsize * classes)
+    fitting = PANEL // (problem.options.dtype.itemsize * _aligned(classes))
     enough = fitting >= tokens or (fitting >= FEWEST and problem.weight.dtype == torch.float32)
-    return fitting if enough and problem.options.dtype != torch.float16 else 0
+    return max(ALIGNED, fitting // ALIGNED * ALIGNED) if enough and problem.options.dtype != torch.float16 else 0
 
 
 def forward(
@@ -203,7 +207,7 @@ def forward(
         return stats, _recompute(problem, stats.lse, slopes(upstream, stats.lse, options), wanted)
     grads = _empty_gradients(problem, wanted, hidden.dtype)
     outs = [value[0] for value in _empty_statistics(problem, 1, details)]
-    room = hidden.new_empty(min(rows, len(hidden)), len(weight), dtype=options.dtype)
+    room = hidden.new_empty(min(rows, len(hidden)), _aligned(len(weight)), dtype=options.dtype)[:, : len(weight)]
     for first in range(0, len(hidden), rows):
         panel = room[: len(hidden) - first]
         _panel(problem, panel, (first, 0), None, (), None)
@@ -235,7 +239,8 @@ def backward(
 def _recompute(problem: Problem, lse: Tensor, by: tuple[Tensor, Tensor, Tensor], wanted: Wanted) -> Gradients:
     """Gradients from panels of all tokens x some classes."""
     tokens, classes = len(problem.hidden), len(problem.weight)
-    width = min(classes, max(NARROWEST, PANEL // (problem.options.dtype.itemsize * tokens)))
+    width = max(1, PANEL // (problem.options.dtype.itemsize * tokens * ALIGNED)) * ALIGNED
+    width = min(width, _aligned(classes))
     gain = None
     if problem.options.dtype == torch.float16:  # its gradients of logits would vanish below 6e-8
         order_kept = torch.arange(tokens, device=lse.device) < problem.kept
@@ -243,9 +248,9 @@ def _recompute(problem: Problem, lse: Tensor, by: tuple[Tensor, Tensor, Tensor],
         largest = torch.stack([torch.where(kept, value.abs(), 0) for value in by]).max()
         gain = HIGHEST / torch.where(largest > 0, largest, 1)
     grads = _empty_gradients(problem, wanted, torch.float32)
-    room = problem.hidden.new_empty(tokens * width, dtype=problem.options.dtype)
+    room = problem.hidden.new_empty(tokens, width, dtype=problem.options.dtype)
     for first in range(0, classes, width):
-        panel = room[: tokens * min(width, classes - first)].view(tokens, -1)
+        panel = room[:, : classes - first]
         _panel(problem, panel, (0, first), lse, by, gain)
         _multiply(problem, panel, (0, first), grads, gain, (first > 0, False))
     return grads

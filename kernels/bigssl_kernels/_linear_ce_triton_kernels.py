@@ -38,16 +38,16 @@ def _logits(
 @triton.jit
 def _join(values, col, top, best, total, moment, DETAILS: tl.constexpr):
     """Take [BM, BN] logits (-inf where there is no class) into the running maximum, its class and the sums below it."""
-    powers_of = tl.max(values, 1)
-    highest = tl.maximum(top, powers_of)
+    tallest = tl.max(values, 1)
+    highest = tl.maximum(top, tallest)
     base = tl.where(highest == float("-inf"), 0.0, highest)
     powers = tl.exp2((values - base[:, None]) * LOG2_E)
     shrink = tl.exp2((top - base) * LOG2_E)
     total = total * shrink + tl.sum(powers, 1)
     if DETAILS:
         moment = moment * shrink + tl.sum(tl.where(values == float("-inf"), 0.0, powers * values), 1)
-        first = tl.min(tl.where(values == powers_of[:, None], col[None, :], 2**62), 1)
-        best = tl.where(powers_of > top, first, best)
+        first = tl.min(tl.where(values == tallest[:, None], col.to(tl.int32)[None, :], 2**31 - 1), 1)
+        best = tl.where(tallest > top, first, best)
     return highest, best, total, moment
 
 
@@ -68,7 +68,7 @@ def statistics_kernel(
     label = tl.load(labels + row, inside, other=-1)
     split = tl.program_id(1).to(tl.int64)
     top = tl.full([BM], float("-inf"), tl.float32)
-    best = tl.zeros([BM], tl.int64)
+    best = tl.zeros([BM], tl.int32)
     total = tl.zeros([BM], tl.float32)
     moment = tl.zeros([BM], tl.float32)
     target = tl.zeros([BM], tl.float32)
@@ -98,7 +98,7 @@ def statistics_kernel(
 @triton.jit
 def panel_kernel(
     hidden, weight, bias, labels, order, count, lse, of_lse, of_target, of_total, gain, panel,
-    first_row, first_col, width, features, hidden_stride, weight_stride, softcap,
+    first_row, first_col, width, panel_stride, features, hidden_stride, weight_stride, softcap,
     GRADIENT: tl.constexpr, GAIN: tl.constexpr, BIAS: tl.constexpr, CAP: tl.constexpr, PRECISION: tl.constexpr,
     KIND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -130,13 +130,14 @@ def panel_kernel(
         if GAIN:
             grad *= tl.load(gain)
         values = grad
-    tl.store(panel + local[:, None] * width + j[None, :], values.to(KIND), inside[:, None] & (j < width)[None, :])
+    at = panel + local[:, None] * panel_stride + j[None, :]
+    tl.store(at, values.to(KIND), inside[:, None] & (j < width)[None, :])
 
 
 @triton.jit
 def softmax_kernel(
     panel, labels, order, count, upstream, lse_out, target_out, sum_out, best_out, moment_out,
-    first_row, classes, softcap, z_loss, smoothing,
+    first_row, classes, panel_stride, softcap, z_loss, smoothing,
     GRADIENT: tl.constexpr, CAP: tl.constexpr, DETAILS: tl.constexpr, KIND: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Statistics of one kept token from its row of capped logits, which then becomes its gradient, in place."""
@@ -146,7 +147,7 @@ def softmax_kernel(
     row = tl.load(order + first_row + local)
     label = tl.load(labels + row)
     top = tl.full([1], float("-inf"), tl.float32)
-    best = tl.zeros([1], tl.int64)
+    best = tl.zeros([1], tl.int32)
     total = tl.zeros([1], tl.float32)
     moment = tl.zeros([1], tl.float32)
     target = tl.zeros([1], tl.float32)
@@ -154,7 +155,7 @@ def softmax_kernel(
     for start in range(0, classes, BN):
         col = (start + tl.arange(0, BN)).to(tl.int64)
         valid = (col < classes)[None, :]
-        values = tl.load((panel + local * classes + col)[None, :], valid, other=0.0).to(tl.float32)
+        values = tl.load((panel + local * panel_stride + col)[None, :], valid, other=0.0).to(tl.float32)
         plain += tl.sum(values, 1)
         target += tl.sum(tl.where(valid & (col == label)[None, :], values, 0.0), 1)
         top, best, total, moment = _join(
@@ -176,7 +177,7 @@ def softmax_kernel(
         for start in range(0, classes, BN):
             col = (start + tl.arange(0, BN)).to(tl.int64)
             valid = (col < classes)[None, :]
-            at = (panel + local * classes + col)[None, :]
+            at = (panel + local * panel_stride + col)[None, :]
             values = tl.load(at, valid, other=0.0).to(tl.float32)
             grad = tl.exp2((values - lse[:, None]) * LOG2_E) * of_lse + of_total
             grad += tl.where((col == label)[None, :], of_target, 0.0)
@@ -187,7 +188,8 @@ def softmax_kernel(
 
 @triton.jit
 def product_kernel(
-    panel, right, out, order, count, gain, first_row, first_col, width, features, right_stride, out_stride,
+    panel, right, out, order, count, gain, first_row, first_col, width, panel_stride, features, right_stride,
+    out_stride,
     BY_TOKEN: tl.constexpr, ADD: tl.constexpr, GAIN: tl.constexpr, PRECISION: tl.constexpr, KIND: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -216,10 +218,10 @@ def product_kernel(
         k = (start + tl.arange(0, BK)).to(tl.int64)
         k_in = k < length
         if BY_TOKEN:
-            left = panel + m[:, None] * width + k[None, :]
+            left = panel + m[:, None] * panel_stride + k[None, :]
             at_k = first_col + k
         else:
-            left = panel + m[:, None] + k[None, :] * width
+            left = panel + m[:, None] + k[None, :] * panel_stride
             at_k = tl.load(order + first_row + k, k_in, other=0)
         a = tl.load(left, m_in[:, None] & k_in[None, :], other=0.0)
         b = tl.load(
@@ -237,7 +239,7 @@ def product_kernel(
 
 @triton.jit
 def columns_kernel(
-    panel, out, count, gain, first_row, first_col, width,
+    panel, out, count, gain, first_row, first_col, width, panel_stride,
     ADD: tl.constexpr, GAIN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """out[class] = sum of the panel's column (float32); grid (blocks of classes)."""
@@ -247,7 +249,7 @@ def columns_kernel(
     for start in range(0, rows_left, BM):
         i = (start + tl.arange(0, BM)).to(tl.int64)
         part = tl.load(
-            panel + i[:, None] * width + j[None, :], (i < rows_left)[:, None] & (j < width)[None, :], other=0.0
+            panel + i[:, None] * panel_stride + j[None, :], (i < rows_left)[:, None] & (j < width)[None, :], other=0.0
         )
         acc += tl.sum(part.to(tl.float32), 0)
     if GAIN:

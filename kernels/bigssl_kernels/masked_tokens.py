@@ -4,11 +4,14 @@ from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from bigssl_kernels import _reference
 from bigssl_kernels._checks import accumulator, check_alike, check_indices, check_matrix, check_reduction, compute_dtype
 from bigssl_kernels._dispatch import FAMILIES, choose
+from bigssl_kernels._distributed import group_name, rank, world_size
 from bigssl_kernels._linear_ce import linear_ce_rows
+from bigssl_kernels._linear_ce_sharded import linear_ce_sharded_rows, shard
 from bigssl_kernels._linear_ce_total import linear_ce_total
 
 NAME = "linear_cross_entropy"
@@ -109,6 +112,62 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads do not spell ou
     return (result, TokenStatistics(rows[0].detach(), *rows[1:])) if return_aux else result
 
 
+def sharded_linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    *,
+    classes: int,
+    group: ProcessGroup | None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    token_weights: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """`linear_cross_entropy` with the vocabulary spread over the ranks of a group (Shoeybi et al. 2019).
+
+    Every rank calls it with the same hidden states, labels and options, and gets the same loss and the same, complete
+    gradient of the hidden states; weight and bias get the gradient of their shard. Nothing is averaged over ranks.
+
+    Args:
+        hidden: [T, H], the same on every rank of the group.
+        weight: [v, H], this rank's rows of [V, H] as torch.chunk deals them: ceil(V / W) each, the last ranks fewer,
+            none of them empty.
+        labels: [T] integers in 0 .. V-1, or `ignore_index`.
+        bias: [v], this rank's entries, or None.
+        classes: V.
+        group: the ranks that share the vocabulary; None for a single process.
+        ignore_index, reduction, label_smoothing, z_loss, softcap, token_weights: as in `linear_cross_entropy`.
+        impl: "auto", "triton" or "torch" ("reference" has no sharded form).
+
+    Raises:
+        ValueError: as `linear_cross_entropy`, and where the shard is not the rank's.
+    """
+    name = "sharded_linear_cross_entropy"
+    _check(hidden, weight, labels, bias, label_smoothing, softcap)
+    check_reduction(name, reduction)
+    if token_weights is not None:
+        _check_token_weights(token_weights, labels)
+    first, stop = shard(classes, world_size(group), rank(group))
+    if weight.shape[0] != stop - first:
+        raise ValueError(
+            f"{name}: weight has {weight.shape[0]} rows; rank {rank(group)} of {world_size(group)} holds "
+            f"{stop - first} of {classes} classes ({first} to {stop - 1})"
+        )
+    chosen = choose(name, "linear_ce", impl, hidden)
+    if chosen == "reference":
+        raise ValueError(f"{name}: impl is 'reference'; allowed are 'auto', 'triton' and 'torch'")
+    factors = _factors(hidden, labels != ignore_index, token_weights, reduction)
+    options = (ignore_index, label_smoothing, z_loss, softcap, compute_dtype(hidden), chosen)
+    shard_of = (classes, first, group_name(group))
+    rows = linear_ce_sharded_rows(hidden, weight, labels.long(), bias, *shard_of, *options)[0] * factors
+    return rows if reduction == "none" else rows.sum()
+
+
 def _factors(hidden: Tensor, kept: Tensor, token_weights: Tensor | None, reduction: str) -> Tensor:
     """What each token's loss is multiplied with [T]."""
     dtype = accumulator(hidden.dtype)
@@ -163,4 +222,4 @@ def _check(
         raise ValueError(f"{NAME}: softcap is {softcap}; it must be above zero, or None for no cap")
 
 
-FAMILIES[NAME] = "linear_ce"
+FAMILIES[NAME] = FAMILIES["sharded_linear_cross_entropy"] = "linear_ce"
