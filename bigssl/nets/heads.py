@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigssl.nets.norm import GlobalBatchNorm
 from bigssl_kernels import linear_cross_entropy
+
+IGNORED = -100  # label of a token that is not predicted
 
 
 class ProjectionHead(nn.Module):
@@ -37,19 +40,56 @@ class MaskedLanguageHead(nn.Module):
         self.dense = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=epsilon)
 
-    def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the cross-entropies over the labelled tokens.
+    def forward(self, hidden: Tensor, labels: Tensor, most: int | None = None) -> Tensor:
+        """Sum of the cross-entropies over the labelled tokens; only these are transformed.
 
         Args:
             hidden: [B, T, H].
             labels: int64 [B, T], -100 where there is nothing to predict.
+            most: if known to the host, how many tokens are labelled at most: a GPU then need not tell it how many are.
 
         Returns:
-            [] float32; 0 with zero gradients where no token is labelled.
+            [] float32; 0 with zero gradients where no token is labelled, NaN where more than `most` are.
         """
-        rows = (labels != -100).flatten().nonzero().squeeze(1)
+        labels = labels.flatten()
+        rows = labelled_rows(labels, most)
         picked = hidden.flatten(0, 1).index_select(0, rows)  # [M, H]
         transformed = self.norm(F.gelu(self.dense(picked)))
-        return linear_cross_entropy(
-            transformed, self.weight, labels.flatten().index_select(0, rows), self.bias, reduction="sum"
-        )
+        targets = labels.index_select(0, rows)
+        if most is not None:  # rows beyond the labelled ones repeat the first token
+            count = (labels != IGNORED).sum()
+            targets = targets.masked_fill(torch.arange(len(rows), device=rows.device) >= count, IGNORED)
+        loss = linear_cross_entropy(transformed, self.weight, targets, self.bias, reduction="sum")
+        return loss if most is None else torch.where(count > most, float("nan"), loss)
+
+
+def labelled_rows(labels: Tensor, most: int | None) -> Tensor:
+    """Numbers of the labelled tokens; with `most`, exactly min(most, T) numbers, filled up with 0, without a sync."""
+    if most is None:
+        return (labels != IGNORED).nonzero().squeeze(1)
+    return torch.nonzero_static(labels != IGNORED, size=min(most, len(labels)), fill_value=0).squeeze(1)
+
+
+class CausalLanguageHead(nn.Module):
+    """Next-token prediction from every position with the tied embedding (GPT-2, Radford et al. 2019).
+
+    The tied embedding is registered here as well, so that ZeRO-3 gathers it for this module's forward and backward.
+    """
+
+    def __init__(self, embedding: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = embedding  # [V, H]
+
+    def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the cross-entropies of each token given those before it.
+
+        Args:
+            hidden: [B, T, H] after the backbone's last norm.
+            labels: int64 [B, T]: the input tokens themselves, -100 for those that are not to be predicted. The first
+                token of a sequence has nothing before it and is never predicted.
+
+        Returns:
+            [] float32.
+        """
+        following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # shifts labels, so that hidden need not be copied
+        return linear_cross_entropy(hidden.flatten(0, 1), self.weight, following.flatten(), reduction="sum")

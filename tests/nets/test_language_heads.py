@@ -1,0 +1,62 @@
+"""Heads of language models: the masked one transforms masked tokens only, the causal one predicts the next token."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bigssl.nets.heads import CausalLanguageHead, MaskedLanguageHead
+
+
+def inputs() -> tuple[Tensor, Tensor, nn.Parameter]:
+    torch.manual_seed(0)
+    hidden, labels = torch.randn(3, 5, 8), torch.randint(0, 11, (3, 5))
+    labels[torch.rand(3, 5) < 0.6] = -100
+    return hidden.requires_grad_(), labels, nn.Parameter(torch.randn(11, 8))
+
+
+def gradients(loss: Tensor, *leaves: Tensor) -> list[Tensor]:
+    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+@pytest.mark.parametrize("most", [None, 15, 40])
+def test_masked_head_equals_full_logits(most: int | None) -> None:
+    hidden, labels, embedding = inputs()
+    head = MaskedLanguageHead(embedding)
+    logits = F.linear(head.norm(F.gelu(head.dense(hidden))), embedding, head.bias)
+    truth = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    leaves = (hidden, *head.parameters())
+    torch.testing.assert_close(gradients(head(hidden, labels, most), *leaves), gradients(truth, *leaves))
+
+
+def test_masked_head_says_when_the_bound_is_wrong() -> None:
+    hidden, labels, embedding = inputs()
+    assert MaskedLanguageHead(embedding)(hidden, labels, int((labels != -100).sum()) - 1).isnan()
+
+
+def test_masked_head_transforms_masked_tokens_only() -> None:
+    hidden, labels, embedding = inputs()
+    head, seen = MaskedLanguageHead(embedding), []
+    head.dense.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    head(hidden, labels)
+    assert seen == [(labels != -100).sum()]
+
+
+def test_causal_head_equals_full_logits() -> None:
+    hidden, labels, embedding = inputs()
+    truth = F.cross_entropy(F.linear(hidden[:, :-1], embedding).flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    head = CausalLanguageHead(embedding)
+    torch.testing.assert_close(
+        gradients(head(hidden, labels), hidden, embedding), gradients(truth, hidden, embedding), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_causal_head_at_init_costs_the_log_of_the_vocabulary() -> None:
+    """GPT-2 at initialisation: ln 50257 = 10.825."""
+    head = CausalLanguageHead(nn.Parameter(0.02 * torch.randn(50257, 16)))
+    loss = head(torch.randn(2, 9, 16), torch.randint(0, 50257, (2, 9))) / 16
+    assert loss.item() == pytest.approx(math.log(50257), abs=0.02)
