@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(check, _check)
     evaluate = commands.add_parser("evaluate", help="score a trained run again: scorecard.json and report.html")
     evaluate.add_argument("run_folder", type=Path, help="for example runs/demo")
+    evaluate.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
     evaluate.set_defaults(run=_evaluate)
     report = commands.add_parser("report", help="write report.html of a run, also while it trains")
     report.add_argument("run_folder", type=Path)
@@ -91,7 +92,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     recipe = _recipe_of(options.run_folder)
     if recipe.evaluate is None:
         raise ConfigError(f"{options.run_folder}/config.yaml: evaluate: missing; add the section and run again")
-    print(format_table(score(options.run_folder, recipe.evaluate, seed=recipe.seed)))
+    print(format_table(score(options.run_folder, recipe.evaluate, seed=recipe.seed, device=options.device)))
     print(f"report: {write_report(options.run_folder)}")
 
 

@@ -83,6 +83,18 @@ class OptimConfig(Section):
     power: Annotated[float, Field(gt=0)] = Field(1.0, description="polynomial: exponent")
     final: Fraction = Field(0.0, description="learning rate at the end as a share of lr")
 
+    @model_validator(mode="after")
+    def _only_what_is_used(self) -> OptimConfig:
+        """A field that the chosen optimizer or schedule ignores would be a silent no."""
+        used = {
+            "betas": self.name != "lars", "eps": self.name != "lars", "momentum": self.name in ("lars", "muon"),
+            "adam_lr": self.name == "muon", "decay": self.schedule == "wsd", "power": self.schedule == "polynomial",
+        }  # fmt: skip
+        for field, applies in used.items():
+            if not applies and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field} {getattr(self, field)} has no effect with {self.name} and {self.schedule}")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _betas_from_yaml(cls, values: Any) -> Any:
@@ -159,7 +171,7 @@ class Evaluate(Section):
 class Recipe(Section):
     """Everything a run depends on. `objective` is replaced by the discriminated union of the discovered tasks."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     out: str = Field("", description="run folder; default runs/NAME")
     seed: Annotated[int, Field(ge=0)] = 0
     steps: PositiveInt
@@ -174,6 +186,12 @@ class Recipe(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     probe: ProbeConfig | None = None
     evaluate: Evaluate | None = None
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Recipe:
+        if self.optim.warmup >= self.steps:
+            raise ValueError(f"optim.warmup {self.optim.warmup} does not end within steps {self.steps}")
+        return self
 
     @property
     def folder(self) -> Path:

@@ -6,10 +6,14 @@ batch, so that averaging parameter gradients over ranks (what DDP and DeepSpeed 
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
 
 
 def active() -> bool:
@@ -57,6 +61,15 @@ def agree(ok: bool) -> bool:
     """True only if `ok` on every rank."""
     device = "cuda" if active() and dist.get_backend() == "nccl" else "cpu"
     return not bool(all_reduce_max(torch.tensor([0 if ok else 1], device=device)).item())
+
+
+def from_main(value: T) -> T:
+    """Rank 0's `value` (picklable) on every rank."""
+    if not active():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"bigssl: {error}", file=sys.stderr)
         return 2
     if options.print_config:
-        print(dump_recipe(recipe), end="")
+        print(dump_recipe(recipe) if first else "", end="")
         return 0
     return _run(recipe, plan)
 
@@ -62,18 +62,19 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
     device = zero.start()
     try:
         outcome = loop.train(recipe, plan, device, _probe(recipe, plan, device))
-        if outcome.preempted:
-            _say(f"stopped by {outcome.preempted} after step {outcome.step}; the same command goes on from there")
-            return guards.PREEMPTED
-        _export(recipe, plan)
-        if distributed.is_main():
-            _evaluate(recipe, device)  # the others leave: nobody waits for it in a collective that could time out
-        return 0
+        if not outcome.preempted:
+            _export(recipe, plan)
     except (CheckpointError, DataError, guards.NonFiniteLoss) as error:
-        print(f"bigssl: rank {distributed.rank()}: {error}", file=sys.stderr)
-        return 1
-    finally:
-        zero.stop()
+        print(f"bigssl: rank {distributed.rank()}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # leaving the group would wait for ranks that wait for this one; the launcher ends them
+    main_rank = distributed.is_main()
+    distributed.barrier()
+    zero.stop()  # evaluation is rank 0's alone: nobody waits for it in a collective that could time out
+    if outcome.preempted:
+        if main_rank:
+            print(f"stopped by {outcome.preempted} after step {outcome.step}; the same command goes on from there")
+        return guards.PREEMPTED
+    return _evaluate(recipe, device) if main_rank else 0
 
 
 def _probe(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> loop.Probe | None:
@@ -85,9 +86,10 @@ def _probe(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> loop.P
 
 
 def _export(recipe: Recipe, plan: preflight.Plan) -> None:
-    """Collective: gathers the weights on every rank, rank 0 writes them."""
+    """Collective: gathers the weights, rank 0 writes them."""
     states = {name: zero.full_state(tower.model) for name, tower in plan.backbones.items()}
-    with zero.gathered(plan.objective):
+    backbone = {id(p) for tower in plan.backbones.values() for p in tower.parameters()}
+    with zero.gathered(p for p in plan.objective.parameters() if id(p) not in backbone):
         heads = {
             head: {name: value.detach().cpu().clone() for name, value in tensors.items()}
             for head, tensors in plan.objective.export_heads().items()
@@ -104,19 +106,19 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     }
     tokenizers = {name: tower.tokenizer for name, tower in towers if tower.is_text}
     path = export_run(recipe.folder, {name: t.model for name, t in towers}, tokenizers, heads, meta, states=states)
-    _say(f"exported {', '.join(states)} to {path}")
+    print(f"exported {', '.join(states)} to {path}", flush=True)
 
 
-def _evaluate(recipe: Recipe, device: torch.device) -> None:
-    if recipe.evaluate is not None:
-        card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device)
-        _say(format_table(card))
-    _say(f"report: {write_report(recipe.folder)}")
-
-
-def _say(text: str) -> None:
-    if distributed.is_main():
-        print(text, flush=True)
+def _evaluate(recipe: Recipe, device: torch.device) -> int:
+    try:
+        if recipe.evaluate is not None:
+            print(format_table(score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device)))
+    except DataError as error:
+        again = f"bigssl evaluate {recipe.folder}"
+        print(f"bigssl: trained and exported, not evaluated: {error}; after mending it: {again}", file=sys.stderr)
+        return 1
+    print(f"report: {write_report(recipe.folder)}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -51,11 +52,15 @@ def ranks(tmp_path: Path) -> Ranks:
         ]
         for worker in workers:
             worker.start()
-        for worker in workers:
-            worker.join(timeout)
+        deadline = time.monotonic() + timeout
+        while any(w.is_alive() for w in workers) and not any(w.exitcode for w in workers):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
         stuck = [r for r, worker in enumerate(workers) if worker.is_alive()]
         for worker in workers:
             worker.kill()
+            worker.join()
         errors = "\n".join(p.read_text() for p in sorted(folder.glob("*.txt")))
         assert not errors and not stuck, f"ranks still running after {timeout} s: {stuck}\n{errors}"
         return [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(world)]

@@ -83,8 +83,20 @@ def test_overrides_are_yaml_and_make_sections() -> None:
         ("data.sources.emoji.min_shards=99", ["data.sources.emoji.url", "7 shards", ">= 99"]),
         ("data.sources.text.batch=80", ["data.sources.text.batch", "value 80", "71 samples"]),
         ("evaluate.images.bank=nowhere", ["evaluate.images.bank", "nowhere"]),
-        ("evaluate.images.backbone=imag", ["evaluate.images.backbone", "'imag'", "image, text"]),
+        ("evaluate.images.backbone=imag", ["evaluate.images.backbone", "'imag'", "nearest: image"]),
         ("probe.backbone=imag", ["probe.backbone", "'imag'"]),
+        ("evaluate.images.backbone=text", ["evaluate.images.backbone", "no image backbone 'text'", "allowed: image"]),
+        ("evaluate.images.k=5000", ["evaluate.images.k", "5000", "3074"]),
+        ("evaluate.images.label=categori", ["evaluate.images.label", "'categori'", "nearest: category"]),
+        ("evaluate.zero_shot.heads=clap", ["evaluate.zero_shot.heads", "'clap'", "allowed: clip"]),
+        ("evaluate.text.length=500", ["evaluate.text.length", "500", "<= 128"]),
+        ("probe.label=kind", ["probe.label", "'kind'", "category"]),
+        ("zero.options.reduce_bucket_size=many", ["zero.options", "reduce_bucket_size", "'many'"]),
+        ("optim.warmup=600", ["optim.warmup 600", "steps 600"]),
+        ("optim.momentum=0.5", ["momentum 0.5", "no effect"]),
+        ("out=/proc/x", ["out", "/proc", "cannot be written"]),
+        ("name=..", ["name", "'..'"]),
+        ("data.sources.emoji.url=s3://bucket/x", ["data.sources.emoji.url", "s3"]),
         ("optim={name: muon}", ["optim.clip", "allowed: 0"]),
         ("steps", ["'steps'", "a.b=c"]),
         ("name.first=1", ["name.first", "name is a value"]),
@@ -139,3 +151,15 @@ def test_a_backbone_that_nothing_trains_is_refused() -> None:
 def test_micro_and_accum_are_derived(size: int, micro: Any, accum: Any, world: int, want: tuple[int, int]) -> None:
     batch = {"size": size, "micro": micro, "accum": accum}
     assert preflight.split_batch(load().model_copy(update={"batch": type(load().batch)(**batch)}), world) == want
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS"])
+def test_many_tasks_that_are_not_ranks_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert preflight.world_size() == 1
+    monkeypatch.setenv(name, "4")
+    with pytest.raises(ConfigError, match=f"{name}: value 4.*RANK.*deepspeed or torchrun"):
+        preflight.world_size()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert preflight.world_size() == 4

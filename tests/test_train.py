@@ -110,16 +110,36 @@ def test_killed_and_started_again_it_ends_the_same(finished: Any, tmp_path: Path
     )["tasks"]
 
 
+@pytest.mark.distributed
+def test_a_signal_to_the_whole_group_leaves_a_checkpoint(finished: Any, tmp_path: Path) -> None:
+    """Ctrl-C reaches the launcher and the ranks, and the launcher passes it on: that is one wish, not two."""
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(out, "checkpoint.every=1000", "steps=100000"), cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not (out / "metrics.jsonl").exists() or len(rows(out)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    (checkpoint,) = (out / "checkpoints").glob("step-*")
+    assert int(checkpoint.name.removeprefix("step-")) == len(rows(out))
+    assert "stopped by SIG" in output and "the same command goes on" in output
+
+
 def test_the_same_command_on_a_finished_run_only_evaluates(finished: Any, tmp_path: Path) -> None:
     whole, _ = finished
     out = tmp_path / "again"
     shutil.copytree(whole, out)
     config = (out / "config.yaml").read_text().replace(str(whole), str(out))
     (out / "config.yaml").write_text(config)
-    before = rows(out)
+    before, stamp = rows(out), (out / "scorecard.json").stat().st_mtime
     done = run(out)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert rows(out) == before
+    assert "resumed after step 8" in done.stderr and rows(out) == before
+    assert (out / "scorecard.json").stat().st_mtime > stamp
 
 
 def test_mistakes_end_with_one_line_and_code_2(tmp_path: Path) -> None:

@@ -23,6 +23,12 @@ from bigssl.config import CheckpointConfig
 from bigssl.engine.zero import Engine
 
 MANIFEST = "manifest.json"
+REASONS = {
+    "stage": "each ZeRO stage has its own files",
+    "world": "ZeRO ≥ 1 slices the optimizer by rank",
+    "accum": "contrastive losses and BatchNorm see one pass at a time",
+    "data": "the order of samples follows from the shards",
+}
 SPARE = 1.2  # a new checkpoint is expected to be no more than this times the last one
 
 
@@ -35,7 +41,7 @@ class CheckpointStore:
 
     Args:
         folder: RUN/checkpoints, on a file system that all ranks see.
-        facts: what a manifest records and a resume must match, e.g. world and stage.
+        facts: what a manifest records and a resume must match: the fields of REASONS.
         note: prints a line for the user.
     """
 
@@ -45,16 +51,24 @@ class CheckpointStore:
         self.folder, self._config, self._facts, self.note = folder, config, facts, note
 
     def save(self, engine: Engine, step: int) -> bool:
-        """Write the state after `step`; False (and a note) where the disk refuses: the earlier checkpoints stay."""
+        """Write the state after `step`; False (and a note) where the disk refuses: the earlier checkpoints stay.
+
+        (A rank that fails alone inside DeepSpeed's own save leaves the others in its barrier: the launcher's or the
+        group's time-out ends the run then, with the earlier checkpoints whole.)
+        """
         final, staging = self._path(step), self._path(step).with_suffix(".tmp")
-        if not self._room(staging):
-            return False
-        engine.save(staging)
-        _flush_files(staging)
-        distributed.barrier()
-        if distributed.is_main():
-            self._commit(staging, final, step)
-        distributed.barrier()
+        stages = (
+            lambda: self._make_room(staging) if distributed.is_main() else None,
+            lambda: engine.save(staging),
+            lambda: _flush_files(staging),
+            lambda: self._commit(staging, final, step) if distributed.is_main() else None,
+        )
+        for stage in stages:
+            problem = _problem(stage)
+            if problem:
+                self.note(f"no checkpoint in {self.folder}: {problem}. Training goes on; the last one stays")
+            if not distributed.agree(not problem):
+                return False
         return True
 
     def resume(self, engine: Engine) -> int:
@@ -63,9 +77,8 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are checkpoints, and none of them is whole or fits this run.
         """
-        distributed.barrier()
         faults: list[str] = []
-        for path in self._newest_first():
+        for path in distributed.from_main(self._newest_first()):
             fault = self._fault(path)
             if distributed.agree(not fault):
                 manifest = json.loads((path / MANIFEST).read_text())
@@ -84,22 +97,14 @@ class CheckpointStore:
     def _newest_first(self) -> list[Path]:
         return sorted((p for p in self.folder.glob("step-*") if p.suffix != ".tmp" and p.is_dir()), reverse=True)
 
-    def _room(self, staging: Path) -> bool:
-        """Remove what a killed save left, and see on rank 0 whether the disk takes a checkpoint like the last one."""
-        problem = ""
-        if distributed.is_main():
-            try:
-                shutil.rmtree(staging, ignore_errors=True)
-                staging.mkdir(parents=True)
-                needed = SPARE * max((_size(path) for path in self._newest_first()[:1]), default=0)
-                free = shutil.disk_usage(staging).free
-                if free < needed:
-                    problem = f"{free / 2**20:.0f} MiB free, about {needed / 2**20:.0f} needed"
-            except OSError as error:
-                problem = str(error)
-            if problem:
-                self.note(f"no checkpoint written in {self.folder}: {problem}. Training goes on; the last one stays")
-        return distributed.agree(not problem)
+    def _make_room(self, staging: Path) -> None:
+        """Remove what a killed save left, and see whether the disk takes a checkpoint like the last one."""
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        needed = SPARE * max((_size(path) for path in self._newest_first()[:1]), default=0)
+        free = shutil.disk_usage(staging).free
+        if free < needed:
+            raise OSError(f"{free / 2**20:.0f} MiB free, about {needed / 2**20:.0f} needed")
 
     def _commit(self, staging: Path, final: Path, step: int) -> None:
         files = {str(p.relative_to(staging)): _describe(p) for p in sorted(staging.rglob("*")) if p.is_file()}
@@ -111,13 +116,13 @@ class CheckpointStore:
         pointer = self.folder / "latest.tmp"
         _write_durably(pointer, final.name + "\n")
         pointer.replace(self.folder / "latest")
-        self._prune()
+        self._prune(step)
 
-    def _prune(self) -> None:
+    def _prune(self, step: int) -> None:
+        """Keep the newest ones up to `step`: later ones are damaged, or the run would have gone on from them."""
         every = self._config.keep_every
-        for path in self._newest_first()[self._config.keep :]:
-            step = int(path.name.removeprefix("step-"))
-            if not (every and step % every == 0):
+        for path in [path for path in self._newest_first() if _step(path) <= step][self._config.keep :]:
+            if not (every and _step(path) % every == 0):
                 shutil.rmtree(path)
 
     def _fault(self, path: Path) -> str:
@@ -136,13 +141,25 @@ class CheckpointStore:
         return ""
 
     def _refuse_other_shape(self, path: Path, manifest: dict[str, Any]) -> None:
-        fields = ("stage", "world") if manifest["stage"] > 0 else ("stage",)
-        for field in fields:
-            if manifest[field] != self._facts[field]:
+        for field, mine in self._facts.items():
+            if manifest[field] != mine and not (field == "world" and manifest["stage"] == 0):
                 raise CheckpointError(
-                    f"{path.name} has {field} {manifest[field]}, this run {field} {self._facts[field]}; "
-                    f"allowed: the same (ZeRO ≥ 1 slices the optimizer by rank), or a new `out` folder"
+                    f"{path.name} has {field} {manifest[field]}, this run {mine}; allowed: the same "
+                    f"({REASONS[field]}), or a new `out` folder"
                 )
+
+
+def _problem(stage: Callable[[], None]) -> str:
+    """What a disk that refuses says; torch.save reports some of its errors as RuntimeError."""
+    try:
+        stage()
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    return ""
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _describe(path: Path) -> dict[str, Any]:

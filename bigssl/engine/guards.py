@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import time
 from collections import deque
 from pathlib import Path
 from types import FrameType
@@ -14,28 +16,31 @@ from torch import Tensor
 from bigssl import distributed
 
 PREEMPTED = 75  # EX_TEMPFAIL: "run me again", for schedulers
+REPEATS = 10.0  # seconds in which the launcher passes on a signal that the whole process group had already
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; nothing was saved since."""
+    """Loss or gradient became NaN or infinite; nothing was saved since."""
 
 
 class StopFlag:
-    """Set by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2; a second signal ends the process at once.
+    """Set by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2; another signal after REPEATS seconds ends the process at once.
 
     A signal reaches ranks at different moments, and often only one: the flag is only ever acted on after ranks have
     agreed on it (see `Guard.observe`), so that all stop after the same step.
     """
 
     def __init__(self) -> None:
-        self.name = ""
+        self.name, self._since = "", 0.0
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.name:
+        now = time.monotonic()
+        if not self.name:
+            self.name, self._since = signal.Signals(number).name, now
+        elif now - self._since > REPEATS:
             os._exit(128 + number)
-        self.name = signal.Signals(number).name
 
     def restore(self) -> None:
         for number, handler in self._before.items():
@@ -56,13 +61,14 @@ class Guard:
         self._bad += (~torch.isfinite(loss.detach())).to(self._bad.dtype)
         self._recent.append((step, keys))
 
-    def observe(self, step: int, values: Tensor) -> Tensor:
+    def observe(self, step: int, values: Tensor, grad_norm: float | None) -> Tensor:
         """Mean over ranks of `values` [n]; sets `stop` on all ranks alike.
 
         Raises:
-            NonFiniteLoss: on every rank, if any rank saw a non-finite loss since the last call.
+            NonFiniteLoss: on every rank, if any rank saw a non-finite loss since the last call, or `grad_norm` is not.
         """
-        flags = torch.stack([torch.tensor(float(bool(self.flag.name)), device=self._bad.device), self._bad])
+        stop, gradient = bool(self.flag.name), grad_norm is not None and not math.isfinite(grad_norm)
+        flags = torch.stack([torch.tensor(float(stop), device=self._bad.device), self._bad + float(gradient)])
         reduced = distributed.all_reduce_sum(torch.cat([flags, values.to(flags.dtype)])).cpu()
         self.stop = bool(reduced[0] > 0)
         if reduced[1] > 0:
@@ -73,8 +79,9 @@ class Guard:
         note = self._folder / f"nonfinite-rank{distributed.rank()}.txt"
         lines = [f"step {s} {source}: {' '.join(keys)}" for s, by in self._recent for source, keys in by.items()]
         note.write_text("\n".join(lines) + "\n")
+        earlier = len({number for number, _ in self._recent}) - 1
         return (
-            f"the loss is NaN or infinite at step {step} (or in the {len(self._recent) - 1} before, see log_every); "
+            f"loss or gradient is NaN or infinite at step {step} (or in the {earlier} before, see log_every); "
             f"their samples: {note}. The last checkpoint is from before it; with a lower optim.lr, optim.clip=1.0 or "
             f"precision=fp32 (and another out folder, since the recipe changes) the run may get past"
         )

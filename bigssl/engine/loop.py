@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from bigssl import distributed
 from bigssl.config import Recipe, dump_recipe
 from bigssl.data.loader import Batch, make_loader
-from bigssl.engine.checkpoint import CheckpointStore
+from bigssl.engine.checkpoint import CheckpointError, CheckpointStore
 from bigssl.engine.clock import Clock
 from bigssl.engine.guards import Guard
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
@@ -20,7 +21,7 @@ from bigssl.engine.preflight import Plan
 from bigssl.engine.zero import Engine
 from bigssl.objectives.base import Losses
 from bigssl.report import environment
-from bigssl.report.metrics import MetricsWriter
+from bigssl.report.metrics import MetricsWriter, read_metrics
 from bigssl.report.progress import Progress
 
 Probe = Callable[[], dict[str, float]]
@@ -40,13 +41,15 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
     Args:
         probe: called on all ranks every `recipe.probe.every` steps; its numbers go to the metrics.
     """
+    if distributed.world() != plan.world:
+        raise RuntimeError(f"planned for {plan.world} ranks, but the process group has {distributed.world()}")
     _open_folder(recipe, plan)
     engine = _engine(recipe, plan, device)
     progress_notes: list[str] = []
     store = CheckpointStore(
         recipe.folder / "checkpoints",
         recipe.checkpoint,
-        {"world": plan.world, "stage": recipe.zero.stage, "data": _fingerprints(plan)},
+        {"world": plan.world, "stage": recipe.zero.stage, "accum": plan.accum, "data": _fingerprints(plan)},
         progress_notes.append,
     )
     start = store.resume(engine)
@@ -68,9 +71,10 @@ class _Run:
         main = distributed.is_main()
         self.metrics = MetricsWriter(recipe.folder, resume_step=start, enabled=main)
         self.progress = Progress(recipe.steps, start, enabled=main)
-        self.guard = Guard(recipe.folder, device, keep=recipe.log_every)
+        self.guard = Guard(recipe.folder, device, keep=recipe.log_every * plan.accum)
         self.clock = Clock()
-        self.errors, self.logged = 0, start
+        self.logged, self.skipped = start, 0  # skipped: on this rank, since the last record
+        self.all_skipped = sum(int(row.get("data/skipped", 0)) for row in read_metrics(recipe.folder))
 
     def steps(self, store: CheckpointStore, start: int, probe: Probe | None) -> Outcome:
         saved = start
@@ -133,30 +137,42 @@ class _Run:
 
     def _note_errors(self, batch: Batch) -> None:
         for text in batch.errors:
-            self.errors += 1
-            self.progress.note(f"skipped: {text}")
+            self.skipped += 1
+            print(f"rank {distributed.rank()}: skipped: {text}", file=sys.stderr, flush=True)
 
     def _record(self, done: int, passes: list[Losses], probe: Probe | None) -> None:
+        if self.device.type == "cuda":
+            with self.clock("optimizer"):  # kernels run behind the host: without this, they count as overhead
+                torch.cuda.synchronize(self.device)
         names, values = _loss_values(passes)
-        reduced = dict(zip(names, self.guard.observe(done, values).tolist(), strict=True))
-        chance = _chance(passes[0])
+        values = torch.cat([values, torch.tensor([float(self.skipped)], device=values.device)])
+        *means, skipped = self.guard.observe(done, values, self.engine.grad_norm).tolist()
+        reduced, chance = dict(zip(names, means, strict=True)), _chance(passes[0])
         lap = self.clock.lap()
         speed = sum(self.plan.sizes.values()) * (done - self.logged) / lap["wall"]
         self.logged = done
         record = reduced | chance | {
             "optim/lr": self.engine.groups[0]["lr"],
-            "optim/grad_norm": self.engine.grad_norm,
             "speed/samples_per_s": speed,
             "speed/data_wait": lap["data_wait"],
             "speed/driver_overhead": lap["driver_overhead"],
-            "data/errors": float(self.errors),
+            "data/skipped": round(skipped * self.plan.world),
+            "data/errors": self._count_skipped(round(skipped * self.plan.world)),
         }  # fmt: skip
+        if self.engine.grad_norm is not None:
+            record["optim/grad_norm"] = self.engine.grad_norm
         if probe is not None and self._probes(done):
             with self.clock("probe"):
                 record |= {f"probe/{name}": value for name, value in probe().items()}
         self.metrics.write(done, record)
         extra = {"knn": record["probe/knn"]} if "probe/knn" in record else {}
         self.progress.update(done, reduced["loss"], chance["chance"], speed, lap["data_wait"], extra)
+
+    def _count_skipped(self, since_last: int) -> int:
+        """Bad samples of the whole run, over all ranks and resumes."""
+        self.skipped = 0
+        self.all_skipped += since_last
+        return self.all_skipped
 
     def close(self) -> None:
         self.metrics.close()
@@ -167,9 +183,13 @@ class _Run:
 def _open_folder(recipe: Recipe, plan: Plan) -> None:
     if distributed.is_main():
         recipe.folder.mkdir(parents=True, exist_ok=True)
-        (recipe.folder / "config.yaml").write_text(dump_recipe(recipe))
+        staging = recipe.folder / "config.yaml.tmp"
+        staging.write_text(dump_recipe(recipe))
+        staging.replace(recipe.folder / "config.yaml")
         environment.record(recipe.folder)
     distributed.barrier()
+    if not distributed.agree((recipe.folder / "config.yaml").exists()):
+        raise CheckpointError(f"{recipe.folder} is not seen by every rank; out has to be on a shared file system")
 
 
 def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:
@@ -183,7 +203,7 @@ def _fingerprints(plan: Plan) -> dict[str, str]:
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step) * 65_537 + rank
+    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63
 
 
 def _loss_values(passes: list[Losses]) -> tuple[list[str], Tensor]:

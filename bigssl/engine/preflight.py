@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from transformers import PreTrainedTokenizerFast
 
-from bigssl.config import Recipe, SourceConfig, dump_recipe
+from bigssl.config import BackboneConfig, Recipe, SourceConfig, dump_recipe
 from bigssl.config_errors import ConfigError, nearest
-from bigssl.data.index import DataError, DatasetIndex
 from bigssl.data.stream import Stream
 from bigssl.data.text import load_tokenizer
 from bigssl.engine import zero
+from bigssl.engine.preflight_evaluation import check_evaluation, load_index
 from bigssl.nets import towers
 from bigssl.objectives.base import Objective, build
 
 RESUMABLE_CHANGES = {
     "out", "log_every", "checkpoint", "probe", "evaluate", "data.workers", "data.on_error", "data.max_errors",
-    "batch.micro", "batch.accum",
 }  # fmt: skip
 
 
@@ -50,14 +50,14 @@ def plan(recipe: Recipe, world: int) -> Plan:
     for name, backbone in recipe.backbones.items():
         towers.check(name, backbone)
     zero.check(recipe)
-    _check_urls(recipe)
     torch.manual_seed(recipe.seed)
     built = {
-        name: towers.Tower(config, load_tokenizer(config.tokenizer) if config.tokenizer else None)
-        for name, config in recipe.backbones.items()
+        name: towers.Tower(name, config, _tokenizer(name, config)) for name, config in recipe.backbones.items()
     }
     objective = build(recipe.objective, built)
     _refuse_unused(objective, built)
+    check_evaluation(recipe, built, set(objective.export_heads()))
+    _check_folder(recipe)
     sizes = {name: _source(recipe, name).batch or recipe.batch.size for name in objective.sources()}
     streams = {name: _stream(recipe, name, sizes[name], accum * world) for name in sizes}
     _refuse_changed_recipe(recipe)
@@ -102,7 +102,7 @@ def _stream(recipe: Recipe, name: str, size: int, parts: int) -> Stream:
     source, where = _source(recipe, name), f"data.sources.{name}"
     if size % parts:
         raise ConfigError(f"{where}.batch: value {size}; allowed: a multiple of accum × world = {parts}")
-    index = _index(source.url, f"{where}.url")
+    index = load_index(source.url, f"{where}.url")
     if len(index.shards) < source.min_shards:
         raise ConfigError(f"{where}.url: {len(index.shards)} shards in {source.url}; allowed: >= {source.min_shards}")
     if len(index) < size:
@@ -115,34 +115,22 @@ def _stream(recipe: Recipe, name: str, size: int, parts: int) -> Stream:
                   on_error=data.on_error, max_errors=data.max_errors)  # fmt: skip
 
 
-def _index(url: str, field: str) -> DatasetIndex:
+def _tokenizer(name: str, config: BackboneConfig) -> PreTrainedTokenizerFast | None:
+    if config.tokenizer is None:
+        return None
     try:
-        return DatasetIndex.load(url)
-    except (DataError, OSError) as error:
-        raise ConfigError(f"{field}: value {url!r}: {error}{_nearest_path(url)}") from None
+        return load_tokenizer(config.tokenizer)
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise ConfigError(f"backbones.{name}.tokenizer: value {config.tokenizer!r}: {error}") from None
 
 
-def _nearest_path(url: str) -> str:
-    path = Path(url)
-    if "://" in url or path.exists() or not path.parent.is_dir():
-        return ""
-    return nearest(path.name, sorted(p.name for p in path.parent.iterdir()))
-
-
-def _check_urls(recipe: Recipe) -> None:
-    """Shards of probes and evaluations, which are read only later."""
-    sections: dict[str, Any] = {"probe": recipe.probe}
-    if recipe.evaluate is not None:
-        sections |= {f"evaluate.{name}": getattr(recipe.evaluate, name) for name in ("images", "text", "zero_shot")}
-    for where, section in sections.items():
-        for field in ("bank", "queries", "captions"):
-            if hasattr(section, field):
-                _index(getattr(section, field), f"{where}.{field}")
-        for field in ("backbone", "image_backbone", "text_backbone"):
-            name = getattr(section, field, None)
-            names = sorted(recipe.backbones)
-            if name is not None and name not in names:
-                raise ConfigError(f"{where}.{field}: no backbone {name!r}; allowed: {', '.join(names)}")
+def _check_folder(recipe: Recipe) -> None:
+    existing = next(path for path in [recipe.folder, *recipe.folder.absolute().parents] if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):  # permission bits tell root nothing
+            pass
+    except OSError as error:
+        raise ConfigError(f"out: value {str(recipe.folder)!r}: {existing} cannot be written to ({error})") from None
 
 
 def _refuse_unused(objective: Objective, built: Mapping[str, towers.Tower]) -> None:
@@ -180,5 +168,15 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def world_size() -> int:
-    """Ranks the launcher announced, before any process group exists."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Ranks the launcher announced, before any process group exists.
+
+    Raises:
+        ConfigError: many tasks were started, but not as ranks of one run: each would train alone into one folder.
+    """
+    if "RANK" in os.environ:
+        return int(os.environ.get("WORLD_SIZE", "1"))
+    for name in ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if int(os.environ.get(name) or 1) > 1:
+            value = os.environ[name]
+            raise ConfigError(f"{name}: value {value}, but RANK is not set; start with deepspeed or torchrun")
+    return 1

@@ -7,11 +7,12 @@ import importlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 os.environ.setdefault("DS_BUILD_OPS", "0")
@@ -62,12 +63,20 @@ def _skip_shared_memory_build() -> None:
 
 def check(recipe: Recipe) -> None:
     """Refuse DeepSpeed settings that it would accept and ignore."""
-    allowed = sorted(set(DeepSpeedZeroConfig.model_fields) - {"stage"})
+    fields = DeepSpeedZeroConfig.model_fields
+    allowed = sorted({n for name, field in fields.items() for n in (name, field.alias) if n} - {"stage"})
     for option in recipe.zero.options:
         if option not in allowed:
             raise ConfigError(
                 f"zero.options.{option}: not a field of DeepSpeed's zero_optimization{nearest(option, allowed)}"
             )
+    try:
+        settings = DeepSpeedZeroConfig(stage=recipe.zero.stage, **recipe.zero.options)
+    except ValidationError as error:
+        mistakes = "; ".join(f"{item['loc'][0]}: value {item['input']!r}: {item['msg']}" for item in error.errors())
+        raise ConfigError(f"zero.options: {mistakes}") from None
+    if settings.offload_optimizer is not None and recipe.optim.name != "adamw":
+        raise ConfigError(f"zero.options.offload_optimizer: given with optim.name {recipe.optim.name}; allowed: adamw")
     if recipe.optim.name == "muon" and recipe.zero.stage > 0 and recipe.optim.clip:
         raise ConfigError(  # found by the parity test: losses differ by percents, and nothing says so
             f"optim.clip: value {recipe.optim.clip}; allowed: 0 with muon at zero.stage {recipe.zero.stage} (DeepSpeed "
@@ -101,10 +110,10 @@ class Engine:
         return groups
 
     @property
-    def grad_norm(self) -> float:
-        """Norm of the last step's gradient over all ranks, before clipping; nan where DeepSpeed did not compute it."""
+    def grad_norm(self) -> float | None:
+        """Norm of the last step's gradient over all ranks, before clipping; None at stage 0, which does not keep it."""
         norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return None if norm is None else float(norm)
 
     def save(self, folder: Path) -> None:
         self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
@@ -116,17 +125,27 @@ class Engine:
 
 
 @contextlib.contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
-    """Within it, `module`'s parameters are whole on every rank also at ZeRO-3."""
-    parameters = [p for p in module.parameters() if hasattr(p, "ds_id")]
-    with deepspeed.zero.GatheredParameters(parameters, enabled=bool(parameters)):
+def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Within it, `parameters` are whole on every rank also at ZeRO-3. Collective."""
+    sliced = [p for p in parameters if hasattr(p, "ds_id")]
+    with deepspeed.zero.GatheredParameters(sliced, enabled=bool(sliced)):
         yield
 
 
 def full_state(module: nn.Module) -> dict[str, Tensor]:
-    """State dict of `module` with whole parameters, copied to CPU; on every rank."""
-    with gathered(module), torch.no_grad():
-        return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    """State dict of `module` with whole parameters, copied to CPU, on rank 0; empty elsewhere. Collective.
+
+    Gathers one layer at a time: no device has to hold a model that only fits in slices.
+    """
+    state: dict[str, Tensor] = {}
+    names = module.state_dict().keys()
+    for prefix, layer in module.named_modules():
+        with gathered(layer.parameters(recurse=False)), torch.no_grad():
+            for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+                key = f"{prefix}.{name}" if prefix else name
+                if distributed.is_main() and key in names:
+                    state[key] = value.detach().cpu().clone()
+    return state
 
 
 def settings_for(recipe: Recipe, *, micro: int, accum: int, bf16: bool) -> dict[str, Any]:
@@ -137,6 +156,7 @@ def settings_for(recipe: Recipe, *, micro: int, accum: int, bf16: bool) -> dict[
         "gradient_accumulation_steps": accum,
         "gradient_clipping": recipe.optim.clip,
         "zero_optimization": {"stage": recipe.zero.stage, **_required_options(recipe), **recipe.zero.options},
+        "zero_force_ds_cpu_optimizer": False,  # offloading with torch's AdamW: no C++ compilation at start
         "zero_allow_untested_optimizer": True,  # lamb and lars are ours; tests compare them with one process
         # autocast keeps fp32 weights, which BatchNorm needs; the empty list keeps gradients fp32 between ranks
         "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},

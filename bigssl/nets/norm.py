@@ -53,8 +53,8 @@ def _global_moments(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
     local_mean = x.mean(dims)
     local_moment = (x - local_mean.view([1, -1] + [1] * (x.dim() - 2))).square().sum(dims)
-    everywhere = distributed.all_reduce_sum(count.clone())
-    mean = distributed.sum_over_ranks(local_mean * (count / everywhere))
+    sums = distributed.sum_over_ranks(torch.cat([local_mean * count, count.view(1)]))
+    mean, everywhere = sums[:-1] / sums[-1], sums[-1].detach()
     moment = distributed.sum_over_ranks(local_moment + count * (local_mean - mean).square())
     return mean, moment / everywhere, everywhere
 

@@ -28,7 +28,17 @@ def pooled(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     hidden: Tensor = output.last_hidden_state
     if hidden.dim() == 4:  # [B, C, h, w]
         return hidden.mean((2, 3))
-    if "pixel_values" in inputs:  # [B, 1 + patches, dim]
-        return hidden[:, 1:].mean(1)
+    if "pixel_values" in inputs:  # [B, class and register tokens + patches, dim]
+        return hidden[:, _leading_tokens(model, inputs["pixel_values"], hidden) :].mean(1)
     mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # [B, T, 1]
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def _leading_tokens(model: PreTrainedModel, pixels: Tensor, hidden: Tensor) -> int:
+    """Class and register tokens before the patches; none in hierarchical networks, which have fewer tokens."""
+    patch = getattr(model.config, "patch_size", None)
+    if patch is None:
+        return 0
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    patches = (pixels.shape[-2] // height) * (pixels.shape[-1] // width)
+    return max(0, hidden.shape[1] - patches)

@@ -16,7 +16,7 @@ from bigssl.nets.pool import normalise, pooled
 
 
 class Tower(nn.Module):
-    """One backbone of a run. `model` is the bare transformers model that is exported; `dim` its feature size.
+    """The backbone `name` of a run. `model` is the bare transformers model that is exported; `dim` its feature size.
 
     Attributes:
         model: the transformers model.
@@ -25,10 +25,10 @@ class Tower(nn.Module):
         length: tokens per sequence, 0 for images.
     """
 
-    def __init__(self, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    def __init__(self, name: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) -> None:
         super().__init__()
         self._tokenizer = tokenizer
-        self.model = _build(config, tokenizer)
+        self.model = _build(f"backbones.{name}", config, tokenizer)
         self.size = config.size or int(getattr(self.model.config, "image_size", 0) or 0)
         self.length = config.length or 0
         self.dim = _feature_size(self.model.config)
@@ -119,17 +119,45 @@ def check(name: str, config: BackboneConfig) -> None:
         raise ConfigError(f"{where}: neither size (image side in pixels) nor tokenizer (text) is given; allowed: one")
 
 
-def _build(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedModel:
-    if config.pretrained is not None:
-        model = AutoModel.from_pretrained(config.pretrained, dtype=torch.float32)
-    else:
-        model = AutoModel.from_config(hf_config("backbones", config, len(tokenizer) if tokenizer else None))
+def _build(where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedModel:
+    model = _load_or_create(where, config, len(tokenizer) if tokenizer else None)
+    _check_kind(where, model, config, tokenizer)
     if config.activation_checkpointing:
         if not model.supports_gradient_checkpointing:
-            raise ConfigError(f"activation_checkpointing: {type(model).__name__} does not support it; allowed: false")
+            raise ConfigError(f"{where}.activation_checkpointing: {type(model).__name__} has none; allowed: false")
         _recompute(model)
-    built: PreTrainedModel = model
-    return built
+    return model.train()  # from_pretrained gives a model in eval mode: no dropout, no activation checkpointing
+
+
+def _load_or_create(where: str, config: BackboneConfig, vocabulary: int | None) -> PreTrainedModel:
+    field = f"{where}.pretrained: value {config.pretrained!r}" if config.pretrained else f"{where}.config"
+    hf = None if config.pretrained else hf_config(where, config, vocabulary)
+    try:
+        if config.pretrained:
+            loaded: PreTrainedModel = AutoModel.from_pretrained(config.pretrained, dtype=torch.float32)
+            return loaded
+        created: PreTrainedModel = AutoModel.from_config(hf)
+        return created
+    except Exception as error:  # transformers raises whatever it met
+        raise ConfigError(f"{field}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _check_kind(
+    where: str, model: PreTrainedModel, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None
+) -> None:
+    wanted = "input_ids" if tokenizer else "pixel_values"
+    if model.main_input_name != wanted:
+        raise ConfigError(
+            f"{where}.type: {type(model).__name__} takes {model.main_input_name}, not {wanted}; a text backbone has a "
+            f"tokenizer and length, an image backbone a size"
+        )
+    if tokenizer is None:
+        return
+    rows, longest = model.config.vocab_size, getattr(model.config, "max_position_embeddings", None)
+    if rows < len(tokenizer):
+        raise ConfigError(f"{where}.config.vocab_size: value {rows}; allowed: >= {len(tokenizer)} (the tokenizer)")
+    if longest is not None and config.length is not None and config.length > longest:
+        raise ConfigError(f"{where}.length: value {config.length}; allowed: <= {longest} (max_position_embeddings)")
 
 
 def _recompute(model: PreTrainedModel) -> None:

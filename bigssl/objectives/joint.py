@@ -87,8 +87,9 @@ class Joint(Objective):
 
     def export_heads(self) -> dict[str, dict[str, Tensor]]:
         heads: dict[str, dict[str, Tensor]] = {}
-        for _, part in self._objectives():
-            heads.update(part.export_heads())
+        for name, part in self._objectives():
+            for head, tensors in part.export_heads().items():
+                heads[f"{name}-{head}" if head in heads else head] = tensors  # a second one of a kind
         return heads
 
 

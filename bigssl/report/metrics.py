@@ -8,7 +8,8 @@ Names (the report plots these; other names are kept as they are):
     speed/samples_per_s           samples of the global batch per second of wall clock
     speed/data_wait               share (0 to 1) of the time spent waiting for data
     speed/driver_overhead         share (0 to 1) of the time outside forward, backward, optimizer and data wait
-    optim/lr, optim/grad_norm, data/errors   learning rate, gradient norm before clipping, samples skipped so far
+    optim/lr, optim/grad_norm     learning rate, gradient norm before clipping
+    data/skipped, data/errors     bad samples skipped since the last record, and so far, over all ranks
 """
 
 import json

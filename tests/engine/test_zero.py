@@ -98,9 +98,8 @@ def sharded(config: Recipe, accum: int) -> tuple[list[float], dict[str, torch.Te
 def test_two_ranks_equal_plain_torch(ranks: Any, optimizer: str, stage: int) -> None:
     config = recipe({"name": optimizer}, stage)
     want_losses, want = plain(config)
-    (losses, state), (_, other) = ranks(sharded, 2, config, ACCUM)
+    (losses, state), (_, elsewhere) = ranks(sharded, 2, config, ACCUM)
     assert losses == pytest.approx(want_losses, rel=1e-5)
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[0] and not elsewhere
     for name, tensor in want.items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
-        torch.testing.assert_close(state[name], other[name], rtol=0, atol=0, msg=name)

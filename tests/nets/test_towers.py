@@ -46,7 +46,7 @@ TINY_VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
 
 
 def test_vit_takes_its_image_size_and_pools_patches() -> None:
-    tower = towers.Tower(BackboneConfig(type="vit", size=32, config=TINY_VIT), None)
+    tower = towers.Tower("net", BackboneConfig(type="vit", size=32, config=TINY_VIT), None)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     hidden = tower.model(pixel_values=normalise(images)).last_hidden_state
     assert hidden.shape == (2, 17, 16)
@@ -59,7 +59,7 @@ def test_vit_takes_its_image_size_and_pools_patches() -> None:
 def test_text_features_ignore_padding() -> None:
     config = BackboneConfig(type="bert", tokenizer=TOKENIZER, length=8, config={
         "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32})  # fmt: skip
-    tower = towers.Tower(config, load_tokenizer(TOKENIZER)).eval()
+    tower = towers.Tower("net", config, load_tokenizer(TOKENIZER)).eval()
     ids, mask = torch.tensor([[2, 9, 8, 3]]), torch.ones(1, 4, dtype=torch.long)
     padded = torch.tensor([[2, 9, 8, 3, 0, 0]]), torch.tensor([[1, 1, 1, 1, 0, 0]])
     torch.testing.assert_close(tower.text(ids, mask), tower.text(*padded), rtol=1e-5, atol=1e-6)
@@ -96,7 +96,7 @@ def test_activation_checkpointing_changes_nothing_but_memory() -> None:
     for flag in (False, True):
         torch.manual_seed(0)
         config = BackboneConfig(type="vit", size=32, config=TINY_VIT, activation_checkpointing=flag)
-        tower = towers.Tower(config, None).train()
+        tower = towers.Tower("net", config, None).train()
         tower.images(images).square().sum().backward()
         gradients.append({n: p.grad for n, p in tower.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -105,13 +105,39 @@ def test_activation_checkpointing_changes_nothing_but_memory() -> None:
 
 
 def test_activation_checkpointing_is_refused_where_it_does_not_exist() -> None:
-    with pytest.raises(ConfigError, match="does not support"):
-        towers.Tower(BackboneConfig(type="resnet", size=32, activation_checkpointing=True, config=BASIC), None)
+    with pytest.raises(ConfigError, match="backbones.net.activation_checkpointing: ResNetModel has none"):
+        towers.Tower("net", BackboneConfig(type="resnet", size=32, activation_checkpointing=True, config=BASIC), None)
 
 
 def test_pretrained_folder_is_where_training_starts(tmp_path: Path) -> None:
-    first = towers.Tower(BackboneConfig(type="vit", size=32, config=TINY_VIT), None)
+    first = towers.Tower("net", BackboneConfig(type="vit", size=32, config=TINY_VIT), None)
     first.model.save_pretrained(tmp_path)
-    again = towers.Tower(BackboneConfig(type="vit", size=32, pretrained=str(tmp_path)), None)
+    again = towers.Tower("net", BackboneConfig(type="vit", size=32, pretrained=str(tmp_path)), None)
     for name, value in first.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
+    assert all(module.training for module in again.modules())
+
+
+@pytest.mark.parametrize(
+    ("section", "tokenizer", "words"),
+    [
+        ({"type": "vit", "size": 8, "pretrained": "no/such"}, False, ["backbones.net.pretrained", "no/such"]),
+        ({"type": "vit", "size": 32, "config": {"hidden_act": "foo"}}, False, ["backbones.net.config", "foo"]),
+        ({"type": "bert", "size": 32}, False, ["backbones.net.type", "input_ids, not pixel_values"]),
+        ({"type": "bert", "length": 8, "config": {"vocab_size": 100}}, True, ["config.vocab_size", "100", ">= 8192"]),
+        ({"type": "bert", "length": 900}, True, ["backbones.net.length", "900", "<= 512"]),
+    ],
+)
+def test_networks_that_cannot_serve_are_named(section: dict[str, Any], tokenizer: bool, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        towers.Tower("net", BackboneConfig.model_validate(section), load_tokenizer(TOKENIZER) if tokenizer else None)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_images_of_networks_without_a_class_token_keep_every_token() -> None:
+    config = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "patch_size": 4, "window_size": 4}
+    tower = towers.Tower("net", BackboneConfig(type="swin", size=32, config=config), None).eval()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    hidden = tower.model(pixel_values=normalise(images)).last_hidden_state
+    torch.testing.assert_close(tower.images(images), hidden.mean(1))

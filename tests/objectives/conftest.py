@@ -46,9 +46,8 @@ def with_source(fields: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def make_towers(kinds: dict[str, str]) -> dict[str, Tower]:
-    return {
-        name: Tower(TINY[kind], load_tokenizer(TOKENIZER) if kind == "bert" else None) for name, kind in kinds.items()
-    }
+    tokenizers = {"bert": load_tokenizer(TOKENIZER)}
+    return {name: Tower(name, TINY[kind], tokenizers.get(kind)) for name, kind in kinds.items()}
 
 
 def make_objective(kind: type[Objective], name: str, **changes: Any) -> Objective:

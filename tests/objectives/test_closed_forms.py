@@ -100,8 +100,21 @@ def test_joint_is_the_weighted_sum_of_its_parts(objective: Any, batch: Any) -> N
 
 
 def test_joint_parts_draw_randomness_of_their_own(objective: Any, batch: Any) -> None:
-    """Dropping one part leaves the others' samples as they were only if each has its own generator."""
-    task = objective(discover()["joint"], "joint")
-    data = batch(task)
-    assert set(data) == {"views", "captions", "words"}
-    assert not torch.equal(data["views"]["view1"], data["views"]["view2"])
+    """A part that draws more must not shift what the others see."""
+    preset = discover()["joint"].preset["objective"]["parts"]
+    calm = {**preset, "views": {**preset["views"], "jitter": 0.0, "blur": 0.0}}
+    full, less = (batch(objective(discover()["joint"], "joint", parts=parts)) for parts in (preset, calm))
+    assert not torch.equal(full["views"]["view1"], less["views"]["view1"])
+    assert torch.equal(full["captions"]["image"], less["captions"]["image"])
+    assert torch.equal(full["words"]["labels"], less["words"]["labels"])
+
+
+def test_joint_hands_on_steps_and_heads(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = discover()["joint"].preset["objective"]["parts"]
+    twice = {"first": preset["captions"], "second": preset["captions"]}
+    task = objective(discover()["joint"], "joint", parts={**twice, "views": preset["views"], "words": preset["words"]})
+    assert set(task.export_heads()) == {"clip", "second-clip"}
+    seen: list[int] = []
+    monkeypatch.setattr(discover()["simclr"], "after_step", lambda self, step: seen.append(step))
+    task.after_step(7)
+    assert seen == [7]

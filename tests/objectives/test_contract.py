@@ -84,9 +84,12 @@ def test_state_round_trips(name: str, kind: type[Objective], objective: Any, bat
 
 @each_task
 def test_after_step_moves_what_it_keeps(name: str, kind: type[Objective], objective: Any, batch: Any) -> None:
-    if kind.after_step is Objective.after_step or getattr(kind, "composite", False):
-        pytest.skip("keeps nothing between steps")
     task = objective(kind, name)
+    if kind.after_step is Objective.after_step or getattr(kind, "composite", False):
+        before = copy.deepcopy(task.state_dict())
+        task.after_step(0)
+        assert all(torch.equal(value, before[key]) for key, value in task.state_dict().items())
+        return
     task(batch(task)).total.backward()
     before = copy.deepcopy(task.state_dict())
     with torch.no_grad():
@@ -136,6 +139,9 @@ def test_two_ranks_are_one_rank(name: str, kind: type[Objective], objective: Any
         assert averaged.keys() == grads.keys()
         for key, grad in grads.items():
             scale = grad.abs().max().item()
-            torch.testing.assert_close(averaged[key], grad, rtol=1e-3, atol=1e-3 * scale + 1e-7, msg=key)
+            # fp32 sums in another order, through BatchNorm and τ = .1; a wrong convention errs by tens of percents
+            torch.testing.assert_close(
+                averaged[key], grad, rtol=1e-3, atol=4e-3 * scale + 1e-7, msg=lambda text, key=key: f"{key}: {text}"
+            )
         for key, value in task.named_buffers():
             torch.testing.assert_close(buffers[key], value, rtol=1e-4, atol=1e-5, msg=key)
