@@ -18,6 +18,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are forked
 
 import torch  # noqa: E402
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from bigssl import distributed  # noqa: E402
 from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
@@ -35,6 +36,7 @@ from bigssl.transfer.scorecard import format_table, score  # noqa: E402
 def main(arguments: list[str] | None = None) -> int:
     """Entry of the driver; returns the exit code."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
+    disable_progress_bar()  # ours is the bar of the run
     first = os.environ.get("RANK", "0") == "0"
     try:
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union()))

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 os.environ.setdefault("DS_BUILD_OPS", "0")
+if not torch.accelerator.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns on every rank that it found no GPU
 import deepspeed  # noqa: E402
 from deepspeed.accelerator import get_accelerator  # noqa: E402
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # noqa: E402
@@ -29,6 +32,7 @@ TAG = "state"
 
 def start() -> torch.device:
     """Join the process group of the launcher (a group of one without a launcher); returns this rank's device."""
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed calls what torch 2.13 renamed
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("BIGSSL_DEEPSPEED_LOG", "WARNING"))
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
