@@ -91,11 +91,9 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, size: int) -> float:
 
 
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Append rows to a CSV, with the versions that made them."""
+    """The rows of one run as a CSV, in place of those of an older run."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not file.exists()
-    with file.open("a", newline="") as stream:
+    with file.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        if fresh:
-            writer.writeheader()
+        writer.writeheader()
         writer.writerows(rows)

@@ -7,6 +7,7 @@ from bigssl_kernels._dispatch import exact
 from bigssl_kernels._distributed import gather
 from bigssl_kernels._ring import ring_backward, ring_forward
 from bigssl_kernels._similarity import backward, forward
+from bigssl_kernels._unit import row_products
 
 
 @torch.library.custom_op("bigssl_kernels::clip_rows", mutates_args=())
@@ -41,7 +42,7 @@ def clip_rows(
     else:
         by_image, _, image_slope, _ = forward(image, texts, scale, None, False, slope, impl)
         by_text, _, text_slope, _ = forward(text, images, scale, None, False, slope, impl)
-    positives = torch.linalg.vecdot(image.to(scale.dtype), text.to(scale.dtype))
+    positives = row_products(image, text, scale.dtype)
     losses = (by_image + by_text) / 2 - positives * scale
     return losses, by_image, by_text, (image_slope + text_slope) / 2 - positives if slope else image_slope
 
@@ -97,9 +98,9 @@ def _backward(ctx, upstream: Tensor, *_: object) -> tuple[Tensor | None, ...]:
     grads = _both_gradients(ctx, half, for_image, for_text)
     pull = (upstream * scale)[:, None]
     if for_image:
-        grad_image = grads[0].addcmul_(text.to(pull.dtype), pull, value=-1).to(image.dtype)
+        grad_image = grads[0].addcmul_(text, pull, value=-1).to(image.dtype)
     if for_text:
-        grad_text = grads[1].addcmul_(image.to(pull.dtype), pull, value=-1).to(text.dtype)
+        grad_text = grads[1].addcmul_(image, pull, value=-1).to(text.dtype)
     if ctx.slope:
         grad_scale = torch.dot(upstream, slopes)
     return grad_image, grad_text, None, None, grad_scale, None, None, None, None

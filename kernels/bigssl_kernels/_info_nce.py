@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bigssl_kernels._dispatch import exact
 from bigssl_kernels._similarity import backward, forward
+from bigssl_kernels._unit import row_products
 
 
 @torch.library.custom_op("bigssl_kernels::info_nce_rows", mutates_args=())
@@ -22,7 +23,7 @@ def info_nce_rows(
         impl: "torch" or "triton".
     """
     rest, _, rest_slope, _ = forward(query, negatives, scale, None, False, slope, impl)
-    similarity = torch.linalg.vecdot(query.to(scale.dtype), positive.to(scale.dtype))
+    similarity = row_products(query, positive, scale.dtype)
     logit = similarity * scale
     lse = torch.logaddexp(rest, logit)
     if not slope:

@@ -7,6 +7,7 @@ from bigssl_kernels._dispatch import exact
 from bigssl_kernels._distributed import gather
 from bigssl_kernels._ring import ring_backward, ring_forward
 from bigssl_kernels._similarity import backward, forward
+from bigssl_kernels._unit import row_products
 
 
 @torch.library.custom_op("bigssl_kernels::nt_xent_rows", mutates_args=())
@@ -30,8 +31,8 @@ def nt_xent_rows(
         lse, slopes = ring_forward(z, z, scale, True, slope, group, impl)
     else:
         lse, _, slopes, _ = forward(z, everyone, scale, own, False, slope, impl)
-    first, second = z.to(lse.dtype).chunk(2)
-    positives = torch.linalg.vecdot(first, second).repeat(2)
+    first, second = z.chunk(2)
+    positives = row_products(first, second, lse.dtype).repeat(2)
     return lse - positives * scale, lse, slopes - positives if slope else slopes
 
 
@@ -61,8 +62,11 @@ def _backward(ctx, upstream: Tensor, *_: object) -> tuple[Tensor | None, ...]:
             grad = ring_backward(z, z, scale, True, lse, weight, col_lse, col_weight, ctx.group, ctx.impl)
         else:
             grad, _ = backward(z, everyone, scale, ctx.own, lse, weight, col_lse, col_weight, True, False, ctx.impl)
-        pull = (weight + weight.roll(len(z) // 2)) * scale
-        grad_z = grad.addcmul_(z.roll(len(z) // 2, 0).to(grad.dtype), pull[:, None], value=-1).to(z.dtype)
+        half = z.shape[0] // 2
+        pull = (weight[:half] + weight[half:])[:, None] * scale
+        grad[:half].addcmul_(z[half:], pull, value=-1)
+        grad[half:].addcmul_(z[:half], pull, value=-1)
+        grad_z = grad.to(z.dtype)
     if ctx.slope:
         grad_scale = torch.dot(upstream.to(lse.dtype), slopes)
     return grad_z, None, grad_scale, None, None, None, None, None

@@ -7,6 +7,7 @@ from torch import Tensor
 from bigssl_kernels._dispatch import exact, module, refuse_double_backward
 from bigssl_kernels._distributed import gather
 from bigssl_kernels._similarity import within_half_range
+from bigssl_kernels._unit import row_products
 
 
 @torch.library.custom_op("bigssl_kernels::sigmoid_rows", mutates_args=())
@@ -34,7 +35,7 @@ def sigmoid_rows(
     """
     cols = text if texts is None else texts
     total, by_scale, by_bias = module("sigmoid", impl).forward(image, cols, scale, bias, slope)
-    positives = torch.linalg.vecdot(image.to(scale.dtype), text.to(scale.dtype))
+    positives = row_products(image, text, scale.dtype)
     losses = total - positives * scale - bias
     return (losses, by_scale - positives, by_bias - 1) if slope else (losses, by_scale, by_bias)
 
@@ -99,8 +100,8 @@ def _backward(ctx, upstream: Tensor, *_: object) -> tuple[Tensor | None, ...]:
         )
     pull = (upstream * scale)[:, None]
     return (
-        grads[0].addcmul_(text.to(scale.dtype), pull, value=-1).to(image.dtype) if for_image else None,
-        grads[1].addcmul_(image.to(scale.dtype), pull, value=-1).to(text.dtype) if for_text else None,
+        grads[0].addcmul_(text, pull, value=-1).to(image.dtype) if for_image else None,
+        grads[1].addcmul_(image, pull, value=-1).to(text.dtype) if for_text else None,
         None,
         None,
         torch.dot(upstream, by_scale) if ctx.slope else None,

@@ -1,20 +1,41 @@
 """Rows of length one."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from bigssl_kernels._checks import accumulator
 from bigssl_kernels._dispatch import exact, refuse_double_backward
 
+PIECE = 1 << 14  # rows made wide at a time, so that narrow embeddings are never copied whole in float32
+
+
+def pieces(rows: int) -> Iterator[slice]:
+    """Slices of at most PIECE rows."""
+    return (slice(start, start + PIECE) for start in range(0, rows, PIECE))
+
+
+def row_products(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left_i . right_i in `dtype`: [m]."""
+    result = left.new_empty(left.shape[0], dtype=dtype)
+    for piece in pieces(left.shape[0]):
+        result[piece] = torch.linalg.vecdot(left[piece].to(dtype), right[piece].to(dtype))
+    return result
+
 
 @torch.library.custom_op("bigssl_kernels::unit_rows", mutates_args=())
 @exact
 def unit_rows_op(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """[m, D] -> rows / |row| in `dtype`, and 1/|row| [m] in the accumulator's dtype, 0 for a row of zeros."""
-    wide = rows.to(accumulator(rows.dtype))
-    norm = torch.linalg.vector_norm(wide, dim=1)
-    inverse = norm.reciprocal().masked_fill_(norm == 0, 0.0)
-    return (wide * inverse[:, None]).to(dtype), inverse
+    unit = rows.new_empty(rows.shape, dtype=dtype)
+    inverse = rows.new_empty(rows.shape[0], dtype=accumulator(rows.dtype))
+    for piece in pieces(rows.shape[0]):
+        wide = rows[piece].to(inverse.dtype)
+        norm = torch.linalg.vector_norm(wide, dim=1)
+        inverse[piece] = norm.reciprocal().masked_fill_(norm == 0, 0.0)
+        unit[piece] = wide * inverse[piece, None]
+    return unit, inverse
 
 
 @unit_rows_op.register_fake
@@ -26,10 +47,12 @@ def _(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 @exact
 def unit_rows_grad_op(upstream: Tensor, unit: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
     """(g - z (z.g)) / |row|: only what is tangent to the sphere gets through."""
-    unit = unit.to(inverse.dtype)
-    upstream = upstream.to(inverse.dtype)
-    radial = torch.linalg.vecdot(upstream, unit)
-    return torch.addcmul(upstream, unit, radial[:, None], value=-1).mul_(inverse[:, None]).to(dtype)
+    grad = upstream.new_empty(upstream.shape, dtype=dtype)
+    for piece in pieces(upstream.shape[0]):
+        z, g = unit[piece].to(inverse.dtype), upstream[piece].to(inverse.dtype)
+        radial = torch.linalg.vecdot(g, z)
+        grad[piece] = torch.addcmul(g, z, radial[:, None], value=-1).mul_(inverse[piece, None])
+    return grad
 
 
 @unit_rows_grad_op.register_fake

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bigssl_kernels import _similarity_torch, clip_loss, contrastive, info_nce, nt_xent, sigmoid_loss, sup_con
+from bigssl_kernels import _similarity_torch, _unit, clip_loss, contrastive, info_nce, nt_xent, sigmoid_loss, sup_con
 
 SIZES = [(1, 8), (2, 3), (31, 17), (129, 40), (257, 5)]
 OPTIONS = [("mean", True), ("none", True), ("mean", False), ("sum", False)]  # reduction, normalize
@@ -214,6 +214,14 @@ def test_nan_in_gives_nan_out(random, loss, impl, scale):
     inputs = arguments(random, loss, 9, 6, scale)
     inputs[next(iter(inputs))][1, 1] = float("nan")
     assert bind(loss, 9, impl=impl)(**inputs).isnan()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_pieces_of_rows_make_the_whole(run, close, random, monkeypatch, loss):
+    inputs = arguments(random, loss, 33, 9)
+    truth = run(bind(loss, 33, impl="torch"), inputs)
+    monkeypatch.setattr(_unit, "PIECE", 8)
+    close(run(bind(loss, 33, impl="torch"), inputs), truth, 1e-13)
 
 
 @pytest.mark.parametrize("loss", PAIRED)
