@@ -170,6 +170,7 @@ linear_ce_gradient.register_autograd(refuse_double_backward)
 def _setup_rows(ctx, inputs, output) -> None:
     hidden, weight, labels, bias, *ctx.options, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden, weight, labels, bias, output[1])
 
 

@@ -139,6 +139,7 @@ linear_ce_sharded_gradient.register_autograd(refuse_double_backward)
 def _setup(ctx, inputs, output) -> None:
     hidden, weight, labels, bias, *ctx.options = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden, weight, labels, bias, output[1])
 
 

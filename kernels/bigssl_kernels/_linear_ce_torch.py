@@ -41,11 +41,11 @@ def slices(length: int, longest: int) -> Iterator[slice]:
     return (slice(start, min(start + width, length)) for start in range(0, length, max(width, 1)))
 
 
-def _products(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T [t, v] in the dtype of x. A weight of another dtype is cast a slice at a time."""
+def _products(x: Tensor, weight: Tensor, room: Tensor) -> Tensor:
+    """x @ weight.T [t, v] in the dtype of x, written to `room`. A weight of another dtype is cast a slice at a time."""
+    panel = room[: len(x)]
     if weight.dtype == x.dtype:
-        return x @ weight.T
-    panel = x.new_empty(x.shape[0], weight.shape[0])
+        return torch.mm(x, weight.T, out=panel)
     for piece in _casts(weight):
         panel[:, piece] = x @ weight[piece].to(x.dtype).T
     return panel
@@ -133,8 +133,10 @@ def forward(
     panels = upstream is not None and _panels_suffice(x, weight)
     grad_x, grad_weight, grad_bias = grads = _empty(x, weight, wanted) if panels else (None, None, None)
     given = upstream[index].to(stats.lse.dtype) if upstream is not None else None
-    for number, rows in enumerate(slices(len(index), _budget(x) // weight.shape[0])):
-        panel = _products(x[rows], weight)
+    pieces = list(slices(len(index), _budget(x) // weight.shape[0]))
+    room = x.new_empty(pieces[0].stop if pieces else 0, len(weight))
+    for number, rows in enumerate(pieces):
+        panel = _products(x[rows], weight, room)
         for piece in slices(len(panel), CHUNK // weight.shape[0]):
             part = slice(rows.start + piece.start, rows.start + piece.stop)
             logits = _logits(panel[piece], bias, options.softcap)
@@ -267,4 +269,5 @@ def _by_slices(
             _accumulate(grad_weight[piece], panel.T, x, True)
         if grad_bias is not None:
             grad_bias[piece] = total
+        del panel  # before the next one is made
     return _finish(grad_x, index, hidden), grad_weight, grad_bias

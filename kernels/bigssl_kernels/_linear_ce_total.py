@@ -64,6 +64,7 @@ def _(
 
 def _setup(ctx, inputs, output) -> None:
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else zeros the size of the weight stand for its gradient's gradient
     ctx.wanted = inputs[-3:]
     ctx.save_for_backward(*output[5:])
 
