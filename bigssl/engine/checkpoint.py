@@ -20,12 +20,11 @@ from typing import Any
 
 from bigssl import distributed
 from bigssl.config import CheckpointConfig
-from bigssl.engine.zero import Engine
+from bigssl.engine.zero import Engine, convert
 
 MANIFEST = "manifest.json"
 REASONS = {
     "stage": "each ZeRO stage has its own files",
-    "world": "ZeRO ≥ 1 slices the optimizer by rank",
     "accum": "contrastive losses and BatchNorm see one pass at a time",
     "data": "the order of samples follows from the shards",
 }
@@ -41,7 +40,7 @@ class CheckpointStore:
 
     Args:
         folder: RUN/checkpoints, on a file system that all ranks see.
-        facts: what a manifest records and a resume must match: the fields of REASONS.
+        facts: what a manifest records: `world`, and the fields of REASONS, which a resume must match.
         note: prints a line for the user.
     """
 
@@ -83,7 +82,10 @@ class CheckpointStore:
             if distributed.agree(not fault):
                 manifest = json.loads((path / MANIFEST).read_text())
                 self._refuse_other_shape(path, manifest)
-                engine.load(path)
+                if manifest["stage"] > 0 and manifest["world"] != self._facts["world"]:
+                    self._load_from_other_world(engine, path)
+                else:
+                    engine.load(path)
                 return int(manifest["step"])
             faults.append(f"{path.name}: {fault or 'damaged for another rank'}")
             self.note(f"checkpoint {faults[-1]}; trying the one before")
@@ -95,7 +97,7 @@ class CheckpointStore:
         return self.folder / f"step-{step:08d}"
 
     def _newest_first(self) -> list[Path]:
-        return sorted((p for p in self.folder.glob("step-*") if p.suffix != ".tmp" and p.is_dir()), reverse=True)
+        return sorted((p for p in self.folder.glob("step-*") if not p.suffix and p.is_dir()), reverse=True)
 
     def _make_room(self, staging: Path) -> None:
         """Remove what a killed save left, and see whether the disk takes a checkpoint like the last one."""
@@ -140,9 +142,20 @@ class CheckpointStore:
             return f"no readable {MANIFEST} ({error})"
         return ""
 
+    def _load_from_other_world(self, engine: Engine, path: Path) -> None:
+        """ZeRO ≥ 1 slices the optimizer by rank: rank 0 makes the universal form, all load it, rank 0 removes it."""
+        universal = path.with_suffix(".universal")
+        problem = _problem(lambda: convert(path, universal)) if distributed.is_main() else ""
+        if not distributed.agree(not problem):
+            raise CheckpointError(problem or f"{path.name} could not be converted, see rank 0")
+        engine.load_universal(universal)
+        distributed.barrier()
+        if distributed.is_main():
+            shutil.rmtree(universal)
+
     def _refuse_other_shape(self, path: Path, manifest: dict[str, Any]) -> None:
         for field, mine in self._facts.items():
-            if manifest[field] != mine and not (field == "world" and manifest["stage"] == 0):
+            if field in REASONS and manifest[field] != mine:
                 raise CheckpointError(
                     f"{path.name} has {field} {manifest[field]}, this run {mine}; allowed: the same "
                     f"({REASONS[field]}), or a new `out` folder"

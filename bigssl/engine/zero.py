@@ -6,7 +6,10 @@ import contextlib
 import importlib
 import logging
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -126,6 +129,30 @@ class Engine:
         path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint in it though its manifest is valid")
+
+
+    def load_universal(self, folder: Path) -> None:
+        """Load what `convert` made of a checkpoint of another number of ranks."""
+        self._engine._config.load_universal_checkpoint = True
+        try:
+            self.load(folder)
+        finally:
+            self._engine._config.load_universal_checkpoint = False
+
+
+def convert(folder: Path, universal: Path) -> None:
+    """DeepSpeed's universal form of a checkpoint; in a process of its own, since it forks a pool and gloo has threads.
+
+    Raises:
+        RuntimeError: with the end of what the converter said.
+    """
+    shutil.rmtree(universal, ignore_errors=True)
+    workers = ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    paths = ["--input_folder", str(folder / TAG), "--output_folder", str(universal / TAG)]
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    done = subprocess.run([*command, *workers, *paths], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{folder} cannot be converted for another number of ranks: {done.stderr.strip()[-500:]}")
 
 
 @contextlib.contextmanager

@@ -118,6 +118,26 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, ranks: Any, recipe:
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("stage", "before", "after", "optimizer"),
+    [(0, 2, 1, "adamw"), (1, 2, 1, "lamb"), (2, 1, 2, "adamw"), (3, 2, 1, "adamw")],
+)
+def test_another_number_of_ranks_goes_on(
+    stage: int, before: int, after: int, optimizer: str, tmp_path: Path, ranks: Any, recipe: Any, joint: Any,
+    train: Any, curve: Any,
+) -> None:  # fmt: skip
+    options = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
+    changes = {**joint, "zero": {"stage": stage, "options": options}, "probe": PROBE}
+    changes["optim"] = {"name": optimizer, "lr": 0.01, "warmup": 2}
+    ranks(train, before, recipe(tmp_path / "whole", **changes))
+    ranks(train, before, recipe(tmp_path / "moved", **changes), Interrupt(2))
+    ((outcome, _), *_) = ranks(train, after, recipe(tmp_path / "moved", **changes))
+    assert outcome.step == 6 and not list((tmp_path / "moved" / "checkpoints").glob("*.universal"))
+    whole, moved = ([row["loss"] for row in curve(tmp_path / name)] for name in ("whole", "moved"))
+    assert moved == pytest.approx(whole, rel=1e-3)
+
+
+@pytest.mark.distributed
 def test_bf16_follows_fp32(tmp_path: Path, ranks: Any, recipe: Any, joint: Any, train: Any, curve: Any) -> None:
     for precision in ("fp32", "bf16"):
         ranks(train, 2, recipe(tmp_path / precision, **joint, precision=precision))
