@@ -75,6 +75,7 @@ def open_clip(temperature: float) -> Loss:
 
 # losses of others that compute the same from two matrices of embeddings
 PEERS = {"nt_xent": (lightly, metric_learning), "clip_loss": (open_clip,)}
+CUBIC = {"metric_learning": 512}  # takes M^3 bytes: 550 GB at M = 8192
 
 
 @functools.cache
@@ -102,6 +103,7 @@ def providers(op: str, temperature: float, device: str, rows: int, wanted: list[
     table: dict[str, Loss] = {"dense": dense, "compiled": lambda a, b: compiled(a, b, temperature)}
     others = {make.__name__ for make in PEERS[op]}
     table |= peers(op, temperature) if not wanted or others & set(wanted) else {}
+    table = {name: loss for name, loss in table.items() if rows <= CUBIC.get(name, rows)}
     return {name: loss for name, loss in (table | own).items() if not wanted or name in wanted}
 
 
@@ -145,6 +147,16 @@ def verify(op: str, name: str, loss: Loss, temperature: float, dim: int, dtype: 
     return ""
 
 
+def fits(name: str, loss: Loss, inputs: list[Tensor]) -> bool:
+    """Whether a provider finds the memory it wants at this size."""
+    try:
+        step(loss, inputs, "both")()
+    except RuntimeError as error:
+        print(f"{name} is not timed at {len(inputs[0])} pairs: {str(error).splitlines()[0][-120:]}", file=sys.stderr)
+        return False
+    return True
+
+
 def versions() -> str:
     names = ("torch", "triton", "lightly", "open_clip_torch", "pytorch-metric-learning")
     found = []
@@ -165,7 +177,7 @@ def speed(args: argparse.Namespace, rows: int, dim: int, dtype: str, temperature
             print(f"{name} is not timed at D={dim} {dtype}: {complaint}", file=sys.stderr)
             del chosen[name]
     for direction in args.directions:
-        runs = {name: step(loss, inputs, direction) for name, loss in chosen.items()}
+        runs = {name: step(loss, inputs, direction) for name, loss in chosen.items() if fits(name, loss, inputs)}
         times = in_turn(runs, device, args.rounds, args.clock)
         base = times.get("dense", (0.0, 0.0, 0.0))[1]
         roof = matmul_rate(DTYPES[dtype], device, 8192) if device.type == "cuda" else 0.0
