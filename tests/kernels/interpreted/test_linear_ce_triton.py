@@ -16,7 +16,7 @@ OPTIONS = [
     {"z_loss": 1e-2, "reduction": "none"},
     {"label_smoothing": 0.2, "z_loss": 1e-3, "softcap": 5.0},
 ]
-SIZES = [(0, 4, 5), (47, 31, 123), (70, 40, 57)]
+SIZES = [(0, 4, 5), (47, 31, 123)]
 PATHS = {"all tokens in a panel": (1 << 20, 1), "panels of tokens": (1 << 14, 16), "panels of classes": (1 << 14, 1000)}
 
 
@@ -64,7 +64,7 @@ def test_equals_the_reference(run, close, random, path, options, size):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_dtypes_are_as_good_as_plain_torch(run, as_good, random, path, dtype):
-    inputs, labels = arguments(random, 70, 40, 123, dtype), some_labels(70, 123)
+    inputs, labels = arguments(random, 50, 20, 123, dtype), some_labels(50, 123)
     truth = run(functools.partial(linear_cross_entropy, labels=labels, impl="reference"),
                 {name: value.double() for name, value in inputs.items()})  # fmt: skip
     actual = run(functools.partial(linear_cross_entropy, labels=labels, impl="triton"), inputs)
@@ -130,10 +130,10 @@ def test_frozen_inputs_get_no_gradient(random, path, frozen):
 
 
 def test_the_same_bits_every_time_and_any_strides(run, random, path):
-    inputs, labels = arguments(random, 70, 40, 57), some_labels(70, 57)
+    inputs, labels = arguments(random, 47, 20, 57), some_labels(47, 57)
     loss = functools.partial(linear_cross_entropy, labels=labels, impl="triton")
     first, second = run(loss, inputs), run(loss, inputs)
-    columns = linear_cross_entropy(inputs["hidden"].T.contiguous().T, inputs["weight"].repeat(1, 2)[:, :40], labels,
+    columns = linear_cross_entropy(inputs["hidden"].T.contiguous().T, inputs["weight"].repeat(1, 2)[:, :20], labels,
                                    inputs["bias"], impl="triton")  # fmt: skip
     assert all((first[name] == second[name]).all() for name in first) and columns == first["loss"]
 
