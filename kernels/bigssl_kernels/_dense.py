@@ -24,8 +24,8 @@ def unit(rows: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
 
 
 def logits_of(rows: Tensor, cols: Tensor, scale: Tensor) -> Tensor:
-    """scale * rows @ cols.T in the dtype of the scale."""
-    return (rows @ cols.T).to(scale.dtype).mul_(scale)
+    """scale * rows @ cols.T, made in the dtype of the rows, returned in that of the scale."""
+    return (rows @ cols.T).mul_(scale).to(scale.dtype)
 
 
 def own_rows(rows: Tensor, local: int, group: ProcessGroup | None) -> Tensor:
