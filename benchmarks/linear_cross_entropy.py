@@ -101,12 +101,12 @@ def providers(device: str, logits: int, wanted: list[str] | None) -> dict[str, L
 def problem(shape: dict[str, Any], device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states, weight (both with gradients) and labels, of which `share` are kept."""
     generator = torch.Generator().manual_seed(shape["tokens"] + shape["width"])
-    hidden = torch.randn(shape["tokens"], shape["width"], generator=generator)
-    weight = torch.randn(shape["classes"], shape["width"], generator=generator) / shape["width"] ** 0.5
+    dtype = DTYPES[shape["dtype"]]  # drawn in place: wider numbers thrown away would count as peak memory
+    hidden = torch.randn(shape["tokens"], shape["width"], generator=generator, dtype=dtype)
+    weight = torch.randn(shape["classes"], shape["width"], generator=generator, dtype=dtype).div_(shape["width"] ** 0.5)
     labels = torch.randint(shape["classes"], (shape["tokens"],), generator=generator)
     labels[torch.rand(shape["tokens"], generator=generator) >= shape["share"]] = -100
-    dtype = DTYPES[shape["dtype"]]
-    return hidden.to(device, dtype).requires_grad_(), weight.to(device, dtype).requires_grad_(), labels.to(device)
+    return hidden.to(device).requires_grad_(), weight.to(device).requires_grad_(), labels.to(device)
 
 
 def both(loss: Loss, given: tuple[Tensor, Tensor, Tensor]) -> Callable[[], tuple[Tensor, ...]]:
@@ -181,8 +181,11 @@ def peak(args: argparse.Namespace, shape: dict[str, Any]) -> None:
     print(peak_bytes(both(loss, given), torch.device(args.device)) - given[1].numel() * given[1].element_size())
 
 
-def bert_step(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Loss and all gradients of BERT-base, 8 x 128 tokens, 15 % masked: transformers' model and ours on its weights."""
+def bert_step(args: argparse.Namespace, dtype: str) -> list[dict[str, Any]]:
+    """Loss and all gradients of BERT-base, 8 x 128 tokens, 15 % masked: transformers' model and ours on its weights.
+
+    bfloat16 means autocast.
+    """
     from transformers import BertConfig, BertForMaskedLM
 
     from bigssl.nets.heads import MaskedLanguageHead
@@ -197,21 +200,26 @@ def bert_step(args: argparse.Namespace) -> list[dict[str, Any]]:
     labels = tokens.masked_fill(torch.rand(8, 128, device=args.device) >= 0.15, -100)
     parameters = [value for value in model.parameters() if value.requires_grad]
 
+    amp = functools.partial(torch.autocast, args.device, torch.bfloat16, enabled=dtype == "bfloat16")
+
     def theirs() -> tuple[Tensor, ...]:
-        loss = model(input_ids=tokens, labels=labels).loss
+        with amp():
+            loss = model(input_ids=tokens, labels=labels).loss
         return loss.detach(), *torch.autograd.grad(loss, parameters)
 
     def mine() -> tuple[Tensor, ...]:
-        loss = head(model.bert(input_ids=tokens).last_hidden_state, labels) / (labels != -100).sum()
+        with amp():
+            loss = head(model.bert(input_ids=tokens).last_hidden_state, labels) / (labels != -100).sum()
         return loss.detach(), *torch.autograd.grad(loss, parameters)
 
-    for got, expected in zip(mine(), theirs(), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
+    got, expected = (torch.cat([value.flatten() for value in run()]) for run in (mine, theirs))
+    gap = ((got - expected).norm() / expected.norm()).item()
+    assert gap <= (1e-4 if dtype == "float32" else 3e-2), f"loss and gradients are off by {gap:.2g} of their length"
     times = in_turn({"transformers": theirs, "ours/torch": mine}, torch.device(args.device), args.rounds, args.clock)
-    shape = {"op": "BERT-base step", "tokens": 1024, "width": 768, "classes": 30522, "share": 0.15, "dtype": "float32"}
+    shape = {"op": "BERT-base step", "tokens": 1024, "width": 768, "classes": 30522, "share": 0.15}
     return [
         shape
-        | {"provider": name, "p20_ms": p20 * 1e3, "p50_ms": p50 * 1e3, "p80_ms": p80 * 1e3}
+        | {"dtype": dtype, "provider": name, "p20_ms": p20 * 1e3, "p50_ms": p50 * 1e3, "p80_ms": p80 * 1e3}
         | {"times_ours": p50 / times["ours/torch"][1], "share_of_matmul": "", "extra_mib": ""}
         for name, (p20, p50, p80) in times.items()
     ]
@@ -271,7 +279,8 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     tables = {"speed": speed, "memory": memory}
     work = [functools.partial(tables[mode], args, shape) for mode in args.mode if mode in tables for shape in shapes]
-    for take in work + [functools.partial(bert_step, args)] * ("step" in args.mode):
+    steps = [functools.partial(bert_step, args, dtype) for dtype in args.dtypes if "step" in args.mode]
+    for take in work + steps:
         fresh = take()
         show(fresh)
         results += fresh
