@@ -94,22 +94,35 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads do not spell ou
     if token_weights is not None:
         _check_token_weights(token_weights, labels)
     chosen = choose(NAME, "linear_ce", impl, hidden)
-    kept, labels = labels != ignore_index, labels.long()
     options = (ignore_index, label_smoothing, z_loss, softcap)
-    factors = _factors(hidden, kept, token_weights, reduction)
-    at_once = reduction != "none" and _worth_at_once(hidden, weight, bias)
+    factors = _factors(hidden, labels != ignore_index, token_weights, reduction)
+    result, stats = _reduced(hidden, weight, labels.long(), bias, factors, options, reduction, return_aux, chosen)
+    return (result, stats) if return_aux else result
+
+
+def _reduced(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    factors: Tensor,
+    options: tuple[int, float, float, float | None],
+    reduction: str,
+    details: bool,
+    chosen: str,
+) -> tuple[Tensor, TokenStatistics]:
+    """The loss and what else is known of each token, by whichever operator suits."""
     if chosen == "reference":
         rows = _reference.linear_cross_entropy(hidden, weight, labels, bias, *options)
-    elif at_once:
+    elif reduction != "none" and _worth_at_once(hidden, weight, bias):
         wanted = (hidden.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad)
-        how = (compute_dtype(hidden), chosen, return_aux, *wanted)
-        result, *rows = linear_ce_total(hidden, weight, labels, bias, factors, *options, *how)[:5]
+        how = (compute_dtype(hidden), chosen, details, *wanted)
+        result, *rest = linear_ce_total(hidden, weight, labels, bias, factors, *options, *how)[:5]
+        return result, TokenStatistics(*rest)
     else:
-        rows = linear_ce_rows(hidden, weight, labels, bias, *options, compute_dtype(hidden), chosen, return_aux)
-    if chosen == "reference" or not at_once:
-        result = torch.where(kept, rows[0] * factors, 0)
-        result = result if reduction == "none" else result.sum()
-    return (result, TokenStatistics(rows[0].detach(), *rows[1:])) if return_aux else result
+        rows = linear_ce_rows(hidden, weight, labels, bias, *options, compute_dtype(hidden), chosen, details)
+    result = torch.where(labels != options[0], rows[0] * factors, 0)
+    return result if reduction == "none" else result.sum(), TokenStatistics(rows[0].detach(), *rows[1:])
 
 
 def sharded_linear_cross_entropy(
