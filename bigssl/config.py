@@ -39,6 +39,9 @@ class BackboneConfig(Section):
     tokenizer: str | None = Field(None, description="tokenizer.json or tokenizer folder of a text backbone")
     size: PositiveInt | None = Field(None, description="image side in pixels of an image backbone")
     length: PositiveInt | None = Field(None, description="tokens per sequence of a text backbone")
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="attention implementation; eager is the fastest for short sequences on a CPU"
+    )
     activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     compile: bool = Field(False, description="run the backbone through torch.compile")
 

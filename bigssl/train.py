@@ -16,6 +16,9 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are forked
+# Compute threads share the cores with loader processes: spinning at each barrier for one that waits for its turn made
+# a step of the demo a third longer on 2 cores. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402

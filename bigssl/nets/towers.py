@@ -131,12 +131,13 @@ def _build(where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFas
 
 def _load_or_create(where: str, config: BackboneConfig, vocabulary: int | None) -> PreTrainedModel:
     field = f"{where}.pretrained: value {config.pretrained!r}" if config.pretrained else f"{where}.config"
+    options = {"attn_implementation": config.attention} if config.attention else {}
     hf = None if config.pretrained else hf_config(where, config, vocabulary)
     try:
         if config.pretrained:
-            loaded: PreTrainedModel = AutoModel.from_pretrained(config.pretrained, dtype=torch.float32)
+            loaded: PreTrainedModel = AutoModel.from_pretrained(config.pretrained, dtype=torch.float32, **options)
             return loaded
-        created: PreTrainedModel = AutoModel.from_config(hf)
+        created: PreTrainedModel = AutoModel.from_config(hf, **options)
         return created
     except Exception as error:  # transformers raises whatever it met
         raise ConfigError(f"{field}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
