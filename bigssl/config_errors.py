@@ -24,7 +24,7 @@ def describe(error: ValidationError, path: str, schema: dict[str, Any]) -> list[
     for item in error.errors():
         location = [str(part) for part in item["loc"]]
         keys, node = _walk(schema, location)
-        lines.append(f"{path}: {'.'.join(keys)}: {_reason(item, keys, node)}")
+        lines.append(": ".join(part for part in (path, ".".join(keys), _reason(item, keys, node)) if part))
     return lines
 
 
@@ -77,6 +77,8 @@ def _reason(item: Any, keys: list[str], node: dict[str, Any]) -> str:
     if kind == "union_tag_not_found":
         return f"needs `name`, one of {', '.join(sorted(node['self'].get('discriminator', {}).get('mapping', {})))}"
     message = item["msg"].removeprefix("Value error, ")
+    if isinstance(value, dict):  # a check over several fields, which names them itself
+        return message
     allowed = _allowed(node["self"])
     return f"value {_short(value)}: {message[0].lower()}{message[1:]}{'; allowed: ' + allowed if allowed else ''}"
 

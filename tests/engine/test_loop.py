@@ -143,7 +143,7 @@ def test_bf16_follows_fp32(tmp_path: Path, ranks: Any, recipe: Any, joint: Any, 
         ranks(train, 2, recipe(tmp_path / precision, **joint, precision=precision))
     full, half = ([row["loss"] for row in curve(tmp_path / name)] for name in ("fp32", "bf16"))
     assert half != full  # autocast did something
-    assert half[:2] == pytest.approx(full[:2], rel=0.01)  # 8 bits of mantissa, before steps pull them apart
+    assert half[0] == pytest.approx(full[0], rel=0.01)  # 8 bits of mantissa, before steps pull them apart
     assert half == pytest.approx(full, rel=0.1)
 
 
