@@ -99,7 +99,6 @@ class Engine:
         settings = settings_for(recipe, micro=micro, accum=accum, bf16=bf16)
         with _quiet():
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-        self.module: nn.Module = self._engine.module
 
     def __call__(self, batch: Any) -> Any:
         return self._engine(batch)
