@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from bigssl.data.collate import collate
 from bigssl.data.errors import DataError
+from bigssl.data.order import Order, Sample
 from bigssl.data.rng import sample_rng
-from bigssl.data.stream import Sample, Stream
 
 Prepare = Callable[[Sample, np.random.Generator], dict[str, Any]]
 
@@ -57,7 +57,7 @@ def _each(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 class MicroBatches(Dataset):
     """Item i is micro-batch i % accum of global step i // accum, for one rank."""
 
-    streams: dict[str, Stream]
+    streams: dict[str, Order]
     sizes: dict[str, int]
     prepare: Prepare
     assemble: Callable[[dict[str, Any]], Any]
@@ -85,7 +85,7 @@ class MicroBatches(Dataset):
             parts[name] = collate([prepared for _, prepared in loaded], name or "sample")
         return Batch(self.assemble(parts), keys, errors)
 
-    def _load(self, stream: Stream, position: int, errors: list[str]) -> tuple[str, dict[str, Any]]:
+    def _load(self, stream: Order, position: int, errors: list[str]) -> tuple[str, dict[str, Any]]:
         """Key and prepared sample at `position`, or of the first good one that stands in for it."""
         for place in stream.candidates(position):
             try:
@@ -139,7 +139,7 @@ def _checked(batch: Batch | DataError, skipped: set[str], allowed: int) -> Batch
 
 
 def make_loader(
-    streams: dict[str, Stream],
+    streams: dict[str, Order],
     sizes: dict[str, int],
     prepare: Prepare,
     assemble: Callable[[dict[str, Any]], Any],
