@@ -60,6 +60,10 @@ class Stream(Order):
         return len(self.index)
 
     @property
+    def indexes(self) -> dict[str, DatasetIndex]:
+        return {"": self.index}
+
+    @property
     def fingerprint(self) -> str:
         return self.index.fingerprint
 
