@@ -18,7 +18,8 @@ from bigssl.data import decode, tarwalk
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex, build_index
 from bigssl.data.shards import pack, split_by_key
-from bigssl.data.sources import Item, Table, from_folder, from_series, from_table, parse_series
+from bigssl.data.sources import Item, Table, from_folder, from_table
+from bigssl.data.sources_series import from_series, parse_series
 from bigssl.data.stream import in_order
 
 # webdataset leaves the files that it has read to the garbage collector
