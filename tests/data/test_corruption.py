@@ -182,7 +182,7 @@ def repack(index: DatasetIndex, change: Callable[[str, dict[str, bytes]], dict[s
         ("jpg", b"no picture", "no known picture format"),
         ("txt", b"\xff\xfe", "not UTF-8"),
         ("json", b"{", "not JSON"),
-        ("json", b"[1]", "an object is needed"),
+        ("json", b"[1]", "sentence 0 is int 1, not text"),
         ("npy", b"123", "not an .npy array"),
     ],
 )
