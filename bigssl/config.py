@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from bigssl.config_errors import ConfigError, describe, nearest
+from bigssl.limits import Limits
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -61,6 +62,7 @@ class DataConfig(Section):
     shuffle_window: PositiveInt = Field(1024, description="samples shuffled together within a lane")
     on_error: Literal["raise", "skip"] = "raise"
     max_errors: Annotated[int, Field(ge=0)] = Field(100, description="bad samples after which `skip` stops as well")
+    limits: Limits = Limits()
 
 
 class BatchConfig(Section):

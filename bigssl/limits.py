@@ -23,7 +23,7 @@ class Limits(BaseModel):
     shard_members: int = Field(10_000_000, ge=1, description="files in one shard")
     ratio: int = Field(250, ge=1, description="unpacked bytes per byte of a gzip shard, judged from 1 MiB on")
     image_pixels: int = Field(1 << 26, ge=1, le=89_478_485, description="width × height; Pillow itself allows no more")
-    series_values: int = Field(1 << 28, ge=1, description="numbers in one series, T × C")
+    audio_values: int = Field(1 << 28, ge=1, description="frames × channels of one recording")
 
 
 _current = Limits()

@@ -8,9 +8,9 @@ from types import ModuleType
 
 import numpy as np
 
+from bigssl import limits
 from bigssl.data.errors import DataError
 
-MAX_VALUES = 1 << 28  # frames × channels; a file that claims more is refused before it is unpacked
 _UNKNOWN = 0xFFFFFFFF  # length in a wav that was written to a pipe
 
 
@@ -23,7 +23,8 @@ def audio(data: bytes, *, rate: int | None = None, mono: bool = False) -> tuple[
         mono: replace the channels by their mean, before resampling.
 
     Raises:
-        DataError: what is no audio, is cut off, holds NaN, or claims more than MAX_VALUES; soundfile is missing.
+        DataError: what is no audio, is cut off, holds NaN, or claims more than the limit `audio_values`; soundfile is
+            missing.
     """
     values, stored = _read(data)
     if not np.isfinite(values).all():
@@ -48,9 +49,8 @@ def _read(data: bytes) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             frames, channels, rate = file.frames, file.channels, file.samplerate
-            if frames * channels > MAX_VALUES:
-                claim = f"{frames} frames of {channels} channels"
-                raise DataError(f"field is audio of {claim}; at most {MAX_VALUES} values are allowed")
+            if refused := limits.over("audio_values", frames * channels):
+                raise DataError(f"audio of {frames} frames of {channels} channels refused: {refused}")
             values = file.read(dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
         raise DataError(f"undecodable audio of {len(data)} bytes ({str(error).rpartition('>: ')[2]})") from error

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from bigssl import limits
 from bigssl.data.audio import audio
 from bigssl.data.errors import DataError
 from bigssl.data.series import series
@@ -21,7 +22,6 @@ from bigssl.data.stream import Sample
 IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff")
 AUDIO = ("flac", "wav", "ogg")
 DOCUMENTS = ("txt", "json")
-MAX_PIXELS = 1 << 26  # a picture that claims more is refused before it is unpacked
 # By content, whatever the field is called; Pillow's other readers are rarely used and some start other programs.
 _CODECS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 
@@ -47,7 +47,7 @@ def image(
             Without it, unsigned 16-bit ones keep their upper 8 bits (low 0, high 65535), and others are refused.
 
     Raises:
-        DataError: what is no picture, is cut off, has several frames, or claims more than MAX_PIXELS.
+        DataError: what is no picture, is cut off, has several frames, or claims more than the limit `image_pixels`.
     """
     picture = _open(data, size, mode)
     return picture if picture.mode == mode else _convert(picture, mode, window)
@@ -83,8 +83,8 @@ def _open(data: bytes, size: int | None, mode: str) -> Image.Image:
 
 def _refuse(picture: Image.Image) -> None:
     width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise DataError(f"field is a picture of {width}×{height} pixels; at most {MAX_PIXELS} are allowed")
+    if refused := limits.over("image_pixels", width * height):
+        raise DataError(f"picture of {width}×{height} pixels refused: {refused}")
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format != "MPO":  # a camera's JPEG with a preview behind the picture
         raise DataError(f"field is a {picture.format} of {frames} frames; one is allowed")

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bigssl import limits
+from bigssl.data.decode import IMAGES
 from bigssl.data.errors import DataError
 from bigssl.data.tarwalk import split_name
-
-IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "tif", "tiff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +169,8 @@ def _table_item(path: Path, root: Path, table: Table, row: Mapping[str, str], im
         facts = {column: row[column] for column in table.meta}
     except KeyError as error:
         raise DataError(f"table {path}: no column {error}; it has {', '.join(sorted(row))}") from error
-    if Path(picture).suffix[1:].lower() not in IMAGE_TYPES:
-        raise DataError(f"table {path}: {picture!r} is no picture; allowed are {', '.join(IMAGE_TYPES)}")
+    if Path(picture).suffix[1:].lower() not in IMAGES:
+        raise DataError(f"table {path}: {picture!r} is no picture; allowed are {', '.join(IMAGES)}")
     facts |= {table.variant: row["variant"]} if len(table.images) > 1 else {}
     sample = Captioned(str(root / picture), text, to_json(facts) if facts else b"")
     return Item(key, group, sample.load, sample.stamp)

@@ -19,6 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from bigssl import limits
 from bigssl.data import rng, tarwalk
 from bigssl.data.errors import DataError, damaged
 from bigssl.data.index import DatasetIndex, Row, ShardInfo
@@ -149,6 +150,7 @@ class SampleReader:
     def read(self, number: int, *, position: int | None = None, epoch: int = 0, source: str = "") -> Sample:
         """Sample `number` of the index. Raises DataError naming shard, key, offset and cause."""
         shard, row = self.index.row(number)
+        self._refuse_large(shard, row)
         fields = self.fields(shard, row)
         return Sample(row.key, fields, number if position is None else position, epoch, shard.name, source)
 
@@ -177,6 +179,13 @@ class SampleReader:
             cause = f"field {name!r} differs from its checksum: damaged, or changed after it was indexed"
             raise self._damaged(shard, row, member.offset, cause)
         return data
+
+    def _refuse_large(self, shard: ShardInfo, row: Row) -> None:
+        member = max(row.members.values(), key=lambda member: member.length)
+        refused = limits.over("member_bytes", member.length)
+        refused = refused or limits.over("sample_bytes", member.offset + member.length - row.origin)
+        if refused:
+            raise self._damaged(shard, row, row.origin, f"sample refused: {refused}")
 
     def _damaged(self, shard: ShardInfo, row: Row, offset: int, cause: str) -> DataError:
         return damaged(shard.url, key=row.key, offset=offset, cause=cause, dataset=self.index.url)

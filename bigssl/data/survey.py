@@ -13,9 +13,11 @@ import numpy as np
 from PIL import Image
 
 from bigssl.data import decode
+from bigssl.data.audio import audio
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
 from bigssl.data.jobs import each
+from bigssl.data.series import series
 from bigssl.data.stream import SampleReader
 
 
@@ -32,7 +34,8 @@ class Survey:
 
     columns: float64 [N], NaN where a sample lacks the field. Every field has `bytes`; texts have `characters` and
     `letters` (letters and digits); images `width`, `height` and `spread` (see `image_spread`); series `steps`,
-    `channels`, `nonfinite` (how many numbers) and `spread` (the largest of max - min over the channels).
+    `channels`, `nonfinite` (how many numbers) and `spread` (the largest of max - min over the channels); audio
+    `seconds` and `channels`.
     digests: per field uint64 [N, 2], half each of a 128-bit hash of the bytes; zeros where there is no field.
     damage: number of a sample -> why it cannot be read.
     """
@@ -99,28 +102,36 @@ def _survey_shard(index: DatasetIndex, number: int) -> _Shard:
 def measure(name: str, data: bytes) -> Mapping[str, float]:
     """The measures of field `name`, see `Survey`. Raises DataError where the field cannot be decoded."""
     kind = name.rpartition(".")[2]
-    decode.check(name, data)
     facts: dict[str, float] = {"bytes": len(data)}
     if kind in decode.IMAGES:
-        facts["width"], facts["height"] = Image.open(io.BytesIO(data)).size
-        facts["spread"] = image_spread(data)
+        facts |= _picture(data)
     elif kind == "txt":
         text = decode.text(data)
         facts |= {"characters": len(text), "letters": sum(map(str.isalnum, text))}
     elif kind == "npy":
-        values = decode.series(data)
+        values = series(data, non_finite="keep")
         facts |= {"steps": len(values), "channels": values.shape[1], "spread": series_spread(values)}
         facts["nonfinite"] = int(np.count_nonzero(~np.isfinite(values)))
+    elif kind in decode.AUDIO:
+        values, rate = audio(data)
+        facts |= {"seconds": len(values) / rate, "channels": values.shape[1]}
+    else:
+        decode.check(name, data)
     return facts
+
+
+def _picture(data: bytes) -> dict[str, float]:
+    decode.check("png", data)  # by content, whatever the field is called
+    width, height = Image.open(io.BytesIO(data)).size
+    return {"width": width, "height": height, "spread": image_spread(data)}
 
 
 def image_spread(data: bytes) -> float:
     """Standard deviation of the grey values of a picture, on the scale 0 to 255; a deep one is scaled by its own
     largest value, because 12 bits often lie in 16."""
-    raw = Image.open(io.BytesIO(data))
-    if raw.mode[0] not in "IF":
+    if Image.open(io.BytesIO(data)).mode[0] not in "IF":
         return float(np.asarray(decode.image(data, mode="L"), dtype=np.float64).std())
-    values = np.asarray(raw, dtype=np.float64)
+    values = decode.grey(data).astype(np.float64)
     return float(values.std() * 255 / max(np.abs(values).max(), 1e-30))
 
 

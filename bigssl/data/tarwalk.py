@@ -252,6 +252,15 @@ def _deflate(deflate: Any, tar: IO[bytes], length: int, out: IO[bytes], crc: int
     return crc
 
 
-def inflate_range(data: bytes, limit: int = 1 << 32) -> bytes:
-    """The tar (at most `limit` bytes) from the flush point at which `data` begins. Raises zlib.error."""
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
+def inflate_range(data: bytes) -> bytes:
+    """The tar from the flush point at which `data` begins, a sample long. Raises zlib.error, also for what unpacks to
+    more than `bigssl.limits` allow."""
+    most, ratio = limits.current().sample_bytes + 2 * BLOCK, limits.current().ratio
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    tar = inflate.decompress(data, min(most, max(RATIO_FROM, ratio * len(data))) + 1)
+    refused = limits.over("sample_bytes", len(tar) - 2 * BLOCK)
+    if not refused and len(tar) > RATIO_FROM:
+        refused = limits.over("ratio", len(tar) // len(data))
+    if refused:
+        raise zlib.error(f"compression refused: {refused}")
+    return tar

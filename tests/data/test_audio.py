@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from bigssl.data import audio as module
+from bigssl import limits
 from bigssl.data.audio import audio
 from bigssl.data.errors import DataError
 
@@ -71,15 +71,15 @@ def test_a_wav_from_a_pipe_has_no_length() -> None:
     assert audio(bytes(data))[0].shape == (4000, 2)
 
 
-def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused() -> None:
     with pytest.raises(DataError, match="undecodable audio of 8 bytes"):
         audio(b"no sound")
     with pytest.raises(DataError, match="0 of 0 frames"):
         audio(encoded(np.zeros((0, 1), np.float32), 8000, "WAV"))
     with pytest.raises(DataError, match="1 values that are not finite"):
         audio(encoded(np.array([0, np.nan], np.float32), 8000, "WAV", subtype="FLOAT"))
-    monkeypatch.setattr(module, "MAX_VALUES", 100)
-    with pytest.raises(DataError, match="4000 frames of 2 channels; at most 100 values"):
+    small = limits.applied(limits.Limits(audio_values=100))
+    with small, pytest.raises(DataError, match="4000 frames of 2 channels refused: 8000 .* limit audio_values"):
         audio(encoded(tone(8000), 8000, "FLAC"))
 
 
