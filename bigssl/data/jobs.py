@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -43,12 +45,21 @@ def _fork(function: Callable[[Any], Any], tasks: Sequence[Any], jobs: int) -> Pr
     global _work
     _work = (function, tasks)
     context = multiprocessing.get_context("fork")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_quietly)
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start)
 
 
-def _leave_quietly() -> None:
-    """Ctrl-C reaches every process of the terminal: the parent reports it, the others end without a traceback."""
+def _start() -> None:
+    """Ctrl-C reaches every process of the terminal: the parent reports it, the others end without a traceback. A
+    killed parent leaves none behind, which would hold its files and locks."""
     signal.signal(signal.SIGINT, lambda *_: sys.exit(1))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _call(number: int) -> Any:

@@ -181,10 +181,10 @@ class SampleReader:
         return data
 
     def _refuse_large(self, shard: ShardInfo, row: Row) -> None:
-        member = max(row.members.values(), key=lambda member: member.length)
-        refused = limits.over("member_bytes", member.length)
-        refused = refused or limits.over("sample_bytes", member.offset + member.length - row.origin)
-        if refused:
+        members = row.members.values()
+        refused = limits.over("member_bytes", max(member.length for member in members))
+        stop = max(member.offset + member.length for member in members)
+        if refused := refused or limits.over("sample_bytes", stop - row.origin):
             raise self._damaged(shard, row, row.origin, f"sample refused: {refused}")
 
     def _damaged(self, shard: ShardInfo, row: Row, offset: int, cause: str) -> DataError:

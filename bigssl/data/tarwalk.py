@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import mmap
 import re
+import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ _KEY_AND_FIELD = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _FLUSH = b"\x00\x00\xff\xff"  # the empty stored block that ends every flush of a deflate stream
 _GZIP_HEADER = 10
 _CHUNK = 1 << 20
+_AFTER = 2 * tarfile.RECORDSIZE  # at most that much follows the last sample: padding, end mark, and zeros to a record
 RATIO_FROM = 1 << 20  # bytes of tar; what unpacks to less does no harm, however well it was packed
 
 
@@ -255,12 +257,12 @@ def _deflate(deflate: Any, tar: IO[bytes], length: int, out: IO[bytes], crc: int
 def inflate_range(data: bytes) -> bytes:
     """The tar from the flush point at which `data` begins, a sample long. Raises zlib.error, also for what unpacks to
     more than `bigssl.limits` allow."""
-    most, ratio = limits.current().sample_bytes + 2 * BLOCK, limits.current().ratio
+    most, ratio = limits.current().sample_bytes + _AFTER, limits.current().ratio
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     tar = inflate.decompress(data, min(most, max(RATIO_FROM, ratio * len(data))) + 1)
-    refused = limits.over("sample_bytes", len(tar) - 2 * BLOCK)
+    refused = limits.over("sample_bytes", len(tar) - _AFTER)
     if not refused and len(tar) > RATIO_FROM:
-        refused = limits.over("ratio", len(tar) // len(data))
+        refused = limits.over("ratio", -(-len(tar) // len(data)))
     if refused:
         raise zlib.error(f"compression refused: {refused}")
     return tar
