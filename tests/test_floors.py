@@ -17,7 +17,7 @@ FLOORS = {
     "bigssl.objectives": 3,
     "bigssl.engine": 4,
     "bigssl.transfer": 5,
-    "bigssl.train": 6, "bigssl.cli": 6, "bigssl.shards_cli": 6,
+    "bigssl.train": 6, "bigssl.cli": 6, "bigssl.shards_cli": 6, "bigssl.replay_cli": 6,
 }  # fmt: skip
 STRANGERS = [("bigssl.data", "bigssl.nets"), ("bigssl.transfer", "bigssl.objectives")]
 FILES = sorted([*ROOT.glob("bigssl/**/*.py"), *ROOT.glob("kernels/**/*.py")])

@@ -81,13 +81,17 @@ class MicroBatches:
         parts = {name: collate([data for _, data in pairs], name or "sample") for name, pairs in loaded.items()}
         return Batch(self.assemble(parts), keys, errors)
 
+    def places(self, step: int, micro: int) -> dict[str, list[int]]:
+        """Positions by source of one micro-batch, in order."""
+        deal = (self.rank, self.world, micro, self.accum)
+        return {name: s.micro_batch(step, self.sizes[name], *deal).tolist() for name, s in self.streams.items()}
+
     def samples(self, step: int, micro: int) -> tuple[dict[str, list[tuple[str, dict[str, Any]]]], list[str]]:
         """({source: (key, prepared sample) in order}, what was skipped and why) of one micro-batch."""
         loaded: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         errors: list[str] = []
-        for name, stream in self.streams.items():
-            places = stream.micro_batch(step, self.sizes[name], self.rank, self.world, micro, self.accum)
-            loaded[name] = [self._load(name, int(place), errors) for place in places]
+        for name, places in self.places(step, micro).items():
+            loaded[name] = [self._load(name, place, errors) for place in places]
         return loaded, errors
 
     def _load(self, name: str, position: int, errors: list[str]) -> tuple[str, dict[str, Any]]:
