@@ -63,6 +63,13 @@ class DataConfig(Section):
     on_error: Literal["raise", "skip"] = "raise"
     max_errors: Annotated[int, Field(ge=0)] = Field(100, description="bad samples after which `skip` stops as well")
     limits: Limits = Limits()
+    ledger: bool = Field(False, description="write the keys of every step to ledger-rankN.jsonl in the run folder")
+    watchdog: Annotated[float, Field(ge=0)] = Field(
+        300, description="seconds without a batch after which a rank says what it waits for; 0: never"
+    )
+    watchdog_abort: Annotated[float, Field(ge=0)] = Field(
+        0, description="seconds without a batch that end the run; 0: a slow run is never ended"
+    )
 
 
 class BatchConfig(Section):

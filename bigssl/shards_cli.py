@@ -15,6 +15,7 @@ from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex, Member, build_index, expand
 from bigssl.data.stream import in_order
 from bigssl.data.verify import Finding, verify
+from bigssl.replay_cli import add_replay
 from bigssl.shards_cli_clean import add_clean, add_split, add_stats
 from bigssl.shards_cli_options import add_jobs, add_limits, note, summary
 from bigssl.shards_cli_pack import add_pack
@@ -34,6 +35,7 @@ def add_commands(subparsers: Any) -> None:
     _add_index(commands)
     _add_verify(commands)
     _add_inspect(commands)
+    add_replay(commands)
     tokenizer = subparsers.add_parser("tokenizer", help="train a tokenizer on shards")
     _add_train(tokenizer.add_subparsers(required=True, metavar="COMMAND"))
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from bigssl import limits
 from bigssl.data import rng, tarwalk
-from bigssl.data.errors import DataError, damaged
+from bigssl.data.errors import DataError, damaged, display
 from bigssl.data.index import DatasetIndex, Row, ShardInfo
 from bigssl.data.storage import RangeReader
 
@@ -84,6 +84,14 @@ class Stream:
         place = (begin + block * self.window + int(order[inside]) + turn) % size
         rank = int(np.searchsorted(starts, place, side="right")) - 1
         return epoch, int(self.index.offsets[shards[rank]]) + place - int(starts[rank])
+
+    def shard_at(self, position: int) -> str:
+        """URL, as it may be shown, of the shard that holds `position`. Costs no read."""
+        return display(self.index.shards[self.index.shard_of(self.locate(position)[1])].url)
+
+    def key_at(self, position: int) -> str:
+        """Key of the sample at `position`, from the index alone: the sample may be damaged."""
+        return self.index.row(self.locate(position)[1])[1].key
 
     def read(self, position: int) -> Sample:
         """The sample at `position`, verified. Raises DataError naming shard, key, offset and cause."""
