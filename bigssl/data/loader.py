@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bigssl.data.collate import collate
 from bigssl.data.errors import DataError
@@ -74,16 +74,21 @@ class MicroBatches(Dataset):
             return error
 
     def _batch(self, item: int) -> Batch:
-        step, micro = divmod(item, self.accum)
         parts: dict[str, Any] = {}
         keys: dict[str, list[str]] = {}
         errors: list[str] = []
         for name, stream in self.streams.items():
-            places = stream.micro_batch(step, self.sizes[name], self.rank, self.world, micro, self.accum)
+            places = self._places(name, item)
+            if stream.remote:
+                stream.announce(places, self._places(name, item + _stride()))
             loaded = [self._load(stream, int(place), errors) for place in places]
             keys[name] = [key for key, _ in loaded]
             parts[name] = collate([prepared for _, prepared in loaded], name or "sample")
         return Batch(self.assemble(parts), keys, errors)
+
+    def _places(self, name: str, item: int) -> np.ndarray:
+        step, micro = divmod(item, self.accum)
+        return self.streams[name].micro_batch(step, self.sizes[name], self.rank, self.world, micro, self.accum)
 
     def _load(self, stream: Stream, position: int, errors: list[str]) -> tuple[str, dict[str, Any]]:
         """Key and prepared sample at `position`, or of the first good one that stands in for it."""
@@ -106,6 +111,12 @@ class MicroBatches(Dataset):
             raise DataError(f"{where}: {error}") from error
 
 
+def _stride() -> int:
+    """Items from one of this worker to its next."""
+    worker = get_worker_info()
+    return worker.num_workers if worker else 1
+
+
 class Loader(DataLoader):
     """A DataLoader that counts what its batches skipped and stops at the limit of their streams."""
 
@@ -121,6 +132,8 @@ class Loader(DataLoader):
 
     def _start(self) -> Iterator[Any]:
         """Forks the workers with signals held back until each has arranged how to take them."""
+        for stream in self.dataset.streams.values():  # type: ignore[attr-defined]
+            stream.close()  # threads and connections of this process would be half of themselves in a fork
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             return super().__iter__()

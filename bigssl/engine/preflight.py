@@ -23,6 +23,7 @@ from bigssl.objectives.base import Objective, build
 
 RESUMABLE_CHANGES = {
     "out", "log_every", "checkpoint", "probe", "evaluate", "data.workers", "data.on_error", "data.max_errors",
+    "data.remote",
 }  # fmt: skip
 
 
