@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
@@ -90,10 +90,10 @@ def _single_attempt(protocol: str) -> dict[str, Any]:
 
 def secrets_of(url: str, options: Mapping[str, Any]) -> set[str]:
     """Everything in a URL, its options and the environment that must not be printed."""
-    parts = urlsplit(url)
-    found = {value for _, value in parse_qsl(parts.query)} | {parts.query}
-    found |= {unquote(part) for part in (parts.username, parts.password) if part}
-    found |= {part for part in (parts.username, parts.password) if part}
+    login = url.partition("://")[2].partition("/")[0].rpartition("@")[0]  # by hand: the URL need not be valid
+    query = url.partition("?")[2]
+    found = {value for _, value in parse_qsl(query)} | {query}
+    found |= {form for part in login.split(":") for form in (part, unquote(part))}
     found |= {os.environ[name] for name in _AWS if name in os.environ}
     return found | set(_secret_values(options))
 

@@ -28,7 +28,8 @@ class RemoteFile:
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes (all that is left for a negative one), none at the end."""
         if size < 0:
-            return bytes(self._rest) + b"".join(self._pieces)
+            rest, self._rest = self._rest, memoryview(b"")
+            return bytes(rest) + b"".join(self._pieces)
         while not self._rest:
             piece = next(self._pieces, None)
             if piece is None:

@@ -130,7 +130,7 @@ class Remote:
             try:
                 data, total = await backend.get(url, start, stop)
             except Exception as error:
-                if size is not None and not isinstance(error, FinalError) and not is_transient(error):
+                if size is not None and not isinstance(error, RangeIgnored) and not is_transient(error):
                     await _check_size(backend, url, size)
                 raise
             if size is not None and total is not None:
