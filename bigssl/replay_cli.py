@@ -80,8 +80,8 @@ def records(batches: MicroBatches, workers: int, start: int, steps: int, *, chec
     watchdog = Watchdog(stages, rank=0, workers=workers, warn=_default("watchdog"), abort=0)
     items = range(start * world, (start + steps) * world)
     skipped: list[set[str]] = [set() for _ in range(world)]
-    computed = iter(Loader(StepKeys(batches, check), items, workers, stages, watchdog, allowed=sys.maxsize))
-    for item, batch in zip(items, computed, strict=True):
+    loader = Loader(StepKeys(batches, check), items, workers, stages, watchdog, sys.maxsize, batches.close)
+    for item, batch in zip(items, loader, strict=True):
         step, rank = divmod(item, world)
         for text in checked(batch, skipped[rank], allowed).errors:
             print(f"rank {rank}: skipped: {text}", file=sys.stderr, flush=True)

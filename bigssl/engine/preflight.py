@@ -25,6 +25,7 @@ RESUMABLE_CHANGES = {
     "out", "log_every", "checkpoint", "probe", "evaluate", "data.workers", "data.on_error", "data.max_errors",
     "data.limits",
     "data.ledger", "data.watchdog", "data.watchdog_abort",
+    "data.remote",
 }  # fmt: skip
 
 
