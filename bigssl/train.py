@@ -106,7 +106,7 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
         "objective": recipe.objective.name,
         "steps": recipe.steps,
         "seed": recipe.seed,
-        "data": {name: source.url for name, source in recipe.data.sources.items()},
+        "data": {name: display(source.url) for name, source in recipe.data.sources.items()},
         "image_sizes": {name: tower.size for name, tower in towers if not tower.is_text},
     }
     tokenizers = {name: tower.tokenizer for name, tower in towers if tower.is_text}

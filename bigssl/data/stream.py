@@ -166,6 +166,8 @@ class SampleReader:
         self.index = index
         self._extents = ExtentReader(index.remote)
         self.remote = not all(storage.is_local(shard.url) for shard in index.shards)
+        if self.remote:
+            self._extents.check()
 
     def read(self, number: int, *, position: int | None = None, epoch: int = 0, source: str = "") -> Sample:
         """Sample `number` of the index. Raises DataError naming shard, key, offset and cause."""

@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from bigssl.config import BackboneConfig, Recipe, SourceConfig, dump_recipe
 from bigssl.config_errors import ConfigError, nearest
+from bigssl.data.backends import is_secret
+from bigssl.data.errors import display, redact
 from bigssl.data.stream import Stream
 from bigssl.data.text import load_tokenizer
 from bigssl.engine import zero
@@ -103,17 +105,28 @@ def _stream(recipe: Recipe, name: str, size: int, parts: int) -> Stream:
     source, where = _source(recipe, name), f"data.sources.{name}"
     if size % parts:
         raise ConfigError(f"{where}.batch: value {size}; allowed: a multiple of accum × world = {parts}")
-    index = load_index(source.url, f"{where}.url")
+    _refuse_secrets(recipe)
+    index, shown = load_index(source.url, f"{where}.url", recipe.data.remote), display(source.url)
     if len(index.shards) < source.min_shards:
-        raise ConfigError(f"{where}.url: {len(index.shards)} shards in {source.url}; allowed: >= {source.min_shards}")
+        raise ConfigError(f"{where}.url: {len(index.shards)} shards in {shown}; allowed: >= {source.min_shards}")
     if len(index) < size:
         raise ConfigError(
-            f"{where}.batch: value {size}, but {source.url} holds {len(index)} samples in {len(index.shards)} shards; "
+            f"{where}.batch: value {size}, but {shown} holds {len(index)} samples in {len(index.shards)} shards; "
             f"allowed: <= {len(index)} (a batch would hold one sample twice)"
         )
     data = recipe.data
     return Stream(index, seed=recipe.seed, lanes=data.lanes, window=data.shuffle_window, source=name,
                   on_error=data.on_error, max_errors=data.max_errors)  # fmt: skip
+
+
+def _refuse_secrets(recipe: Recipe) -> None:
+    """The recipe is copied into the run folder, in clear."""
+    for name, value in _flat(recipe.data.remote.storage, "data.remote.storage").items():
+        if is_secret(name.rpartition(".")[2], value):
+            raise ConfigError(
+                f"{name}: a credential, which the run folder would show; allowed: the client's own settings "
+                "(environment, ~/.aws, ~/.netrc, application default credentials)"
+            )
 
 
 def _tokenizer(name: str, config: BackboneConfig) -> PreTrainedTokenizerFast | None:
@@ -152,7 +165,7 @@ def _refuse_changed_recipe(recipe: Recipe) -> None:
     allowed = RESUMABLE_CHANGES | ({"steps"} if recipe.optim.schedule == "constant" else set())
     fixed = [k for k in differing if not any(k == c or k.startswith(c + ".") for c in allowed)]
     if fixed:
-        changes = "; ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in fixed)
+        changes = redact("; ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in fixed))
         raise ConfigError(
             f"out: {recipe.folder} holds a run with another recipe ({changes}); allowed: the same values, or another "
             f"folder, for example out={recipe.folder}-2"
