@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar  # noqa: E402
 from bigssl import distributed  # noqa: E402
 from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.config_errors import ConfigError  # noqa: E402
-from bigssl.data.errors import DataError  # noqa: E402
+from bigssl.data.errors import DataError, display  # noqa: E402
 from bigssl.engine import guards, loop, preflight, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
 from bigssl.objectives.base import config_union  # noqa: E402

@@ -76,9 +76,9 @@ def _check_backbone(field: str, name: str, towers: Mapping[str, Tower], text: bo
 def _check_shards(where: str, field: str, section: Any, remote: RemoteConfig) -> None:
     """One sample is read: does it have the label, and can the bank answer k neighbours?"""
     url = getattr(section, field)
-    index = load_index(url, f"{where}.{field}", remote)
+    index, shown = load_index(url, f"{where}.{field}", remote), display(url)
     if field == "bank" and section.k > min(len(index), getattr(section, "bank_limit", len(index))):
-        raise ConfigError(f"{where}.k: value {section.k}; allowed: <= the samples of the bank, {len(index)} in {display(url)}")
+        raise ConfigError(f"{where}.k: value {section.k}; allowed: <= the samples of the bank, {len(index)} in {shown}")
     sample = next(in_order(index, 1))
     meta = decode.meta(decode.field(sample, ("json",)))
     for name in ("label", "pair", "view"):
@@ -86,6 +86,6 @@ def _check_shards(where: str, field: str, section: Any, remote: RemoteConfig) ->
         if wanted is not None and wanted not in meta:
             there = sorted(meta)
             raise ConfigError(
-                f"{where}.{name}: value {wanted!r} is not in the metadata of {display(url)} (sample {sample.key}); allowed: "
+                f"{where}.{name}: value {wanted!r} is not in the metadata of {shown} (sample {sample.key}); allowed: "
                 f"{', '.join(there)}{nearest(wanted, there)}"
             )

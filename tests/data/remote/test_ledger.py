@@ -41,7 +41,7 @@ def large(folder: Path, shards: int, samples: int) -> DatasetIndex:
 
 
 def as_it_is(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
-    return {"bytes": hashlib.sha256(repr(sorted(sample.fields.items())).encode()).hexdigest(), "position": sample.position}
+    return {"bytes": hashlib.sha256(repr(sorted(sample.fields.items())).encode()).hexdigest()}
 
 
 def ledger(index: DatasetIndex, *, size: int = 12, steps: int = 7, **options: Any) -> list[Any]:
@@ -88,7 +88,8 @@ def test_a_micro_batch_is_fetched_at_once_and_the_next_one_ahead(dataset, serve,
     stream = Stream(DatasetIndex.load(server.url, quick(gap=0)), seed=0, lanes=6, window=4)
     places = [stream.micro_batch(step, 12, 0, 1, 0, 1) for step in range(3)]
     stream.announce(places[0], places[1])
-    assert [stream.read(p).key for p in places[0]] == [Stream(local, seed=0, lanes=6, window=4).read(p).key for p in places[0]]
+    here = Stream(local, seed=0, lanes=6, window=4)
+    assert [stream.read(p).key for p in places[0]] == [here.read(p).key for p in places[0]]
     assert server.log()["most"] > 4
     stream.announce(places[1], places[2])
     for place in places[1]:
@@ -168,10 +169,11 @@ def test_a_shard_that_changed_under_the_run_is_named(dataset, serve, quick) -> N
     data = bytearray(path.read_bytes())
     data[local.row(4)[1].members["txt"].offset] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"shard-000\.tar, sample 's-00004', byte \d+: .*differs from its checksum: .*verify"):
+    with pytest.raises(DataError, match=r"shard-000\.tar, sample 's-00004', byte \d+: .*differs from its checksum: .*"):
         reader.read(4)
     path.write_bytes(data + b"more")
-    with pytest.raises(DataError, match=rf"shard-000\.tar, sample 's-00005', byte \d+: .*has {len(data) + 4} bytes now, {len(data)} then"):
+    sizes = f"it has {len(data) + 4} bytes now, {len(data)} then"
+    with pytest.raises(DataError, match=rf"shard-000\.tar, sample 's-00005', byte \d+: .*{sizes}.*bigssl shards verify"):
         reader.read(5)
     path.unlink()
     with pytest.raises(DataError, match=r"sample 's-00006', byte \d+: cannot be read \(HTTP 404"):
@@ -208,7 +210,7 @@ def test_a_missing_sidecar_and_manifest_name_their_command(dataset, serve, quick
     server = serve(Path(local.url))
     index = DatasetIndex.load(server.url, quick())
     os.remove(local.shards[1].index_url)
-    with pytest.raises(DataError, match=r"no index at http://.*shard-001\.tar\.idx \(HTTP 404.*bigssl shards index http"):
+    with pytest.raises(DataError, match=r"no index at http://.*001\.tar\.idx \(HTTP 404.*bigssl shards index http"):
         list(in_order(index))
     (Path(local.url) / "index.json").unlink()
     with pytest.raises(DataError, match=r"no index at .*index\.json.*run `bigssl shards index http://127"):

@@ -96,14 +96,11 @@ def test_shrunk_and_missing_objects_are_named(dataset, bucket, quick) -> None:
     assert reader.read(0).key == "s-00000"
     data = Path(local.shards[0].url).read_bytes()
     client.put_object(Bucket=name, Key="data/shard-000.tar", Body=data[: local.row(4)[1].start + 100])
-    for number in (4, 3):
-        if number == 4:
-            with pytest.raises(DataError, match=r"sample 's-00004', byte \d+: .*changed after it was indexed: it has \d+ bytes now"):
-                reader.read(number)
-        else:
-            assert reader.read(number).key == "s-00003"
+    with pytest.raises(DataError, match=r"sample 's-00004', byte \d+: .*changed after it was indexed: it has \d+ bytes"):
+        reader.read(4)
+    assert reader.read(3).key == "s-00003"
     client.delete_object(Bucket=name, Key="data/shard-000.tar")
-    with pytest.raises(DataError, match=rf"shard s3://{name}/data/shard-000.tar, sample 's-00002', byte \d+: cannot be read"):
+    with pytest.raises(DataError, match=rf"s3://{name}/data/shard-000.tar, sample 's-00002', byte \d+: cannot be read"):
         reader.read(2)
     reader.close()
 
