@@ -52,6 +52,8 @@ class SourceConfig(Section):
     url: str = Field(description="folder with index.json, a .tar, or a brace pattern like data-{000..127}.tar")
     batch: PositiveInt | None = Field(None, description="samples per step from this source; default batch.size")
     min_shards: PositiveInt = Field(1, description="refuse to start with fewer shards than this")
+    sequential: bool = Field(False, description="read shards without an index (or pipe:COMMAND) from front to back")
+    samples: PositiveInt | None = Field(None, description="sequential: number of samples of the whole source")
 
 
 class RemoteConfig(Section):

@@ -9,9 +9,8 @@ from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 from bigssl.data.files import RemoteFile
+from bigssl.data.pipes import PIPE
 from bigssl.data.remote import Remote, RemoteError
-
-PIPE = "pipe:"
 
 
 def is_local(url: str) -> bool:

@@ -81,7 +81,7 @@ class Stream:
         begin, length = lane * short + min(lane, longer), short + (lane < longer)
         block, inside = divmod(step, self.window)
         extent = min(self.window, length - block * self.window)
-        order = _block_order(extent, self.seed, epoch, lane, block)
+        order = block_order(extent, self.seed, epoch, lane, block)
         shards, starts, turn = _epoch_order(self._counts, self.seed, epoch)
         place = (begin + block * self.window + int(order[inside]) + turn) % size
         rank = int(np.searchsorted(starts, place, side="right")) - 1
@@ -143,7 +143,8 @@ def _require(true: bool, name: str, value: object, allowed: str) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _block_order(size: int, seed: int, epoch: int, lane: int, block: int) -> np.ndarray:
+def block_order(size: int, seed: int, epoch: int, lane: int, block: int) -> np.ndarray:
+    """int32 [size]: the order in which the samples of a block are read."""
     return rng.permutation(size, "block", seed, epoch, lane, block).astype(np.int32)
 
 

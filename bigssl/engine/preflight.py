@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerFast
 
-from bigssl.config import BackboneConfig, Recipe, SourceConfig, dump_recipe
+from bigssl.config import BackboneConfig, Recipe, RemoteConfig, SourceConfig, dump_recipe
 from bigssl.config_errors import ConfigError, nearest
 from bigssl.data.backends import is_secret
-from bigssl.data.errors import display, redact
+from bigssl.data.errors import DataError, display, redact
+from bigssl.data.index import DatasetIndex
+from bigssl.data.sequential import SequentialIndex, SequentialStream
 from bigssl.data.stream import Stream
 from bigssl.data.text import load_tokenizer
 from bigssl.engine import zero
@@ -106,7 +109,7 @@ def _stream(recipe: Recipe, name: str, size: int, parts: int) -> Stream:
     if size % parts:
         raise ConfigError(f"{where}.batch: value {size}; allowed: a multiple of accum × world = {parts}")
     _refuse_secrets(recipe)
-    index, shown = load_index(source.url, f"{where}.url", recipe.data.remote), display(source.url)
+    index, shown = _index(source, where, recipe.data.remote), display(source.url)
     if len(index.shards) < source.min_shards:
         raise ConfigError(f"{where}.url: {len(index.shards)} shards in {shown}; allowed: >= {source.min_shards}")
     if len(index) < size:
@@ -115,8 +118,30 @@ def _stream(recipe: Recipe, name: str, size: int, parts: int) -> Stream:
             f"allowed: <= {len(index)} (a batch would hold one sample twice)"
         )
     data = recipe.data
+    if isinstance(index, SequentialIndex):
+        return SequentialStream(index, seed=recipe.seed, window=data.shuffle_window, source=name,
+                                on_error=data.on_error, max_errors=data.max_errors)  # fmt: skip
     return Stream(index, seed=recipe.seed, lanes=data.lanes, window=data.shuffle_window, source=name,
                   on_error=data.on_error, max_errors=data.max_errors)  # fmt: skip
+
+
+def _index(source: SourceConfig, where: str, remote: RemoteConfig) -> DatasetIndex:
+    if not source.sequential:
+        if source.samples is not None:
+            raise ConfigError(f"{where}.samples: value {source.samples}; allowed: only with {where}.sequential=true")
+        return load_index(source.url, f"{where}.url", remote)
+    if source.samples is None:
+        raise ConfigError(
+            f"{where}.samples: not set; allowed: the number of samples in all shards. Without an index, positions, "
+            "epochs and equal steps of all ranks rest on it"
+        )
+    try:
+        index = SequentialIndex(source.url, source.samples, remote)
+    except (DataError, OSError) as error:
+        raise ConfigError(f"{where}.url: {error}") from None
+    if int(os.environ.get("RANK") or 0) == 0:
+        print(f"{where}: {index.limits}", file=sys.stderr, flush=True)
+    return index
 
 
 def _refuse_secrets(recipe: Recipe) -> None:
