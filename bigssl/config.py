@@ -65,12 +65,19 @@ class SourceConfig(Section):
     )
     batch: PositiveInt | None = Field(None, description="samples per step from this source; default batch.size")
     min_shards: PositiveInt = Field(1, description="refuse to start with fewer shards (of each dataset) than this")
+    sequential: bool = Field(False, description="read shards without an index (or pipe:COMMAND) from front to back")
+    samples: PositiveInt | None = Field(None, description="sequential: number of samples of the whole source")
 
     @model_validator(mode="after")
     def _one_kind(self) -> SourceConfig:
         if (self.url is None) == (self.mix is None):
             given = "neither is" if self.url is None else "both are"
             raise ValueError(f"exactly one of url and mix is needed; {given} given")
+        if self.sequential != (self.samples is not None) or (self.sequential and self.url is None):
+            raise ValueError(
+                "sequential=true needs url and samples, the number of samples in all shards (positions, epochs and "
+                "equal steps of all ranks rest on it); samples is for sequential sources only"
+            )
         bad = [name for name in self.mix or {} if not re.fullmatch(NAME, name)]
         if bad:
             raise ValueError(f"mix: dataset name {bad[0]!r}; allowed: letters, digits and . _ - (it is part of keys)")

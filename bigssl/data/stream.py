@@ -76,7 +76,7 @@ class Stream(Order):
         begin, length = lane * short + min(lane, longer), short + (lane < longer)
         block, inside = divmod(step, self.window)
         extent = min(self.window, length - block * self.window)
-        order = _block_order(extent, self.seed, epoch, lane, block)
+        order = block_order(extent, self.seed, epoch, lane, block)
         shards, starts, turn = _epoch_order(self._counts, self.seed, epoch)
         place = (begin + block * self.window + int(order[inside]) + turn) % size
         rank = int(np.searchsorted(starts, place, side="right")) - 1
@@ -96,7 +96,7 @@ class Stream(Order):
             first = rows[0]
             extent = min(self.window, short + (lanes[first] < longer) - blocks[first] * self.window)
             block = (self.seed, int(epochs[first]), int(lanes[first]), int(blocks[first]))
-            inside[rows] = _block_order(int(extent), *block)[inside[rows]]
+            inside[rows] = block_order(int(extent), *block)[inside[rows]]
         places = lanes * short + np.minimum(lanes, longer) + blocks * self.window + inside
         for epoch in np.unique(epochs).tolist():
             rows = np.flatnonzero(epochs == epoch)
@@ -154,7 +154,8 @@ def _require(true: bool, name: str, value: object, allowed: str) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _block_order(size: int, seed: int, epoch: int, lane: int, block: int) -> np.ndarray:
+def block_order(size: int, seed: int, epoch: int, lane: int, block: int) -> np.ndarray:
+    """int32 [size]: the order in which the samples of a block are read."""
     return rng.permutation(size, "block", seed, epoch, lane, block).astype(np.int32)
 
 
@@ -177,6 +178,8 @@ class SampleReader:
         self.index = index
         self._extents = ExtentReader(index.remote)
         self.remote = not all(storage.is_local(shard.url) for shard in index.shards)
+        if self.remote:
+            self._extents.check()
 
     def read(self, number: int, *, position: int | None = None, epoch: int = 0, source: str = "") -> Sample:
         """Sample `number` of the index. Raises DataError naming shard, key, offset and cause."""
