@@ -99,8 +99,7 @@ def test_nan_and_labels_outside(random, path, grad, monkeypatch):
     inputs, labels = arguments(random, 20, 8, 57), torch.arange(20)
     inputs["hidden"].requires_grad_(grad)
     labels[7] = 57
-    monkeypatch.setattr("bigssl_kernels._linear_ce.check_labels", lambda *args: None)
-    monkeypatch.setattr("bigssl_kernels._linear_ce_total.check_labels", lambda *args: None)
+    monkeypatch.setattr("bigssl_kernels._linear_ce._check_labels", lambda *args: None)
     _, aux = linear_cross_entropy(**inputs, labels=labels, return_aux=True, impl="triton")
     assert aux.loss.isnan().nonzero().flatten().tolist() == [7]
     inputs["weight"][5, 3] = float("nan")
@@ -151,9 +150,7 @@ def test_rows_beyond_32_bit_addresses(random):
     assert near == linear_cross_entropy(**(inputs | {"hidden": far}), labels=labels, impl="triton")
 
 
-def test_operator_checks(random):
-    inputs, labels = arguments(random, 9, 5, 9), some_labels(9, 9)
-    args = (*(inputs[name] for name in ("hidden", "weight")), labels, inputs["bias"])
-    options = (-100, 0.1, 0.1, None, torch.float32, "triton", True)
-    tests = ["test_schema", "test_faketensor"]
-    torch.library.opcheck(torch.ops.bigssl_kernels.linear_ce_rows, (*args, *options), test_utils=tests)
+@pytest.mark.parametrize("grad", [False, True])
+def test_operator_checks(linear_ce_operators, grad):
+    for operator, args in linear_ce_operators("triton", torch.float32, grad).values():
+        torch.library.opcheck(operator, args)
