@@ -37,8 +37,8 @@ def _stack(items: Sequence[Any], name: str) -> torch.Tensor:
         raise DataError(
             f"collate: {name} is a {type(first).__name__}; allowed are arrays, tensors, numbers, text and dicts"
         )
-    shapes = {(tuple(item.shape), str(item.dtype).removeprefix("torch.")) for item in items}
-    if len(shapes) > 1:
+    if any(item.shape != first.shape or item.dtype != first.dtype for item in items):
+        shapes = {(tuple(item.shape), str(item.dtype).removeprefix("torch.")) for item in items}
         found = " and ".join(f"{dtype}{list(shape)}" for shape, dtype in sorted(shapes))
         raise DataError(
             f"collate: {name} differs within one batch: {found}; prepare() must give every sample one shape"

@@ -13,6 +13,7 @@ not occur. The state of a run is one integer.
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,14 +65,16 @@ class Stream:
         self.on_error, self.max_errors = on_error, max_errors
         self._reader = SampleReader(index)
         self._counts = tuple(shard.samples for shard in index.shards)
+        self._size, self._offsets = len(index), index.offsets.tolist()
+        self._epoch: tuple[int, list[int], list[int], int] = (-1, [], [], 0)
 
     def __len__(self) -> int:
         """Samples of one epoch."""
-        return len(self.index)
+        return self._size
 
     def locate(self, position: int) -> tuple[int, int]:
         """(epoch, number of the sample in the index) at `position`, any integer from 0. Costs no read."""
-        size = len(self)
+        size = self._size
         epoch, place = divmod(int(position), size)
         step, lane = divmod(place, self.lanes)
         short, longer = divmod(size, self.lanes)
@@ -79,10 +82,12 @@ class Stream:
         block, inside = divmod(step, self.window)
         extent = min(self.window, length - block * self.window)
         order = _block_order(extent, self.seed, epoch, lane, block)
-        shards, starts, turn = _epoch_order(self._counts, self.seed, epoch)
-        place = (begin + block * self.window + int(order[inside]) + turn) % size
-        rank = int(np.searchsorted(starts, place, side="right")) - 1
-        return epoch, int(self.index.offsets[shards[rank]]) + place - int(starts[rank])
+        if epoch != self._epoch[0]:  # the cached function would hash the counts of all shards for every sample
+            self._epoch = epoch, *_epoch_order(self._counts, self.seed, epoch)
+        _, shards, starts, turn = self._epoch
+        place = (begin + block * self.window + order.item(inside) + turn) % size
+        rank = bisect_right(starts, place) - 1
+        return epoch, self._offsets[shards[rank]] + place - starts[rank]
 
     def read(self, position: int) -> Sample:
         """The sample at `position`, verified. Raises DataError naming shard, key, offset and cause."""
@@ -128,7 +133,7 @@ def _block_order(size: int, seed: int, epoch: int, lane: int, block: int) -> np.
 
 
 @lru_cache(maxsize=16)
-def _epoch_order(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _epoch_order(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[list[int], list[int], int]:
     """Permuted shard numbers, the place at which each begins, and by how much the row of samples is turned.
 
     Turning it moves the cuts between lanes: without, a dataset of few shards would be cut at the same places each
@@ -136,7 +141,7 @@ def _epoch_order(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[np.nda
     """
     shards = rng.permutation(len(counts), "shards", seed, epoch)
     starts = np.concatenate([[0], np.cumsum(np.asarray(counts)[shards])[:-1]])
-    return shards, starts, rng.offset(sum(counts), "turn", seed, epoch)
+    return shards.tolist(), starts.tolist(), rng.offset(sum(counts), "turn", seed, epoch)
 
 
 class SampleReader:
