@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 
 from bigssl.data import rng, tarwalk
-from bigssl.data.errors import DataError, damaged
+from bigssl.data.errors import DataError, damaged, display
 from bigssl.data.index import DatasetIndex, Row, ShardInfo
 from bigssl.data.storage import RangeReader
 
@@ -88,6 +88,14 @@ class Stream:
         place = (begin + block * self.window + order.item(inside) + turn) % size
         rank = bisect_right(starts, place) - 1
         return epoch, self._offsets[shards[rank]] + place - starts[rank]
+
+    def shard_at(self, position: int) -> str:
+        """URL, as it may be shown, of the shard that holds `position`. Costs no read."""
+        return display(self.index.shards[self.index.shard_of(self.locate(position)[1])].url)
+
+    def key_at(self, position: int) -> str:
+        """Key of the sample at `position`, from the index alone: the sample may be damaged."""
+        return self.index.row(self.locate(position)[1])[1].key
 
     def read(self, position: int) -> Sample:
         """The sample at `position`, verified. Raises DataError naming shard, key, offset and cause."""
