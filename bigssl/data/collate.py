@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from bigssl.data.errors import DataError
+from bigssl.data.messages import empty
 
 
 def collate(items: Sequence[Any], name: str = "sample") -> Any:
@@ -45,4 +46,4 @@ def _stack(items: Sequence[Any], name: str) -> torch.Tensor:
         )
     if isinstance(first, torch.Tensor):
         return torch.stack(list(items))
-    return torch.from_numpy(np.stack(items))
+    return torch.from_numpy(np.stack(items, out=empty((len(items), *first.shape), first.dtype)))
