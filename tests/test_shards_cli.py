@@ -106,7 +106,7 @@ def test_series_and_tokenizer(tmp_path: Path, folder: Path, capsys: pytest.Captu
     [
         (["shards", "pack", "nowhere", "out"], "source nowhere: no such file or folder"),
         (["shards", "pack", "{tmp}/t.tsv", "{tmp}/out"], "a table needs --image"),
-        (["shards", "pack", "{tmp}/t.bin", "{tmp}/out"], "allowed are a folder, .tsv, .csv or .ts"),
+        (["shards", "pack", "{tmp}/t.bin", "{tmp}/out"], "allowed are a folder, .csv, .jsonl, .ts, .tsv, .txt"),
         (["shards", "inspect", "{tmp}"], "run `bigssl shards index {tmp}`"),
         (["shards", "index", "{tmp}"], "no shards"),
         (["shards", "index", "s3://b/x.tar"], "say with --out"),

@@ -1,19 +1,22 @@
-"""Bytes of shards by range: local files with pread, everything else through fsspec."""
+"""Names of files, local and behind URLs, and the bytes of local files by range."""
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
-import fsspec
+from bigssl.data.files import RemoteFile
+from bigssl.data.remote import Remote, RemoteError
+
+PIPE = "pipe:"
 
 
 def is_local(url: str) -> bool:
     """True for plain paths and `file:` URLs."""
-    return "://" not in url or url.startswith("file://")
+    return ("://" not in url or url.startswith("file://")) and not url.startswith(PIPE)
 
 
 def local_path(url: str) -> Path:
@@ -21,38 +24,71 @@ def local_path(url: str) -> Path:
     return Path(urlsplit(url).path if url.startswith("file://") else url)
 
 
+def bare(url: str) -> str:
+    """`url` without the query of an http(s) URL: what the name of the file is read from."""
+    return url.split("?", 1)[0] if url.startswith(("http://", "https://")) else url
+
+
+def append(url: str, text: str) -> str:
+    """`url` with `text` at the end of its path, before a query."""
+    return bare(url) + text + url[len(bare(url)) :]
+
+
 def join(folder: str, name: str) -> str:
-    """`name` inside `folder`; a `name` that is a URL or an absolute path stands for itself."""
-    if "://" in name or os.path.isabs(name):
+    """`name` inside `folder` (before its query); a `name` that is a URL or an absolute path stands for itself."""
+    if "://" in name or os.path.isabs(name) or name.startswith(PIPE):
         return name
-    return f"{folder.rstrip('/')}/{name}" if "://" in folder else str(Path(folder) / name)
+    if "://" not in folder:
+        return str(Path(folder) / name)
+    path = bare(folder)
+    return f"{path.rstrip('/')}/{name}{folder[len(path) :]}"
 
 
-def open_stream(url: str) -> IO[bytes]:
+def parent(url: str) -> str:
+    """The folder of `url`, with its query."""
+    if "://" not in url:
+        return str(Path(url).parent)
+    path = bare(url)
+    return path.rpartition("/")[0] + url[len(path) :]
+
+
+def name_of(url: str) -> str:
+    """The last part of the path of `url`."""
+    return os.path.basename(bare(url))
+
+
+def open_stream(url: str, remote: Remote | None = None) -> IO[bytes]:
     """`url` for reading front to back. Raises OSError."""
-    if is_local(url):
-        return local_path(url).open("rb")
-    stream: IO[bytes] = fsspec.open(url, "rb").open()
-    return stream
+    return local_path(url).open("rb") if is_local(url) else cast(IO[bytes], RemoteFile(url, remote))
 
 
-def read_whole(url: str) -> bytes:
+def read_whole(url: str, remote: Remote | None = None) -> bytes:
     """All bytes of `url`. Raises OSError."""
-    with open_stream(url) as stream:
-        return stream.read()
+    if is_local(url):
+        return local_path(url).read_bytes()
+    if remote is not None:
+        return remote.read_whole(url)
+    with Remote() as own:
+        return own.read_whole(url)
 
 
 def exists(url: str) -> bool:
-    """True when `url` names a file that can be seen from here."""
+    """True when `url` names a file that can be seen from here. Raises OSError when that cannot be found out."""
     if is_local(url):
         return local_path(url).is_file()
-    fs, path = fsspec.core.url_to_fs(url)
-    return bool(fs.isfile(path))
+    try:
+        with Remote() as remote:
+            remote.size(url)
+    except RemoteError as error:
+        if error.missing:
+            return False
+        raise
+    return True
 
 
 class RangeReader:
-    """Reads byte ranges; keeps up to `limit` local files open. Safe across fork (pread has no shared cursor) and
-    pickle."""
+    """Reads byte ranges of local files; keeps up to `limit` of them open. Safe across fork (pread has no shared
+    cursor) and pickle."""
 
     def __init__(self, limit: int = 64) -> None:
         self._limit = limit
@@ -60,10 +96,6 @@ class RangeReader:
 
     def read(self, url: str, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; fewer only where the file ends. Raises OSError."""
-        if not is_local(url):
-            fs, path = fsspec.core.url_to_fs(url)
-            data: bytes = fs.cat_file(path, start=offset, end=offset + length)
-            return data
         return _pread(self._open(url), offset, length)
 
     def _open(self, url: str) -> int:

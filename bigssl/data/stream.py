@@ -14,16 +14,20 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from bigssl.data import rng, tarwalk
+from bigssl import limits
+from bigssl.data import rng, storage, tarwalk
 from bigssl.data.errors import DataError, damaged, display
 from bigssl.data.index import DatasetIndex, Row, ShardInfo
-from bigssl.data.storage import RangeReader
+from bigssl.data.prefetch import Extent, ExtentReader
+from bigssl.data.remote import RemoteError
+
+_TOGETHER = 256  # samples that are fetched at once when a dataset is read in order
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,23 @@ class Stream:
         epoch, number = self.locate(position)
         return self._reader.read(number, position=int(position), epoch=epoch, source=self.source)
 
+    def announce(self, now: Iterable[int], later: Iterable[int]) -> None:
+        """Fetch the samples at these positions together: those to be read now, then `later`."""
+        try:
+            self._reader.announce(*([self.locate(position)[1] for position in part] for part in (now, later)))
+        except DataError:  # of an index; where bad samples are skipped, it is counted once for each sample
+            if self.on_error == "raise":
+                raise
+
+    @property
+    def remote(self) -> bool:
+        """True where `announce` is worth calling."""
+        return self._reader.remote
+
+    def close(self) -> None:
+        """End threads, close connections and files, as before a fork; a later read starts anew."""
+        self._reader.close()
+
     def candidates(self, position: int) -> Iterator[int]:
         """`position`, then, where bad samples are skipped, what stands in for it: the next ones of the same epoch."""
         start, place = position - position % len(self), position % len(self)
@@ -157,24 +178,62 @@ class SampleReader:
 
     def __init__(self, index: DatasetIndex) -> None:
         self.index = index
-        self._ranges = RangeReader()
+        self._extents = ExtentReader(index.remote)
+        self.remote = not all(storage.is_local(shard.url) for shard in index.shards)
 
     def read(self, number: int, *, position: int | None = None, epoch: int = 0, source: str = "") -> Sample:
         """Sample `number` of the index. Raises DataError naming shard, key, offset and cause."""
         shard, row = self.index.row(number)
+        self._refuse_large(shard, row)
         fields = self.fields(shard, row)
         return Sample(row.key, fields, number if position is None else position, epoch, shard.name, source)
 
+    def announce(self, now: Iterable[int], later: Iterable[int]) -> None:
+        """Fetch the remote ones of these samples together: those to be read now, then those of the next micro-batch.
+
+        What cannot be fetched is an error of the sample when it is read.
+        """
+        numbers = [list(now), list(later)]
+        self.index.prepare(numbers[0] + numbers[1])
+        rows = [[self.index.row(number) for number in part] for part in numbers]
+        extents = [
+            [Extent(shard, row.start, row.start + row.length) for shard, row in part if not storage.is_local(shard.url)]
+            for part in rows
+        ]
+        self._extents.announce(*extents)
+
     def fields(self, shard: ShardInfo, row: Row) -> dict[str, bytes]:
         """The verified bytes of every field of a row."""
-        tar = self._extent(shard, row)
+        try:
+            return self._verified(shard, row, self._extents.read)
+        except DataError as error:
+            if storage.is_local(shard.url) or isinstance(error.__cause__, RemoteError):
+                raise
+        try:
+            return self._verified(shard, row, self._extents.read_again)  # it may be the transport or the cache
+        except DataError as error:
+            raise self._damaged(shard, row, error.offset, error.cause + self._change(shard)) from None
+
+    def close(self) -> None:
+        """End threads, close connections and files; a later read starts anew."""
+        self.index.close()
+        self._extents.close()
+
+    def _verified(self, shard: ShardInfo, row: Row, read: Callable[[ShardInfo, int, int], bytes]) -> dict[str, bytes]:
+        tar = self._extent(shard, row, read)
         return {name: self._field(tar, shard, row, name) for name in row.members}
 
-    def _extent(self, shard: ShardInfo, row: Row) -> bytes:
+    def _change(self, shard: ShardInfo) -> str:
         try:
-            data = self._ranges.read(shard.url, row.start, row.length)
-            compressed = tarwalk.is_compressed(shard.name)
-            return tarwalk.inflate_range(data) if compressed else data
+            self.index.remote.check_size(shard.url, shard.bytes)
+        except OSError as error:
+            return f" ({error})"
+        return ""
+
+    def _extent(self, shard: ShardInfo, row: Row, read: Callable[[ShardInfo, int, int], bytes]) -> bytes:
+        try:
+            data = read(shard, row.start, row.length)
+            return tarwalk.inflate_range(data) if tarwalk.is_compressed(shard.name) else data
         except (OSError, zlib.error) as error:
             cause = f"cannot be read ({getattr(error, 'strerror', None) or error})"
             raise self._damaged(shard, row, row.start, cause) from error
@@ -191,12 +250,25 @@ class SampleReader:
             raise self._damaged(shard, row, member.offset, cause)
         return data
 
-    def _damaged(self, shard: ShardInfo, row: Row, offset: int, cause: str) -> DataError:
+    def _refuse_large(self, shard: ShardInfo, row: Row) -> None:
+        members = row.members.values()
+        refused = limits.over("member_bytes", max(member.length for member in members))
+        stop = max(member.offset + member.length for member in members)
+        if refused := refused or limits.over("sample_bytes", stop - row.origin):
+            raise self._damaged(shard, row, row.origin, f"sample refused: {refused}")
+
+    def _damaged(self, shard: ShardInfo, row: Row, offset: int | None, cause: str) -> DataError:
         return damaged(shard.url, key=row.key, offset=offset, cause=cause, dataset=self.index.url)
 
 
 def in_order(index: DatasetIndex, limit: int | None = None) -> Iterator[Sample]:
     """Every sample once, in the order of the index: what evaluation and tokenizer training read."""
-    reader = SampleReader(index)
-    for number in range(len(index) if limit is None else min(limit, len(index))):
-        yield reader.read(number)
+    reader, size = SampleReader(index), len(index) if limit is None else min(limit, len(index))
+    try:
+        for begin in range(0, size, _TOGETHER):
+            if reader.remote:
+                reader.announce(range(begin, min(begin + _TOGETHER, size)), range(0))
+            for number in range(begin, min(begin + _TOGETHER, size)):
+                yield reader.read(number)
+    finally:
+        reader.close()

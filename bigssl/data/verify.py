@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bigssl.data import decode, storage, tarwalk
-from bigssl.data.errors import DataError
+from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex, Row, ShardInfo, expand, scan
+from bigssl.data.jobs import each
 from bigssl.data.stream import SampleReader
 
 
@@ -22,55 +24,60 @@ class Finding:
     cause: str
 
 
-def verify(url: str) -> Iterator[Finding]:
+def verify(url: str, jobs: int = 1) -> Iterator[Finding]:
     """Every damage of a dataset: an index that does not fit, missing, truncated or changed shards, bad headers,
-    missing or flipped bytes, empty shards, repeated keys, fields that cannot be decoded. Shards without an index are
-    read too."""
+    missing or flipped bytes, empty shards, repeated keys, fields that cannot be decoded, and what `bigssl.limits`
+    refuses. Shards without an index are read too. jobs: processes, each of which reads one shard at a time."""
     try:
         index = DatasetIndex.load(url)
     except DataError as error:
-        yield Finding(url, None, None, str(error))
-        yield from _without_index(url)
+        yield Finding(display(url), None, None, str(error))
+        yield from _without_index(url, jobs)
         return
-    for number in range(len(index.shards)):
-        yield from _shard(index, number)
+    for found in each(partial(_shard, index), range(len(index.shards)), jobs):
+        yield from found
     yield from _strangers(index)
 
 
-def _without_index(url: str) -> Iterator[Finding]:
+def _without_index(url: str, jobs: int) -> Iterator[Finding]:
     try:
         tars = expand([url])
     except DataError:
         return
-    for tar in tars:
-        try:
-            if not scan(tar)[0]:
-                yield Finding(Path(tar).name, None, 0, "the shard has no samples")
-        except DataError as error:
-            yield _structural(Path(tar).name, error)
+    for found in each(_unindexed, tars, jobs):
+        yield from found
+
+
+def _unindexed(tar: str) -> list[Finding]:
+    name = Path(tar).name
+    try:
+        return [] if scan(tar)[0] else [Finding(name, None, 0, "the shard has no samples")]
+    except DataError as error:
+        return [_structural(name, error)]
 
 
 def _structural(shard: str, error: DataError) -> Finding:
     return Finding(shard, error.key, error.offset, error.cause or str(error))
 
 
-def _shard(index: DatasetIndex, number: int) -> Iterator[Finding]:
+def _shard(index: DatasetIndex, number: int) -> list[Finding]:
     shard = index.shards[number]
-    if not shard.samples:
-        yield Finding(shard.name, None, 0, "the shard has no samples")
-    if not storage.exists(shard.url):
-        yield Finding(shard.name, None, None, "the shard is missing")
-        return
     found, intact = [], False
+    if not shard.samples:
+        found.append(Finding(shard.name, None, 0, "the shard has no samples"))
+    if not storage.exists(shard.url):
+        return [*found, Finding(shard.name, None, None, "the shard is missing")]
     try:
         _, checksum, size = scan(shard.url)
         intact = (checksum, size) == (shard.checksum, shard.bytes)
     except DataError as error:
         found.append(_structural(shard.name, error))
-    found += list(_samples(index, number))
-    yield from found
+    found += _samples(index, number)
     if not found and not intact:
-        yield Finding(shard.name, None, None, "the file differs from its checksum: changed after it was indexed")
+        found.append(
+            Finding(shard.name, None, None, "the file differs from its checksum: changed after it was indexed")
+        )
+    return found
 
 
 def _samples(index: DatasetIndex, number: int) -> Iterator[Finding]:

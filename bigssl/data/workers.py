@@ -46,9 +46,7 @@ class _Failure:
 class _Worker:
     """The main process's side of one worker."""
 
-    def __init__(
-        self, number: int, function: Callable[[int], Any], stages: Stages, others: Sequence[_Worker]
-    ) -> None:
+    def __init__(self, number: int, function: Callable[[int], Any], stages: Stages, others: Sequence[_Worker]) -> None:
         self.number = number
         self.socket, theirs = socket.socketpair()
         inherited = [self.socket, *(other.socket for other in others)]

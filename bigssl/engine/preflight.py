@@ -23,6 +23,9 @@ from bigssl.objectives.base import Objective, build
 
 RESUMABLE_CHANGES = {
     "out", "log_every", "checkpoint", "probe", "evaluate", "data.workers", "data.on_error", "data.max_errors",
+    "data.limits",
+    "data.ledger", "data.watchdog", "data.watchdog_abort",
+    "data.remote",
 }  # fmt: skip
 
 
@@ -51,17 +54,26 @@ def plan(recipe: Recipe, world: int) -> Plan:
         towers.check(name, backbone)
     zero.check(recipe)
     torch.manual_seed(recipe.seed)
-    built = {
-        name: towers.Tower(name, config, _tokenizer(name, config)) for name, config in recipe.backbones.items()
-    }
+    built = build_towers(recipe)
     objective = build(recipe.objective, built)
     _refuse_unused(objective, built)
     check_evaluation(recipe, built, set(objective.export_heads()))
     _check_folder(recipe)
-    sizes = {name: _source(recipe, name).batch or recipe.batch.size for name in objective.sources()}
-    streams = {name: _stream(recipe, name, sizes[name], accum * world) for name in sizes}
+    sizes, streams = open_sources(recipe, objective, accum * world)
     _refuse_changed_recipe(recipe)
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
+
+
+def build_towers(recipe: Recipe) -> dict[str, towers.Tower]:
+    """The backbones of a recipe by name, on torch's default device. Raises ConfigError."""
+    return {name: towers.Tower(name, config, _tokenizer(name, config)) for name, config in recipe.backbones.items()}
+
+
+def open_sources(recipe: Recipe, objective: Objective, parts: int) -> tuple[dict[str, int], dict[str, Stream]]:
+    """(samples per step, stream) of each source that `objective` reads; `parts` = accum × world has to divide the
+    samples. Raises ConfigError."""
+    sizes = {name: _source(recipe, name).batch or recipe.batch.size for name in objective.sources()}
+    return sizes, {name: _stream(recipe, name, sizes[name], parts) for name in sizes}
 
 
 def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
