@@ -15,8 +15,8 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,8 +30,7 @@ from bigssl.data.remote import RemoteError
 _TOGETHER = 256  # samples that are fetched at once when a dataset is read in order
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One sample: raw bytes per field, and where it stands."""
 
     key: str
@@ -125,9 +124,11 @@ class Stream:
 
     def candidates(self, position: int) -> Iterator[int]:
         """`position`, then, where bad samples are skipped, what stands in for it: the next ones of the same epoch."""
+        yield position
+        if self.on_error == "raise":
+            return
         start, place = position - position % len(self), position % len(self)
-        extra = min(self.max_errors, len(self) - 1) if self.on_error == "skip" else 0
-        for step in range(extra + 1):
+        for step in range(1, min(self.max_errors, len(self) - 1) + 1):
             yield start + (place + step) % len(self)
 
     def global_batch(self, step: int, size: int) -> np.ndarray:

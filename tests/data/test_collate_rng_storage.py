@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,21 @@ def test_ranges(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
     with pytest.raises(FileNotFoundError):
         reader.read(str(tmp_path / "none"), 0, 1)
+
+
+def test_a_reader_lives_with_the_descriptors_that_are_left(tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}" for i in range(20)]
+    for i, file in enumerate(files):
+        file.write_bytes(bytes([i]))
+    readers = RangeReader(), RangeReader()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, hard))
+    try:
+        for reader in readers * 2:
+            assert [reader.read(str(file), 0, 1) for file in files] == [bytes([i]) for i in range(20)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_urls(tmp_path: Path) -> None:
