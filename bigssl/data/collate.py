@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from bigssl.data.errors import DataError
+from bigssl.data.messages import empty
 
 
 def collate(items: Sequence[Any], name: str = "sample") -> Any:
@@ -37,12 +38,12 @@ def _stack(items: Sequence[Any], name: str) -> torch.Tensor:
         raise DataError(
             f"collate: {name} is a {type(first).__name__}; allowed are arrays, tensors, numbers, text and dicts"
         )
-    shapes = {(tuple(item.shape), str(item.dtype).removeprefix("torch.")) for item in items}
-    if len(shapes) > 1:
+    if any(item.shape != first.shape or item.dtype != first.dtype for item in items):
+        shapes = {(tuple(item.shape), str(item.dtype).removeprefix("torch.")) for item in items}
         found = " and ".join(f"{dtype}{list(shape)}" for shape, dtype in sorted(shapes))
         raise DataError(
             f"collate: {name} differs within one batch: {found}; prepare() must give every sample one shape"
         )
     if isinstance(first, torch.Tensor):
         return torch.stack(list(items))
-    return torch.from_numpy(np.stack(items))
+    return torch.from_numpy(np.stack(items, out=empty((len(items), *first.shape), first.dtype)))

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -116,7 +115,7 @@ class Mixture(Order):
     def read(self, position: int) -> Sample:
         dataset, _, place = self._place(position)
         sample = self._streams[dataset].read(place)
-        return replace(sample, key=self._qualified(dataset, sample.key), position=int(position))
+        return sample._replace(key=self._qualified(dataset, sample.key), position=int(position))
 
     def _qualified(self, dataset: int, key: str) -> str:
         return f"{self._names[dataset]}{SEPARATOR}{key}"

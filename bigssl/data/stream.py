@@ -13,6 +13,7 @@ not occur. The state of a run is one integer.
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
@@ -58,10 +59,12 @@ class Stream(Order):
         self.on_error, self.max_errors = on_error, max_errors
         self._reader = SampleReader(index)
         self._counts = tuple(shard.samples for shard in index.shards)
+        self._size, self._offsets = len(index), index.offsets.tolist()
+        self._epoch: tuple[int, list[int], list[int], int] = (-1, [], [], 0)
 
     def __len__(self) -> int:
         """Samples of one epoch."""
-        return len(self.index)
+        return self._size
 
     @property
     def fingerprint(self) -> str:
@@ -69,7 +72,7 @@ class Stream(Order):
 
     def locate(self, position: int) -> tuple[int, int]:
         """(epoch, number of the sample in the index) at `position`, any integer from 0. Costs no read."""
-        size = len(self)
+        size = self._size
         epoch, place = divmod(int(position), size)
         step, lane = divmod(place, self.lanes)
         short, longer = divmod(size, self.lanes)
@@ -77,10 +80,12 @@ class Stream(Order):
         block, inside = divmod(step, self.window)
         extent = min(self.window, length - block * self.window)
         order = block_order(extent, self.seed, epoch, lane, block)
-        shards, starts, turn = _epoch_order(self._counts, self.seed, epoch)
-        place = (begin + block * self.window + int(order[inside]) + turn) % size
-        rank = int(np.searchsorted(starts, place, side="right")) - 1
-        return epoch, int(self.index.offsets[shards[rank]]) + place - int(starts[rank])
+        if epoch != self._epoch[0]:  # the cached function would hash the counts of all shards for every sample
+            self._epoch = epoch, *_epoch_order(self._counts, self.seed, epoch)
+        _, shards, starts, turn = self._epoch
+        place = (begin + block * self.window + order.item(inside) + turn) % size
+        rank = bisect_right(starts, place) - 1
+        return epoch, self._offsets[shards[rank]] + place - starts[rank]
 
     def shard_at(self, position: int) -> str:
         return display(self.index.shards[self.index.shard_of(self.locate(position)[1])].url)
@@ -130,9 +135,11 @@ class Stream(Order):
 
     def candidates(self, position: int) -> Iterator[int]:
         """`position`, then, where bad samples are skipped, what stands in for it: the next ones of the same epoch."""
+        yield position
+        if self.on_error == "raise":
+            return
         start, place = position - position % len(self), position % len(self)
-        extra = min(self.max_errors, len(self) - 1) if self.on_error == "skip" else 0
-        for step in range(extra + 1):
+        for step in range(1, min(self.max_errors, len(self) - 1) + 1):
             yield start + (place + step) % len(self)
 
     def global_batch(self, step: int, size: int) -> np.ndarray:
@@ -160,7 +167,7 @@ def block_order(size: int, seed: int, epoch: int, lane: int, block: int) -> np.n
 
 
 @lru_cache(maxsize=16)
-def _epoch_order(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _epoch_order(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[list[int], list[int], int]:
     """Permuted shard numbers, the place at which each begins, and by how much the row of samples is turned.
 
     Turning it moves the cuts between lanes: without, a dataset of few shards would be cut at the same places each
@@ -168,7 +175,7 @@ def _epoch_order(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[np.nda
     """
     shards = rng.permutation(len(counts), "shards", seed, epoch)
     starts = np.concatenate([[0], np.cumsum(np.asarray(counts)[shards])[:-1]])
-    return shards, starts, rng.offset(sum(counts), "turn", seed, epoch)
+    return shards.tolist(), starts.tolist(), rng.offset(sum(counts), "turn", seed, epoch)
 
 
 class SampleReader:
