@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from bigssl import distributed
-from bigssl.data import text
-from bigssl.objectives import mlm
-from bigssl.objectives.mlm import Mlm, most_masked
+from bigssl.objectives.mlm import Mlm
 
 
 def curve(objective: Any, batch: Any) -> list[float]:
@@ -62,35 +59,11 @@ def test_two_ranks_have_the_curve_of_one(
         assert losses == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_head_is_told_a_bound_that_holds(objective: Any, batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_is_told_how_many_tokens_are_labelled(objective: Any, batch: Any) -> None:
     task, told = objective(Mlm, "mlm"), []
     task.head.register_forward_pre_hook(lambda module, args: told.append(args[2]))
     data = batch(task)
     loss = task(data).total
-    assert told == [12 * most_masked(16, 0.15)] and (data["labels"] != -100).sum() <= told[0] < data["labels"].numel()
-    data["labels"] = data["input_ids"]  # every token: more than masking ever selects
+    assert told == [(data["labels"] != -100).sum()] and 12 <= told[0] < data["labels"].numel()
+    data["labels"] = data["input_ids"]  # more than were counted: loud, not left out
     assert loss.isfinite() and task(data).total.isnan()
-
-
-def test_masking_beyond_the_bound_is_drawn_again(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    task, drawn = objective(Mlm, "mlm"), []
-    mask = text.mask_tokens
-
-    def count(*args: Any, **options: Any) -> Any:
-        masked, labels = mask(*args, **options)
-        drawn.append((labels != -100).sum())
-        return masked, labels
-
-    monkeypatch.setattr(mlm, "most_masked", lambda length, ratio: 1)
-    monkeypatch.setattr(text, "mask_tokens", count)
-    for seed in range(5):
-        _, labels = task._mask(np.arange(20, 36), np.random.default_rng(seed))
-        assert (labels != -100).sum() == drawn[-1] == 1
-    assert max(drawn) > 1
-
-
-@pytest.mark.parametrize(("length", "ratio", "most"), [(128, 0.15, 44), (512, 0.15, 126), (8, 0.99, 8), (16, 0.15, 11)])
-def test_the_bound(length: int, ratio: float, most: int) -> None:
-    assert most_masked(length, ratio) == most
-    selected = np.random.default_rng(0).binomial(length, ratio, 100_000)
-    assert selected.max() <= most
