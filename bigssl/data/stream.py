@@ -105,7 +105,8 @@ class Stream(Order):
         places = lanes * short + np.minimum(lanes, longer) + blocks * self.window + inside
         for epoch in np.unique(epochs).tolist():
             rows = np.flatnonzero(epochs == epoch)
-            shards, starts, turn = _epoch_order(self._counts, self.seed, epoch)
+            order, begins, turn = _epoch_order(self._counts, self.seed, epoch)
+            shards, starts = np.array(order), np.array(begins)
             turned = (places[rows] + turn) % size
             ranks = np.searchsorted(starts, turned, side="right") - 1
             places[rows] = self.index.offsets[shards[ranks]] + turned - starts[ranks]

@@ -33,7 +33,7 @@ def assembled(task: Mlm, samples: list[dict[str, Any]]) -> dict[str, torch.Tenso
     return task.assemble({"emoji": collate(samples)})
 
 
-def unpacked(packed: dict[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:
+def unpacked(packed: dict[str, Any], length: int) -> dict[str, Any]:
     """One row for each text of `packed`, padded, as the objective has it without packing."""
     rows: dict[str, list[torch.Tensor]] = {"input_ids": [], "labels": [], "attention_mask": []}
     for row, segments in enumerate(packed["segments"]):
@@ -43,7 +43,7 @@ def unpacked(packed: dict[str, torch.Tensor], length: int) -> dict[str, torch.Te
             rows["input_ids"].append(torch.cat([packed["input_ids"][row][inside], rest]))
             rows["labels"].append(torch.cat([packed["labels"][row][inside], rest + IGNORE]))
             rows["attention_mask"].append(torch.cat([torch.ones(int(inside.sum()), dtype=torch.int64), rest]))
-    return {name: torch.stack(found) for name, found in rows.items()}
+    return {name: torch.stack(found) for name, found in rows.items()} | {"labelled": packed["labelled"]}
 
 
 def gradients(task: Mlm, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
