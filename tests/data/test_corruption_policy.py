@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bigssl import limits
 from bigssl.data import decode
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
@@ -18,6 +19,7 @@ from bigssl.data.shards import pack
 from bigssl.data.sources import Item
 from bigssl.data.stream import Sample, Stream, in_order
 from bigssl.data.verify import verify
+from bigssl.limits import Limits
 
 COUNTS = (3, 3)
 TOTAL, STEPS, BATCH = sum(COUNTS), 3, 2
@@ -116,11 +118,11 @@ def picture(sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
     return {"position": sample.position}
 
 
-def batches(index: DatasetIndex, policy: str, rank: int = 0, world: int = 1) -> list[Batch]:
+def batches(index: DatasetIndex, policy: str, rank: int = 0, world: int = 1, workers: int = 0) -> list[Batch]:
     """One epoch."""
     stream = Stream(DatasetIndex.load(index.url), seed=3, lanes=2, on_error=policy)
     loader = make_loader(
-        {"": stream}, {"": BATCH}, picture, dict, seed=0, rank=rank, world=world, accum=1, workers=0,
+        {"": stream}, {"": BATCH}, picture, dict, seed=0, rank=rank, world=world, accum=1, workers=workers,
         start_step=0, stop_step=STEPS, device_pin=False,
     )  # fmt: skip
     return list(loader)
@@ -189,6 +191,18 @@ def test_undecodable_pictures(dataset, data: bytes) -> None:
     assert epoch(index, "skip") == epoch(index, "skip", world=2) == in_place_of_bad(index, bad)
     with pytest.raises(DataError, match="sample 's-0000[35]': undecodable image"):
         batches(index, "raise")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_limits_reach_the_decoders_of_a_run(dataset, workers: int) -> None:
+    index = dataset(COUNTS, pictures=True)
+    with limits.applied(Limits(image_pixels=32 * 32)):
+        assert len(batches(index, "raise", workers=workers)) == STEPS
+    with (
+        limits.applied(Limits(image_pixels=32 * 32 - 1)),
+        pytest.raises(DataError, match="sample 's-0000[0-5]': picture of 32×32 pixels refused: 1024 is over the limit"),
+    ):
+        batches(index, "raise", workers=workers)
 
 
 def test_two_urls_with_one_name(dataset) -> None:
