@@ -7,14 +7,14 @@ import argparse
 import json
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from bigssl.data import decode
+from bigssl.data import decode, storage
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex, Member, build_index, expand
 from bigssl.data.stream import in_order
 from bigssl.data.verify import Finding, verify
+from bigssl.replay_cli import add_replay
 from bigssl.shards_cli_clean import add_clean, add_split, add_stats
 from bigssl.shards_cli_options import add_jobs, add_limits, note, summary
 from bigssl.shards_cli_pack import add_pack
@@ -34,6 +34,7 @@ def add_commands(subparsers: Any) -> None:
     _add_index(commands)
     _add_verify(commands)
     _add_inspect(commands)
+    add_replay(commands)
     tokenizer = subparsers.add_parser("tokenizer", help="train a tokenizer on shards")
     _add_train(tokenizer.add_subparsers(required=True, metavar="COMMAND"))
 
@@ -41,17 +42,17 @@ def add_commands(subparsers: Any) -> None:
 def _add_index(commands: Any) -> None:
     parser = commands.add_parser("index", help="build the index of existing shards")
     parser.add_argument("urls", nargs="+", help="tars (paths, URLs, brace patterns) or one folder of them")
-    parser.add_argument("--out", type=Path, help="folder of the index (default: that of the shards)")
+    parser.add_argument("--out", help="folder or URL for the index (default: where the shards are)")
     add_limits(parser, _index)
 
 
 def _index(args: argparse.Namespace) -> int:
     tars = expand(args.urls)
-    folder = args.out or Path(tars[0]).parent
-    if args.out is None and ("://" in tars[0] or any(Path(tar).parent != folder for tar in tars)):
-        raise DataError("the shards are not in one local folder; say with --out where their index goes")
+    folder = args.out or storage.parent(tars[0])
+    if args.out is None and any(storage.parent(tar) != folder for tar in tars):
+        raise DataError("the shards are not in one folder; say with --out where their index goes")
     index = build_index(tars, folder)
-    print(f"{folder}: {summary(index)}")
+    print(f"{display(folder)}: {summary(index)}")
     return 0
 
 
