@@ -214,3 +214,23 @@ def test_two_urls_with_one_name(dataset) -> None:
     findings = list(verify(url))
     assert findings[0].shard == url
     assert "several shards are called 'shard-001.tar'; give each its own name" in findings[0].cause
+
+
+def test_commands_are_read_to_their_end(dataset) -> None:
+    """A producer that fails late has delivered a whole tar: only its exit status tells."""
+    index = dataset(COUNTS, pictures=True)
+    whole = f"pipe:cat {shard(index)}"
+    assert list(verify(whole)) == []
+    for command, cause in (
+        (f"{whole}; exit 3", "exit status 3"),
+        (f"pipe:head -c 5000 {shard(index)}", "truncated"),
+        (f"pipe:false | cat {shard(index)}", "exit status 1"),
+        ("pipe:true", "truncated"),
+    ):
+        (found,) = verify(command, jobs=2)
+        assert found.shard.startswith("pipe:") and cause in found.cause, command
+    edit(index, index.row(4)[1].members["txt"].offset)  # nothing but the index knows what should be there
+    assert list(verify(whole)) == []
+    edit(index, index.row(4)[1].members["jpg"].offset)
+    (found,) = verify(whole)
+    assert (found.key, "field 'jpg': undecodable image" in found.cause) == ("s-00004", True)
