@@ -83,7 +83,7 @@ def _check(options: argparse.Namespace) -> None:
     limits.use(recipe.data.limits)
     plan = preflight.plan(recipe, options.world)
     print(dump_recipe(recipe), end="")
-    samples = {name: f"{len(stream.index)} samples, {plan.sizes[name]} a step" for name, stream in plan.streams.items()}
+    samples = {name: f"{len(stream)} samples, {plan.sizes[name]} a step" for name, stream in plan.streams.items()}
     print(f"# fits: {options.world} ranks x {plan.accum} passes x {plan.micro} samples; {samples}")
 
 

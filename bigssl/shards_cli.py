@@ -7,10 +7,9 @@ import argparse
 import json
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from bigssl.data import decode
+from bigssl.data import decode, storage
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex, Member, build_index, expand
 from bigssl.data.stream import in_order
@@ -43,17 +42,17 @@ def add_commands(subparsers: Any) -> None:
 def _add_index(commands: Any) -> None:
     parser = commands.add_parser("index", help="build the index of existing shards")
     parser.add_argument("urls", nargs="+", help="tars (paths, URLs, brace patterns) or one folder of them")
-    parser.add_argument("--out", type=Path, help="folder of the index (default: that of the shards)")
+    parser.add_argument("--out", help="folder or URL for the index (default: where the shards are)")
     add_limits(parser, _index)
 
 
 def _index(args: argparse.Namespace) -> int:
     tars = expand(args.urls)
-    folder = args.out or Path(tars[0]).parent
-    if args.out is None and ("://" in tars[0] or any(Path(tar).parent != folder for tar in tars)):
-        raise DataError("the shards are not in one local folder; say with --out where their index goes")
+    folder = args.out or storage.parent(tars[0])
+    if args.out is None and any(storage.parent(tar) != folder for tar in tars):
+        raise DataError("the shards are not in one folder; say with --out where their index goes")
     index = build_index(tars, folder)
-    print(f"{folder}: {summary(index)}")
+    print(f"{display(folder)}: {summary(index)}")
     return 0
 
 

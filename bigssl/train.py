@@ -23,13 +23,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
-from bigssl import (
-    distributed,  # noqa: E402
-    limits,  # noqa: E402
-)
+from bigssl import distributed, limits  # noqa: E402
 from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.config_errors import ConfigError  # noqa: E402
-from bigssl.data.errors import DataError  # noqa: E402
+from bigssl.data.errors import DataError, display  # noqa: E402
 from bigssl.engine import guards, loop, preflight, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
 from bigssl.objectives.base import config_union  # noqa: E402
@@ -110,7 +107,7 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
         "objective": recipe.objective.name,
         "steps": recipe.steps,
         "seed": recipe.seed,
-        "data": {name: source.url for name, source in recipe.data.sources.items()},
+        "data": {name: ", ".join(map(display, source.urls.values())) for name, source in recipe.data.sources.items()},
         "image_sizes": {name: tower.size for name, tower in towers if not tower.is_text},
     }
     tokenizers = {name: tower.tokenizer for name, tower in towers if tower.is_text}

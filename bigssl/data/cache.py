@@ -56,7 +56,7 @@ class DiskCache:
         descriptor = self._open(entry)
         if descriptor is None:
             return None
-        os.utime(descriptor)
+        _touch(descriptor)
         return os.pread(descriptor, length, _HEADER.size + start)
 
     def read_whole(self, entry: str) -> bytes | None:
@@ -74,7 +74,7 @@ class DiskCache:
     def has(self, entry: str) -> bool:
         """True when there is such an entry; marks it as used, so that it stays until it is read."""
         try:
-            os.utime(self.folder / entry)
+            _touch(self.folder / entry)
         except OSError:
             return False
         return True
@@ -92,6 +92,7 @@ class DiskCache:
             with part.open("r+b") as file:
                 file.write(_HEADER.pack(_MAGIC, zlib.crc32(data), len(data)))
                 file.write(data)
+            _touch(part)
             os.replace(part, path)
         except OSError:
             part.unlink(missing_ok=True)
@@ -188,6 +189,12 @@ class DiskCache:
             if path.suffix == ".part":
                 used = 0 if time.time() - status.st_mtime > _ORPHAN_SECONDS else _IN_USE
             yield used, status.st_size, path
+
+
+def _touch(file: Path | int) -> None:
+    """Marks a file as used now. The kernel's own clock for this is too coarse to tell uses apart."""
+    now = time.time_ns()
+    os.utime(file, ns=(now, now))
 
 
 def _is_sound(data: bytes) -> bool:

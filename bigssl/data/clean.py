@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bigssl.data.errors import DataError, damaged
 from bigssl.data.index import DatasetIndex
-from bigssl.data.rules import Thresholds, Verdict, judge
+from bigssl.data.rules import Thresholds, Verdict, check, judge
 from bigssl.data.shards import pack
 from bigssl.data.sources import to_json
 from bigssl.data.sources_shards import from_index
@@ -35,6 +35,7 @@ def clean(
     "value"}. options: as of `pack`. Raises DataError for unknown rules, when nothing is left, and at damaged samples
     unless "damaged" is a rule.
     """
+    check(drop)
     facts = survey(index, jobs)
     if facts.damage and "damaged" not in drop:
         raise _unexpected_damage(facts)

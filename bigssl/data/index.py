@@ -23,6 +23,7 @@ import numpy as np
 from bigssl.config import RemoteConfig
 from bigssl.data import storage, tarwalk
 from bigssl.data.errors import DataError, damaged, display
+from bigssl.data.pipes import PIPE
 from bigssl.data.remote import Remote, RemoteError
 from bigssl.data.scan import scan
 from bigssl.data.sidecar import (
@@ -130,7 +131,7 @@ class DatasetIndex:
 
 
 def _refuse_pipe(url: str) -> None:
-    if url.startswith(storage.PIPE):
+    if url.startswith(PIPE):
         raise DataError(
             f"{display(url)}: a command has no index, so it cannot be read by position; declare the source with "
             "data.sources.NAME.sequential=true, or write its output to tars and run `bigssl shards index`"

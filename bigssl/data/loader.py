@@ -16,9 +16,9 @@ import torch
 
 from bigssl.data.collate import collate
 from bigssl.data.errors import DataError
+from bigssl.data.order import Order, Sample
 from bigssl.data.pinning import Batches, in_thread
 from bigssl.data.rng import sample_rng
-from bigssl.data.stream import Sample, Stream
 from bigssl.data.watchdog import Stages, Watchdog
 from bigssl.data.workers import in_order
 
@@ -57,7 +57,7 @@ def _each(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 class MicroBatches:
     """Item i is micro-batch i % accum of global step i // accum, for one rank."""
 
-    streams: dict[str, Stream]
+    streams: dict[str, Order]
     sizes: dict[str, int]
     prepare: Prepare
     assemble: Callable[[dict[str, Any]], Any]
@@ -191,7 +191,7 @@ def checked(batch: Batch | DataError, skipped: set[str], allowed: int) -> Batch:
 
 
 def make_loader(
-    streams: dict[str, Stream],
+    streams: dict[str, Order],
     sizes: dict[str, int],
     prepare: Prepare,
     assemble: Callable[[dict[str, Any]], Any],

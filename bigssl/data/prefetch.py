@@ -46,6 +46,10 @@ class ExtentReader:
         self._queue: deque[_Piece] = deque()
         self._flying = 0
 
+    def check(self) -> None:
+        """Raises DataError for a cache that cannot be used."""
+        self._cache()
+
     def read(self, shard: ShardInfo, start: int, length: int) -> bytes:
         """`length` bytes of a shard from `start`; fewer only where a local file ends. Raises OSError."""
         if is_local(shard.url):

@@ -125,15 +125,20 @@ class Verdict(NamedTuple):
     hit: Hit
 
 
+def check(names: Sequence[str]) -> None:
+    """Raises DataError where one of `names` is no rule."""
+    unknown = sorted(set(names) - set(RULES))
+    if unknown or not names:
+        raise DataError(f"no rule {', '.join(map(repr, unknown))}; allowed are {', '.join(RULES)}")
+
+
 def judge(survey: Survey, names: Sequence[str], thresholds: Thresholds) -> list[Verdict]:
     """Every sample that falls under one of the rules `names`, once for each, in the order of the index.
 
     Duplicates are sought among what the other rules leave, so the one that is kept is none that they drop. Raises
     DataError for unknown rules.
     """
-    unknown = sorted(set(names) - set(RULES))
-    if unknown:
-        raise DataError(f"no rule {unknown[0]!r}; allowed are {', '.join(RULES)}")
+    check(names)
     found = [
         Verdict(name, hit) for name in RULES if name in names and name != "duplicates"
         for hit in RULES[name].find(survey, thresholds)

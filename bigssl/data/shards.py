@@ -11,12 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bigssl.data import packing
+from bigssl.data import staged
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex, write_atomic
 from bigssl.data.jobs import each
-from bigssl.data.packing import ShardPlan
 from bigssl.data.sources import Item
+from bigssl.data.staged import ShardPlan
 from bigssl.data.tarwalk import split_name
 
 
@@ -61,9 +61,9 @@ def pack(
         raise DataError(f"{folder} exists; pack into another folder or give --overwrite")
     parts = _parts(list(items), name, split, seed)
     plans = _plans(parts, name, shard_size, seed if shuffle else None, compress)
-    with packing.staged(folder) as staging:
+    with staged.staged(folder) as staging:
         _write(plans, staging, name, jobs, note)
-        packing.assemble(plans, staging)
+        staged.assemble(plans, staging)
         for file, data in (beside or {}).items():
             write_atomic(staging / file, data)
         _replace(staging, folder)
@@ -111,13 +111,13 @@ def _plans(
 
 
 def _write(plans: Sequence[ShardPlan], staging: Path, name: str, jobs: int, note: Callable[[str], None]) -> None:
-    found = packing.forget_others(plans, staging)
+    found = staged.forget_others(plans, staging)
     if found:
         note(f"{staging} is from an interrupted run: {found} finished shards are compared with their sources")
     kept = outdated = 0
     total = sum(len(plan.items) for plan in plans)
     with tqdm(total=total, desc=f"packing {name}", unit="sample", disable=None) as progress:
-        for written in each(partial(packing.write_shard, staging=staging), plans, jobs):
+        for written in each(partial(staged.write_shard, staging=staging), plans, jobs):
             progress.update(written.samples)
             kept, outdated = kept + written.kept, outdated + written.outdated
     if outdated:

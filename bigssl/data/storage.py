@@ -10,9 +10,8 @@ from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 from bigssl.data.files import RemoteFile
+from bigssl.data.pipes import PIPE
 from bigssl.data.remote import Remote, RemoteError
-
-PIPE = "pipe:"
 
 
 def is_local(url: str) -> bool:
@@ -73,13 +72,15 @@ def read_whole(url: str, remote: Remote | None = None) -> bytes:
         return own.read_whole(url)
 
 
-def exists(url: str) -> bool:
+def exists(url: str, remote: Remote | None = None) -> bool:
     """True when `url` names a file that can be seen from here. Raises OSError when that cannot be found out."""
     if is_local(url):
         return local_path(url).is_file()
+    if remote is None:
+        with Remote() as own:
+            return exists(url, own)
     try:
-        with Remote() as remote:
-            remote.size(url)
+        remote.size(url)
     except RemoteError as error:
         if error.missing:
             return False

@@ -16,7 +16,6 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,24 +23,16 @@ from bigssl import limits
 from bigssl.data import rng, storage, tarwalk
 from bigssl.data.errors import DataError, damaged, display
 from bigssl.data.index import DatasetIndex, Row, ShardInfo
+from bigssl.data.order import Order, Sample
 from bigssl.data.prefetch import Extent, ExtentReader
 from bigssl.data.remote import RemoteError
+
+__all__ = ["Sample", "SampleReader", "Stream", "in_order"]
 
 _TOGETHER = 256  # samples that are fetched at once when a dataset is read in order
 
 
-class Sample(NamedTuple):
-    """One sample: raw bytes per field, and where it stands."""
-
-    key: str
-    fields: dict[str, bytes]
-    position: int
-    epoch: int
-    shard: str
-    source: str
-
-
-class Stream:
+class Stream(Order):
     """An endless, seeded order over `index`; epochs follow one another without a seam.
 
     lanes: logical readers, lowered to the number of samples. window: samples that are shuffled among themselves.
@@ -75,6 +66,10 @@ class Stream:
         """Samples of one epoch."""
         return self._size
 
+    @property
+    def fingerprint(self) -> str:
+        return self.index.fingerprint
+
     def locate(self, position: int) -> tuple[int, int]:
         """(epoch, number of the sample in the index) at `position`, any integer from 0. Costs no read."""
         size = self._size
@@ -84,7 +79,7 @@ class Stream:
         begin, length = lane * short + min(lane, longer), short + (lane < longer)
         block, inside = divmod(step, self.window)
         extent = min(self.window, length - block * self.window)
-        order = _block_order(extent, self.seed, epoch, lane, block)
+        order = block_order(extent, self.seed, epoch, lane, block)
         if epoch != self._epoch[0]:  # the cached function would hash the counts of all shards for every sample
             self._epoch = epoch, *_epoch_order(self._counts, self.seed, epoch)
         _, shards, starts, turn = self._epoch
@@ -93,11 +88,31 @@ class Stream:
         return epoch, self._offsets[shards[rank]] + place - starts[rank]
 
     def shard_at(self, position: int) -> str:
-        """URL, as it may be shown, of the shard that holds `position`. Costs no read."""
         return display(self.index.shards[self.index.shard_of(self.locate(position)[1])].url)
 
-    def key_at(self, position: int) -> str:
-        """Key of the sample at `position`, from the index alone: the sample may be damaged."""
+    def locate_many(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`locate` of int64 [n] positions at once: one permutation per block that occurs, not per position."""
+        size = len(self)
+        epochs, places = np.divmod(positions, size)
+        steps, lanes = np.divmod(places, self.lanes)
+        short, longer = divmod(size, self.lanes)
+        blocks, inside = np.divmod(steps, self.window)
+        for rows in _groups(epochs, lanes, blocks):
+            first = rows[0]
+            extent = min(self.window, short + (lanes[first] < longer) - blocks[first] * self.window)
+            block = (self.seed, int(epochs[first]), int(lanes[first]), int(blocks[first]))
+            inside[rows] = block_order(int(extent), *block)[inside[rows]]
+        places = lanes * short + np.minimum(lanes, longer) + blocks * self.window + inside
+        for epoch in np.unique(epochs).tolist():
+            rows = np.flatnonzero(epochs == epoch)
+            order, begins, turn = _epoch_order(self._counts, self.seed, epoch)
+            shards, starts = np.array(order), np.array(begins)
+            turned = (places[rows] + turn) % size
+            ranks = np.searchsorted(starts, turned, side="right") - 1
+            places[rows] = self.index.offsets[shards[ranks]] + turned - starts[ranks]
+        return epochs, places
+
+    def key(self, position: int) -> str:
         return self.index.row(self.locate(position)[1])[1].key
 
     def read(self, position: int) -> Sample:
@@ -106,7 +121,6 @@ class Stream:
         return self._reader.read(number, position=int(position), epoch=epoch, source=self.source)
 
     def announce(self, now: Iterable[int], later: Iterable[int]) -> None:
-        """Fetch the samples at these positions together: those to be read now, then `later`."""
         try:
             self._reader.announce(*([self.locate(position)[1] for position in part] for part in (now, later)))
         except DataError:  # of an index; where bad samples are skipped, it is counted once for each sample
@@ -115,11 +129,9 @@ class Stream:
 
     @property
     def remote(self) -> bool:
-        """True where `announce` is worth calling."""
         return self._reader.remote
 
     def close(self) -> None:
-        """End threads, close connections and files, as before a fork; a later read starts anew."""
         self._reader.close()
 
     def candidates(self, position: int) -> Iterator[int]:
@@ -136,20 +148,12 @@ class Stream:
         positions = np.arange(step * size, (step + 1) * size, dtype=np.int64)
         return positions[np.lexsort((positions, positions % len(self) % self.lanes))]
 
-    def micro_batch(self, step: int, size: int, rank: int, world: int, micro: int, accum: int) -> np.ndarray:
-        """int64 [size / world / accum]: what `rank` reads for micro-batch `micro` of `accum` of a step.
 
-        A rank has a contiguous piece of the global batch and deals it over its micro-batches, so a micro-batch, ranks
-        in order, is `global_batch[micro::accum]` at every world size. Raises DataError when size is not divisible.
-        """
-        if size % (world * accum):
-            allowed = f"a multiple of ranks × accumulation = {world} × {accum}"
-            raise DataError(
-                f"source {self.source!r}: a global batch of {size} samples cannot be dealt out; use {allowed}"
-            )
-        share = size // world
-        piece = self.global_batch(step, size)[rank * share : (rank + 1) * share]
-        return piece[micro::accum]
+def _groups(*columns: np.ndarray) -> list[np.ndarray]:
+    """Row numbers of each set of rows that are equal in all columns."""
+    order = np.lexsort(columns)
+    changes = np.any([np.diff(column[order]) != 0 for column in columns], axis=0)
+    return [rows for rows in np.split(order, np.flatnonzero(changes) + 1) if len(rows)]
 
 
 def _require(true: bool, name: str, value: object, allowed: str) -> None:
@@ -158,7 +162,8 @@ def _require(true: bool, name: str, value: object, allowed: str) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _block_order(size: int, seed: int, epoch: int, lane: int, block: int) -> np.ndarray:
+def block_order(size: int, seed: int, epoch: int, lane: int, block: int) -> np.ndarray:
+    """int32 [size]: the order in which the samples of a block are read."""
     return rng.permutation(size, "block", seed, epoch, lane, block).astype(np.int32)
 
 
@@ -181,6 +186,8 @@ class SampleReader:
         self.index = index
         self._extents = ExtentReader(index.remote)
         self.remote = not all(storage.is_local(shard.url) for shard in index.shards)
+        if self.remote:
+            self._extents.check()
 
     def read(self, number: int, *, position: int | None = None, epoch: int = 0, source: str = "") -> Sample:
         """Sample `number` of the index. Raises DataError naming shard, key, offset and cause."""

@@ -92,7 +92,8 @@ def _samples(index: DatasetIndex, number: int) -> Iterator[Finding]:
 
 
 def _sample(reader: SampleReader, shard: ShardInfo, row: Row) -> Iterator[Finding]:
-    missing = sorted(set(shard.fields) - set(row.members))
+    there = set(map(_role, row.members))
+    missing = sorted({role for name in shard.fields if (role := _role(name)) not in there})
     if missing:
         yield Finding(shard.name, row.key, row.origin, f"no field {', '.join(missing)}, which other samples have")
     try:
@@ -105,6 +106,15 @@ def _sample(reader: SampleReader, shard: ShardInfo, row: Row) -> Iterator[Findin
             decode.check(name, data)
         except DataError as error:
             yield Finding(shard.name, row.key, row.members[name].offset, f"field {name!r}: {error}")
+
+
+def _role(name: str) -> str:
+    """What a field is to its sample: pictures in different formats stand for one another, and so does sound."""
+    prefix, dot, kind = name.rpartition(".")
+    for kinds in (decode.IMAGES, decode.AUDIO):
+        if kind in kinds:
+            return f"{prefix}{dot}{' or '.join(kinds)}"
+    return name
 
 
 def _strangers(index: DatasetIndex) -> Iterator[Finding]:

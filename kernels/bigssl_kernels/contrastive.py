@@ -23,6 +23,7 @@ from bigssl_kernels._distributed import gather, group_name, rank, reduce_rows, w
 from bigssl_kernels._info_nce import info_nce_rows
 from bigssl_kernels._nt_xent import nt_xent_rows
 from bigssl_kernels._sigmoid import sigmoid_rows
+from bigssl_kernels._similarity import room
 from bigssl_kernels._sup_con import classes_of, sup_con_rows
 from bigssl_kernels._unit import prepare
 
@@ -92,7 +93,8 @@ def nt_xent(
         ring = bool(name) and memory == "ring"
         everyone = gather(z, name) if name and not ring else None
         own = rank(group) * z.shape[0]
-        rows = nt_xent_rows(z, everyone, scale, own, scale.requires_grad, name, ring, chosen)[0]
+        kept = room(z, None, name, chosen)
+        rows = nt_xent_rows(z, everyone, scale, own, scale.requires_grad, name, ring, chosen, kept)[0]
     return reduce_rows(rows, reduction, group, 2 * view1.shape[0] * world_size(group))
 
 
@@ -141,7 +143,7 @@ def clip_loss(
         a, b = prepare(image, normalize, dtype), prepare(text, normalize, dtype)
         ring = bool(name) and memory == "ring"
         everyone = (gather(a, name), gather(b, name)) if name and not ring else (None, None)
-        rows = clip_rows(a, b, *everyone, scale, scale.requires_grad, name, ring, chosen)[0]
+        rows = clip_rows(a, b, *everyone, scale, scale.requires_grad, name, ring, chosen, room(a, b, name, chosen))[0]
     return reduce_rows(rows, reduction, group, image.shape[0] * world_size(group))
 
 
@@ -187,7 +189,8 @@ def info_nce(
     else:
         dtype = compute_dtype(query)
         towers = [prepare(tower, normalize, dtype) for tower in (query, positive, negatives)]
-        rows = info_nce_rows(*towers, scale, scale.requires_grad, chosen)[0]
+        kept = room(towers[0], towers[2], "", chosen)
+        rows = info_nce_rows(*towers, scale, scale.requires_grad, chosen, kept)[0]
     return reduce_rows(rows, reduction, None, query.shape[0])
 
 
@@ -234,7 +237,8 @@ def sup_con(
         z, name = prepare(embeddings, normalize, compute_dtype(embeddings)), group_name(group)
         everyone, everyones_ids = gather(z, name) if name else None, gather(ids, name)
         own = rank(group) * z.shape[0]
-        rows = sup_con_rows(z, everyone, everyones_ids, scale, own, scale.requires_grad, name, chosen)[0]
+        kept = room(z, None, name, chosen)
+        rows = sup_con_rows(z, everyone, everyones_ids, scale, own, scale.requires_grad, name, chosen, kept)[0]
         count = (classes_of(everyones_ids)[1] > 0).sum()
     return reduce_rows(rows, reduction, group, count.clamp(min=1))
 

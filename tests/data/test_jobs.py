@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import psutil
@@ -63,6 +64,7 @@ def test_a_killed_parent_leaves_no_process(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)])
     while len(list(tmp_path.iterdir())) < 2:
         assert parent.poll() is None
+        time.sleep(0.01)
     parent.kill()
     parent.wait()
     workers = [psutil.Process(int(path.name)) for path in tmp_path.iterdir() if psutil.pid_exists(int(path.name))]

@@ -167,7 +167,7 @@ def test_too_many_members(tmp_path: Path) -> None:
     url = write(tmp_path, *(header(info(f"b{i}.txt")) for i in range(4)))
     with limits.applied(Limits(shard_members=5)):
         assert len(scan(url)[0]) == 5
-    with limits.applied(Limits(shard_members=4)), pytest.raises(DataError, match="5 is over the limit shard_members = 4"):
+    with limits.applied(Limits(shard_members=4)), pytest.raises(DataError, match="5 is over the limit shard_members"):
         scan(url)
 
 
@@ -201,7 +201,7 @@ def test_gzip_bombs(tmp_path: Path) -> None:
     assert size < 10_000
     with pytest.raises(DataError, match=r"compression refused: \d+ is over the limit ratio = 250"):
         scan(index.shards[0].url)
-    with pytest.raises(DataError, match=r"sample 'a', byte \d+: .*compression refused: \d+ is over the limit ratio = 250"):
+    with pytest.raises(DataError, match=r"sample 'a', byte \d+: .*refused: \d+ is over the limit ratio = 250"):
         Stream(index, seed=0).read(0)
     with limits.applied(Limits(ratio=2000)):
         assert len(Stream(index, seed=0).read(0).fields["bin"]) == 3 << 20
@@ -215,7 +215,8 @@ def test_a_bomb_behind_the_end_mark(tmp_path: Path) -> None:
 
 
 def test_small_and_dense_shards_pass(tmp_path: Path) -> None:
-    index = sample(tmp_path / "x", {"bin": bytes((1 << 20) - (16 << 10))}, compress=True)  # far over the ratio, but harmless
+    zeros = bytes((1 << 20) - (16 << 10))  # far over the ratio, but harmless
+    index = sample(tmp_path / "x", {"bin": zeros}, compress=True)
     assert list(verify(index.url)) == []
 
 

@@ -43,8 +43,9 @@ class HttpServer:
 
     def ranges(self, suffix: str = ".tar") -> list[tuple[int, int]]:
         """[start, stop) of every range asked of files with this suffix."""
-        asked = [r.removeprefix("bytes=").split("-") for path, r in self.log()["requests"] if path.endswith(suffix) and r]
-        return [(int(start), int(stop) + 1) for start, stop in asked]
+        asked = [header for path, header in self.log()["requests"] if path.endswith(suffix) and header]
+        places = [header.removeprefix("bytes=").split("-") for header in asked]
+        return [(int(start), int(stop) + 1) for start, stop in places]
 
 
 @pytest.fixture

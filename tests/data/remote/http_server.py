@@ -67,7 +67,8 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(parts.path)
         LOG.append([path, self.headers.get("Range")])
         file = self.folder / path.lstrip("/")
-        if STATE["login"] and self.headers.get("Authorization") != "Basic " + base64.b64encode(STATE["login"].encode()).decode():
+        login = base64.b64encode((STATE["login"] or "").encode()).decode()
+        if STATE["login"] and self.headers.get("Authorization") != f"Basic {login}":
             self.answer(401, b"")
         elif STATE["token"] and parse_qs(parts.query).get("token") != [STATE["token"]]:
             self.answer(403, b"")

@@ -85,7 +85,7 @@ def test_a_dead_server_is_named_after_the_attempts(quick) -> None:
 def test_a_changed_file_is_seen_by_its_size(server, quick) -> None:
     with Remote(quick()) as remote:
         for start in (0, 10**6):
-            with pytest.raises(RemoteError, match=f"changed after it was indexed: it has {len(CONTENT)} bytes now, 9999999 then"):
+            with pytest.raises(RemoteError, match=f"changed .* it has {len(CONTENT)} bytes now, 9999999 then"):
                 remote.read(f"{server.url}/x.tar", start, start + 9, 9999999)
 
 
