@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from bigssl.config_errors import ConfigError, describe
 from bigssl.config_yaml import apply_override, read_mapping
+from bigssl.limits import Limits
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -64,12 +65,19 @@ class SourceConfig(Section):
     )
     batch: PositiveInt | None = Field(None, description="samples per step from this source; default batch.size")
     min_shards: PositiveInt = Field(1, description="refuse to start with fewer shards (of each dataset) than this")
+    sequential: bool = Field(False, description="read shards without an index (or pipe:COMMAND) from front to back")
+    samples: PositiveInt | None = Field(None, description="sequential: number of samples of the whole source")
 
     @model_validator(mode="after")
     def _one_kind(self) -> SourceConfig:
         if (self.url is None) == (self.mix is None):
             given = "neither is" if self.url is None else "both are"
             raise ValueError(f"exactly one of url and mix is needed; {given} given")
+        if self.sequential != (self.samples is not None) or (self.sequential and self.url is None):
+            raise ValueError(
+                "sequential=true needs url and samples, the number of samples in all shards (positions, epochs and "
+                "equal steps of all ranks rest on it); samples is for sequential sources only"
+            )
         bad = [name for name in self.mix or {} if not re.fullmatch(NAME, name)]
         if bad:
             raise ValueError(f"mix: dataset name {bad[0]!r}; allowed: letters, digits and . _ - (it is part of keys)")
@@ -83,6 +91,23 @@ class SourceConfig(Section):
         return {f"mix.{name}.url": dataset.url for name, dataset in self.mix.items()}
 
 
+class RemoteConfig(Section):
+    """How shards behind http(s), s3, gs and other URLs are read."""
+
+    retries: Annotated[int, Field(ge=0)] = Field(6, description="further attempts after a transient failure")
+    timeout: Annotated[float, Field(gt=0)] = Field(60, description="seconds of one attempt")
+    deadline: Annotated[float, Field(gt=0)] = Field(600, description="seconds of all attempts of one read")
+    connections: PositiveInt = Field(16, description="reads at the same time, per loader process")
+    gap: Annotated[int, Field(ge=0)] = Field(1 << 16, description="bytes between two ranges that are read as one")
+    ahead_mb: PositiveInt = Field(128, description="MiB read ahead into memory, per loader process")
+    cache: str | None = Field(None, description="local folder that keeps what was read; may be shared by all ranks")
+    cache_gb: Annotated[float, Field(gt=0)] = Field(100, description="size of the cache in 10^9 bytes")
+    chunk_mb: PositiveInt = Field(8, description="MiB of a shard that the cache fetches and keeps as one piece")
+    storage: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="fsspec options by protocol, e.g. {s3: {endpoint_url: ...}}; no credentials"
+    )
+
+
 class DataConfig(Section):
     sources: dict[str, SourceConfig]
     workers: Annotated[int, Field(ge=0)] = Field(1, description="loader processes per rank; 0: none")
@@ -90,6 +115,15 @@ class DataConfig(Section):
     shuffle_window: PositiveInt = Field(1024, description="samples shuffled together within a lane")
     on_error: Literal["raise", "skip"] = "raise"
     max_errors: Annotated[int, Field(ge=0)] = Field(100, description="bad samples after which `skip` stops as well")
+    limits: Limits = Limits()
+    ledger: bool = Field(False, description="write the keys of every step to ledger-rankN.jsonl in the run folder")
+    watchdog: Annotated[float, Field(ge=0)] = Field(
+        300, description="seconds without a batch after which a rank says what it waits for; 0: never"
+    )
+    watchdog_abort: Annotated[float, Field(ge=0)] = Field(
+        0, description="seconds without a batch that end the run; 0: a slow run is never ended"
+    )
+    remote: RemoteConfig = RemoteConfig()
 
 
 class BatchConfig(Section):

@@ -35,7 +35,6 @@ def test_the_demo_passes_on_four_ranks(capsys: pytest.CaptureFixture[str], tmp_p
         "step      256 samples = 64 x 1 passes x 4 ranks",
         "12.0 steps; the run is 30.81 epochs",
         "stage 1*",
-        "words: counted up to its loss",
         "captions and emoji share 7 shards",
         "4 ranks on 2 nodes: passes",
     ):
@@ -136,3 +135,11 @@ def test_lanes_that_do_not_fit_the_ranks_are_mended(paper: Path, capsys: pytest.
     bad = plan(capsys, paper, "--world", "1000", "data.lanes=256")
     (warning,) = bad["warnings"]
     assert "data.sources.web: a shard is opened by 10.6 ranks" in warning and "data.lanes=1000 lets each" in warning
+
+
+def test_a_source_without_an_index_is_read_by_every_rank(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    url = ROOT / "bigssl/demo/emoji/val"
+    source = f"data.sources.emoji={{url: {url}, sequential: true, samples: 342, batch: 8}}"
+    found = plan(capsys, DEMO, "--world", "4", source, f"out={tmp_path}")
+    assert "emoji" not in found["sources"] and "captions" in found["sources"]
+    assert any("data.sources.emoji.sequential: each of 4 ranks reads all" in text for text in found["warnings"])

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -99,10 +98,28 @@ class Mixture(Order):
         dataset, _, place = self._place(position)
         return self._qualified(dataset, self._streams[dataset].key(place))
 
+    def shard_at(self, position: int) -> str:
+        dataset, _, place = self._place(position)
+        return self._streams[dataset].shard_at(place)
+
+    @property
+    def remote(self) -> bool:
+        return any(stream.remote for stream in self._streams)
+
+    def announce(self, now: Iterable[int], later: Iterable[int]) -> None:
+        parts = [self._places(np.fromiter(part, np.int64)) for part in (now, later)]
+        for dataset, stream in enumerate(self._streams):
+            if stream.remote:
+                stream.announce(*(places[datasets == dataset].tolist() for datasets, places in parts))
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.close()
+
     def read(self, position: int) -> Sample:
         dataset, _, place = self._place(position)
         sample = self._streams[dataset].read(place)
-        return replace(sample, key=self._qualified(dataset, sample.key), position=int(position))
+        return sample._replace(key=self._qualified(dataset, sample.key), position=int(position))
 
     def _qualified(self, dataset: int, key: str) -> str:
         return f"{self._names[dataset]}{SEPARATOR}{key}"

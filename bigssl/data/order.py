@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One sample: raw bytes per field, and where it stands."""
 
     key: str
@@ -59,6 +58,23 @@ class Order(ABC):
     @abstractmethod
     def key(self, position: int) -> str:
         """Key of the sample at `position`, from the index alone. Raises DataError."""
+
+    @abstractmethod
+    def shard_at(self, position: int) -> str:
+        """URL, as it may be shown, of the shard that holds `position`. Costs no read."""
+
+    @property
+    @abstractmethod
+    def remote(self) -> bool:
+        """True where `announce` is worth calling."""
+
+    @abstractmethod
+    def announce(self, now: Iterable[int], later: Iterable[int]) -> None:
+        """Fetch the samples at these positions together: those to be read now, then `later`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End threads, close connections and files, as before a fork; a later read starts anew."""
 
     @abstractmethod
     def read(self, position: int) -> Sample:

@@ -2,8 +2,8 @@
 
 The estimate is the sum over distinct storages that autograd saves in one forward pass of a rank's micro-batch, without
 the parameters: what `torch.autograd.graph.saved_tensors_hooks` sees, with autocast and recomputation as in the run.
-What it leaves out: temporaries of a kernel, the allocator's fragmentation, and what a loss computes from numbers (an
-MLM head picks the masked tokens), where the count ends. A few tens of per cent should be added to it.
+What it leaves out: temporaries of a kernel, the allocator's fragmentation, what gathering over ranks adds to a
+contrastive loss, and what a loss computes from numbers, where the count ends. Add a few tens of per cent.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from bigssl.engine.preflight import build_networks
 from bigssl.objectives.base import Objective
 from bigssl.objectives.joint import Joint
 
+MOST = 32  # samples of a source that are really prepared; more are in proportion
+
 
 @dataclass
 class Activations:
@@ -49,29 +51,27 @@ class Networks:
             self.objective, self.towers = build_networks(recipe)
 
     def activations(self, micro: dict[str, int], *, bf16: bool) -> Activations:
-        """Of a pass with `micro` samples a rank by source."""
+        """Of a pass with `micro` samples a rank by source (of many, from a part of them)."""
         found = Activations()
         try:
-            batch = self.objective.assemble({name: self._batch(name, count) for name, count in micro.items()})
+            by_source = {name: self._batch(name, min(count, MOST)) for name, count in micro.items()}
+            batch = self.objective.assemble(by_source)
         except Exception as error:  # an objective that wants something else than the sample made up here
             found.unknown["batch"] = _short(error)
             return found
-        found.batch = sum(_size(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
         for name, part, its_batch in _parts(self.objective, batch):
-            self._count(found, name, part, its_batch, bf16)
+            scale = max(micro[source] / min(micro[source], MOST) for source in part.sources())
+            tensors = [leaf for leaf in tree_leaves(its_batch) if isinstance(leaf, Tensor)]
+            found.batch += round(scale * sum(tensor.nbytes for tensor in tensors))
+            found.bytes += round(scale * self._count(found, name, part, its_batch, bf16))
         return found
 
     def _batch(self, source: str, count: int) -> Any:
-        """A micro-batch of made-up samples as fake tensors."""
-        prepared = self.objective.prepare(_sample(source), np.random.default_rng(0))
+        """Made-up samples, prepared and collated as in a loader."""
+        rng = np.random.default_rng(0)
+        return collate([self.objective.prepare(_sample(source), rng) for _ in range(count)])
 
-        def fake(tensor: Any) -> Any:
-            return torch.empty((count, *tensor.shape[1:]), dtype=tensor.dtype) if isinstance(tensor, Tensor) else tensor
-
-        with self._fake:
-            return tree_map(fake, collate([prepared]))
-
-    def _count(self, found: Activations, name: str, part: Objective, batch: Any, bf16: bool) -> None:
+    def _count(self, found: Activations, name: str, part: Objective, batch: Any, bf16: bool) -> int:
         kept: dict[int, tuple[torch.UntypedStorage, int]] = {}  # holding the storage keeps its handle from being reused
         casts = {tuple(weight.shape) for weight in cast_weights(part)}
 
@@ -88,7 +88,7 @@ class Networks:
         try:
             saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
             with self._fake, saved, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                part(batch)
+                part(tree_map(_without_numbers, batch))
         except Exception as error:  # whatever a loss does with numbers that are not there
             complete = reached == towers.keys()
             (found.partly if complete else found.unknown)[name] = _short(error)
@@ -96,7 +96,7 @@ class Networks:
             for hook in hooks:
                 hook.remove()
         weights = {parameter.untyped_storage()._cdata for parameter in part.parameters()}
-        found.bytes += sum(size for handle, (_, size) in kept.items() if handle not in weights)
+        return sum(size for handle, (_, size) in kept.items() if handle not in weights)
 
 
 def _note(reached: set[str], name: str) -> Callable[..., None]:
@@ -124,8 +124,8 @@ def _sample(source: str) -> Sample:
     return Sample("made-up", {"png": picture.getvalue(), "txt": text}, 0, 0, "made-up", source)
 
 
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _without_numbers(value: Any) -> Any:
+    return torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
 
 
 def _short(error: Exception) -> str:

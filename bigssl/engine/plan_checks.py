@@ -13,17 +13,18 @@ from bigssl.config_errors import ConfigError
 from bigssl.data.errors import DataError
 from bigssl.data.mixture import Mixture
 from bigssl.data.order import Order
+from bigssl.data.sequential import SequentialStream
+from bigssl.data.workers import AHEAD
 from bigssl.engine import plan_data, zero
 from bigssl.engine.plan_activations import Activations, Networks
 from bigssl.engine.plan_memory import FP32, Memory, checkpoint_bytes, memory
 from bigssl.engine.plan_order import Reading, lanes_that_keep, simulate
-from bigssl.engine.preflight import batch_sizes, check_folder, refuse_changed_recipe
+from bigssl.engine.preflight import batch_sizes, check_folder, refuse_changed_recipe, refuse_secrets
 from bigssl.engine.preflight_evaluation import check_evaluation
 from bigssl.engine.preflight_sources import source_order, split_batch
 
 T = TypeVar("T")
 GIB = 2**30
-PREFETCH = 2  # micro-batches a loader process prepares ahead
 STAGES = (0, 1, 2, 3)
 
 
@@ -63,6 +64,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     shape = paper.attempt(split_batch, recipe, world)
     settings_fit = paper.attempt(_checked_zero, recipe)
     paper.attempt(check_folder, recipe)
+    paper.attempt(refuse_secrets, recipe)
     paper.attempt(refuse_changed_recipe, recipe)
     networks = paper.attempt(Networks, recipe)
     if networks is None:
@@ -96,6 +98,11 @@ def _data(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
 
 def _reading(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], sizes: Mapping[str, int]) -> None:
     for name, order in orders.items():
+        if isinstance(order, SequentialStream):
+            shards = len(order.index.shards)
+            text = f"sequential: each of {paper.world} ranks reads all {shards} shards; run `bigssl shards index`"
+            paper.warnings.append(f"data.sources.{name}.{text}")
+            continue
         reading = simulate(order, sizes[name], paper.world, paper.per_node)
         seen = recipe.steps * sizes[name]
         row = dataclasses.asdict(reading) | {
@@ -186,18 +193,18 @@ def _too_much(paper: Paper, recipe: Recipe, accum: int, micro: dict[str, int], d
 
 
 def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
-    """Memory of a rank's loader processes, by what they keep: batches ahead, and the sidecars of shards they open."""
+    """Memory of a rank's loader processes: batches, sidecars of the shards they open, ranges read ahead."""
     assert paper.activations is not None
-    workers = recipe.data.workers
-    opened = 0.0
-    for name, order in orders.items():
-        reading = paper.sources[name]
-        samples = reading["rank_shards"]["most"] * len(order) / reading["shards"]
-        opened += plan_data.sidecar_bytes(order) * samples
+    processes, opened = max(recipe.data.workers, 1), 0
+    for name, row in paper.sources.items():
+        samples = round(row["rank_shards"]["most"] * row["samples"] / row["shards"])
+        opened += plan_data.sidecar_bytes(orders[name], samples, cached=recipe.data.remote.cache is not None)
+    remote = any(order.remote for order in orders.values())
     paper.host = {
-        "loader processes": workers,
-        "batches prepared ahead": max(workers * PREFETCH, 1) * paper.activations.batch,
-        "sidecars of an epoch (at most)": max(workers, 1) * round(opened),
+        "loader processes": recipe.data.workers,
+        "batches prepared ahead": max(recipe.data.workers * AHEAD, 1) * paper.activations.batch,
+        "sidecars (at most)": processes * opened,
+        "remote shards read ahead (at most)": processes * recipe.data.remote.ahead_mb * 2**20 if remote else 0,
         **paper.memory[recipe.zero.stage].host,
     }
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from bigssl.config import Recipe
+from bigssl.config import Recipe, RemoteConfig
 from bigssl.data import storage
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex, ShardInfo
 from bigssl.data.order import Order
+from bigssl.data.sidecar import MEMORY
 
-LINE, FIELD = 70, 40  # bytes of a sidecar's line, and of each field in it, where no sidecar can be looked at
+OFFSET, LINE, FIELD = 4, 70, 40  # bytes a sample: the offset of its line, a usual line, and each field in it
 
 
 def duplicates(orders: Mapping[str, Order]) -> tuple[list[str], list[str]]:
@@ -21,7 +22,7 @@ def duplicates(orders: Mapping[str, Order]) -> tuple[list[str], list[str]]:
     by_source: dict[str, set[str]] = {}
     for source, order in orders.items():
         shards = [(name, shard) for name, index in order.indexes.items() for shard in index.shards]
-        by_source[source] = {shard.checksum for _, shard in shards}
+        by_source[source] = {shard.checksum for _, shard in shards if shard.checksum}
         warnings += [f"data.sources.{source}: {text}" for text in _equal_checksums(shards)]
         notes += [f"data.sources.{source}: {text}" for text in _equal_names(shards)]
     notes += [
@@ -36,7 +37,8 @@ def duplicates(orders: Mapping[str, Order]) -> tuple[list[str], list[str]]:
 def _equal_checksums(shards: list[tuple[str, ShardInfo]]) -> Iterator[str]:
     by_checksum: dict[str, list[str]] = defaultdict(list)
     for dataset, shard in shards:
-        by_checksum[shard.checksum].append(f"{dataset}/{shard.name}" if dataset else shard.name)
+        if shard.checksum:  # a sequential source has none
+            by_checksum[shard.checksum].append(f"{dataset}/{shard.name}" if dataset else shard.name)
     equal = [names for names in by_checksum.values() if len(names) > 1]
     if equal:
         copies = sum(len(names) - 1 for names in equal)
@@ -65,7 +67,7 @@ def trained_on(recipe: Recipe, orders: Mapping[str, Order]) -> list[str]:
         sections |= {f"evaluate.{name}": getattr(recipe.evaluate, name) for name in ("images", "text", "zero_shot")}
     warnings = []
     for where, section in sections.items():
-        index = _loaded(section.queries) if section is not None else None
+        index = _loaded(section.queries, recipe.data.remote) if section is not None else None
         both = sum(shard.checksum in trained for shard in index.shards) if index else 0
         if index and both:
             shards = f"{both} of {len(index.shards)} shards"
@@ -73,17 +75,19 @@ def trained_on(recipe: Recipe, orders: Mapping[str, Order]) -> list[str]:
     return warnings
 
 
-def _loaded(url: str) -> DatasetIndex | None:
+def _loaded(url: str, remote: RemoteConfig) -> DatasetIndex | None:
     try:
-        return DatasetIndex.load(url)
-    except (DataError, OSError):  # check_evaluation says so
+        return DatasetIndex.load(url, remote)
+    except (DataError, OSError, ImportError):  # check_evaluation says so
         return None
 
 
-def sidecar_bytes(order: Order) -> float:
-    """Bytes of sidecar per sample: of the first shard's file where it is local, else by the number of fields."""
-    shards = [shard for index in order.indexes.values() for shard in index.shards]
-    first = shards[0]
-    if storage.is_local(first.index_url) and storage.exists(first.index_url):
-        return storage.local_path(first.index_url).stat().st_size / max(first.samples, 1)
-    return LINE + FIELD * max(len(shard.fields) for shard in shards)
+def sidecar_bytes(order: Order, samples: int, *, cached: bool) -> int:
+    """Memory of a process for the sidecars of `samples` samples: the offsets of their lines, and the lines of remote
+    ones where no cache on disk has them; up to a limit per dataset."""
+    total = 0
+    for index in order.indexes.values():
+        first = index.shards[0]
+        lines = 0 if cached or storage.is_local(first.index_url) else LINE + FIELD * len(index.fields)
+        total += min(MEMORY, round(samples * len(index) / len(order)) * (OFFSET + lines))
+    return total

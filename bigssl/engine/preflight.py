@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from bigssl.config import BackboneConfig, Recipe, dump_recipe
 from bigssl.config_errors import ConfigError
+from bigssl.data.backends import is_secret
+from bigssl.data.errors import redact
 from bigssl.data.order import Order
 from bigssl.data.text import load_tokenizer
 from bigssl.engine import zero
@@ -24,6 +26,9 @@ from bigssl.objectives.base import Objective, build
 
 RESUMABLE_CHANGES = {
     "out", "log_every", "checkpoint", "probe", "evaluate", "data.workers", "data.on_error", "data.max_errors",
+    "data.limits",
+    "data.ledger", "data.watchdog", "data.watchdog_abort",
+    "data.remote",
 }  # fmt: skip
 
 
@@ -53,6 +58,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
     objective, built = build_networks(recipe)
     check_evaluation(recipe, built, set(objective.export_heads()))
     check_folder(recipe)
+    refuse_secrets(recipe)
     sizes = batch_sizes(recipe, objective)
     streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
     refuse_changed_recipe(recipe)
@@ -88,6 +94,16 @@ def wants_bf16(recipe: Recipe) -> bool:
         return torch.cuda.is_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def refuse_secrets(recipe: Recipe) -> None:
+    """The recipe is copied into the run folder, in clear."""
+    for name, value in _flat(recipe.data.remote.storage, "data.remote.storage").items():
+        if is_secret(name.rpartition(".")[2], value):
+            raise ConfigError(
+                f"{name}: a credential, which the run folder would show; allowed: the client's own settings "
+                "(environment, ~/.aws, ~/.netrc, application default credentials)"
+            )
 
 
 def _tokenizer(name: str, config: BackboneConfig) -> PreTrainedTokenizerFast | None:
@@ -127,7 +143,7 @@ def refuse_changed_recipe(recipe: Recipe) -> None:
     allowed = RESUMABLE_CHANGES | ({"steps"} if recipe.optim.schedule == "constant" else set())
     fixed = [k for k in differing if not any(k == c or k.startswith(c + ".") for c in allowed)]
     if fixed:
-        changes = "; ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in fixed)
+        changes = redact("; ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in fixed))
         raise ConfigError(
             f"out: {recipe.folder} holds a run with another recipe ({changes}); allowed: the same values, or another "
             f"folder, for example out={recipe.folder}-2"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from bigssl.config import BatchConfig, Recipe, SourceConfig
+import os
+import sys
+
+from bigssl.config import BatchConfig, Recipe, RemoteConfig, SourceConfig
 from bigssl.config_errors import ConfigError, nearest
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex
 from bigssl.data.mixture import Mixture
 from bigssl.data.order import Order
+from bigssl.data.sequential import SequentialIndex, SequentialStream
 from bigssl.data.stream import Stream
 from bigssl.engine.preflight_evaluation import load_index
 
@@ -58,7 +62,7 @@ def source_order(recipe: Recipe, name: str, size: int, parts: int) -> Order:
             f"{where}.batch: value {size}; allowed: a multiple of accum × world = {parts} "
             f"(nearest: {', '.join(map(str, near))})"
         )
-    indexes = {field: load_index(url, f"{where}.{field}") for field, url in source.urls.items()}
+    indexes = _indexes(source, where, recipe.data.remote)
     for field, index in indexes.items():
         if len(index.shards) < source.min_shards:
             raise ConfigError(
@@ -67,6 +71,19 @@ def source_order(recipe: Recipe, name: str, size: int, parts: int) -> Order:
     order = _order(recipe, name, source, list(indexes.values()))
     _refuse_repeats(order, size, where)
     return order
+
+
+def _indexes(source: SourceConfig, where: str, remote: RemoteConfig) -> dict[str, DatasetIndex]:
+    """The index of each URL, by its field."""
+    if source.url is None or source.samples is None:
+        return {field: load_index(url, f"{where}.{field}", remote) for field, url in source.urls.items()}
+    try:
+        index = SequentialIndex(source.url, source.samples, remote)
+    except (DataError, OSError) as error:
+        raise ConfigError(f"{where}.url: {error}") from None
+    if int(os.environ.get("RANK") or 0) == 0:
+        print(f"{where}: {index.limits}", file=sys.stderr, flush=True)
+    return {"url": index}
 
 
 def source_config(recipe: Recipe, name: str) -> SourceConfig:
@@ -81,6 +98,8 @@ def source_config(recipe: Recipe, name: str) -> SourceConfig:
 def _order(recipe: Recipe, name: str, source: SourceConfig, indexes: list[DatasetIndex]) -> Order:
     data, seed = recipe.data, recipe.seed
     lanes, window, on_error, most = data.lanes, data.shuffle_window, data.on_error, data.max_errors
+    if isinstance(indexes[0], SequentialIndex):
+        return SequentialStream(indexes[0], seed=seed, window=window, source=name, on_error=on_error, max_errors=most)
     if source.mix is None:
         return Stream(indexes[0], seed=seed, lanes=lanes, window=window, source=name, on_error=on_error,
                       max_errors=most)  # fmt: skip

@@ -15,6 +15,7 @@ from bigssl.data.loader import make_loader
 from bigssl.engine import plan_memory, preflight, zero
 from bigssl.engine.optim import build_optimizer
 from bigssl.engine.plan_activations import Networks
+from bigssl.objectives.mlm import Mlm
 
 OPTIONS = {"reduce_bucket_size": 30_000, "stage3_param_persistence_threshold": 200}
 CASES = [
@@ -156,9 +157,31 @@ def test_activations_are_those_of_a_real_pass(bf16: bool, recipe: Any) -> None:
     assert not estimate.partly and not estimate.unknown
 
 
-def test_activations_say_where_the_count_ends(recipe: Any, joint: dict[str, Any]) -> None:
-    """A masked-language head picks tokens by their numbers, which a made-up batch does not have."""
-    found = Networks(recipe(**joint)).activations({"emoji": 8, "text": 4}, bf16=True)
-    assert set(found.partly) == {"words"} and not found.unknown
-    more = Networks(recipe(**joint)).activations({"emoji": 16, "text": 4}, bf16=True)
-    assert found.bytes < more.bytes < 2 * found.bytes
+def test_activations_grow_with_the_micro_batch(recipe: Any, joint: dict[str, Any]) -> None:
+    networks = Networks(recipe(**joint))
+    small, large, huge = (networks.activations({"emoji": n, "text": n}, bf16=True) for n in (8, 32, 64))
+    assert small.bytes < large.bytes < 4.5 * small.bytes
+    assert (huge.bytes, huge.batch) == (2 * large.bytes, 2 * large.batch)
+    assert not small.partly and not small.unknown
+
+
+def test_packed_texts_are_counted(recipe: Any, joint: dict[str, Any]) -> None:
+    objective = {"name": "mlm", "source": "text", "packing": True}
+    backbones = {"text": joint["backbones"]["text"]}
+    found = Networks(recipe(objective=objective, backbones=backbones, data=joint["data"])).activations(
+        {"text": 4}, bf16=False
+    )
+    assert found.bytes > 0 and not found.partly and not found.unknown
+
+
+def test_activations_say_where_the_count_ends(recipe: Any, joint: dict[str, Any], monkeypatch: Any) -> None:
+    """A loss may ask for numbers, which a tensor without memory does not have: after the backbone, or before it."""
+    networks = Networks(recipe(**joint))
+    whole = networks.activations({"emoji": 8, "text": 4}, bf16=True)
+    monkeypatch.setattr(Mlm, "forward", lambda self, batch: self._hidden(batch)[0].sum().item())
+    after = networks.activations({"emoji": 8, "text": 4}, bf16=True)
+    assert set(after.partly) == {"words"} and not after.unknown
+    monkeypatch.setattr(Mlm, "forward", lambda self, batch: batch["input_ids"].sum().item())
+    before = networks.activations({"emoji": 8, "text": 4}, bf16=True)
+    assert set(before.unknown) == {"words"} and "DataDependent" in before.unknown["words"]
+    assert before.bytes < after.bytes < whole.bytes

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bigssl.data.index import DatasetIndex, ShardInfo
 from bigssl.data.mixture import Mixture
 from bigssl.data.order import Order
+from bigssl.data.sidecar import MEMORY
 from bigssl.data.stream import Stream
 from bigssl.engine import plan_order
 from bigssl.engine.plan_data import duplicates, sidecar_bytes
@@ -109,5 +110,8 @@ def test_copies_are_found() -> None:
     assert not warnings and notes == ["data.sources: x and y share 2 shards (a run sees these samples in both)"]
 
 
-def test_sidecars_are_estimated_where_there_are_none() -> None:
-    assert sidecar_bytes(Stream(paper_index((4,)), seed=0)) == 70 + 2 * 40
+def test_sidecars_in_memory_are_bounded() -> None:
+    order = Mixture({"a": paper_index((400,), "a"), "b": paper_index((600,), "b")}, {"a": 1, "b": 1}, seed=0)
+    assert sidecar_bytes(order, 500, cached=False) == 500 * (4 + 70 + 2 * 40)
+    assert sidecar_bytes(order, 500, cached=True) == 500 * 4
+    assert sidecar_bytes(order, 10**9, cached=False) == 2 * MEMORY
