@@ -30,7 +30,7 @@ def fits(data: Tensor, scale: Tensor, normalize: bool) -> bool:
 
 
 def unit(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of both, of length one: in their dtype, in the accumulator's; inverse lengths [m, 1], 0 of a row of zeros."""
+    """Rows of both, of length one: in their dtype, in the accumulator's; inverse lengths [m, 1], 0 for zeros."""
     rows = torch.cat([first, second])
     wide = rows.to(accumulator(rows.dtype))
     inverse = torch.linalg.vector_norm(wide, dim=1, keepdim=True).reciprocal_()
