@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from bigssl import limits
 from bigssl.config import DataConfig, load_recipe, recipe_model
 from bigssl.config_errors import ConfigError
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex
 from bigssl.data.ledger import StepKeys, lines
 from bigssl.data.loader import Loader, MicroBatches, checked
+from bigssl.data.order import Order
 from bigssl.data.stream import Stream
 from bigssl.data.watchdog import Stages, Watchdog
 
@@ -82,8 +84,8 @@ def records(batches: MicroBatches, workers: int, start: int, steps: int, *, chec
     watchdog = Watchdog(stages, rank=0, workers=workers, warn=_default("watchdog"), abort=0)
     items = range(start * world, (start + steps) * world)
     skipped: list[set[str]] = [set() for _ in range(world)]
-    computed = iter(Loader(StepKeys(batches, check), items, workers, stages, watchdog, allowed=sys.maxsize))
-    for item, batch in zip(items, computed, strict=True):
+    loader = Loader(StepKeys(batches, check), items, workers, stages, watchdog, sys.maxsize, batches.close)
+    for item, batch in zip(items, loader, strict=True):
         step, rank = divmod(item, world)
         for text in checked(batch, skipped[rank], allowed).errors:
             print(f"rank {rank}: skipped: {text}", file=sys.stderr, flush=True)
@@ -117,15 +119,18 @@ def _of_recipe(args: argparse.Namespace) -> MicroBatches:
     import torch
 
     from bigssl.engine import preflight
-    from bigssl.objectives.base import build, config_union
+    from bigssl.engine.preflight_sources import source_order, split_batch
+    from bigssl.objectives.base import config_union
 
     recipe = load_recipe(args.config, args.overrides, recipe_model(config_union()))
-    _, accum = preflight.split_batch(recipe, args.world)
+    limits.use(recipe.data.limits)
+    _, accum = split_batch(recipe, args.world)
     # No weights: of the networks, only what preparing a sample asks for. (transformers loads none onto "meta".)
     loads = any(backbone.pretrained for backbone in recipe.backbones.values())
     with torch.device("cpu" if loads else "meta"):
-        objective = build(recipe.objective, preflight.build_towers(recipe))
-    sizes, streams = preflight.open_sources(recipe, objective, accum * args.world)
+        objective, _ = preflight.build_networks(recipe)
+    sizes = preflight.batch_sizes(recipe, objective)
+    streams = {name: source_order(recipe, name, sizes[name], accum * args.world) for name in sizes}
     prepare = objective.prepare if recipe.data.on_error == "skip" else _nothing
     return _batches(streams, sizes, prepare, recipe.seed, args.world)
 
@@ -135,7 +140,7 @@ def _nothing(sample: Any, rng: Any) -> dict[str, Any]:
 
 
 def _batches(
-    streams: dict[str, Stream], sizes: dict[str, int], prepare: Prepare, seed: int, world: int
+    streams: dict[str, Order], sizes: dict[str, int], prepare: Prepare, seed: int, world: int
 ) -> MicroBatches:
     """One pass per step: the keys of a rank are the same for any accumulation."""
     return MicroBatches(streams, sizes, prepare, dict, seed, rank=0, world=world, accum=1)

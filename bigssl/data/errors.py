@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
-_QUERY = re.compile(r"\?[^\s]*$")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
+_QUERY = re.compile(r"\?.*$", re.DOTALL)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_PLACE = re.compile(r"^(\.{0,2}/|.*://|.*\.(tar|tgz|tar\.gz)$)")
+_SHORTEST_SECRET = 4  # shorter ones would blank out half of a message
 
 
 class DataError(RuntimeError):
@@ -27,10 +31,29 @@ def _rebuild(message: str, key: str | None, offset: int | None, cause: str) -> D
 
 
 def display(url: str) -> str:
-    """`url` as it may appear in messages and logs: without user, password or signed query."""
+    """`url` as it may appear in messages and logs: without user, password or signed query.
+
+    Of a `pipe:` command it shows the program and what look like paths and URLs; the rest may be a token.
+    """
+    if url.startswith("pipe:"):
+        return "pipe:" + " ".join(_words(url.removeprefix("pipe:").split()))
     if "://" not in url:
         return url
     return _QUERY.sub("?…", _CREDENTIALS.sub("", url))
+
+
+def _words(words: list[str]) -> Iterable[str]:
+    program = next((word for word in words if "=" not in word), "")
+    for word in words:
+        yield display(word) if word == program or (_PLACE.match(word) and "=" not in display(word)) else "…"
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """`text` of a third party (an exception, a log) with every URL in it shown by `display`, and no `secrets`."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "…")
+    return _URL.sub(lambda found: display(found.group()), text)
 
 
 def damaged(url: str, *, key: str | None, offset: int | None, cause: str, dataset: str | None = None) -> DataError:

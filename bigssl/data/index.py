@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ from typing import Any
 import braceexpand
 import numpy as np
 
+from bigssl.config import RemoteConfig
 from bigssl.data import storage, tarwalk
 from bigssl.data.errors import DataError, damaged, display
+from bigssl.data.pipes import PIPE
+from bigssl.data.remote import Remote, RemoteError
+from bigssl.data.scan import scan
 from bigssl.data.sidecar import (
     FORMAT,
     SIDECAR,
@@ -28,13 +33,13 @@ from bigssl.data.sidecar import (
     Row,
     ShardInfo,
     Sidecar,
+    Sidecars,
     parse,
-    read_index,
-    read_sidecar,
+    read_indexes,
     to_line,
 )
 
-__all__ = ["DataError", "DatasetIndex", "Member", "Row", "ShardInfo", "build_index"]
+__all__ = ["DataError", "DatasetIndex", "Member", "Row", "ShardInfo", "build_index", "scan"]
 
 MANIFEST = "index.json"
 
@@ -42,17 +47,18 @@ MANIFEST = "index.json"
 class DatasetIndex:
     """All samples of a dataset, numbered in the order of the manifest. Build with `load`."""
 
-    def __init__(self, url: str, shards: Sequence[ShardInfo]) -> None:
+    def __init__(self, url: str, shards: Sequence[ShardInfo], remote: Remote | None = None) -> None:
         self.url = url
         self.shards = tuple(shards)
+        self.remote = remote or Remote()
         self.offsets = np.cumsum([0, *(shard.samples for shard in self.shards)])
         self._starts: list[int] = self.offsets.tolist()
-        self._sidecars: dict[int, Sidecar] = {}
+        self._sidecars = Sidecars(url, self.shards, self.remote)
         self._check()
 
     def _check(self) -> None:
         names = [shard.name for shard in self.shards]
-        double = sorted({name for name in names if names.count(name) > 1})
+        double = sorted(name for name, times in Counter(names).items() if times > 1)
         if double:
             raise DataError(
                 f"dataset {display(self.url)}: several shards are called {double[0]!r}; give each its own name"
@@ -63,19 +69,22 @@ class DatasetIndex:
             )
 
     @classmethod
-    def load(cls, url: str | os.PathLike[str]) -> DatasetIndex:
+    def load(cls, url: str | os.PathLike[str], config: RemoteConfig | None = None) -> DatasetIndex:
         """The index of a folder with a manifest, or of tar paths (one, or a brace pattern) with sidecars beside them.
 
-        Raises DataError when there is no index, naming the command that builds one.
+        config: how URLs are read. Raises DataError when there is no index, naming the command that builds one.
         """
         url = os.fspath(url)
-        if tarwalk.is_shard(url):
-            urls = list(braceexpand.braceexpand(url))
-            return cls(url, [_from_header(u, *read_sidecar(u + SIDECAR, url)) for u in urls])
-        manifest = url if url.endswith(".json") else storage.join(url, MANIFEST)
-        raw = parse(read_index(manifest, url), manifest, url)
-        folder = os.path.dirname(manifest)
-        return cls(url, [_from_manifest(folder, manifest, url, entry) for entry in raw.get("shards", [])])
+        _refuse_pipe(url)
+        with Remote(config) as remote:  # closed again: threads of this process would not survive in forked workers
+            if tarwalk.is_shard(storage.bare(url)):
+                urls = list(braceexpand.braceexpand(url))
+                sidecars = read_indexes([storage.append(u, SIDECAR) for u in urls], url, remote)
+                return cls(url, [_from_sidecar(u, data, url) for u, data in zip(urls, sidecars, strict=True)], remote)
+            manifest = url if storage.bare(url).endswith(".json") else storage.join(url, MANIFEST)
+            raw = parse(read_indexes([manifest], url, remote)[0], manifest, url)
+        folder = storage.parent(manifest)
+        return cls(url, [_from_manifest(folder, manifest, url, entry) for entry in raw.get("shards", [])], remote)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -109,17 +118,30 @@ class DatasetIndex:
 
     def sidecar(self, shard: int) -> Sidecar:
         """The parsed-on-demand sidecar of shard number `shard`."""
-        if shard not in self._sidecars:
-            self._sidecars[shard] = Sidecar(self.shards[shard], self.url)
-        return self._sidecars[shard]
+        return self._sidecars.get(shard)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_sidecars": {}}
+    def prepare(self, numbers: Iterable[int]) -> None:
+        """Load the sidecars of these samples, remote ones at the same time."""
+        self._sidecars.load(self.shard_of(number) for number in numbers)
+
+    def close(self) -> None:
+        """End threads, close connections and files; a later read starts anew."""
+        self.remote.close()
+        self._sidecars.close()
 
 
-def _from_header(url: str, sidecar: bytes, header: dict[str, Any]) -> ShardInfo:
-    checksum = hashlib.sha256(sidecar).hexdigest()
-    return _shard(url, url + SIDECAR, header | {"index_sha256": checksum})
+def _refuse_pipe(url: str) -> None:
+    if url.startswith(PIPE):
+        raise DataError(
+            f"{display(url)}: a command has no index, so it cannot be read by position; declare the source with "
+            "data.sources.NAME.sequential=true, or write its output to tars and run `bigssl shards index`"
+        )
+
+
+def _from_sidecar(url: str, sidecar: bytes, dataset: str) -> ShardInfo:
+    index_url = storage.append(url, SIDECAR)
+    header = parse(sidecar[: sidecar.find(b"\n") + 1], index_url, dataset)
+    return _shard(url, index_url, header | {"index_sha256": hashlib.sha256(sidecar).hexdigest()})
 
 
 def _from_manifest(folder: str, manifest: str, dataset: str, entry: dict[str, Any]) -> ShardInfo:
@@ -137,15 +159,18 @@ def _shard(url: str, index_url: str, entry: dict[str, Any]) -> ShardInfo:
     )
 
 
-def expand(urls: Iterable[str]) -> list[str]:
+def expand(urls: Iterable[str], config: RemoteConfig | None = None) -> list[str]:
     """Tars named by paths, URLs, brace patterns and folders, in that order. Raises DataError when there is none."""
     tars: list[str] = []
     for url in urls:
+        _refuse_pipe(url)
         folder = storage.local_path(url) if storage.is_local(url) else None
         if folder is not None and folder.is_dir():
             tars += sorted(str(path) for path in folder.iterdir() if tarwalk.is_shard(path.name))
-        elif tarwalk.is_shard(url):
+        elif tarwalk.is_shard(storage.bare(url)):
             tars += braceexpand.braceexpand(url)
+        elif folder is None:
+            tars += _remote_folder(url, config)
         else:
             raise DataError(f"{display(url)} is neither a folder nor a shard (.tar, .tar.gz, .tgz)")
     if not tars:
@@ -153,74 +178,78 @@ def expand(urls: Iterable[str]) -> list[str]:
     return tars
 
 
-def build_index(tars: Iterable[str | os.PathLike[str]], manifest_folder: str | os.PathLike[str]) -> DatasetIndex:
+def _remote_folder(url: str, config: RemoteConfig | None) -> list[str]:
+    try:
+        with Remote(config) as remote:
+            names = {storage.name_of(path) for path in remote.names(url)}
+    except RemoteError as error:
+        example = f"{display(url).rstrip('/')}/NAME-{{000..127}}.tar"
+        raise DataError(f"{display(url)}: cannot be listed ({error}); name its shards, e.g. {example}") from None
+    return [storage.join(url, name) for name in sorted(names) if tarwalk.is_shard(name)]
+
+
+def build_index(
+    tars: Iterable[str | os.PathLike[str]], manifest_folder: str | os.PathLike[str], config: RemoteConfig | None = None
+) -> DatasetIndex:
     """Reads every shard once and writes sidecars and manifest into `manifest_folder`; returns the index.
 
-    `tars`: paths or URLs; local ones inside the folder are recorded relative to it. Raises DataError at the first
-    damaged byte, at a shard without samples, and at two shards of one name. Files appear under their names only when
-    complete.
+    Both may be URLs. Tars inside the folder are recorded relative to it. Raises DataError at the first damaged byte,
+    at a shard without samples, and at two shards of one name. Files appear under their names only when complete.
     """
-    folder = Path(manifest_folder)
+    folder = os.fspath(manifest_folder)
     entries: list[dict[str, Any]] = []
-    for path in tars:
-        tar = os.fspath(path)
-        entry = _index_shard(tar, folder)
-        if any(entry["name"] == other["name"] for other in entries):
-            raise DataError(f"two shards are called {entry['name']!r} (the second is {display(tar)}); rename one")
-        entries.append(entry)
-    manifest = {"format": FORMAT, "samples": sum(entry["samples"] for entry in entries), "shards": entries}
-    write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-    return DatasetIndex.load(folder)
+    with Remote(config) as remote:
+        for path in tars:
+            tar = os.fspath(path)
+            entry = _index_shard(tar, folder, remote)
+            if any(entry["name"] == other["name"] for other in entries):
+                raise DataError(f"two shards are called {entry['name']!r} (the second is {display(tar)}); rename one")
+            entries.append(entry)
+        manifest = {"format": FORMAT, "samples": sum(entry["samples"] for entry in entries), "shards": entries}
+        _write(folder, MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode(), remote)
+    return DatasetIndex.load(folder, config)
 
 
-def _index_shard(tar: str, folder: Path) -> dict[str, Any]:
-    name = os.path.basename(tar)
-    rows, checksum, size = scan(tar)
+def _write(folder: str, name: str, data: bytes, remote: Remote) -> None:
+    if storage.is_local(folder):
+        return write_atomic(storage.local_path(folder) / name, data)
+    try:
+        remote.write(storage.join(folder, name), data)
+    except RemoteError as error:
+        raise DataError(
+            f"{display(folder)}: {name} cannot be written there ({error}); say with --out where the index goes"
+        ) from None
+
+
+def _index_shard(tar: str, folder: str, remote: Remote) -> dict[str, Any]:
+    name, path = storage.name_of(tar), _relative(tar, folder)
+    rows, checksum, size = scan(tar, remote)
     if not rows:
         raise damaged(tar, key=None, offset=0, cause="the shard has no samples")
     fields = sorted({field for row in rows for field in row.members})
     facts = {"name": name, "samples": len(rows), "bytes": size, "sha256": checksum, "fields": fields}
     lines = [json.dumps({"format": FORMAT, **facts}), *map(to_line, rows)]
     sidecar = ("\n".join(lines) + "\n").encode()
-    write_atomic(folder / (name + SIDECAR), sidecar)
-    return {"path": _relative(tar, folder), "index_sha256": hashlib.sha256(sidecar).hexdigest(), **facts}
+    _write(folder, name + SIDECAR, sidecar, remote)
+    return {"path": path, "index_sha256": hashlib.sha256(sidecar).hexdigest(), **facts}
 
 
-def _relative(tar: str, folder: Path) -> str:
-    if not storage.is_local(tar):
-        return tar
-    path = storage.local_path(tar).resolve()
-    return str(path.relative_to(folder.resolve())) if path.is_relative_to(folder.resolve()) else str(path)
+def _relative(tar: str, folder: str) -> str:
+    if not storage.is_local(tar) or not storage.is_local(folder):
+        name = storage.name_of(tar)
+        return name if storage.join(folder, name) == tar else _without_credentials(tar)
+    path, root = storage.local_path(tar).resolve(), storage.local_path(folder).resolve()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def scan(tar: str) -> tuple[list[Row], str, int]:
-    """Rows of a shard in order, its SHA-256 and its size in bytes. Raises DataError."""
-    try:
-        with storage.open_stream(tar) as raw:
-            file = tarwalk.Hashing(raw)
-            groups = list(tarwalk.group(tarwalk.walk(file, tar), tar))
-            checksum = file.finish()
-    except OSError as error:
-        raise damaged(tar, key=None, offset=None, cause=f"cannot be read ({error.strerror or error})") from error
-    rows = [_row(group, group.start, group.stop - group.start) for group in groups]
-    return _compressed_rows(tar, rows, file.bytes) if tarwalk.is_compressed(tar) else rows, checksum, file.bytes
-
-
-def _row(group: tarwalk.Group, start: int, length: int) -> Row:
-    members = {field: Member(e.offset, e.length, e.crc32) for field, e in group.fields.items()}
-    return Row(group.key, start, length, group.start, members)
-
-
-def _compressed_rows(tar: str, rows: list[Row], size: int) -> list[Row]:
-    """Rows with `start` and `length` in the compressed file: from a sample's flush point to the next sample's."""
-    points = tarwalk.flush_points(storage.local_path(tar)) if storage.is_local(tar) else {}
-    missing = [row for row in rows if row.origin not in points]
-    if missing:
-        cause = "compressed without flush points, so samples cannot be read by range; unpack it, or pack it anew"
-        raise damaged(tar, key=missing[0].key, offset=missing[0].origin, cause=cause)
-    starts = [points[row.origin] for row in rows]
-    stops = [*starts[1:], size]
-    return [row._replace(start=a, length=b - a) for row, a, b in zip(rows, starts, stops, strict=True)]
+def _without_credentials(tar: str) -> str:
+    """A manifest is copied and shared: nobody may find a password in it."""
+    if not storage.is_local(tar) and display(tar) != tar:
+        raise DataError(
+            f"{display(tar)}: the manifest would record the credentials of this URL; put the index beside the shards, "
+            "or give them by the client's own settings (environment, ~/.netrc, ~/.aws)"
+        )
+    return tar
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -67,7 +67,7 @@ class StepKeys:
                 samples, errors = batches.samples(step, 0)
                 return Batch(None, {name: [key for key, _ in pairs] for name, pairs in samples.items()}, errors)
             places = batches.places(step, 0)
-            keys = {name: [batches.streams[name].key_at(p) for p in positions] for name, positions in places.items()}
+            keys = {name: [batches.streams[name].key(p) for p in positions] for name, positions in places.items()}
             return Batch(None, keys)
         except DataError as error:
             return error

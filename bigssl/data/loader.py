@@ -16,9 +16,9 @@ import torch
 
 from bigssl.data.collate import collate
 from bigssl.data.errors import DataError
+from bigssl.data.order import Order, Sample
 from bigssl.data.pinning import Batches, in_thread
 from bigssl.data.rng import sample_rng
-from bigssl.data.stream import Sample, Stream
 from bigssl.data.watchdog import Stages, Watchdog
 from bigssl.data.workers import in_order
 
@@ -57,7 +57,7 @@ def _each(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 class MicroBatches:
     """Item i is micro-batch i % accum of global step i // accum, for one rank."""
 
-    streams: dict[str, Stream]
+    streams: dict[str, Order]
     sizes: dict[str, int]
     prepare: Prepare
     assemble: Callable[[dict[str, Any]], Any]
@@ -66,6 +66,7 @@ class MicroBatches:
     world: int
     accum: int
     stages: Stages = field(default_factory=lambda: Stages(0, {}))
+    stride: int = 0  # items from one that a process computes to its next; 0: it is not known
 
     def __getitem__(self, item: int) -> Batch | DataError:
         """The batch, or the error that stops the run: raised by the loader, so that it has no worker's traceback."""
@@ -90,9 +91,23 @@ class MicroBatches:
         """({source: (key, prepared sample) in order}, what was skipped and why) of one micro-batch."""
         loaded: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         errors: list[str] = []
-        for name, places in self.places(step, micro).items():
+        wanted = self.places(step, micro)
+        self._announce(step * self.accum + micro, wanted)
+        for name, places in wanted.items():
             loaded[name] = [self._load(name, place, errors) for place in places]
         return loaded, errors
+
+    def _announce(self, item: int, wanted: dict[str, list[int]]) -> None:
+        """Have remote samples fetched together: those of this micro-batch and of the next of this process."""
+        remote = [name for name, stream in self.streams.items() if stream.remote]
+        later = self.places(*divmod(item + self.stride, self.accum)) if remote and self.stride else {}
+        for name in remote:
+            self.streams[name].announce(wanted[name], later.get(name, []))
+
+    def close(self) -> None:
+        """End threads and connections of the streams: a fork would get half of them."""
+        for stream in self.streams.values():
+            stream.close()
 
     def _load(self, name: str, position: int, errors: list[str]) -> tuple[str, dict[str, Any]]:
         """Key and prepared sample at `position`, or of the first good one that stands in for it."""
@@ -132,6 +147,7 @@ class Loader:
     stages: Stages
     watchdog: Watchdog
     allowed: int
+    before_fork: Callable[[], None]
     pin: bool = False
 
     def __len__(self) -> int:
@@ -148,6 +164,7 @@ class Loader:
 
     def _computed(self) -> Batches:
         if self.workers:
+            self.before_fork()
             return in_order(self.batch, self.items, self.workers, self.stages, self.watchdog)
         return self._here()
 
@@ -174,7 +191,7 @@ def checked(batch: Batch | DataError, skipped: set[str], allowed: int) -> Batch:
 
 
 def make_loader(
-    streams: dict[str, Stream],
+    streams: dict[str, Order],
     sizes: dict[str, int],
     prepare: Prepare,
     assemble: Callable[[dict[str, Any]], Any],
@@ -201,7 +218,7 @@ def make_loader(
             0, sizes[name], rank, world, 0, accum
         )  # refuses what cannot be dealt out before a worker starts
     stages = Stages(workers, streams)
-    batches = MicroBatches(streams, sizes, prepare, assemble, seed, rank, world, accum, stages)
+    batches = MicroBatches(streams, sizes, prepare, assemble, seed, rank, world, accum, stages, max(workers, 1))
     return Loader(
         batches.__getitem__,
         range(start_step * accum, stop_step * accum),
@@ -209,5 +226,6 @@ def make_loader(
         stages,
         Watchdog(stages, rank=rank, workers=workers, warn=warn_after, abort=abort_after),
         allowed=min((stream.max_errors for stream in streams.values()), default=0),
+        before_fork=batches.close,
         pin=device_pin,
     )

@@ -24,13 +24,13 @@ from typing import Any
 import torch
 
 from bigssl.data.errors import DataError
-from bigssl.data.messages import pack, unpack
+from bigssl.data.messages import Message, Receiver, become_sender
 from bigssl.data.watchdog import Stages, Watchdog
 
 AHEAD = 2  # items that a worker has in hand: one that is done waits while the next is computed
 GRACE = 5.0  # seconds after which a worker that was asked to end is killed
-_TASK = struct.Struct("<q")
-_HEADER = struct.Struct("<QB")  # bytes of the pickle, whether a descriptor comes with it
+_TASK = struct.Struct("<qB")  # the item, slots of memory that may be used again
+_HEADER = struct.Struct("<QbB")  # bytes of the pickle, slot of the tensors' memory, whether its descriptor comes along
 
 
 class WorkerError(DataError):
@@ -57,12 +57,13 @@ class _Worker:
         self.process.start()
         theirs.close()
         self.socket.setblocking(False)
-        self._data, self._descriptors = bytearray(), list[int]()
+        self._data, self._descriptors, self._messages = bytearray(), list[int](), Receiver()
 
     def ask(self, item: int) -> None:
-        # A worker that is gone is reported by `receive`, with what it did last.
+        # Never blocks: AHEAD tasks fit into any socket buffer. A worker that is gone is reported by `receive`, with
+        # what it did last.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.socket.sendall(_TASK.pack(item))  # never blocks: AHEAD numbers fit into any socket buffer
+            self.socket.sendall(_TASK.pack(item, self._messages.released()))
 
     def receive(self) -> tuple[bool, Any]:
         """(True, result) when one is complete. Raises EOFError when the worker closed its end."""
@@ -87,10 +88,10 @@ class _Worker:
         return _HEADER.size + int(_HEADER.unpack_from(self._data)[0])
 
     def _take(self) -> Any:
-        end, has_descriptor = self._length(), _HEADER.unpack_from(self._data)[1]
+        end, (_, slot, has_descriptor) = self._length(), _HEADER.unpack_from(self._data)
         payload = bytes(self._data[_HEADER.size : end])
         del self._data[:end]
-        return unpack(payload, self._descriptors.pop(0) if has_descriptor else None)
+        return self._messages.unpack(Message(payload, slot, self._descriptors.pop(0) if has_descriptor else None))
 
     def end(self, deadline: float) -> None:
         self.socket.close()
@@ -181,13 +182,16 @@ def _work(
         other.close()
     _obey_only_the_parent()
     stages.take(number)
+    messages = become_sender()
     while task := _read_task(pipe):
+        item, released = _TASK.unpack(task)
+        messages.release(released)
         try:
-            message = pack(function(*_TASK.unpack(task)))
+            message = messages.pack(function(item))
         except Exception:
-            message = pack(_Failure(traceback.format_exc()))
+            message = messages.pack(_Failure(traceback.format_exc()))
         try:
-            _send(pipe, *message)
+            _send(pipe, message)
         except (BrokenPipeError, ConnectionResetError):
             return
         stages.publish("idle")
@@ -206,14 +210,15 @@ def _read_task(pipe: socket.socket) -> bytes:
     return data
 
 
-def _send(pipe: socket.socket, payload: bytes, descriptor: int | None) -> None:
-    message = _HEADER.pack(len(payload), descriptor is not None) + payload
+def _send(pipe: socket.socket, message: Message) -> None:
+    payload, slot, descriptor = message
+    data = _HEADER.pack(len(payload), slot, descriptor is not None) + payload
     try:
-        sent = socket.send_fds(pipe, [message], [] if descriptor is None else [descriptor])
+        sent = socket.send_fds(pipe, [data], [] if descriptor is None else [descriptor])
     finally:
         if descriptor is not None:
             os.close(descriptor)
-    pipe.sendall(message[sent:])
+    pipe.sendall(data[sent:])
 
 
 def _obey_only_the_parent() -> None:

@@ -210,7 +210,7 @@ def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:
 
 
 def _fingerprints(plan: Plan) -> dict[str, str]:
-    return {name: stream.index.fingerprint for name, stream in plan.streams.items()}
+    return {name: stream.fingerprint for name, stream in plan.streams.items()}
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigssl.config import Recipe
+from bigssl.config import Recipe, RemoteConfig
 from bigssl.config_errors import ConfigError, nearest
 from bigssl.data import decode
-from bigssl.data.errors import DataError
+from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex
 from bigssl.data.stream import in_order
 from bigssl.nets.towers import Tower
 
 
-def load_index(url: str, field: str) -> DatasetIndex:
+def load_index(url: str, field: str, remote: RemoteConfig) -> DatasetIndex:
     """The index of a recipe's `field`; ConfigError with the nearest path where there is none."""
     try:
-        return DatasetIndex.load(url)
+        return DatasetIndex.load(url, remote)
     except (DataError, OSError, ImportError) as error:
-        raise ConfigError(f"{field}: value {url!r}: {error}{_nearest_path(url)}") from None
+        raise ConfigError(f"{field}: value {display(url)!r}: {error}{_nearest_path(url)}") from None
 
 
 def _nearest_path(url: str) -> str:
@@ -41,14 +41,14 @@ def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: set[str
         sections |= {f"evaluate.{name}": getattr(recipe.evaluate, name) for name in ("images", "text", "zero_shot")}
     for where, section in sections.items():
         if section is not None:
-            _check_section(where, section, towers)
+            _check_section(where, section, towers, recipe.data.remote)
     zero_shot = recipe.evaluate.zero_shot if recipe.evaluate else None
     if zero_shot is not None and zero_shot.heads not in heads:
         allowed = ", ".join(sorted(heads)) or "none: this objective exports no heads"
         raise ConfigError(f"evaluate.zero_shot.heads: value {zero_shot.heads!r}; allowed: {allowed}")
 
 
-def _check_section(where: str, section: Any, towers: Mapping[str, Tower]) -> None:
+def _check_section(where: str, section: Any, towers: Mapping[str, Tower], remote: RemoteConfig) -> None:
     text_by_default = where == "evaluate.text"
     for field in ("backbone", "image_backbone", "text_backbone"):
         if hasattr(section, field):
@@ -56,7 +56,7 @@ def _check_section(where: str, section: Any, towers: Mapping[str, Tower]) -> Non
             _check_backbone(f"{where}.{field}", getattr(section, field), towers, text)
     for field in ("bank", "queries", "captions"):
         if hasattr(section, field):
-            _check_shards(where, field, section)
+            _check_shards(where, field, section, remote)
     length, text_backbone = getattr(section, "length", None), getattr(section, "text_backbone", section)
     if length is not None:
         name = text_backbone if isinstance(text_backbone, str) else section.backbone
@@ -73,12 +73,12 @@ def _check_backbone(field: str, name: str, towers: Mapping[str, Tower], text: bo
         raise ConfigError(f"{field}: no {kind} backbone {name!r}; allowed: {allowed}{nearest(name, fitting)}")
 
 
-def _check_shards(where: str, field: str, section: Any) -> None:
+def _check_shards(where: str, field: str, section: Any, remote: RemoteConfig) -> None:
     """One sample is read: does it have the label, and can the bank answer k neighbours?"""
     url = getattr(section, field)
-    index = load_index(url, f"{where}.{field}")
+    index, shown = load_index(url, f"{where}.{field}", remote), display(url)
     if field == "bank" and section.k > min(len(index), getattr(section, "bank_limit", len(index))):
-        raise ConfigError(f"{where}.k: value {section.k}; allowed: <= the samples of the bank, {len(index)} in {url}")
+        raise ConfigError(f"{where}.k: value {section.k}; allowed: <= the samples of the bank, {len(index)} in {shown}")
     sample = next(in_order(index, 1))
     meta = decode.meta(decode.field(sample, ("json",)))
     for name in ("label", "pair", "view"):
@@ -86,6 +86,6 @@ def _check_shards(where: str, field: str, section: Any) -> None:
         if wanted is not None and wanted not in meta:
             there = sorted(meta)
             raise ConfigError(
-                f"{where}.{name}: value {wanted!r} is not in the metadata of {url} (sample {sample.key}); allowed: "
+                f"{where}.{name}: value {wanted!r} is not in the metadata of {shown} (sample {sample.key}); allowed: "
                 f"{', '.join(there)}{nearest(wanted, there)}"
             )

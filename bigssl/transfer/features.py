@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.data import augment, decode, text
-from bigssl.data.errors import DataError
+from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex
 from bigssl.data.stream import Sample, Stream, in_order
 from bigssl.nets.norm import has_batch_norm
@@ -141,7 +141,7 @@ def encode_with(encoders: dict[str, Callable[[Tensor], Tensor]], index: DatasetI
         for name, encode in encoders.items():
             vectors[name].append(encode(images.pixels))
     if not keys:
-        raise DataError(f"{index.url}: no samples to encode")
+        raise DataError(f"{display(index.url)}: no samples to encode")
     return {name: Features(torch.cat(parts), keys, meta) for name, parts in vectors.items()}
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from bigssl import distributed
 from bigssl.config import ProbeConfig
-from bigssl.data.errors import DataError
+from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex
 from bigssl.transfer.collapse import feature_std, rankme
 from bigssl.transfer.features import centre, column, decode_pixels, evaluating, forward_images, metadata, read_samples
@@ -26,7 +26,7 @@ class _Share:
     def __init__(self, index: DatasetIndex, *, limit: int, batch: int, size: int, label: str) -> None:
         samples = list(read_samples(index, limit))
         if not samples:
-            raise DataError(f"probe: no samples in {index.url}")
+            raise DataError(f"probe: no samples in {display(index.url)}")
         self.count, world = len(samples), distributed.world()
         calls = -(-self.count // (world * batch))
         self.batch = -(-self.count // (world * calls))
