@@ -109,7 +109,7 @@ def test_series_and_tokenizer(tmp_path: Path, folder: Path, capsys: pytest.Captu
         (["shards", "pack", "{tmp}/t.bin", "{tmp}/out"], "allowed are a folder, .csv, .jsonl, .ts, .tsv, .txt"),
         (["shards", "inspect", "{tmp}"], "run `bigssl shards index {tmp}`"),
         (["shards", "index", "{tmp}"], "no shards"),
-        (["shards", "index", "s3://b/x.tar"], "say with --out"),
+        (["shards", "index", "{tmp}/a/x.tar", "{tmp}/b/y.tar"], "say with --out"),
         (["tokenizer", "train", "{tmp}", "{tmp}/t.json"], "no index"),
     ],
 )
