@@ -21,14 +21,15 @@ what it needs (see `import_streaming`).
 import argparse
 import contextlib
 import csv
-import multiprocessing
+import functools
 import os
 import statistics
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,30 +37,10 @@ import psutil
 import torch
 from measure import RESULTS, device_name, quantiles, write_rows
 from stream_limits import memory_rows, start_rows
-from stream_providers import PROVIDERS, Provider, available, versions
-from stream_samples import Transform, Workload, make_all, workloads
+from stream_providers import PROVIDERS, Batch, available, versions
+from stream_samples import FORK, Transform, Workload, make_all, side_by_side, workloads
 
-FORK = multiprocessing.get_context("fork")
 Row = dict[str, Any]
-
-
-def apart(work: Callable[..., Any], *args: Any) -> Any:
-    """work(*args) in a forked process of its own, which leaves nothing behind that the next one could feel."""
-    here, there = FORK.Pipe(duplex=False)
-
-    def run() -> None:
-        torch.set_num_threads(1)
-        there.send(work(*args))
-
-    process = FORK.Process(target=run)
-    process.start()
-    there.close()
-    try:
-        return here.recv()
-    except EOFError as error:
-        raise RuntimeError(f"{work.__name__}{args[:1]} failed, see above") from error
-    finally:
-        process.join()
 
 
 def cpu_seconds() -> float:
@@ -72,11 +53,27 @@ def cpu_seconds() -> float:
     return total
 
 
-def contents(name: str, folder: Path, workload: Workload, workers: int) -> dict[str, tuple[int, int]]:
+@dataclass(frozen=True)
+class Setting:
+    """One workload, the folder that has it in every format, and how many processes read it."""
+
+    workload: Workload
+    folder: Path
+    workers: int
+
+    def epoch(self, provider: str, keyed: bool) -> Iterable[Batch]:
+        transform = Transform(self.workload.prepare(self.folder), keyed)
+        return PROVIDERS[provider].read(self.folder, transform, self.workload, self.workers)
+
+    @property
+    def processes(self) -> int:
+        return max(self.workers, 1)
+
+
+def contents(setting: Setting, provider: str) -> dict[str, tuple[int, int]]:
     """Key -> (how often it came, checksum of what was decoded) over one epoch of a provider."""
     found: dict[str, tuple[int, int]] = {}
-    transform = Transform(workload.prepare(folder), keyed=True)
-    for keys, batch in PROVIDERS[name].read(folder, transform, workload, workers):
+    for keys, batch in setting.epoch(provider, keyed=True):
         for place, key in enumerate(keys):
             arrays = {field: values[place].numpy() for field, values in batch.items()}
             found[key] = (found.get(key, (0, 0))[0] + 1, checksum(arrays))
@@ -90,6 +87,18 @@ def checksum(arrays: dict[str, Any]) -> int:
     return total
 
 
+def truth(setting: Setting, samples: list[tuple[str, bytes]]) -> dict[str, int]:
+    """Key -> checksum of what is decoded from the bytes in memory."""
+    transform = Transform(setting.workload.prepare(setting.folder), keyed=True)
+
+    def decode(share: list[tuple[str, bytes]]) -> dict[str, int]:
+        arrays = ((key, transform(key, content)) for key, content in share)
+        return {key: checksum({name: value for name, value in found.items() if name != "key"}) for key, found in arrays}
+
+    parts = side_by_side(decode, [samples[part :: setting.processes] for part in range(setting.processes)])
+    return {key: value for part in parts for key, value in part.items()}
+
+
 def complaint(found: dict[str, tuple[int, int]], truth: dict[str, int]) -> str:
     """ "" where an epoch is what it should be, else what is wrong with it."""
     missing, extra = truth.keys() - found.keys(), found.keys() - truth.keys()
@@ -99,77 +108,67 @@ def complaint(found: dict[str, tuple[int, int]], truth: dict[str, int]) -> str:
     return ", ".join(f"{len(keys)} samples {fault}" for fault, keys in faults.items() if keys)
 
 
-def pace(name: str, folder: Path, workload: Workload, workers: int) -> tuple[float, float]:
+def pace(setting: Setting, provider: str) -> tuple[float, float]:
     """(samples a second, processor seconds a sample) of a provider in full flow: workers are up, none is done."""
-    transform = Transform(workload.prepare(folder), keyed=False)
-    idle, batches = 4 * max(workers, 1), workload.samples // workload.batch
+    workload = setting.workload
+    idle, batches = 4 * setting.processes, workload.samples // workload.batch
     begin = cpu = 0.0
-    for number, _ in enumerate(PROVIDERS[name].read(folder, transform, workload, workers), 1):
+    measured = (0.0, 0.0)
+    for number, _ in enumerate(setting.epoch(provider, keyed=False), 1):
         if number == idle:
             begin, cpu = time.perf_counter(), cpu_seconds()
         if number == batches - idle:
             samples = (number - idle) * workload.batch
-            return samples / (time.perf_counter() - begin), (cpu_seconds() - cpu) / samples
-    raise RuntimeError(f"{name} gave fewer than {batches - idle} batches")
+            measured = samples / (time.perf_counter() - begin), (cpu_seconds() - cpu) / samples
+    return measured
 
 
-def decode_pace(samples: list[bytes], folder: Path, workload: Workload, workers: int) -> tuple[float, float]:
-    """The same of the decoding alone: `workers` processes, each over its share of bytes in memory."""
-    prepare = workload.prepare(folder)
-    results, ready = FORK.SimpleQueue(), FORK.Barrier(max(workers, 1))
+def decode_pace(setting: Setting, samples: list[tuple[str, bytes]]) -> tuple[float, float]:
+    """The same of the decoding alone: as many processes, each over its share of bytes in memory."""
+    transform = Transform(setting.workload.prepare(setting.folder), keyed=False)
+    ready = FORK.Barrier(setting.processes)
 
-    def run(share: list[bytes]) -> None:
-        transform = Transform(prepare, keyed=False)
-        for content in share[:64]:
-            transform("", content)
+    def run(share: list[tuple[str, bytes]]) -> tuple[float, float]:
+        for key, content in share[:64]:
+            transform(key, content)
         ready.wait()
         begin, cpu = time.perf_counter(), time.process_time()
-        for content in share:
-            transform("", content)
-        results.put((len(share) / (time.perf_counter() - begin), (time.process_time() - cpu) / len(share)))
+        for key, content in share:
+            transform(key, content)
+        return len(share) / (time.perf_counter() - begin), (time.process_time() - cpu) / len(share)
 
-    processes = [FORK.Process(target=run, args=(samples[part :: max(workers, 1)],)) for part in range(max(workers, 1))]
-    for process in processes:
-        process.start()
-    shares = [results.get() for _ in processes]
-    for process in processes:
-        process.join()
+    shares = side_by_side(run, [samples[part :: setting.processes] for part in range(setting.processes)])
     return sum(rate for rate, _ in shares), statistics.mean(cpu for _, cpu in shares)
 
 
 def speed_rows(args: argparse.Namespace, name: str, folder: Path) -> Iterator[Row]:
     """Rates and ratios of every provider on one workload."""
-    workload = workloads(args.quick)[name]
-    samples = make_all(workload, max(args.workers, 1))
-    chosen, notes = verified(args, workload, samples, folder)
-    runs: dict[str, Callable[[], tuple[float, float]]] = {
-        provider: lambda provider=provider: apart(pace, provider, folder, workload, args.workers) for provider in chosen
-    }
-    contents_only = [content for _, content in samples]
-    runs["decode"] = lambda: apart(decode_pace, contents_only, folder, workload, args.workers)
-    rounds = [{provider: run() for provider, run in runs.items()} for _ in range(args.rounds)]
-    size = sum(map(len, contents_only)) / len(samples)
-    yield from measured(name, rounds, f"{len(samples)} samples of {size / 1e3:.1f} kB, batches of {workload.batch}")
+    setting = Setting(workloads(args.quick)[name], folder, args.workers)
+    samples = make_all(setting.workload, setting.processes)
+    chosen, notes = verified(setting, samples, args.providers)
+    rounds = []
+    for _ in range(args.rounds):
+        times = {provider: side_by_side(functools.partial(pace, setting), [provider])[0] for provider in chosen}
+        rounds.append(times | {"decode": decode_pace(setting, samples)})
+    size = sum(len(content) for _, content in samples) / len(samples)
+    note = f"{len(samples)} samples of {size / 1e3:.1f} kB, batches of {setting.workload.batch}"
+    yield from measured(name, rounds, note)
     for provider, why in notes.items():
         yield {"mode": "speed", "case": name, "provider": provider, "measure": "none", "note": why}
 
 
-def verified(
-    args: argparse.Namespace, workload: Workload, samples: list[tuple[str, bytes]], folder: Path
-) -> tuple[dict[str, Provider], dict[str, str]]:
+def verified(setting: Setting, samples: list[tuple[str, bytes]], wanted: list[str]) -> tuple[list[str], dict[str, str]]:
     """Providers that give each sample once with the right content, and what is wrong with the others."""
     found, missing = available()
-    notes = {name: f"not installed: {why}" for name, why in missing.items() if name in args.providers}
-    transform = Transform(workload.prepare(folder), keyed=True)
-    truth = {key: checksum({k: v for k, v in transform(key, data).items() if k != "key"}) for key, data in samples}
-    chosen = {}
-    for name in (name for name in args.providers if name in found):
-        found[name].write(samples, workload.field, folder)
-        wrong = complaint(apart(contents, name, folder, workload, args.workers), truth)
+    notes = {name: f"not installed: {why}" for name, why in missing.items() if name in wanted}
+    expected, chosen = truth(setting, samples), []
+    for name in (name for name in wanted if name in found):
+        found[name].write(samples, setting.workload.field, setting.folder)
+        wrong = complaint(side_by_side(functools.partial(contents, setting), [name])[0], expected)
         if wrong:
             notes[name] = f"not timed: {wrong}"
         else:
-            chosen[name] = found[name]
+            chosen.append(name)
     return chosen, notes
 
 
@@ -230,13 +229,16 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer samples and rounds")
     parser.add_argument("--mode", choices=["speed", "start", "memory"], nargs="+", default=["speed", "start", "memory"])
-    parser.add_argument("--workloads", choices=list(workloads(True)), nargs="+", default=list(workloads(True)))
+    parser.add_argument(
+        "--workloads", choices=list(workloads(True)), nargs="+", help="default: all, quick: one of each"
+    )
     parser.add_argument("--providers", choices=list(PROVIDERS), nargs="+", default=list(PROVIDERS))
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
     parser.add_argument("--rounds", type=int, help="default: 9, quick 3")
     parser.add_argument("--plot", action="store_true", help="draw the results there are, measure nothing")
     args = parser.parse_args()
     args.rounds = args.rounds or (3 if args.quick else 9)
+    args.workloads = args.workloads or [name for name in workloads(True) if not (args.quick and name == "small-crop")]
     return args
 
 
@@ -248,7 +250,7 @@ def measure_all(args: argparse.Namespace) -> Iterator[Row]:
                     yield from speed_rows(args, case, Path(folder))
                 else:
                     rows = {"start": start_rows, "memory": memory_rows}[mode]
-                    yield from rows(Path(folder), args.workers, args.quick, args.rounds, apart)
+                    yield from rows(Path(folder), args.workers, args.quick, args.rounds)
 
 
 def main() -> None:

@@ -1,15 +1,17 @@
 """How soon the stream starts over a million samples, from any position, and how much memory its workers take."""
 
+import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 from measure import quantiles
+from stream_samples import side_by_side
 
 from bigssl.data.index import DatasetIndex
 from bigssl.data.loader import Loader, make_loader
@@ -58,9 +60,10 @@ def first_batch(data: Path, workers: int, position: int) -> float:
     return time.perf_counter() - begin
 
 
-def start_rows(folder: Path, workers: int, quick: bool, rounds: int, apart: Callable[..., Any]) -> Iterator[Row]:
+def start_rows(folder: Path, workers: int, quick: bool, rounds: int) -> Iterator[Row]:
     data = large_dataset(folder, 1000, 1000)
-    runs = [{p: apart(first_batch, data, workers, p) for p in (0, 10**9)} for _ in range(2 * rounds)]
+    begin = functools.partial(first_batch, data, workers)
+    runs = [{p: side_by_side(begin, [p])[0] for p in (0, 10**9)} for _ in range(2 * rounds)]
     note = f"1000 shards of 1000 samples; at most {START_LIMIT:g} s"
     columns = {
         "first batch, s": [run[0] for run in runs],
@@ -71,6 +74,7 @@ def start_rows(folder: Path, workers: int, quick: bool, rounds: int, apart: Call
         p20, p50, p80 = quantiles(values)
         yield {
             "mode": "start",
+            "case": "1M samples",
             "provider": "ours",
             "measure": measure,
             "p20": p20,
@@ -91,10 +95,10 @@ def footprints(data: Path, workers: int, samples: int) -> list[tuple[float, floa
     return taken
 
 
-def memory_rows(folder: Path, workers: int, quick: bool, rounds: int, apart: Callable[..., Any]) -> Iterator[Row]:
+def memory_rows(folder: Path, workers: int, quick: bool, rounds: int) -> Iterator[Row]:
     shards = 250 if quick else 2000
     data = large_dataset(folder, shards, 1000)
-    taken = apart(footprints, data, max(workers, 1), shards * 1000)
+    (taken,) = side_by_side(functools.partial(footprints, data, max(workers, 1)), [shards * 1000])
     note = f"{shards} shards of 1000 samples; at most {MEMORY_LIMIT:g} MB beyond the batch"
     early = [row for row in taken if 0.1 < row[0] <= 0.3]
     late = [row for row in taken if row[0] > 0.8]

@@ -7,7 +7,6 @@ ends with the epoch. The peers are given what is fastest for each: tensors colla
 import importlib.metadata
 import importlib.util
 import os
-import shutil
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -96,9 +95,9 @@ def mosaic(folder: Path, transform: Transform, workload: Workload, workers: int)
             sample = super().__getitem__(at)
             return transform(sample["key"], sample["data"])
 
-    clean_stale_shared_memory()
     dataset = Decoded(local=str(folder / "mds"), shuffle=True, batch_size=workload.batch)
-    return _keyed(DataLoader(dataset, batch_size=workload.batch, num_workers=workers))
+    yield from _keyed(DataLoader(dataset, batch_size=workload.batch, num_workers=workers))
+    clean_stale_shared_memory()
 
 
 def import_streaming() -> None:
@@ -181,7 +180,3 @@ def _installed(name: str) -> bool:
         return bool(importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
         return False
-
-
-def remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
