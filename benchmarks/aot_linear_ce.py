@@ -28,13 +28,16 @@ from bigssl_kernels import _linear_ce_triton_kernels as kernels
 from bigssl_kernels._configs import Block
 
 DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}
+PRODUCT = {"ADD": True, "GAIN": False, "READ_LOW": False, "WRITE_LOW": False}
+WIDE = {"READ_LOW": True, "WRITE_LOW": True}
 LOGITS = {"BIAS": True, "CAP": True}
 KERNELS = {
     "statistics": (kernels.statistics_kernel, "ce_statistics", LOGITS | {"DETAILS": True}),
     "logits": (kernels.panel_kernel, "ce_panel", LOGITS | {"GRADIENT": False, "GAIN": False}),
     "gradient": (kernels.panel_kernel, "ce_panel", LOGITS | {"GRADIENT": True, "GAIN": False}),
-    "product_x": (kernels.product_kernel, "ce_product", {"BY_TOKEN": True, "ADD": True, "GAIN": False}),
-    "product_w": (kernels.product_kernel, "ce_product", {"BY_TOKEN": False, "ADD": True, "GAIN": False}),
+    "product_x": (kernels.product_kernel, "ce_product", PRODUCT | {"BY_TOKEN": True}),
+    "product_w": (kernels.product_kernel, "ce_product", PRODUCT | {"BY_TOKEN": False}),
+    "product_wide": (kernels.product_kernel, "ce_product", PRODUCT | {"BY_TOKEN": True} | WIDE),
     "softmax": (kernels.softmax_kernel, None, {"GRADIENT": True, "CAP": True, "DETAILS": True}),
     "columns": (kernels.columns_kernel, None, {"ADD": True, "GAIN": False}),
 }
@@ -44,7 +47,7 @@ NUMBERS = {
 }  # fmt: skip
 ALIGNED = NUMBERS - {"tokens", "classes", "width"}  # by the launcher, or in any model whose sizes divide by 16
 FLOATS = {"softcap", "z_loss", "smoothing"}
-POINTERS = {"labels": "*i64", "order": "*i64", "count": "*i64", "best_out": "*i32"}
+POINTERS = {"low": "*u8", "labels": "*i64", "order": "*i64", "count": "*i64", "best_out": "*i32"}
 DATA = {"hidden", "weight", "bias", "panel", "right"}  # pointers to the dtype
 BLOCK = list(Block.__dataclass_fields__)
 FIELDS = ["architecture", "kernel", "dtype", *BLOCK]
@@ -65,13 +68,17 @@ def cases() -> list[dict[str, Any]]:
         for name, (_, family, _) in KERNELS.items():
             for dtype, kind in DTYPES.items():
                 bytes_of = kind.primitive_bitwidth // 8
+                if name == "product_wide" and bytes_of > 2:
+                    continue  # float32 gradients are wide enough
                 block = WITHOUT[name] if family is None else _linear_ce_blocks.SHIPPED[arch, family, bytes_of]
                 table.append(dict(zip(FIELDS, (arch, name, dtype, *dataclasses.astuple(block)), strict=True)))
     return table
 
 
-def pointer(name: str, dtype: str) -> str:
+def pointer(name: str, dtype: str, kernel: str) -> str:
     """Type of an argument that is no compile-time constant."""
+    if name == "out" and kernel == "product_wide":
+        return f"*{dtype}"
     if name in NUMBERS:
         return "i32"
     if name in FLOATS:
@@ -88,7 +95,9 @@ def compile_case(case: dict[str, Any]) -> Any:
         "BM": case["rows"], "BN": case["cols"], "BK": case["features"],
     }  # fmt: skip
     names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else pointer(name, case["dtype"]) for name in names}
+    signature = {
+        name: "constexpr" if name in constants else pointer(name, case["dtype"], case["kernel"]) for name in names
+    }
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)

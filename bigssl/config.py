@@ -15,10 +15,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from bigssl.config_errors import ConfigError, describe, nearest
+from bigssl.config_errors import ConfigError, describe
+from bigssl.config_yaml import apply_override, read_mapping
+from bigssl.limits import Limits
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 
 
 class Section(BaseModel):
@@ -46,14 +49,46 @@ class BackboneConfig(Section):
     compile: bool = Field(False, description="run the backbone through torch.compile")
 
 
-class SourceConfig(Section):
-    """One stream of WebDataset shards."""
+class MixedConfig(Section):
+    """One dataset of a mixture."""
 
     url: str = Field(description="folder with index.json, a .tar, or a brace pattern like data-{000..127}.tar")
+    weight: Annotated[float, Field(gt=0)] = Field(description="share of the samples, relative to the other weights")
+
+
+class SourceConfig(Section):
+    """One stream of WebDataset shards: of one dataset (url), or of several by weight (mix)."""
+
+    url: str | None = Field(None, description="folder with index.json, a .tar, or a brace pattern data-{000..127}.tar")
+    mix: dict[str, MixedConfig] | None = Field(
+        None, min_length=1, description="datasets by a name of your choice, each with url and weight"
+    )
     batch: PositiveInt | None = Field(None, description="samples per step from this source; default batch.size")
-    min_shards: PositiveInt = Field(1, description="refuse to start with fewer shards than this")
+    min_shards: PositiveInt = Field(1, description="refuse to start with fewer shards (of each dataset) than this")
     sequential: bool = Field(False, description="read shards without an index (or pipe:COMMAND) from front to back")
     samples: PositiveInt | None = Field(None, description="sequential: number of samples of the whole source")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SourceConfig:
+        if (self.url is None) == (self.mix is None):
+            given = "neither is" if self.url is None else "both are"
+            raise ValueError(f"exactly one of url and mix is needed; {given} given")
+        if self.sequential != (self.samples is not None) or (self.sequential and self.url is None):
+            raise ValueError(
+                "sequential=true needs url and samples, the number of samples in all shards (positions, epochs and "
+                "equal steps of all ranks rest on it); samples is for sequential sources only"
+            )
+        bad = [name for name in self.mix or {} if not re.fullmatch(NAME, name)]
+        if bad:
+            raise ValueError(f"mix: dataset name {bad[0]!r}; allowed: letters, digits and . _ - (it is part of keys)")
+        return self
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """URL by the field below the source that gives it."""
+        if self.mix is None:
+            return {"url": self.url or ""}
+        return {f"mix.{name}.url": dataset.url for name, dataset in self.mix.items()}
 
 
 class RemoteConfig(Section):
@@ -80,6 +115,14 @@ class DataConfig(Section):
     shuffle_window: PositiveInt = Field(1024, description="samples shuffled together within a lane")
     on_error: Literal["raise", "skip"] = "raise"
     max_errors: Annotated[int, Field(ge=0)] = Field(100, description="bad samples after which `skip` stops as well")
+    limits: Limits = Limits()
+    ledger: bool = Field(False, description="write the keys of every step to ledger-rankN.jsonl in the run folder")
+    watchdog: Annotated[float, Field(ge=0)] = Field(
+        300, description="seconds without a batch after which a rank says what it waits for; 0: never"
+    )
+    watchdog_abort: Annotated[float, Field(ge=0)] = Field(
+        0, description="seconds without a batch that end the run; 0: a slow run is never ended"
+    )
     remote: RemoteConfig = RemoteConfig()
 
 
@@ -194,7 +237,7 @@ class Evaluate(Section):
 class Recipe(Section):
     """Everything a run depends on. `objective` is replaced by the discriminated union of the discovered tasks."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     out: str = Field("", description="run folder; default runs/NAME")
     seed: Annotated[int, Field(ge=0)] = 0
     steps: PositiveInt
@@ -233,9 +276,9 @@ def load_recipe(path: str | Path, overrides: list[str], model: type[Recipe]) -> 
     Raises:
         ConfigError: one line per mistake: field, value, what is allowed, nearest match.
     """
-    values = _read_yaml(Path(path))
+    values = read_mapping(Path(path))
     for override in overrides:
-        _apply(values, override, str(path))
+        apply_override(values, override, str(path))
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -245,56 +288,3 @@ def load_recipe(path: str | Path, overrides: list[str], model: type[Recipe]) -> 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, defaults included; loads back to an equal recipe."""
     return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(f"--config: no file {path}{nearest(path.name, there)}; recipes are in launch/recipes/")
-    try:
-        values = yaml.load(path.read_text(), Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections, found {type(values).__name__}")
-    return values
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's last-one-wins on a repeated key hides half of a recipe; refuse it. Reads `1e-3` as a number."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.YAMLError(f"key {key!r} stands twice, again at line {key_node.start_mark.line + 1}")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-
-def _exponent_number(loader: yaml.SafeLoader, node: Any) -> float:
-    return float(node.value)
-
-
-_EXPONENT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
-_UniqueKeys.add_implicit_resolver("!exponent", _EXPONENT, list("-+0123456789"))
-_UniqueKeys.add_constructor("!exponent", _exponent_number)
-
-
-def _apply(values: dict[str, Any], override: str, path: str) -> None:
-    field, equals, text = override.partition("=")
-    if not equals or not field:
-        raise ConfigError(f"override {override!r}: expected a.b=c, for example optim.lr=0.001")
-    *parents, last = field.split(".")
-    here: Any = values
-    for depth, name in enumerate(parents):
-        here = here.setdefault(name, {})
-        if not isinstance(here, dict):
-            section = ".".join(parents[: depth + 1])
-            raise ConfigError(f"override {override!r}: {section} is a value, not a section, in {path}")
-    try:
-        here[last] = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: value is not YAML: {' '.join(str(error).split())}") from None

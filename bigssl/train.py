@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
-from bigssl import distributed  # noqa: E402
+from bigssl import distributed, limits  # noqa: E402
 from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.config_errors import ConfigError  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     first = os.environ.get("RANK", "0") == "0"
     try:
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union()))
+        limits.use(recipe.data.limits)
         plan = preflight.plan(recipe, preflight.world_size())
     except (ConfigError, DataError) as error:
         if first:
@@ -106,7 +107,7 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
         "objective": recipe.objective.name,
         "steps": recipe.steps,
         "seed": recipe.seed,
-        "data": {name: display(source.url) for name, source in recipe.data.sources.items()},
+        "data": {name: ", ".join(map(display, source.urls.values())) for name, source in recipe.data.sources.items()},
         "image_sizes": {name: tower.size for name, tower in towers if not tower.is_text},
     }
     tokenizers = {name: tower.tokenizer for name, tower in towers if tower.is_text}

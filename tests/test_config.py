@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model
+from bigssl.config import BatchConfig, Recipe, dump_recipe, load_recipe, recipe_model
 from bigssl.config_errors import ConfigError
-from bigssl.engine import preflight
+from bigssl.engine import preflight, preflight_sources
 from bigssl.objectives.base import config_union
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +82,22 @@ def test_overrides_are_yaml_and_make_sections() -> None:
         ("data.sources.emoji.url=bigssl/demo/emoji/trian", ["data.sources.emoji.url", "trian", "nearest: train"]),
         ("data.sources.emoji.min_shards=99", ["data.sources.emoji.url", "7 shards", ">= 99"]),
         ("data.sources.text.batch=80", ["data.sources.text.batch", "value 80", "71 samples"]),
+        ("data.sources.emoji={batch: 8}", ["data.sources.emoji", "exactly one of url and mix", "neither"]),
+        ("data.sources.emoji={url: x, mix: {a: {url: x, weight: 1}}}", ["exactly one of url and mix", "both"]),
+        ("data.sources.emoji={mix: {}}", ["data.sources.emoji.mix", "at least 1"]),
+        ("data.sources.emoji={mix: {a/b: {url: x, weight: 1}}}", ["data.sources.emoji", "'a/b'", "letters"]),
+        ("data.sources.emoji={mix: {a: {url: x, weight: 0}}}", ["data.sources.emoji.mix.a.weight", "value 0", "> 0"]),
+        ("data.sources.emoji={mix: {a: {url: x}}}", ["data.sources.emoji.mix.a.weight", "missing"]),
+        ("data.sources.emoji={mix: {a: {url: demo/trian, weight: 1}}}", ["data.sources.emoji.mix.a.url", "demo/trian"]),
+        (
+            "data.sources.text={mix: {a: {url: bigssl/demo/text/train, weight: 0.123456789012}}, batch: 80}",
+            ["data.sources.text.mix.a", "80 samples", "holds 71", "data.sources.text.batch <= 71"],
+        ),
+        (
+            "data.sources.text={mix: {a: {url: bigssl/demo/text/train, weight: 0.123456789012}, "
+            "b: {url: bigssl/demo/text/train, weight: 1}}}",
+            ["data.sources.text.mix", "0.123456789012", "fewer digits"],
+        ),
         ("evaluate.images.bank=nowhere", ["evaluate.images.bank", "nowhere"]),
         ("evaluate.images.backbone=imag", ["evaluate.images.backbone", "'imag'", "nearest: image"]),
         ("probe.backbone=imag", ["probe.backbone", "'imag'"]),
@@ -111,6 +127,12 @@ def test_mistakes_are_one_line(override: str, words: list[str]) -> None:
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
     assert "batch.size: value 256" in error_of(world=3)
     assert "data.sources.text.batch: value 32; allowed: a multiple of accum × world = 64" in error_of(world=64)
+
+
+def test_the_nearest_batches_that_fit_are_named() -> None:
+    assert "allowed: batch.size 255, 258; or a world of 2, 4" in error_of(world=3)
+    assert "allowed: batch.size 200, 300; or batch.micro 32, 64, 128" in error_of("batch.micro=100")
+    assert "allowed: batch.size 96; or batch.micro 128" in error_of("batch.micro=48", "batch.accum=2")
 
 
 def test_missing_objective_and_missing_file() -> None:
@@ -150,7 +172,8 @@ def test_a_backbone_that_nothing_trains_is_refused() -> None:
 )
 def test_micro_and_accum_are_derived(size: int, micro: Any, accum: Any, world: int, want: tuple[int, int]) -> None:
     batch = {"size": size, "micro": micro, "accum": accum}
-    assert preflight.split_batch(load().model_copy(update={"batch": type(load().batch)(**batch)}), world) == want
+    recipe = load().model_copy(update={"batch": BatchConfig(**batch)})
+    assert preflight_sources.split_batch(recipe, world) == want
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS"])

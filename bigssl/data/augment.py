@@ -1,50 +1,118 @@
 """SimCLR's random views (Chen et al. 2020, appendix A) and the fixed view of evaluation, on PIL pictures.
 
-Everything is integer arithmetic inside Pillow, one C call per step. Results are uint8 [3, H, W]; they are normalised on
-the device, so that a batch travels as a quarter of the bytes.
+A view is drawn before it is made: `SimClrAugment.draw` gives the numbers of a `View`, which `render` here and
+augment_device.py on batches of tensors turn into the same pixels. recipes.py holds the distributions of other papers.
+
+Everything here is integer arithmetic inside Pillow, one C call per step. Results are uint8 [3, H, W]; they are
+normalised on the device, so that a batch travels as a quarter of the bytes.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
+Box = tuple[int, int, int, int]
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+SOLARISE_FROM = 128
+
+
+@dataclass(frozen=True)
+class View:
+    """What happens to a picture, in this order.
+
+    box: left, top, right, bottom of the crop, in pixels. flip: mirror it. factors: of brightness, contrast and
+    saturation (1 keeps). turn: of the hue, in turns. order: of BRIGHTNESS, CONTRAST, SATURATION and HUE. grey. sigma:
+    of the Gaussian blur in pixels of the view (0: none). solarise: invert what is at least SOLARISE_FROM.
+    """
+
+    box: Box
+    flip: bool = False
+    factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    turn: float = 0.0
+    order: tuple[int, ...] = (BRIGHTNESS, CONTRAST, SATURATION, HUE)
+    grey: bool = False
+    sigma: float = 0.0
+    solarise: bool = False
+
+    def arrays(self) -> dict[str, Any]:
+        """The same as numbers and arrays, for `collate`: box and factors float32, order int64."""
+        exact = {
+            "box": np.array(self.box, np.float32),
+            "factors": np.array(self.factors, np.float32),
+            "order": np.array(self.order, np.int64),
+        }
+        return asdict(self) | exact
+
 
 @dataclass(frozen=True)
 class SimClrAugment:
-    """One random view of a picture: (RGB picture, generator) -> uint8 [3, size, size].
+    """Random views of a picture: (RGB picture, generator) -> uint8 [3, size, size].
 
     size: side of the view in pixels. min_scale: smallest share of the area that a crop keeps (aspect 3/4 to 4/3).
-    flip: mirror half of them. jitter: strength s of the paper, applied to 80 %: brightness, contrast and saturation
-    by a factor from [1 - .8 s, 1 + .8 s], hue by up to ±.2 s turns, in random order. grey, blur, solarise:
-    probabilities; blur has a sigma from [.1, 2] at 224 pixels, in proportion to `size`.
+    flip: mirror half of them. jitter: strength s of the paper, applied to 80 %: brightness and contrast by a factor
+    from [1 - .8 s, 1 + .8 s], saturation from [1 - `saturation` s, 1 + `saturation` s], hue by up to ±.2 s turns, in
+    random order. grey, blur, solarise: probabilities; blur has a sigma from [.1, 2] at 224 pixels, in proportion to
+    `size`.
     """
 
     size: int
     min_scale: float = 0.2
     flip: bool = True
     jitter: float = 1.0
+    saturation: float = 0.8
     grey: float = 0.2
     blur: float = 0.5
     solarise: float = 0.0
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        view = _random_crop(image, self.size, self.min_scale, rng)
-        chances = rng.random(5)
-        if self.flip and chances[0] < 0.5:
-            view = ImageOps.mirror(view)
-        if chances[1] < 0.8 and self.jitter > 0:
-            view = jitter(view, self.jitter, rng)
-        if chances[2] < self.grey:
-            view = view.convert("L").convert("RGB")
-        if chances[3] < self.blur:
-            view = blur(view, rng.uniform(0.1, 2.0) * self.size / 224)
-        if chances[4] < self.solarise:
-            view = ImageOps.solarize(view, 128)
-        return to_array(view)
+        return render(image, self.draw(*image.size, rng), self.size)
+
+    @property
+    def largest_sigma(self) -> float:
+        """Of the blur, in pixels of the view; 0 where there is none."""
+        return 2.0 * self.size / 224 if self.blur > 0 else 0.0
+
+    def draw(self, width: int, height: int, rng: np.random.Generator) -> View:
+        """A view of a picture of `width` × `height`."""
+        box = crop_box(width, height, self.min_scale, rng)
+        flip, jitter, grey, blur, solarise = rng.random(5).tolist()
+        colours = self._colours(rng) if jitter < 0.8 and self.jitter > 0 else {}
+        return View(
+            box,
+            flip=self.flip and flip < 0.5,
+            **colours,
+            grey=grey < self.grey,
+            sigma=rng.uniform(0.05, 1.0) * self.largest_sigma if blur < self.blur else 0.0,
+            solarise=solarise < self.solarise,
+        )
+
+    def _colours(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Four changes in random order, as the paper's released code does it."""
+        draws = rng.random(5).tolist()
+        spreads = [0.8 * self.jitter, 0.8 * self.jitter, self.saturation * self.jitter]
+        lows = [max(0.0, 1 - spread) for spread in spreads]
+        factors = [low + draw * (1 + spread - low) for low, draw, spread in zip(lows, draws, spreads, strict=False)]
+        turn = (2 * draws[3] - 1) * min(0.2 * self.jitter, 0.5)
+        return {"factors": tuple(factors), "turn": turn, "order": _ORDERS[int(draws[4] * len(_ORDERS))]}
+
+
+def render(image: Image.Image, view: View, size: int) -> np.ndarray:
+    """`view` of an RGB picture: uint8 [3, size, size]."""
+    changed = image.resize((size, size), Image.Resampling.BICUBIC, box=view.box)
+    if view.flip:
+        changed = ImageOps.mirror(changed)
+    changed = jitter(changed, view)
+    if view.grey:
+        changed = changed.convert("L").convert("RGB")
+    changed = blur(changed, view.sigma)
+    if view.solarise:
+        changed = ImageOps.solarize(changed, SOLARISE_FROM)
+    return to_array(changed)
 
 
 def blur(image: Image.Image, sigma: float) -> Image.Image:
@@ -64,7 +132,7 @@ def center(image: Image.Image, size: int) -> np.ndarray:
     return to_array(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
-def crop_box(width: int, height: int, min_scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def crop_box(width: int, height: int, min_scale: float, rng: np.random.Generator) -> Box:
     """(left, top, right, bottom) of a crop with area in [min_scale, 1] of the whole and log-uniform aspect 3/4 to 4/3.
 
     Ten attempts, then the largest middle square of the picture: Inception's rule, which the paper uses.
@@ -81,20 +149,13 @@ def crop_box(width: int, height: int, min_scale: float, rng: np.random.Generator
     return left, top, left + side, top + side
 
 
-def _random_crop(image: Image.Image, size: int, min_scale: float, rng: np.random.Generator) -> Image.Image:
-    box = crop_box(*image.size, min_scale, rng)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-
-
-def jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    """Colour jitter of `strength` s: four changes in random order, as the paper's released code does it."""
-    spread = 0.8 * strength
-    low, high = max(0.0, 1 - spread), 1 + spread
-    draws = rng.random(5).tolist()
-    factors = [low + draw * (high - low) for draw in draws[:3]]
-    turn = (2 * draws[3] - 1) * min(0.2 * strength, 0.5)
-    for change in _ORDERS[int(draws[4] * len(_ORDERS))]:
-        image = hue(image, turn) if change == 3 else _BLENDS[change](image, factors[change])
+def jitter(image: Image.Image, view: View) -> Image.Image:
+    """The changes of colour of `view`, in its order."""
+    for change in view.order:
+        if change == HUE:
+            image = hue(image, view.turn)
+        elif view.factors[change] != 1:
+            image = _BLENDS[change](image, view.factors[change])
     return image
 
 

@@ -6,21 +6,21 @@ computes it: every item is a pure function of (streams, seed, rank, world, numbe
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bigssl.data.collate import collate
 from bigssl.data.errors import DataError
+from bigssl.data.order import Order, Sample
+from bigssl.data.pinning import Batches, in_thread
 from bigssl.data.rng import sample_rng
-from bigssl.data.stream import Sample, Stream
+from bigssl.data.watchdog import Stages, Watchdog
+from bigssl.data.workers import in_order
 
 Prepare = Callable[[Sample, np.random.Generator], dict[str, Any]]
 
@@ -54,10 +54,10 @@ def _each(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 @dataclass
-class MicroBatches(Dataset):
+class MicroBatches:
     """Item i is micro-batch i % accum of global step i // accum, for one rank."""
 
-    streams: dict[str, Stream]
+    streams: dict[str, Order]
     sizes: dict[str, int]
     prepare: Prepare
     assemble: Callable[[dict[str, Any]], Any]
@@ -65,6 +65,8 @@ class MicroBatches(Dataset):
     rank: int
     world: int
     accum: int
+    stages: Stages = field(default_factory=lambda: Stages(0, {}))
+    stride: int = 0  # items from one that a process computes to its next; 0: it is not known
 
     def __getitem__(self, item: int) -> Batch | DataError:
         """The batch, or the error that stops the run: raised by the loader, so that it has no worker's traceback."""
@@ -74,27 +76,47 @@ class MicroBatches(Dataset):
             return error
 
     def _batch(self, item: int) -> Batch:
-        parts: dict[str, Any] = {}
-        keys: dict[str, list[str]] = {}
-        errors: list[str] = []
-        for name, stream in self.streams.items():
-            places = self._places(name, item)
-            if stream.remote:
-                stream.announce(places, self._places(name, item + _stride()))
-            loaded = [self._load(stream, int(place), errors) for place in places]
-            keys[name] = [key for key, _ in loaded]
-            parts[name] = collate([prepared for _, prepared in loaded], name or "sample")
+        loaded, errors = self.samples(*divmod(item, self.accum))
+        self.stages.publish("collating")
+        keys = {name: [key for key, _ in pairs] for name, pairs in loaded.items()}
+        parts = {name: collate([data for _, data in pairs], name or "sample") for name, pairs in loaded.items()}
         return Batch(self.assemble(parts), keys, errors)
 
-    def _places(self, name: str, item: int) -> np.ndarray:
-        step, micro = divmod(item, self.accum)
-        return self.streams[name].micro_batch(step, self.sizes[name], self.rank, self.world, micro, self.accum)
+    def places(self, step: int, micro: int) -> dict[str, list[int]]:
+        """Positions by source of one micro-batch, in order."""
+        deal = (self.rank, self.world, micro, self.accum)
+        return {name: s.micro_batch(step, self.sizes[name], *deal).tolist() for name, s in self.streams.items()}
 
-    def _load(self, stream: Stream, position: int, errors: list[str]) -> tuple[str, dict[str, Any]]:
+    def samples(self, step: int, micro: int) -> tuple[dict[str, list[tuple[str, dict[str, Any]]]], list[str]]:
+        """({source: (key, prepared sample) in order}, what was skipped and why) of one micro-batch."""
+        loaded: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+        errors: list[str] = []
+        wanted = self.places(step, micro)
+        self._announce(step * self.accum + micro, wanted)
+        for name, places in wanted.items():
+            loaded[name] = [self._load(name, place, errors) for place in places]
+        return loaded, errors
+
+    def _announce(self, item: int, wanted: dict[str, list[int]]) -> None:
+        """Have remote samples fetched together: those of this micro-batch and of the next of this process."""
+        remote = [name for name, stream in self.streams.items() if stream.remote]
+        later = self.places(*divmod(item + self.stride, self.accum)) if remote and self.stride else {}
+        for name in remote:
+            self.streams[name].announce(wanted[name], later.get(name, []))
+
+    def close(self) -> None:
+        """End threads and connections of the streams: a fork would get half of them."""
+        for stream in self.streams.values():
+            stream.close()
+
+    def _load(self, name: str, position: int, errors: list[str]) -> tuple[str, dict[str, Any]]:
         """Key and prepared sample at `position`, or of the first good one that stands in for it."""
+        stream = self.streams[name]
         for place in stream.candidates(position):
             try:
+                self.stages.publish("reading", name, place)
                 sample = stream.read(place)
+                self.stages.publish("preparing", name, place, sample.key)
                 return sample.key, self._prepare(sample)
             except DataError as error:
                 if stream.on_error == "raise":
@@ -111,37 +133,54 @@ class MicroBatches(Dataset):
             raise DataError(f"{where}: {error}") from error
 
 
-def _stride() -> int:
-    """Items from one of this worker to its next."""
-    worker = get_worker_info()
-    return worker.num_workers if worker else 1
+@dataclass
+class Loader:
+    """The batches of `items`, in order; counts what they skipped and stops at the limit of their streams.
 
+    batch: computes an item, in one of `workers` processes (0: in this one). They live as long as an iteration.
+    allowed: bad samples after which a DataError is raised.
+    """
 
-class Loader(DataLoader):
-    """A DataLoader that counts what its batches skipped and stops at the limit of their streams."""
+    batch: Callable[[int], Batch | DataError]
+    items: range
+    workers: int
+    stages: Stages
+    watchdog: Watchdog
+    allowed: int
+    before_fork: Callable[[], None]
+    pin: bool = False
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # Workers live as long as this generator: torch stops them when the iterator below is dropped or exhausted.
-        allowed = min((s.max_errors for s in self.dataset.streams.values()), default=0)  # type: ignore[attr-defined]
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Batch]:
         skipped: set[str] = set()
-        try:
-            for batch in self._start():
-                yield _checked(batch, skipped, allowed)
-        except (ConnectionError, EOFError) as error:  # what is left of the connection to a process that was killed
-            raise RuntimeError("a data worker died; if memory ran out, lower data.workers") from error
+        batches = self._computed()
+        if self.pin:
+            batches = in_thread(batches, _pin) if self.workers else (_pin(batch) for batch in batches)
+        with contextlib.closing(batches):  # now, not when the last traceback that holds it is gone
+            for batch in batches:
+                yield checked(batch, skipped, self.allowed)
 
-    def _start(self) -> Iterator[Any]:
-        """Forks the workers with signals held back until each has arranged how to take them."""
-        for stream in self.dataset.streams.values():  # type: ignore[attr-defined]
-            stream.close()  # threads and connections of this process would be half of themselves in a fork
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            return super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def _computed(self) -> Batches:
+        if self.workers:
+            self.before_fork()
+            return in_order(self.batch, self.items, self.workers, self.stages, self.watchdog)
+        return self._here()
+
+    def _here(self) -> Batches:
+        for item in self.items:
+            with self.watchdog.guarding():
+                batch = self.batch(item)
+            yield batch
 
 
-def _checked(batch: Batch | DataError, skipped: set[str], allowed: int) -> Batch:
+def _pin(batch: Batch | DataError) -> Batch | DataError:
+    return batch.pin_memory() if isinstance(batch, Batch) else batch
+
+
+def checked(batch: Batch | DataError, skipped: set[str], allowed: int) -> Batch:
+    """The batch, its errors added to `skipped`. Raises it where it is an error, and beyond `allowed` errors."""
     if isinstance(batch, DataError):
         raise batch
     skipped.update(batch.errors)
@@ -152,7 +191,7 @@ def _checked(batch: Batch | DataError, skipped: set[str], allowed: int) -> Batch
 
 
 def make_loader(
-    streams: dict[str, Stream],
+    streams: dict[str, Order],
     sizes: dict[str, int],
     prepare: Prepare,
     assemble: Callable[[dict[str, Any]], Any],
@@ -165,51 +204,28 @@ def make_loader(
     start_step: int,
     stop_step: int,
     device_pin: bool,
+    warn_after: float = 0,
+    abort_after: float = 0,
 ) -> Loader:
     """Yields the `Batch` of every micro-batch of steps [start_step, stop_step) for `rank`, in order.
 
     sizes: global samples per step, by source. prepare(sample, generator) -> dict of arrays, in a worker;
-    assemble({source: collated dict}) -> the data of the batch. The content does not depend on `workers`. Raises
-    DataError by the streams' policy.
+    assemble({source: collated dict}) -> the data of the batch. The content does not depend on `workers`.
+    warn_after, abort_after: seconds of the `Watchdog`. Raises DataError by the streams' policy, and when a worker ends.
     """
     for name, stream in streams.items():
         stream.micro_batch(
             0, sizes[name], rank, world, 0, accum
         )  # refuses what cannot be dealt out before a worker starts
-    dataset = MicroBatches(streams, sizes, prepare, assemble, seed, rank, world, accum)
-    options: dict[str, Any] = {}
-    if workers:
-        # fork: prepare() holds tokenizers and settings of the running objective, which need not be picklable
-        options = {"multiprocessing_context": "fork", "prefetch_factor": 2}
+    stages = Stages(workers, streams)
+    batches = MicroBatches(streams, sizes, prepare, assemble, seed, rank, world, accum, stages, max(workers, 1))
     return Loader(
-        dataset,
-        batch_size=None,
-        sampler=range(start_step * accum, stop_step * accum),
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_start_worker,
-        pin_memory=device_pin,
-        **options,
+        batches.__getitem__,
+        range(start_step * accum, stop_step * accum),
+        workers,
+        stages,
+        Watchdog(stages, rank=rank, workers=workers, warn=warn_after, abort=abort_after),
+        allowed=min((stream.max_errors for stream in streams.values()), default=0),
+        before_fork=batches.close,
+        pin=device_pin,
     )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(number: int) -> None:
-    """One thread per worker, and no answer to signals that a terminal or scheduler sends to the whole process group.
-
-    The main process decides when to stop: it may first finish its step and write a checkpoint, for which its workers
-    must live. SIGTERM therefore counts only when the parent itself sent it.
-    """
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})
-    threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _obey_parent(parent: int) -> None:
-    while True:
-        if signal.sigwaitinfo({signal.SIGTERM}).si_pid in (parent, 0):
-            os._exit(0)

@@ -8,14 +8,27 @@ as 1, 2, 3").
 from __future__ import annotations
 
 import hashlib
+from typing import cast
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+
+
+class _Key(ISeedSequence):
+    """Hands a Philox its key. Given as `key=`, NumPy would first ask the system for entropy that it then ignores,
+    which takes longer than to read a small sample."""
+
+    def __init__(self, digest: bytes) -> None:
+        self._digest = digest
+
+    def generate_state(self, n_words: int, dtype: object = np.uint32) -> np.ndarray:
+        return np.frombuffer(self._digest, dtype="<u8")
 
 
 def _philox(*parts: object) -> np.random.Philox:
-    text = "\x1f".join(str(part) for part in parts)
-    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    return np.random.Philox(key=np.frombuffer(digest, dtype="<u8"))
+    text = "\x1f".join(map(str, parts))
+    key = _Key(hashlib.blake2b(text.encode(), digest_size=16).digest())
+    return np.random.Philox(cast(np.random.SeedSequence, key))  # the annotation forgets the interface
 
 
 def sample_rng(seed: int, epoch: int, key: str, salt: str = "") -> np.random.Generator:

@@ -12,16 +12,15 @@ its epoch, each process reads every shard, and nothing tells payloads that chang
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import AbstractContextManager, closing
 from itertools import islice
-from typing import IO, cast
 
 import braceexpand
+import numpy as np
 
 from bigssl.config import RemoteConfig
 from bigssl.data import pipes, rng, storage, tarwalk
@@ -101,6 +100,18 @@ class SequentialStream(Stream):
         epoch, place = divmod(int(position), len(self))
         block, inside = divmod(place, self.window)
         return epoch, block * self.window + int(block_order(self._extent(block), self.seed, epoch, 0, block)[inside])
+
+    def locate_many(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = np.array([self.locate(position) for position in positions], dtype=np.int64).reshape(-1, 2)
+        return found[:, 0], found[:, 1]
+
+    def key(self, position: int) -> str:
+        """Key of the sample at `position`; without an index, it is read for that."""
+        return self.read(position).key
+
+    def shard_at(self, position: int) -> str:
+        """The source: which of its shards holds a position is known when it is read."""
+        return display(self.index.url)
 
     def read(self, position: int) -> Sample:
         """The sample at `position`. Raises DataError naming shard, offset and cause; what broke a pass is raised by
@@ -242,5 +253,5 @@ class _Peeked:
 def _inflated(raw: tarwalk.Readable) -> tarwalk.Readable:
     peeked = _Peeked(raw)
     if peeked.first == b"\x1f\x8b":
-        return cast(tarwalk.Readable, gzip.GzipFile(fileobj=cast(IO[bytes], peeked)))
+        return tarwalk.Inflated(peeked)
     return peeked

@@ -1,20 +1,22 @@
-"""Writes shards: through webdataset's writer, with the index, in one piece or not at all."""
+"""Writes datasets of shards: in parallel, in one piece or not at all, and on from where an interrupted run stopped."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-import webdataset
 from tqdm import tqdm
 
-from bigssl.data import tarwalk
+from bigssl.data import staged
 from bigssl.data.errors import DataError
-from bigssl.data.index import DatasetIndex, build_index
+from bigssl.data.index import DatasetIndex, write_atomic
+from bigssl.data.jobs import each
 from bigssl.data.sources import Item
+from bigssl.data.staged import ShardPlan
 from bigssl.data.tarwalk import split_name
 
 
@@ -38,32 +40,33 @@ def pack(
     shuffle: bool = False,
     compress: bool = False,
     overwrite: bool = False,
+    jobs: int = 1,
+    beside: Mapping[str, bytes] | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, DatasetIndex]:
     """Packs `items` into shards `NAME-000000.tar`, ... with sidecars and manifest; returns the index of each part.
 
     split: ("val", .1) makes `folder/val` of a tenth of the groups and `folder/train` of the rest. shuffle: by a hash of
     (seed, key) instead of the order of the source. compress: gzip that can still be read by range, for small samples,
-    of which a tar is half padding. The same items give the same bytes. Everything is written beside `folder` and
-    renamed when it is complete. Raises DataError for unusable or repeated keys and when `folder` exists without
-    `overwrite`.
+    of which a tar is half padding. jobs: processes, each of which writes one shard at a time. The same items give the
+    same bytes, however many there are. beside: further files of `folder`. Everything is written next to `folder` and
+    renamed when it is complete; after an interruption the same call keeps the finished shards whose sources are as
+    they were. note: is told about that. Raises DataError for unusable or repeated keys and when `folder` exists
+    without `overwrite`.
     """
     folder = Path(folder)
     if shard_size < 1:
         raise DataError(f"shard size {shard_size}: 1 or more samples are allowed")
     if folder.exists() and not overwrite:
         raise DataError(f"{folder} exists; pack into another folder or give --overwrite")
-    staging = folder.with_name(f".{folder.name}.staging")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        for part, members in _parts(list(items), name, split, seed).items():
-            ordered = sorted(members, key=lambda item: _hash(seed, item.key)) if shuffle else members
-            label = f"{name}-{part}" if part else name
-            tars = list(_write_shards(ordered, staging / part, label, shard_size, compress))
-            build_index(tars, staging / part)
+    parts = _parts(list(items), name, split, seed)
+    plans = _plans(parts, name, shard_size, seed if shuffle else None, compress)
+    with staged.staged(folder) as staging:
+        _write(plans, staging, name, jobs, note)
+        staged.assemble(plans, staging)
+        for file, data in (beside or {}).items():
+            write_atomic(staging / file, data)
         _replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    parts = ["train", split[0]] if split else [""]
     return {part: DatasetIndex.load(folder / part) for part in parts}
 
 
@@ -86,7 +89,7 @@ def _check_keys(items: Sequence[Item]) -> None:
         raise DataError("nothing to pack: the source has no samples")
     seen: set[str] = set()
     for item in items:
-        parts = item.key.split("/")
+        parts = item.key.removeprefix("./").split("/")  # tars made of a folder have it before every name
         if split_name(f"{item.key}.x") != (item.key, "x") or item.key.startswith("__") or {"", ".", ".."} & set(parts):
             raise DataError(f"key {item.key!r} cannot name a sample: it must be relative, its last part without a dot")
         if item.key in seen:
@@ -94,41 +97,33 @@ def _check_keys(items: Sequence[Item]) -> None:
         seen.add(item.key)
 
 
-def _write_shards(items: Sequence[Item], folder: Path, name: str, size: int, compress: bool) -> Iterator[Path]:
-    folder.mkdir(parents=True)
-    progress = tqdm(total=len(items), desc=f"packing {name}", unit="sample", disable=None)
-    for number, begin in enumerate(range(0, len(items), size)):
-        tar = folder / f"{name}-{number:06d}.tar"
-        _write_tar(items[begin : begin + size], tar)
-        progress.update(len(items[begin : begin + size]))
-        yield _compress(tar) if compress else tar
-    progress.close()
+def _plans(
+    parts: Mapping[str, list[Item]], name: str, size: int, shuffle: int | None, compress: bool
+) -> list[ShardPlan]:
+    plans = []
+    for part, members in parts.items():
+        if shuffle is not None:
+            members.sort(key=lambda item: _hash(shuffle, item.key))
+        label = f"{name}-{part}" if part else name
+        for number, begin in enumerate(range(0, len(members), size)):
+            plans.append(ShardPlan(part, f"{label}-{number:06d}", members[begin : begin + size], compress))
+    return plans
 
 
-def _write_tar(items: Sequence[Item], tar: Path) -> None:
-    # names, owner, mode and time are fixed, fields are sorted by the writer: equal samples, equal bytes
-    with tar.open("wb") as file:
-        with webdataset.TarWriter(file, user="bigssl", group="bigssl", mtime=0, encoder=False) as writer:
-            for item in items:
-                writer.write({"__key__": item.key, **_load(item)})
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _load(item: Item) -> dict[str, bytes]:
-    try:
-        return item.load()
-    except OSError as error:
-        raise DataError(f"sample {item.key!r}: {error.filename or ''} cannot be read ({error.strerror})") from error
-
-
-def _compress(tar: Path) -> Path:
-    with tar.open("rb") as file:
-        boundaries = [group.start for group in tarwalk.group(tarwalk.walk(file, str(tar)), str(tar))]
-    target = tar.with_name(tar.name + ".gz")
-    tarwalk.compress(tar, target, boundaries)
-    tar.unlink()
-    return target
+def _write(plans: Sequence[ShardPlan], staging: Path, name: str, jobs: int, note: Callable[[str], None]) -> None:
+    found = staged.forget_others(plans, staging)
+    if found:
+        note(f"{staging} is from an interrupted run: {found} finished shards are compared with their sources")
+    kept = outdated = 0
+    total = sum(len(plan.items) for plan in plans)
+    with tqdm(total=total, desc=f"packing {name}", unit="sample", disable=None) as progress:
+        for written in each(partial(staged.write_shard, staging=staging), plans, jobs):
+            progress.update(written.samples)
+            kept, outdated = kept + written.kept, outdated + written.outdated
+    if outdated:
+        note(f"{outdated} of them were made from other sources or options and have been written anew")
+    if kept:
+        note(f"{kept} of {len(plans)} shards were there already")
 
 
 def _replace(staging: Path, folder: Path) -> None:

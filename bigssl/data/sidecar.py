@@ -23,8 +23,7 @@ FORMAT = "bigssl-index-1"
 MEMORY = 128 << 20  # bytes of sidecars per process
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """One field of a sample: byte offset in the (uncompressed) tar, length in bytes, CRC-32 of the content."""
 
     offset: int
@@ -56,6 +55,9 @@ class Row(NamedTuple):
     members: dict[str, Member]
 
 
+_decode = json.JSONDecoder().raw_decode
+
+
 class Sidecar:
     """The verified lines of one sidecar: their offsets in memory, the lines themselves where `read` finds them.
 
@@ -85,7 +87,7 @@ class Sidecar:
         begin, end = int(self._ends[number]) + 1, int(self._ends[number + 1])
         line = self._read(begin, end - begin)
         try:
-            key, start, length, origin, fields = json.loads(line)
+            (key, start, length, origin, fields), _ = _decode(line.decode())  # twice as fast as json.loads of bytes
         except ValueError:
             raise self._stale("it changed while it was in use") from None
         return Row(key, start, length, origin, {name: Member(*values) for name, values in fields.items()})

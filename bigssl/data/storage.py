@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -91,7 +92,9 @@ class RangeReader:
     """Reads byte ranges of local files; keeps up to `limit` of them open. Safe across fork (pread has no shared
     cursor) and pickle."""
 
-    def __init__(self, limit: int = 64) -> None:
+    def __init__(self, limit: int = 384) -> None:
+        # A micro-batch meets a shard per lane, 256 by default, or two where one ends; a lower limit would open a file
+        # for each sample.
         self._limit = limit
         self._files: OrderedDict[str, int] = OrderedDict()
 
@@ -107,12 +110,24 @@ class RangeReader:
     def _open(self, url: str) -> int:
         descriptor = self._files.get(url)
         if descriptor is None:
-            descriptor = os.open(local_path(url), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            self._files[url] = descriptor
+            descriptor = self._files[url] = self._descriptor(url)
+            self._shrink(self._limit)
         self._files.move_to_end(url)
-        while len(self._files) > self._limit:
-            os.close(self._files.popitem(last=False)[1])
         return descriptor
+
+    def _descriptor(self, url: str) -> int:
+        while True:
+            try:
+                return os.open(local_path(url), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._files:
+                    raise
+            self._limit = max(len(self._files) // 2, 1)  # other readers of this process have the rest
+            self._shrink(self._limit - 1)
+
+    def _shrink(self, limit: int) -> None:
+        while len(self._files) > limit:
+            os.close(self._files.popitem(last=False)[1])
 
     def close(self) -> None:
         """Close every file; a later read opens it again."""
@@ -127,11 +142,15 @@ class RangeReader:
 
 
 def _pread(descriptor: int, offset: int, length: int) -> bytes:
-    parts = []
+    data = os.pread(descriptor, min(length, 1 << 30), offset)
+    if len(data) == length or not data:
+        return data
+    parts = [data]
+    offset, length = offset + len(data), length - len(data)
     while length > 0:
         part = os.pread(descriptor, min(length, 1 << 30), offset)
         if not part:
             break
         parts.append(part)
         offset, length = offset + len(part), length - len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)

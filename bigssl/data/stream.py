@@ -13,34 +13,26 @@ not occur. The state of a run is one integer.
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from bigssl import limits
 from bigssl.data import rng, storage, tarwalk
-from bigssl.data.errors import DataError, damaged
+from bigssl.data.errors import DataError, damaged, display
 from bigssl.data.index import DatasetIndex, Row, ShardInfo
+from bigssl.data.order import Order, Sample
 from bigssl.data.prefetch import Extent, ExtentReader
 from bigssl.data.remote import RemoteError
+
+__all__ = ["Sample", "SampleReader", "Stream", "in_order"]
 
 _TOGETHER = 256  # samples that are fetched at once when a dataset is read in order
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One sample: raw bytes per field, and where it stands."""
-
-    key: str
-    fields: dict[str, bytes]
-    position: int
-    epoch: int
-    shard: str
-    source: str
-
-
-class Stream:
+class Stream(Order):
     """An endless, seeded order over `index`; epochs follow one another without a seam.
 
     lanes: logical readers, lowered to the number of samples. window: samples that are shuffled among themselves.
@@ -67,14 +59,20 @@ class Stream:
         self.on_error, self.max_errors = on_error, max_errors
         self._reader = SampleReader(index)
         self._counts = tuple(shard.samples for shard in index.shards)
+        self._size, self._offsets = len(index), index.offsets.tolist()
+        self._epoch: tuple[int, list[int], list[int], int] = (-1, [], [], 0)
 
     def __len__(self) -> int:
         """Samples of one epoch."""
-        return len(self.index)
+        return self._size
+
+    @property
+    def fingerprint(self) -> str:
+        return self.index.fingerprint
 
     def locate(self, position: int) -> tuple[int, int]:
         """(epoch, number of the sample in the index) at `position`, any integer from 0. Costs no read."""
-        size = len(self)
+        size = self._size
         epoch, place = divmod(int(position), size)
         step, lane = divmod(place, self.lanes)
         short, longer = divmod(size, self.lanes)
@@ -82,10 +80,40 @@ class Stream:
         block, inside = divmod(step, self.window)
         extent = min(self.window, length - block * self.window)
         order = block_order(extent, self.seed, epoch, lane, block)
-        shards, starts, turn = _epoch_order(self._counts, self.seed, epoch)
-        place = (begin + block * self.window + int(order[inside]) + turn) % size
-        rank = int(np.searchsorted(starts, place, side="right")) - 1
-        return epoch, int(self.index.offsets[shards[rank]]) + place - int(starts[rank])
+        if epoch != self._epoch[0]:  # the cached function would hash the counts of all shards for every sample
+            self._epoch = epoch, *_epoch_order(self._counts, self.seed, epoch)
+        _, shards, starts, turn = self._epoch
+        place = (begin + block * self.window + order.item(inside) + turn) % size
+        rank = bisect_right(starts, place) - 1
+        return epoch, self._offsets[shards[rank]] + place - starts[rank]
+
+    def shard_at(self, position: int) -> str:
+        return display(self.index.shards[self.index.shard_of(self.locate(position)[1])].url)
+
+    def locate_many(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`locate` of int64 [n] positions at once: one permutation per block that occurs, not per position."""
+        size = len(self)
+        epochs, places = np.divmod(positions, size)
+        steps, lanes = np.divmod(places, self.lanes)
+        short, longer = divmod(size, self.lanes)
+        blocks, inside = np.divmod(steps, self.window)
+        for rows in _groups(epochs, lanes, blocks):
+            first = rows[0]
+            extent = min(self.window, short + (lanes[first] < longer) - blocks[first] * self.window)
+            block = (self.seed, int(epochs[first]), int(lanes[first]), int(blocks[first]))
+            inside[rows] = block_order(int(extent), *block)[inside[rows]]
+        places = lanes * short + np.minimum(lanes, longer) + blocks * self.window + inside
+        for epoch in np.unique(epochs).tolist():
+            rows = np.flatnonzero(epochs == epoch)
+            order, begins, turn = _epoch_order(self._counts, self.seed, epoch)
+            shards, starts = np.array(order), np.array(begins)
+            turned = (places[rows] + turn) % size
+            ranks = np.searchsorted(starts, turned, side="right") - 1
+            places[rows] = self.index.offsets[shards[ranks]] + turned - starts[ranks]
+        return epochs, places
+
+    def key(self, position: int) -> str:
+        return self.index.row(self.locate(position)[1])[1].key
 
     def read(self, position: int) -> Sample:
         """The sample at `position`, verified. Raises DataError naming shard, key, offset and cause."""
@@ -93,7 +121,6 @@ class Stream:
         return self._reader.read(number, position=int(position), epoch=epoch, source=self.source)
 
     def announce(self, now: Iterable[int], later: Iterable[int]) -> None:
-        """Fetch the samples at these positions together: those to be read now, then `later`."""
         try:
             self._reader.announce(*([self.locate(position)[1] for position in part] for part in (now, later)))
         except DataError:  # of an index; where bad samples are skipped, it is counted once for each sample
@@ -102,18 +129,18 @@ class Stream:
 
     @property
     def remote(self) -> bool:
-        """True where `announce` is worth calling."""
         return self._reader.remote
 
     def close(self) -> None:
-        """End threads, close connections and files, as before a fork; a later read starts anew."""
         self._reader.close()
 
     def candidates(self, position: int) -> Iterator[int]:
         """`position`, then, where bad samples are skipped, what stands in for it: the next ones of the same epoch."""
+        yield position
+        if self.on_error == "raise":
+            return
         start, place = position - position % len(self), position % len(self)
-        extra = min(self.max_errors, len(self) - 1) if self.on_error == "skip" else 0
-        for step in range(extra + 1):
+        for step in range(1, min(self.max_errors, len(self) - 1) + 1):
             yield start + (place + step) % len(self)
 
     def global_batch(self, step: int, size: int) -> np.ndarray:
@@ -121,20 +148,12 @@ class Stream:
         positions = np.arange(step * size, (step + 1) * size, dtype=np.int64)
         return positions[np.lexsort((positions, positions % len(self) % self.lanes))]
 
-    def micro_batch(self, step: int, size: int, rank: int, world: int, micro: int, accum: int) -> np.ndarray:
-        """int64 [size / world / accum]: what `rank` reads for micro-batch `micro` of `accum` of a step.
 
-        A rank has a contiguous piece of the global batch and deals it over its micro-batches, so a micro-batch, ranks
-        in order, is `global_batch[micro::accum]` at every world size. Raises DataError when size is not divisible.
-        """
-        if size % (world * accum):
-            allowed = f"a multiple of ranks × accumulation = {world} × {accum}"
-            raise DataError(
-                f"source {self.source!r}: a global batch of {size} samples cannot be dealt out; use {allowed}"
-            )
-        share = size // world
-        piece = self.global_batch(step, size)[rank * share : (rank + 1) * share]
-        return piece[micro::accum]
+def _groups(*columns: np.ndarray) -> list[np.ndarray]:
+    """Row numbers of each set of rows that are equal in all columns."""
+    order = np.lexsort(columns)
+    changes = np.any([np.diff(column[order]) != 0 for column in columns], axis=0)
+    return [rows for rows in np.split(order, np.flatnonzero(changes) + 1) if len(rows)]
 
 
 def _require(true: bool, name: str, value: object, allowed: str) -> None:
@@ -149,7 +168,7 @@ def block_order(size: int, seed: int, epoch: int, lane: int, block: int) -> np.n
 
 
 @lru_cache(maxsize=16)
-def _epoch_order(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _epoch_order(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[list[int], list[int], int]:
     """Permuted shard numbers, the place at which each begins, and by how much the row of samples is turned.
 
     Turning it moves the cuts between lanes: without, a dataset of few shards would be cut at the same places each
@@ -157,7 +176,7 @@ def _epoch_order(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[np.nda
     """
     shards = rng.permutation(len(counts), "shards", seed, epoch)
     starts = np.concatenate([[0], np.cumsum(np.asarray(counts)[shards])[:-1]])
-    return shards, starts, rng.offset(sum(counts), "turn", seed, epoch)
+    return shards.tolist(), starts.tolist(), rng.offset(sum(counts), "turn", seed, epoch)
 
 
 class SampleReader:
@@ -173,6 +192,7 @@ class SampleReader:
     def read(self, number: int, *, position: int | None = None, epoch: int = 0, source: str = "") -> Sample:
         """Sample `number` of the index. Raises DataError naming shard, key, offset and cause."""
         shard, row = self.index.row(number)
+        self._refuse_large(shard, row)
         fields = self.fields(shard, row)
         return Sample(row.key, fields, number if position is None else position, epoch, shard.name, source)
 
@@ -189,6 +209,14 @@ class SampleReader:
             for part in rows
         ]
         self._extents.announce(*extents)
+
+    def ahead(self, numbers: range) -> Iterator[int]:
+        """`numbers` one by one; remote samples are fetched in groups, each before its first is given."""
+        for begin in range(0, len(numbers), _TOGETHER):
+            group = numbers[begin : begin + _TOGETHER]
+            if self.remote:
+                self.announce(group, range(0))
+            yield from group
 
     def fields(self, shard: ShardInfo, row: Row) -> dict[str, bytes]:
         """The verified bytes of every field of a row."""
@@ -238,6 +266,13 @@ class SampleReader:
             raise self._damaged(shard, row, member.offset, cause)
         return data
 
+    def _refuse_large(self, shard: ShardInfo, row: Row) -> None:
+        members = row.members.values()
+        refused = limits.over("member_bytes", max(member.length for member in members))
+        stop = max(member.offset + member.length for member in members)
+        if refused := refused or limits.over("sample_bytes", stop - row.origin):
+            raise self._damaged(shard, row, row.origin, f"sample refused: {refused}")
+
     def _damaged(self, shard: ShardInfo, row: Row, offset: int | None, cause: str) -> DataError:
         return damaged(shard.url, key=row.key, offset=offset, cause=cause, dataset=self.index.url)
 
@@ -246,10 +281,7 @@ def in_order(index: DatasetIndex, limit: int | None = None) -> Iterator[Sample]:
     """Every sample once, in the order of the index: what evaluation and tokenizer training read."""
     reader, size = SampleReader(index), len(index) if limit is None else min(limit, len(index))
     try:
-        for begin in range(0, size, _TOGETHER):
-            if reader.remote:
-                reader.announce(range(begin, min(begin + _TOGETHER, size)), range(0))
-            for number in range(begin, min(begin + _TOGETHER, size)):
-                yield reader.read(number)
+        for number in reader.ahead(range(size)):
+            yield reader.read(number)
     finally:
         reader.close()

@@ -16,9 +16,12 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Protocol, cast
+from typing import IO, Any, Protocol, cast
 
+from bigssl import limits
+from bigssl.data import tarheader
 from bigssl.data.errors import damaged
 
 BLOCK = 512
@@ -26,7 +29,8 @@ _KEY_AND_FIELD = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _FLUSH = b"\x00\x00\xff\xff"  # the empty stored block that ends every flush of a deflate stream
 _GZIP_HEADER = 10
 _CHUNK = 1 << 20
-_EXTENDED_LIMIT = 1 << 20
+_AFTER = 2 * tarfile.RECORDSIZE  # at most that much follows the last sample: padding, end mark, and zeros to a record
+RATIO_FROM = 1 << 20  # bytes of tar; what unpacks to less does no harm, however well it was packed
 
 
 class Readable(Protocol):
@@ -96,19 +100,23 @@ def is_shard(url: str) -> bool:
 
 def walk(file: Readable, url: str) -> Iterator[Entry]:
     """Every regular file of the shard's tar, read once, front to back. Raises DataError at the first damaged byte of
-    structure; payloads are checksummed, not judged."""
-    stream = Stream(_inflated(file) if is_compressed(url) else file, url)
+    structure and at what `bigssl.limits` refuses; payloads are checksummed, not judged."""
+    stream = Stream(file, url)
     override: dict[str, str] = {}
+    members = 0
     while any(block := stream.take(BLOCK, "a header")):
         position = stream.position - BLOCK
-        header = _header(block, url, position)
-        if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
-            override |= _extended(stream, header, url)
+        header = tarheader.parse(block, url, position)
+        if header.type in tarheader.EXTENDED:
+            override |= tarheader.extension(header, stream.take, url, position)
             continue
-        length = int(override.get("size", header.size))
+        members += 1
+        if refused := limits.over("shard_members", members):
+            raise damaged(url, key=None, offset=position, cause=f"number of files refused: {refused}")
+        name, length = tarheader.member(header, override, url, position)
         offset, crc = stream.position, stream.skip(length)
-        if header.isreg():
-            yield Entry(override.get("path", header.name), position, offset, length, crc)
+        if not header.isdir():
+            yield Entry(name, position, offset, length, crc)
         override = {}
     if any(stream.take(BLOCK, "the end mark")):
         raise damaged(
@@ -117,15 +125,46 @@ def walk(file: Readable, url: str) -> Iterator[Entry]:
     stream.drain()
 
 
-def _inflated(file: Readable) -> Readable:
-    return cast(Readable, gzip.GzipFile(fileobj=cast(IO[bytes], file)))
+class _Counting:
+    """A readable stream that remembers how many bytes went through it."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source, self.bytes = source, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._source.read(size)
+        self.bytes += len(data)
+        return data
+
+
+class Refused(zlib.error):
+    """A compressed stream that unpacks to more than `bigssl.limits` allow."""
+
+
+class Inflated:
+    """The content of a gzip stream. Raises Refused, and what `gzip` raises for damage."""
+
+    def __init__(self, packed: Readable) -> None:
+        self._packed, self._unpacked = _Counting(packed), 0
+        self._file = gzip.GzipFile(fileobj=cast(IO[bytes], self._packed))
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, none at the end."""
+        data = self._file.read(size)
+        self._unpacked += len(data)
+        if self._unpacked > RATIO_FROM:
+            refused = limits.over("ratio", self._unpacked // max(1, self._packed.bytes))
+            if refused:
+                raise Refused(f"compression refused: {refused}")
+        return data
 
 
 class Stream:
     """Reads a tar stream forward, knows its position, and turns a missing byte into a DataError that says where."""
 
     def __init__(self, source: Readable, url: str) -> None:
-        self._source, self._url, self.position = source, url, 0
+        self._source = Inflated(source) if is_compressed(url) else source
+        self._url, self.position = url, 0
 
     def take(self, size: int, what: str) -> bytes:
         """Exactly `size` bytes."""
@@ -142,8 +181,6 @@ class Stream:
     def skip(self, length: int) -> int:
         """Passes a file of `length` bytes and its padding; returns the CRC-32 of the file."""
         crc, left = 0, length
-        if length < 0:
-            raise damaged(self._url, key=None, offset=self.position, cause=f"a file of {length} bytes")
         while left:
             part = self.take(min(left, _CHUNK), "a file")
             crc, left = zlib.crc32(part, crc), left - len(part)
@@ -158,43 +195,11 @@ class Stream:
     def _read(self, size: int) -> bytes:
         try:
             return self._source.read(size)
+        except Refused as error:
+            raise damaged(self._url, key=None, offset=self.position, cause=str(error)) from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             cause = f"the compressed stream is damaged or truncated ({error})"
             raise damaged(self._url, key=None, offset=self.position, cause=cause) from error
-
-
-def _header(block: bytes, url: str, position: int) -> tarfile.TarInfo:
-    try:
-        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        raise damaged(url, key=None, offset=position, cause=f"bad tar header ({error})") from error
-
-
-def _extended(stream: Stream, header: tarfile.TarInfo, url: str) -> dict[str, str]:
-    """What a GNU long name or a pax header says about the next file (a global pax header: nothing)."""
-    position = stream.position
-    if not 0 <= header.size <= _EXTENDED_LIMIT:
-        cause = f"an extended header of {header.size} bytes, {_EXTENDED_LIMIT} are allowed"
-        raise damaged(url, key=None, offset=position, cause=cause)
-    body = stream.take(-(-header.size // BLOCK) * BLOCK, "an extended header")[: header.size]
-    if header.type == tarfile.XGLTYPE:
-        return {}
-    if header.type == tarfile.GNUTYPE_LONGNAME:
-        return {"path": body.rstrip(b"\0").decode("utf-8", "surrogateescape")}
-    try:
-        return dict(_pax_records(body))
-    except ValueError as error:
-        raise damaged(url, key=None, offset=position, cause=f"bad pax header ({error})") from error
-
-
-def _pax_records(body: bytes) -> Iterator[tuple[str, str]]:
-    while body:  # each is "LENGTH KEY=VALUE\n", LENGTH counting all of it
-        length = int(body.split(b" ", 1)[0])
-        if not 0 < length <= len(body):
-            raise ValueError(f"a record of {length} bytes")
-        name, value = body[:length].split(b" ", 1)[1].removesuffix(b"\n").split(b"=", 1)
-        yield name.decode(), value.decode("utf-8", "surrogateescape")
-        body = body[length:]
 
 
 def group(entries: Iterator[Entry], url: str) -> Iterator[Group]:
@@ -220,6 +225,8 @@ def group(entries: Iterator[Entry], url: str) -> Iterator[Group]:
             raise damaged(url, key=key, offset=entry.header, cause=f"the field {field!r} occurs twice")
         current.fields[field] = entry
         current.stop = entry.offset + entry.length
+        if refused := limits.over("sample_bytes", current.stop - current.start):
+            raise damaged(url, key=key, offset=current.start, cause=f"sample refused: {refused}")
     if current is not None:
         yield current
 
@@ -242,17 +249,32 @@ def compress(source: Path, target: Path, boundaries: list[int]) -> None:
     The header carries no name and no time, so the same input gives the same bytes.
     """
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9)
-    data = source.read_bytes()
-    with target.open("wb") as out:
+    edges = [0, *(boundary for boundary in boundaries if boundary > 0), source.stat().st_size]
+    crc = 0
+    with source.open("rb") as tar, target.open("wb") as out:
         out.write(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff")
-        previous = 0
-        for boundary in [b for b in boundaries if b > 0]:
-            out.write(deflate.compress(data[previous:boundary]) + deflate.flush(zlib.Z_FULL_FLUSH))
-            previous = boundary
-        out.write(deflate.compress(data[previous:]) + deflate.flush(zlib.Z_FINISH))
-        out.write(zlib.crc32(data).to_bytes(4, "little") + (len(data) & 0xFFFFFFFF).to_bytes(4, "little"))
+        for begin, end in pairwise(edges):
+            crc = _deflate(deflate, tar, end - begin, out, crc)
+            out.write(deflate.flush(zlib.Z_FINISH if end == edges[-1] else zlib.Z_FULL_FLUSH))
+        out.write(crc.to_bytes(4, "little") + (edges[-1] & 0xFFFFFFFF).to_bytes(4, "little"))
 
 
-def inflate_range(data: bytes, limit: int = 1 << 32) -> bytes:
-    """The tar (at most `limit` bytes) from the flush point at which `data` begins. Raises zlib.error."""
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
+def _deflate(deflate: Any, tar: IO[bytes], length: int, out: IO[bytes], crc: int) -> int:
+    while length:
+        part = tar.read(min(length, _CHUNK))
+        out.write(deflate.compress(part))
+        crc, length = zlib.crc32(part, crc), length - len(part)
+    return crc
+
+
+def inflate_range(data: bytes) -> bytes:
+    """The tar from the flush point at which `data` begins, a sample long. Raises zlib.error, Refused too."""
+    most, ratio = limits.current().sample_bytes + _AFTER, limits.current().ratio
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    tar = inflate.decompress(data, min(most, max(RATIO_FROM, ratio * len(data))) + 1)
+    refused = limits.over("sample_bytes", len(tar) - _AFTER)
+    if not refused and len(tar) > RATIO_FROM:
+        refused = limits.over("ratio", -(-len(tar) // len(data)))
+    if refused:
+        raise Refused(f"compression refused: {refused}")
+    return tar

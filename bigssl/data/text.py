@@ -1,10 +1,10 @@
-"""WordPiece tokenizers, fixed-length encoding, BERT's masking, random windows of long texts."""
+"""WordPiece tokenizers, encoding to a fixed length or in pieces of it, BERT's masking, random windows of long texts."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
+from bigssl.data.masking import corrupt, select_tokens
 
 SPECIALS = {
     "pad_token": "[PAD]",
@@ -20,7 +21,6 @@ SPECIALS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-IGNORE = -100  # the label of a position that has no loss
 _WORD_LENGTH = 5  # about
 _WORD_START = re.compile(r"(?<=\s)\S")
 
@@ -84,10 +84,43 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
     """(input_ids, attention_mask), both int64 [length]: [CLS] text [SEP], cut or padded."""
-    ids = tokenizer(text, truncation=True, max_length=length, return_attention_mask=False)["input_ids"]
+    input_ids, attention_mask, _ = encode_words(tokenizer, text, length)
+    return input_ids, attention_mask
+
+
+def encode_words(
+    tokenizer: PreTrainedTokenizerFast, text: str, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(input_ids, attention_mask, words), int64 [length]: as `encode`, and the number of each token's word, -1 at
+    special tokens and padding."""
+    encoding = tokenizer(text, truncation=True, max_length=length, return_attention_mask=False)
+    ids = encoding["input_ids"]
     input_ids = np.full(length, tokenizer.pad_token_id, dtype=np.int64)
     input_ids[: len(ids)] = ids
-    return input_ids, (np.arange(length) < len(ids)).astype(np.int64)
+    words = np.full(length, -1, dtype=np.int64)
+    words[: len(ids)] = _words(tokenizer, ids, encoding.word_ids())
+    return input_ids, (np.arange(length) < len(ids)).astype(np.int64), words
+
+
+def encode_pieces(
+    tokenizer: PreTrainedTokenizerFast, text: str, length: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(input_ids, words) as of `encode_words`, without padding, of each piece of a text: [CLS] piece [SEP].
+
+    The text is cut every `length` - 2 tokens and none is left out; a text without tokens gives [CLS] [SEP].
+    """
+    encoding = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    ids, numbers, inside = encoding["input_ids"], encoding.word_ids(), length - 2
+    for begin in range(0, max(len(ids), 1), inside):
+        piece = slice(begin, begin + inside)
+        framed = [tokenizer.cls_token_id, *ids[piece], tokenizer.sep_token_id]
+        yield np.array(framed, dtype=np.int64), _words(tokenizer, framed, [None, *numbers[piece], None])
+
+
+def _words(tokenizer: PreTrainedTokenizerFast, ids: list[int], numbers: list[int | None]) -> np.ndarray:
+    """A special token that stands in the text has a number as well; it must not be masked."""
+    words = np.array([-1 if number is None else number for number in numbers], dtype=np.int64)
+    return np.where(special_mask(tokenizer, np.array(ids, dtype=np.int64)), -1, words)
 
 
 def special_mask(tokenizer: PreTrainedTokenizerFast, input_ids: np.ndarray) -> np.ndarray:
@@ -111,16 +144,8 @@ def mask_tokens(
     those 80 % become `mask_id`, 10 % a random entry of the vocabulary, 10 % stay. Labels are the true ids there, -100
     elsewhere.
     """
-    free = ~special_mask
-    selected = free & (rng.random(input_ids.shape) < ratio)
-    places = np.flatnonzero(free)
-    if places.size and not selected.any():
-        selected.flat[places[rng.integers(places.size)]] = True
-    fate = rng.random(input_ids.shape)
-    masked = np.where(selected & (fate < 0.8), mask_id, input_ids)
-    swapped = selected & (fate >= 0.8) & (fate < 0.9)
-    masked[swapped] = rng.integers(vocab_size, size=int(swapped.sum()))
-    return masked, np.where(selected, input_ids, IGNORE)
+    selection = select_tokens(~special_mask, rng, ratio)
+    return corrupt(input_ids, selection, rng, vocab_size=vocab_size, mask_id=mask_id)
 
 
 def random_window(text: str, rng: np.random.Generator, characters: int) -> str:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from bigssl import distributed
 from bigssl.config import Recipe, dump_recipe
+from bigssl.data.ledger import Keys, Ledger
 from bigssl.data.loader import Batch, make_loader
 from bigssl.engine.checkpoint import CheckpointError, CheckpointStore
-from bigssl.engine.clock import Clock
+from bigssl.engine.clock import Clock, DataWait
 from bigssl.engine.guards import Guard
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.preflight import Plan
@@ -71,8 +72,10 @@ class _Run:
         main = distributed.is_main()
         self.metrics = MetricsWriter(recipe.folder, resume_step=start, enabled=main)
         self.progress = Progress(recipe.steps, start, enabled=main)
+        self.ledger = Ledger(recipe.folder, rank=distributed.rank(), world=plan.world, resume_step=start,
+                             enabled=recipe.data.ledger)  # fmt: skip
         self.guard = Guard(recipe.folder, device, keep=recipe.log_every * plan.accum)
-        self.clock = Clock()
+        self.clock, self.data_wait = Clock(), DataWait(recipe.data.workers)
         self.logged, self.skipped = start, 0  # skipped: on this rank, since the last record
         self.all_skipped = sum(int(row.get("data/skipped", 0)) for row in read_metrics(recipe.folder))
 
@@ -85,6 +88,7 @@ class _Run:
                 self._record(done, losses, probe)
             if self.guard.stop or self._due(done) or done == self.recipe.steps:
                 with self.clock("checkpoint"):
+                    self.ledger.flush()
                     saved = done if store.save(self.engine, done) else saved
             if self.guard.stop:
                 return Outcome(saved, self.guard.flag.name or "signal on another rank")
@@ -103,6 +107,7 @@ class _Run:
             plan.streams, plan.sizes, plan.objective.prepare, plan.objective.assemble, seed=self.recipe.seed,
             rank=distributed.rank(), world=plan.world, accum=plan.accum, workers=self.recipe.data.workers,
             start_step=start, stop_step=self.recipe.steps, device_pin=self.device.type == "cuda",
+            warn_after=self.recipe.data.watchdog, abort_after=self.recipe.data.watchdog_abort,
         )  # fmt: skip
         batches = iter(loader)
         for step in range(start, self.recipe.steps):
@@ -113,6 +118,7 @@ class _Run:
         set_learning_rate(self.engine.groups, schedule(self.recipe.optim, step, self.recipe.steps))
         torch.manual_seed(_step_seed(self.recipe.seed, step, distributed.rank()))  # dropout: no state to save
         done: list[Losses] = []
+        keys: list[Keys] = []
         for batch in self._timed(passes):
             data = batch.to(self.device)
             with self.clock("forward"):
@@ -124,6 +130,8 @@ class _Run:
             self.guard.watch(step + 1, losses.total, batch.keys)
             self._note_errors(batch)
             done.append(losses)
+            keys.append(batch.keys)
+        self.ledger.write(step, keys)
         self.plan.objective.after_step(step)
         return done
 
@@ -167,6 +175,8 @@ class _Run:
         self.metrics.write(done, record)
         extra = {"knn": record["probe/knn"]} if "probe/knn" in record else {}
         self.progress.update(done, reduced["loss"], chance["chance"], speed, lap["data_wait"], extra)
+        if slow := self.data_wait.observe(lap):
+            self.progress.note(slow)
 
     def _count_skipped(self, since_last: int) -> int:
         """Bad samples of the whole run, over all ranks and resumes."""
@@ -176,6 +186,7 @@ class _Run:
 
     def close(self) -> None:
         self.metrics.close()
+        self.ledger.close()
         self.progress.close()
         self.guard.flag.restore()
 
@@ -199,7 +210,7 @@ def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:
 
 
 def _fingerprints(plan: Plan) -> dict[str, str]:
-    return {name: stream.index.fingerprint for name, stream in plan.streams.items()}
+    return {name: stream.fingerprint for name, stream in plan.streams.items()}
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,21 +12,22 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerFast
 
-from bigssl.config import BackboneConfig, Recipe, RemoteConfig, SourceConfig, dump_recipe
-from bigssl.config_errors import ConfigError, nearest
+from bigssl.config import BackboneConfig, Recipe, dump_recipe
+from bigssl.config_errors import ConfigError
 from bigssl.data.backends import is_secret
-from bigssl.data.errors import DataError, display, redact
-from bigssl.data.index import DatasetIndex
-from bigssl.data.sequential import SequentialIndex, SequentialStream
-from bigssl.data.stream import Stream
+from bigssl.data.errors import redact
+from bigssl.data.order import Order
 from bigssl.data.text import load_tokenizer
 from bigssl.engine import zero
-from bigssl.engine.preflight_evaluation import check_evaluation, load_index
+from bigssl.engine.preflight_evaluation import check_evaluation
+from bigssl.engine.preflight_sources import source_config, source_order, split_batch
 from bigssl.nets import towers
 from bigssl.objectives.base import Objective, build
 
 RESUMABLE_CHANGES = {
     "out", "log_every", "checkpoint", "probe", "evaluate", "data.workers", "data.on_error", "data.max_errors",
+    "data.limits",
+    "data.ledger", "data.watchdog", "data.watchdog_abort",
     "data.remote",
 }  # fmt: skip
 
@@ -40,7 +40,7 @@ class Plan:
     accum: int
     world: int
     sizes: dict[str, int]
-    streams: dict[str, Stream]
+    streams: dict[str, Order]
     objective: Objective
     backbones: dict[str, towers.Tower]
     bf16: bool
@@ -53,37 +53,37 @@ def plan(recipe: Recipe, world: int) -> Plan:
         ConfigError: field, value, what is allowed.
     """
     micro, accum = split_batch(recipe, world)
-    for name, backbone in recipe.backbones.items():
-        towers.check(name, backbone)
     zero.check(recipe)
     torch.manual_seed(recipe.seed)
+    objective, built = build_networks(recipe)
+    check_evaluation(recipe, built, set(objective.export_heads()))
+    check_folder(recipe)
+    _refuse_secrets(recipe)
+    sizes = batch_sizes(recipe, objective)
+    streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
+    refuse_changed_recipe(recipe)
+    return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
+
+
+def build_networks(recipe: Recipe) -> tuple[Objective, dict[str, towers.Tower]]:
+    """The task and its backbones, with weights on the current default device.
+
+    Raises:
+        ConfigError: field, value, what is allowed.
+    """
+    for name, backbone in recipe.backbones.items():
+        towers.check(name, backbone)
     built = {
         name: towers.Tower(name, config, _tokenizer(name, config)) for name, config in recipe.backbones.items()
     }
     objective = build(recipe.objective, built)
     _refuse_unused(objective, built)
-    check_evaluation(recipe, built, set(objective.export_heads()))
-    _check_folder(recipe)
-    sizes = {name: _source(recipe, name).batch or recipe.batch.size for name in objective.sources()}
-    streams = {name: _stream(recipe, name, sizes[name], accum * world) for name in sizes}
-    _refuse_changed_recipe(recipe)
-    return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
+    return objective, built
 
 
-def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
-    """(micro, accum) with size = micro × accum × world."""
-    batch = recipe.batch
-    accum = batch.accum or (max(1, batch.size // (batch.micro * world)) if batch.micro else 1)
-    micro = batch.micro or batch.size // (accum * world)
-    if micro * accum * world != batch.size:
-        fitting = [m for m in range(1, batch.size + 1) if batch.size % (m * world) == 0]
-        near = sorted(fitting, key=lambda m: abs(m - micro))[:3]
-        allowed = f"batch.micro {', '.join(map(str, sorted(near)))}" if near else f"a batch.size divisible by {world}"
-        raise ConfigError(
-            f"batch.size: value {batch.size} is not micro {micro} × accum {accum} × world {world} = "
-            f"{micro * accum * world}; allowed: {allowed}"
-        )
-    return micro, accum
+def batch_sizes(recipe: Recipe, objective: Objective) -> dict[str, int]:
+    """Samples a step by source, over all ranks. Raises ConfigError for a source that the recipe does not have."""
+    return {name: source_config(recipe, name).batch or recipe.batch.size for name in objective.sources()}
 
 
 def wants_bf16(recipe: Recipe) -> bool:
@@ -94,54 +94,6 @@ def wants_bf16(recipe: Recipe) -> bool:
         return torch.cuda.is_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-
-
-def _source(recipe: Recipe, name: str) -> SourceConfig:
-    names = sorted(recipe.data.sources)
-    if name not in recipe.data.sources:
-        allowed = ", ".join(names)
-        raise ConfigError(f"objective: no source {name!r} under data.sources; allowed: {allowed}{nearest(name, names)}")
-    return recipe.data.sources[name]
-
-
-def _stream(recipe: Recipe, name: str, size: int, parts: int) -> Stream:
-    source, where = _source(recipe, name), f"data.sources.{name}"
-    if size % parts:
-        raise ConfigError(f"{where}.batch: value {size}; allowed: a multiple of accum × world = {parts}")
-    _refuse_secrets(recipe)
-    index, shown = _index(source, where, recipe.data.remote), display(source.url)
-    if len(index.shards) < source.min_shards:
-        raise ConfigError(f"{where}.url: {len(index.shards)} shards in {shown}; allowed: >= {source.min_shards}")
-    if len(index) < size:
-        raise ConfigError(
-            f"{where}.batch: value {size}, but {shown} holds {len(index)} samples in {len(index.shards)} shards; "
-            f"allowed: <= {len(index)} (a batch would hold one sample twice)"
-        )
-    data = recipe.data
-    if isinstance(index, SequentialIndex):
-        return SequentialStream(index, seed=recipe.seed, window=data.shuffle_window, source=name,
-                                on_error=data.on_error, max_errors=data.max_errors)  # fmt: skip
-    return Stream(index, seed=recipe.seed, lanes=data.lanes, window=data.shuffle_window, source=name,
-                  on_error=data.on_error, max_errors=data.max_errors)  # fmt: skip
-
-
-def _index(source: SourceConfig, where: str, remote: RemoteConfig) -> DatasetIndex:
-    if not source.sequential:
-        if source.samples is not None:
-            raise ConfigError(f"{where}.samples: value {source.samples}; allowed: only with {where}.sequential=true")
-        return load_index(source.url, f"{where}.url", remote)
-    if source.samples is None:
-        raise ConfigError(
-            f"{where}.samples: not set; allowed: the number of samples in all shards. Without an index, positions, "
-            "epochs and equal steps of all ranks rest on it"
-        )
-    try:
-        index = SequentialIndex(source.url, source.samples, remote)
-    except (DataError, OSError) as error:
-        raise ConfigError(f"{where}.url: {error}") from None
-    if int(os.environ.get("RANK") or 0) == 0:
-        print(f"{where}: {index.limits}", file=sys.stderr, flush=True)
-    return index
 
 
 def _refuse_secrets(recipe: Recipe) -> None:
@@ -163,7 +115,8 @@ def _tokenizer(name: str, config: BackboneConfig) -> PreTrainedTokenizerFast | N
         raise ConfigError(f"backbones.{name}.tokenizer: value {config.tokenizer!r}: {error}") from None
 
 
-def _check_folder(recipe: Recipe) -> None:
+def check_folder(recipe: Recipe) -> None:
+    """Refuse a run folder that cannot be written to."""
     existing = next(path for path in [recipe.folder, *recipe.folder.absolute().parents] if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):  # permission bits tell root nothing
@@ -180,7 +133,7 @@ def _refuse_unused(objective: Objective, built: Mapping[str, towers.Tower]) -> N
             raise ConfigError(f"backbones.{name}: not used by the objective; remove it, or name it in the objective")
 
 
-def _refuse_changed_recipe(recipe: Recipe) -> None:
+def refuse_changed_recipe(recipe: Recipe) -> None:
     """The same folder means resume: refuse a recipe whose maths differs, naming the fields."""
     path = recipe.folder / "config.yaml"
     if not path.exists():

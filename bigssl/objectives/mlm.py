@@ -1,6 +1,9 @@
 """Masked language modelling: 15 % of the tokens are hidden and predicted (BERT, https://arxiv.org/abs/1810.04805).
 
     text ── window ── tokens ── mask 80/10/10 ── backbone ── head ── cross-entropy on the masked tokens
+
+With `packing`, whole texts, in pieces where they are longer than a row, share rows without seeing each other. A text
+with nothing to mask adds nothing to the loss and is counted in stats/unmaskable.
 """
 
 from __future__ import annotations
@@ -12,12 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from bigssl import distributed
 from bigssl.data import decode
 from bigssl.data import text as textual
+from bigssl.data.collate import Ragged
+from bigssl.data.masking import IGNORE, Unit, corrupt, select
+from bigssl.data.packing import pack, split
 from bigssl.data.stream import Sample
 from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, tower
 
@@ -30,6 +38,11 @@ class Mlm(Objective):
     class Config(ObjectiveConfig):
         backbone: str = "text"
         ratio: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are predicted")
+        masking: Unit = Field("token", description="what is masked as a whole: token, word or span (SpanBERT)")
+        packing: bool = Field(False, description="several texts in a row of the backbone's length, none cut off")
+        longest: int = Field(
+            1 << 18, ge=1, description="packing: characters; a longer text gives a random window of as many each epoch"
+        )
 
     preset = {"objective": {}, "backbones": {"text": "bert"}}
 
@@ -38,23 +51,58 @@ class Mlm(Objective):
         self.config = config
         self.backbone = tower(towers, config.backbone, "objective.backbone", text=True)
         self.head = MaskedLanguageHead(self.backbone.token_embedding)
+        if config.packing:
+            check_packable(self.backbone.model, self.backbone.length, "objective.packing")
 
     def sources(self) -> list[str]:
         return [self.config.source]
 
     def prepare(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
         tokenizer, length = self.backbone.tokenizer, self.backbone.length
-        document = decode.text(decode.field(sample, ("txt",)))
+        document = decode.running_text(sample)
+        if self.config.packing:
+            window = textual.random_window(document, rng, self.config.longest)
+            pieces = [self._mask(*piece, rng) for piece in textual.encode_pieces(tokenizer, window, length)]
+            joined = [Ragged(np.concatenate(parts)) for parts in zip(*pieces, strict=True)]
+            sizes = Ragged(np.array([len(ids) for ids, _ in pieces]))
+            return {"input_ids": joined[0], "labels": joined[1], "sizes": sizes}
         window = textual.random_window(document, rng, length * CHARACTERS_PER_TOKEN)
-        input_ids, attention_mask = textual.encode(tokenizer, window, length)
-        special = textual.special_mask(tokenizer, input_ids)
-        masked, labels = textual.mask_tokens(
-            input_ids, special, rng, vocab_size=len(tokenizer), mask_id=tokenizer.mask_token_id, ratio=self.config.ratio
-        )
+        input_ids, attention_mask, words = textual.encode_words(tokenizer, window, length)
+        masked, labels = self._mask(input_ids, words, rng)
         return {"input_ids": masked, "attention_mask": attention_mask, "labels": labels}
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> Losses:
+    def _mask(
+        self, input_ids: np.ndarray, words: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        tokenizer = self.backbone.tokenizer
+        selection = select(self.config.masking, words, rng, self.config.ratio)
+        return corrupt(input_ids, selection, rng, vocab_size=len(tokenizer), mask_id=tokenizer.mask_token_id)
+
+    def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
+        """Adds how many tokens are labelled, counted where they are: a GPU would have to stop to tell."""
+        batch: dict[str, Any] = super().assemble(by_source)
+        if self.config.packing:
+            batch = self._packed(batch)
+        return batch | {"labelled": int((batch["labels"] != IGNORE).sum())}
+
+    def _packed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        pieces = split(batch, "sizes")
+        useful = [piece for piece in pieces if (piece["labels"] != IGNORE).any()]
+        fill = {"input_ids": self.backbone.tokenizer.pad_token_id, "labels": IGNORE}
+        unmaskable = torch.tensor(1 - len(useful) / len(pieces))
+        return pack(useful, self.backbone.length, fill) | {"unmaskable": unmaskable}
+
+    def _hidden(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Last hidden states; the shares of tokens that are padding, and of texts or pieces with nothing to predict."""
+        if self.config.packing:
+            hidden = packed_tokens(self.backbone.model, batch["input_ids"], batch["segments"], batch["positions"])
+            return hidden, {"padding": (batch["segments"] == 0).float().mean(), "unmaskable": batch["unmaskable"]}
         hidden = self.backbone.tokens(batch["input_ids"], batch["attention_mask"])
-        total = self.head(hidden, batch["labels"]).float()
-        loss = distributed.global_mean(total, (batch["labels"] != -100).sum())
-        return Losses(loss, math.log(self.backbone.vocabulary))
+        unmaskable = (batch["labels"] == IGNORE).all(1).float().mean()
+        return hidden, {"padding": (batch["attention_mask"] == 0).float().mean(), "unmaskable": unmaskable}
+
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        hidden, stats = self._hidden(batch)
+        total = self.head(hidden, batch["labels"], batch["labelled"]).float()
+        loss = distributed.global_mean(total, (batch["labels"] != IGNORE).sum())
+        return Losses(loss, math.log(self.backbone.vocabulary), stats=stats)

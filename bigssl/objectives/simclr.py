@@ -16,7 +16,7 @@ from pydantic import Field
 
 from bigssl import distributed
 from bigssl.data import decode
-from bigssl.data.augment import SimClrAugment
+from bigssl.data.recipes import AugmentConfig, TwoViews
 from bigssl.data.stream import Sample
 from bigssl.nets.heads import ProjectionHead
 from bigssl.nets.towers import Tower
@@ -32,9 +32,12 @@ class Simclr(Objective):
         temperature: float = Field(0.1, gt=0)
         hidden: int = Field(512, ge=1, description="hidden size of the projection head")
         dim: int = Field(128, ge=1, description="size of the contrasted embedding")
-        min_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the image that a crop keeps")
-        jitter: float = Field(1.0, ge=0, description="strength of the colour distortion")
-        blur: float = Field(0.5, ge=0, le=1, description="probability of Gaussian blur")
+        augment: AugmentConfig = AugmentConfig()
+        min_scale: float | None = Field(
+            None, gt=0, le=1, description="smallest share of the image that a crop keeps; default the preset's"
+        )
+        jitter: float | None = Field(None, ge=0, description="strength of the colour distortion; default the preset's")
+        blur: float | None = Field(None, ge=0, le=1, description="probability of blur; default the preset's")
 
     preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
 
@@ -43,8 +46,8 @@ class Simclr(Objective):
         self.config = config
         self.backbone = tower(towers, config.backbone, "objective.backbone", text=False)
         self.head = ProjectionHead(self.backbone.dim, config.hidden, config.dim)
-        self.augment = SimClrAugment(
-            self.backbone.size, min_scale=config.min_scale, jitter=config.jitter, blur=config.blur
+        self.views = TwoViews(
+            config.augment, self.backbone.size, min_scale=config.min_scale, jitter=config.jitter, blur=config.blur
         )
 
     def sources(self) -> list[str]:
@@ -52,10 +55,10 @@ class Simclr(Objective):
 
     def prepare(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
         image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.backbone.size)
-        return {"view1": self.augment(image, rng), "view2": self.augment(image, rng)}
+        return self.views.prepare(image, rng)
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> Losses:
-        views = torch.cat([batch["view1"], batch["view2"]])  # [2B, 3, H, W]
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        views = torch.cat(self.views.of(batch))  # [2B, 3, H, W]
         z1, z2 = self.head(self.backbone.images(views)).float().chunk(2)
         loss = nt_xent(z1, z2, self.config.temperature, group=distributed.group())
         chance = math.log(max(2 * len(z1) * distributed.world() - 1, 1))

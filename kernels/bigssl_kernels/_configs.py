@@ -120,16 +120,29 @@ def choose(kernel: str, data: torch.Tensor, time: Callable[[Block], float] | Non
         time: seconds a block takes; called only while tuning. A block that cannot be launched may raise.
     """
     arch, width, features = architecture(data.device), data.element_size(), data.shape[1]
-    name = torch.cuda.get_device_name(data.device) if data.device.type == "cuda" else data.device.type
-    key = f"{name}/{kernel}/{data.dtype}/{bucket(features)}"
-    winner = _winners(cache_file()).get(key)
+    others = candidates(arch, kernel, width, features)
+    key = f"{kernel}/{data.dtype}/{bucket(features)}"
+    return tuned(key, data.device, shipped(arch, kernel, width, features), others, time)
+
+
+def tuned(
+    key: str, device: torch.device, block: Block, others: list[Block], time: Callable[[Block], float] | None
+) -> Block:
+    """`block`, or what did better than it and `others` on this card, now (where tuning is asked for) or earlier.
+
+    Args:
+        key: what was tuned, beside the card.
+        time: seconds a block takes, or None where nothing can be timed. A block that cannot be launched may raise.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    winner = _winners(cache_file()).get(f"{name}/{key}")
     if winner is not None:
         return winner
     if os.environ.get(TUNE) != "1" or time is None:
-        return shipped(arch, kernel, width, features)
-    seconds = {block: _try(time, block) for block in candidates(arch, kernel, width, features)}
-    best = min(seconds, key=lambda block: seconds[block])
-    remember(key, best)
+        return block
+    seconds = {candidate: _try(time, candidate) for candidate in dict.fromkeys([block, *others])}
+    best = min(seconds, key=lambda candidate: seconds[candidate])
+    remember(f"{name}/{key}", best)
     return best
 
 

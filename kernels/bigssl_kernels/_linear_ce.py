@@ -3,21 +3,55 @@
 `linear_ce_rows` gives each token's loss; its gradient recomputes the logits, because the upstream of each row is known
 only then. `linear_ce_total` gives the weighted sum of the losses; as its gradients need nothing but a factor from
 upstream, it computes them together with the losses and holds them instead of the weight.
+
+Operators take flat arguments: tensors, then the fields of `Options`. Their schemas spell these once, and `problem`
+reads them once, so that no two forms can disagree.
 """
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bigssl_kernels._checks import accumulator
 from bigssl_kernels._dispatch import exact, module, refuse_double_backward
-from bigssl_kernels._linear_ce_terms import Gradients, Options, Statistics, Wanted, losses, slopes
+from bigssl_kernels._linear_ce_sharded import join, sum_over_shards
+from bigssl_kernels._linear_ce_terms import (
+    INPUTS,
+    OPTIONS,
+    WANTED,
+    Gradients,
+    Options,
+    Problem,
+    Statistics,
+    Wanted,
+    losses,
+    slopes,
+)
 
 DEBUG = "BIGSSL_KERNELS_DEBUG"
+THREE = "(Tensor, Tensor, Tensor)"
+TENSORS, FIELDS = INPUTS.count("Tensor"), len(Options._fields)
 
 
-def check_labels(labels: Tensor, kept: Tensor, vocabulary: int) -> None:
+def operator(name: str, schema: str) -> Any:
+    """A custom operator of this family out of a function of flat arguments, with autocast shut out."""
+    make = torch.library.custom_op(f"bigssl_kernels::{name}", mutates_args=(), schema=schema)
+    return lambda function: make(exact(function))
+
+
+def problem(*args: Any) -> tuple[Problem, tuple[Any, ...]]:
+    """Arguments from `hidden` on -> what to compute on, and those behind the options. Labels are checked."""
+    hidden, weight, labels, bias = args[:TENSORS]
+    options = Options(*args[TENSORS : TENSORS + FIELDS])
+    kept = labels != options.ignore_index
+    _check_labels(labels, kept, options.classes)
+    local = labels - options.first if options.first else labels
+    return Problem(hidden, weight, local, bias, kept, options), args[TENSORS + FIELDS :]
+
+
+def _check_labels(labels: Tensor, kept: Tensor, vocabulary: int) -> None:
     """Raise on a label outside the vocabulary: on the CPU always, elsewhere (a device sync) only where asked for."""
     if labels.device.type != "cpu" and os.environ.get(DEBUG) != "1":
         return
@@ -30,23 +64,22 @@ def check_labels(labels: Tensor, kept: Tensor, vocabulary: int) -> None:
         )
 
 
-def outputs(
-    stats: Statistics, kept: Tensor, labels: Tensor, options: Options, details: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def outputs(given: Problem, stats: Statistics, details: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses, logsumexps and, with `details`, correctness and entropies: zero where ignored."""
-    loss, lse = torch.where(kept, losses(stats, options), 0), torch.where(kept, stats.lse, 0)
+    kept = given.kept
+    loss, lse = torch.where(kept, losses(stats, given.options), 0), torch.where(kept, stats.lse, 0)
     if not details:
         return loss, lse, kept.new_empty(0), lse.new_empty(0)
-    return loss, lse, kept & (stats.top == labels), torch.where(kept, stats.lse - stats.moment, 0)
+    return loss, lse, kept & (stats.top == given.labels), torch.where(kept, stats.lse - stats.moment, 0)
 
 
-def present(grads: Gradients, like: tuple[Tensor, Tensor, Tensor | None]) -> tuple[Tensor, ...]:
+def present(grads: Gradients, given: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """Operators return tensors: [0] where there is no gradient, else in the dtype of its input."""
-    first = like[0]
-    return tuple(
-        first.new_empty(0) if grad is None or value is None else grad.to(value.dtype)
-        for grad, value in zip(grads, like, strict=True)
+    first, second, third = (
+        given.hidden.new_empty(0) if grad is None or value is None else grad.to(value.dtype)
+        for grad, value in zip(grads, (given.hidden, given.weight, given.bias), strict=True)
     )
+    return first, second, third
 
 
 def fake_rows(hidden: Tensor, labels: Tensor, details: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -56,130 +89,65 @@ def fake_rows(hidden: Tensor, labels: Tensor, details: bool) -> tuple[Tensor, Te
 
 
 def fake_gradients(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, bool, bool]
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = [
+    first, second, third = (
         hidden.new_empty(0) if value is None or not want else value.new_empty(value.shape)
         for value, want in zip((hidden, weight, bias), wanted, strict=True)
-    ]
-    return grads[0], grads[1], grads[2]
+    )
+    return first, second, third
 
 
-@torch.library.custom_op("bigssl_kernels::linear_ce_rows", mutates_args=())
-@exact
-def linear_ce_rows(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    dtype: torch.dtype,
-    impl: str,
-    details: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses [T], logsumexps [T] and, with `details`, correctness [T] and entropies [T]; zero where ignored."""
-    kept = labels != ignore_index
-    check_labels(labels, kept, weight.shape[0])
-    options = Options(weight.shape[0], label_smoothing, z_loss, softcap, dtype)
-    run = module("linear_ce", impl).forward
-    stats, _ = run(hidden, weight, bias, labels, kept, None, options, details, Wanted(False, False, False))
-    return outputs(stats, kept, labels, options, details)
+@operator("linear_ce_rows", f"({INPUTS}, {OPTIONS}, bool details) -> (Tensor, Tensor, Tensor, Tensor)")
+def linear_ce_rows(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses [T], logsumexps [T] and, with `details`, correctness [T] and entropies [T]; zero where ignored.
+
+    Over all shards where the vocabulary is sharded, without details.
+    """
+    given, (details,) = problem(*args)
+    run = module("linear_ce", given.options.impl).forward
+    stats, _ = run(given, None, details, Wanted(False, False, False))
+    return outputs(given, join(given, stats) if given.options.group else stats, details)
 
 
 @linear_ce_rows.register_fake
-def _(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    dtype: torch.dtype,
-    impl: str,
-    details: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return fake_rows(hidden, labels, details)
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return fake_rows(args[0], args[2], args[-1])
 
 
-@torch.library.custom_op("bigssl_kernels::linear_ce_gradient", mutates_args=())
-@exact
-def linear_ce_gradient(
-    upstream: Tensor,
-    lse: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    dtype: torch.dtype,
-    impl: str,
-    for_hidden: bool,
-    for_weight: bool,
-    for_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of sum_t upstream_t loss_t by hidden, weight and bias, each in its dtype; [0] where not wanted."""
-    options = Options(weight.shape[0], label_smoothing, z_loss, softcap, dtype)
-    by = slopes(upstream.to(lse.dtype), lse, options)
-    grads = module("linear_ce", impl).backward(
-        hidden,
-        weight,
-        bias,
-        labels,
-        labels != ignore_index,
-        lse,
-        by,
-        options,
-        Wanted(for_hidden, for_weight, for_bias and bias is not None),
-    )
-    grad_hidden, grad_weight, grad_bias = present(grads, (hidden, weight, bias))
-    return grad_hidden, grad_weight, grad_bias
+@operator("linear_ce_gradient", f"(Tensor upstream, Tensor lse, {INPUTS}, {OPTIONS}, {WANTED}) -> {THREE}")
+def linear_ce_gradient(upstream: Tensor, lse: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of sum_t upstream_t loss_t by hidden, weight and bias, each in its dtype; [0] where not wanted.
+
+    The gradient by hidden is summed over the shards where the vocabulary is sharded.
+    """
+    given, wanted = problem(*args)
+    by = slopes(upstream.to(lse.dtype), lse, given.options)
+    grads = module("linear_ce", given.options.impl).backward(given, lse, by, Wanted(*wanted))
+    return present(sum_over_shards(grads, given, lse.dtype), given)
 
 
 @linear_ce_gradient.register_fake
-def _(
-    upstream: Tensor,
-    lse: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    dtype: torch.dtype,
-    impl: str,
-    for_hidden: bool,
-    for_weight: bool,
-    for_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_gradients(hidden, weight, bias, (for_hidden, for_weight, for_bias))
+def _(upstream: Tensor, lse: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_gradients(args[0], args[1], args[3], args[-3:])
 
 
 linear_ce_gradient.register_autograd(refuse_double_backward)
 
 
-def _setup_rows(ctx, inputs, output) -> None:
-    hidden, weight, labels, bias, *ctx.options, _ = inputs
+def _setup(ctx, inputs, output) -> None:
+    ctx.options = inputs[TENSORS:-1]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(hidden, weight, labels, bias, output[1])
+    ctx.save_for_backward(*inputs[:TENSORS], output[1])
 
 
-def _rows_backward(ctx, upstream: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    hidden, weight, labels, bias, lse = ctx.saved_tensors
+def _backward(ctx, upstream: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    *tensors, lse = ctx.saved_tensors
     wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
-    grads = linear_ce_gradient(upstream.contiguous(), lse, hidden, weight, labels, bias, *ctx.options, *wanted)
+    grads = linear_ce_gradient(upstream.contiguous(), lse, *tensors, *ctx.options, *wanted)
     for_hidden, for_weight, for_bias = (grad if want else None for grad, want in zip(grads, wanted, strict=True))
-    return for_hidden, for_weight, None, for_bias, *7 * [None]
+    return for_hidden, for_weight, None, for_bias, *(FIELDS + 1) * [None]
 
 
-linear_ce_rows.register_autograd(_rows_backward, setup_context=_setup_rows)
+linear_ce_rows.register_autograd(_backward, setup_context=_setup)

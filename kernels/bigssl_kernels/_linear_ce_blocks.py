@@ -4,12 +4,14 @@ The products walk over features or classes in blocks, so that one block serves e
 """
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bigssl_kernels._configs import FALLBACK, Block, architecture
+from bigssl_kernels._configs import FALLBACK, Block, architecture, tuned
+from bigssl_kernels._similarity_triton import _seconds
 
 
 def _table() -> dict[tuple[str, str, int], Block]:
@@ -21,6 +23,12 @@ def _table() -> dict[tuple[str, str, int], Block]:
 SHIPPED = _table()
 
 
-def block_for(kernel: str, data: Tensor, dtype: torch.dtype) -> Block:
-    """The block of "ce_statistics", "ce_panel" or "ce_product" for products in `dtype` on the device of `data`."""
-    return SHIPPED.get((architecture(data.device), kernel, dtype.itemsize), FALLBACK)
+def block_for(kernel: str, data: Tensor, dtype: torch.dtype, launch: Callable[[Block], object] | None = None) -> Block:
+    """The block of "ce_statistics", "ce_panel" or "ce_product" for products in `dtype` on the device of `data`.
+
+    `launch` runs a block; while tuning it is timed. None where it must not be repeated.
+    """
+    shipped = SHIPPED.get((architecture(data.device), kernel, dtype.itemsize), FALLBACK)
+    same = [block for (_, name, width), block in SHIPPED.items() if (name, width) == (kernel, dtype.itemsize)]
+    time = None if launch is None else _seconds(launch)
+    return tuned(f"{kernel}/{dtype}", data.device, shipped, [*same, FALLBACK], time)

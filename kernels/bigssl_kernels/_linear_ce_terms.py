@@ -11,27 +11,17 @@ from torch import Tensor
 
 
 class Options(NamedTuple):
-    """What a loss is asked for; `classes` is V, of all ranks where the vocabulary is sharded."""
+    """What a loss is asked for: one record for every operator and implementation, flat in the operators' schemas."""
 
-    classes: int
+    classes: int  # V, of all ranks where the vocabulary is sharded
+    first: int  # class of the weight's first row
+    group: str  # the ranks that share the vocabulary, "" for none
+    ignore_index: int
     label_smoothing: float
     z_loss: float
     softcap: float | None
     dtype: torch.dtype  # of matrix products
-
-
-class Statistics(NamedTuple):
-    """Of each token's logits, [T] in the accumulator's dtype; undefined where the label is ignored.
-
-    `target` is NaN where the label lies outside the vocabulary. `top` (the first class of the largest logit) and
-    `moment` (sum of probability x logit) are [0] unless details are wanted.
-    """
-
-    lse: Tensor
-    target: Tensor
-    total: Tensor
-    top: Tensor
-    moment: Tensor
+    impl: str
 
 
 class Wanted(NamedTuple):
@@ -40,6 +30,40 @@ class Wanted(NamedTuple):
     hidden: bool
     weight: bool
     bias: bool
+
+
+class Problem(NamedTuple):
+    """What an implementation computes on. Labels count from the first row of the weight."""
+
+    hidden: Tensor  # [T, H]
+    weight: Tensor  # [V, H], or a shard of its rows
+    labels: Tensor  # int64 [T]
+    bias: Tensor | None  # [V], or a shard
+    kept: Tensor  # bool [T]: the label is not ignored
+    options: Options
+
+
+# The arguments that every operator takes, as its schema spells them; those of `Options` and `Wanted` in their order.
+INPUTS = "Tensor hidden, Tensor weight, Tensor labels, Tensor? bias"
+OPTIONS = (
+    "SymInt classes, SymInt first, str group, SymInt ignore_index, float label_smoothing, float z_loss, "
+    "float? softcap, ScalarType dtype, str impl"
+)
+WANTED = "bool for_hidden, bool for_weight, bool for_bias"
+
+
+class Statistics(NamedTuple):
+    """Of each token's logits, [T] in the accumulator's dtype; undefined where the label is ignored.
+
+    `target` is NaN where the label lies outside the vocabulary. `total` is only right with label smoothing. `top` (the
+    first class of the largest logit) and `moment` (sum of probability x logit) are [0] unless details are wanted.
+    """
+
+    lse: Tensor
+    target: Tensor
+    total: Tensor
+    top: Tensor
+    moment: Tensor
 
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # by hidden, weight, bias: None where not wanted

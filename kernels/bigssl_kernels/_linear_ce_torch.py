@@ -3,7 +3,8 @@
 Two shapes, both deterministic. `forward` walks over panels of rows: where gradients are wanted at once and their
 upstream is known, each panel's logits become its gradient in place, so that nothing is computed twice (6 t H V flops).
 `backward` walks over slices of the vocabulary and recomputes their logits (2 t H V more): each slice of the weight's
-gradient is written once, from one product over all kept rows, without a wider copy of [V, H].
+gradient is written once, from one product over all kept rows, without a wider copy of [V, H]. Slices add up in the
+gradient by hidden, with 8 bits more than it has (`_linear_ce_wide`).
 
 Shapes of tensors follow the number of kept rows, which the host has to know: on a GPU this costs one sync (the Triton
 kernels need none).
@@ -14,13 +15,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from bigssl_kernels import _linear_ce_wide as wide_sum
 from bigssl_kernels._checks import accumulator
-from bigssl_kernels._linear_ce_terms import Gradients, Options, Statistics, Wanted, slopes
+from bigssl_kernels._linear_ce_terms import Gradients, Options, Problem, Statistics, Wanted, slopes
 
 PANEL = 40 << 20  # bytes of logits at a time on a CPU; a GPU needs larger products
 PANEL_ELSEWHERE = 160 << 20
-CHUNK = 1 << 18  # logits that pass from softmax to gradient while they are in the cache
+LIMIT = 224 << 20  # bytes of logits together with what else grows with kept rows x features
+CHUNK = 1 << 17  # logits that pass from softmax to gradient while they are in the cache
+ADDED = 1 << 20  # entries of the gradient by hidden that are added up at a time
 NARROWEST = 128
+ALIGNED = 64  # rows of logits begin at multiples of these: float32 products are 1.4 times as fast as elsewhere
 FEWEST = 64  # rows below which adding up the weight's gradient costs more than recomputing logits
 
 
@@ -29,9 +34,21 @@ def _wide_enough(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _budget(x: Tensor) -> int:
-    """Logits in a panel."""
-    return (PANEL if x.device.type == "cpu" else PANEL_ELSEWHERE) // x.element_size()
+def _budget(x: Tensor, taken: int = 0) -> int:
+    """Logits in a panel, `taken` bytes being in use beside it."""
+    panel = PANEL if x.device.type == "cpu" else PANEL_ELSEWHERE
+    return min(panel, max(LIMIT - taken, panel // 4)) // x.element_size()
+
+
+def _room(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Uninitialised [rows, columns] in aligned rows."""
+    return x.new_empty(rows, -(-columns // ALIGNED) * ALIGNED)[:, :columns]
+
+
+def _kept_rows(given: Problem) -> tuple[Tensor, Tensor]:
+    """Numbers of the kept rows [t], and their hidden states [t, H] in the dtype of products."""
+    index, dtype = given.kept.nonzero().squeeze(1), _wide_enough(given.options.dtype)
+    return index, (given.hidden if len(index) == len(given.kept) else given.hidden[index]).to(dtype)
 
 
 def slices(length: int, longest: int) -> Iterator[slice]:
@@ -47,7 +64,7 @@ def _products(x: Tensor, weight: Tensor, room: Tensor) -> Tensor:
     if weight.dtype == x.dtype:
         return torch.mm(x, weight.T, out=panel)
     for piece in _casts(weight):
-        panel[:, piece] = x @ weight[piece].to(x.dtype).T
+        torch.mm(x, weight[piece].to(x.dtype).T, out=panel[:, piece])
     return panel
 
 
@@ -76,13 +93,14 @@ def _blank(rows: int, x: Tensor, details: bool) -> Statistics:
     return Statistics(lse, target, total, lse.new_zeros(extra, dtype=torch.int64), lse.new_zeros(extra))
 
 
-def _measure(logits: Tensor, labels: Tensor, stats: Statistics, rows: slice) -> Tensor:
+def _measure(logits: Tensor, labels: Tensor, stats: Statistics, rows: slice, smoothed: bool) -> Tensor:
     """Fill in the statistics of some rows of logits [c, V]; gives back their probabilities."""
     highest, probabilities = logits.amax(1), logits.softmax(1)
     stats.lse[rows] = highest - probabilities.amax(1).log()
     inside, column = _within(labels, 0, logits.shape[1])
     stats.target[rows] = logits.gather(1, column).squeeze(1).masked_fill_(~inside, float("nan"))
-    stats.total[rows] = logits.sum(1)
+    if smoothed:
+        stats.total[rows] = logits.sum(1)
     if len(stats.top):
         stats.top[rows] = logits.argmax(1)
         stats.moment[rows] = (probabilities * logits).sum(1)
@@ -115,79 +133,78 @@ def _panels_suffice(x: Tensor, weight: Tensor) -> bool:
     return x.shape[0] <= rows or (rows >= FEWEST and weight.dtype == accumulator(x.dtype))
 
 
-def forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+def forward(given: Problem, upstream: Tensor | None, details: bool, wanted: Wanted) -> tuple[Statistics, Gradients]:
+    """Statistics of all tokens and, given the `upstream` of their losses [T], the wanted gradients."""
+    index, x = _kept_rows(given)
+    if upstream is not None:
+        upstream = upstream[index].to(accumulator(x.dtype))
+    at_once = upstream is not None and _panels_suffice(x, given.weight)
+    labels = given.labels[index]
+    stats, grads = _by_rows(given, index, x, labels, upstream if at_once else None, details, wanted)
+    known = 5 if details else 3
+    everywhere = Statistics(*(_spread(value, index, len(given.kept)) for value in stats[:known]), *stats[known:])
+    if upstream is not None and not at_once:
+        by = slopes(upstream, stats.lse, given.options)
+        grads = _by_slices(given, index, x, labels, stats.lse, by, wanted)
+    return everywhere, grads
+
+
+def _by_rows(
+    given: Problem,
+    index: Tensor,
+    x: Tensor,
     labels: Tensor,
-    kept: Tensor,
     upstream: Tensor | None,
-    options: Options,
     details: bool,
     wanted: Wanted,
 ) -> tuple[Statistics, Gradients]:
-    """Statistics of all tokens and, given the `upstream` of their losses [T], the wanted gradients."""
-    index = kept.nonzero().squeeze(1)
-    x, labels = hidden[index].to(_wide_enough(options.dtype)), labels[index]
+    """Statistics of kept rows x [t, H] and, given the `upstream` of each, the wanted gradients, panel by panel."""
+    weight, bias, options = given.weight, given.bias, given.options
     stats = _blank(len(index), x, details)
-    panels = upstream is not None and _panels_suffice(x, weight)
-    grad_x, grad_weight, grad_bias = grads = _empty(x, weight, wanted) if panels else (None, None, None)
-    given = upstream[index].to(stats.lse.dtype) if upstream is not None else None
+    grads = _empty(given, x, wanted) if upstream is not None else (None, None, None)
     pieces = list(slices(len(index), _budget(x) // weight.shape[0]))
-    room = x.new_empty(pieces[0].stop if pieces else 0, len(weight))
+    room = _room(x, pieces[0].stop if pieces else 0, len(weight))
     for number, rows in enumerate(pieces):
         panel = _products(x[rows], weight, room)
         for piece in slices(len(panel), CHUNK // weight.shape[0]):
             part = slice(rows.start + piece.start, rows.start + piece.stop)
             logits = _logits(panel[piece], bias, options.softcap)
-            probabilities = _measure(logits, labels[part], stats, part)
-            if panels and given is not None:
-                by = slopes(given[part], stats.lse[part], options)
+            probabilities = _measure(logits, labels[part], stats, part, options.label_smoothing > 0)
+            if upstream is not None:
+                by = slopes(upstream[part], stats.lse[part], options)
                 panel[piece] = _differentiate(probabilities, logits, 0, labels[part], by, options)
-        if panels:
-            _multiply(panel, x[rows], weight, number == 0, None if grad_x is None else grad_x[rows], *grads[1:])
-    known = 5 if details else 3
-    everywhere = Statistics(*(_spread(value, index, len(kept)) for value in stats[:known]), *stats[known:])
-    if panels:
-        return everywhere, (_finish(grad_x, index, hidden), grad_weight, grad_bias)
-    if given is None:
-        return everywhere, grads
-    by = slopes(given, stats.lse, options)
-    return everywhere, _by_slices(hidden, index, x, weight, bias, labels, stats.lse, by, options, wanted)
+        if upstream is not None:
+            if grads[0] is not None:
+                grads[0].index_copy_(0, index[rows], _times_weight(panel, weight).to(grads[0].dtype))
+            _multiply(panel, x[rows], weight, number == 0, *grads[1:])
+    return stats, grads
 
 
 def _spread(value: Tensor, index: Tensor, tokens: int) -> Tensor:
     return value.new_zeros(tokens).index_copy_(0, index, value)
 
 
-def _empty(x: Tensor, weight: Tensor, wanted: Wanted) -> Gradients:
-    """Room for the gradients of gathered rows, weight and bias; zeros where no row is kept."""
-    new, wide = torch.empty if len(x) else torch.zeros, accumulator(x.dtype)
+def _empty(given: Problem, x: Tensor, wanted: Wanted) -> Gradients:
+    """Room for gradients by hidden (zeros), weight and bias (zeros where no row is kept)."""
+    new, weight = torch.empty if len(x) else torch.zeros, given.weight
     return (
-        new(x.shape, dtype=wide, device=x.device) if wanted.hidden else None,
+        torch.zeros_like(given.hidden, memory_format=torch.contiguous_format) if wanted.hidden else None,
         new(weight.shape, dtype=weight.dtype, device=x.device) if wanted.weight else None,
-        new(weight.shape[:1], dtype=wide, device=x.device) if wanted.bias else None,
+        new(weight.shape[:1], dtype=accumulator(x.dtype), device=x.device) if wanted.bias else None,
     )
 
 
 def _multiply(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    first: bool,
-    grad_x: Tensor | None,
-    grad_weight: Tensor | None,
-    grad_bias: Tensor | None,
+    grad: Tensor, x: Tensor, weight: Tensor, first: bool, grad_weight: Tensor | None, grad_bias: Tensor | None
 ) -> None:
-    """From the gradient of a panel of logits [t, V] to those of its rows, of the weight and of the bias."""
-    if grad_x is not None:
-        grad_x.copy_(_times_weight(grad, weight))
+    """From the gradient of a panel of logits [t, V] to those of the weight and of the bias."""
     if grad_weight is not None:
         for piece in _casts(weight) if grad_weight.dtype != grad.dtype else (slice(None),):
             _accumulate(grad_weight[piece], grad[:, piece].T, x, first)
     if grad_bias is not None:
-        wide = grad.sum(0, dtype=grad_bias.dtype)
-        grad_bias.copy_(wide) if first else grad_bias.add_(wide)
+        for piece in _casts(weight):  # which are cast here as well, and would not fit the cache as a whole
+            wide = grad[:, piece].sum(0, dtype=grad_bias.dtype)
+            grad_bias[piece] = wide if first else grad_bias[piece] + wide
 
 
 def _accumulate(into: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
@@ -210,64 +227,62 @@ def _times_weight(grad: Tensor, weight: Tensor) -> Tensor:
     return total
 
 
-def _finish(grad_x: Tensor | None, index: Tensor, hidden: Tensor) -> Tensor | None:
-    """Gradient of the gathered rows -> gradient of all rows, zero where ignored."""
-    if grad_x is None:
-        return None
-    grad = torch.zeros_like(hidden, memory_format=torch.contiguous_format)
-    return grad.index_copy_(0, index, grad_x.to(hidden.dtype))
-
-
-def backward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    kept: Tensor,
-    lse: Tensor,
-    by: tuple[Tensor, Tensor, Tensor],
-    options: Options,
-    wanted: Wanted,
-) -> Gradients:
+def backward(given: Problem, lse: Tensor, by: tuple[Tensor, Tensor, Tensor], wanted: Wanted) -> Gradients:
     """Gradients, given the logsumexps and the derivatives [T] of a sum over tokens by lse, target and total."""
-    index = kept.nonzero().squeeze(1)
-    x = hidden[index].to(_wide_enough(options.dtype))
+    index, x = _kept_rows(given)
     of_lse, of_target, of_total = (value[index] for value in by)
-    return _by_slices(
-        hidden, index, x, weight, bias, labels[index], lse[index], (of_lse, of_target, of_total), options, wanted
-    )
+    return _by_slices(given, index, x, given.labels[index], lse[index], (of_lse, of_target, of_total), wanted)
 
 
 def _by_slices(
-    hidden: Tensor,
+    given: Problem,
     index: Tensor,
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
     labels: Tensor,
     lse: Tensor,
     by: tuple[Tensor, Tensor, Tensor],
-    options: Options,
     wanted: Wanted,
 ) -> Gradients:
     """Logits recomputed in slices of the vocabulary, for kept rows x [t, H] and what belongs to them."""
-    grad_x, grad_weight, grad_bias = _empty(x, weight, wanted)
-    for number, piece in enumerate(slices(len(weight), max(NARROWEST, _budget(x) // max(len(x), 1)))):
+    weight, bias, options = given.weight, given.bias, given.options
+    grad_hidden, grad_weight, grad_bias = _empty(given, x, wanted)
+    kept = x[:0] if grad_hidden is None else grad_hidden[: len(x)]  # where kept rows add up before they are spread
+    low = wide_sum.low_bytes(kept)
+    width = max(NARROWEST, _budget(x, low.numel() + _copied(x, given)) // max(len(x), 1))
+    room = _room(x, len(x), min(width, len(weight)))
+    for piece in slices(len(weight), width):
         part = weight[piece].to(x.dtype)
-        panel, shift = x @ part.T, None if bias is None else bias[piece]
-        total = lse.new_zeros(len(part))
+        panel, shift = torch.mm(x, part.T, out=room[:, : len(part)]), None if bias is None else bias[piece]
+        if grad_bias is not None:
+            grad_bias[piece] = 0
         for rows in slices(len(x), CHUNK // len(part)):
             logits = _logits(panel[rows], shift, options.softcap)
             probabilities = (logits - lse[rows, None]).exp_()
             some = (by[0][rows], by[1][rows], by[2][rows])
             grad = _differentiate(probabilities, logits, piece.start, labels[rows], some, options)
             panel[rows] = grad
-            total += grad.sum(0)
-        if grad_x is not None:
-            grad_x.copy_(panel @ part) if number == 0 else grad_x.add_(panel @ part)
+            if grad_bias is not None:
+                grad_bias[piece] += grad.sum(0)
+        for rows in slices(len(kept), ADDED // x.shape[1]):
+            edges = piece.start == 0, piece.stop == len(weight)
+            wide_sum.add(panel[rows] @ part, kept[rows], low[rows], *edges)
         if grad_weight is not None:
             _accumulate(grad_weight[piece], panel.T, x, True)
-        if grad_bias is not None:
-            grad_bias[piece] = total
-        del panel  # before the next one is made
-    return _finish(grad_x, index, hidden), grad_weight, grad_bias
+    if grad_hidden is not None:
+        _spread_rows(grad_hidden, index, given.kept)
+    return grad_hidden, grad_weight, grad_bias
+
+
+def _copied(x: Tensor, given: Problem) -> int:
+    """Bytes of the kept rows where they are a copy."""
+    return 0 if x.data_ptr() == given.hidden.data_ptr() else x.nbytes
+
+
+def _spread_rows(grad: Tensor, index: Tensor, kept: Tensor) -> None:
+    """Gradients of kept rows, which stand first -> each at its place, zero elsewhere. From behind: none is overwritten
+    before it has moved, because places only grow."""
+    if len(index) == len(kept):
+        return
+    for rows in reversed(list(slices(len(index), ADDED // max(grad.shape[1], 1)))):
+        grad.index_copy_(0, index[rows], grad[rows].clone())
+    grad.masked_fill_(~kept[:, None], 0)

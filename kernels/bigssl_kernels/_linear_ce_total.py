@@ -1,65 +1,32 @@
 """The weighted sum of the losses as one operator, whose gradients are computed together with it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from bigssl_kernels._dispatch import exact, module, refuse_double_backward
-from bigssl_kernels._linear_ce import check_labels, fake_gradients, fake_rows, outputs, present
-from bigssl_kernels._linear_ce_terms import Options, Wanted
+from bigssl_kernels._dispatch import module, refuse_double_backward
+from bigssl_kernels._linear_ce import FIELDS, fake_gradients, fake_rows, operator, outputs, present, problem
+from bigssl_kernels._linear_ce_terms import INPUTS, OPTIONS, WANTED, Wanted
+
+RESULTS = ", ".join(8 * ["Tensor"])
 
 
-@torch.library.custom_op("bigssl_kernels::linear_ce_total", mutates_args=())
-@exact
-def linear_ce_total(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    upstream: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    dtype: torch.dtype,
-    impl: str,
-    details: bool,
-    for_hidden: bool,
-    for_weight: bool,
-    for_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+@operator("linear_ce_total", f"(Tensor upstream, {INPUTS}, {OPTIONS}, bool details, {WANTED}) -> ({RESULTS})")
+def linear_ce_total(upstream: Tensor, *args: Any) -> tuple[Tensor, ...]:
     """Sum of upstream [T] x losses [T], the outputs of `linear_ce_rows`, and the wanted gradients ([0] else)."""
-    kept = labels != ignore_index
-    check_labels(labels, kept, weight.shape[0])
-    options = Options(weight.shape[0], label_smoothing, z_loss, softcap, dtype)
-    wanted = Wanted(for_hidden, for_weight, for_bias and bias is not None)
-    run = module("linear_ce", impl).forward
-    stats, grads = run(hidden, weight, bias, labels, kept, upstream, options, details, wanted)
-    loss, lse, correct, entropy = outputs(stats, kept, labels, options, details)
-    total = torch.where(kept, loss * upstream, 0).sum()
-    grad_hidden, grad_weight, grad_bias = present(grads, (hidden, weight, bias))
-    return total, loss, lse, correct, entropy, grad_hidden, grad_weight, grad_bias
+    given, (details, *wanted) = problem(*args)
+    run = module("linear_ce", given.options.impl).forward
+    stats, grads = run(given, upstream, details, Wanted(*wanted))
+    rows = outputs(given, stats, details)
+    total = torch.where(given.kept, rows[0] * upstream, 0).sum()
+    return total, *rows, *present(grads, given)
 
 
 @linear_ce_total.register_fake
-def _(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    upstream: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    dtype: torch.dtype,
-    impl: str,
-    details: bool,
-    for_hidden: bool,
-    for_weight: bool,
-    for_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows = fake_rows(hidden, labels, details)
-    return rows[0].new_empty(()), *rows, *fake_gradients(hidden, weight, bias, (for_hidden, for_weight, for_bias))
+def _(upstream: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    rows = fake_rows(args[0], args[2], args[-4])
+    return rows[0].new_empty(()), *rows, *fake_gradients(args[0], args[1], args[3], args[-3:])
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -81,7 +48,7 @@ def _backward(ctx, upstream: Tensor, *_: Tensor | None) -> tuple[Tensor | None, 
         None if not want else grad if factor_is_one else grad.mul_(upstream) if in_place else grad * upstream
         for grad, want in zip(grads, ctx.wanted, strict=True)
     ]
-    return scaled[0], scaled[1], None, scaled[2], *11 * [None]
+    return None, scaled[0], scaled[1], None, scaled[2], *(FIELDS + 4) * [None]
 
 
 linear_ce_total.register_autograd(_backward, setup_context=_setup)

@@ -82,9 +82,7 @@ def statistics_kernel(
         )  # fmt: skip
         plain += tl.sum(tl.where(valid, values, 0.0), 1)
         target += tl.sum(tl.where(valid & (col[None, :] == label[:, None]), values, 0.0), 1)
-        top, best, total, moment = _join(
-            tl.where(valid, values, float("-inf")), col, top, best, total, moment, DETAILS
-        )
+        top, best, total, moment = _join(tl.where(valid, values, float("-inf")), col, top, best, total, moment, DETAILS)
     at = split * tokens + row
     tl.store(lse_out + at, top + tl.log2(total) * LN_2, inside)
     tl.store(target_out + at, target, inside)
@@ -158,9 +156,7 @@ def softmax_kernel(
         values = tl.load((panel + local * panel_stride + col)[None, :], valid, other=0.0).to(tl.float32)
         plain += tl.sum(values, 1)
         target += tl.sum(tl.where(valid & (col == label)[None, :], values, 0.0), 1)
-        top, best, total, moment = _join(
-            tl.where(valid, values, float("-inf")), col, top, best, total, moment, DETAILS
-        )
+        top, best, total, moment = _join(tl.where(valid, values, float("-inf")), col, top, best, total, moment, DETAILS)
     lse = top + tl.log2(total) * LN_2
     one = tl.arange(0, 1)
     tl.store(lse_out + row + one, lse)
@@ -188,14 +184,16 @@ def softmax_kernel(
 
 @triton.jit
 def product_kernel(
-    panel, right, out, order, count, gain, first_row, first_col, width, panel_stride, features, right_stride,
+    panel, right, out, low, order, count, gain, first_row, first_col, width, panel_stride, features, right_stride,
     out_stride,
-    BY_TOKEN: tl.constexpr, ADD: tl.constexpr, GAIN: tl.constexpr, PRECISION: tl.constexpr, KIND: tl.constexpr,
+    BY_TOKEN: tl.constexpr, ADD: tl.constexpr, READ_LOW: tl.constexpr, WRITE_LOW: tl.constexpr, GAIN: tl.constexpr,
+    PRECISION: tl.constexpr, KIND: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """BY_TOKEN: out[token] = panel @ weight's classes; else out[class] = panel.T @ hidden's tokens.
 
-    ADD: to what is there. Grid (blocks of tokens or classes, blocks of features).
+    ADD: to what is there. READ_LOW, WRITE_LOW: the sum there stands in `out` and `low`, as `_linear_ce_wide` has it, is
+    left so. Grid (blocks of tokens or classes, blocks of features).
     """
     rows_left = tl.load(count) - first_row
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
@@ -230,11 +228,22 @@ def product_kernel(
         acc = tl.dot(a.to(KIND), b.to(KIND), acc, input_precision=PRECISION)
     if GAIN:
         acc = acc / tl.load(gain)
-    at = out + at_m[:, None] * out_stride + n[None, :]
+    place = at_m[:, None] * out_stride + n[None, :]
     valid = m_in[:, None] & (n < features)[None, :]
-    if ADD:
-        acc += tl.load(at, valid, other=0.0).to(tl.float32)
-    tl.store(at, acc, valid)
+    if READ_LOW:
+        high = tl.load(out + place, valid, other=0.0).to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+        below = tl.load(low + place, valid, other=0).to(tl.uint32) << 8
+        acc += (high | below).to(tl.float32, bitcast=True)
+    elif ADD:
+        acc += tl.load(out + place, valid, other=0.0).to(tl.float32)
+    if WRITE_LOW:
+        bits = acc.to(tl.uint32, bitcast=True)
+        bits = tl.where(acc == acc, bits + 0x80, bits)  # a NaN rounded up could become a number
+        half = (bits >> 16).to(tl.uint16).to(out.dtype.element_ty, bitcast=True)
+        tl.store(out + place, half, valid)
+        tl.store(low + place, ((bits >> 8) & 0xFF).to(tl.uint8), valid)
+    else:
+        tl.store(out + place, acc, valid)
 
 
 @triton.jit

@@ -7,13 +7,28 @@ differentiates any loss that is a weighted sum of those logsumexps. Neither hold
 import torch
 from torch import Tensor
 
+from bigssl_kernels import _similarity_torch
 from bigssl_kernels._dispatch import module, refuse_double_backward
 
 HALF_RANGE = 1024.0  # float16 keeps weights of 1e-7 of the largest when the largest is this
 
 
+def room(rows: Tensor, cols: Tensor | None, group: str, impl: str) -> int:
+    """Elements of logits that the forward of one process keeps for its backward; 0 where there will be none."""
+    if impl != "torch" or group or not (rows.requires_grad or (cols is not None and cols.requires_grad)):
+        return 0
+    return _similarity_torch.room(rows, cols)
+
+
 def forward(
-    rows: Tensor, cols: Tensor | None, scale: Tensor, own: int | None, both: bool, slope: bool, impl: str
+    rows: Tensor,
+    cols: Tensor | None,
+    scale: Tensor,
+    own: int | None,
+    both: bool,
+    slope: bool,
+    impl: str,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log sum_j exp(s_ij) of each row, log sum_i exp(s_ij) of each column, and their derivatives by the scale.
 
@@ -24,12 +39,15 @@ def forward(
         own: row i leaves out column i + own; None leaves out none.
         both: whether the columns are wanted too (pointless for rows against themselves).
         slope: whether the derivatives are wanted.
+        kept: [`room`], where logits are left for the backward, which reads them instead of making them again: with the
+            same results to the bit. The Triton kernels always make them again.
 
     Returns:
         Logsumexps of the rows [m] and of the columns [n], derivatives of both: sum_j p_ij rows_i . cols_j. In the dtype
         of the scale; [0] where not wanted.
     """
-    return module("similarity", impl).forward(rows, cols, scale, own, both, slope)
+    room = (kept,) if impl == "torch" else ()
+    return module("similarity", impl).forward(rows, cols, scale, own, both, slope, *room)
 
 
 @torch.library.custom_op("bigssl_kernels::similarity_backward", mutates_args=())
@@ -45,6 +63,7 @@ def backward(
     for_rows: bool,
     for_cols: bool,
     impl: str,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of sum_i row_weight_i row_lse_i + sum_j col_weight_j col_lse_j by rows and cols.
 
@@ -59,8 +78,9 @@ def backward(
     peak = None
     if rows.dtype == torch.float16:
         arguments, peak = within_half_range(*arguments)
+    room = (kept,) if impl == "torch" else ()
     grads: tuple[Tensor, Tensor] = module("similarity", impl).backward(
-        rows, cols, scale, own, *arguments, for_rows, for_cols
+        rows, cols, scale, own, *arguments, for_rows, for_cols, *room
     )
     return grads if peak is None else (grads[0].mul_(peak), grads[1].mul_(peak))
 
@@ -88,6 +108,7 @@ def _(
     for_rows: bool,
     for_cols: bool,
     impl: str,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     grad_cols = scale.new_empty(cols.shape if for_cols and cols is not None else 0)
     return scale.new_empty(rows.shape if for_rows else 0), grad_cols

@@ -3,9 +3,10 @@
 Matrix products run in the dtype of the rows; everything else in float32 (float64 for float64 rows).
 
 A sweep visits tiles of s = scale * rows @ cols.T, each once; a tile serves the sums or gradients of its rows and of its
-columns alike. Rows against themselves need the tiles on and above the diagonal only. On a CPU a tile stays in the
-second-level cache, and where |s| < 41 exponentials need no shift: every e^s, every sum of them and every inverse is a
-normal float32. Elsewhere the logsumexp takes the maximum out.
+columns alike. Rows against themselves need the tiles on and above the diagonal only. Logits are held in base two: exp2
+costs a third of exp where MKL computes the latter. On a CPU a tile stays in the second-level cache, and where |s| < 41
+exponentials need no shift: every e^s, every sum of them and every inverse is a normal float32. Elsewhere the logsumexp
+takes the maximum out.
 """
 
 import math
@@ -14,8 +15,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CPU_TILE = (256, 1024)
+CPU_TILE = (384, 768)
+KEPT_BYTES = 31 << 20  # logits a forward on a CPU keeps for its backward; glibc maps blocks of 32 MiB afresh each time
 DEVICE_TILE = (4096, 8192)
+LOG2_E = 1 / math.log(2)
 UNSHIFTED = 60 * math.log(2)  # |s| below this keeps e^s within 2^-60 .. 2^60
 
 
@@ -34,11 +37,41 @@ def tiles(rows: Tensor, cols: Tensor | None) -> Iterator[tuple[slice, slice]]:
             yield piece, part
 
 
-def logits_of(rows: Tensor, cols: Tensor, scale: Tensor) -> Tensor:
-    """A tile of s in the accumulator's dtype; the scale never goes into narrow operands."""
-    if rows.dtype == scale.dtype:
-        return (rows * scale) @ cols.T
-    return (rows @ cols.T).to(scale.dtype).mul_(scale)
+def room(rows: Tensor, cols: Tensor | None) -> int:
+    """Elements of a `kept` for the logits of all tiles, or as many as it may have; float16 is not worth the care."""
+    if rows.device.type != "cpu" or rows.dtype == torch.float16:
+        return 0
+    count, height = rows.shape[0], CPU_TILE[0]
+    full, rest = count // height, count % height
+    below = height * (height * (full * (full - 1) // 2) + full * rest)  # what `tiles` leaves out of a square
+    wanted = count * cols.shape[0] if cols is not None else count * count - below
+    return min(wanted, KEPT_BYTES // rows.element_size())
+
+
+def tiles_to_keep(
+    rows: Tensor, cols: Tensor | None, kept: Tensor | None
+) -> Iterator[tuple[slice, slice, Tensor | None]]:
+    """`tiles`, each with the part of `kept` that is its own, None for those that find no room."""
+    start, room = 0, 0 if kept is None else len(kept)
+    for piece, part in tiles(rows, cols):
+        shape = (piece.stop - piece.start, part.stop - part.start)
+        stop = start + shape[0] * shape[1]
+        yield piece, part, kept[start:stop].view(shape) if kept is not None and stop <= room else None
+        start = stop
+
+
+def logits_of(rows: Tensor, cols: Tensor, factor: float | Tensor, out: Tensor | None = None) -> Tensor:
+    """factor * rows @ cols.T; the factor never goes into narrow operands.
+
+    As a number it multiplies the sums before they are rounded to the dtype of the rows, which is the result's. As a
+    tensor it multiplies the rounded products (it would have to be read from its device), and the result has its dtype.
+    """
+    if isinstance(factor, float):
+        out = rows.new_empty(rows.shape[0], cols.shape[0]) if out is None else out
+        return out.addmm_(rows, cols.T, beta=0, alpha=factor)
+    if rows.dtype == factor.dtype:
+        return (rows * factor) @ cols.T
+    return (rows @ cols.T).to(factor.dtype).mul_(factor)
 
 
 def fill_own(tile: Tensor, piece: slice, part: slice, own: int | None, value: float) -> None:
@@ -50,75 +83,91 @@ def fill_own(tile: Tensor, piece: slice, part: slice, own: int | None, value: fl
 
 def needs_no_shift(rows: Tensor, cols: Tensor, scale: Tensor) -> bool:
     """Whether |s| is known to be small (Cauchy-Schwarz). Not asked of other devices: reading the answer stalls them."""
-    if rows.device.type != "cpu":
+    if rows.device.type != "cpu" or not rows.shape[0] or not cols.shape[0]:
         return False
     longest = [torch.linalg.vector_norm(side, dim=1, dtype=scale.dtype).amax() for side in (rows, cols)]
     return bool(longest[0] * longest[1] * scale.abs() < UNSHIFTED)
 
 
+def factor_of(rows: Tensor, scale: Tensor, unshifted: bool) -> float | Tensor:
+    """What brings products to logits in base two. Unshifted logits are small enough for float16 in any case."""
+    as_number = unshifted or (rows.device.type == "cpu" and rows.dtype != torch.float16)
+    return float(scale) * LOG2_E if as_number else scale * LOG2_E
+
+
+def powers_of(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """2^logits in `dtype`; the logits stay as they are."""
+    return torch.exp2(logits) if logits.dtype == dtype else logits.to(dtype).exp2_()
+
+
+class Sums:
+    """Sums of 2^s over one side of s as they grow tile by tile, and their moments where a slope is wanted."""
+
+    def __init__(self, count: int, scale: Tensor, slope: bool) -> None:
+        self.scale, self.slope = scale, slope
+        self.total = scale.new_zeros(count)
+        self.moment = scale.new_zeros(count if slope else 0)
+        self.top = scale.new_full((count,), float("-inf"))  # what was taken out of the exponents; unused unshifted
+
+    def add(self, at: slice, powers: Tensor, weighted: Tensor | None, dim: int) -> None:
+        """Add a tile's powers, and the same times the logits."""
+        self.total[at] += powers.sum(dim)
+        if weighted is not None:
+            self.moment[at] += weighted.sum(dim)
+
+    def add_shifted(self, at: slice, logits: Tensor, dim: int) -> None:
+        """Add the powers of a tile's logits, of which -inf has none, taking the highest so far out of all exponents."""
+        highest = torch.maximum(self.top[at], logits.amax(dim))
+        base = highest.masked_fill(highest == float("-inf"), 0.0)
+        shrink = (self.top[at] - base).exp2_()
+        powers = (logits - base.unsqueeze(dim)).exp2_()
+        self.total[at] = self.total[at] * shrink + powers.sum(dim)
+        if self.slope:
+            weighted = powers.mul_(logits.masked_fill(logits == float("-inf"), 0.0))
+            self.moment[at] = self.moment[at] * shrink + weighted.sum(dim)
+        self.top[at] = highest
+
+    def results(self, unshifted: bool) -> tuple[Tensor, Tensor]:
+        """Logsumexps, and means of rows_i . cols_j under the softmax (0 for a row without columns)."""
+        lse = self.total.log2()
+        if not unshifted:
+            lse = torch.where(self.total == 0, self.top, self.top + lse)
+        if not self.slope:
+            return lse.div_(LOG2_E), self.moment
+        mean = self.moment / (self.total * (self.scale * LOG2_E))
+        return lse.div_(LOG2_E), mean.masked_fill_(self.total == 0, 0.0)
+
+
 def forward(
-    rows: Tensor, cols: Tensor | None, scale: Tensor, own: int | None, both: bool, slope: bool
+    rows: Tensor, cols: Tensor | None, scale: Tensor, own: int | None, both: bool, slope: bool, kept: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `_similarity.forward`."""
     others = rows if cols is None else cols
-    if rows.shape[0] and others.shape[0] and needs_no_shift(rows, others, scale):
-        return _forward_unshifted(rows, cols, scale, own, both, slope)
-    lse, slopes = _forward_shifted(rows, others, scale, own, slope)
-    none = lse.new_empty(0)
+    unshifted = needs_no_shift(rows, others, scale)
+    factor = factor_of(rows, scale, unshifted)
+    by_row = Sums(rows.shape[0], scale, slope)
+    by_col = by_row if cols is None else Sums(others.shape[0] if both else 0, scale, slope)
+    for piece, part, home in tiles_to_keep(rows, cols, kept):
+        sides = [(by_row, piece, 1)]
+        if both if cols is not None else piece != part:
+            sides.append((by_col, part, 0))
+        logits = logits_of(rows[piece], others[part], factor, home)
+        if unshifted:
+            powers = powers_of(logits, scale.dtype)
+            fill_own(powers, piece, part, own, 0.0)
+            weighted = powers * logits if slope else None
+            for sums, at, dim in sides:
+                sums.add(at, powers, weighted, dim)
+        else:
+            logits = logits.to(scale.dtype)
+            fill_own(logits, piece, part, own, float("-inf"))
+            for sums, at, dim in sides:
+                sums.add_shifted(at, logits, dim)
+    lse, slopes = by_row.results(unshifted)
     if not both:
-        return lse, none, slopes, none.clone()
-    by_col, col_slopes = _forward_shifted(others, rows, scale, None if own is None else -own, slope)
-    return lse, by_col, slopes, col_slopes
-
-
-def _forward_unshifted(
-    rows: Tensor, cols: Tensor | None, scale: Tensor, own: int | None, both: bool, slope: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    others = rows if cols is None else cols
-    total, moment = (scale.new_zeros(2, rows.shape[0])).unbind()
-    col_total, col_moment = (total, moment) if cols is None else scale.new_zeros(2, others.shape[0]).unbind()
-    for piece, part in tiles(rows, cols):
-        logits = logits_of(rows[piece], others[part], scale)
-        powers = logits.exp() if slope else logits.exp_()
-        fill_own(powers, piece, part, own, 0.0)
-        total[piece] += powers.sum(1)
-        through = both if cols is not None else piece != part
-        if through:
-            col_total[part] += powers.sum(0)
-        if slope:
-            weighted = powers.mul_(logits)
-            moment[piece] += weighted.sum(1)
-            if through:
-                col_moment[part] += weighted.sum(0)
-    none = total.new_empty(0)
-    slopes = _slopes(moment, total, scale) if slope else none
-    if not both:
-        return total.log(), none.clone(), slopes, none.clone()
-    return total.log(), col_total.log(), slopes, _slopes(col_moment, col_total, scale) if slope else none.clone()
-
-
-def _slopes(moment: Tensor, total: Tensor, scale: Tensor) -> Tensor:
-    """Means of rows_i . cols_j under the softmax; 0 for a row without columns."""
-    return (moment / (total * scale)).masked_fill(total == 0, 0.0)
-
-
-def _forward_shifted(rows: Tensor, cols: Tensor, scale: Tensor, own: int | None, slope: bool) -> tuple[Tensor, Tensor]:
-    """Online maximum, sum and moment over the tiles of each block of rows."""
-    top = scale.new_full((rows.shape[0],), float("-inf"))
-    total, moment = scale.new_zeros(2, rows.shape[0]).unbind()
-    for piece, part in tiles(rows, cols):
-        logits = logits_of(rows[piece], cols[part], scale)
-        fill_own(logits, piece, part, own, float("-inf"))
-        highest = torch.maximum(top[piece], logits.amax(1))
-        base = highest.masked_fill(highest == float("-inf"), 0.0)
-        shrink = (top[piece] - base).exp_()
-        powers = (logits - base[:, None]).exp_()
-        total[piece] = total[piece] * shrink + powers.sum(1)
-        if slope:
-            fill_own(logits, piece, part, own, 0.0)
-            moment[piece] = moment[piece] * shrink + powers.mul_(logits).sum(1)
-        top[piece] = highest
-    return torch.where(total == 0, top, top + total.log()), _slopes(moment, total, scale) if slope else top.new_empty(0)
+        return lse, lse.new_empty(0), slopes, lse.new_empty(0)
+    col_lse, col_slopes = by_col.results(unshifted)
+    return lse, col_lse, slopes, col_slopes
 
 
 def backward(
@@ -132,26 +181,26 @@ def backward(
     col_weight: Tensor | None,
     for_rows: bool,
     for_cols: bool,
+    kept: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See `_similarity.backward`."""
     others = rows if cols is None else cols
-    grad_rows = scale.new_zeros(rows.shape) if for_rows else scale.new_empty(0)
+    grad_rows = scale.new_zeros(rows.shape if for_rows else 0)
     if cols is None:
         col_lse, col_weight, grad_cols, for_cols = row_lse, row_weight, grad_rows, True
     else:
-        grad_cols = scale.new_zeros(cols.shape) if for_cols else scale.new_empty(0)
-    if not rows.shape[0] or not others.shape[0]:
-        return grad_rows, scale.new_empty(0) if cols is None else grad_cols
-    weigh = _weigh_unshifted if needs_no_shift(rows, others, scale) else _weigh_shifted
+        grad_cols = scale.new_zeros(cols.shape if for_cols else 0)
+    unshifted = needs_no_shift(rows, others, scale)
+    factor = factor_of(rows, scale, unshifted)
     row_factor, col_factor = (
-        _factor(lse, weight, weigh is _weigh_unshifted)
-        for lse, weight in ((row_lse, row_weight), (col_lse, col_weight))
+        _factor(lse, weight, unshifted) for lse, weight in ((row_lse, row_weight), (col_lse, col_weight))
     )
-    for piece, part in tiles(rows, cols):
-        logits = logits_of(rows[piece], others[part], scale)
-        weights = weigh(logits, _take(row_factor, (piece, None)), _take(col_factor, (None, part)))
+    weigh = _weigh_unshifted if unshifted else _weigh_shifted
+    for piece, part, home in tiles_to_keep(rows, cols, kept):
+        logits = logits_of(rows[piece], others[part], factor) if home is None else home
+        weights = rows.new_empty(logits.shape)
+        weigh(weights, logits, _take(row_factor, (piece, None)), _take(col_factor, (None, part)), scale.dtype)
         fill_own(weights, piece, part, own, 0.0)
-        weights = weights.to(rows.dtype)
         if for_rows:
             accumulate(grad_rows[piece], weights, others[part])
         if for_cols and (cols is not None or piece != part):
@@ -164,31 +213,31 @@ Factor = tuple[Tensor, Tensor] | None  # logsumexps and weights of one side, or 
 
 
 def _factor(lse: Tensor | None, weight: Tensor | None, unshifted: bool) -> Factor:
-    """What one side contributes; without a shift, weight * exp(-lse) alone (a side's logsumexp is then finite)."""
+    """What one side contributes, in base two; without a shift, weight * 2^-lse alone (a side's logsumexp is then
+    finite)."""
     if lse is None or weight is None:
         return None
-    return (lse, weight * torch.exp(-lse).masked_fill_(lse == float("-inf"), 0.0)) if unshifted else (lse, weight)
+    lse = lse * LOG2_E
+    return (lse, weight * torch.exp2(-lse).masked_fill_(lse == float("-inf"), 0.0)) if unshifted else (lse, weight)
 
 
 def _take(factor: Factor, index: tuple[slice | None, slice | None]) -> Factor:
     return None if factor is None else (factor[0][index], factor[1][index])
 
 
-def _weigh_unshifted(logits: Tensor, row: Factor, col: Factor) -> Tensor:
-    """exp(s) (row_i + col_j): one exponential serves both sides."""
-    powers = logits.exp_()
-    if row is not None and col is not None:
-        return powers.mul_(row[1] + col[1])
-    side = row if row is not None else col
-    return powers.zero_() if side is None else powers.mul_(side[1])
+def _weigh_unshifted(out: Tensor, logits: Tensor, row: Factor, col: Factor, dtype: torch.dtype) -> None:
+    """2^s (row_i + col_j): one exponential serves both sides, and the product is rounded as it is written."""
+    factors = [side[1] for side in (row, col) if side is not None]
+    if not factors:
+        out.zero_()
+    else:
+        torch.mul(powers_of(logits, dtype), sum(factors[1:], factors[0]), out=out)
 
 
-def _weigh_shifted(logits: Tensor, row: Factor, col: Factor) -> Tensor:
-    """weight_i exp(s - lse_i) + weight_j exp(s - lse_j): no factor overflows, whatever the scale."""
-    terms = [(logits - lse).exp_().mul_(weight) for lse, weight in (side for side in (row, col) if side is not None)]
-    if not terms:
-        return logits.zero_()
-    return terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
+def _weigh_shifted(out: Tensor, logits: Tensor, row: Factor, col: Factor, dtype: torch.dtype) -> None:
+    """weight_i 2^(s - lse_i) + weight_j 2^(s - lse_j): no factor overflows, whatever the scale."""
+    terms = [(logits.to(dtype) - side[0]).exp2_().mul_(side[1]) for side in (row, col) if side is not None]
+    out.copy_(sum(terms[1:], terms[0]) if terms else torch.zeros((), dtype=dtype, device=out.device))
 
 
 def accumulate(target: Tensor, left: Tensor, right: Tensor) -> None:

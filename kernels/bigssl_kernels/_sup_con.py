@@ -29,9 +29,18 @@ def class_sums(rows: Tensor, classes: Tensor) -> Tensor:
 @torch.library.custom_op("bigssl_kernels::sup_con_rows", mutates_args=())
 @exact
 def sup_con_rows(
-    z: Tensor, everyone: Tensor | None, ids: Tensor, scale: Tensor, own: int, slope: bool, group: str, impl: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (0 for a row without positives), logsumexps, derivatives by the scale ([0] where not wanted): [m] each.
+    z: Tensor,
+    everyone: Tensor | None,
+    ids: Tensor,
+    scale: Tensor,
+    own: int,
+    slope: bool,
+    group: str,
+    impl: str,
+    room: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses (0 for a row without positives), logsumexps, derivatives by the scale ([0] where not wanted), [m] each;
+    logits kept [room].
 
     Args:
         z: [m, D], this rank's rows.
@@ -42,8 +51,10 @@ def sup_con_rows(
         slope: whether the derivative by the scale is wanted.
         group: name of the process group, "" for a single process.
         impl: "torch" or "triton".
+        room: how many logits the backward finds kept.
     """
-    lse, _, slopes, _ = forward(z, everyone, scale, own, False, slope, impl)
+    kept = z.new_empty(room)
+    lse, _, slopes, _ = forward(z, everyone, scale, own, False, slope, impl, kept)
     classes, positives = classes_of(ids)
     wide = (z if everyone is None else everyone).to(scale.dtype)
     mine = slice(own, own + z.shape[0])
@@ -51,13 +62,13 @@ def sup_con_rows(
     count = positives[mine]
     mean = torch.linalg.vecdot(wide[mine], others) / count.clamp(min=1)
     losses = (lse - mean * scale).masked_fill(count == 0, 0.0)
-    return losses, lse, (slopes - mean).masked_fill(count == 0, 0.0) if slope else slopes
+    return losses, lse, (slopes - mean).masked_fill(count == 0, 0.0) if slope else slopes, kept
 
 
 @sup_con_rows.register_fake
-def _(z: Tensor, everyone: Tensor | None, ids: Tensor, scale: Tensor, own: int, slope: bool, group: str, impl: str):
+def _(z: Tensor, everyone, ids: Tensor, scale: Tensor, own: int, slope: bool, group: str, impl: str, room: int = 0):
     rows = [scale.new_empty(z.shape[0]) for _ in range(2)]
-    return rows[0], rows[1], scale.new_empty(z.shape[0] if slope else 0)
+    return rows[0], rows[1], scale.new_empty(z.shape[0] if slope else 0), z.new_empty(room)
 
 
 @torch.library.custom_op("bigssl_kernels::sup_con_pull", mutates_args=())
@@ -87,13 +98,13 @@ sup_con_pull.register_autograd(refuse_double_backward)
 
 
 def _setup(ctx, inputs, output) -> None:
-    z, everyone, ids, scale, ctx.own, ctx.slope, ctx.group, ctx.impl = inputs
+    z, everyone, ids, scale, ctx.own, ctx.slope, ctx.group, ctx.impl, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(z, everyone, ids, scale, *output[1:])
 
 
 def _backward(ctx, upstream: Tensor, *_: object) -> tuple[Tensor | None, ...]:
-    z, everyone, ids, scale, lse, slopes = ctx.saved_tensors
+    z, everyone, ids, scale, lse, slopes, kept = ctx.saved_tensors
     upstream = upstream.to(scale.dtype).contiguous()
     grad_z = None
     if ctx.needs_input_grad[0]:
@@ -103,11 +114,12 @@ def _backward(ctx, upstream: Tensor, *_: object) -> tuple[Tensor | None, ...]:
         if ctx.group:
             col_lse, everything = gather(torch.stack([lse, weight], 1), ctx.group).T.contiguous().unbind()
             col_weight = everything
-        grad, _ = backward(z, everyone, scale, ctx.own, lse, weight, col_lse, col_weight, True, False, ctx.impl)
+        stats = (lse, weight, col_lse, col_weight)
+        grad, _ = backward(z, everyone, scale, ctx.own, *stats, True, False, ctx.impl, kept)
         rows = z if everyone is None else everyone
         grad_z = (grad + sup_con_pull(rows, ids, everything, scale, ctx.own, z.shape[0])).to(z.dtype)
     grad_scale = torch.dot(upstream, slopes) if ctx.slope else None
-    return grad_z, None, None, grad_scale, None, None, None, None
+    return grad_z, None, None, grad_scale, None, None, None, None, None
 
 
 sup_con_rows.register_autograd(_backward, setup_context=_setup)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from bigssl_kernels import _dense
+from bigssl_kernels import _dense, _small
 from bigssl_kernels._checks import (
     accumulator,
     as_scalar,
@@ -23,6 +23,7 @@ from bigssl_kernels._distributed import gather, group_name, rank, reduce_rows, w
 from bigssl_kernels._info_nce import info_nce_rows
 from bigssl_kernels._nt_xent import nt_xent_rows
 from bigssl_kernels._sigmoid import sigmoid_rows
+from bigssl_kernels._similarity import room
 from bigssl_kernels._sup_con import classes_of, sup_con_rows
 from bigssl_kernels._unit import prepare
 
@@ -84,7 +85,9 @@ def nt_xent(
     scale = as_scalar("nt_xent", "temperature", temperature, view1).reciprocal()
     chosen = choose("nt_xent", "similarity", impl, view1)
     dense = dense_dtype(chosen, view1, 2 * view1.shape[0], group)
-    if dense is not None:
+    if dense is not None and chosen == "torch" and _small.fits(view1, scale, normalize):
+        rows = _small.NTXent.apply(view1, view2, scale)
+    elif dense is not None:
         rows = _dense.nt_xent(view1, view2, scale, normalize, group, dense)
     else:
         z = prepare(torch.cat([view1, view2]), normalize, compute_dtype(view1))
@@ -92,7 +95,8 @@ def nt_xent(
         ring = bool(name) and memory == "ring"
         everyone = gather(z, name) if name and not ring else None
         own = rank(group) * z.shape[0]
-        rows = nt_xent_rows(z, everyone, scale, own, scale.requires_grad, name, ring, chosen)[0]
+        kept = room(z, None, name, chosen)
+        rows = nt_xent_rows(z, everyone, scale, own, scale.requires_grad, name, ring, chosen, kept)[0]
     return reduce_rows(rows, reduction, group, 2 * view1.shape[0] * world_size(group))
 
 
@@ -134,14 +138,16 @@ def clip_loss(
     scale = as_scalar("clip_loss", "logit_scale", logit_scale, image)
     chosen = choose("clip_loss", "similarity", impl, image)
     dense = dense_dtype(chosen, image, image.shape[0], group)
-    if dense is not None:
+    if dense is not None and chosen == "torch" and _small.fits(image, scale, normalize):
+        rows = _small.Clip.apply(image, text, scale)
+    elif dense is not None:
         rows = _dense.clip_loss(image, text, scale, normalize, group, dense)
     else:
         dtype, name = compute_dtype(image), group_name(group)
         a, b = prepare(image, normalize, dtype), prepare(text, normalize, dtype)
         ring = bool(name) and memory == "ring"
         everyone = (gather(a, name), gather(b, name)) if name and not ring else (None, None)
-        rows = clip_rows(a, b, *everyone, scale, scale.requires_grad, name, ring, chosen)[0]
+        rows = clip_rows(a, b, *everyone, scale, scale.requires_grad, name, ring, chosen, room(a, b, name, chosen))[0]
     return reduce_rows(rows, reduction, group, image.shape[0] * world_size(group))
 
 
@@ -187,7 +193,8 @@ def info_nce(
     else:
         dtype = compute_dtype(query)
         towers = [prepare(tower, normalize, dtype) for tower in (query, positive, negatives)]
-        rows = info_nce_rows(*towers, scale, scale.requires_grad, chosen)[0]
+        kept = room(towers[0], towers[2], "", chosen)
+        rows = info_nce_rows(*towers, scale, scale.requires_grad, chosen, kept)[0]
     return reduce_rows(rows, reduction, None, query.shape[0])
 
 
@@ -234,7 +241,8 @@ def sup_con(
         z, name = prepare(embeddings, normalize, compute_dtype(embeddings)), group_name(group)
         everyone, everyones_ids = gather(z, name) if name else None, gather(ids, name)
         own = rank(group) * z.shape[0]
-        rows = sup_con_rows(z, everyone, everyones_ids, scale, own, scale.requires_grad, name, chosen)[0]
+        kept = room(z, None, name, chosen)
+        rows = sup_con_rows(z, everyone, everyones_ids, scale, own, scale.requires_grad, name, chosen, kept)[0]
         count = (classes_of(everyones_ids)[1] > 0).sum()
     return reduce_rows(rows, reduction, group, count.clamp(min=1))
 

@@ -11,7 +11,8 @@ from bigssl_kernels._checks import accumulator, check_alike, check_indices, chec
 from bigssl_kernels._dispatch import FAMILIES, choose
 from bigssl_kernels._distributed import group_name, rank, world_size
 from bigssl_kernels._linear_ce import linear_ce_rows
-from bigssl_kernels._linear_ce_sharded import linear_ce_sharded_rows, shard
+from bigssl_kernels._linear_ce_sharded import shard
+from bigssl_kernels._linear_ce_terms import Options
 from bigssl_kernels._linear_ce_total import linear_ce_total
 
 NAME = "linear_cross_entropy"
@@ -93,35 +94,32 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads do not spell ou
     check_reduction(NAME, reduction)
     if token_weights is not None:
         _check_token_weights(token_weights, labels)
-    chosen = choose(NAME, "linear_ce", impl, hidden)
-    options = (ignore_index, label_smoothing, z_loss, softcap)
+    how = (compute_dtype(hidden), choose(NAME, "linear_ce", impl, hidden))
+    options = Options(weight.shape[0], 0, "", ignore_index, label_smoothing, z_loss, softcap, *how)
     factors = _factors(hidden, labels != ignore_index, token_weights, reduction)
-    result, stats = _reduced(hidden, weight, labels.long(), bias, factors, options, reduction, return_aux, chosen)
+    result, stats = _reduced((hidden, weight, labels.long(), bias), factors, options, reduction, return_aux)
     return (result, stats) if return_aux else result
 
 
 def _reduced(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
     factors: Tensor,
-    options: tuple[int, float, float, float | None],
+    options: Options,
     reduction: str,
     details: bool,
-    chosen: str,
 ) -> tuple[Tensor, TokenStatistics]:
     """The loss and what else is known of each token, by whichever operator suits."""
-    if chosen == "reference":
-        rows = _reference.linear_cross_entropy(hidden, weight, labels, bias, *options)
+    hidden, weight, labels, bias = inputs
+    if options.impl == "reference":
+        wished = (options.ignore_index, options.label_smoothing, options.z_loss, options.softcap)
+        rows = _reference.linear_cross_entropy(*inputs, *wished)
     elif reduction != "none" and _worth_at_once(hidden, weight, bias):
         wanted = (hidden.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad)
-        how = (compute_dtype(hidden), chosen, details, *wanted)
-        result, *rest = linear_ce_total(hidden, weight, labels, bias, factors, *options, *how)[:5]
+        result, *rest = linear_ce_total(factors, *inputs, *options, details, *wanted)[:5]
         return result, TokenStatistics(*rest)
     else:
-        rows = linear_ce_rows(hidden, weight, labels, bias, *options, compute_dtype(hidden), chosen, details)
-    result = torch.where(labels != options[0], rows[0] * factors, 0)
+        rows = linear_ce_rows(*inputs, *options, details)
+    result = torch.where(labels != options.ignore_index, rows[0] * factors, 0)
     return result if reduction == "none" else result.sum(), TokenStatistics(rows[0].detach(), *rows[1:])
 
 
@@ -175,9 +173,9 @@ def sharded_linear_cross_entropy(
     if chosen == "reference":
         raise ValueError(f"{name}: impl is 'reference'; allowed are 'auto', 'triton' and 'torch'")
     factors = _factors(hidden, labels != ignore_index, token_weights, reduction)
-    options = (ignore_index, label_smoothing, z_loss, softcap, compute_dtype(hidden), chosen)
-    shard_of = (classes, first, group_name(group))
-    rows = linear_ce_sharded_rows(hidden, weight, labels.long(), bias, *shard_of, *options)[0] * factors
+    how = (compute_dtype(hidden), chosen)
+    options = Options(classes, first, group_name(group), ignore_index, label_smoothing, z_loss, softcap, *how)
+    rows = linear_ce_rows(hidden, weight, labels.long(), bias, *options, False)[0] * factors
     return rows if reduction == "none" else rows.sum()
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from bigssl.data import augment
-from bigssl.data.augment import SimClrAugment, center, crop_box, to_array
+from bigssl.data.augment import SimClrAugment, View, center, crop_box, to_array
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -102,7 +102,36 @@ def test_crops_have_the_distribution_of_the_slow_rule(width: int, height: int, l
         assert distance < 1.95 * math.sqrt(2 / n), column  # Kolmogorov-Smirnov, p = .001
 
 
-def test_jitter_draws_uniform_strengths_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def draws(n: int, augmented: SimClrAugment) -> list[View]:
+    rng = np.random.default_rng(0)
+    return [augmented.draw(64, 64, rng) for _ in range(n)]
+
+
+@pytest.mark.parametrize(("jitter", "saturation"), [(0.5, 0.8), (0.5, 0.4), (1.0, 0.8)])
+def test_jitter_draws_uniform_strengths_in_every_order(jitter: float, saturation: float) -> None:
+    views = [view for view in draws(6000, plain(jitter=jitter, saturation=saturation)) if view.turn]
+    n = len(views)
+    assert abs(n / 6000 - 0.8) < 4 * sigma(0.8, 6000)
+    orders = Counter(view.order for view in views)
+    assert {tuple(sorted(order)) for order in orders} == {(0, 1, 2, 3)} and len(orders) == 24
+    assert max(abs(count / n - 1 / 24) for count in orders.values()) < 5 * sigma(1 / 24, n)
+    values = np.array([[*view.factors, view.turn] for view in views]).T
+    spreads = [0.8 * jitter, 0.8 * jitter, saturation * jitter, 0.2 * jitter]
+    for drawn, middle, spread in zip(values, [1, 1, 1, 0], spreads, strict=True):
+        uniform = (np.sort(drawn) - (middle - spread)) / (2 * spread)
+        assert np.abs(uniform - np.arange(n) / n).max() < 1.95 / math.sqrt(n)
+    assert np.abs(np.corrcoef(values)[np.triu_indices(4, 1)]).max() < 4 / math.sqrt(n)
+
+
+def test_blur_draws_uniform_sigmas_in_proportion_to_the_view() -> None:
+    for size in (32, 224):
+        found = np.sort([view.sigma for view in draws(3000, plain(blur=1.0, size=size))]) * 224 / size
+        assert np.abs((found - 0.1) / 1.9 - np.arange(3000) / 3000).max() < 1.95 / math.sqrt(3000)
+    assert plain(blur=1.0, size=224).largest_sigma == 2.0
+    assert plain().largest_sigma == 0.0
+
+
+def test_changes_happen_in_the_order_of_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, float]] = []
 
     def spy(name: str) -> Callable[[Image.Image, float], Image.Image]:
@@ -114,39 +143,9 @@ def test_jitter_draws_uniform_strengths_in_every_order(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(augment, "_BLENDS", tuple(map(spy, ("brightness", "contrast", "saturation"))))
     monkeypatch.setattr(augment, "hue", spy("hue"))
-    rng, n = np.random.default_rng(0), 4800
-    for _ in range(n):
-        augment.jitter(noise(4, 4), 0.5, rng)
-    orders = Counter(tuple(name for name, _ in calls[i : i + 4]) for i in range(0, len(calls), 4))
-    assert len(orders) == 24
-    assert max(abs(count / n - 1 / 24) for count in orders.values()) < 5 * sigma(1 / 24, n)
-    for name, low, high in (
-        ("brightness", 0.6, 1.4),
-        ("contrast", 0.6, 1.4),
-        ("saturation", 0.6, 1.4),
-        ("hue", -0.1, 0.1),
-    ):
-        values = (np.sort([value for called, value in calls if called == name]) - low) / (high - low)
-        assert np.abs(values - np.arange(n) / n).max() < 1.95 / math.sqrt(n), name
-    draws = np.array(
-        [[value for called, value in calls if called == name] for name in ("brightness", "contrast", "hue")]
-    )
-    assert np.abs(np.corrcoef(draws)[np.triu_indices(3, 1)]).max() < 4 / math.sqrt(n)
-
-
-def test_strength_one_has_the_papers_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    turns: list[float] = []
-
-    def spy(image: Image.Image, turn: float) -> Image.Image:
-        turns.append(turn)
-        return image
-
-    monkeypatch.setattr(augment, "hue", spy)
-    rng = np.random.default_rng(0)
-    for _ in range(500):
-        augment.jitter(noise(2, 2), 1.0, rng)
-    assert -0.2 <= min(turns) < -0.19
-    assert 0.19 < max(turns) <= 0.2
+    view = View((0, 0, 4, 4), factors=(0.5, 1.0, 1.5), turn=0.1, order=(2, 3, 1, 0))
+    augment.jitter(noise(4, 4), view)
+    assert calls == [("saturation", 1.5), ("hue", 0.1), ("brightness", 0.5)]  # contrast by 1 is left out
 
 
 def pixels(image: Image.Image) -> np.ndarray:

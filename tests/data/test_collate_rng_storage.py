@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,21 @@ def test_ranges(tmp_path: Path) -> None:
         reader.read(str(tmp_path / "none"), 0, 1)
 
 
+def test_a_reader_lives_with_the_descriptors_that_are_left(tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}" for i in range(20)]
+    for i, file in enumerate(files):
+        file.write_bytes(bytes([i]))
+    readers = RangeReader(), RangeReader()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, hard))
+    try:
+        for reader in readers * 2:
+            assert [reader.read(str(file), 0, 1) for file in files] == [bytes([i]) for i in range(20)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_urls(tmp_path: Path) -> None:
     assert join("/a/b", "c.tar") == "/a/b/c.tar"
     assert join("s3://a/b/", "c.tar") == "s3://a/b/c.tar"
@@ -110,3 +127,10 @@ def test_errors_cross_processes() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == "shard https://h/x.tar, sample 'k', byte 7: bad; run `bigssl shards verify d`"
     assert (again.key, again.offset, again.cause) == ("k", 7, "bad")
+
+
+def test_generators_are_philox_with_the_hash_as_key() -> None:
+    """A change here changes every augmentation of runs that were started with an earlier version."""
+    key = np.frombuffer(hashlib.blake2b(b"sample\x1f1\x1f2\x1fy\x1fx", digest_size=16).digest(), dtype="<u8")
+    expected = np.random.Generator(np.random.Philox(key=key)).random(9)
+    assert sample_rng(1, 2, "x", "y").random(9).tolist() == expected.tolist()

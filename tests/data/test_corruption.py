@@ -182,7 +182,7 @@ def repack(index: DatasetIndex, change: Callable[[str, dict[str, bytes]], dict[s
         ("jpg", b"no picture", "no known picture format"),
         ("txt", b"\xff\xfe", "not UTF-8"),
         ("json", b"{", "not JSON"),
-        ("json", b"[1]", "an object is needed"),
+        ("json", b"[1]", "sentence 0 is int 1, not text"),
         ("npy", b"123", "not an .npy array"),
     ],
 )
@@ -264,7 +264,7 @@ def test_absurd_headers_are_refused(tmp_path: Path) -> None:
     huge = tarfile.TarInfo("a.txt")
     huge.size = 1 << 50
     (tmp_path / "x.tar").write_bytes(huge.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
-    with pytest.raises(DataError, match="truncated: a file needs"):
+    with pytest.raises(DataError, match="member_bytes = "):
         build_index(expand([str(tmp_path)]), tmp_path)
     name = tarfile.TarInfo("././@LongLink")
     name.type, name.size = tarfile.GNUTYPE_LONGNAME, 1 << 30

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from bigssl import limits
 from bigssl.data import decode
 from bigssl.data.errors import DataError
 from bigssl.data.stream import Sample
@@ -76,12 +78,14 @@ def test_pictures_cut_off_anywhere(form: str) -> None:
             decode.image(data[:keep])
 
 
-def test_decompression_bombs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bombs_are_refused() -> None:
     bomb = encoded(Image.new("1", (10_000, 10_000)), "PNG")
     with pytest.raises(DataError, match="10000×10000|decompression bomb"):
         decode.image(bomb)
-    monkeypatch.setattr(decode, "MAX_PIXELS", 100)
-    with pytest.raises(DataError, match="picture of 11×10 pixels; at most 100"):
+    with (
+        limits.applied(limits.Limits(image_pixels=100)),
+        pytest.raises(DataError, match="picture of 11×10 pixels refused: 110 is over the limit image_pixels = 100"),
+    ):
         decode.image(encoded(gradient(11, 10), "PNG"))
 
 
@@ -92,7 +96,7 @@ def test_field_takes_the_first_there_is() -> None:
         decode.field(sample, ("txt", "json"))
 
 
-def test_text_meta_series() -> None:
+def test_text_and_meta() -> None:
     assert decode.text("größe".encode()) == "größe"
     with pytest.raises(DataError, match="byte 2 is 0xff"):
         decode.text(b"ab\xff")
@@ -103,15 +107,109 @@ def test_text_meta_series() -> None:
         decode.meta(b"[]")
 
 
-def saved(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=True)
-    return buffer.getvalue()
+def sample(**fields: bytes) -> Sample:
+    return Sample("k", fields, 0, 0, "s.tar", "")
 
 
-def test_series_shapes() -> None:
-    assert decode.series(saved(np.arange(5))).shape == (5, 1)
-    assert decode.series(saved(np.ones((5, 2), np.float64))).dtype == np.float32
-    for bad in (np.ones((2, 2, 2)), np.array(1.0), np.array(["a"]), np.array([object()])):
-        with pytest.raises(DataError, match="series is"):
-            decode.series(saved(bad))
+DOCUMENTS = [
+    (b'"One. Two."', "One. Two."),
+    (b'{"text": "raw", "label": 3}', "raw"),
+    (b'["One.", "Two."]', ["One.", "Two."]),
+    ('{"sentences": ["Größe.", ""]}'.encode(), ["Größe.", ""]),
+]
+
+
+@pytest.mark.parametrize(("data", "expected"), DOCUMENTS)
+def test_documents(data: bytes, expected: object) -> None:
+    assert decode.document(sample(json=data)) == expected
+    assert decode.document(sample(json=data, txt=b"first")) == "first"
+    decode.check("json", data)
+
+
+def test_running_text() -> None:
+    assert decode.running_text(sample(json=b'["One.", "Two."]')) == "One. Two."
+    assert decode.running_text(sample(txt=b"One.\nTwo.")) == "One.\nTwo."
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b'{"label": 1}', "no document but an object with label"),
+        (b"{}", "an object with nothing"),
+        (b"7", "no document but 7"),
+        (b'{"text": null}', "no document but None"),
+        (b'["a", 3]', "sentence 1 is int 3, not text"),
+        (b'["a"', "not JSON"),
+        (b'"a\xff"', "byte 2 is 0xff"),
+        (b"[" * 100_000, "not JSON"),
+    ],
+)
+def test_what_is_no_document(data: bytes, cause: str) -> None:
+    with pytest.raises(DataError, match=cause):
+        decode.document(sample(json=data))
+    with pytest.raises(DataError, match="no field txt or json; it has png"):
+        decode.document(sample(png=b""))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int16)])
+def test_deep_grey_pictures_keep_their_values(kind: str, dtype: type) -> None:
+    values = np.array([[0, 1000, 4095], [-1024 if dtype == np.int16 else 50_000, 7, 32_000]]).astype(dtype)
+    data = encoded(Image.fromarray(values), kind)
+    np.testing.assert_array_equal(decode.grey(data), values.astype(np.float32))
+    assert decode.grey(data).dtype == np.float32
+    windowed = np.asarray(decode.image(data, mode="L", window=(0, 4095)))
+    assert windowed.tolist() == np.clip(np.round(values / 4095.0 * 255), 0, 255).tolist()
+
+
+def test_grey_pictures_of_8_bits_and_in_colour() -> None:
+    assert decode.grey(encoded(Image.new("L", (2, 2), 7), "PNG")).tolist() == [[7, 7], [7, 7]]
+    with pytest.raises(DataError, match="mode RGB is not grey"):
+        decode.grey(encoded(gradient(2, 2), "PNG"))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_values_without_a_range_need_a_window(dtype: type) -> None:
+    data = encoded(Image.fromarray(np.array([[-5, 300]], dtype)), "TIFF")
+    with pytest.raises(DataError, match=r"values from -5.* to 300.* has no range of its own; give a window"):
+        decode.image(data)
+    assert np.asarray(decode.image(data, window=(-5, 300)))[0].tolist() == [[0] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("form", ["TIFF", "WEBP", "PNG", "GIF"])
+def test_several_frames_are_refused(form: str) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    with pytest.raises(DataError, match=f"a {form} of 2 frames; one is allowed"):
+        decode.image(encoded(frames[0], form, save_all=True, append_images=frames[1:]))
+
+
+def test_a_cameras_jpeg_with_a_preview_is_one_picture() -> None:
+    data = encoded(gradient(64, 32), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    assert decode.image(data).size == (64, 32)
+    assert decode.image(data, size=16).size == (32, 16)
+
+
+def test_other_formats_are_not_opened() -> None:
+    with pytest.raises(DataError, match="no known picture format"):
+        decode.image(encoded(gradient(8, 8), "EPS"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_flipped_bytes_give_a_picture_or_a_cause(form: str) -> None:
+    data = encoded(gradient(24, 24), form)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        broken = bytearray(data)
+        for place in rng.integers(0, min(len(data), 200), size=3):
+            broken[place] ^= int(rng.integers(1, 256))
+        try:
+            assert decode.image(bytes(broken)).mode == "RGB"
+        except DataError as error:
+            assert re.match("undecodable image|refused image|field is a", str(error))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "tif", "flac", "txt", "json", "npy"])
+def test_check_finds_damage_of_every_kind(kind: str) -> None:
+    with pytest.raises(DataError):
+        decode.check(f"left.{kind}", b"\xff\x00 damaged")
+    decode.check(f"{kind}.cls", b"\xff\x00 not a kind that is known")

@@ -23,7 +23,6 @@ from bigssl.data.loader import Batch, Loader, make_loader
 from bigssl.data.stream import Sample, Stream
 
 COUNTS = (5, 1, 13, 2, 8, 8)
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # on two cores
 AUGMENT = SimClrAugment(16)
 
 
@@ -210,15 +209,16 @@ def slow(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
     return {"draw": rng.random()}
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # torch may notice twice, once in __del__
 def test_a_killed_worker_is_reported(dataset) -> None:
-    batches = iter(make(Stream(dataset(COUNTS), seed=0), 4, slow, workers=1, stop_step=2000))
+    loader = make(Stream(dataset(COUNTS), seed=0), 4, slow, workers=1, stop_step=2000)
+    batches = iter(loader)
     next(batches)
     (child,) = multiprocessing.active_children()
-    os.kill(child.pid or 0, signal.SIGKILL)  # inside prepare(), not while it holds a lock of the queue
-    with pytest.raises(RuntimeError, match="worker"):
+    while loader.stages.read(0).name != "preparing":
+        time.sleep(0.002)
+    os.kill(child.pid or 0, signal.SIGKILL)
+    where = r"preparing sample 's-000\d\d' of shard .*shard-00\d\.tar of source ''"
+    with pytest.raises(RuntimeError, match=rf"data worker 0 \(pid {child.pid}\) was killed by SIGKILL while {where}"):
         list(batches)
 
 

@@ -14,11 +14,13 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigssl.data import decode, tarwalk
+from bigssl.data import tarwalk
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex, build_index
+from bigssl.data.series import series
 from bigssl.data.shards import pack, split_by_key
-from bigssl.data.sources import Item, Table, from_folder, from_series, from_table, parse_series
+from bigssl.data.sources import Item, Table, from_folder, from_table
+from bigssl.data.sources_series import from_series, parse_series
 from bigssl.data.stream import in_order
 
 # webdataset leaves the files that it has read to the garbage collector
@@ -230,7 +232,7 @@ def test_series(tmp_path: Path) -> None:
     (tmp_path / "X_TRAIN.ts").write_text(lines)
     found = loaded(list(from_series(tmp_path / "X_TRAIN.ts")))
     assert list(found) == ["X_TRAIN-000000", "X_TRAIN-000001"]
-    array = decode.series(found["X_TRAIN-000000"]["npy"])
+    array = series(found["X_TRAIN-000000"]["npy"], non_finite="keep")
     assert (array.dtype, array.shape) == (np.float32, (3, 2))
     np.testing.assert_array_equal(array, np.array([[1, 4], [2, 5], [3, np.nan]], np.float32))
     assert json.loads(found["X_TRAIN-000001"]["json"]) == {"label": "b"}

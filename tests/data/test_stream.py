@@ -40,6 +40,15 @@ def test_an_epoch_is_the_dataset(counts: tuple[int, ...], lanes: int, window: in
 
 
 @settings(max_examples=60, deadline=None)
+@given(sizes, st.integers(1, 300), st.integers(1, 50), st.integers(0, 10**12))
+def test_many_positions_are_located_as_one_is(counts: tuple[int, ...], lanes: int, window: int, start: int) -> None:
+    stream = Stream(paper_index(counts), seed=1, lanes=lanes, window=window)
+    positions = np.arange(start, start + 60)[::-1]
+    epochs, numbers = stream.locate_many(positions)
+    assert list(zip(epochs.tolist(), numbers.tolist(), strict=True)) == [stream.locate(p) for p in positions]
+
+
+@settings(max_examples=60, deadline=None)
 @given(sizes, st.integers(1, 64), st.sampled_from([1, 2, 3, 4, 8]), st.sampled_from([1, 2, 3]), st.integers(0, 50))
 def test_ranks_deal_out_the_global_batch(
     counts: tuple[int, ...], lanes: int, world: int, accum: int, step: int
@@ -133,6 +142,7 @@ def test_a_sample_says_where_it_stands(dataset) -> None:
     sample = stream.read(9)
     assert (sample.position, sample.epoch, sample.source) == (9, 1, "text")
     number = int(sample.key[2:])
+    assert stream.key(9) == sample.key
     assert sample.shard == f"shard-{int(number >= 3):03d}.tar.gz"
     assert sample.fields == {"txt": f"text of {sample.key}".encode(), "json": f'{{"number":{number}}}'.encode()}
 

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigssl.data.errors import DataError
+from bigssl.data.masking import IGNORE
 from bigssl.data.text import (
-    IGNORE,
     encode,
+    encode_pieces,
+    encode_words,
     load_tokenizer,
     mask_tokens,
     random_window,
@@ -63,6 +65,38 @@ def test_encode_cuts_and_pads(tokenizer_file: Path, length: int) -> None:
     assert attention.tolist() == [1] * used + [0] * (length - used)
     assert (ids[used:] == 0).all()
     assert used == min(length, 9)
+
+
+def test_words_are_numbered(tokenizer_file: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_file)
+    ids, attention, words = encode_words(tokenizer, "the stateunion [MASK] 漢 face:", 16)
+    plain = encode(tokenizer, "the stateunion [MASK] 漢 face:", 16)
+    assert (ids.tolist(), attention.tolist()) == (plain[0].tolist(), plain[1].tolist())
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    for place, (token, word) in enumerate(zip(tokens, words.tolist(), strict=True)):
+        if token in ("[PAD]", "[CLS]", "[SEP]", "[MASK]"):
+            assert word == -1
+        else:
+            assert (word == words[place - 1]) == token.startswith("##")
+    assert sum(token.startswith("##") for token in tokens) >= 1 and "[UNK]" in tokens
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([*WORDS, "strong", "漢", "[SEP]", ""]), max_size=12), st.integers(3, 20))
+def test_pieces_hold_the_whole_text(tokenizer_file: Path, parts: list[str], length: int) -> None:
+    tokenizer = load_tokenizer(tokenizer_file)
+    text = " ".join(parts)
+    pieces = list(encode_pieces(tokenizer, text, length))
+    assert all(len(ids) == length for ids, _ in pieces[:-1]) and 2 <= len(pieces[-1][0]) <= length
+    assert all((ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id) for ids, _ in pieces)
+    inside = [token for ids, _ in pieces for token in ids[1:-1].tolist()]
+    assert inside == tokenizer(text, add_special_tokens=False)["input_ids"]
+    for ids, words in pieces:
+        assert (words.dtype, words.shape) == (np.int64, ids.shape)
+        assert ((words == -1) == special_mask(tokenizer, ids)).all()
+    first, words = pieces[0]
+    expected = encode_words(tokenizer, text, length)
+    assert first.tolist() == expected[0][: len(first)].tolist() and words.tolist() == expected[2][: len(first)].tolist()
 
 
 def test_saved_tokenizers_load_from_their_folder(tokenizer_file: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -79,3 +80,27 @@ def random() -> Callable[..., Tensor]:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
     return draw
+
+
+@pytest.fixture
+def linear_ce_operators() -> Callable[..., dict[str, tuple[Any, tuple[Any, ...]]]]:
+    """Every operator of linear cross-entropy with arguments that opcheck takes, for an implementation and a dtype."""
+
+    def build(impl: str, dtype: torch.dtype, grad: bool) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+        generator, ops = torch.Generator().manual_seed(0), torch.ops.bigssl_kernels
+        draws = (torch.randn(shape, generator=generator, dtype=dtype) for shape in ((9, 5), (7, 5), (7,)))
+        hidden, weight, bias = (value.requires_grad_(grad) for value in draws)
+        labels, row = torch.tensor([0, -100, 6, 3, 2, -100, 1, 5, 4]), torch.rand(9, generator=generator, dtype=dtype)
+        inputs, options = (hidden, weight, labels, bias), (7, 0, "", -100, 0.1, 0.1, 2.0, dtype, impl)
+        detached = tuple(value.detach() for value in inputs)
+        return {
+            "rows": (ops.linear_ce_rows, (*inputs, *options, True)),
+            "rows, plain": (ops.linear_ce_rows, (hidden, weight, labels, None, *options, False)),
+            "total": (ops.linear_ce_total, (row, *inputs, *options, True, *3 * (True,))),
+            "total, frozen": (ops.linear_ce_total, (row, hidden, weight.detach(), labels, None, *options, False,
+                                                    True, False, False)),
+            "gradient": (ops.linear_ce_gradient, (row, row, *detached, *options, True, True, True)),
+            "gradient, frozen": (ops.linear_ce_gradient, (row, row, *detached, *options, False, True, False)),
+        }  # fmt: skip
+
+    return build

@@ -39,7 +39,7 @@ def test_the_report_is_complete_current_and_clean(report, aot):
     ]
     products = [row for row in rows if aot.KERNELS[row["kernel"]][1] is not None]
     assert all(row["ok"] == "1" and row["spills"] == "0" for row in rows)
-    assert all(int(row["matrix"]) > 0 for row in products) and len(products) == 60
+    assert all(int(row["matrix"]) > 0 for row in products) and len(products) == 68
 
 
 def test_a_sample_compiles():

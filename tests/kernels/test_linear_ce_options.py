@@ -183,19 +183,23 @@ def test_compiles_under_autocast(given, share):
         torch.testing.assert_close(compiled(**inputs, labels=labels), linear_cross_entropy(**inputs, labels=labels))
 
 
-def test_opcheck(given):
-    inputs, labels = given
-    tests = ["test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic"]
-    options = (-100, 0.1, 0.1, 2.0, torch.float64, "torch")
-    for grad in (False, True):
-        hidden, weight, bias = (value.detach().clone().requires_grad_(grad) for value in inputs.values())
-        torch.library.opcheck(OPS.linear_ce_rows, (hidden, weight, labels, bias, *options, True), test_utils=tests)
-        factors = torch.ones(47, dtype=torch.float64)
-        args = (hidden, weight, labels, bias, factors, *options, True, *3 * (True,))
-        torch.library.opcheck(OPS.linear_ce_total, args, test_utils=tests)
-    row = torch.rand(47, dtype=torch.float64)
-    args = (row, row, hidden.detach(), weight.detach(), labels, bias.detach(), *options, True, False, True)
-    torch.library.opcheck(OPS.linear_ce_gradient, args, test_utils=tests[:2])
+OPERATORS = ["rows", "rows, plain", "total", "total, frozen", "gradient", "gradient, frozen"]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_opcheck(linear_ce_operators, name, grad):
+    table = linear_ce_operators("torch", torch.float64, grad)
+    assert list(table) == OPERATORS
+    torch.library.opcheck(*table[name])  # all of its checks
+
+
+def test_no_operator_is_forgotten(linear_ce_operators):
+    registered = {name for name in dir(OPS) if name.startswith("linear_ce_")}
+    checked = {
+        str(operator).split(".")[-1] for operator, _ in linear_ce_operators("torch", torch.float64, False).values()
+    }
+    assert checked == registered
 
 
 def test_meta_tensors(given):

@@ -99,8 +99,7 @@ def test_nan_and_labels_outside(random, path, grad, monkeypatch):
     inputs, labels = arguments(random, 20, 8, 57), torch.arange(20)
     inputs["hidden"].requires_grad_(grad)
     labels[7] = 57
-    monkeypatch.setattr("bigssl_kernels._linear_ce.check_labels", lambda *args: None)
-    monkeypatch.setattr("bigssl_kernels._linear_ce_total.check_labels", lambda *args: None)
+    monkeypatch.setattr("bigssl_kernels._linear_ce._check_labels", lambda *args: None)
     _, aux = linear_cross_entropy(**inputs, labels=labels, return_aux=True, impl="triton")
     assert aux.loss.isnan().nonzero().flatten().tolist() == [7]
     inputs["weight"][5, 3] = float("nan")
@@ -151,9 +150,49 @@ def test_rows_beyond_32_bit_addresses(random):
     assert near == linear_cross_entropy(**(inputs | {"hidden": far}), labels=labels, impl="triton")
 
 
-def test_operator_checks(random):
-    inputs, labels = arguments(random, 9, 5, 9), some_labels(9, 9)
-    args = (*(inputs[name] for name in ("hidden", "weight")), labels, inputs["bias"])
-    options = (-100, 0.1, 0.1, None, torch.float32, "triton", True)
-    tests = ["test_schema", "test_faketensor"]
-    torch.library.opcheck(torch.ops.bigssl_kernels.linear_ce_rows, (*args, *options), test_utils=tests)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_panels_of_classes_round_once(run, random, dtype, monkeypatch):
+    """The gradient by hidden adds up in more bits than it has: as if one panel held all classes."""
+    monkeypatch.setattr(_linear_ce_triton, "FEWEST", 1000)
+    inputs, labels = arguments(random, 40, 20, 123, dtype), some_labels(40, 123)
+    loss = functools.partial(linear_cross_entropy, labels=labels, reduction="none", impl="triton")
+    whole, places = run(loss, inputs), []
+    monkeypatch.setattr(_linear_ce_triton, "PANEL", 2 * 40 * 16)
+    panel = _linear_ce_triton._panel
+    monkeypatch.setattr(_linear_ce_triton, "_panel", lambda *args: (places.append(args[2]), panel(*args)))
+    parts = run(loss, inputs)
+    assert places == [(0, first) for first in range(0, 123, 16)]
+    gap = (parts["dhidden"].double() - whole["dhidden"].double()).abs()
+    assert (gap <= torch.finfo(dtype).eps * whole["dhidden"].double().abs() + 1e-4).all()
+    assert (gap == 0).double().mean() > 0.9
+
+
+def test_tuning_leaves_the_results_alone(run, random, path, tmp_path, monkeypatch):
+    """Kernels run once for each candidate, with what came before in their outputs."""
+    inputs, labels = arguments(random, 47, 31, 123, torch.bfloat16), some_labels(47, 123)
+    loss = functools.partial(linear_cross_entropy, labels=labels, impl="triton")
+    expected, tried = run(loss, inputs), []
+
+    def fake(launch):
+        def time(block):
+            tried.append(block)
+            launch(block)
+            return float(block != last)  # the winner is the block that ran before
+
+        return time
+
+    last, other = _linear_ce_blocks.FALLBACK, Block(16, 64, 32, 0, 4, 2)
+    names = ("ce_statistics", "ce_panel", "ce_product")
+    monkeypatch.setattr(_linear_ce_blocks, "SHIPPED", {("sm_00", name, 2): other for name in names})
+    monkeypatch.setattr(_linear_ce_blocks, "_seconds", fake)
+    monkeypatch.setenv("BIGSSL_KERNELS_CACHE", str(tmp_path))
+    monkeypatch.setenv("BIGSSL_KERNELS_TUNE", "1")
+    for _ in range(2):  # the second call finds the winners
+        actual = run(loss, inputs)
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert len(tried) >= 4 and set(tried) == {last, other}
+
+
+def test_operator_checks(linear_ce_operators):
+    for operator, args in linear_ce_operators("triton", torch.float32, True).values():
+        torch.library.opcheck(operator, args)

@@ -1,0 +1,57 @@
+"""A run on mixtures: it learns, is the same on two ranks, and goes on after a stop as if there had been none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigssl.config import dump_recipe
+from bigssl.config_errors import ConfigError
+from bigssl.engine import preflight
+
+DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
+MIXED = {
+    "workers": 1,
+    "sources": {
+        "emoji": {
+            "mix": {
+                "train": {"url": str(DEMO / "emoji" / "train"), "weight": 2},
+                "val": {"url": str(DEMO / "emoji" / "val"), "weight": 1},
+            }
+        },
+        "text": {
+            "batch": 4,
+            "mix": {
+                "prose": {"url": str(DEMO / "text" / "train"), "weight": 0.7},
+                "captions": {"url": str(DEMO / "emoji" / "train"), "weight": 0.3},
+            },
+        },
+    },
+}
+
+
+def losses(curve: Any, folder: Path) -> list[float]:
+    return [row["loss"] for row in curve(folder)]
+
+
+@pytest.mark.distributed
+def test_a_joint_run_on_mixtures_is_one_run_whatever_the_world(
+    recipe: Any, joint: Any, train: Any, curve: Any, ranks: Any, tmp_path: Path
+) -> None:
+    changes = joint | {"data": MIXED, "optim": {"lr": 0.002, "schedule": "constant"}}
+    ranks(train, 1, recipe(tmp_path / "one", steps=4, **changes))
+    ranks(train, 1, recipe(tmp_path / "one", steps=6, **changes))
+    whole = losses(curve, tmp_path / "one")
+    assert len(whole) == 6 and whole[-1] < whole[0]
+    ranks(train, 2, recipe(tmp_path / "two", steps=6, **changes))
+    assert losses(curve, tmp_path / "two") == pytest.approx(whole, rel=1e-4)
+
+
+def test_other_weights_are_another_run(recipe: Any, joint: Any, tmp_path: Path) -> None:
+    first = recipe(tmp_path, **joint | {"data": MIXED})
+    (tmp_path / "config.yaml").write_text(dump_recipe(first))
+    sources = MIXED["sources"] | {"text": {"url": str(DEMO / "text" / "train"), "batch": 4}}  # type: ignore[operator]
+    with pytest.raises(ConfigError, match="data.sources.text.mix.prose.weight: 0.7 before, None now"):
+        preflight.plan(recipe(tmp_path, **joint | {"data": {"workers": 1, "sources": sources}}), 1)
