@@ -1,179 +1,90 @@
 """Speed and memory of linear cross-entropy beside full logits, gathered logits, torch's own, and what can be installed.
 
     python benchmarks/linear_cross_entropy.py --quick        # 5 minutes on 2 cores: the ratios of one size, a BERT step
-    python benchmarks/linear_cross_entropy.py --device cuda  # every size; about an hour on a GPU
+    python benchmarks/linear_cross_entropy.py --minutes 60   # as many sizes as an hour allows, the smallest first
     python benchmarks/linear_cross_entropy.py --mode memory --tokens 4096 --widths 768 --classes 30522 --shares 0.15
 
 Loss and gradients of every provider are compared with float64 before it is timed; one that is wrong is not timed.
-Providers are timed in turn. Rows go to benchmarks/results/linear_cross_entropy_*.csv. Extra memory is what forward and
-backward take at their peak beyond the inputs and the weight's gradient.
+Providers are timed in turn. One command writes all rows of benchmarks/results/linear_cross_entropy_*.csv; what was not
+run has a row that says why. Extra memory is what forward and backward take at their peak beyond the inputs and the
+weight's gradient. --plot draws the CSV beside it.
 """
 
 import argparse
 import contextlib
-import functools
 import importlib.metadata
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from linear_ce_providers import BASE, DTYPES, absent, both, complaint, problem, providers
 from measure import RESULTS, device_name, in_turn, matmul_rate, peak_bytes, write_rows
-from torch import Tensor
 
-from bigssl_kernels import linear_cross_entropy
-
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOKENS = [512, 1024, 2048, 4096, 8192, 16384, 32768]
 WIDTHS = [256, 512, 768, 1024, 2048, 4096]
 CLASSES = [30_522, 50_257, 128_256, 256_000]
 SHARES = [0.15, 0.4, 1.0]
-LIMIT = {"cpu": 1 << 28, "cuda": 1 << 33}  # logits beyond which providers that hold them are not tried
-BASE = "full logits"
+NAMES = ("op", "tokens", "width", "classes", "share", "dtype")
 OPTIONS = {"--tokens": "tokens", "--widths": "width", "--classes": "classes", "--shares": "share", "--dtypes": "dtype"}
+BLANK = dict.fromkeys(("p20_ms", "p50_ms", "p80_ms", "times_ours", "share_of_matmul", "extra_mib", "note"), "")
+Row = dict[str, Any]
 
 
-def full_logits(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(hidden, weight), labels)
+def flops(shape: Row) -> float:
+    """Of the three products on the kept rows."""
+    return float(6 * shape["tokens"] * shape["share"] * shape["width"] * shape["classes"])
 
 
-def gathered(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    kept = (labels != -100).nonzero().squeeze(1)
-    return F.cross_entropy(F.linear(hidden[kept], weight), labels[kept])
-
-
-def torch_own(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    return F.linear_cross_entropy(hidden, weight, labels)
-
-
-def torch_chunked(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    return F.linear_cross_entropy(hidden, weight, labels, options=torch.nn.LinearCrossEntropyOptions())
-
-
-def ours(impl: str, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    return linear_cross_entropy(hidden, weight, labels, impl=impl)
-
-
-def liger() -> Loss:
-    from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
-
-    loss = LigerFusedLinearCrossEntropyLoss()
-    return lambda hidden, weight, labels: loss(weight, hidden, labels)
-
-
-def cut_cross_entropy() -> Loss:
-    from cut_cross_entropy import linear_cross_entropy as cut
-
-    return lambda hidden, weight, labels: cut(hidden, weight, labels)
-
-
-@functools.cache
-def peers() -> dict[str, Loss]:
-    """Those that can be imported here; the others are named once."""
-    found: dict[str, Loss] = {}
-    for make in (liger, cut_cross_entropy):
-        try:
-            found[make.__name__] = make()
-        except Exception as error:  # absent, or broken in whatever way: a benchmark of the rest goes on
-            print(f"{make.__name__} cannot be imported: {type(error).__name__}: {error}", file=sys.stderr)
-    return found
-
-
-def providers(device: str, logits: int, wanted: list[str] | None) -> dict[str, Loss]:
-    """Name -> loss; without those that hold all logits where these would be too many."""
-    table: dict[str, Loss] = {}
-    if logits <= LIMIT[device]:
-        table |= {BASE: full_logits, "gathered": gathered, "compiled": torch.compile(full_logits)}
-        if hasattr(F, "linear_cross_entropy"):  # torch 2.13
-            table["torch"] = torch_own
-    if hasattr(F, "linear_cross_entropy"):
-        table["torch, chunked"] = torch_chunked
-    if device == "cuda":
-        table |= peers() | {"ours/triton": functools.partial(ours, "triton")}
-    table["ours/torch"] = functools.partial(ours, "torch")
-    return {name: loss for name, loss in table.items() if not wanted or name in wanted}
-
-
-def problem(shape: dict[str, Any], device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, weight (both with gradients) and labels, of which `share` are kept."""
-    generator = torch.Generator().manual_seed(shape["tokens"] + shape["width"])
-    dtype = DTYPES[shape["dtype"]]  # drawn in place: wider numbers thrown away would count as peak memory
-    hidden = torch.randn(shape["tokens"], shape["width"], generator=generator, dtype=dtype)
-    weight = torch.randn(shape["classes"], shape["width"], generator=generator, dtype=dtype).div_(shape["width"] ** 0.5)
-    labels = torch.randint(shape["classes"], (shape["tokens"],), generator=generator)
-    labels[torch.rand(shape["tokens"], generator=generator) >= shape["share"]] = -100
-    return hidden.to(device).requires_grad_(), weight.to(device).requires_grad_(), labels.to(device)
-
-
-def both(loss: Loss, given: tuple[Tensor, Tensor, Tensor]) -> Callable[[], tuple[Tensor, ...]]:
-    """Forward and backward."""
-
-    def run() -> tuple[Tensor, ...]:
-        value = loss(*given)
-        return value.detach(), *torch.autograd.grad(value, given[:2])
-
-    return run
-
-
-def complaint(loss: Loss, shape: dict[str, Any], device: str) -> str:
-    """ "" where loss and gradients agree with float64 at 257 tokens and 1001 classes, else what differs."""
-    given = problem(shape | {"tokens": 257, "classes": 1001}, device)
-    wide = [value.detach().double().requires_grad_() for value in given[:2]]
-    truth = both(full_logits, (wide[0], wide[1], given[2]))()
-    try:
-        results = both(loss, given)()
-    except Exception as error:  # a peer may fail in any way; that is a result
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
-    allowed = 1e-4 if shape["dtype"] == "float32" else 3e-2
-    for name, got, expected in zip(("loss", "d hidden", "d weight"), results, truth, strict=True):
-        gap = ((got.double() - expected).abs().max() / expected.abs().max()).item()
-        if not gap <= allowed:
-            return f"{name} is off by {gap:.2g} of its largest entry"
-    return ""
-
-
-def speed(args: argparse.Namespace, shape: dict[str, Any]) -> list[dict[str, Any]]:
-    """One table row for each provider that is right."""
-    device = torch.device(args.device)
-    chosen = providers(args.device, shape["tokens"] * shape["classes"], args.providers)
-    for name in list(chosen):
-        if words := complaint(chosen[name], shape, args.device):
-            print(f"{name} is not timed at {shape}: {words}", file=sys.stderr)
-            del chosen[name]
-    given = problem(shape, args.device)
-    times = in_turn({name: both(loss, given) for name, loss in chosen.items()}, device, args.rounds, args.clock)
-    own = next(value[1] for name, value in times.items() if name.startswith("ours"))
-    roof = matmul_rate(DTYPES[shape["dtype"]], device, 8192) if device.type == "cuda" else 0.0
-    flops = 6 * shape["tokens"] * shape["share"] * shape["width"] * shape["classes"]
+def timed(shape: Row, times: dict[str, tuple[float, float, float]], roof: float) -> list[Row]:
+    """Rows of providers that were timed."""
+    own = next((value[1] for name, value in times.items() if name.startswith("ours")), None)
     return [
-        shape
-        | {"provider": name, "p20_ms": p20 * 1e3, "p50_ms": p50 * 1e3, "p80_ms": p80 * 1e3, "times_ours": p50 / own}
-        | {"share_of_matmul": flops / p50 / roof if roof else "", "extra_mib": ""}
+        shape | {"provider": name} | BLANK
+        | {"p20_ms": p20 * 1e3, "p50_ms": p50 * 1e3, "p80_ms": p80 * 1e3, "times_ours": p50 / own if own else ""}
+        | {"share_of_matmul": flops(shape) / p50 / roof if roof else ""}
         for name, (p20, p50, p80) in times.items()
-    ]
+    ]  # fmt: skip
 
 
-def memory(args: argparse.Namespace, shape: dict[str, Any]) -> list[dict[str, Any]]:
+def speed(args: argparse.Namespace, shape: Row) -> list[Row]:
+    """One row for each provider that is right, and for each that is not."""
+    device, chosen = (
+        torch.device(args.device),
+        providers(args.device, shape["tokens"] * shape["classes"], args.providers),
+    )
+    wrong = {name: words for name, loss in chosen.items() if (words := complaint(loss, shape, args.device))}
+    given = problem(shape, args.device)
+    runs = {name: both(loss, given) for name, loss in chosen.items() if name not in wrong}
+    roof = matmul_rate(DTYPES[shape["dtype"]], device, 8192) if device.type == "cuda" else 0.0
+    notes = {name: f"not timed: {words}" for name, words in wrong.items()} | absent(args.device, args.providers)
+    rows = timed(shape, in_turn(runs, device, args.rounds, args.clock), roof)
+    return rows + [shape | {"provider": name} | BLANK | {"note": note} for name, note in notes.items()]
+
+
+def memory(args: argparse.Namespace, shape: Row) -> list[Row]:
     """Extra memory of forward and backward; each provider in a process of its own, where nothing was freed before."""
     results = []
-    for name in providers(args.device, shape["tokens"] * shape["classes"], args.providers).keys() - {"compiled"}:
-        command = [sys.executable, __file__, "--device", args.device, "--peak", name]
+    for name in providers(args.device, shape["tokens"] * shape["classes"], args.providers):
+        if name == "compiled":
+            continue  # what the compiler itself takes would count
+        command = [sys.executable, __file__, "--device", args.device, "--peak", name, "--threads", str(args.threads)]
         for option, name_of in OPTIONS.items():
             command += [option, str(shape[name_of])]
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            print(f"{name} has no peak: {done.stderr.splitlines()[-1][:100]}", file=sys.stderr)
-            continue
-        blank = dict.fromkeys(("p20_ms", "p50_ms", "p80_ms", "times_ours", "share_of_matmul"), "")
-        results.append(shape | {"provider": name} | blank | {"extra_mib": int(done.stdout) / 2**20})
+        found = (
+            {"note": f"no peak: {(done.stderr.splitlines() or ['killed'])[-1][:100]}"}
+            if done.returncode
+            else {"extra_mib": int(done.stdout) / 2**20}
+        )
+        results.append(shape | {"provider": name} | BLANK | found)
     return results
 
 
-def peak(args: argparse.Namespace, shape: dict[str, Any]) -> None:
+def peak(args: argparse.Namespace, shape: Row) -> None:
     """In a process of its own: print the bytes one provider takes beyond the weight's gradient."""
     loss = providers(args.device, shape["tokens"] * shape["classes"], [args.peak])[args.peak]
     both(loss, problem(shape | {"tokens": 8, "classes": 64}, args.device))()  # code is loaded before the count begins
@@ -181,59 +92,81 @@ def peak(args: argparse.Namespace, shape: dict[str, Any]) -> None:
     print(peak_bytes(both(loss, given), torch.device(args.device)) - given[1].numel() * given[1].element_size())
 
 
-def bert_step(args: argparse.Namespace, dtype: str) -> list[dict[str, Any]]:
-    """Loss and all gradients of BERT-base, 8 x 128 tokens, 15 % masked: transformers' model and ours on its weights.
+def step(args: argparse.Namespace, shape: Row) -> list[Row]:
+    """Training steps of BERT-base."""
+    from linear_ce_bert import steps  # here: it needs transformers
 
-    bfloat16 means autocast.
-    """
-    from transformers import BertConfig, BertForMaskedLM
-
-    from bigssl.nets.heads import MaskedLanguageHead
-
-    torch.manual_seed(0)
-    config = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model = BertForMaskedLM(config).to(args.device)
-    head = MaskedLanguageHead(model.bert.embeddings.word_embeddings.weight)
-    head.dense, head.norm = model.cls.predictions.transform.dense, model.cls.predictions.transform.LayerNorm
-    head.bias = model.cls.predictions.bias
-    tokens = torch.randint(config.vocab_size, (8, 128), device=args.device)
-    labels = tokens.masked_fill(torch.rand(8, 128, device=args.device) >= 0.15, -100)
-    parameters = [value for value in model.parameters() if value.requires_grad]
-
-    amp = functools.partial(torch.autocast, args.device, torch.bfloat16, enabled=dtype == "bfloat16")
-
-    def theirs() -> tuple[Tensor, ...]:
-        with amp():
-            loss = model(input_ids=tokens, labels=labels).loss
-        return loss.detach(), *torch.autograd.grad(loss, parameters)
-
-    def mine() -> tuple[Tensor, ...]:
-        with amp():
-            loss = head(model.bert(input_ids=tokens).last_hidden_state, labels) / (labels != -100).sum()
-        return loss.detach(), *torch.autograd.grad(loss, parameters)
-
-    got, expected = (torch.cat([value.flatten() for value in run()]) for run in (mine, theirs))
-    gap = ((got - expected).norm() / expected.norm()).item()
-    assert gap <= (1e-4 if dtype == "float32" else 3e-2), f"loss and gradients are off by {gap:.2g} of their length"
-    times = in_turn({"transformers": theirs, "ours/torch": mine}, torch.device(args.device), args.rounds, args.clock)
-    shape = {"op": "BERT-base step", "tokens": 1024, "width": 768, "classes": 30522, "share": 0.15}
-    return [
-        shape
-        | {"dtype": dtype, "provider": name, "p20_ms": p20 * 1e3, "p50_ms": p50 * 1e3, "p80_ms": p80 * 1e3}
-        | {"times_ours": p50 / times["ours/torch"][1], "share_of_matmul": "", "extra_mib": ""}
-        for name, (p20, p50, p80) in times.items()
-    ]
+    runs = steps(args.device, shape["dtype"])
+    return timed(shape, in_turn(runs, torch.device(args.device), args.rounds, args.clock), 0.0)
 
 
-def show(results: list[dict[str, Any]]) -> None:
+def free_bytes(device: str) -> int:
+    """Memory of the device that may be taken."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    (line,) = (line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024
+
+
+def obstacle(args: argparse.Namespace, shape: Row, pace: float, left: float) -> str:
+    """Why a size is not run, "" if it is. `pace`: seconds a flop, so far; `left`: seconds."""
+    wanted = 4 * (shape["tokens"] + shape["classes"]) * shape["width"] * DTYPES[shape["dtype"]].itemsize
+    if wanted > (free := free_bytes(args.device)):
+        return f"not run: wants {wanted / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
+    return "not run: the time is over" if pace * flops(shape) > left else ""
+
+
+def measured(args: argparse.Namespace) -> list[Row]:
+    """The rows of the BERT step and of every mode and size, the smallest sizes first, within the time that is given."""
+    sizes = itertools.product(["head"], args.tokens, args.widths, args.classes, args.shares, args.dtypes)
+    shapes = sorted((dict(zip(NAMES, size, strict=True)) for size in sizes), key=flops)
+    step_of = dict(zip(NAMES, ("BERT-base step", 1024, 768, 30_522, 0.15), strict=False))
+    work = [("step", step, step_of | {"dtype": dtype}) for dtype in args.dtypes]
+    work += [(mode, take, shape) for shape in shapes for mode, take in (("speed", speed), ("memory", memory))]
+    results, paces, end = [], dict.fromkeys(("speed", "memory", "step"), 0.0), time.monotonic() + 60 * args.minutes
+    for mode, take, shape in (one for one in work if one[0] in args.mode):
+        begin = time.monotonic()
+        if note := obstacle(args, shape, paces[mode], end - begin):
+            fresh = [shape | {"provider": "all"} | BLANK | {"note": note}]
+        else:
+            fresh = take(args, shape)
+            paces[mode] = (time.monotonic() - begin) / flops(shape)
+        show(fresh)
+        results += fresh
+    return results
+
+
+def show(results: list[Row]) -> None:
     for row in results:
         size = f"T={row['tokens']}  H={row['width']}  V={row['classes']}  {row['share']:.0%} kept"
         numbers = {
             "ms": row["p50_ms"], "x ours": row["times_ours"], "of matmul": row["share_of_matmul"],
             "MiB extra": row["extra_mib"],
         }  # fmt: skip
-        text = (f"{value:.2f} {unit}" for unit, value in numbers.items() if value != "")
-        print("  ".join([row["op"], size, row["dtype"], row["provider"], *text]), flush=True)
+        text = [f"{value:.2f} {unit}" for unit, value in numbers.items() if value != ""]
+        print("  ".join([row["op"], size, row["dtype"], row["provider"], *text, row["note"]]), flush=True)
+
+
+def plot(results: list[Row], file: Path) -> None:
+    """Time and extra memory of each provider over the size, a column of axes for each dtype."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    dtypes = list(dict.fromkeys(row["dtype"] for row in results))
+    labels = {"times_ours": "time / that of ours", "extra_mib": "extra memory, MiB"}
+    figure, axes = pyplot.subplots(len(labels), len(dtypes), figsize=(6 * len(dtypes), 7), squeeze=False)
+    for (line, (column, label)), (place, dtype) in itertools.product(enumerate(labels.items()), enumerate(dtypes)):
+        shown = [row for row in results if row["dtype"] == dtype and row["op"] == "head" and row[column] != ""]
+        for name in dict.fromkeys(row["provider"] for row in shown):
+            points = sorted((flops(row), row[column]) for row in shown if row["provider"] == name)
+            axes[line, place].loglog(*zip(*points, strict=True), "o", markersize=4, label=name)
+        axes[line, place].set(title=dtype, xlabel="flops of the kept rows' products", ylabel=label)
+        if shown:
+            axes[line, place].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(file)
 
 
 def versions() -> str:
@@ -255,39 +188,42 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of tokens that are kept")
     parser.add_argument("--dtypes", choices=list(DTYPES), nargs="+", default=list(DTYPES))
     parser.add_argument("--providers", nargs="+", help="default: all that are installed")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, help="default: 20; 3 with --quick")
+    parser.add_argument("--minutes", type=float, default=60, help="sizes that would take longer are not run")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: where others run as well")
-    parser.add_argument("--threads", type=int, help="of torch on a CPU")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on a CPU")
+    parser.add_argument("--plot", action="store_true", help="draw the results as well (SVG)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
-        args.tokens, args.widths, args.classes, args.shares, args.rounds = [4096], [768], [30_522], [0.15], 3
-        args.providers = args.providers or [BASE, "gathered", "torch", "torch, chunked", "ours/torch"]
+        args.tokens, args.widths, args.classes, args.shares = [4096], [768], [30_522], [0.15]
+        args.providers = args.providers or [
+            BASE,
+            "gathered",
+            "torch",
+            "torch, chunked",
+            "ours/torch",
+            *absent("cpu", None),
+        ]
+    args.rounds = args.rounds or (3 if args.quick else 20)
     return args
 
 
 def main() -> None:
     args = arguments()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    names = ("op", "tokens", "width", "classes", "share", "dtype")
-    sizes = itertools.product(["head"], args.tokens, args.widths, args.classes, args.shares, args.dtypes)
-    shapes = [dict(zip(names, size, strict=True)) for size in sizes]
+    torch.set_num_threads(args.threads)
     if args.peak:
-        peak(args, shapes[0])
+        size = ("head", args.tokens[0], args.widths[0], args.classes[0], args.shares[0], args.dtypes[0])
+        peak(args, dict(zip(NAMES, size, strict=True)))
         return
-    results: list[dict[str, Any]] = []
-    tables = {"speed": speed, "memory": memory}
-    work = [functools.partial(tables[mode], args, shape) for mode in args.mode if mode in tables for shape in shapes]
-    steps = [functools.partial(bert_step, args, dtype) for dtype in args.dtypes if "step" in args.mode]
-    for take in work + steps:
-        fresh = take()
-        show(fresh)
-        results += fresh
+    results = measured(args)
     name = device_name(torch.device(args.device))
     stem = f"linear_cross_entropy_{'quick_' if args.quick else ''}{''.join(c if c.isalnum() else '-' for c in name)}"
     context = {"device": name, "clock": args.clock, "versions": versions()}
-    write_rows(RESULTS / f"{stem}.csv", [row | context for row in results])
+    write_rows(args.out / f"{stem}.csv", [row | context for row in results])
+    if args.plot:
+        plot(results, args.out / f"{stem}.svg")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from bigssl import limits  # noqa: E402
 from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.config_errors import ConfigError  # noqa: E402
-from bigssl.data.errors import DataError  # noqa: E402
+from bigssl.data.errors import DataError, redact  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def _check(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.config, options.overrides, _model())
     limits.use(recipe.data.limits)
     plan = preflight.plan(recipe, options.world)
-    print(dump_recipe(recipe), end="")
+    print(redact(dump_recipe(recipe)), end="")
     samples = {name: f"{len(stream)} samples, {plan.sizes[name]} a step" for name, stream in plan.streams.items()}
     print(f"# fits: {options.world} ranks x {plan.accum} passes x {plan.micro} samples; {samples}")
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from bigssl import limits
 from bigssl.config import DataConfig, load_recipe, recipe_model
 from bigssl.config_errors import ConfigError
 from bigssl.data.errors import DataError, display
@@ -120,6 +121,7 @@ def _of_recipe(args: argparse.Namespace) -> MicroBatches:
     from bigssl.objectives.base import config_union
 
     recipe = load_recipe(args.config, args.overrides, recipe_model(config_union()))
+    limits.use(recipe.data.limits)
     _, accum = split_batch(recipe, args.world)
     # No weights: of the networks, only what preparing a sample asks for. (transformers loads none onto "meta".)
     loads = any(backbone.pretrained for backbone in recipe.backbones.values())

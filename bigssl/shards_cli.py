@@ -120,7 +120,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("urls", nargs="+", help="datasets (give the training part only)")
     parser.add_argument("out", help="the tokenizer.json to write")
     parser.add_argument("--vocab-size", type=int, default=8192, metavar="N", help="at most (%(default)s)")
-    parser.add_argument("--field", default="txt", help="field that holds the text (%(default)s)")
+    parser.add_argument("--field", help="field that holds the text (default: txt, or a document in json)")
     parser.set_defaults(run=_train)
 
 
@@ -129,7 +129,8 @@ def _train(args: argparse.Namespace) -> int:
     from bigssl.data.text import load_tokenizer, train_tokenizer
 
     indexes = [DatasetIndex.load(url) for url in args.urls]
-    texts = (decode.text(decode.field(sample, [args.field])) for index in indexes for sample in in_order(index))
+    samples = (sample for index in indexes for sample in in_order(index))
+    texts = (decode.text(decode.field(s, [args.field])) if args.field else decode.running_text(s) for s in samples)
     train_tokenizer(texts, args.vocab_size, args.out)
     print(f"{args.out}: {len(load_tokenizer(args.out))} entries")
     return 0

@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar  # noqa: E402
 from bigssl import distributed, limits  # noqa: E402
 from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.config_errors import ConfigError  # noqa: E402
-from bigssl.data.errors import DataError, display  # noqa: E402
+from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, preflight, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
 from bigssl.objectives.base import config_union  # noqa: E402
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"bigssl: {error}", file=sys.stderr)
         return 2
     if options.print_config:
-        print(dump_recipe(recipe) if first else "", end="")
+        print(redact(dump_recipe(recipe)) if first else "", end="")
         return 0
     return _run(recipe, plan)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from bigssl import limits
+from bigssl.cli import main
 from bigssl.config import DataConfig
 from bigssl.data.jobs import each
 from bigssl.limits import Limits
@@ -38,3 +41,12 @@ def test_they_are_a_section_of_the_recipe() -> None:
     for wrong in ({"sample_bytes": 0}, {"samples": 1}, {"ratio": "9"}, {"image_pixels": 10**9}):
         with pytest.raises(ValidationError):
             Limits.model_validate(wrong)
+
+
+def test_commands_that_read_a_recipe_set_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    command = ["config", "check", "launch/recipes/demo.yaml", f"out={tmp_path}"]
+    with limits.applied(Limits()):
+        assert main([*command, "data.limits.audio_values=77"]) == 0
+        assert limits.current() == Limits(audio_values=77)
+        assert main([*command, "data.limits.audio_value=77"]) == 2

@@ -101,6 +101,23 @@ def test_series_and_tokenizer(tmp_path: Path, folder: Path, capsys: pytest.Captu
     assert json.loads((tmp_path / "tok.json").read_text())["model"]["vocab"]["the"] > 4
 
 
+def test_tokenizers_of_documents_in_json(tmp_path: Path) -> None:
+    """The same text in either field, with the same tokenizer, byte for byte."""
+    texts = [["the state.", "the union."], ["the end."]]
+    for number, parts in enumerate(texts):
+        for field, data in (("txt", " ".join(parts)), ("json", json.dumps({"sentences": parts}))):
+            path = tmp_path / field / f"{number}.{field}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(data)
+    for field in ("txt", "json"):
+        shards, out = tmp_path / f"{field}-shards", tmp_path / f"{field}.tok"
+        run("shards", "pack", tmp_path / field, shards)
+        assert run("tokenizer", "train", shards, out, "--vocab-size", 60) == 0
+    assert (tmp_path / "txt.tok").read_bytes() == (tmp_path / "json.tok").read_bytes()
+    again = ["tokenizer", "train", tmp_path / "json-shards", tmp_path / "field.tok", "--field", "txt"]
+    assert run(*again) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

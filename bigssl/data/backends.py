@@ -72,7 +72,7 @@ def open_backend(url: str, options: Mapping[str, Any]) -> Backend:
     except ValueError:
         allowed = "a path, file://, http(s)://, s3://, gs:// or another protocol of fsspec"
         raise DataError(f"{display(url)}: unknown protocol {protocol!r}; allowed: {allowed}") from None
-    settings = {**_single_attempt(protocol), **cls._get_kwargs_from_urls(url), **options}
+    settings = {**_defaults(protocol), **cls._get_kwargs_from_urls(url), **options}
     if protocol in ("http", "https"):
         return HttpBackend(cls(asynchronous=True, skip_instance_cache=True, **settings))
     if issubclass(cls, AsyncFileSystem):
@@ -83,9 +83,12 @@ def open_backend(url: str, options: Mapping[str, Any]) -> Backend:
     return SyncBackend(cls(**settings))
 
 
-def _single_attempt(protocol: str) -> dict[str, Any]:
-    """Options that keep a client from repeating requests by itself: attempts are counted and bounded here."""
-    return {"config_kwargs": {"retries": {"total_max_attempts": 1}}} if protocol in ("s3", "s3a") else {}
+def _defaults(protocol: str) -> dict[str, Any]:
+    """Options unless others are given: s3 repeats nothing by itself, as attempts are counted and bounded here; http
+    heeds ~/.netrc and the proxies of the environment."""
+    if protocol in ("s3", "s3a"):
+        return {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
+    return {"client_kwargs": {"trust_env": True}} if protocol in ("http", "https") else {}
 
 
 def secrets_of(url: str, options: Mapping[str, Any]) -> set[str]:

@@ -25,7 +25,7 @@ from bigssl.data.errors import DataError
 _HEADER = struct.Struct("<8sIQ")
 _MAGIC = b"bigssl-1"
 _STRIPES = 256
-_OPEN = 32
+_OPEN = 4  # an evicted file that is open still takes its space
 _ORPHAN_SECONDS = 600.0  # a part that nobody wrote to for so long belongs to a process that is gone
 _IN_USE = 1 << 63
 

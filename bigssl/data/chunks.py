@@ -19,6 +19,7 @@ from bigssl.data.remote import Remote, RemoteError
 from bigssl.data.sidecar import ShardInfo
 
 _POLL_SECONDS = 0.02
+_TOO_OFTEN = 32  # chunks fetched again by one process
 
 
 class Chunks:
@@ -33,6 +34,10 @@ class Chunks:
         self._whole_only: set[str] = set()
         # threads of its own: in the loop's, filling could wait for a name look-up that waits for a thread
         self._threads = ThreadPoolExecutor(remote.config.connections, "bigssl-cache")
+        # a chunk on its way takes its size twice: in pieces, and joined
+        self._slots = asyncio.Semaphore(max(1, (remote.config.ahead_mb << 20) // (2 * size)))
+        self._seen: set[str] = set()
+        self._again = 0
         self.full = False
 
     def read(self, shard: ShardInfo, start: int, stop: int) -> bytes:
@@ -85,10 +90,10 @@ class Chunks:
             if shard.url not in self._whole_only:
                 begin = number * self._size
                 try:
-                    data = await self._remote.get(
-                        shard.url, begin, min(begin + self._size, shard.bytes), shard.bytes
-                    )
-                    await self._in_thread(self._store, entry, data)
+                    async with self._slots:
+                        stop = min(begin + self._size, shard.bytes)
+                        data = await self._remote.get(shard.url, begin, stop, shard.bytes)
+                        await self._in_thread(self._store, entry, data)
                     return data
                 except RemoteError as error:
                     if error.ranges:
@@ -125,6 +130,7 @@ class Chunks:
             yield bytes(buffer)
 
     def _store(self, entry: str, data: bytes) -> None:
+        self._count(entry)
         try:
             self._cache.store(entry, data)
         except OSError as error:
@@ -133,6 +139,17 @@ class Chunks:
                 note += "this process reads on without it; free space, or lower data.remote.cache_gb"
                 print(note, file=sys.stderr, flush=True)
             self.full = True
+
+
+    def _count(self, entry: str) -> None:
+        """A cache that is too small for what is read in turns would fetch everything many times, in silence."""
+        if entry in self._seen:
+            self._again += 1
+            if self._again == _TOO_OFTEN:
+                note = f"bigssl: cache {self._cache.folder}: {self._again} chunks were fetched again after they made "
+                note += f"room; raise data.remote.cache_gb (it is {self._cache.limit / 1e9:g}), or lower "
+                print(note + "data.shuffle_window, data.lanes or data.remote.chunk_mb", file=sys.stderr, flush=True)
+        self._seen.add(entry)
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import NamedTuple
 
 from bigssl.data.chunks import Chunks, open_cache
@@ -97,6 +97,13 @@ class ExtentReader:
         return None if self._chunks is None or self._chunks.full else self._chunks
 
     def _read_remote(self, extent: Extent) -> bytes:
+        try:
+            return self._awaited(extent)
+        except CancelledError:  # another reader of the same index closed the connections
+            self.close()
+            return self._awaited(extent)
+
+    def _awaited(self, extent: Extent) -> bytes:
         chunks = self._cache()
         if chunks is not None:
             return chunks.read(*extent)

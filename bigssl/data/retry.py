@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 _FINAL_ERRNOS = {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOENT, errno.ENOSYS, getattr(errno, "EREMCHG", -1)}
 _CLIENT_ERRORS = {
     "aiohttp": ("ClientConnectionError", "ClientPayloadError"),
-    "botocore.exceptions": ("HTTPClientError", "IncompleteReadError"),
+    "botocore.exceptions": ("HTTPClientError", "ConnectionError", "IncompleteReadError"),
     "requests.exceptions": ("ConnectionError", "Timeout", "ChunkedEncodingError"),
 }
 

@@ -12,14 +12,12 @@ its epoch, each process reads every shard, and nothing tells payloads that chang
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import AbstractContextManager, closing
 from itertools import islice
-from typing import IO, cast
 
 import braceexpand
 import numpy as np
@@ -255,5 +253,5 @@ class _Peeked:
 def _inflated(raw: tarwalk.Readable) -> tarwalk.Readable:
     peeked = _Peeked(raw)
     if peeked.first == b"\x1f\x8b":
-        return cast(tarwalk.Readable, gzip.GzipFile(fileobj=cast(IO[bytes], peeked)))
+        return tarwalk.Inflated(peeked)
     return peeked

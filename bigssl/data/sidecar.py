@@ -122,9 +122,10 @@ class Sidecars:
         for shard in wanted.keys() & self._loaded.keys():
             self._loaded.move_to_end(shard)
         missing = [shard for shard in wanted if shard not in self._loaded]
-        for shard, data in zip(missing, self._contents([self._shards[shard] for shard in missing]), strict=True):
-            info = self._shards[shard]
-            self._loaded[shard] = Sidecar(info, self._dataset, data, self._reader(info))
+        infos = [self._shards[shard] for shard in missing]
+        versions = [self._version(info) for info in infos]  # before the content: a change in between is noticed
+        for shard, info, version, data in zip(missing, infos, versions, self._contents(infos), strict=True):
+            self._loaded[shard] = Sidecar(info, self._dataset, data, self._reader(info, version))
             self.memory += self._loaded[shard].cost
         while self.memory > self._limit and len(self._loaded) > len(wanted):
             self.memory -= self._loaded.popitem(last=False)[1].cost
@@ -165,13 +166,24 @@ class Sidecars:
             with suppress(OSError):  # a full disk: it stays in memory, and the reader of shards says why
                 disk.store(_entry(info), data)
 
-    def _reader(self, info: ShardInfo) -> Callable[[int, int], bytes] | None:
+    def _version(self, info: ShardInfo) -> tuple[int, int, int]:
+        try:
+            return self._files.version(info.index_url) if storage.is_local(info.index_url) else (0, 0, 0)
+        except OSError:  # reading it says what is wrong
+            return (0, 0, 0)
+
+    def _reader(self, info: ShardInfo, version: tuple[int, int, int]) -> Callable[[int, int], bytes] | None:
         if storage.is_local(info.index_url):
-            return lambda start, length: self._files.read(info.index_url, start, length)
+            return lambda start, length: self._from_file(info, version, start, length)
         disk = self._cache(info)
         if disk is None or not disk.has(_entry(info)):
             return None
         return lambda start, length: self._from_disk(disk, info, start, length)
+
+    def _from_file(self, info: ShardInfo, version: tuple[int, int, int], start: int, length: int) -> bytes:
+        if self._files.version(info.index_url) != version:
+            return b""  # not a line: the reader says that it changed
+        return self._files.read(info.index_url, start, length)
 
     def _from_disk(self, disk: DiskCache, info: ShardInfo, start: int, length: int) -> bytes:
         line = disk.read(_entry(info), start, length)

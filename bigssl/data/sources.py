@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def from_folder(root: Path, pattern: str | None = None) -> Iterator[Item]:
         files = groups.get(key, ())
         if field in (other for other, _ in files):
             raise DataError(f"{root / name}: a second file for sample {key!r}, field {field!r}; rename one")
-        groups[key] = (*files, (field, name))
+        groups[key] = (*files, (sys.intern(field), name))
     for key, files in groups.items():
         sample = Files(str(root), files, pattern)
         yield Item(key, key, sample.load, sample.stamp)

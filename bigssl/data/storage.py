@@ -102,6 +102,11 @@ class RangeReader:
         """Up to `length` bytes from `offset`; fewer only where the file ends. Raises OSError."""
         return _pread(self._open(url), offset, length)
 
+    def version(self, url: str) -> tuple[int, int, int]:
+        """Inode, bytes and time of last change of the file that `read` reads: another one, another version."""
+        status = os.fstat(self._open(url))
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
     def _open(self, url: str) -> int:
         descriptor = self._files.get(url)
         if descriptor is None:

@@ -210,6 +210,14 @@ class SampleReader:
         ]
         self._extents.announce(*extents)
 
+    def ahead(self, numbers: range) -> Iterator[int]:
+        """`numbers` one by one; remote samples are fetched in groups, each before its first is given."""
+        for begin in range(0, len(numbers), _TOGETHER):
+            group = numbers[begin : begin + _TOGETHER]
+            if self.remote:
+                self.announce(group, range(0))
+            yield from group
+
     def fields(self, shard: ShardInfo, row: Row) -> dict[str, bytes]:
         """The verified bytes of every field of a row."""
         try:
@@ -273,10 +281,7 @@ def in_order(index: DatasetIndex, limit: int | None = None) -> Iterator[Sample]:
     """Every sample once, in the order of the index: what evaluation and tokenizer training read."""
     reader, size = SampleReader(index), len(index) if limit is None else min(limit, len(index))
     try:
-        for begin in range(0, size, _TOGETHER):
-            if reader.remote:
-                reader.announce(range(begin, min(begin + _TOGETHER, size)), range(0))
-            for number in range(begin, min(begin + _TOGETHER, size)):
-                yield reader.read(number)
+        for number in reader.ahead(range(size)):
+            yield reader.read(number)
     finally:
         reader.close()

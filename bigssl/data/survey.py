@@ -76,10 +76,11 @@ def survey(index: DatasetIndex, jobs: int = 1) -> Survey:
 
 
 def _survey_shard(index: DatasetIndex, number: int) -> _Shard:
-    shard, reader, facts = index.shards[number], SampleReader(index), _Shard()
-    for row in range(shard.samples):
+    first, reader, facts = int(index.offsets[number]), SampleReader(index), _Shard()
+    for sample in reader.ahead(range(first, first + index.shards[number].samples)):
+        row = sample - first
         try:
-            fields = reader.fields(shard, index.sidecar(number).row(row))
+            fields = reader.read(sample).fields
         except DataError as error:
             facts.damage[row] = error.cause or str(error)
             continue
@@ -96,6 +97,7 @@ def _survey_shard(index: DatasetIndex, number: int) -> _Shard:
                 rows, values = facts.values.setdefault(Measure(name, what), ([], []))
                 rows.append(row)
                 values.append(value)
+    reader.close()
     return facts
 
 

@@ -137,13 +137,34 @@ class _Counting:
         return data
 
 
+class Refused(zlib.error):
+    """A compressed stream that unpacks to more than `bigssl.limits` allow."""
+
+
+class Inflated:
+    """The content of a gzip stream. Raises Refused, and what `gzip` raises for damage."""
+
+    def __init__(self, packed: Readable) -> None:
+        self._packed, self._unpacked = _Counting(packed), 0
+        self._file = gzip.GzipFile(fileobj=cast(IO[bytes], self._packed))
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, none at the end."""
+        data = self._file.read(size)
+        self._unpacked += len(data)
+        if self._unpacked > RATIO_FROM:
+            refused = limits.over("ratio", self._unpacked // max(1, self._packed.bytes))
+            if refused:
+                raise Refused(f"compression refused: {refused}")
+        return data
+
+
 class Stream:
     """Reads a tar stream forward, knows its position, and turns a missing byte into a DataError that says where."""
 
     def __init__(self, source: Readable, url: str) -> None:
-        self._packed = _Counting(source) if is_compressed(url) else None
-        unpacked = gzip.GzipFile(fileobj=cast(IO[bytes], self._packed)) if self._packed else source
-        self._source, self._url, self.position = cast(Readable, unpacked), url, 0
+        self._source = Inflated(source) if is_compressed(url) else source
+        self._url, self.position = url, 0
 
     def take(self, size: int, what: str) -> bytes:
         """Exactly `size` bytes."""
@@ -168,25 +189,17 @@ class Stream:
 
     def drain(self) -> None:
         """Reads what follows the end mark, so that gzip checks its own trailing checksum."""
-        unpacked = self.position
-        while part := self._read(_CHUNK):
-            unpacked += len(part)
-            self._check_ratio(unpacked)
+        while self._read(_CHUNK):
+            pass
 
     def _read(self, size: int) -> bytes:
         try:
-            data = self._source.read(size)
+            return self._source.read(size)
+        except Refused as error:
+            raise damaged(self._url, key=None, offset=self.position, cause=str(error)) from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             cause = f"the compressed stream is damaged or truncated ({error})"
             raise damaged(self._url, key=None, offset=self.position, cause=cause) from error
-        self._check_ratio(self.position + len(data))
-        return data
-
-    def _check_ratio(self, unpacked: int) -> None:
-        if self._packed is None or unpacked <= RATIO_FROM:
-            return
-        if refused := limits.over("ratio", unpacked // max(1, self._packed.bytes)):
-            raise damaged(self._url, key=None, offset=self.position, cause=f"compression refused: {refused}")
 
 
 def group(entries: Iterator[Entry], url: str) -> Iterator[Group]:
@@ -255,8 +268,7 @@ def _deflate(deflate: Any, tar: IO[bytes], length: int, out: IO[bytes], crc: int
 
 
 def inflate_range(data: bytes) -> bytes:
-    """The tar from the flush point at which `data` begins, a sample long. Raises zlib.error, also for what unpacks to
-    more than `bigssl.limits` allow."""
+    """The tar from the flush point at which `data` begins, a sample long. Raises zlib.error, Refused too."""
     most, ratio = limits.current().sample_bytes + _AFTER, limits.current().ratio
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     tar = inflate.decompress(data, min(most, max(RATIO_FROM, ratio * len(data))) + 1)
@@ -264,5 +276,5 @@ def inflate_range(data: bytes) -> bytes:
     if not refused and len(tar) > RATIO_FROM:
         refused = limits.over("ratio", -(-len(tar) // len(data)))
     if refused:
-        raise zlib.error(f"compression refused: {refused}")
+        raise Refused(f"compression refused: {refused}")
     return tar

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import braceexpand
 
 from bigssl.data import decode, storage, tarwalk
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex, Row, ShardInfo, expand, scan
 from bigssl.data.jobs import each
+from bigssl.data.pipes import PIPE
+from bigssl.data.sequential import samples_of
 from bigssl.data.stream import SampleReader
 
 
@@ -27,7 +31,12 @@ class Finding:
 def verify(url: str, jobs: int = 1) -> Iterator[Finding]:
     """Every damage of a dataset: an index that does not fit, missing, truncated or changed shards, bad headers,
     missing or flipped bytes, empty shards, repeated keys, fields that cannot be decoded, and what `bigssl.limits`
-    refuses. Shards without an index are read too. jobs: processes, each of which reads one shard at a time."""
+    refuses. Shards without an index are read too, and the output of `pipe:` commands. jobs: processes, each of which
+    reads one shard at a time."""
+    if url.startswith(PIPE):
+        for found in each(_sequential, list(braceexpand.braceexpand(url)), jobs):
+            yield from found
+        return
     try:
         index = DatasetIndex.load(url)
     except DataError as error:
@@ -56,6 +65,19 @@ def _unindexed(tar: str) -> list[Finding]:
         return [_structural(name, error)]
 
 
+def _sequential(url: str) -> list[Finding]:
+    """Of the output of a command, up to the first damage of its structure; a command that fails is one too."""
+    found: list[Finding] = []
+    samples = 0
+    try:
+        for key, fields in samples_of(url):
+            samples += 1
+            found += _undecodable(display(url), key, fields, dict.fromkeys(fields))
+    except DataError as error:
+        return [*found, _structural(display(url), error)]
+    return found if samples else [*found, Finding(display(url), None, 0, "the shard has no samples")]
+
+
 def _structural(shard: str, error: DataError) -> Finding:
     return Finding(shard, error.key, error.offset, error.cause or str(error))
 
@@ -65,11 +87,13 @@ def _shard(index: DatasetIndex, number: int) -> list[Finding]:
     found, intact = [], False
     if not shard.samples:
         found.append(Finding(shard.name, None, 0, "the shard has no samples"))
-    if not storage.exists(shard.url):
-        return [*found, Finding(shard.name, None, None, "the shard is missing")]
     try:
-        _, checksum, size = scan(shard.url)
+        if not storage.exists(shard.url, index.remote):
+            return [*found, Finding(shard.name, None, None, "the shard is missing")]
+        _, checksum, size = scan(shard.url, index.remote)
         intact = (checksum, size) == (shard.checksum, shard.bytes)
+    except OSError as error:
+        return [*found, Finding(shard.name, None, None, f"the shard cannot be read ({error})")]
     except DataError as error:
         found.append(_structural(shard.name, error))
     found += _samples(index, number)
@@ -81,14 +105,14 @@ def _shard(index: DatasetIndex, number: int) -> list[Finding]:
 
 
 def _samples(index: DatasetIndex, number: int) -> Iterator[Finding]:
-    shard, reader = index.shards[number], SampleReader(index)
-    for place in range(shard.samples):
-        try:
-            row = index.sidecar(number).row(place)
-        except DataError as error:
-            yield Finding(shard.name + ".idx", None, None, str(error))
-            return
-        yield from _sample(reader, shard, row)
+    first, reader = int(index.offsets[number]), SampleReader(index)
+    try:
+        for sample in reader.ahead(range(first, first + index.shards[number].samples)):
+            yield from _sample(reader, *index.row(sample))
+    except DataError as error:  # of the sidecar: what is wrong with a sample is a finding of its own
+        yield Finding(index.shards[number].name + ".idx", None, None, str(error))
+    finally:
+        reader.close()
 
 
 def _sample(reader: SampleReader, shard: ShardInfo, row: Row) -> Iterator[Finding]:
@@ -101,11 +125,17 @@ def _sample(reader: SampleReader, shard: ShardInfo, row: Row) -> Iterator[Findin
     except DataError as error:
         yield Finding(shard.name, row.key, error.offset, error.cause or str(error))
         return
+    yield from _undecodable(shard.name, row.key, fields, {name: m.offset for name, m in row.members.items()})
+
+
+def _undecodable(
+    shard: str, key: str, fields: Mapping[str, bytes], offsets: Mapping[str, int | None]
+) -> Iterator[Finding]:
     for name, data in fields.items():
         try:
             decode.check(name, data)
         except DataError as error:
-            yield Finding(shard.name, row.key, row.members[name].offset, f"field {name!r}: {error}")
+            yield Finding(shard, key, offsets[name], f"field {name!r}: {error}")
 
 
 def _role(name: str) -> str:

@@ -42,3 +42,33 @@ class Clock:
         self._spent.clear()
         self._start = now
         return shares
+
+
+class DataWait:
+    """Tells a run whose loader is slower than its model so: once, and again only after it had recovered."""
+
+    LIMIT = 0.2  # share of the time
+    SPAN = 20.0  # seconds over which the share counts; a pause of one step is no reason
+
+    def __init__(self, workers: int) -> None:
+        self._workers, self._told, self._started = workers, False, False
+        self._wall = self._waited = 0.0
+
+    def observe(self, lap: dict[str, float]) -> str:
+        """What to print after a lap of `Clock`, or "". The first lap, in which workers start, does not count."""
+        if not self._started:
+            self._started = True
+            return ""
+        self._wall += lap["wall"]
+        self._waited += lap["wall"] * lap["data_wait"]
+        if self._wall < self.SPAN:
+            return ""
+        wall, share = self._wall, self._waited / self._wall
+        self._wall = self._waited = 0.0
+        before, self._told = self._told, share > (self.LIMIT / 2 if self._told else self.LIMIT)
+        if before or not self._told:
+            return ""
+        return (
+            f"the loader is slower than the model: data wait {100 * share:.0f} % of the last {wall:.0f} s; raise "
+            f"data.workers (now {self._workers}), or make samples cheaper to read and prepare"
+        )

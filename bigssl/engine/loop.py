@@ -15,7 +15,7 @@ from bigssl.config import Recipe, dump_recipe
 from bigssl.data.ledger import Keys, Ledger
 from bigssl.data.loader import Batch, make_loader
 from bigssl.engine.checkpoint import CheckpointError, CheckpointStore
-from bigssl.engine.clock import Clock
+from bigssl.engine.clock import Clock, DataWait
 from bigssl.engine.guards import Guard
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.preflight import Plan
@@ -75,7 +75,7 @@ class _Run:
         self.ledger = Ledger(recipe.folder, rank=distributed.rank(), world=plan.world, resume_step=start,
                              enabled=recipe.data.ledger)  # fmt: skip
         self.guard = Guard(recipe.folder, device, keep=recipe.log_every * plan.accum)
-        self.clock = Clock()
+        self.clock, self.data_wait = Clock(), DataWait(recipe.data.workers)
         self.logged, self.skipped = start, 0  # skipped: on this rank, since the last record
         self.all_skipped = sum(int(row.get("data/skipped", 0)) for row in read_metrics(recipe.folder))
 
@@ -175,6 +175,8 @@ class _Run:
         self.metrics.write(done, record)
         extra = {"knn": record["probe/knn"]} if "probe/knn" in record else {}
         self.progress.update(done, reduced["loss"], chance["chance"], speed, lap["data_wait"], extra)
+        if slow := self.data_wait.observe(lap):
+            self.progress.note(slow)
 
     def _count_skipped(self, since_last: int) -> int:
         """Bad samples of the whole run, over all ranks and resumes."""

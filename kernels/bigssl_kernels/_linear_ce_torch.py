@@ -3,7 +3,8 @@
 Two shapes, both deterministic. `forward` walks over panels of rows: where gradients are wanted at once and their
 upstream is known, each panel's logits become its gradient in place, so that nothing is computed twice (6 t H V flops).
 `backward` walks over slices of the vocabulary and recomputes their logits (2 t H V more): each slice of the weight's
-gradient is written once, from one product over all kept rows, without a wider copy of [V, H].
+gradient is written once, from one product over all kept rows, without a wider copy of [V, H]. Slices add up in the
+gradient by hidden, with 8 bits more than it has (`_linear_ce_wide`).
 
 Shapes of tensors follow the number of kept rows, which the host has to know: on a GPU this costs one sync (the Triton
 kernels need none).
@@ -201,8 +202,9 @@ def _multiply(
         for piece in _casts(weight) if grad_weight.dtype != grad.dtype else (slice(None),):
             _accumulate(grad_weight[piece], grad[:, piece].T, x, first)
     if grad_bias is not None:
-        wide = grad.sum(0, dtype=grad_bias.dtype)
-        grad_bias.copy_(wide) if first else grad_bias.add_(wide)
+        for piece in _casts(weight):  # which are cast here as well, and would not fit the cache as a whole
+            wide = grad[:, piece].sum(0, dtype=grad_bias.dtype)
+            grad_bias[piece] = wide if first else grad_bias[piece] + wide
 
 
 def _accumulate(into: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
@@ -251,21 +253,21 @@ def _by_slices(
     for piece in slices(len(weight), width):
         part = weight[piece].to(x.dtype)
         panel, shift = torch.mm(x, part.T, out=room[:, : len(part)]), None if bias is None else bias[piece]
-        total = lse.new_zeros(len(part))
+        if grad_bias is not None:
+            grad_bias[piece] = 0
         for rows in slices(len(x), CHUNK // len(part)):
             logits = _logits(panel[rows], shift, options.softcap)
             probabilities = (logits - lse[rows, None]).exp_()
             some = (by[0][rows], by[1][rows], by[2][rows])
             grad = _differentiate(probabilities, logits, piece.start, labels[rows], some, options)
             panel[rows] = grad
-            total += grad.sum(0)
+            if grad_bias is not None:
+                grad_bias[piece] += grad.sum(0)
         for rows in slices(len(kept), ADDED // x.shape[1]):
             edges = piece.start == 0, piece.stop == len(weight)
             wide_sum.add(panel[rows] @ part, kept[rows], low[rows], *edges)
         if grad_weight is not None:
             _accumulate(grad_weight[piece], panel.T, x, True)
-        if grad_bias is not None:
-            grad_bias[piece] = total
     if grad_hidden is not None:
         _spread_rows(grad_hidden, index, given.kept)
     return grad_hidden, grad_weight, grad_bias

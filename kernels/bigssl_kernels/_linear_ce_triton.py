@@ -3,7 +3,9 @@
 Kept tokens are put first in an order made on the device; kernels read how many they are and skip the rest. Where a
 panel of logits holds all tokens, or the weight's gradient adds up in its own dtype, `forward` makes panels of tokens x
 all classes into gradients in place (6 T H V flops). Everywhere else statistics come from a kernel that writes no
-logits, and gradients from panels of all tokens x some classes, recomputed (8 T H V).
+logits, and gradients from panels of all tokens x some classes, recomputed (8 T H V), which add up in the gradient by
+hidden with 8 bits more than it has (`_linear_ce_wide`). Panels and those bits take at most LIMIT bytes up to 2^27
+hidden numbers.
 
 Not run on a GPU so far: interpreted, and compiled ahead of time.
 """

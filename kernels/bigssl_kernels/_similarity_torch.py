@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CPU_TILE = (256, 1024)
-KEPT_BYTES = 48 << 20  # logits that a forward on a CPU keeps for its backward: a quarter of the flops, a bounded cost
+CPU_TILE = (384, 768)
+KEPT_BYTES = 31 << 20  # logits a forward on a CPU keeps for its backward; glibc maps blocks of 32 MiB afresh each time
 DEVICE_TILE = (4096, 8192)
 LOG2_E = 1 / math.log(2)
 UNSHIFTED = 60 * math.log(2)  # |s| below this keeps e^s within 2^-60 .. 2^60

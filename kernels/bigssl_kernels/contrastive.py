@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from bigssl_kernels import _dense
+from bigssl_kernels import _dense, _small
 from bigssl_kernels._checks import (
     accumulator,
     as_scalar,
@@ -85,7 +85,9 @@ def nt_xent(
     scale = as_scalar("nt_xent", "temperature", temperature, view1).reciprocal()
     chosen = choose("nt_xent", "similarity", impl, view1)
     dense = dense_dtype(chosen, view1, 2 * view1.shape[0], group)
-    if dense is not None:
+    if dense is not None and chosen == "torch" and _small.fits(view1, scale, normalize):
+        rows = _small.NTXent.apply(view1, view2, scale)
+    elif dense is not None:
         rows = _dense.nt_xent(view1, view2, scale, normalize, group, dense)
     else:
         z = prepare(torch.cat([view1, view2]), normalize, compute_dtype(view1))
@@ -136,7 +138,9 @@ def clip_loss(
     scale = as_scalar("clip_loss", "logit_scale", logit_scale, image)
     chosen = choose("clip_loss", "similarity", impl, image)
     dense = dense_dtype(chosen, image, image.shape[0], group)
-    if dense is not None:
+    if dense is not None and chosen == "torch" and _small.fits(image, scale, normalize):
+        rows = _small.Clip.apply(image, text, scale)
+    elif dense is not None:
         rows = _dense.clip_loss(image, text, scale, normalize, group, dense)
     else:
         dtype, name = compute_dtype(image), group_name(group)

@@ -15,7 +15,7 @@ from bigssl.data.sources import to_json
 from bigssl.data.stream import in_order
 from bigssl.data.verify import verify
 
-from .test_packing import files
+from .test_staged import files
 from .test_survey import surveyed
 
 

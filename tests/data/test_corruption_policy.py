@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bigssl import limits
 from bigssl.data import decode
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
@@ -18,6 +19,7 @@ from bigssl.data.shards import pack
 from bigssl.data.sources import Item
 from bigssl.data.stream import Sample, Stream, in_order
 from bigssl.data.verify import verify
+from bigssl.limits import Limits
 
 COUNTS = (3, 3)
 TOTAL, STEPS, BATCH = sum(COUNTS), 3, 2
@@ -116,11 +118,11 @@ def picture(sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
     return {"position": sample.position}
 
 
-def batches(index: DatasetIndex, policy: str, rank: int = 0, world: int = 1) -> list[Batch]:
+def batches(index: DatasetIndex, policy: str, rank: int = 0, world: int = 1, workers: int = 0) -> list[Batch]:
     """One epoch."""
     stream = Stream(DatasetIndex.load(index.url), seed=3, lanes=2, on_error=policy)
     loader = make_loader(
-        {"": stream}, {"": BATCH}, picture, dict, seed=0, rank=rank, world=world, accum=1, workers=0,
+        {"": stream}, {"": BATCH}, picture, dict, seed=0, rank=rank, world=world, accum=1, workers=workers,
         start_step=0, stop_step=STEPS, device_pin=False,
     )  # fmt: skip
     return list(loader)
@@ -191,6 +193,18 @@ def test_undecodable_pictures(dataset, data: bytes) -> None:
         batches(index, "raise")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_limits_reach_the_decoders_of_a_run(dataset, workers: int) -> None:
+    index = dataset(COUNTS, pictures=True)
+    with limits.applied(Limits(image_pixels=32 * 32)):
+        assert len(batches(index, "raise", workers=workers)) == STEPS
+    with (
+        limits.applied(Limits(image_pixels=32 * 32 - 1)),
+        pytest.raises(DataError, match="sample 's-0000[0-5]': picture of 32×32 pixels refused: 1024 is over the limit"),
+    ):
+        batches(index, "raise", workers=workers)
+
+
 def test_two_urls_with_one_name(dataset) -> None:
     index, other = dataset(COUNTS), dataset(COUNTS)
     folders = ",".join(Path(i.url).name for i in (index, other))
@@ -200,3 +214,23 @@ def test_two_urls_with_one_name(dataset) -> None:
     findings = list(verify(url))
     assert findings[0].shard == url
     assert "several shards are called 'shard-001.tar'; give each its own name" in findings[0].cause
+
+
+def test_commands_are_read_to_their_end(dataset) -> None:
+    """A producer that fails late has delivered a whole tar: only its exit status tells."""
+    index = dataset(COUNTS, pictures=True)
+    whole = f"pipe:cat {shard(index)}"
+    assert list(verify(whole)) == []
+    for command, cause in (
+        (f"{whole}; exit 3", "exit status 3"),
+        (f"pipe:head -c 5000 {shard(index)}", "truncated"),
+        (f"pipe:false | cat {shard(index)}", "exit status 1"),
+        ("pipe:true", "truncated"),
+    ):
+        (found,) = verify(command, jobs=2)
+        assert found.shard.startswith("pipe:") and cause in found.cause, command
+    edit(index, index.row(4)[1].members["txt"].offset)  # nothing but the index knows what should be there
+    assert list(verify(whole)) == []
+    edit(index, index.row(4)[1].members["jpg"].offset)
+    (found,) = verify(whole)
+    assert (found.key, "field 'jpg': undecodable image" in found.cause) == ("s-00004", True)

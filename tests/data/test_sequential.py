@@ -76,9 +76,7 @@ def test_epochs_are_the_dataset_in_new_orders(tars: Path) -> None:
     source.close()
 
 
-@pytest.mark.parametrize(
-    "url", ["{}/x-{{0..5}}.tar", "pipe:cat {}/x-{{0..5}}.tar", "pipe:gzip -c {}/x-{{0..5}}.tar | cat"]
-)
+@pytest.mark.parametrize("url", ["{}/x-{{0..5}}.tar", "pipe:cat {}/x-{{0..5}}.tar", "pipe:gzip -c {}/x-{{0..5}}.tar"])
 def test_one_order_however_it_is_read(tars: Path, url: str) -> None:
     """Folder, pattern, command; and whichever tar of a permutation holds a position."""
     expected = keys_of(stream(tars), 0, 80)

@@ -16,6 +16,7 @@ from bigssl import limits
 from bigssl.data import tarwalk
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex, build_index, scan
+from bigssl.data.sequential import samples_of
 from bigssl.data.shards import pack
 from bigssl.data.sources import Item
 from bigssl.data.stream import SampleReader, Stream
@@ -205,6 +206,15 @@ def test_gzip_bombs(tmp_path: Path) -> None:
         Stream(index, seed=0).read(0)
     with limits.applied(Limits(ratio=2000)):
         assert len(Stream(index, seed=0).read(0).fields["bin"]) == 3 << 20
+
+
+def test_gzip_bombs_in_sequential_sources(tmp_path: Path) -> None:
+    with limits.applied(Limits(ratio=2000)):
+        url = sample(tmp_path / "x", {"bin": bytes(3 << 20)}, compress=True).shards[0].url
+        assert [key for key, _ in samples_of(url)] == ["a"]
+    for read in (url, f"pipe:cat {url}"):
+        with pytest.raises(DataError, match=r"compression refused: \d+ is over the limit ratio = 250"):
+            list(samples_of(read))
 
 
 def test_a_bomb_behind_the_end_mark(tmp_path: Path) -> None:

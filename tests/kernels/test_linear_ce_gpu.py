@@ -49,13 +49,15 @@ def test_two_runs_agree_to_the_bit(run):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_memory_and_choice():
-    inputs, labels = problem(16_384, 1024, 128_256, torch.bfloat16)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("size", [(16_384, 1024, 128_256), (32_768, 4096, 30_522)])
+def test_memory_and_choice(size, reduction):
+    inputs, labels = problem(*size, torch.bfloat16)
     assert explain(linear_cross_entropy, **inputs, labels=labels).startswith("linear_cross_entropy: triton")
     leaves = [value.requires_grad_() for value in inputs.values()]
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    linear_cross_entropy(*leaves, labels).backward()
+    linear_cross_entropy(*leaves, labels, reduction=reduction).sum().backward()
     gradients = sum(value.numel() * value.element_size() for value in leaves)
     assert torch.cuda.max_memory_allocated() - before - gradients <= 256 << 20
 

@@ -9,18 +9,22 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bigssl.config import RemoteConfig
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex, build_index
 from bigssl.data.loader import make_loader
+from bigssl.data.prefetch import Extent, ExtentReader
+from bigssl.data.remote import Remote
 from bigssl.data.stream import Sample, SampleReader, Stream, in_order
+from bigssl.data.verify import verify
 
 COUNTS = (5, 1, 13, 2, 8, 8)
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
@@ -148,6 +152,22 @@ def test_chunks_are_fetched_once_by_all_processes(serve, quick, tmp_path: Path) 
     assert len(chunks) > 6
 
 
+def test_no_node_reads_the_whole_dataset(serve, quick, tmp_path: Path) -> None:
+    """Two nodes, each with its cache: an epoch costs each about its half, in whole chunks."""
+    local = large(tmp_path / "large", 6, 8)
+    chunks = sum(-(-shard.bytes // (1 << 20)) for shard in local.shards)
+    keys = []
+    for rank in range(2):
+        server = serve(Path(local.url))
+        config = quick(cache=True).model_copy(update={"cache": str(tmp_path / f"node-{rank}")})
+        batches = ledger(DatasetIndex.load(server.url, config), world=2, rank=rank, size=8, steps=6)
+        keys += [key for part in batches for key in part[0]]
+        paths = [path for path, _ in server.log()["requests"] if path.endswith(".tar")]
+        read = list(zip(paths, server.ranges(), strict=True))
+        assert len(set(read)) == len(read) <= 0.7 * chunks
+    assert sorted(keys) == sorted(sample.key for sample in in_order(local))
+
+
 def test_a_server_without_ranges_needs_a_cache(serve, quick, tmp_path: Path) -> None:
     local = large(tmp_path / "large", 3, 8)
     server = serve(Path(local.url))
@@ -237,7 +257,103 @@ def test_brace_patterns_with_login_and_token(dataset, serve, quick, capfd: pytes
     assert "s3cret" not in "".join(capfd.readouterr())
 
 
-Load = Callable[..., DatasetIndex]
+def test_nothing_runs_in_a_process_that_will_fork(dataset, serve, quick) -> None:
+    server = serve(Path(dataset((9, 9)).url))
+    before = set(threading.enumerate())
+    index = DatasetIndex.load(server.url, quick())
+    stream = Stream(index, seed=0)
+    assert next(in_order(index, 1)).key == "s-00000"
+    assert set(threading.enumerate()) == before
+    stream.read(0)
+    assert set(threading.enumerate()) > before
+    options = {"seed": 0, "rank": 0, "world": 1, "accum": 1, "start_step": 0, "stop_step": 2, "device_pin": False}
+    loader = make_loader({"": stream}, {"": 4}, as_it_is, dict, workers=1, **options)
+    seen: list[set[threading.Thread]] = []
+    fork = os.fork
+
+    def watched() -> int:
+        seen.append({thread for thread in threading.enumerate() if thread.name.startswith(("bigssl", "fsspec"))})
+        return fork()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fork", watched)
+        assert len(list(loader)) == 2
+    assert seen == [set()]
+
+
+def test_verify_reads_what_is_behind_a_server(dataset, serve) -> None:
+    local = dataset((4, 4))
+    server = serve(Path(local.url))
+    assert list(verify(server.url)) == []
+    Path(local.shards[1].url).unlink()
+    assert [(f.shard, "missing" in f.cause) for f in verify(server.url)] == [("shard-001.tar", True)]
+
+
+def test_readers_of_one_index_may_close_it(dataset, serve, quick) -> None:
+    local = dataset((9, 9))
+    server = serve(Path(local.url))
+    server.set(delay=0.05)
+    for cache in (False, True):
+        index = DatasetIndex.load(server.url, quick(cache=cache))
+        stream = Stream(index, seed=0)
+        stream.announce(range(10), range(10, 18))
+        index.close()
+        assert [stream.read(p).key for p in range(18)] == [Stream(local, seed=0).read(p).key for p in range(18)]
+        stream.close()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_announcement_gives_the_bytes_of_the_file(data: st.DataObject, shared: Any) -> None:
+    """Overlapping, touching, repeated, unannounced and never read extents, under any gap and budget."""
+    content, index = shared
+    draw = data.draw
+    config = RemoteConfig(gap=draw(st.sampled_from([0, 100, 5000])), retries=0)
+    with Remote(config) as remote:
+        reader = ExtentReader(remote)
+        reader._budget = draw(st.sampled_from([1, 3000, 10**6]))
+        place = st.integers(0, len(content) - 1)
+        extents = st.lists(st.tuples(place, st.integers(1, 4000)), max_size=12)
+        later: list[tuple[int, int]] = []
+        for _ in range(3):
+            now, later = later + draw(extents), draw(extents)
+            parts = [[Extent(index.shards[0], a, min(a + n, len(content))) for a, n in part] for part in (now, later)]
+            reader.announce(*parts)
+            for extent in draw(st.permutations(parts[0])):
+                found = reader.read(extent.shard, extent.start, extent.stop - extent.start)
+                assert found == content[extent.start : extent.stop]
+        reader.close()
+        assert reader._flying == 0
+
+
+@pytest.fixture
+def shared(dataset, serve) -> tuple[bytes, DatasetIndex]:
+    local = dataset((30,))
+    server = serve(Path(local.url))
+    return Path(local.shards[0].url).read_bytes(), DatasetIndex.load(server.url)
+
+
+def test_a_cache_that_is_too_small_says_so(
+    serve, quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    local = large(tmp_path / "large", 2, 8)
+    server = serve(Path(local.url))
+    monkeypatch.setattr("bigssl.data.chunks._TOO_OFTEN", 4)
+    monkeypatch.setattr("bigssl.data.cache._OPEN", 1)
+    config = quick(cache=True, cache_gb=0.0043)
+    reader, here = SampleReader(DatasetIndex.load(server.url, config)), SampleReader(local)
+    for number in [*range(16)] * 3:
+        assert reader.read(number).fields == here.read(number).fields
+    reader.close()
+    assert capfd.readouterr().err.count("4 chunks were fetched again after they made room; raise") == 1
+    server.set(ranges=False)
+    for path in (tmp_path / "cache").glob("??/*"):
+        path.unlink()
+    big = large(tmp_path / "big", 1, 16)
+    server = serve(Path(big.url))
+    server.set(ranges=False)
+    with pytest.raises(DataError, match=r"ignores byte ranges and .* of \d+ bytes does not fit into the cache of 43"):
+        SampleReader(DatasetIndex.load(server.url, config)).read(0)
 
 
 def test_gs_by_a_stand_in(dataset, quick, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,14 @@ def test_credentials_stay_out_of_failures(server, quick) -> None:
         assert not [secret for secret in secrets if secret in text], text
 
 
+def test_netrc_is_heeded(server, quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.set(login="user:secret")
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with Remote(quick()) as remote:
+        assert remote.read(f"{server.url}/x.tar", 0, 5) == CONTENT[:5]
+
+
 def test_login_and_token_are_sent(server, quick) -> None:
     host = server.url.removeprefix("http://")
     server.set(login="user:pa%ss", token="abc")

@@ -15,12 +15,36 @@ from bigssl.data.index import DatasetIndex, build_index, expand
 from bigssl.data.stream import SampleReader, Stream, in_order
 
 moto_server = pytest.importorskip("moto.server")
+moto_parts = pytest.importorskip("moto.moto_server.threaded_moto_server")
 pytest.importorskip("s3fs")
 KEY, SECRET = "AKIAEXAMPLEEXAMPLE", "wJalrXUtnFEMI-secret-EXAMPLEKEY"
 
 
+FAULTS: list[str] = []
+
+
+class Faulty(moto_parts.DomainDispatcherApplication):
+    """The server's application; spoils one answer about a shard for each of FAULTS."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        if not FAULTS or not environ["PATH_INFO"].endswith(".tar") or environ["REQUEST_METHOD"] != "GET":
+            return super().__call__(environ, start_response)
+        kind = FAULTS.pop(0)
+        if kind in ("500", "503"):
+            start_response(f"{kind} Spoiled", [("Content-Length", "0")])
+            return [b""]
+        body = b"".join(super().__call__(environ, start_response))
+        return [body[: len(body) // 2] if kind == "cut" else bytes(byte ^ (byte == ord("t")) for byte in body)]
+
+
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moto_parts, "DomainDispatcherApplication", Faulty)
+        yield from serve_s3()
+
+
+def serve_s3() -> Iterator[str]:
     server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -75,7 +99,6 @@ def test_the_index_is_written_beside_the_shards(dataset, bucket, capsys: Any) ->
     index = DatasetIndex.load(url)
     assert index.fingerprint == local.fingerprint
     assert [s.fields for s in in_order(index)] == [s.fields for s in in_order(local)]
-    assert cli.main(["shards", "verify", url]) == 0
 
 
 def test_the_index_of_remote_shards_in_a_local_folder(dataset, bucket, tmp_path: Path) -> None:
@@ -86,6 +109,22 @@ def test_the_index_of_remote_shards_in_a_local_folder(dataset, bucket, tmp_path:
     index = DatasetIndex.load(tmp_path / "idx")
     assert index.shards[1].url == f"s3://{bucket[0]}/data/shard-001.tar"
     assert [s.fields for s in in_order(index)] == [s.fields for s in in_order(local)]
+
+
+def test_faults_are_retried(dataset, bucket, quick) -> None:
+    local = dataset((9,))
+    upload(bucket, local.url)
+    reader = SampleReader(DatasetIndex.load(f"s3://{bucket[0]}/data", quick(timeout=3)))
+    for kind in ("500", "503", "cut", "flip"):
+        FAULTS[:] = [kind] if kind == "flip" else [kind] * 2
+        assert reader.read(2).fields == SampleReader(local).read(2).fields
+        assert not FAULTS
+    FAULTS[:] = ["500"] * 99
+    with pytest.raises(DataError, match=r"sample 's-00001', byte \d+: cannot be read .*; 4 attempts in"):
+        reader.read(1)
+    assert len(FAULTS) == 95  # the client repeats nothing by itself
+    FAULTS.clear()
+    reader.close()
 
 
 def test_shrunk_and_missing_objects_are_named(dataset, bucket, quick) -> None:

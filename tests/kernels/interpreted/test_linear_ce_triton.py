@@ -150,6 +150,23 @@ def test_rows_beyond_32_bit_addresses(random):
     assert near == linear_cross_entropy(**(inputs | {"hidden": far}), labels=labels, impl="triton")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_panels_of_classes_round_once(run, random, dtype, monkeypatch):
+    """The gradient by hidden adds up in more bits than it has: as if one panel held all classes."""
+    monkeypatch.setattr(_linear_ce_triton, "FEWEST", 1000)
+    inputs, labels = arguments(random, 40, 20, 123, dtype), some_labels(40, 123)
+    loss = functools.partial(linear_cross_entropy, labels=labels, reduction="none", impl="triton")
+    whole, places = run(loss, inputs), []
+    monkeypatch.setattr(_linear_ce_triton, "PANEL", 2 * 40 * 16)
+    panel = _linear_ce_triton._panel
+    monkeypatch.setattr(_linear_ce_triton, "_panel", lambda *args: (places.append(args[2]), panel(*args)))
+    parts = run(loss, inputs)
+    assert places == [(0, first) for first in range(0, 123, 16)]
+    gap = (parts["dhidden"].double() - whole["dhidden"].double()).abs()
+    assert (gap <= torch.finfo(dtype).eps * whole["dhidden"].double().abs() + 1e-4).all()
+    assert (gap == 0).double().mean() > 0.9
+
+
 def test_tuning_leaves_the_results_alone(run, random, path, tmp_path, monkeypatch):
     """Kernels run once for each candidate, with what came before in their outputs."""
     inputs, labels = arguments(random, 47, 31, 123, torch.bfloat16), some_labels(47, 123)
