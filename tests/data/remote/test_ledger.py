@@ -150,6 +150,8 @@ def test_chunks_are_fetched_once_by_all_processes(serve, quick, tmp_path: Path) 
     chunks = [(a, min(a + (1 << 20), shard.bytes)) for shard in local.shards for a in range(0, shard.bytes, 1 << 20)]
     assert sorted(server.ranges()) == sorted(chunks)
     assert len(chunks) > 6
+    sidecars = [path for path, _ in server.log()["requests"] if path.endswith(".idx")]
+    assert sorted(sidecars) == [f"/{shard.name}.idx" for shard in local.shards]
 
 
 def test_no_node_reads_the_whole_dataset(serve, quick, tmp_path: Path) -> None:
