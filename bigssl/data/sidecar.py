@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -142,10 +142,15 @@ class Sidecars:
     def _contents(self, infos: Sequence[ShardInfo]) -> list[bytes]:
         found = {info.name: self._kept(info) for info in infos}
         missing = [info for info in infos if found[info.name] is None]
-        fetched = read_indexes([info.index_url for info in missing], self._dataset, self._remote)
-        for info, data in zip(missing, fetched, strict=True):
-            found[info.name] = data
-            self._keep(info, data)
+        disks = [disk for info in missing if (disk := self._cache(info)) is not None]
+        with disks[0].lock("", "sidecars") if disks else nullcontext():  # one process of a machine fetches for all
+            if disks:
+                found |= {info.name: self._kept(info) for info in missing}
+                missing = [info for info in missing if found[info.name] is None]
+            fetched = read_indexes([info.index_url for info in missing], self._dataset, self._remote)
+            for info, data in zip(missing, fetched, strict=True):
+                found[info.name] = data
+                self._keep(info, data)
         return [data for data in found.values() if data is not None]
 
     def _cache(self, info: ShardInfo) -> DiskCache | None:
