@@ -187,12 +187,12 @@ class Transform:
     """(key, bytes) -> what a batch holds of a sample: the key, and tensors' arrays.
 
     keyed: randomness by the sample's key, as the stream has it, so that contents can be compared; else one generator
-    per process, which is what other loaders have and costs nothing.
+    per process, which is what other loaders have and costs nothing to make.
     """
 
     def __init__(self, prepare: Prepare, keyed: bool) -> None:
         self.prepare, self.keyed = prepare, keyed
-        self._own = np.random.default_rng(0)
+        self._own = np.random.Generator(np.random.Philox(0))  # the kind that the stream has: speeds of kinds differ
 
     def __call__(self, key: str, data: bytes) -> dict[str, Any]:
         generator = rng.sample_rng(0, 0, key) if self.keyed else self._own
