@@ -49,6 +49,8 @@ def image(
     Raises:
         DataError: what is no picture, is cut off, has several frames, or claims more than the limit `image_pixels`.
     """
+    if window is not None and not window[0] < window[1]:
+        raise ValueError(f"window is {window}; its first value must be the lower one")
     picture = _open(data, size, mode)
     return picture if picture.mode == mode else _convert(picture, mode, window)
 

@@ -84,6 +84,13 @@ def _parts(items: Sequence[Item], name: str, split: tuple[str, float] | None, se
     return parts
 
 
+def _is_utf8(text: str) -> bool:
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:  # a file's name in another encoding
+        return False
+
+
 def _check_keys(items: Sequence[Item]) -> None:
     if not items:
         raise DataError("nothing to pack: the source has no samples")
@@ -92,6 +99,8 @@ def _check_keys(items: Sequence[Item]) -> None:
         parts = item.key.removeprefix("./").split("/")  # tars made of a folder have it before every name
         if split_name(f"{item.key}.x") != (item.key, "x") or item.key.startswith("__") or {"", ".", ".."} & set(parts):
             raise DataError(f"key {item.key!r} cannot name a sample: it must be relative, its last part without a dot")
+        if not _is_utf8(item.key):
+            raise DataError(f"key {item.key!r} cannot name a sample: it is not UTF-8; rename its files")
         if item.key in seen:
             raise DataError(f"key {item.key!r} occurs twice in the source; keys must be unique")
         seen.add(item.key)

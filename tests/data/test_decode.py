@@ -173,6 +173,8 @@ def test_values_without_a_range_need_a_window(dtype: type) -> None:
     with pytest.raises(DataError, match=r"values from -5.* to 300.* has no range of its own; give a window"):
         decode.image(data)
     assert np.asarray(decode.image(data, window=(-5, 300)))[0].tolist() == [[0] * 3, [255] * 3]
+    with pytest.raises(ValueError, match="window is \\(5, 5\\); its first value must be the lower one"):
+        decode.image(data, window=(5, 5))
 
 
 @pytest.mark.parametrize("form", ["TIFF", "WEBP", "PNG", "GIF"])
