@@ -17,6 +17,7 @@ import re
 import sys
 import threading
 import time
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ def next_fault(path: str) -> dict[str, Any]:
                     return fault
                 return STATE["faults"].pop(number)
     return {"kind": "none"}
+
+
+@lru_cache(maxsize=8)
+def content(file: Path, _changed: int) -> bytes:
+    return file.read_bytes()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -77,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         elif not file.is_file():
             self.answer(404, b"")
         else:
-            self.send_file(file.read_bytes(), next_fault(path))
+            self.send_file(content(file, file.stat().st_mtime_ns), next_fault(path))
 
     def send_file(self, data: bytes, fault: dict[str, Any]) -> None:
         if fault["kind"] == "status":

@@ -127,6 +127,8 @@ def test_missing_clients_and_unknown_protocols(monkeypatch: pytest.MonkeyPatch) 
 
     with Remote() as remote, pytest.raises(DataError, match="unknown protocol 'nope'; allowed: a path"):
         remote.read("nope://a/b", 0, 1)
+    with Remote() as remote, pytest.raises(DataError, match=r"chained URLs are not read; .*data\.remote\.cache"):
+        remote.read("simplecache::s3://a/b", 0, 1)
     monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
     for protocol, extra in (("s3", "s3"), ("gs", "gcs"), ("https", "http")):
         with Remote() as remote, pytest.raises(DataError, match=rf"pip install 'bigssl\[{extra}\]'"):
