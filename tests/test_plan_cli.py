@@ -34,6 +34,7 @@ def test_the_demo_passes_on_four_ranks(capsys: pytest.CaptureFixture[str], tmp_p
         "source emoji: 3,074 samples in 7 shards",
         "step      256 samples = 64 x 1 passes x 4 ranks",
         "12.0 steps; the run is 30.81 epochs",
+        "0 samples come twice",
         "stage 1*",
         "captions and emoji share 7 shards",
         "4 ranks on 2 nodes: passes",

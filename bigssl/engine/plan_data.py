@@ -83,11 +83,12 @@ def _loaded(url: str, remote: RemoteConfig) -> DatasetIndex | None:
 
 
 def sidecar_bytes(order: Order, samples: int, *, cached: bool) -> int:
-    """Memory of a process for the sidecars of `samples` samples: the offsets of their lines, and the lines of remote
-    ones where no cache on disk has them; up to a limit per dataset."""
+    """Memory of a process for the sidecars of `samples` samples: the offsets of their lines, and the lines, of which
+    half the limit is kept where they are local or cached on disk; all within a limit per dataset."""
     total = 0
     for index in order.indexes.values():
-        first = index.shards[0]
-        lines = 0 if cached or storage.is_local(first.index_url) else LINE + FIELD * len(index.fields)
-        total += min(MEMORY, round(samples * len(index) / len(order)) * (OFFSET + lines))
+        count = round(samples * len(index) / len(order))
+        on_disk = cached or storage.is_local(index.shards[0].index_url)
+        lines = count * (LINE + FIELD * len(index.fields))
+        total += min(MEMORY, count * OFFSET + min(lines, MEMORY // 2 if on_disk else lines))
     return total

@@ -52,6 +52,8 @@ def _source(name: str, row: dict[str, Any], paper: Paper) -> Iterator[str]:
             f"  per {kind}  {size(read['least'])} to {size(read['most'])} an epoch, {opened['least']:.0f} to "
             f"{opened['most']:.0f} shards opened"
         )
+    if row["repeated"] is not None:
+        yield f"  repeats   {row['repeated']} samples come twice in an epoch"
     own = row["openings"] <= max(1, world / row["shards"]) + 1.5  # a shard may lie across two ranks' lanes
     whose = "each rank reads shards of its own, but for the edges" if own else "ranks read one another's shards"
     seen = "the whole epoch" if row["share"] == 1 else f"{row['share']:.2%} of the epoch; shards are lower bounds"

@@ -113,5 +113,5 @@ def test_copies_are_found() -> None:
 def test_sidecars_in_memory_are_bounded() -> None:
     order = Mixture({"a": paper_index((400,), "a"), "b": paper_index((600,), "b")}, {"a": 1, "b": 1}, seed=0)
     assert sidecar_bytes(order, 500, cached=False) == 500 * (4 + 70 + 2 * 40)
-    assert sidecar_bytes(order, 500, cached=True) == 500 * 4
-    assert sidecar_bytes(order, 10**9, cached=False) == 2 * MEMORY
+    assert sidecar_bytes(order, 10**7, cached=True) == 10**7 * 4 + 2 * MEMORY // 2
+    assert sidecar_bytes(order, 10**7, cached=False) == 2 * MEMORY
