@@ -48,7 +48,7 @@ parts = st.dictionaries(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(parts, st.integers(1, 30), st.integers(1, 9), st.integers(0, 2**40))
 def test_each_dataset_keeps_its_epochs(drawn: dict[str, Any], lanes: int, window: int, seed: int) -> None:
     counts, weights = {n: c for n, (c, _) in drawn.items()}, {n: w for n, (_, w) in drawn.items()}

@@ -34,7 +34,7 @@ def test_every_count_is_within_two_of_its_share(weights: list[int], start: int) 
             assert abs(so_far * schedule.total - share) < 2 * schedule.total
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(weights)
 def test_from_the_start_counts_are_what_was_served(weights: list[int]) -> None:
     served, counts = Schedule(weights).deal(np.arange(500, dtype=np.int64))
@@ -42,7 +42,7 @@ def test_from_the_start_counts_are_what_was_served(weights: list[int]) -> None:
         assert counts[served == dataset].tolist() == list(range((served == dataset).sum()))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(weights, st.integers(0, 10**12))
 def test_the_inverse(weights: list[int], position: int) -> None:
     schedule = Schedule(weights)
@@ -52,7 +52,7 @@ def test_the_inverse(weights: list[int], position: int) -> None:
         assert [int(values[0]) for values in schedule.deal(np.array([place]))] == [dataset, count]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(weights, st.integers(1, 200), st.integers(0, 10**6))
 def test_most_is_a_bound(weights: list[int], size: int, start: int) -> None:
     schedule = Schedule(weights)
