@@ -70,18 +70,7 @@ def start_rows(folder: Path, workers: int, quick: bool, rounds: int) -> Iterator
         "from position 10^9, s": [run[10**9] for run in runs],
         "x from position 0": [run[10**9] / run[0] for run in runs],
     }
-    for measure, values in columns.items():
-        p20, p50, p80 = quantiles(values)
-        yield {
-            "mode": "start",
-            "case": "1M samples",
-            "provider": "ours",
-            "measure": measure,
-            "p20": p20,
-            "p50": p50,
-            "p80": p80,
-            "note": note,
-        }
+    yield from rows("start", "1M samples", columns, note)
 
 
 def footprints(data: Path, workers: int, samples: int) -> list[tuple[float, float, float]]:
@@ -107,14 +96,12 @@ def memory_rows(folder: Path, workers: int, quick: bool, rounds: int) -> Iterato
         "PSS, MB": [row[2] for row in taken],
         "growth of USS, MB": [b[1] - a[1] for a, b in zip(early, late, strict=False)],
     }
+    yield from rows("memory", f"{shards // 1000 or 0.25:g}M samples", columns, note)
+
+
+def rows(mode: str, case: str, columns: dict[str, list[float]], note: str) -> Iterator[Row]:
+    """One row for each measure of ours."""
     for measure, values in columns.items():
         p20, p50, p80 = quantiles(values)
-        yield {
-            "mode": "memory",
-            "provider": "ours",
-            "measure": measure,
-            "p20": p20,
-            "p50": p50,
-            "p80": p80,
-            "note": note,
-        }
+        row = {"mode": mode, "case": case, "provider": "ours", "measure": measure}
+        yield row | {"p20": p20, "p50": p50, "p80": p80, "note": note}

@@ -27,24 +27,24 @@ from bigssl.data.stream import Sample, Stream
 
 Samples = list[tuple[str, bytes]]
 Batch = tuple[list[str], dict[str, torch.Tensor]]
-SHARDS = 16  # of every provider's copy
 
 
 @dataclass(frozen=True)
 class Provider:
-    """write(samples, field, folder) makes its copy; read(folder, transform, workload, workers) gives an epoch."""
+    """write(samples, field, folder, shards) makes its copy; read(folder, transform, workload, workers) gives an
+    epoch."""
 
     package: str
-    write: Callable[[Samples, str, Path], None]
+    write: Callable[[Samples, str, Path, int], None]
     read: Callable[[Path, Transform, Workload, int], Iterable[Batch]]
 
 
-def write_tars(samples: Samples, field: str, folder: Path) -> None:
+def write_tars(samples: Samples, field: str, folder: Path, shards: int) -> None:
     items = [Item(key, key, lambda content=content: {field: content}) for key, content in samples]
-    pack(items, folder / "tars", name="shard", shard_size=-(-len(items) // SHARDS))
+    pack(items, folder / "tars", name="shard", shard_size=-(-len(items) // shards))
 
 
-def nothing_to_write(samples: Samples, field: str, folder: Path) -> None:
+def nothing_to_write(samples: Samples, field: str, folder: Path, shards: int) -> None:
     """The provider reads the tars."""
 
 
@@ -75,11 +75,11 @@ def webdataset(folder: Path, transform: Transform, workload: Workload, workers: 
     return _keyed(wds.WebLoader(batched, batch_size=None, num_workers=workers))
 
 
-def write_mds(samples: Samples, field: str, folder: Path) -> None:
+def write_mds(samples: Samples, field: str, folder: Path, shards: int) -> None:
     import_streaming()
     from streaming import MDSWriter
 
-    limit = sum(len(content) for _, content in samples) // SHARDS
+    limit = sum(len(content) for _, content in samples) // shards
     with MDSWriter(out=str(folder / "mds"), columns={"key": "str", "data": "bytes"}, size_limit=limit) as writer:
         for key, content in samples:
             writer.write({"key": key, "data": content})
@@ -117,11 +117,11 @@ def import_streaming() -> None:
             del sys.modules[name]
 
 
-def write_chunks(samples: Samples, field: str, folder: Path) -> None:
+def write_chunks(samples: Samples, field: str, folder: Path, shards: int) -> None:
     from litdata.streaming import Cache
 
     (folder / "chunks").mkdir()
-    cache = Cache(str(folder / "chunks"), chunk_size=-(-len(samples) // SHARDS))
+    cache = Cache(str(folder / "chunks"), chunk_size=-(-len(samples) // shards))
     for number, (key, content) in enumerate(samples):
         cache[number] = {"key": key, "data": content}
     cache.done()

@@ -141,7 +141,7 @@ def scaled_window(folder: Path) -> Prepare:
 
 
 def workloads(quick: bool) -> dict[str, Workload]:
-    """By name. Numbers of samples are multiples of every batch times eight, so that no provider pads."""
+    """By name."""
     scale = 1 if quick else 4
     jpegs = {side: functools.partial(jpeg, side) for side in (64, 500)}
     return {
@@ -174,12 +174,14 @@ def _work(work: Callable[[Any], Any], part: Any, answer: Connection) -> None:
 
 
 def make_all(workload: Workload, processes: int) -> list[tuple[str, bytes]]:
-    """(key, content) of every sample."""
+    """(key, content) of every sample: whole batches for each process, so that no provider pads, and enough of them."""
+    share = workload.batch * processes
+    count = share * max(workload.samples // share, 16)
 
     def make(numbers: range) -> list[tuple[str, bytes]]:
         return [(workload.key(number), workload.make(number)) for number in numbers]
 
-    parts = side_by_side(make, [range(part, workload.samples, processes) for part in range(processes)])
+    parts = side_by_side(make, [range(part, count, processes) for part in range(processes)])
     return sorted(itertools.chain(*parts))
 
 
@@ -187,12 +189,12 @@ class Transform:
     """(key, bytes) -> what a batch holds of a sample: the key, and tensors' arrays.
 
     keyed: randomness by the sample's key, as the stream has it, so that contents can be compared; else one generator
-    per process, which is what other loaders have and costs nothing.
+    per process, which is what other loaders have and costs nothing to make.
     """
 
     def __init__(self, prepare: Prepare, keyed: bool) -> None:
         self.prepare, self.keyed = prepare, keyed
-        self._own = np.random.default_rng(0)
+        self._own = np.random.Generator(np.random.Philox(0))  # the kind that the stream has: speeds of kinds differ
 
     def __call__(self, key: str, data: bytes) -> dict[str, Any]:
         generator = rng.sample_rng(0, 0, key) if self.keyed else self._own

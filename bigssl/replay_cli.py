@@ -43,7 +43,9 @@ def add_replay(commands: Any) -> None:
     parser.add_argument("--window", type=_whole(1), metavar="K", help="with --data: data.shuffle_window (1024)")
     parser.add_argument("--on-error", choices=("raise", "skip"), help="with --data: data.on_error (raise)")
     parser.add_argument("--world", type=_whole(1), default=1, metavar="W", help="ranks (%(default)s)")
-    parser.add_argument("--workers", type=_whole(0), default=0, metavar="K", help="loader processes (%(default)s)")
+    parser.add_argument(
+        "--workers", type=_whole(0), default=0, metavar="K", help="loader processes, shared by the ranks (%(default)s)"
+    )
     parser.add_argument("--from", dest="start", type=_whole(0), default=0, metavar="STEP", help="first step (0)")
     parser.add_argument("--steps", type=_whole(1), required=True, metavar="N", help="how many steps")
     parser.add_argument("--no-read", action="store_true", help="keys from the index alone, as if nothing were damaged")

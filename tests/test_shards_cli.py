@@ -126,7 +126,7 @@ def test_tokenizers_of_documents_in_json(tmp_path: Path) -> None:
         (["shards", "pack", "{tmp}/t.bin", "{tmp}/out"], "allowed are a folder, .csv, .jsonl, .ts, .tsv, .txt"),
         (["shards", "inspect", "{tmp}"], "run `bigssl shards index {tmp}`"),
         (["shards", "index", "{tmp}"], "no shards"),
-        (["shards", "index", "s3://b/x.tar"], "say with --out"),
+        (["shards", "index", "{tmp}/a/x.tar", "{tmp}/b/y.tar"], "say with --out"),
         (["tokenizer", "train", "{tmp}", "{tmp}/t.json"], "no index"),
     ],
 )

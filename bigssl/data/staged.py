@@ -86,12 +86,16 @@ def write_shard(plan: ShardPlan, staging: Path) -> Written:
     unfinished = home.with_name(f".{plan.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    tar = unfinished / f"{plan.name}.tar"
-    _write_tar(plan.items, tar)
-    build_index([_compress(tar) if plan.compress else tar], unfinished)
-    if source is not None:
-        write_atomic(unfinished / _SOURCE, source.encode())
-    os.replace(unfinished, home)
+    try:
+        tar = unfinished / f"{plan.name}.tar"
+        _write_tar(plan.items, tar)
+        build_index([_compress(tar) if plan.compress else tar], unfinished)
+        if source is not None:
+            write_atomic(unfinished / _SOURCE, source.encode())
+        os.replace(unfinished, home)
+    except OSError as error:  # of the disk: those of the source have become DataErrors
+        again = "the same command goes on from the finished shards"
+        raise DataError(f"{unfinished} cannot be written ({error.strerror}); {again}") from error
     return Written(len(plan.items), kept=False, outdated=outdated)
 
 

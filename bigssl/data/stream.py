@@ -67,6 +67,10 @@ class Stream(Order):
         return self._size
 
     @property
+    def indexes(self) -> dict[str, DatasetIndex]:
+        return {"": self.index}
+
+    @property
     def fingerprint(self) -> str:
         return self.index.fingerprint
 
@@ -267,10 +271,11 @@ class SampleReader:
         return data
 
     def _refuse_large(self, shard: ShardInfo, row: Row) -> None:
-        members = row.members.values()
-        refused = limits.over("member_bytes", max(member.length for member in members))
-        stop = max(member.offset + member.length for member in members)
-        if refused := refused or limits.over("sample_bytes", stop - row.origin):
+        largest = stop = 0
+        for offset, length, _ in row.members.values():
+            largest, stop = max(largest, length), max(stop, offset + length)
+        refused = limits.over("member_bytes", largest) or limits.over("sample_bytes", stop - row.origin)
+        if refused:
             raise self._damaged(shard, row, row.origin, f"sample refused: {refused}")
 
     def _damaged(self, shard: ShardInfo, row: Row, offset: int | None, cause: str) -> DataError:

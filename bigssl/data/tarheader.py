@@ -68,7 +68,8 @@ def _pax_records(body: bytes) -> Iterator[tuple[str, str]]:
 def member(header: tarfile.TarInfo, override: dict[str, str], url: str, position: int) -> tuple[str, int]:
     """(name, length) of the file that follows `header`; length 0 for a folder. `override`: its extended header.
 
-    Raises DataError for links, devices and unknown kinds, names that leave the folder they are unpacked in, and sizes
+    Raises DataError for links, devices and unknown kinds, names that leave the folder they are unpacked in or are not
+    UTF-8, and sizes
     that are none or over the limit `member_bytes`.
     """
     name = override.get("path", header.name)
@@ -99,6 +100,8 @@ def _bad_name(name: str) -> str:
         return "has an absolute path"
     if ".." in re.split(r"[/\\]", name):
         return "has a path that leads out of its folder (..)"
+    if re.search("[\ud800-\udfff]", name):  # bytes that tarfile could not decode
+        return "has a name that is not UTF-8"
     return "has a NUL in its name" if "\0" in name else ""
 
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -92,14 +93,14 @@ class _Worker:
         del self._data[:end]
         return self._messages.unpack(Message(payload, slot, self._descriptors.pop(0) if has_descriptor else None))
 
-    def end(self) -> None:
+    def end(self, deadline: float) -> None:
         self.socket.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
-        self.process.join(GRACE)
+        self.process.join(max(0.0, deadline - time.monotonic()))
         if self.process.is_alive():
             self.process.kill()
-            self.process.join()
+            self.process.join(GRACE)  # one that hangs in the kernel, in a read of a dead file server, stays
 
 
 def in_order(
@@ -125,10 +126,10 @@ def in_order(
             yield result
     finally:
         for worker in crew:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker.process.pid or 0, signal.SIGTERM)
+            worker.process.terminate()
+        deadline = time.monotonic() + GRACE
         for worker in crew:
-            worker.end()
+            worker.end(deadline)
 
 
 @contextlib.contextmanager
@@ -162,7 +163,10 @@ def _await(worker: _Worker, crew: list[_Worker], stages: Stages, watchdog: Watch
 def _died(worker: _Worker, stages: Stages) -> WorkerError:
     worker.process.join(GRACE)
     code = worker.process.exitcode
-    how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with code {code}"
+    if code is None:
+        how = "closed its connection and does not end"
+    else:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     last = stages.describe(worker.number)
     return WorkerError(
         f"data worker {worker.number} (pid {worker.process.pid}) {how} while {last}; "

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from bigssl import distributed
@@ -43,6 +43,12 @@ class Mlm(Objective):
         longest: int = Field(
             1 << 18, ge=1, description="packing: characters; a longer text gives a random window of as many each epoch"
         )
+
+        @model_validator(mode="after")
+        def _longest_is_used(self) -> Mlm.Config:
+            if not self.packing and self.longest != type(self).model_fields["longest"].default:
+                raise ValueError(f"longest {self.longest} has no effect without packing")
+            return self
 
     preset = {"objective": {}, "backbones": {"text": "bert"}}
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CPU_TILE = (384, 768)
+CPU_TILE = (512, 512)
 KEPT_BYTES = 31 << 20  # logits a forward on a CPU keeps for its backward; glibc maps blocks of 32 MiB afresh each time
 DEVICE_TILE = (4096, 8192)
 LOG2_E = 1 / math.log(2)

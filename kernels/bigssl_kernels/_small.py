@@ -30,7 +30,7 @@ def fits(data: Tensor, scale: Tensor, normalize: bool) -> bool:
 
 
 def unit(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of both, of length one: in their dtype, in the accumulator's; inverse lengths [m, 1], 0 of a row of zeros."""
+    """Rows of both, of length one: in their dtype, in the accumulator's; inverse lengths [m, 1], 0 for zeros."""
     rows = torch.cat([first, second])
     wide = rows.to(accumulator(rows.dtype))
     inverse = torch.linalg.vector_norm(wide, dim=1, keepdim=True).reciprocal_()
@@ -107,7 +107,8 @@ class Clip(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         z, wide, inverse = unit(image, text)
-        logits, e = powers(*z.chunk(2), scale)
+        first, second = z.chunk(2)
+        logits, e = powers(first, second, scale)
         by_row, by_col = e.sum(1), e.sum(0)
         positives = torch.linalg.vecdot(*wide.chunk(2))
         slopes = None

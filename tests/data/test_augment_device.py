@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import colorsys
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from torch.overrides import TorchFunctionMode
 
 from bigssl.data import augment_device
 from bigssl.data.augment import SimClrAugment, View, render, to_array
@@ -184,6 +186,28 @@ def test_larger_pictures_are_reduced_to_the_canvas() -> None:
     assert (ours - pillows).abs().mean() < 3
     assert on_canvas(picture(0, 1000, 1), 100)[1] == pytest.approx(0.1)
     assert math.isclose(float(placed(View((0, 0, 1000, 1)), 1000, 1, 0.1)["extent"][1]), 1)  # type: ignore[index]
+
+
+class OnlyOnTheDevice(TorchFunctionMode):
+    """Refuses what makes a GPU wait: values that go to the host, and tensors of several numbers that come from it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        assert name not in ("item", "tolist", "nonzero", "__bool__", "__float__", "__int__", "cpu", "numpy"), name
+        assert name not in ("tensor", "new_tensor", "as_tensor", "masked_select", "unique"), name
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_host() -> None:
+    """On tensors that have no values: whatever asked for one would fail."""
+    views = [SimClrAugment(16).draw(SIDE, SIDE, np.random.default_rng(seed)) for seed in range(3)]
+    numbers = {k: v.to("meta") for k, v in collate([placed(v, SIDE, SIDE, 1.0) for v in views]).items()}
+    pixels = torch.empty(3, 3, SIDE, SIDE, device="meta")
+    with OnlyOnTheDevice():
+        cropped = augment_device.crop(pixels, numbers["box"], numbers["extent"], 16)
+        coloured = augment_device.jitter(cropped, numbers["factors"], numbers["turn"], numbers["order"])
+        weights = augment_device.blur_weights(numbers["sigma"], 16, 2)
+    assert cropped.shape == coloured.shape == (3, 3, 16, 16) and weights.shape == (3, 16, 16)
 
 
 def test_bf16_autocast_leaves_the_bytes_alone() -> None:

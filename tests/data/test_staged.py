@@ -3,6 +3,7 @@ has changed since."""
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import time
@@ -189,3 +190,37 @@ def test_a_folder_is_not_held_in_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert len(items) == 2000
     assert used < 2000 * 1000  # a kilobyte for each, whatever the files hold
+
+
+def test_a_full_disk_is_named_and_keeps_what_is_finished(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = staged._write_tar
+
+    def full(items: list[Item], tar: Path) -> None:
+        if tar.stem == "x-000002":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(items, tar)
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="x-000002 cannot be written .No space left"):
+        patch.setattr(staged, "_write_tar", full)
+        run(source, tmp_path / "x")
+    assert run(source, tmp_path / "x")[-1] == "2 of 5 shards were there already"
+
+
+def test_names_in_other_encodings_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / os.fsdecode(b"gr\xfc\xdfe.txt")).write_bytes(b"")
+    with pytest.raises(DataError, match="it is not UTF-8; rename its files"):
+        run(tmp_path / "source", tmp_path / "x")
+
+
+def test_an_empty_folder_is_no_obstacle(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    run(source, tmp_path / "x")
+    assert not list(verify(str(tmp_path / "x")))
+    with pytest.raises(DataError, match="x exists; .*--overwrite"):
+        run(source, tmp_path / "x")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file exists"):
+        run(source, tmp_path / "file")

@@ -74,6 +74,11 @@ def test_ordinary_names_pass(tmp_path: Path, name: str, form: int) -> None:
     assert [row.key for row in rows] == ["a", name.removesuffix(".txt")]
 
 
+def test_names_in_other_encodings(tmp_path: Path) -> None:
+    name = b"gr\xfc\xdfe.txt".decode("utf-8", "surrogateescape")
+    refused(write(tmp_path, info(name).tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")), "is not UTF-8")
+
+
 @pytest.mark.parametrize(
     ("kind", "cause"),
     [

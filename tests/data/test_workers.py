@@ -80,7 +80,7 @@ def test_an_exception_arrives_with_its_traceback() -> None:
 
 def test_an_exit_is_named_with_its_code() -> None:
     with pytest.raises(WorkerError, match=r"data worker 0 \(pid \d+\) ended with code 3 while starting"):
-        list(start(lambda item: os._exit(3), range(3)))
+        list(start(lambda item: os._exit(3), range(3), workers=1))
 
 
 def busy(item: int) -> tuple[list[str], torch.Tensor]:

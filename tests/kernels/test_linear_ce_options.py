@@ -140,14 +140,28 @@ def test_a_narrow_weight_gets_a_gradient_rounded_once(run, random, small_panels)
     assert (grad.double() - truth["dweight"]).norm() <= 2**-7 * truth["dweight"].norm()
 
 
-def test_any_strides(run, given):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("ignored", [-100, 3], ids=["some ignored", "none ignored"])
+def test_any_strides(run, close, given, dtype, ignored):
+    """With no row ignored, the hidden states are multiplied where they are."""
     inputs, labels = given
-    loss = functools.partial(linear_cross_entropy, labels=labels)
-    truth = loss(**inputs)
-    columns = {name: value.T.contiguous().T for name, value in inputs.items() if value.dim() == 2}
-    torch.testing.assert_close(loss(**inputs | columns), truth)
-    same = {"hidden": inputs["hidden"][:1].expand(47, 31)}
-    torch.testing.assert_close(loss(**inputs | same), loss(**inputs | {"hidden": same["hidden"].contiguous()}))
+    inputs, labels = {name: value.to(dtype) for name, value in inputs.items()}, labels.where(labels != -100, ignored)
+    truth = run(functools.partial(linear_cross_entropy, labels=labels), inputs)
+    forms = {
+        "columns": {name: value.T.contiguous().T for name, value in inputs.items() if value.dim() == 2},
+        "gaps": {name: value.repeat(1, 2)[:, :31] for name, value in inputs.items() if value.dim() == 2},
+    }
+    for form in forms.values():
+        leaves = {name: value.requires_grad_() for name, value in (inputs | form).items()}
+        loss = linear_cross_entropy(**leaves, labels=labels)
+        grads = torch.autograd.grad(loss, list(leaves.values()))
+        actual = {"loss": loss.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+        close(actual, truth, 1e-12 if dtype == torch.float64 else 1e-2)
+    same = {"hidden": inputs["hidden"].detach()[:1].expand(47, 31)}
+    copied = {"hidden": same["hidden"].contiguous()}
+    for reduction in ("mean", "none"):
+        loss = functools.partial(linear_cross_entropy, labels=labels, reduction=reduction)
+        torch.testing.assert_close(loss(**inputs | same), loss(**inputs | copied))
 
 
 def test_rows_beyond_32_bit_addresses(random):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 
 from bigssl.data.collate import collate
 from bigssl.data.masking import IGNORE
@@ -108,6 +109,11 @@ def test_very_long_texts_give_a_window(objective: Any) -> None:
     task = objective(Mlm, "mlm", packing=True, longest=60)
     samples = [task.prepare(sample("word " * 500), np.random.default_rng(n)) for n in range(2)]
     assert all(12 <= len(s["input_ids"].values) <= 40 for s in samples)
+
+
+def test_a_limit_that_has_no_effect_is_refused(objective: Any) -> None:
+    with pytest.raises(ValidationError, match="longest 60 has no effect without packing"):
+        objective(Mlm, "mlm", longest=60)
 
 
 def test_documents_of_sentences(objective: Any) -> None:
