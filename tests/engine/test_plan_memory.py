@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,18 @@ class Layers(nn.Module):
 
 
 def live_bytes() -> int:
-    """Distinct storages that this process can reach, but for those of objects frozen in the garbage collector."""
+    """Distinct storages that this process can reach, but for those of objects frozen in the garbage collector.
+
+    The least of three looks: a thread of gloo lets go of a tensor some time after it was reduced.
+    """
+    looks = []
+    for _ in range(3):
+        time.sleep(0.03)
+        looks.append(_reachable())
+    return min(looks)
+
+
+def _reachable() -> int:
     gc.collect()
     tensors = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
     tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]
@@ -53,6 +65,7 @@ def held(recipes: list[Any], accum: list[int]) -> list[tuple[int, int]]:
     kept, found = [], []
     for recipe, passes in zip(recipes, accum, strict=True):
         before = live_bytes()
+        torch.manual_seed(0)
         module = Layers()
         optimizer = build_optimizer(module, recipe.optim, sharded=recipe.zero.stage > 0)
         engine = zero.Engine(module, optimizer, recipe, micro=2, accum=passes, bf16=False)
@@ -86,9 +99,10 @@ def test_deepspeed_holds_what_the_plan_says(world: int, ranks: Any, recipe: Any)
         states = parts["parameters"] + parts["fp32 master copies"] + parts["optimizer states"]
         always = 4 * OPTIONS["reduce_bucket_size"] + parts["gradients"] if case[0] == 3 else 0
         assert after == pytest.approx(states + always, rel=0.02), case
-        in_flight = 4 * OPTIONS["reduce_bucket_size"] if case[0] == 1 and case[2] > 1 else 0  # kept between passes
-        expected = states + (always or parts["gradients"] + in_flight)
-        assert backward == pytest.approx(expected, rel=0.02), case
+        between = case[0] in (1, 2) and case[2] > 1  # passes: a bucket may live on
+        bucket = 4 * OPTIONS["reduce_bucket_size"] if between else 0
+        least = states + (always or parts["gradients"])
+        assert 0.98 * least < backward < 1.02 * (least + bucket), case
 
 
 def test_muon_keeps_one_number_for_matrices_and_two_for_the_rest(recipe: Any) -> None:
