@@ -22,6 +22,7 @@ from bigssl.data.rng import sample_rng
 from bigssl.data.watchdog import Stages, Watchdog
 from bigssl.data.workers import in_order
 
+_TOGETHER = 32  # samples that are read before they are prepared
 Prepare = Callable[[Sample, np.random.Generator], dict[str, Any]]
 
 
@@ -94,7 +95,7 @@ class MicroBatches:
         wanted = self.places(step, micro)
         self._announce(step * self.accum + micro, wanted)
         for name, places in wanted.items():
-            loaded[name] = [self._load(name, place, errors) for place in places]
+            loaded[name] = list(self._load(name, places, errors))
         return loaded, errors
 
     def _announce(self, item: int, wanted: dict[str, list[int]]) -> None:
@@ -109,13 +110,33 @@ class MicroBatches:
         for stream in self.streams.values():
             stream.close()
 
-    def _load(self, name: str, position: int, errors: list[str]) -> tuple[str, dict[str, Any]]:
-        """Key and prepared sample at `position`, or of the first good one that stands in for it."""
+    def _load(self, name: str, places: list[int], errors: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Key and prepared sample of each of the positions `places`.
+
+        Some are read, then prepared: in turn, each would find the processor's caches full of the other's code.
+        """
+        for begin in range(0, len(places), _TOGETHER):
+            part = places[begin : begin + _TOGETHER]
+            for place, sample in zip(part, [self._read(name, place) for place in part], strict=True):
+                yield self._good(name, place, sample, errors)
+
+    def _read(self, name: str, place: int) -> Sample | DataError:
+        self.stages.publish("reading", name, place)
+        try:
+            return self.streams[name].read(place)
+        except DataError as error:
+            return error
+
+    def _good(
+        self, name: str, position: int, first: Sample | DataError, errors: list[str]
+    ) -> tuple[str, dict[str, Any]]:
+        """Key and content of `first`, the sample at `position`, or of the first good one that stands in for it."""
         stream = self.streams[name]
         for place in stream.candidates(position):
+            sample = first if place == position else self._read(name, place)
             try:
-                self.stages.publish("reading", name, place)
-                sample = stream.read(place)
+                if isinstance(sample, DataError):
+                    raise sample
                 self.stages.publish("preparing", name, place, sample.key)
                 return sample.key, self._prepare(sample)
             except DataError as error:

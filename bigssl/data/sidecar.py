@@ -21,6 +21,7 @@ from bigssl.data.remote import Remote, RemoteError
 SIDECAR = ".idx"
 FORMAT = "bigssl-index-1"
 MEMORY = 128 << 20  # bytes of sidecars per process
+_TOGETHER = 16  # sidecars that are whole in memory at one time
 
 
 class Member(NamedTuple):
@@ -122,14 +123,18 @@ class Sidecars:
         for shard in wanted.keys() & self._loaded.keys():
             self._loaded.move_to_end(shard)
         missing = [shard for shard in wanted if shard not in self._loaded]
-        infos = [self._shards[shard] for shard in missing]
+        for begin in range(0, len(missing), _TOGETHER):
+            self._load(missing[begin : begin + _TOGETHER])
+        while self.memory > self._limit and len(self._loaded) > len(wanted):
+            self.memory -= self._loaded.popitem(last=False)[1].cost
+
+    def _load(self, shards: Sequence[int]) -> None:
+        infos = [self._shards[shard] for shard in shards]
         versions = [self._version(info) for info in infos]  # before the content: a change in between is noticed
-        for shard, info, version, data in zip(missing, infos, versions, self._contents(infos), strict=True):
+        for shard, info, version, data in zip(shards, infos, versions, self._contents(infos), strict=True):
             whole = self.memory + len(data) <= self._limit // 2
             self._loaded[shard] = Sidecar(info, self._dataset, data, None if whole else self._reader(info, version))
             self.memory += self._loaded[shard].cost
-        while self.memory > self._limit and len(self._loaded) > len(wanted):
-            self.memory -= self._loaded.popitem(last=False)[1].cost
 
     def close(self) -> None:
         """Close files; a later read opens them again."""

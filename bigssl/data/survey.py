@@ -72,6 +72,7 @@ def survey(index: DatasetIndex, jobs: int = 1) -> Survey:
             column = whole.digests.setdefault(name, np.zeros((len(index), 2), dtype=np.uint64))
             column[np.asarray(rows) + first] = np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)
         whole.damage |= {row + first: cause for row, cause in part.damage.items()}
+    index.close()
     return whole
 
 
