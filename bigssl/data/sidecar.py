@@ -96,8 +96,8 @@ class Sidecar:
 class Sidecars:
     """The sidecars of a dataset, loaded when first asked for, the least recently used dropped beyond `limit` bytes.
 
-    Half of that may be taken by whole sidecars, which are the fastest to read. Beyond it, only the offsets of its lines
-    are kept of a local one (4 bytes per sample) and of a remote one in a cache on disk.
+    Of a local one only the offsets of its lines are kept (4 bytes per sample), and so of a remote one where there is
+    a cache on disk; without, a remote one is kept in memory.
     """
 
     def __init__(self, dataset: str, shards: Sequence[ShardInfo], remote: Remote, limit: int = MEMORY) -> None:
@@ -125,8 +125,7 @@ class Sidecars:
         infos = [self._shards[shard] for shard in missing]
         versions = [self._version(info) for info in infos]  # before the content: a change in between is noticed
         for shard, info, version, data in zip(missing, infos, versions, self._contents(infos), strict=True):
-            whole = self.memory + len(data) <= self._limit // 2
-            self._loaded[shard] = Sidecar(info, self._dataset, data, None if whole else self._reader(info, version))
+            self._loaded[shard] = Sidecar(info, self._dataset, data, self._reader(info, version))
             self.memory += self._loaded[shard].cost
         while self.memory > self._limit and len(self._loaded) > len(wanted):
             self.memory -= self._loaded.popitem(last=False)[1].cost
