@@ -55,7 +55,8 @@ def nt_xent(
     """Normalised temperature-scaled cross-entropy of SimCLR (Chen et al. 2020).
 
     Each of the 2N rows picks its other view among the 2N - 1 rows that are not itself:
-    L_i = logsumexp_{j != i} z_i.z_j / temperature - z_i.z_partner(i) / temperature. Beyond small batches, no 2N x 2N matrix is ever held.
+    L_i = logsumexp_{j != i} z_i.z_j / temperature - z_i.z_partner(i) / temperature.
+    Beyond small batches, no 2N x 2N matrix is ever held.
 
     Args:
         view1: [N, D] embeddings, float32, bfloat16, float16 or float64 (the Triton kernels not); any strides.
