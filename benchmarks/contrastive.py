@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from contrastive_peers import DENSE, Loss, peers, providers, versions
-from measure import RESULTS, device_name, in_turn, matmul_rate, peak_bytes, write_rows
+from measure import RESULTS, device_name, in_turn, matmul_rate, peak_bytes, seconds, write_rows
 from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -105,7 +105,9 @@ def speed(args: argparse.Namespace, shape: Shape) -> list[dict[str, Any]]:
     results = []
     for direction in args.directions:
         runs = {name: step(loss, inputs, direction) for name, loss in chosen.items() if fits(name, loss, inputs)}
-        times = in_turn(runs, device, args.rounds, args.clock)
+        slowest = max(seconds(run, device, args.clock) for run in runs.values())
+        rounds = min(30 * args.rounds, max(args.rounds, int(2 / slowest)))  # runs of a millisecond are mostly noise
+        times = in_turn(runs, device, rounds, args.clock)
         base = times.get("dense", (0.0, 0.0, 0.0))[1]
         flops = {"forward": 2, "backward": 4, "both": 6}[direction] * rows * rows * dim
         for name, (p20, p50, p80) in times.items():
@@ -203,7 +205,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--directions", choices=["forward", "backward", "both"], nargs="+", default=["both"])
     parser.add_argument("--providers", nargs="+", help="default: all that are installed")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--budget", type=float, metavar="MINUTES", help="begin no size that would end later")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="begin no size that ends later")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--plot", type=Path, metavar="CSV", help="draw the rows of an earlier run beside it, as PNG")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -242,9 +244,9 @@ def sweep(args: argparse.Namespace, file: Path) -> None:
     for mode, shape in work_of(args):
         size = shape[1] ** 2 * shape[2]
         start = time.monotonic()
-        growth = size / last[mode][1] if shape[1] > 2048 else 1.0  # below, compilers and new processes take the time
+        growth = size / last[mode][1] if shape[1] > 2048 else 0.0  # below, compilers and imports take the time
         expected = last[mode][0] * growth
-        if start - begin + expected > args.budget * 60:
+        if not args.quick and start - begin + expected > args.budget * 60:
             print(f"{mode} of {shape} is left out: the budget of {args.budget:g} minutes is spent", file=sys.stderr)
             continue
         fresh = (speed if mode == "speed" else memory)(args, shape)

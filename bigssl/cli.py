@@ -39,7 +39,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from bigssl import shards_cli
+    from bigssl import plan_cli, shards_cli
 
     parser = argparse.ArgumentParser("bigssl", description="Self-supervised pretraining: data, recipes, evaluation.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html of a run, also while it trains")
     report.add_argument("run_folder", type=Path)
     report.set_defaults(run=_report)
+    plan_cli.add_command(commands)
     shards_cli.add_commands(commands)
     return parser
 

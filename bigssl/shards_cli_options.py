@@ -32,8 +32,13 @@ def add_limits(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespac
     parser.add_argument("--limit", type=_limit, action="append", default=[], metavar="NAME=VALUE", help=help)
 
     def limited(args: argparse.Namespace) -> int:
-        with limits.applied(limits.Limits(**dict(args.limit))):
-            return run(args)
+        try:
+            with limits.applied(limits.Limits(**dict(args.limit))):
+                return run(args)
+        except KeyboardInterrupt:
+            again = "; the same command goes on from the finished shards" if "shard_size" in args else ""
+            note(f"bigssl: interrupted{again}")
+            return 130  # what a shell reports of a command that Ctrl-C ended
 
     parser.set_defaults(run=limited)
 

@@ -20,7 +20,7 @@ FLOORS = {
     "bigssl.transfer": 5,
     "bigssl.train": 6, "bigssl.cli": 6, "bigssl.shards_cli": 6,
     "bigssl.shards_cli_pack": 6, "bigssl.shards_cli_clean": 6, "bigssl.shards_cli_options": 6,
-    "bigssl.replay_cli": 6,
+    "bigssl.replay_cli": 6, "bigssl.plan_cli": 6,
 }  # fmt: skip
 STRANGERS = [("bigssl.data", "bigssl.nets"), ("bigssl.transfer", "bigssl.objectives")]
 FILES = sorted([*ROOT.glob("bigssl/**/*.py"), *ROOT.glob("kernels/**/*.py")])

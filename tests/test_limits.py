@@ -45,8 +45,7 @@ def test_they_are_a_section_of_the_recipe() -> None:
 
 def test_commands_that_read_a_recipe_set_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
-    command = ["config", "check", "launch/recipes/demo.yaml", f"out={tmp_path}"]
+    command = ["config", "check", "launch/recipes/demo.yaml", "--world", "7", f"out={tmp_path}"]  # which does not fit
     with limits.applied(Limits()):
-        assert main([*command, "data.limits.audio_values=77"]) == 0
+        assert main([*command, "data.limits.audio_values=77"]) == 2
         assert limits.current() == Limits(audio_values=77)
-        assert main([*command, "data.limits.audio_value=77"]) == 2

@@ -180,6 +180,20 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
+def test_a_recipe_with_a_mixture_and_skipping_is_one_order(tmp_path: Path, replay: Any) -> None:
+    """Prepared as in a run, with networks that have no weights."""
+    mix = {part: {"url": str(DEMO / "emoji" / part), "weight": 1} for part in ("train", "val")}
+    changes = {"objective": TINY["objective"]["parts"]["views"], "backbones": {"image": TINY["backbones"]["image"]},
+               "data": {"on_error": "skip", "sources": {"emoji": {"mix": mix}}}}  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(TINY | changes))
+    words = ("--config", path, "batch.size=16", "--steps", 2, "--from", 7)
+    one = replay(*words)
+    assert by_step(one) == by_step(replay(*words, "--world", 4, "--workers", 2))
+    assert all(set(line) == {"step", "rank", "keys"} for line in one)
+    assert Counter(key.split("/")[0] for line in one for key in line["keys"]) == {"train": 16, "val": 16}
+
+
 def train(out: Path, die_before: int) -> None:
     """Trains the tiny recipe; ends this process, as a kill would, when step `die_before` is about to be logged."""
     recipe = recipe_model(config_union()).model_validate({**TINY, "out": str(out)})

@@ -194,6 +194,20 @@ def test_bad_limits_are_refused(capsys: pytest.CaptureFixture[str], limit: str, 
     assert message in capsys.readouterr().err
 
 
+def test_an_interruption_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    source = fill(tmp_path / "s", {"a.txt": b"text"})
+    with monkeypatch.context() as patch:
+        patch.setattr("bigssl.data.staged._write_tar", interrupt)
+        assert run("shards", "pack", source, tmp_path / "out", "--jobs", 1) == 130
+    assert capsys.readouterr().err == "bigssl: interrupted; the same command goes on from the finished shards\n"
+    assert run("shards", "pack", source, tmp_path / "out", "--jobs", 1) == 0
+
+
 def test_resuming_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     source = fill(tmp_path / "s", {f"n{i}.txt": b"text" for i in range(4)})
     real: Callable = Path.read_bytes

@@ -56,13 +56,15 @@ class Backend(Protocol):
 
 
 def protocol_of(url: str) -> str:
-    """`s3` of `s3://bucket/key`; chained URLs by their first protocol."""
-    return url.split("://", 1)[0].split("::", 1)[0]
+    """`s3` of `s3://bucket/key`."""
+    return url.split("://", 1)[0]
 
 
 def open_backend(url: str, options: Mapping[str, Any]) -> Backend:
     """The backend that reads `url`. Call it where an event loop runs. Raises DataError naming what to install."""
     protocol = protocol_of(url)
+    if "::" in url.split("://", 1)[0]:
+        raise DataError(f"{display(url)}: chained URLs are not read; for a local copy set data.remote.cache=FOLDER")
     try:
         cls = fsspec.get_filesystem_class(protocol)
     except ImportError as error:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from bigssl.data.errors import DataError, damaged
 from bigssl.data.index import DatasetIndex
 from bigssl.data.rules import Thresholds, Verdict, check, judge
-from bigssl.data.shards import pack
+from bigssl.data.shards import pack, refuse_existing
 from bigssl.data.sources import to_json
 from bigssl.data.sources_shards import from_index
 from bigssl.data.survey import Survey, survey
@@ -27,7 +27,14 @@ class Cleaned(NamedTuple):
 
 
 def clean(
-    index: DatasetIndex, folder: Path, drop: Sequence[str], thresholds: Thresholds, *, jobs: int = 1, **options: Any
+    index: DatasetIndex,
+    folder: Path,
+    drop: Sequence[str],
+    thresholds: Thresholds,
+    *,
+    jobs: int = 1,
+    overwrite: bool = False,
+    **options: Any,
 ) -> Cleaned:
     """Writes the samples of `index` that fall under none of the rules `drop` (see `rules.RULES`) into `folder`.
 
@@ -36,6 +43,7 @@ def clean(
     unless "damaged" is a rule.
     """
     check(drop)
+    refuse_existing(folder, overwrite)  # before the samples are read, which may take hours
     facts = survey(index, jobs)
     if facts.damage and "damaged" not in drop:
         raise _unexpected_damage(facts)
@@ -45,7 +53,7 @@ def clean(
         raise DataError(f"{folder}: all {len(index)} samples fall under {', '.join(drop)}; nothing would be left")
     kept = from_index(index, (number for number in range(len(index)) if number not in dropped))
     report = b"".join(_line(index, verdict) for verdict in verdicts)
-    written = pack(kept, folder, jobs=jobs, beside={REPORT: report}, **options)[""]
+    written = pack(kept, folder, jobs=jobs, overwrite=overwrite, beside={REPORT: report}, **options)[""]
     return Cleaned(written, len(dropped), Counter(verdict.rule for verdict in verdicts))
 
 

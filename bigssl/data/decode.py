@@ -111,7 +111,7 @@ def _to_bytes(picture: Image.Image, window: tuple[float, float] | None) -> np.nd
     if window is not None:
         low, high = window
         return np.clip((values - low) * (255 / (high - low)) + 0.5, 0, 255).astype(np.uint8)
-    if values.dtype != np.uint16:
+    if values.dtype.kind != "u" or values.dtype.itemsize != 2:  # in either byte order
         kind = f"{values.dtype} values from {values.min()} to {values.max()}"
         raise DataError(f"a grey picture of {kind} has no range of its own; give a window (low, high), or use grey()")
     return (values >> 8).astype(np.uint8)

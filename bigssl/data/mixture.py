@@ -69,6 +69,10 @@ class Mixture(Order):
         return int(self._first[-1])
 
     @property
+    def indexes(self) -> dict[str, DatasetIndex]:
+        return {name: stream.index for name, stream in self.parts.items()}
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 hex over names, weights and the datasets' fingerprints."""
         content = [

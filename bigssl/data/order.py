@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from bigssl.data.errors import DataError
+from bigssl.data.index import DatasetIndex
 
 
 class Sample(NamedTuple):
@@ -35,6 +36,11 @@ class Order(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Different samples there are."""
+
+    @property
+    @abstractmethod
+    def indexes(self) -> Mapping[str, DatasetIndex]:
+        """The datasets by name ("" where there is one only); samples are numbered through them in this order."""
 
     @property
     @abstractmethod

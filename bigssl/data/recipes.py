@@ -44,7 +44,7 @@ class AugmentConfig(Section):
         "cpu", description="cpu: by the loader's workers; accelerator: batched, on the device that trains"
     )
     canvas: int | None = Field(
-        None, ge=1, description="accelerator: side to which larger images are reduced; default twice the view's"
+        None, ge=1, description="accelerator: side to which larger images are reduced; default 9/4 of the view's"
     )
 
     @model_validator(mode="after")
@@ -64,7 +64,8 @@ class TwoViews:
         given = {name: value for name, value in changes.items() if value is not None}
         first, second = PRESETS[config.preset]
         self.distributions = [SimClrAugment(size, **(part | given)) for part in (first, second)]  # type: ignore[arg-type]
-        self.size, self.canvas = size, config.canvas or 2 * size
+        # reducing costs more than decoding: by default, the usual photographs of 500 pixels stay as they are for 224
+        self.size, self.canvas = size, config.canvas or 9 * size // 4
         self.batched = config.device == "accelerator"
 
     def prepare(self, image: Image.Image, rng: np.random.Generator) -> dict[str, Any]:

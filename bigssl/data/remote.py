@@ -21,6 +21,7 @@ from bigssl.data.errors import DataError, redact
 from bigssl.data.retry import BodyError, FinalError, GaveUp, RetryPolicy, is_transient, retrying
 
 Result = TypeVar("Result")
+_INHERITED: list[object] = []  # of a parent process, never to be finalized here
 
 
 class RemoteError(OSError):
@@ -186,8 +187,9 @@ def _compare(now: int, then: int) -> None:
 
 
 def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, backends: dict[str, Backend], pid: int) -> None:
-    if pid != os.getpid():
-        return  # a fork: the loop, its sockets and its thread belong to the parent
+    if pid != os.getpid():  # a fork: to close these would end the parent's connections
+        _INHERITED.append((loop, backends))
+        return
     asyncio.run_coroutine_threadsafe(_finish(backends), loop).result()
     loop.call_soon_threadsafe(loop.stop)
     thread.join()

@@ -51,14 +51,13 @@ def pack(
     of which a tar is half padding. jobs: processes, each of which writes one shard at a time. The same items give the
     same bytes, however many there are. beside: further files of `folder`. Everything is written next to `folder` and
     renamed when it is complete; after an interruption the same call keeps the finished shards whose sources are as
-    they were. note: is told about that. Raises DataError for unusable or repeated keys and when `folder` exists
+    they were. note: is told about that. Raises DataError for unusable or repeated keys and when `folder` holds anything
     without `overwrite`.
     """
     folder = Path(folder)
     if shard_size < 1:
         raise DataError(f"shard size {shard_size}: 1 or more samples are allowed")
-    if folder.exists() and not overwrite:
-        raise DataError(f"{folder} exists; pack into another folder or give --overwrite")
+    refuse_existing(folder, overwrite)
     parts = _parts(list(items), name, split, seed)
     plans = _plans(parts, name, shard_size, seed if shuffle else None, compress)
     with staged.staged(folder) as staging:
@@ -68,6 +67,13 @@ def pack(
             write_atomic(staging / file, data)
         _replace(staging, folder)
     return {part: DatasetIndex.load(folder / part) for part in parts}
+
+
+def refuse_existing(folder: Path, overwrite: bool) -> None:
+    """Raises DataError where writing `folder` would replace something and that is not wanted."""
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not overwrite and not empty:
+        raise DataError(f"{folder} exists; pack into another folder or give --overwrite")
 
 
 def _parts(items: Sequence[Item], name: str, split: tuple[str, float] | None, seed: int) -> Mapping[str, list[Item]]:

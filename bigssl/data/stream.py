@@ -67,6 +67,10 @@ class Stream(Order):
         return self._size
 
     @property
+    def indexes(self) -> dict[str, DatasetIndex]:
+        return {"": self.index}
+
+    @property
     def fingerprint(self) -> str:
         return self.index.fingerprint
 

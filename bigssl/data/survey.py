@@ -32,10 +32,10 @@ class Measure(NamedTuple):
 class Survey:
     """One row per sample, in the order of the index.
 
-    columns: float64 [N], NaN where a sample lacks the field. Every field has `bytes`; texts have `characters` and
-    `letters` (letters and digits); images `width`, `height` and `spread` (see `image_spread`); series `steps`,
-    `channels`, `nonfinite` (how many numbers) and `spread` (the largest of max - min over the channels); audio
-    `seconds` and `channels`.
+    columns: float64 [N], NaN where a sample lacks the field. Every field has `bytes`; texts and json documents have
+    `characters` and `letters` (letters and digits); images `width`, `height` and `spread` (standard deviation of
+    `grey_values`); series `steps`, `channels`, `nonfinite` (how many numbers) and `spread` (the largest of max - min
+    over the channels); audio `seconds` and `channels`.
     digests: per field uint64 [N, 2], half each of a 128-bit hash of the bytes; zeros where there is no field.
     damage: number of a sample -> why it cannot be read.
     """
@@ -72,6 +72,7 @@ def survey(index: DatasetIndex, jobs: int = 1) -> Survey:
             column = whole.digests.setdefault(name, np.zeros((len(index), 2), dtype=np.uint64))
             column[np.asarray(rows) + first] = np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)
         whole.damage |= {row + first: cause for row, cause in part.damage.items()}
+    index.close()
     return whole
 
 
@@ -106,10 +107,10 @@ def measure(name: str, data: bytes) -> Mapping[str, float]:
     kind = name.rpartition(".")[2]
     facts: dict[str, float] = {"bytes": len(data)}
     if kind in decode.IMAGES:
-        facts |= _picture(data)
+        values = grey_values(data)
+        facts |= {"width": values.shape[1], "height": values.shape[0], "spread": float(values.std())}
     elif kind == "txt":
-        text = decode.text(data)
-        facts |= {"characters": len(text), "letters": sum(map(str.isalnum, text))}
+        facts |= _text(decode.text(data))
     elif kind == "npy":
         values = series(data, non_finite="keep")
         facts |= {"steps": len(values), "channels": values.shape[1], "spread": series_spread(values)}
@@ -119,22 +120,36 @@ def measure(name: str, data: bytes) -> Mapping[str, float]:
         facts |= {"seconds": len(values) / rate, "channels": values.shape[1]}
     else:
         decode.check(name, data)
+        facts |= _document(data) if kind == "json" else {}
     return facts
 
 
-def _picture(data: bytes) -> dict[str, float]:
-    decode.check("png", data)  # by content, whatever the field is called
-    width, height = Image.open(io.BytesIO(data)).size
-    return {"width": width, "height": height, "spread": image_spread(data)}
+def _text(text: str) -> dict[str, float]:
+    return {"characters": len(text), "letters": sum(map(str.isalnum, text))}
 
 
-def image_spread(data: bytes) -> float:
-    """Standard deviation of the grey values of a picture, on the scale 0 to 255; a deep one is scaled by its own
-    largest value, because 12 bits often lie in 16."""
-    if Image.open(io.BytesIO(data)).mode[0] not in "IF":
-        return float(np.asarray(decode.image(data, mode="L"), dtype=np.float64).std())
+def _document(data: bytes) -> dict[str, float]:
+    try:
+        found = decode.document_json(data)
+    except DataError:  # metadata, which has no text to measure
+        return {}
+    return _text(found if isinstance(found, str) else " ".join(found))
+
+
+def grey_values(data: bytes) -> np.ndarray:
+    """float64 [H, W]: grey values of a picture, 0 to 255; those of a deep one are scaled by its own largest value,
+    because 12 bits often lie in 16. Raises DataError."""
+    if not _is_deep(data):
+        return np.asarray(decode.image(data, mode="L"), dtype=np.float64)
     values = decode.grey(data).astype(np.float64)
-    return float(values.std() * 255 / max(np.abs(values).max(), 1e-30))
+    return values * (255 / max(np.abs(values).max(), 1e-30))
+
+
+def _is_deep(data: bytes) -> bool:
+    try:
+        return Image.open(io.BytesIO(data)).mode[0] in "IF"
+    except Exception:  # whatever is wrong with it, decoding says it with its cause
+        return False
 
 
 def series_spread(values: np.ndarray) -> float:

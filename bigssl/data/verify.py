@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,8 +44,9 @@ def verify(url: str, jobs: int = 1) -> Iterator[Finding]:
         yield Finding(display(url), None, None, str(error))
         yield from _without_index(url, jobs)
         return
-    for found in each(partial(_shard, index), range(len(index.shards)), jobs):
-        yield from found
+    with closing(index):
+        for found in each(partial(_shard, index), range(len(index.shards)), jobs):
+            yield from found
     yield from _strangers(index)
 
 

@@ -58,7 +58,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
     objective, built = build_networks(recipe)
     check_evaluation(recipe, built, set(objective.export_heads()))
     check_folder(recipe)
-    _refuse_secrets(recipe)
+    refuse_secrets(recipe)
     sizes = batch_sizes(recipe, objective)
     streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
     refuse_changed_recipe(recipe)
@@ -96,7 +96,7 @@ def wants_bf16(recipe: Recipe) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
-def _refuse_secrets(recipe: Recipe) -> None:
+def refuse_secrets(recipe: Recipe) -> None:
     """The recipe is copied into the run folder, in clear."""
     for name, value in _flat(recipe.data.remote.storage, "data.remote.storage").items():
         if is_secret(name.rpartition(".")[2], value):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,30 @@ def check(recipe: Recipe) -> None:
             f"optim.clip: value {recipe.optim.clip}; allowed: 0 with muon at zero.stage {recipe.zero.stage} (DeepSpeed "
             f"would clip the orthogonalised update in place of the gradient), or zero.stage=0"
         )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What DeepSpeed allocates by, resolved from a recipe's options: sizes in elements, what lives on the host."""
+
+    buckets: int
+    persistent: int
+    live: int
+    optimizer_on_host: bool
+    parameters_on_host: bool
+
+
+def settings_of(recipe: Recipe, stage: int) -> Settings:
+    """The recipe's (checked) options at `stage`: its own, or another that it might use."""
+    config = DeepSpeedZeroConfig(stage=stage, **recipe.zero.options)
+    doubled = 2 if stage in (1, 2) and config.overlap_comm else 1
+    return Settings(
+        buckets=doubled * config.reduce_bucket_size if stage and config.contiguous_gradients else 0,
+        persistent=config.param_persistence_threshold,
+        live=config.max_live_parameters,
+        optimizer_on_host=stage > 0 and config.offload_optimizer is not None,
+        parameters_on_host=stage == 3 and config.offload_param is not None,
+    )
 
 
 class Engine:

@@ -58,7 +58,7 @@ class Clip(Objective):
         return [self.config.source]
 
     def prepare(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
-        caption = decode.text(decode.field(sample, ("txt",)))
+        caption = decode.running_text(sample)
         input_ids, attention_mask = textual.encode(self.text.tokenizer, caption, self.text.length)
         image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.image.size)
         return {"image": self.augment(image, rng), "input_ids": input_ids, "attention_mask": attention_mask}

@@ -107,8 +107,8 @@ class Clip(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         z, wide, inverse = unit(image, text)
-        ours, theirs = z.chunk(2)
-        logits, e = powers(ours, theirs, scale)
+        first, second = z.chunk(2)
+        logits, e = powers(first, second, scale)
         by_row, by_col = e.sum(1), e.sum(0)
         positives = torch.linalg.vecdot(*wide.chunk(2))
         slopes = None

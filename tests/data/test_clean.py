@@ -64,6 +64,16 @@ def test_damage_is_dropped_only_when_asked(tmp_path: Path) -> None:
     assert content(cleaned.dataset) == SAMPLES
 
 
+def test_the_target_is_looked_at_before_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = surveyed(tmp_path / "source", SAMPLES).index
+    clean(index, tmp_path / "x", ["blank"], Thresholds(), name="x")
+    clean(index, tmp_path / "x", ["duplicates"], Thresholds(by=("txt",)), name="x", overwrite=True)
+    assert len(DatasetIndex.load(tmp_path / "x")) == 8
+    monkeypatch.setattr("bigssl.data.clean.survey", lambda *_: pytest.fail("samples are read"))
+    with pytest.raises(DataError, match="x exists; .*--overwrite"):
+        clean(index, tmp_path / "x", ["blank"], Thresholds(), name="x")
+
+
 def test_an_empty_rest_is_an_error(tmp_path: Path) -> None:
     index = surveyed(tmp_path / "source", SAMPLES).index
     with pytest.raises(DataError, match="all 20 samples fall under empty-text; nothing would be left"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -159,6 +160,17 @@ def test_deep_grey_pictures_keep_their_values(kind: str, dtype: type) -> None:
     assert decode.grey(data).dtype == np.float32
     windowed = np.asarray(decode.image(data, mode="L", window=(0, 4095)))
     assert windowed.tolist() == np.clip(np.round(values / 4095.0 * 255), 0, 255).tolist()
+
+
+def test_the_other_byte_order() -> None:
+    """A TIFF by hand, as scanners of the other byte order write it."""
+    values = np.array([[0x0102, 0xFF00]], ">u2")
+    tags = [(256, 2), (257, 1), (258, 16), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, values.nbytes)]
+    entries = b"".join(struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    directory = struct.pack(">H", len(tags)) + entries + bytes(4)
+    data = b"MM\0*" + struct.pack(">I", 8 + values.nbytes) + values.tobytes() + directory
+    assert decode.grey(data).tolist() == [[0x0102, 0xFF00]]
+    assert np.asarray(decode.image(data, mode="L")).tolist() == [[0x01, 0xFF]]
 
 
 def test_grey_pictures_of_8_bits_and_in_colour() -> None:

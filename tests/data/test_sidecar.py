@@ -12,10 +12,11 @@ import pytest
 from bigssl.config import RemoteConfig
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
-from bigssl.data.sidecar import FORMAT, SIDECAR, Member, Row, Sidecars, to_line
+from bigssl.data.sidecar import FORMAT, MEMORY, SIDECAR, Member, Row, Sidecars, to_line
 from bigssl.data.stream import Stream
 
 SHARDS, SAMPLES = 20, 2500
+OFFSETS_ONLY = 240_000  # half of it is less than one sidecar, all of it more than the offsets of all lines
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,11 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_memory_is_some_bytes_per_sample_and_flat_over_epochs(paper: Path) -> None:
-    """300 MB for a million samples would be 300 bytes each; this is 4, whatever a line is long."""
+@pytest.mark.parametrize("limit", [MEMORY, OFFSETS_ONLY])
+def test_memory_is_some_bytes_per_sample_and_flat_over_epochs(paper: Path, limit: int) -> None:
+    """300 MB for a million samples would be 300 bytes each; beyond the limit this is 4, whatever a line is long."""
     stream = Stream(DatasetIndex.load(paper), seed=0, lanes=16)
+    stream.index._sidecars._limit = limit
     places = [stream.micro_batch(step, 512, 0, 1, 0, 1) for step in range(2 * SHARDS * SAMPLES // 512)]
     used = []
     tracemalloc.start()
@@ -45,7 +48,8 @@ def test_memory_is_some_bytes_per_sample_and_flat_over_epochs(paper: Path) -> No
                 stream.index.row(stream.locate(int(place))[1])
         used.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
-    assert stream.index._sidecars.memory == 4 * (SAMPLES + 1) * SHARDS
+    assert stream.index._sidecars.memory <= limit
+    assert (stream.index._sidecars.memory == 4 * (SAMPLES + 1) * SHARDS) == (limit == OFFSETS_ONLY)
     assert used[0] < 300 * SHARDS * SAMPLES
     assert used[1] < 1.5 * used[0] + 1e6  # the cache of permutations fills up
 
@@ -71,6 +75,7 @@ def test_remote_sidecars(paper: Path, tmp_path: Path, cache: bool) -> None:
         memory.pipe(f"/paper/{path.name}", path.read_bytes())
     config = RemoteConfig(cache=str(tmp_path / "cache") if cache else None)
     index = DatasetIndex.load("memory://paper", config)
+    index._sidecars._limit = OFFSETS_ONLY if cache else MEMORY
     index.prepare(range(0, len(index), SAMPLES))
     keys = [index.row(number)[1].key for number in range(0, len(index), 777)]
     assert keys == [f"{n // SAMPLES}-{n % SAMPLES}" for n in range(0, len(index), 777)]
@@ -89,6 +94,7 @@ def test_remote_sidecars(paper: Path, tmp_path: Path, cache: bool) -> None:
 
 def test_a_sidecar_that_is_overwritten_in_use_is_named(dataset) -> None:
     index = dataset((20,))
+    index._sidecars._limit = 0  # none is whole in memory
     assert index.row(3)[1].key == "s-00003"
     path = Path(index.shards[0].index_url)
     content = path.read_bytes()

@@ -213,3 +213,14 @@ def test_names_in_other_encodings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "source" / os.fsdecode(b"gr\xfc\xdfe.txt")).write_bytes(b"")
     with pytest.raises(DataError, match="it is not UTF-8; rename its files"):
         run(tmp_path / "source", tmp_path / "x")
+
+
+def test_an_empty_folder_is_no_obstacle(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    run(source, tmp_path / "x")
+    assert not list(verify(str(tmp_path / "x")))
+    with pytest.raises(DataError, match="x exists; .*--overwrite"):
+        run(source, tmp_path / "x")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file exists"):
+        run(source, tmp_path / "file")

@@ -13,7 +13,7 @@ from PIL import Image
 from bigssl.data.errors import DataError
 from bigssl.data.shards import pack
 from bigssl.data.sources import Item
-from bigssl.data.survey import Measure, Survey, image_spread, measure, series_spread, survey
+from bigssl.data.survey import Measure, Survey, grey_values, measure, series_spread, survey
 
 
 def png(values: np.ndarray, form: str = "PNG") -> bytes:
@@ -55,6 +55,16 @@ def test_measures_of_audio() -> None:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.zeros((4000, 2), np.float32), 8000, format="FLAC")
     assert measure("flac", buffer.getvalue()) == {"bytes": len(buffer.getvalue()), "seconds": 0.5, "channels": 2}
+
+
+def image_spread(data: bytes) -> float:
+    return float(grey_values(data).std())
+
+
+def test_measures_of_documents_and_metadata() -> None:
+    assert measure("json", b'["two", "words!"]') == {"bytes": 17, "characters": 10, "letters": 8}
+    assert measure("json", b'{"text": "-"}') == {"bytes": 13, "characters": 1, "letters": 0}
+    assert measure("json", b'{"number": 3}') == {"bytes": 13}
 
 
 def test_spread_of_pictures() -> None:

@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
     "name": "tiny",
     "steps": 6,
     "precision": "fp32",
-    "objective": {"name": "simclr", "source": "emoji", "hidden": 16, "dim": 8},
+    "objective": {"name": "simclr", "source": "emoji", "hidden": 16, "dim": 8, "min_scale": 0.2},
     "backbones": {
         "image": {
             "type": "resnet",
@@ -38,7 +38,7 @@ JOINT: dict[str, Any] = {
     "objective": {
         "name": "joint",
         "parts": {
-            "views": {"name": "simclr", "source": "emoji", "hidden": 16, "dim": 8},
+            "views": {"name": "simclr", "source": "emoji", "hidden": 16, "dim": 8, "min_scale": 0.2},
             "captions": {"name": "clip", "source": "emoji", "dim": 8},
             "words": {"name": "mlm", "source": "text"},
         },

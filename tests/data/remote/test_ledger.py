@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import signal
+import subprocess
 import sys
 import tarfile
 import threading
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -62,6 +65,7 @@ def ledger(index: DatasetIndex, *, size: int = 12, steps: int = 7, **options: An
 def test_http_is_like_local(dataset, serve, quick, cache: bool, compress: bool) -> None:
     local = dataset(COUNTS, compress=compress, pictures=True)
     server = serve(Path(local.url))
+    before = set(threading.enumerate())
     index = DatasetIndex.load(server.url + "/", quick(cache=cache))
     assert index.fingerprint == local.fingerprint
     expected = ledger(local)
@@ -70,7 +74,7 @@ def test_http_is_like_local(dataset, serve, quick, cache: bool, compress: bool) 
     assert ledger(index) == expected
     keys = [key for batch, _, _ in expected for key in batch][:37]
     assert sorted(keys) == [f"s-{i:05d}" for i in range(37)]
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("bigssl")]
+    assert set(threading.enumerate()) <= before
 
 
 def test_worlds_and_workers_and_resume(dataset, serve, quick) -> None:
@@ -150,6 +154,8 @@ def test_chunks_are_fetched_once_by_all_processes(serve, quick, tmp_path: Path) 
     chunks = [(a, min(a + (1 << 20), shard.bytes)) for shard in local.shards for a in range(0, shard.bytes, 1 << 20)]
     assert sorted(server.ranges()) == sorted(chunks)
     assert len(chunks) > 6
+    sidecars = [path for path, _ in server.log()["requests"] if path.endswith(".idx")]
+    assert sorted(sidecars) == [f"/{shard.name}.idx" for shard in local.shards]
 
 
 def test_no_node_reads_the_whole_dataset(serve, quick, tmp_path: Path) -> None:
@@ -272,13 +278,43 @@ def test_nothing_runs_in_a_process_that_will_fork(dataset, serve, quick) -> None
     fork = os.fork
 
     def watched() -> int:
-        seen.append({thread for thread in threading.enumerate() if thread.name.startswith(("bigssl", "fsspec"))})
+        seen.append(set(threading.enumerate()) - before)
         return fork()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fork", watched)
         assert len(list(loader)) == 2
     assert seen == [set()]
+
+
+SCRIPT = """
+import sys
+from bigssl.config import RemoteConfig
+from bigssl.data.index import DatasetIndex
+from bigssl.data.loader import make_loader
+from bigssl.data.stream import Stream
+stream = Stream(DatasetIndex.load(sys.argv[1], RemoteConfig(cache=sys.argv[2] or None)), seed=0)
+loader = make_loader({"": stream}, {"": 4}, lambda s, r: {"n": 1}, dict, seed=0, rank=0, world=1, accum=1, workers=2,
+                     start_step=0, stop_step=10**6, device_pin=False)
+for batch in loader:
+    print(batch.keys[""][0], flush=True)
+"""
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_an_interrupt_while_the_server_hangs_leaves_no_process(dataset, serve, tmp_path: Path, cache: bool) -> None:
+    server = serve(Path(dataset((9, 9)).url))
+    command = [sys.executable, "-c", SCRIPT, server.url, str(tmp_path / "cache") if cache else ""]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        server.set(faults=[{"kind": "slow", "times": 99}])
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) == 2
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert b"KeyboardInterrupt" in errors
+    assert psutil.wait_procs(children, timeout=20)[1] == []
 
 
 def test_verify_reads_what_is_behind_a_server(dataset, serve) -> None:

@@ -82,10 +82,9 @@ def test_sequential_is_declared_with_a_count(check: Check, tmp_path: Path) -> No
     for path in DEMO.glob("*.tar.gz"):
         shutil.copy(path, shards)
     assert "bigssl shards index" in check({"url": str(shards)})[1]
-    status, said = check({"url": str(shards), "sequential": True})
-    assert (status, "data.sources.emoji.samples: not set" in said) == (2, True)
-    status, said = check({"url": str(shards), "samples": 5})
-    assert (status, "only with data.sources.emoji.sequential=true" in said) == (2, True)
+    for wrong, words in (({"sequential": True}, "needs url and samples"), ({"samples": 5}, "sequential sources only")):
+        status, said = check({"url": str(shards), **wrong})
+        assert (status, "data.sources.emoji" in said, words in said) == (2, True, True)
     status, said = check({"url": str(shards), "sequential": True, "samples": 3000})
     assert status == 0
     assert said.count("is read sequentially") == 1

@@ -28,13 +28,14 @@ def server(serve, tmp_path: Path):
 
 
 def test_ranges_and_whole_files(server, quick) -> None:
+    before = set(threading.enumerate())
     with Remote(quick()) as remote:
         assert remote.read(f"{server.url}/x.tar", 100, 300, len(CONTENT)) == CONTENT[100:300]
         assert remote.read(f"{server.url}/x.tar", 7, 7) == b""
         assert remote.read_all([f"{server.url}/x.tar", f"{server.url}/empty.tar"]) == [CONTENT, b""]
         assert [remote.size(f"{server.url}/{name}") for name in ("x.tar", "empty.tar")] == [len(CONTENT), 0]
         assert sorted(os.path.basename(path) for path in remote.names(server.url + "/")) == ["empty.tar", "x.tar"]
-    assert not [thread for thread in threading.enumerate() if thread.name == "bigssl-remote"]
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize("kind", ["cut", "short", "long", "nolength", "status"])
@@ -127,6 +128,8 @@ def test_missing_clients_and_unknown_protocols(monkeypatch: pytest.MonkeyPatch) 
 
     with Remote() as remote, pytest.raises(DataError, match="unknown protocol 'nope'; allowed: a path"):
         remote.read("nope://a/b", 0, 1)
+    with Remote() as remote, pytest.raises(DataError, match=r"chained URLs are not read; .*data\.remote\.cache"):
+        remote.read("simplecache::s3://a/b", 0, 1)
     monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
     for protocol, extra in (("s3", "s3"), ("gs", "gcs"), ("https", "http")):
         with Remote() as remote, pytest.raises(DataError, match=rf"pip install 'bigssl\[{extra}\]'"):

@@ -169,7 +169,7 @@ def test_many_panels_of_classes_round_once(run, random, dtype, monkeypatch):
 
 def test_tuning_leaves_the_results_alone(run, random, path, tmp_path, monkeypatch):
     """Kernels run once for each candidate, with what came before in their outputs."""
-    inputs, labels = arguments(random, 47, 31, 123, torch.bfloat16), some_labels(47, 123)
+    inputs, labels = arguments(random, 40, 20, 123, torch.bfloat16), some_labels(40, 123)
     loss = functools.partial(linear_cross_entropy, labels=labels, impl="triton")
     expected, tried = run(loss, inputs), []
 
@@ -193,6 +193,6 @@ def test_tuning_leaves_the_results_alone(run, random, path, tmp_path, monkeypatc
     assert len(tried) >= 4 and set(tried) == {last, other}
 
 
-def test_operator_checks(linear_ce_operators):
-    for operator, args in linear_ce_operators("triton", torch.float32, True).values():
-        torch.library.opcheck(operator, args)
+@pytest.mark.parametrize("name", ["rows", "total", "gradient"])
+def test_operator_checks(linear_ce_operators, name):
+    torch.library.opcheck(*linear_ce_operators("triton", torch.float32, True)[name])

@@ -16,14 +16,19 @@ BLOCKS = {
 }
 
 
-@pytest.fixture(params=BLOCKS)
-def block(request, monkeypatch):
-    monkeypatch.setattr(_configs, "FALLBACK", BLOCKS[request.param])
+LAUNCHES = [("whole features", 1), *((name, 64) for name in BLOCKS)]  # 64 processors: the columns are split
 
 
-@pytest.fixture(params=[1, 64], ids=["one split", "splits"])
-def processors(request, monkeypatch):
-    monkeypatch.setattr(_similarity_triton, "_processors", lambda device: request.param)
+@pytest.fixture
+def splits(monkeypatch):
+    monkeypatch.setattr(_similarity_triton, "_processors", lambda device: 64)
+
+
+@pytest.fixture(params=LAUNCHES, ids=lambda launch: f"{launch[0]} x{launch[1]}")
+def launch(request, monkeypatch):
+    name, processors = request.param
+    monkeypatch.setattr(_configs, "FALLBACK", BLOCKS[name])
+    monkeypatch.setattr(_similarity_triton, "_processors", lambda device: processors)
 
 
 def ids_of(count):
@@ -58,14 +63,14 @@ def bound(loss, impl, **options):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("size", "scale"), [((1, 8), 4.0), ((2, 3), 100.0), ((19, 33), 100.0), ((33, 40), 4.0)])
-def test_equals_the_reference(run, close, random, block, processors, loss, size, scale):
+def test_equals_the_reference(run, close, random, launch, loss, size, scale):
     inputs = inputs_of(random, loss, *size, scale, torch.float32)
     truth = run(bound(loss, "reference"), {name: value.double() for name, value in inputs.items()})
     close(run(bound(loss, "triton"), inputs), truth, 1e-6 * (10 + scale))
 
 
 @pytest.mark.parametrize("loss", [nt_xent, clip_loss, info_nce, sup_con])
-def test_rows_carry_their_own_weights(run, close, random, block, processors, loss):
+def test_rows_carry_their_own_weights(run, close, random, launch, loss):
     inputs = inputs_of(random, loss, 23, 24, 6.0, torch.float32)
     upstream = random(46 if loss is nt_xent else 23)
     wide = {name: value.double() for name, value in inputs.items()}
@@ -76,7 +81,7 @@ def test_rows_carry_their_own_weights(run, close, random, block, processors, los
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [(19, 17), (24, 80)])
-def test_low_precision_is_as_good_as_torch(run, as_good, random, processors, loss, dtype, size):
+def test_low_precision_is_as_good_as_torch(run, as_good, random, splits, loss, dtype, size):
     """float32 sums of narrow products: nearer the truth than the same chunked in torch, whose products are rounded."""
     inputs = inputs_of(random, loss, *size, 8.0, dtype)
     truth = run(bound(loss, "reference"), {name: value.double() for name, value in inputs.items()})

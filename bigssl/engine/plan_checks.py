@@ -1,0 +1,226 @@
+"""A run on paper: every check of the pre-flight, all failures at once, and what the run would read and hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from bigssl.config import Recipe
+from bigssl.config_errors import ConfigError
+from bigssl.data.errors import DataError
+from bigssl.data.mixture import Mixture
+from bigssl.data.order import Order
+from bigssl.data.sequential import SequentialStream
+from bigssl.data.workers import AHEAD
+from bigssl.engine import plan_data, zero
+from bigssl.engine.plan_activations import Activations, Networks
+from bigssl.engine.plan_memory import FP32, Memory, checkpoint_bytes, memory
+from bigssl.engine.plan_order import Reading, lanes_that_keep, simulate
+from bigssl.engine.preflight import batch_sizes, check_folder, refuse_changed_recipe, refuse_secrets
+from bigssl.engine.preflight_evaluation import check_evaluation
+from bigssl.engine.preflight_sources import source_order, split_batch
+
+T = TypeVar("T")
+GIB = 2**30
+STAGES = (0, 1, 2, 3)
+
+
+@dataclass
+class Paper:
+    """What `bigssl plan` found. failures: what would fail, with the smallest change that passes; warnings: what would
+    run badly; notes: what to know. All sizes in bytes."""
+
+    world: int
+    per_node: int
+    failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    batch: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+    memory: dict[int, Memory] = field(default_factory=dict)
+    activations: Activations | None = None
+    host: dict[str, int] = field(default_factory=dict)
+    disk: dict[str, int] = field(default_factory=dict)
+
+    def attempt(self, check: Callable[..., T], *arguments: Any) -> T | None:
+        """What `check` returns; None, and a failure noted, where it refuses."""
+        try:
+            return check(*arguments)
+        except (ConfigError, DataError) as error:
+            self.failures.append(str(error))
+            return None
+
+
+def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None) -> Paper:
+    """Check and simulate `recipe` on `world` ranks, `per_node` on a node; no GPU, no process group, no payload.
+
+    device_bytes: what a rank's device holds; more is a failure. None: unknown.
+    """
+    paper = Paper(world, per_node)
+    shape = paper.attempt(split_batch, recipe, world)
+    settings_fit = paper.attempt(_checked_zero, recipe)
+    paper.attempt(check_folder, recipe)
+    paper.attempt(refuse_secrets, recipe)
+    paper.attempt(refuse_changed_recipe, recipe)
+    networks = paper.attempt(Networks, recipe)
+    if networks is None:
+        return paper
+    paper.attempt(check_evaluation, recipe, networks.towers, set(networks.objective.export_heads()))
+    sizes = paper.attempt(batch_sizes, recipe, networks.objective) or {}
+    parts = shape[1] * world if shape else 1
+    found = {name: paper.attempt(source_order, recipe, name, size, parts) for name, size in sizes.items()}
+    orders = {name: order for name, order in found.items() if order is not None}
+    _data(paper, recipe, orders)
+    if shape is None or len(orders) < len(sizes) or not settings_fit:
+        return paper
+    paper.batch = {"size": recipe.batch.size, "micro": shape[0], "accum": shape[1], "world": world}
+    _reading(paper, recipe, orders, sizes)
+    _memory(paper, recipe, networks, {name: size // parts for name, size in sizes.items()}, shape[1], device_bytes)
+    _host(paper, recipe, orders)
+    _disk(paper, recipe, networks)
+    return paper
+
+
+def _checked_zero(recipe: Recipe) -> bool:
+    zero.check(recipe)
+    return True
+
+
+def _data(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
+    warnings, notes = plan_data.duplicates(orders)
+    paper.warnings += warnings + plan_data.trained_on(recipe, orders)
+    paper.notes += notes
+
+
+def _reading(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], sizes: Mapping[str, int]) -> None:
+    for name, order in orders.items():
+        if isinstance(order, SequentialStream):
+            shards = len(order.index.shards)
+            text = f"sequential: each of {paper.world} ranks reads all {shards} shards; run `bigssl shards index`"
+            paper.warnings.append(f"data.sources.{name}.{text}")
+            continue
+        reading = simulate(order, sizes[name], paper.world, paper.per_node)
+        seen = recipe.steps * sizes[name]
+        row = dataclasses.asdict(reading) | {
+            "batch": sizes[name],
+            "lanes": min(recipe.data.lanes, len(order)),
+            "epochs": seen / len(order),
+            "rank_imbalance": reading.rank_bytes.imbalance,
+            "shard_imbalance": reading.rank_shards.imbalance,
+        }
+        if isinstance(order, Mixture):
+            shares = [weight / order.schedule.total for weight in order.schedule.weights]
+            row["mix"] = {
+                dataset: {"share": share, "samples": len(stream), "epochs": seen * share / len(stream)}
+                for (dataset, stream), share in zip(order.parts.items(), shares, strict=True)
+            }
+        paper.sources[name] = row
+        if reading.repeated:
+            paper.failures.append(f"data.sources.{name}: {reading.repeated} samples come twice in an epoch")
+        paper.warnings += [f"data.sources.{name}: {text}" for text in _uneven(paper, recipe, name, order, reading)]
+
+
+def _uneven(paper: Paper, recipe: Recipe, name: str, order: Order, reading: Reading) -> list[str]:
+    """Warnings about who reads what, each with the change that mends it."""
+    world, nodes, texts = paper.world, -(-paper.world // paper.per_node), []
+    size, lanes = recipe.data.sources[name].batch or recipe.batch.size, recipe.data.lanes
+    if reading.shards < world:
+        texts.append(f"{reading.shards} shards for {world} ranks: several ranks read each; pack >= {world} shards")
+    keep = lanes_that_keep(lanes, size, world)
+    fair = max(1.0, world / reading.shards)
+    if world > 1 and reading.openings > 2 * fair + 2 and not isinstance(order, Mixture):
+        change = f"; data.lanes={keep} lets each keep its own" if keep and keep != lanes else ""
+        texts.append(
+            f"a shard is opened by {reading.openings:.1f} ranks, since {lanes} lanes, steps of {size} samples and "
+            f"{world} ranks do not divide one another{change}"
+        )
+    if nodes > 1 and reading.node_shards.mean > 0.9 * reading.shards:
+        share = f"{reading.node_shards.mean:.0f} of {reading.shards}"
+        texts.append(f"a node opens {share} shards: nearly the whole dataset")
+    if reading.rank_bytes.imbalance > 1.2:
+        texts.append(f"the busiest rank reads {reading.rank_bytes.imbalance:.2f} times the mean of all ranks")
+    return texts
+
+
+def _memory(paper: Paper, recipe: Recipe, networks: Networks, micro: dict[str, int], accum: int,
+            device_bytes: int | None) -> None:
+    bf16 = recipe.precision != "fp32"
+    if recipe.precision == "auto":
+        paper.notes.append("precision: auto; planned as bf16, which every device of a cluster computes in")
+    trained = [p.numel() for p in networks.objective.parameters() if p.requires_grad]
+    paper.parameters = {name: sum(p.numel() for p in t.parameters()) for name, t in networks.towers.items()}
+    paper.parameters |= {"total": sum(p.numel() for p in networks.objective.parameters()), "trained": sum(trained)}
+    paper.activations = networks.activations(micro, bf16=bf16)
+    for name, reason in paper.activations.unknown.items():
+        paper.warnings.append(f"memory: activations of {name} are unknown ({reason}); measure them")
+    for stage in STAGES:
+        held = memory(networks.objective, recipe, stage=stage, world=paper.world, accum=accum, bf16=bf16)
+        estimate = {"activations (estimate)": paper.activations.bytes + paper.activations.batch}
+        paper.memory[stage] = Memory(held.device | estimate, held.host)
+    stage, total = recipe.zero.stage, FP32 * paper.parameters["total"]
+    buckets = FP32 * zero.settings_of(recipe, stage).buckets
+    if buckets > max(total, GIB // 4):
+        paper.warnings.append(
+            f"zero.options.reduce_bucket_size: {buckets / GIB:.1f} GiB of buckets for {total / GIB:.2f} GiB of weights;"
+            f" zero.options.reduce_bucket_size={paper.parameters['total']} is enough"
+        )
+    if device_bytes is not None and paper.memory[stage].total > device_bytes:
+        paper.failures.append(_too_much(paper, recipe, accum, micro, device_bytes))
+
+
+def _too_much(paper: Paper, recipe: Recipe, accum: int, micro: dict[str, int], device_bytes: int) -> str:
+    """The failure of a rank that needs more than its device holds, with the first change that fits."""
+    stage = recipe.zero.stage
+    kept = paper.memory[stage].device["activations (estimate)"]
+    rest = paper.memory[stage].total - kept
+    spared = FP32 * (zero.settings_of(recipe, stage).buckets - paper.parameters["total"])
+    fits = spared > 0 and rest + kept - spared <= device_bytes
+    bucket = [f"zero.options.reduce_bucket_size={paper.parameters['total']}"] if fits else []
+    stages = [f"zero.stage={s}" for s in STAGES if s > stage and paper.memory[s].total <= device_bytes]
+    splits = [k for k in range(2, min(micro.values()) + 1) if all(m % k == 0 for m in micro.values())]
+    accums = [f"batch.accum={accum * k}" for k in splits if rest + kept / k <= device_bytes]
+    change = " or ".join(bucket + stages[:1] + accums[:1]) or (
+        "a larger device, backbones.NAME.activation_checkpointing=true, or more ranks at zero.stage=3"
+    )
+    return (
+        f"zero.stage: a rank needs about {paper.memory[stage].total / GIB:.2f} GiB at stage {stage}, the device holds "
+        f"{device_bytes / GIB:.2f}; smallest change: {change}"
+    )
+
+
+def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
+    """Memory of a rank's loader processes: batches, sidecars of the shards they open, ranges read ahead."""
+    assert paper.activations is not None
+    processes, opened = max(recipe.data.workers, 1), 0
+    for name, row in paper.sources.items():
+        samples = round(row["rank_shards"]["most"] * row["samples"] / row["shards"])
+        opened += plan_data.sidecar_bytes(orders[name], samples, cached=recipe.data.remote.cache is not None)
+    remote = any(order.remote for order in orders.values())
+    paper.host = {
+        "loader processes": recipe.data.workers,
+        "batches prepared ahead": max(recipe.data.workers * AHEAD, 1) * paper.activations.batch,
+        "sidecars (at most)": processes * opened,
+        "remote shards read ahead (at most)": processes * recipe.data.remote.ahead_mb * 2**20 if remote else 0,
+        **paper.memory[recipe.zero.stage].host,
+    }
+
+
+def _disk(paper: Paper, recipe: Recipe, networks: Networks) -> None:
+    each, settings = checkpoint_bytes(networks.objective, recipe), recipe.checkpoint
+    written = recipe.steps // settings.every + (recipe.steps % settings.every > 0)
+    extra = recipe.steps // settings.keep_every if settings.keep_every else 0
+    kept = min(settings.keep + 1, written) + min(extra, max(written - settings.keep, 0))  # one is being written
+    existing = next(path for path in [recipe.folder, *recipe.folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(existing).free
+    paper.disk = {"checkpoint": each, "kept at most": kept, "needed": each * kept, "free": free}
+    if each * kept > free:
+        fits = free // each - 1
+        change = f"checkpoint.keep={fits}" if fits >= 1 else f"out=FOLDER on a disk with {each * 2 / GIB:.1f} GiB free"
+        paper.failures.append(
+            f"checkpoint.keep: {kept} checkpoints of {each / GIB:.2f} GiB need {each * kept / GIB:.2f} GiB, {existing} "
+            f"has {free / GIB:.2f} free; smallest change: {change}"
+        )

@@ -1,0 +1,117 @@
+"""The simulated reading against a plain walk through the order, one position at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigssl.data.index import DatasetIndex, ShardInfo
+from bigssl.data.mixture import Mixture
+from bigssl.data.order import Order
+from bigssl.data.sidecar import MEMORY
+from bigssl.data.stream import Stream
+from bigssl.engine import plan_order
+from bigssl.engine.plan_data import duplicates, sidecar_bytes
+from bigssl.engine.plan_order import lanes_that_keep, simulate
+
+
+def paper_index(counts: tuple[int, ...], prefix: str = "s", checksum: str = "") -> DatasetIndex:
+    """An index without files; a sample of shard i has 100 + i bytes."""
+    infos = [
+        ShardInfo(f"{prefix}{i}", "", "s3://none", n, n * (100 + i), f"{checksum or prefix}{i}", "", ("jpg", "txt"))
+        for i, n in enumerate(counts)
+    ]
+    return DatasetIndex("nowhere", infos)
+
+
+def walk(order: Order, size: int, world: int) -> tuple[list[float], list[set[int]]]:
+    """Bytes and shards by rank in the first epoch: the slow truth."""
+    starts = np.cumsum([0, *(s.samples for index in order.indexes.values() for s in index.shards)])
+    local = [i for index in order.indexes.values() for i in range(len(index.shards))]
+    read, opened = [0.0] * world, [set() for _ in range(world)]  # type: ignore[var-annotated]
+    for step in range(-(-len(order) // size)):
+        for rank in range(world):
+            for position in order.micro_batch(step, size, rank, world, 0, 1):
+                if position < len(order):
+                    shard = int(np.searchsorted(starts, order.locate(int(position))[1], side="right")) - 1
+                    read[rank] += 100 + local[shard]
+                    opened[rank].add(shard)
+    return read, opened
+
+
+counts = st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(sum).map(tuple)
+
+
+@settings(max_examples=50, deadline=None)
+@given(counts, counts, st.booleans(), st.integers(1, 20), st.sampled_from([1, 2, 3, 4]))
+def test_simulation_is_the_order(
+    first: tuple[int, ...], second: tuple[int, ...], mixed: bool, lanes: int, world: int
+) -> None:
+    indexes = {"a": paper_index(first, "a"), "b": paper_index(second, "b")}
+    order: Order = Mixture(indexes, {"a": 2, "b": 1}, seed=1, lanes=lanes) if mixed else Stream(
+        indexes["a"], seed=1, lanes=lanes
+    )  # fmt: skip
+    found = simulate(order, 12, world, per_node=2)
+    read, opened = walk(order, 12, world)
+    nodes = [set().union(*opened[begin : begin + 2]) for begin in range(0, world, 2)]
+    assert (found.rank_bytes.least, found.rank_bytes.most) == (min(read), max(read))
+    assert (found.rank_shards.least, found.rank_shards.most) == (min(map(len, opened)), max(map(len, opened)))
+    assert (found.node_shards.least, found.node_shards.most) == (min(map(len, nodes)), max(map(len, nodes)))
+    assert found.node_bytes.mean * len(nodes) == pytest.approx(sum(read))
+    assert found.openings == pytest.approx(sum(map(len, opened)) / found.shards)
+    assert found.repeated == 0 and found.share == 1
+    if not mixed:
+        assert sum(read) == found.bytes
+
+
+def test_long_epochs_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = Stream(paper_index((500,) * 40), seed=0, lanes=64)
+    whole = simulate(order, 64, 4, per_node=2)
+    monkeypatch.setattr(plan_order, "EXACT", 1000)
+    monkeypatch.setattr(plan_order, "SAMPLED", 4000)
+    part = simulate(order, 64, 4, per_node=2)
+    assert part.share == pytest.approx(0.2, abs=0.01) and part.repeated is None
+    assert part.rank_bytes.mean == pytest.approx(whole.rank_bytes.mean, rel=0.05)
+    assert 0.5 * whole.rank_shards.mean < part.rank_shards.mean <= whole.rank_shards.mean
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 60), st.sampled_from([1, 2, 3, 5, 8]))
+def test_lanes_that_keep_keep(lanes: int, share: int, world: int) -> None:
+    """With that many lanes, a rank's lanes are no other rank's, wherever the epoch stands."""
+    size = share * world
+    kept = lanes_that_keep(lanes, size, world)
+    assert kept is not None and kept % world == 0
+    order = Stream(paper_index((size * kept,)), seed=0, lanes=kept)
+    owners: dict[int, set[int]] = {}
+    for step in range(4):
+        for rank in range(world):
+            for lane in order.micro_batch(step, size, rank, world, 0, 1) % kept:
+                owners.setdefault(int(lane), set()).add(rank)
+    if size % kept == 0:
+        assert all(len(ranks) == 1 for ranks in owners.values())
+    else:  # a step is a fixed part of the lanes: each lane still has one owner
+        assert all(len(ranks) == 1 for ranks in owners.values()) and len(owners) == min(kept, 4 * size)
+
+
+def test_copies_are_found() -> None:
+    twice = Mixture({"a": paper_index((4, 5), "a"), "b": paper_index((4, 5), "a", "b")}, {"a": 1, "b": 1}, seed=0)
+    warnings, notes = duplicates({"web": twice})
+    assert not warnings and "2 shard names occur in several datasets (a0 in a, b)" in notes[0]
+    same = Mixture({"a": paper_index((4, 5), "a"), "b": paper_index((4,), "a")}, {"a": 1, "b": 1}, seed=0)
+    (warning,), _ = duplicates({"web": same})
+    assert "data.sources.web: 1 of 3 shards are copies by checksum (a/a0, b/a0" in warning
+    shared: Any = {name: Stream(paper_index((4, 5)), seed=0) for name in ("x", "y")}
+    warnings, notes = duplicates(shared)
+    assert not warnings and notes == ["data.sources: x and y share 2 shards (a run sees these samples in both)"]
+
+
+def test_sidecars_in_memory_are_bounded() -> None:
+    order = Mixture({"a": paper_index((400,), "a"), "b": paper_index((600,), "b")}, {"a": 1, "b": 1}, seed=0)
+    assert sidecar_bytes(order, 500, cached=False) == 500 * (4 + 70 + 2 * 40)
+    assert sidecar_bytes(order, 500, cached=True) == 500 * 4
+    assert sidecar_bytes(order, 10**9, cached=False) == 2 * MEMORY

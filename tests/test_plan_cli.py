@@ -1,0 +1,145 @@
+"""`bigssl plan`: all failures at once, each with a change that passes; a thousand ranks on paper."""
+
+from __future__ import annotations
+
+import json
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bigssl.cli import main
+
+ROOT = Path(__file__).parents[1]
+DEMO = "launch/recipes/demo.yaml"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def plan(capsys: pytest.CaptureFixture[str], config: Any, *arguments: str, status: int = 0) -> dict[str, Any]:
+    assert main(["plan", "--config", str(config), "--json", *arguments]) == status
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_the_demo_passes_on_four_ranks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", "--config", DEMO, "--world", "4", "--ranks-per-node", "2", f"out={tmp_path}"]) == 0
+    text = capsys.readouterr().out
+    for words in (
+        "source emoji: 3,074 samples in 7 shards",
+        "step      256 samples = 64 x 1 passes x 4 ranks",
+        "12.0 steps; the run is 30.81 epochs",
+        "stage 1*",
+        "captions and emoji share 7 shards",
+        "4 ranks on 2 nodes: passes",
+    ):
+        assert words in text, text
+
+
+def test_all_failures_are_named_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    changes = ["evaluate.images.bank=nowhere", "zero.options.overlap_com=true", "data.sources.text.min_shards=9"]
+    found = plan(capsys, DEMO, "--world", "3", f"out={tmp_path}", *changes, status=1)
+    failures = "\n".join(found["failures"])
+    for words in (
+        "batch.size: value 256 is not micro 85 × accum 1 × world 3 = 255; allowed: batch.size 255, 258; or a world of",
+        "evaluate.images.bank: value 'nowhere'",
+        "zero.options.overlap_com",
+        "data.sources.text.url: 4 shards",
+    ):
+        assert words in failures, failures
+    assert len(found["failures"]) == 4
+
+
+def test_what_the_device_and_the_disk_cannot_hold(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**30, 2**30 - 10**8, 10**8))
+    found = plan(capsys, DEMO, "--world", "1", "--memory", "0.25", f"out={tmp_path}", "steps=1000", status=1)
+    memory, disk = found["failures"]
+    assert memory.startswith("zero.stage: a rank needs about 2.2") and "the device holds 0.25" in memory
+    assert disk.startswith("checkpoint.keep: 3 checkpoints of 0.04 GiB")
+    assert disk.endswith("smallest change: checkpoint.keep=1")
+    smaller = ["--memory", "1", "zero.options.reduce_bucket_size=3000000", "checkpoint.keep=1", f"out={tmp_path}"]
+    assert not plan(capsys, DEMO, "--world", "1", "steps=1000", *smaller)["failures"]
+    found = plan(capsys, DEMO, "--world", "1", "--memory", "1", "steps=1000", "checkpoint.keep=1", f"out={tmp_path}",
+                 status=1)  # fmt: skip
+    assert "smallest change: zero.options.reduce_bucket_size=2980641" in found["failures"][0]
+
+
+def test_a_mixture_and_training_on_the_queries(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = yaml.safe_load((ROOT / DEMO).read_text())
+    recipe["data"]["sources"]["emoji"] = {
+        "mix": {
+            "train": {"url": "bigssl/demo/emoji/train", "weight": 3},
+            "val": {"url": "bigssl/demo/emoji/val", "weight": 1},
+        }
+    }
+    (tmp_path / "mix.yaml").write_text(yaml.safe_dump(recipe))
+    found = plan(capsys, tmp_path / "mix.yaml", "--world", "4", "precision=fp32", f"out={tmp_path / 'run'}")
+    mix = found["sources"]["emoji"]["mix"]
+    assert mix["train"]["share"] == 0.75 and mix["train"]["epochs"] == pytest.approx(370 * 192 / 3074)
+    assert found["memory"]["1"]["device"]["bf16 copies"] == 0
+    assert any("evaluate.images.queries: " in text and "shards are trained on" in text for text in found["warnings"])
+
+
+def test_a_recipe_that_cannot_be_read_is_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", DEMO, "--world", "2", "optim.lrr=1"]) == 2
+    assert "nearest: lr" in capsys.readouterr().err
+
+
+@pytest.fixture
+def paper(tmp_path: Path) -> Path:
+    """A recipe over a manifest of 1,000 shards of 1,000 samples; there are no shards and no sidecars."""
+    shards = [
+        {
+            "path": f"web-{i:04d}.tar", "name": f"web-{i:04d}.tar", "samples": 1000, "bytes": 10**8 + i % 7 * 10**6,
+            "sha256": f"{i:064x}", "index_sha256": f"{i + 5000:064x}", "fields": ["jpg", "txt"],
+        }
+        for i in range(1000)
+    ]  # fmt: skip
+    manifest = {"format": "bigssl-index-1", "samples": 10**6, "shards": shards}
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "index.json").write_text(json.dumps(manifest))
+    recipe = {
+        "name": "paper", "steps": 5000, "out": str(tmp_path / "run"),
+        "objective": {"name": "simclr", "source": "web", "hidden": 2048},
+        "backbones": {"image": {"type": "resnet", "size": 224}},
+        "data": {"workers": 4, "lanes": 1000, "sources": {"web": {"url": str(tmp_path / "web")}}},
+        "batch": {"size": 8000},
+        "zero": {"stage": 1, "options": {"reduce_bucket_size": 30_000_000}},
+    }  # fmt: skip
+    (tmp_path / "paper.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path / "paper.yaml"
+
+
+def test_a_thousand_shards_on_a_thousand_ranks(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each rank reads 1/1000 of the bytes from 2 shards, a node of 8 ranks 1/125 from 9; nothing comes twice."""
+    found = plan(capsys, paper, "--world", "1000")
+    web, total = found["sources"]["web"], found["sources"]["web"]["bytes"]
+    assert web["steps"] == 125 and web["epochs"] == 40 and web["share"] == 1 and web["repeated"] == 0
+    assert web["rank_bytes"]["mean"] == pytest.approx(total / 1000)
+    assert web["node_bytes"]["most"] < 1.05 * total / 125
+    assert web["rank_shards"]["most"] == 2 and web["node_shards"]["most"] == 9 and web["openings"] == 2
+    assert web["rank_imbalance"] < 1.05 and not found["warnings"]
+    by_stage = [found["memory"][stage]["total"] for stage in "0123"]
+    assert by_stage[2] <= by_stage[1] and found["parameters"]["image"] == 23_508_032
+
+
+def test_lanes_that_do_not_fit_the_ranks_are_mended(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = plan(capsys, paper, "--world", "1000", "data.lanes=256")
+    (warning,) = bad["warnings"]
+    assert "data.sources.web: a shard is opened by 10.6 ranks" in warning and "data.lanes=1000 lets each" in warning
+
+
+def test_a_source_without_an_index_is_read_by_every_rank(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    url = ROOT / "bigssl/demo/emoji/val"
+    source = f"data.sources.emoji={{url: {url}, sequential: true, samples: 342, batch: 8}}"
+    found = plan(capsys, DEMO, "--world", "4", source, f"out={tmp_path}")
+    assert "emoji" not in found["sources"] and "captions" in found["sources"]
+    assert any("data.sources.emoji.sequential: each of 4 ranks reads all" in text for text in found["warnings"])
