@@ -166,7 +166,10 @@ def verified(setting: Setting, samples: list[tuple[str, bytes]], wanted: list[st
     expected, chosen = truth(setting, samples), []
     for name in (name for name in wanted if name in found):
         found[name].write(samples, setting.workload.field, setting.folder, max(16, 4 * setting.processes))
-        wrong = complaint(side_by_side(functools.partial(contents, setting), [name])[0], expected)
+        try:
+            wrong = complaint(side_by_side(functools.partial(contents, setting), [name])[0], expected)
+        except EOFError:
+            wrong = "it ended with an error, see above"
         if wrong:
             notes[name] = f"not timed: {wrong}"
         else:

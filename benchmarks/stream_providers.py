@@ -132,7 +132,7 @@ def litdata(folder: Path, transform: Transform, workload: Workload, workers: int
     from litdata import StreamingDataLoader, StreamingDataset
 
     def decoded(sample: dict[str, Any]) -> dict[str, Any]:
-        return transform(sample["key"], sample["data"])
+        return transform(sample["key"], bytes(sample["data"]))  # it is a view of the chunk
 
     dataset = StreamingDataset(str(folder / "chunks"), shuffle=True, drop_last=False, transform=decoded)
     loader = StreamingDataLoader(
