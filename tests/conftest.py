@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 import traceback
@@ -18,6 +19,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # One thread: no OpenMP pool exists in this process, so ranks can be forked from it, which saves their imports.
 torch.set_num_threads(1)
+# A shell starts background jobs with Ctrl-C ignored, which processes under test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Ranks = Callable[..., list[Any]]
 
