@@ -86,24 +86,33 @@ def _structural(shard: str, error: DataError) -> Finding:
 
 def _shard(index: DatasetIndex, number: int) -> list[Finding]:
     shard = index.shards[number]
-    found, intact = [], False
+    found: list[Finding] = []
+    changed: Finding | None = None
     if not shard.samples:
         found.append(Finding(shard.name, None, 0, "the shard has no samples"))
     try:
         if not storage.exists(shard.url, index.remote):
             return [*found, Finding(shard.name, None, None, "the shard is missing")]
         _, checksum, size = scan(shard.url, index.remote)
-        intact = (checksum, size) == (shard.checksum, shard.bytes)
+        changed = _change(shard, checksum, size)
     except OSError as error:
         return [*found, Finding(shard.name, None, None, f"the shard cannot be read ({error})")]
     except DataError as error:
         found.append(_structural(shard.name, error))
     found += _samples(index, number)
-    if not found and not intact:
-        found.append(
-            Finding(shard.name, None, None, "the file differs from its checksum: changed after it was indexed")
-        )
-    return found
+    return found if found or changed is None else [changed]
+
+
+def _change(shard: ShardInfo, checksum: str, size: int) -> Finding | None:
+    """What is wrong with a file whose samples may all be sound."""
+    if size < shard.bytes:
+        return Finding(shard.name, None, size, f"truncated: the file ends after {size} of {shard.bytes} bytes")
+    if size > shard.bytes:
+        cause = f"{size - shard.bytes} bytes more than when it was indexed"
+        return Finding(shard.name, None, shard.bytes, cause)
+    if checksum != shard.checksum:
+        return Finding(shard.name, None, None, "the file differs from its checksum: changed after it was indexed")
+    return None
 
 
 def _samples(index: DatasetIndex, number: int) -> Iterator[Finding]:
