@@ -10,9 +10,9 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from bigssl import limits  # noqa: E402
 from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.config_errors import ConfigError  # noqa: E402
+from bigssl.data import process  # noqa: E402
 from bigssl.data.errors import DataError, redact  # noqa: E402
 
 
@@ -81,7 +81,7 @@ def _check(options: argparse.Namespace) -> None:
     from bigssl.engine import preflight
 
     recipe = load_recipe(options.config, options.overrides, _model())
-    limits.use(recipe.data.limits)
+    process.use(recipe.data)
     plan = preflight.plan(recipe, options.world)
     print(redact(dump_recipe(recipe)), end="")
     samples = {name: f"{len(stream)} samples, {plan.sizes[name]} a step" for name, stream in plan.streams.items()}
@@ -93,7 +93,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bigssl.transfer.scorecard import format_table, score
 
     recipe = _recipe_of(options.run_folder)
-    limits.use(recipe.data.limits)
+    process.use(recipe.data)
     if recipe.evaluate is None:
         raise ConfigError(f"{options.run_folder}/config.yaml: evaluate: missing; add the section and run again")
     print(format_table(score(options.run_folder, recipe.evaluate, seed=recipe.seed, device=options.device)))

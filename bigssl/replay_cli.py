@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bigssl import limits
 from bigssl.config import DataConfig, load_recipe, recipe_model
 from bigssl.config_errors import ConfigError
+from bigssl.data import process
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex
 from bigssl.data.ledger import StepKeys, lines
@@ -123,7 +123,7 @@ def _of_recipe(args: argparse.Namespace) -> MicroBatches:
     from bigssl.objectives.base import config_union
 
     recipe = load_recipe(args.config, args.overrides, recipe_model(config_union()))
-    limits.use(recipe.data.limits)
+    process.use(recipe.data)
     _, accum = split_batch(recipe, args.world)
     # No weights: of the networks, only what preparing a sample asks for. (transformers loads none onto "meta".)
     loads = any(backbone.pretrained for backbone in recipe.backbones.values())

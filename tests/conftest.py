@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ def _rank_main(function: Callable[..., Any], rank: int, world: int, port: int, f
         (folder / f"{rank}.txt").write_text(traceback.format_exc())
         os._exit(1)
     os._exit(0)
+
+
+@pytest.fixture(autouse=True)
+def settings_of_data() -> Iterator[None]:
+    """What a recipe sets for its process ends with the test."""
+    yield
+    if process := sys.modules.get("bigssl.data.process"):
+        process.use(sys.modules["bigssl.config"].DataConfig(sources={}))
 
 
 @pytest.fixture

@@ -36,11 +36,23 @@ class RemoteError(OSError):
         self.url, self.ranges, self.missing = url, ranges, missing
 
 
+_current = RemoteConfig()
+
+
+def use(config: RemoteConfig) -> None:
+    """Sets the options of every `Remote` of this process that is made without its own."""
+    global _current
+    _current = config
+
+
 class Remote:
-    """Reads whole files and byte ranges of any URL that fsspec has a client for. Safe to fork when closed."""
+    """Reads whole files and byte ranges of any URL that fsspec has a client for. Safe to fork when closed.
+
+    config: by default what `use` set.
+    """
 
     def __init__(self, config: RemoteConfig | None = None) -> None:
-        self.config = config or RemoteConfig()
+        self.config = config or _current
         self.policy = RetryPolicy(self.config.retries + 1, self.config.timeout, self.config.deadline)
         self._loop: asyncio.AbstractEventLoop | None = None
 
