@@ -22,7 +22,7 @@ from bigssl_kernels._linear_ce_terms import Gradients, Options, Problem, Statist
 PANEL = 40 << 20  # bytes of logits at a time on a CPU; a GPU needs larger products
 PANEL_ELSEWHERE = 160 << 20
 LIMIT = 224 << 20  # bytes of logits together with what else grows with kept rows x features
-CHUNK = 1 << 19  # logits that pass from softmax to gradient while they are in the cache
+CHUNK = 1 << 18  # logits that pass from softmax to gradient while they are in the cache
 ADDED = 1 << 20  # entries of the gradient by hidden that are added up at a time
 NARROWEST = 128
 ALIGNED = 64  # rows of logits begin at multiples of these: float32 products are 1.4 times as fast as elsewhere
