@@ -19,7 +19,7 @@ from bigssl_kernels import _linear_ce_wide as wide_sum
 from bigssl_kernels._checks import accumulator
 from bigssl_kernels._linear_ce_terms import Gradients, Options, Problem, Statistics, Wanted, slopes
 
-PANEL = 40 << 20  # bytes of logits at a time on a CPU; a GPU needs larger products
+PANEL = 38 << 20  # bytes of logits at a time on a CPU; a GPU needs larger products
 PANEL_ELSEWHERE = 160 << 20
 LIMIT = 224 << 20  # bytes of logits together with what else grows with kept rows x features
 CHUNK = 1 << 18  # logits that pass from softmax to gradient while they are in the cache
