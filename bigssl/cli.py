@@ -81,7 +81,6 @@ def _check(options: argparse.Namespace) -> None:
     from bigssl.engine import preflight
 
     recipe = load_recipe(options.config, options.overrides, _model())
-    process.use(recipe.data)
     plan = preflight.plan(recipe, options.world)
     print(redact(dump_recipe(recipe)), end="")
     samples = {name: f"{len(stream)} samples, {plan.sizes[name]} a step" for name, stream in plan.streams.items()}

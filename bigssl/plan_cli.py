@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from bigssl.config import Recipe, load_recipe, recipe_model
-from bigssl.data import process
 
 
 def add_command(subparsers: Any) -> None:
@@ -36,7 +35,6 @@ def _plan(options: argparse.Namespace) -> int:
     from bigssl.objectives.base import config_union
 
     recipe: Recipe = load_recipe(options.config, options.overrides, recipe_model(config_union()))
-    process.use(recipe.data)
     device_bytes = None if options.memory is None else round(options.memory * GIB)
     paper = draft(recipe, options.world, per_node=options.ranks_per_node, device_bytes=device_bytes)
     print(to_json(paper) if options.json else to_text(paper, recipe.zero.stage))

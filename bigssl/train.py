@@ -26,7 +26,6 @@ from transformers.utils.logging import disable_progress_bar  # noqa: E402
 from bigssl import distributed  # noqa: E402
 from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.config_errors import ConfigError  # noqa: E402
-from bigssl.data import process  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, preflight, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
@@ -44,7 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
     first = os.environ.get("RANK", "0") == "0"
     try:
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union()))
-        process.use(recipe.data)
         plan = preflight.plan(recipe, preflight.world_size())
     except (ConfigError, DataError) as error:
         if first:

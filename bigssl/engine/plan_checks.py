@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from bigssl.config import Recipe
 from bigssl.config_errors import ConfigError
+from bigssl.data import process
 from bigssl.data.errors import DataError
 from bigssl.data.mixture import Mixture
 from bigssl.data.order import Order
@@ -60,6 +61,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
 
     device_bytes: what a rank's device holds; more is a failure. None: unknown.
     """
+    process.use(recipe.data)
     paper = Paper(world, per_node)
     shape = paper.attempt(split_batch, recipe, world)
     settings_fit = paper.attempt(_checked_zero, recipe)

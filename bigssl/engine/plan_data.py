@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from bigssl.config import Recipe, RemoteConfig
+from bigssl.config import Recipe
 from bigssl.data import storage
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex, ShardInfo
 from bigssl.data.order import Order
 from bigssl.data.sidecar import MEMORY
+from bigssl.engine.preflight_evaluation import evaluated
 
 OFFSET, LINE, FIELD = 4, 70, 40  # bytes a sample: the offset of its line, a usual line, and each field in it
 
@@ -62,12 +63,9 @@ def trained_on(recipe: Recipe, orders: Mapping[str, Order]) -> list[str]:
     """Warnings: shards of a `queries` field that are among the training shards. Sections that load are looked at."""
     indexes = [index for order in orders.values() for index in order.indexes.values()]
     trained = {shard.checksum for index in indexes for shard in index.shards}
-    sections = {"probe": recipe.probe}
-    if recipe.evaluate is not None:
-        sections |= {f"evaluate.{name}": getattr(recipe.evaluate, name) for name in ("images", "text", "zero_shot")}
     warnings = []
-    for where, section in sections.items():
-        index = _loaded(section.queries, recipe.data.remote) if section is not None else None
+    for where, section in evaluated(recipe).items():
+        index = _loaded(section.queries)
         both = sum(shard.checksum in trained for shard in index.shards) if index else 0
         if index and both:
             shards = f"{both} of {len(index.shards)} shards"
@@ -75,9 +73,9 @@ def trained_on(recipe: Recipe, orders: Mapping[str, Order]) -> list[str]:
     return warnings
 
 
-def _loaded(url: str, remote: RemoteConfig) -> DatasetIndex | None:
+def _loaded(url: str) -> DatasetIndex | None:
     try:
-        return DatasetIndex.load(url, remote)
+        return DatasetIndex.load(url)
     except (DataError, OSError, ImportError):  # check_evaluation says so
         return None
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bigssl.config import BackboneConfig, Recipe, dump_recipe
 from bigssl.config_errors import ConfigError
+from bigssl.data import process
 from bigssl.data.backends import is_secret
 from bigssl.data.errors import redact
 from bigssl.data.order import Order
@@ -49,9 +50,12 @@ class Plan:
 def plan(recipe: Recipe, world: int) -> Plan:
     """Check a recipe against the files it names and build its networks; no process group is needed.
 
+    From here on this process reads data as the recipe says.
+
     Raises:
         ConfigError: field, value, what is allowed.
     """
+    process.use(recipe.data)
     micro, accum = split_batch(recipe, world)
     zero.check(recipe)
     torch.manual_seed(recipe.seed)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigssl.config import Recipe, RemoteConfig
+from bigssl.config import Recipe
 from bigssl.config_errors import ConfigError, nearest
 from bigssl.data import decode
 from bigssl.data.errors import DataError, display
@@ -15,10 +15,10 @@ from bigssl.data.stream import in_order
 from bigssl.nets.towers import Tower
 
 
-def load_index(url: str, field: str, remote: RemoteConfig) -> DatasetIndex:
+def load_index(url: str, field: str) -> DatasetIndex:
     """The index of a recipe's `field`; ConfigError with the nearest path where there is none."""
     try:
-        return DatasetIndex.load(url, remote)
+        return DatasetIndex.load(url)
     except (DataError, OSError, ImportError) as error:
         raise ConfigError(f"{field}: value {display(url)!r}: {error}{_nearest_path(url)}") from None
 
@@ -30,25 +30,29 @@ def _nearest_path(url: str) -> str:
     return nearest(path.name, sorted(p.name for p in path.parent.iterdir()))
 
 
+def evaluated(recipe: Recipe) -> dict[str, Any]:
+    """The probe and evaluation sections that a recipe has, by field."""
+    sections: dict[str, Any] = {"probe": recipe.probe}
+    if recipe.evaluate is not None:
+        sections |= {f"evaluate.{name}": getattr(recipe.evaluate, name) for name in ("images", "text", "zero_shot")}
+    return {where: section for where, section in sections.items() if section is not None}
+
+
 def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: set[str]) -> None:
     """Shards, backbones, labels, k and heads that `probe` and `evaluate` name.
 
     Raises:
         ConfigError: field, value, what is allowed.
     """
-    sections: dict[str, Any] = {"probe": recipe.probe}
-    if recipe.evaluate is not None:
-        sections |= {f"evaluate.{name}": getattr(recipe.evaluate, name) for name in ("images", "text", "zero_shot")}
-    for where, section in sections.items():
-        if section is not None:
-            _check_section(where, section, towers, recipe.data.remote)
+    for where, section in evaluated(recipe).items():
+        _check_section(where, section, towers)
     zero_shot = recipe.evaluate.zero_shot if recipe.evaluate else None
     if zero_shot is not None and zero_shot.heads not in heads:
         allowed = ", ".join(sorted(heads)) or "none: this objective exports no heads"
         raise ConfigError(f"evaluate.zero_shot.heads: value {zero_shot.heads!r}; allowed: {allowed}")
 
 
-def _check_section(where: str, section: Any, towers: Mapping[str, Tower], remote: RemoteConfig) -> None:
+def _check_section(where: str, section: Any, towers: Mapping[str, Tower]) -> None:
     text_by_default = where == "evaluate.text"
     for field in ("backbone", "image_backbone", "text_backbone"):
         if hasattr(section, field):
@@ -56,7 +60,7 @@ def _check_section(where: str, section: Any, towers: Mapping[str, Tower], remote
             _check_backbone(f"{where}.{field}", getattr(section, field), towers, text)
     for field in ("bank", "queries", "captions"):
         if hasattr(section, field):
-            _check_shards(where, field, section, remote)
+            _check_shards(where, field, section)
     length, text_backbone = getattr(section, "length", None), getattr(section, "text_backbone", section)
     if length is not None:
         name = text_backbone if isinstance(text_backbone, str) else section.backbone
@@ -73,10 +77,10 @@ def _check_backbone(field: str, name: str, towers: Mapping[str, Tower], text: bo
         raise ConfigError(f"{field}: no {kind} backbone {name!r}; allowed: {allowed}{nearest(name, fitting)}")
 
 
-def _check_shards(where: str, field: str, section: Any, remote: RemoteConfig) -> None:
+def _check_shards(where: str, field: str, section: Any) -> None:
     """One sample is read: does it have the label, and can the bank answer k neighbours?"""
     url = getattr(section, field)
-    index, shown = load_index(url, f"{where}.{field}", remote), display(url)
+    index, shown = load_index(url, f"{where}.{field}"), display(url)
     if field == "bank" and section.k > min(len(index), getattr(section, "bank_limit", len(index))):
         raise ConfigError(f"{where}.k: value {section.k}; allowed: <= the samples of the bank, {len(index)} in {shown}")
     sample = next(in_order(index, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from bigssl.config import BatchConfig, Recipe, RemoteConfig, SourceConfig
+from bigssl.config import BatchConfig, Recipe, SourceConfig
 from bigssl.config_errors import ConfigError, nearest
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex
@@ -62,7 +62,7 @@ def source_order(recipe: Recipe, name: str, size: int, parts: int) -> Order:
             f"{where}.batch: value {size}; allowed: a multiple of accum × world = {parts} "
             f"(nearest: {', '.join(map(str, near))})"
         )
-    indexes = _indexes(source, where, recipe.data.remote)
+    indexes = _indexes(source, where)
     for field, index in indexes.items():
         if len(index.shards) < source.min_shards:
             raise ConfigError(
@@ -73,12 +73,12 @@ def source_order(recipe: Recipe, name: str, size: int, parts: int) -> Order:
     return order
 
 
-def _indexes(source: SourceConfig, where: str, remote: RemoteConfig) -> dict[str, DatasetIndex]:
+def _indexes(source: SourceConfig, where: str) -> dict[str, DatasetIndex]:
     """The index of each URL, by its field."""
     if source.url is None or source.samples is None:
-        return {field: load_index(url, f"{where}.{field}", remote) for field, url in source.urls.items()}
+        return {field: load_index(url, f"{where}.{field}") for field, url in source.urls.items()}
     try:
-        index = SequentialIndex(source.url, source.samples, remote)
+        index = SequentialIndex(source.url, source.samples)
     except (DataError, OSError) as error:
         raise ConfigError(f"{where}.url: {error}") from None
     if int(os.environ.get("RANK") or 0) == 0:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -58,3 +60,18 @@ def dataset(tmp_path: Path) -> MakeDataset:
         return make_dataset(made[-1], counts, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def gone() -> Callable[[list[int]], bool]:
+    """`gone(pids)`: whether all these processes end within 20 seconds."""
+
+    def wait(pids: list[int]) -> bool:
+        end = time.monotonic() + 20
+        while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        return True
+
+    return wait

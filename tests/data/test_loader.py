@@ -173,16 +173,7 @@ def test_a_batch_moves_as_a_whole() -> None:
     assert (moved.data["t"], moved.keys, moved.errors) == ("text", {"": ["k"]}, ["e"])
 
 
-def gone(pids: list[int], seconds: float = 20) -> bool:
-    end = time.monotonic() + seconds
-    while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def test_workers_outlive_signals_to_the_group_and_end_with_the_loader(dataset) -> None:
+def test_workers_outlive_signals_to_the_group_and_end_with_the_loader(dataset, gone) -> None:
     loader = make(Stream(dataset(COUNTS), seed=0), 4, workers=2, stop_step=40)
     batches = iter(loader)
     next(batches)
@@ -195,7 +186,7 @@ def test_workers_outlive_signals_to_the_group_and_end_with_the_loader(dataset) -
     assert gone(pids)
 
 
-def test_a_worker_obeys_its_parent(dataset) -> None:
+def test_a_worker_obeys_its_parent(dataset, gone) -> None:
     loader = make(Stream(dataset((8,)), seed=0), 4, workers=1, stop_step=40)
     batches = iter(loader)
     next(batches)
@@ -236,7 +227,7 @@ for batch in loader:
 """
 
 
-def test_an_interrupt_leaves_no_process(dataset, tmp_path: Path) -> None:
+def test_an_interrupt_leaves_no_process(dataset, gone, tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, dataset(COUNTS).url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout is not None

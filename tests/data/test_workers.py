@@ -132,20 +132,11 @@ for n, _ in enumerate(in_order(item, range(10**9), 3, stages, Watchdog(stages, r
 """
 
 
-def gone(pids: list[int], seconds: float = 20) -> bool:
-    end = time.monotonic() + seconds
-    while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 @pytest.mark.parametrize(
     ("number", "state"),
     [(signal.SIGINT, "awake"), (signal.SIGINT, "asleep"), (signal.SIGTERM, "asleep"), (signal.SIGKILL, "awake")],
 )
-def test_nothing_outlives_the_main_process(number: signal.Signals, state: str) -> None:
+def test_nothing_outlives_the_main_process(gone, number: signal.Signals, state: str) -> None:
     """Ctrl-C in a terminal reaches all of the group; TERM and KILL only the main process, which cannot say goodbye."""
     before = set(SHARED_MEMORY.iterdir())
     with subprocess.Popen(
