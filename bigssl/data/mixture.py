@@ -1,8 +1,7 @@
 """Several datasets with weights as one source: an order of orders.
 
     position p:   Schedule says which dataset d serves it, and how many positions d served before: n
-    n:            d's own epochs, lanes and windows (its `Stream`), with a dealing of its lanes that any run of
-                  consecutive n spreads over all of them
+    n:            position n of d's own epochs, lanes and windows (its `Stream`)
     global batch: sorted by lane, as a share of the lanes of its dataset
 
 so each dataset keeps its own epochs, in each of which every sample of it comes exactly once; a batch holds the datasets
@@ -16,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 
 import numpy as np
 
@@ -82,12 +80,12 @@ class Mixture(Order):
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def locate(self, position: int) -> tuple[int, int]:
-        dataset, _, place = self._place(position)
+        dataset, place = self.schedule.deal_one(position)
         epoch, number = self._streams[dataset].locate(place)
         return epoch, int(self._first[dataset]) + number
 
     def locate_many(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        datasets, places = self._places(positions)
+        datasets, places = self.schedule.deal(positions)
         epochs, numbers = np.empty_like(places), np.empty_like(places)
         for dataset, stream in enumerate(self._streams):
             rows = np.flatnonzero(datasets == dataset)
@@ -95,11 +93,11 @@ class Mixture(Order):
         return epochs, numbers + self._first[datasets]
 
     def key(self, position: int) -> str:
-        dataset, _, place = self._place(position)
+        dataset, place = self.schedule.deal_one(position)
         return self._qualified(dataset, self._streams[dataset].key(place))
 
     def shard_at(self, position: int) -> str:
-        dataset, _, place = self._place(position)
+        dataset, place = self.schedule.deal_one(position)
         return self._streams[dataset].shard_at(place)
 
     @property
@@ -107,7 +105,7 @@ class Mixture(Order):
         return any(stream.remote for stream in self._streams)
 
     def announce(self, now: Iterable[int], later: Iterable[int]) -> None:
-        parts = [self._places(np.fromiter(part, np.int64)) for part in (now, later)]
+        parts = [self.schedule.deal(np.fromiter(part, np.int64)) for part in (now, later)]
         for dataset, stream in enumerate(self._streams):
             if stream.remote:
                 stream.announce(*(places[datasets == dataset].tolist() for datasets, places in parts))
@@ -117,7 +115,7 @@ class Mixture(Order):
             stream.close()
 
     def read(self, position: int) -> Sample:
-        dataset, _, place = self._place(position)
+        dataset, place = self.schedule.deal_one(position)
         sample = self._streams[dataset].read(place)
         return sample._replace(key=self._qualified(dataset, sample.key), position=int(position))
 
@@ -126,8 +124,8 @@ class Mixture(Order):
 
     def candidates(self, position: int) -> Iterator[int]:
         """`position`, then, where bad samples are skipped, the next ones of the same dataset and epoch of it."""
-        dataset, count, _ = self._place(position)
-        for number in self._streams[dataset].candidates(count):
+        dataset, place = self.schedule.deal_one(position)
+        for number in self._streams[dataset].candidates(place):
             yield self.schedule.position(dataset, number)
 
     def global_batch(self, step: int, size: int) -> np.ndarray:
@@ -137,10 +135,12 @@ class Mixture(Order):
         dataset has fewer lanes than there are ranks.
         """
         positions = np.arange(step * size, (step + 1) * size, dtype=np.int64)
-        datasets, places = self._places(positions)
-        sizes = np.array([len(stream) for stream in self._streams])[datasets]
+        datasets, places = self.schedule.deal(positions)
         lanes = np.array([stream.lanes for stream in self._streams])[datasets]
-        lane = places % sizes % lanes
+        lane = np.empty_like(places)
+        for dataset, stream in enumerate(self._streams):
+            rows = np.flatnonzero(datasets == dataset)
+            lane[rows] = stream.lanes_at(places[rows])
         order = np.lexsort((positions, lane, datasets))
         new = np.flatnonzero(np.diff(lane[order]) | np.diff(datasets[order])) + 1
         first = np.concatenate([[0], new])
@@ -149,42 +149,3 @@ class Mixture(Order):
         relative = np.empty(size)
         relative[order] = (lane[order] + inside) / lanes[order]
         return positions[np.lexsort((positions, datasets, relative))]
-
-    def _place(self, position: int) -> tuple[int, int, int]:
-        """Of one position: dataset, how many positions it served before, position in its stream."""
-        dataset, count = self.schedule.deal_one(position)
-        stream = self._streams[dataset]
-        return dataset, count, int(_spread(np.array([count]), len(stream), stream.lanes)[0])
-
-    def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of int64 [n] positions: dataset and position in its stream, int64 [n]."""
-        datasets, places = self.schedule.deal(positions)
-        for dataset, stream in enumerate(self._streams):
-            rows = np.flatnonzero(datasets == dataset)
-            places[rows] = _spread(places[rows], len(stream), stream.lanes)
-        return datasets, places
-
-
-def _spread(counts: np.ndarray, size: int, lanes: int) -> np.ndarray:
-    """Permutes each group of `lanes` consecutive counts within an epoch, so that any few in a row are far apart.
-
-    A batch takes some count of samples from a dataset, hardly ever a multiple of its lanes. Taken in turn, the lanes of
-    a step would be a window that moves on, and every rank would soon read all shards.
-    """
-    epochs, places = np.divmod(counts, size)
-    groups, inside = np.divmod(places, lanes)
-    last = groups == size // lanes  # shorter than the others
-    spread = np.where(last, 0, _reversed_bits(lanes)[inside])
-    if last.any():
-        spread[last] = _reversed_bits(size % lanes)[inside[last]]
-    moved: np.ndarray = epochs * size + groups * lanes + spread
-    return moved
-
-
-@lru_cache(maxsize=64)
-def _reversed_bits(size: int) -> np.ndarray:
-    """0 … size - 1 in the order of van der Corput 1935: by their binary digits, read backwards."""
-    bits = (size - 1).bit_length()
-    numbers = np.arange(1 << bits)
-    backwards = sum(((numbers >> bit & 1) << (bits - 1 - bit) for bit in range(bits)), start=np.zeros_like(numbers))
-    return backwards[backwards < size]

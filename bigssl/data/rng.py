@@ -13,6 +13,8 @@ from typing import cast
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / φ, odd
+
 
 class _Key(ISeedSequence):
     """Hands a Philox its key. Given as `key=`, NumPy would first ask the system for entropy that it then ignores,
@@ -49,3 +51,20 @@ def permutation(size: int, *parts: object) -> np.ndarray:
 def offset(size: int, *parts: object) -> int:
     """A number in [0, size) keyed by `parts`."""
     return int(_philox("offset", *parts).random_raw() % size)
+
+
+def key(*parts: object) -> int:
+    """A key for `words`, of 64 bits."""
+    return int(_philox("key", *parts).random_raw())
+
+
+def words(key: int, numbers: np.ndarray) -> np.ndarray:
+    """uint64, as many as the int64 `numbers` (from 0): the words with these numbers of the stream `key`.
+
+    SplitMix64 (Steele et al. 2014), whose state is a counter: any of millions of words costs a few operations of an
+    array, where a Philox for each would cost a microsecond.
+    """
+    mixed = np.uint64(key) + numbers.astype(np.uint64) * _GOLDEN
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

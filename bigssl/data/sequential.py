@@ -17,6 +17,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import AbstractContextManager, closing
+from functools import lru_cache
 from itertools import islice
 
 import braceexpand
@@ -26,10 +27,11 @@ from bigssl.config import RemoteConfig
 from bigssl.data import pipes, rng, storage, tarwalk
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex, expand
+from bigssl.data.lanes import block_order
 from bigssl.data.pipes import PIPE
 from bigssl.data.remote import Remote
 from bigssl.data.sidecar import ShardInfo
-from bigssl.data.stream import Sample, Stream, block_order
+from bigssl.data.stream import Sample, Stream
 
 _HELD = 2  # blocks: stand-ins for the last samples of one may come from the next
 _Found = tuple[str, dict[str, bytes], str]  # key, fields, name of the shard
@@ -85,6 +87,7 @@ class SequentialStream(Stream):
         super().__init__(
             index, seed=seed, lanes=1, window=window, source=source, on_error=on_error, max_errors=max_errors
         )
+        self.lanes, self.window = 1, window  # one pass is one reader: it can be mixed within the window only
         self._blocks: OrderedDict[tuple[int, int], list[_Found]] = OrderedDict()
         self._pass: Generator[_Found, None, None] | None = None
         self._next = (0, 0)
@@ -99,11 +102,14 @@ class SequentialStream(Stream):
         """(epoch, how many samples of that epoch's pass come before) of `position`."""
         epoch, place = divmod(int(position), len(self))
         block, inside = divmod(place, self.window)
-        return epoch, block * self.window + int(block_order(self._extent(block), self.seed, epoch, 0, block)[inside])
+        return epoch, block * self.window + int(self._order(epoch, block)[inside])
 
     def locate_many(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = np.array([self.locate(position) for position in positions], dtype=np.int64).reshape(-1, 2)
         return found[:, 0], found[:, 1]
+
+    def lanes_at(self, positions: np.ndarray) -> np.ndarray:
+        return np.zeros_like(positions)
 
     def key(self, position: int) -> str:
         """Key of the sample at `position`; without an index, it is read for that."""
@@ -129,6 +135,9 @@ class SequentialStream(Stream):
 
     def _extent(self, block: int) -> int:
         return min(self.window, len(self) - block * self.window)
+
+    def _order(self, epoch: int, block: int) -> np.ndarray:
+        return _block_order(self._extent(block), self.seed, epoch, block * self.window)
 
     def _block(self, epoch: int, block: int) -> list[_Found]:
         if (epoch, block) in self._blocks:
@@ -183,7 +192,12 @@ class SequentialStream(Stream):
         self._pass = None
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_pass": None, "_blocks": OrderedDict(), "_failure": None}
+        return super().__getstate__() | {"_pass": None, "_blocks": OrderedDict(), "_failure": None}
+
+
+@lru_cache(maxsize=16)
+def _block_order(size: int, seed: int, epoch: int, begin: int) -> np.ndarray:
+    return block_order(size, rng.key("block", seed, epoch), 0, begin)
 
 
 def samples_of(url: str, remote: Remote | None = None) -> Generator[tuple[str, dict[str, bytes]], None, None]:

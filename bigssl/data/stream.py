@@ -1,41 +1,42 @@
-"""The order of samples as a pure function of (index, seed, position), and the reading of one.
+"""An endless order of samples as a pure function of (index, seed, position), and the reading of one.
 
-    epoch e:   shards permuted by (seed, e), their samples in a row, turned by a number keyed by (seed, e),
-               cut into L contiguous ranges, the lanes; a lane is cut into blocks of `window` samples, each permuted
-               by (seed, e, lane, block)
-    position:  p = e·N + q;  q is sample q div L of lane q mod L
+    position:  p = e·N + q; epoch e takes sample q of its order (see `lanes`)
 
-so N positions are exactly the dataset, whatever N and L are, each step takes the same number from each lane, and a
-rank, which gets a contiguous piece of the lanes, reads its own shards in sequence. World size, workers and history do
-not occur. The state of a run is one integer.
+so N positions are exactly the dataset, whatever N and the number of lanes are; a batch is spread over all of it; and a
+rank, which gets a contiguous piece of the batch by lanes, reads shards of its own in sequence. World size, workers and
+history do not occur. The state of a run is one integer.
 """
 
 from __future__ import annotations
 
+import hashlib
 import zlib
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from bigssl import limits
-from bigssl.data import rng, storage, tarwalk
+from bigssl.data import storage, tarwalk
 from bigssl.data.errors import DataError, damaged, display
 from bigssl.data.index import DatasetIndex, Row, ShardInfo
+from bigssl.data.lanes import Epoch, lanes_of
 from bigssl.data.order import Order, Sample
 from bigssl.data.prefetch import Extent, ExtentReader
 from bigssl.data.remote import RemoteError
 
 __all__ = ["Sample", "SampleReader", "Stream", "in_order"]
 
+ORDER = "bigssl-order-2"  # of another version, a position is another sample: a run cannot go on
+_EPOCHS = 4  # in memory; a batch may span two
 _TOGETHER = 256  # samples that are fetched at once when a dataset is read in order
 
 
 class Stream(Order):
     """An endless, seeded order over `index`; epochs follow one another without a seam.
 
-    lanes: logical readers, lowered to the number of samples. window: samples that are shuffled among themselves.
+    lanes: logical readers; raised to what mixes batches (see `lanes_of`). window: samples of a lane that are shuffled
+    among themselves, for as many lanes as were asked for: more lanes share them out.
     on_error: "raise", or "skip" to put the next good sample of the same epoch in the place of a bad one.
     max_errors: how many bad samples in a row (and, in the loader, in a run) "skip" accepts.
     """
@@ -55,12 +56,12 @@ class Stream(Order):
         _require(window >= 1, "window", window, "1 or more")
         _require(on_error in ("raise", "skip"), "on_error", on_error, "'raise' or 'skip'")
         self.index, self.seed, self.source = index, seed, source
-        self.window, self.lanes = window, min(lanes, len(index))
+        self.lanes = lanes_of(len(index), lanes)
+        self.window = max(1, window * lanes // self.lanes)
         self.on_error, self.max_errors = on_error, max_errors
         self._reader = SampleReader(index)
-        self._counts = tuple(shard.samples for shard in index.shards)
-        self._size, self._offsets = len(index), index.offsets.tolist()
-        self._epoch: tuple[int, list[int], list[int], int] = (-1, [], [], 0)
+        self._size = len(index)
+        self._epochs: dict[int, Epoch] = {}
 
     def __len__(self) -> int:
         """Samples of one epoch."""
@@ -72,49 +73,47 @@ class Stream(Order):
 
     @property
     def fingerprint(self) -> str:
-        return self.index.fingerprint
+        return hashlib.sha256(f"{ORDER} {self.index.fingerprint}".encode()).hexdigest()
 
     def locate(self, position: int) -> tuple[int, int]:
         """(epoch, number of the sample in the index) at `position`, any integer from 0. Costs no read."""
-        size = self._size
-        epoch, place = divmod(int(position), size)
-        step, lane = divmod(place, self.lanes)
-        short, longer = divmod(size, self.lanes)
-        begin, length = lane * short + min(lane, longer), short + (lane < longer)
-        block, inside = divmod(step, self.window)
-        extent = min(self.window, length - block * self.window)
-        order = block_order(extent, self.seed, epoch, lane, block)
-        if epoch != self._epoch[0]:  # the cached function would hash the counts of all shards for every sample
-            self._epoch = epoch, *_epoch_order(self._counts, self.seed, epoch)
-        _, shards, starts, turn = self._epoch
-        place = (begin + block * self.window + order.item(inside) + turn) % size
-        rank = bisect_right(starts, place) - 1
-        return epoch, self._offsets[shards[rank]] + place - starts[rank]
+        epoch, place = divmod(int(position), self._size)
+        return epoch, (self._epochs.get(epoch) or self._epoch(epoch)).number(place)
 
     def shard_at(self, position: int) -> str:
         return display(self.index.shards[self.index.shard_of(self.locate(position)[1])].url)
 
     def locate_many(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`locate` of int64 [n] positions at once: one permutation per block that occurs, not per position."""
-        size = len(self)
-        epochs, places = np.divmod(positions, size)
-        steps, lanes = np.divmod(places, self.lanes)
-        short, longer = divmod(size, self.lanes)
-        blocks, inside = np.divmod(steps, self.window)
-        for rows in _groups(epochs, lanes, blocks):
-            first = rows[0]
-            extent = min(self.window, short + (lanes[first] < longer) - blocks[first] * self.window)
-            block = (self.seed, int(epochs[first]), int(lanes[first]), int(blocks[first]))
-            inside[rows] = block_order(int(extent), *block)[inside[rows]]
-        places = lanes * short + np.minimum(lanes, longer) + blocks * self.window + inside
+        epochs, places = np.divmod(positions, self._size)
+        return epochs, self._each(epochs, places, Epoch.numbers)
+
+    def lanes_at(self, positions: np.ndarray) -> np.ndarray:
+        """int64 [n]: the lanes of int64 [n] positions; lanes in order are the dataset in the order of the epoch."""
+        epochs, places = np.divmod(positions, self._size)
+        return self._each(epochs, places % self.lanes, lambda epoch, slots: epoch.slots[slots])
+
+    def _each(
+        self, epochs: np.ndarray, values: np.ndarray, answer: Callable[[Epoch, np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """`answer` of the values of each epoch."""
+        if len(epochs) and epochs[0] == epochs[-1] and (epochs == epochs[0]).all():
+            return answer(self._epoch(int(epochs[0])), values)
+        found = np.empty_like(values)
         for epoch in np.unique(epochs).tolist():
             rows = np.flatnonzero(epochs == epoch)
-            order, begins, turn = _epoch_order(self._counts, self.seed, epoch)
-            shards, starts = np.array(order), np.array(begins)
-            turned = (places[rows] + turn) % size
-            ranks = np.searchsorted(starts, turned, side="right") - 1
-            places[rows] = self.index.offsets[shards[ranks]] + turned - starts[ranks]
-        return epochs, places
+            found[rows] = answer(self._epoch(epoch), values[rows])
+        return found
+
+    def _epoch(self, epoch: int) -> Epoch:
+        if epoch not in self._epochs:
+            while len(self._epochs) >= _EPOCHS:
+                del self._epochs[next(iter(self._epochs))]
+            counts = np.diff(self.index.offsets)
+            self._epochs[epoch] = Epoch(counts, self.lanes, self.window, self.seed, epoch)
+        return self._epochs[epoch]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_epochs": {}}
 
     def key(self, position: int) -> str:
         return self.index.row(self.locate(position)[1])[1].key
@@ -150,37 +149,13 @@ class Stream(Order):
     def global_batch(self, step: int, size: int) -> np.ndarray:
         """int64 [size]: positions of global step `step`, sorted by (lane, position). The same for every world size."""
         positions = np.arange(step * size, (step + 1) * size, dtype=np.int64)
-        return positions[np.lexsort((positions, positions % len(self) % self.lanes))]
-
-
-def _groups(*columns: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of each set of rows that are equal in all columns."""
-    order = np.lexsort(columns)
-    changes = np.any([np.diff(column[order]) != 0 for column in columns], axis=0)
-    return [rows for rows in np.split(order, np.flatnonzero(changes) + 1) if len(rows)]
+        lanes = self.lanes_at(positions).astype(np.min_scalar_type(self.lanes))  # short numbers sort in linear time
+        return positions[np.argsort(lanes, kind="stable")]
 
 
 def _require(true: bool, name: str, value: object, allowed: str) -> None:
     if not true:
         raise DataError(f"stream: {name} is {value!r}, allowed is {allowed}")
-
-
-@lru_cache(maxsize=4096)
-def block_order(size: int, seed: int, epoch: int, lane: int, block: int) -> np.ndarray:
-    """int32 [size]: the order in which the samples of a block are read."""
-    return rng.permutation(size, "block", seed, epoch, lane, block).astype(np.int32)
-
-
-@lru_cache(maxsize=16)
-def _epoch_order(counts: tuple[int, ...], seed: int, epoch: int) -> tuple[list[int], list[int], int]:
-    """Permuted shard numbers, the place at which each begins, and by how much the row of samples is turned.
-
-    Turning it moves the cuts between lanes: without, a dataset of few shards would be cut at the same places each
-    epoch.
-    """
-    shards = rng.permutation(len(counts), "shards", seed, epoch)
-    starts = np.concatenate([[0], np.cumsum(np.asarray(counts)[shards])[:-1]])
-    return shards.tolist(), starts.tolist(), rng.offset(sum(counts), "turn", seed, epoch)
 
 
 class SampleReader:

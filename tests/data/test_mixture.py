@@ -109,18 +109,17 @@ def test_ledger_over_worlds(mixture: Mixture) -> None:
 def test_a_rank_reads_a_piece_of_every_datasets_lanes() -> None:
     """Also where neither weights, lanes nor batch divide one another: the pieces only touch at their edges."""
     counts = {"a": (1000,) * 30, "b": (300,) * 20}
-    mixture, world, size = paper_mixture(counts, {"a": 0.73, "b": 0.27}, lanes=100), 8, 424
-    lanes: dict[tuple[int, int], set[int]] = {}
+    mixture, world, size = paper_mixture(counts, {"a": 0.73, "b": 0.27}), 8, 424
+    parts: dict[tuple[int, int], list[float]] = {}
     for step in range(60):
         for rank in range(world):
-            datasets, places = mixture._places(mixture.micro_batch(step, size, rank, world, 0, 1))
-            for dataset, total in enumerate((30_000, 6_000)):
-                found = places[datasets == dataset] % total % 100
-                lanes.setdefault((rank, dataset), set()).update(found.tolist())
-                share = size / world * (0.73, 0.27)[dataset]
-                assert abs(len(found) - share) < 8
-    for (rank, _), found in lanes.items():
-        assert min(found) >= rank * 12.5 - 8 and max(found) < (rank + 1) * 12.5 + 8
+            datasets, places = mixture.schedule.deal(mixture.micro_batch(step, size, rank, world, 0, 1))
+            for dataset, stream in enumerate(mixture.parts.values()):
+                found = stream.lanes_at(places[datasets == dataset]) / stream.lanes * world
+                parts.setdefault((rank, dataset), []).extend(found)
+                assert abs(len(found) - size / world * (0.73, 0.27)[dataset]) < 8
+    for (rank, _), found in parts.items():
+        assert min(found) >= rank - 0.2 and max(found) < rank + 1.2
 
 
 @pytest.mark.parametrize("position", [0, 41, 10**9, 10**15])

@@ -1,0 +1,120 @@
+"""The lanes of an epoch: spread over the whole list, each rank its own part, every sample somewhere in its window."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigssl.data.index import DatasetIndex, ShardInfo
+from bigssl.data.lanes import MIXING, Epoch, lanes_of, pieces, spread
+from bigssl.data.stream import Stream
+
+allowed = st.builds(lambda odd, level: odd << level, st.sampled_from([1, 1, 1, 3, 5, 25, 127]), st.integers(0, 8))
+
+
+def paper_stream(*counts: int, **options: int) -> Stream:
+    """A stream without files: enough for the order."""
+    infos = [ShardInfo(f"s{i}", "", "", n, 1, f"{i}", "", ()) for i, n in enumerate(counts)]
+    return Stream(DatasetIndex("nowhere", infos), **{"seed": 0} | options)
+
+
+@settings(max_examples=60, deadline=None)
+@given(allowed, st.integers(0, 2**63), st.integers(0, 10**6))
+def test_any_places_in_a_row_take_equal_pieces_of_the_list_equally(lanes: int, seed: int, epoch: int) -> None:
+    """Every run of p places, over the end of π as well, takes each of p equal pieces once, for every p of `pieces`."""
+    order = spread(lanes, seed, epoch)
+    assert sorted(order.tolist()) == list(range(lanes))
+    for number in pieces(lanes):
+        piece = np.concatenate([order, order])[: lanes + number] * number // lanes
+        for begin in {0, 1, lanes // 3, lanes - number // 2 - 1}:
+            assert sorted(piece[begin : begin + number].tolist()) == list(range(number))
+
+
+def test_below_a_piece_the_order_of_halves_is_a_coin_of_its_own() -> None:
+    """Without, the places of a batch would look at the same part of their pieces. Each piece's choice is seen over
+    epochs: fair, and unrelated to its neighbour's."""
+    rights = np.array([np.sort(spread(64, 5, epoch)[:32]) % 2 for epoch in range(400)])
+    assert np.abs(rights.mean(axis=0) - 0.5).max() < 0.12
+    agreement = (rights[:, 1:] == rights[:, :-1]).mean(axis=0)
+    assert np.abs(agreement - 0.5).max() < 0.12
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 10**9), st.integers(1, 20_000))
+def test_lanes_are_at_least_what_mixes_and_no_more_than_samples_need(samples: int, wanted: int) -> None:
+    lanes = lanes_of(samples, wanted)
+    assert pieces(lanes)[0] <= 127 and pieces(lanes)[-1] == lanes
+    assert lanes >= min(samples, wanted, MIXING) and lanes < 2 * max(samples, 1)
+    if samples <= 1 << 20:
+        assert lanes >= min(samples, MIXING)
+    if wanted in (1 << 12, 3 << 11, 5 << 10) and wanted <= samples:
+        assert lanes == wanted
+
+
+def test_huge_datasets_have_the_lanes_that_were_asked_for() -> None:
+    assert [lanes_of(n, 256) for n in (10**6, 2**21, 2**23, 10**8)] == [4096, 2048, 512, 256]
+    assert lanes_of(10**8, 24) == 32 and lanes_of(10**8, 240) == 240 and lanes_of(10**8, 251) == 256
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 20_000), st.integers(1, 9000), st.integers(1, 400), st.integers(0, 5))
+def test_lanes_are_ranges_and_blocks_of_them_are_read_in_turn(samples: int, lanes: int, window: int, epoch: int) -> None:
+    """The slow truth of one lane: its places of the epoch are one range of the list, turned in itself, in whole blocks."""
+    stream = paper_stream(samples, lanes=lanes, window=window)
+    places = np.arange(samples) + epoch * samples
+    lane_of, numbers = stream.lanes_at(places), stream.locate_many(places)[1]
+    lengths = np.bincount(lane_of, minlength=stream.lanes)
+    begins, turns = np.cumsum(lengths) - lengths, set()
+    for lane in {int(lane_of[0]), int(lane_of[-1])}:
+        found, length = numbers[lane_of == lane], int(lengths[lane])
+        first = next((n for n in found.tolist() if (n - 1) % samples not in found), 0)
+        inside = (found - first) % samples
+        assert sorted(inside) == list(range(length))  # one range of the list, which is the one shard, turned
+        turns.add((first - int(begins[lane])) % samples if length < samples else None)
+        for begin in range(0, length, stream.window):
+            block = np.sort(inside[begin : begin + stream.window])
+            gaps = np.flatnonzero(np.diff(block) != 1)
+            assert len(gaps) == 0 or (len(gaps) == 1 and block[0] == 0 and block[-1] == length - 1)  # the lane is turned
+    assert len(turns - {None}) <= 1
+
+
+def test_the_window_is_shared_out_over_the_lanes() -> None:
+    """As many samples are shuffled among themselves as were asked for, whatever the number of lanes becomes."""
+    assert (paper_stream(10**6).lanes, paper_stream(10**6).window) == (4096, 64)
+    assert paper_stream(10**8).window == 1024 and paper_stream(10**8, lanes=4096, window=7).window == 7
+    assert paper_stream(10**6, window=1).window == 1
+
+
+def test_lanes_are_turned_apart() -> None:
+    """In data that repeats with the length of a lane, lanes that began alike would give a batch of equals."""
+    lanes, length = 4096, 100
+    numbers = paper_stream(lanes * length, lanes=lanes, window=1).locate_many(np.arange(lanes))[1]
+    assert np.bincount(numbers % length, minlength=length).max() < 80
+
+
+@pytest.mark.parametrize("world", [2, 4, 8, 64])
+@pytest.mark.parametrize("share", [1, 3, 8, 50])
+def test_a_rank_stays_in_its_part_of_the_list(world: int, share: int) -> None:
+    """Exactly, at any batch, where the ranks are a power of two; batches over the end of an epoch hardly leave it."""
+    stream, size = paper_stream(30_011, lanes=7), share * world
+    for step in (0, 1, 5, 30_011 // size - 1, 30_011 // size):
+        lanes = [stream.lanes_at(stream.micro_batch(step, size, rank, world, 0, 1)) for rank in range(world)]
+        parts = [np.unique(own * world // stream.lanes).tolist() for own in lanes]
+        if (step + 1) * size <= len(stream):
+            assert parts == [[rank] for rank in range(world)]
+        else:
+            reach = 1 + 6 * world // size
+            assert all(abs(part - rank) <= reach for rank, own in enumerate(parts) for part in own)
+
+
+def test_an_epoch_is_the_list_of_its_shards() -> None:
+    """Lanes in order are whole shards one after another, but for the one at which the list was turned."""
+    counts = np.array([70, 0, 130, 1, 50, 49])
+    epoch = Epoch(counts, 256, 4, seed=1, epoch=2)
+    numbers = epoch.numbers(np.arange(300))
+    lanes = epoch.slots[np.arange(300) % 256]
+    shards = np.searchsorted(np.cumsum(counts), numbers[np.argsort(lanes, kind="stable")], side="right")
+    changes = int((np.diff(shards) != 0).sum())
+    assert 4 <= changes <= 5 + 2  # 5 shards with samples, one of them cut; a lane of two samples is turned
