@@ -34,7 +34,9 @@ def add_pack(commands: Any) -> None:
         "--split", type=split_option, metavar="PART=FRACTION", help="e.g. val=0.1: folder/val and folder/train"
     )
     parser.add_argument("--seed", type=int, default=0, help="of split and shuffle (%(default)s)")
-    parser.add_argument("--shuffle", action="store_true", help="order by a hash of the key, not as the source has it")
+    parser.add_argument(
+        "--keep-order", action="store_true", help="as the source has it (default: shuffled, by a hash of seed and key)"
+    )
     add_writing(parser)
     _add_fields(parser)
     add_limits(parser, _pack)
@@ -73,7 +75,7 @@ def _pack(args: argparse.Namespace) -> int:
     if args.folder.exists() and args.folder.resolve().is_relative_to(args.source.resolve()):
         raise DataError(f"{args.folder} exists in the source {args.source}, so it would be packed too; move it away")
     options = writing(args)
-    indexes = pack(_items(args), args.folder, split=args.split, seed=args.seed, shuffle=args.shuffle, **options)
+    indexes = pack(_items(args), args.folder, split=args.split, seed=args.seed, shuffle=not args.keep_order, **options)
     print_written(args.folder, indexes)
     return 0
 

@@ -13,11 +13,11 @@ tar -xf "$source/emoji/images.tar" -C "$stage"
 tar -xzf "$source/text.tar.gz" -C "$stage"
 
 # both designs of an emoji fall on the same side of the split, so validation shows emoji never trained on
-$bigssl shards pack "$source/emoji/captions.tsv" "$target/emoji" --overwrite --compress --shuffle --shard-size 440 \
+$bigssl shards pack "$source/emoji/captions.tsv" "$target/emoji" --overwrite --compress --shard-size 440 \
   --root "$stage" --image 'google=images/{code}.google.jpg' --image 'twitter=images/{code}.twitter.jpg' \
   --key '{code}-{variant}' --group '{code}' --split val=0.2 --variant design \
   --text '{caption}: {tags}' --meta code,category,subcategory,caption_zh
-$bigssl shards pack "$stage/text" "$target/text" --overwrite --compress --shuffle --shard-size 18 --split val=0.1 --seed 5 \
+$bigssl shards pack "$stage/text" "$target/text" --overwrite --compress --shard-size 18 --split val=0.1 --seed 5 \
   --pattern '(?P<key>(?P<year>\d{4})_(?P<name>\w+?)(?:_[dr])?)\.(?P<party>\w+)'
 for part in TRAIN TEST; do
   $bigssl shards pack "$source/series/BasicMotions_$part.ts" "$target/series/basic_motions/${part,,}" --overwrite \

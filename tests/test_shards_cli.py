@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bigssl.cli import main
@@ -32,7 +33,7 @@ def keys(url: Path) -> list[str]:
 
 def test_pack_verify_inspect_and_index(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "shards"
-    assert run("shards", "pack", folder, out, "--shard-size", 8) == 0
+    assert run("shards", "pack", folder, out, "--shard-size", 8, "--keep-order") == 0
     assert capsys.readouterr().out == f"{out}: 20 samples in 3 shards, fields json, txt\n"
     assert keys(out) == sorted(keys(out)) == [f"n{i}" for i in range(10)] + [f"sub/n{i}" for i in range(10)]
     assert sorted(p.name for p in out.glob("*.tar")) == [f"shards-00000{i}.tar" for i in range(3)]
@@ -46,6 +47,35 @@ def test_pack_verify_inspect_and_index(folder: Path, tmp_path: Path, capsys: pyt
     assert len(keys(out)) == 20
     assert run("shards", "index", *sorted(out.glob("*.tar"))[:2], "--out", tmp_path / "other") == 0
     assert len(keys(tmp_path / "other")) == 16
+
+
+def test_pack_mixes_what_is_sorted_unless_the_order_is_to_be_kept(tmp_path: Path) -> None:
+    """Three folders of 60: every shard holds all of them alike; the same seed gives the same bytes."""
+    source = tmp_path / "source"
+    for number in range(180):
+        path = source / "abc"[number // 60] / f"{number:03d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(number))
+    packed = {
+        name: pack_of(source, tmp_path / name / "x", *options)
+        for name, options in {
+            "one": ["--jobs", 1], "again": ["--jobs", 2], "other": ["--seed", 1], "kept": ["--keep-order"]
+        }.items()
+    }  # fmt: skip
+    assert packed["one"] == packed["again"]
+    assert packed["one"] != packed["other"]
+    orders = {name: keys(tmp_path / name / "x") for name in packed}
+    assert orders["kept"] == sorted(orders["one"]) == sorted(orders["other"]) and len(orders["kept"]) == 180
+    for name in ("one", "other"):
+        for begin in range(0, 180, 30):
+            assert all(3 <= [key[0] for key in orders[name][begin : begin + 30]].count(kind) <= 18 for kind in "abc")
+        ranks = [orders["kept"].index(key) for key in orders[name]]
+        assert abs(np.corrcoef(ranks, range(180))[0, 1]) < 0.25  # also within the folders
+
+
+def pack_of(source: Path, folder: Path, *options: object) -> dict[str, bytes]:
+    assert run("shards", "pack", source, folder, "--shard-size", 60, *options) == 0
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_verify_prints_a_line_per_finding(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +107,7 @@ def test_tables_with_variants_and_split(tmp_path: Path) -> None:
     table = tmp_path / "t.tsv"
     table.write_text("\n".join(rows))
     images = ["--image", "x={code}.x.png", "--image", "y={code}.y.png"]
-    options = ["--key", "{code}-{variant}", "--group", "{code}", "--meta", "kind", "--variant", "design", "--shuffle"]
+    options = ["--key", "{code}-{variant}", "--group", "{code}", "--meta", "kind", "--variant", "design"]
     assert run("shards", "pack", table, tmp_path / "o", *images, *options, "--split", "val=0.3", "--compress") == 0
     train, val = keys(tmp_path / "o/train"), keys(tmp_path / "o/val")
     assert len(train) + len(val) == 60

@@ -23,7 +23,7 @@ def dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     source.mkdir()
     for key in "abcdefghij":
         (source / f"{key}.txt").write_bytes({"c": b"text a", "d": b"-", "j": b"\xff"}.get(key, f"text {key}".encode()))
-    assert run("shards", "pack", source, tmp_path / "data", "--shard-size", 4, "--jobs", 1) == 0
+    assert run("shards", "pack", source, tmp_path / "data", "--shard-size", 4, "--jobs", 1, "--keep-order") == 0
     capsys.readouterr()
     return tmp_path / "data"
 

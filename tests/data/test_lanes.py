@@ -60,8 +60,8 @@ def test_huge_datasets_have_the_lanes_that_were_asked_for() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 20_000), st.integers(1, 9000), st.integers(1, 400), st.integers(0, 5))
-def test_lanes_are_ranges_and_blocks_of_them_are_read_in_turn(samples: int, lanes: int, window: int, epoch: int) -> None:
-    """The slow truth of one lane: its places of the epoch are one range of the list, turned in itself, in whole blocks."""
+def test_lanes_are_ranges_and_are_read_by_blocks(samples: int, lanes: int, window: int, epoch: int) -> None:
+    """The slow truth of two lanes: each is a range of the list, turned in itself, read in whole blocks."""
     stream = paper_stream(samples, lanes=lanes, window=window)
     places = np.arange(samples) + epoch * samples
     lane_of, numbers = stream.lanes_at(places), stream.locate_many(places)[1]
@@ -76,7 +76,7 @@ def test_lanes_are_ranges_and_blocks_of_them_are_read_in_turn(samples: int, lane
         for begin in range(0, length, stream.window):
             block = np.sort(inside[begin : begin + stream.window])
             gaps = np.flatnonzero(np.diff(block) != 1)
-            assert len(gaps) == 0 or (len(gaps) == 1 and block[0] == 0 and block[-1] == length - 1)  # the lane is turned
+            assert len(gaps) == 0 or (len(gaps) == 1 and block[0] == 0 and block[-1] == length - 1)  # over the turn
     assert len(turns - {None}) <= 1
 
 

@@ -41,8 +41,9 @@ def cut(samples: int, shards: int) -> list[int]:
 
 
 def layouts(counts: list[int], kinds: int) -> dict[str, np.ndarray]:
-    """Classes of samples that were packed class by class, in equal and unequal classes, in turn, or so in each shard."""
-    numbers, total, sizes = np.arange(sum(counts)), sum(counts), np.repeat(counts, counts)
+    """Classes of samples that were packed class by class (equal or unequal ones), in turn, or sorted in each shard."""
+    total, sizes = sum(counts), np.repeat(counts, counts)
+    numbers = np.arange(total)
     inside = numbers - np.repeat(np.cumsum(counts) - counts, counts)
     rare = (np.arange(1, kinds + 1) ** -1.2).cumsum()
     return {
