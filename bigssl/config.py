@@ -111,8 +111,8 @@ class RemoteConfig(Section):
 class DataConfig(Section):
     sources: dict[str, SourceConfig]
     workers: Annotated[int, Field(ge=0)] = Field(1, description="loader processes per rank; 0: none")
-    lanes: PositiveInt = Field(256, description="logical readers; part of the order, independent of the hardware")
-    shuffle_window: PositiveInt = Field(1024, description="samples shuffled together within a lane")
+    lanes: PositiveInt = Field(256, description="logical readers, at least; up to 2^20 samples there are 4096 or more")
+    shuffle_window: PositiveInt = Field(1024, description="samples of a lane shuffled together, × lanes in all")
     on_error: Literal["raise", "skip"] = "raise"
     max_errors: Annotated[int, Field(ge=0)] = Field(100, description="bad samples after which `skip` stops as well")
     limits: Limits = Limits()

@@ -25,7 +25,9 @@ from bigssl.shards_cli_options import (
 
 def add_split(commands: Any) -> None:
     """Adds the command."""
-    parser = commands.add_parser("split", help="part existing shards into train and val by a hash of the key; samples keep their order")
+    parser = commands.add_parser(
+        "split", help="part existing shards into train and val by a hash of the key; samples keep their order"
+    )
     parser.add_argument("source", help="a dataset: a folder, a tar or a brace pattern; it is only read")
     parser.add_argument("folder", type=Path, help="where folder/train and folder/PART go")
     parser.add_argument(
@@ -85,7 +87,9 @@ def _stats(args: argparse.Namespace) -> int:
 def add_clean(commands: Any) -> None:
     """Adds the command."""
     rules = "; ".join(f"{name}: {meaning(name, Thresholds())}" for name in RULES)
-    parser = commands.add_parser("clean", help="write a dataset anew without what is worthless, by rule; samples keep their order")
+    parser = commands.add_parser(
+        "clean", help="write a dataset anew without what is worthless, by rule; samples keep their order"
+    )
     parser.add_argument("source", help="a dataset: a folder, a tar or a brace pattern; it is only read")
     parser.add_argument("folder", type=Path, help="where the new shards and the report dropped.jsonl go")
     parser.add_argument("--drop", required=True, metavar="RULE,RULE", help=f"{rules} (the first of them stays)")

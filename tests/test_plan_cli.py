@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def test_the_demo_passes_on_four_ranks(capsys: pytest.CaptureFixture[str], tmp_p
         "step      256 samples = 64 x 1 passes x 4 ranks",
         "12.0 steps; the run is 30.81 epochs",
         "0 samples come twice",
+        "% of the class entropy of random batches",
         "stage 1*",
         "captions and emoji share 7 shards",
         "4 ranks on 2 nodes: passes",
@@ -111,7 +113,7 @@ def paper(tmp_path: Path) -> Path:
         "name": "paper", "steps": 5000, "out": str(tmp_path / "run"),
         "objective": {"name": "simclr", "source": "web", "hidden": 2048},
         "backbones": {"image": {"type": "resnet", "size": 224}},
-        "data": {"workers": 4, "lanes": 1000, "sources": {"web": {"url": str(tmp_path / "web")}}},
+        "data": {"workers": 4, "lanes": 8000, "sources": {"web": {"url": str(tmp_path / "web")}}},
         "batch": {"size": 8000},
         "zero": {"stage": 1, "options": {"reduce_bucket_size": 30_000_000}},
     }  # fmt: skip
@@ -133,9 +135,24 @@ def test_a_thousand_shards_on_a_thousand_ranks(paper: Path, capsys: pytest.Captu
 
 
 def test_lanes_that_do_not_fit_the_ranks_are_mended(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bad = plan(capsys, paper, "--world", "1000", "data.lanes=256")
+    bad = plan(capsys, paper, "--world", "1000", "data.lanes=256", "batch.size=1000")
     (warning,) = bad["warnings"]
-    assert "data.sources.web: a shard is opened by 10.6 ranks" in warning and "data.lanes=1000 lets each" in warning
+    assert "data.sources.web: a rank opens" in warning and "its share is 1.0, since 4096 lanes" in warning
+    assert "data.lanes=8000 lets each keep its own" in warning
+
+
+def test_badly_mixed_batches_are_said_with_what_mends_them(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 50 million samples, 256 lanes cannot mix a batch of 8,000; as many lanes as samples in a batch can."""
+    manifest = paper.parent / "web" / "index.json"
+    raw = json.loads(manifest.read_text())
+    raw["shards"] = [shard | {"samples": 50_000} for shard in raw["shards"]]
+    manifest.write_text(json.dumps(raw | {"samples": 50 * 10**6}))
+    bad = plan(capsys, paper, "--world", "8", "data.lanes=256", "data.shuffle_window=9")
+    (warning,) = [text for text in bad["warnings"] if "entropy" in text]
+    assert bad["sources"]["web"]["mixing"] < 0.9 and "data.lanes=8192" in warning
+    assert main(["plan", "--config", str(paper), "--world", "8", "data.lanes=8192", "data.shuffle_window=9"]) == 0
+    printed = capsys.readouterr().out
+    assert "entropy" not in printed.split("warning")[-1] and re.search(r"mixing +(99|100)\.\d% of the class", printed)
 
 
 def test_a_source_without_an_index_is_read_by_every_rank(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -143,4 +160,9 @@ def test_a_source_without_an_index_is_read_by_every_rank(capsys: pytest.CaptureF
     source = f"data.sources.emoji={{url: {url}, sequential: true, samples: 342, batch: 8}}"
     found = plan(capsys, DEMO, "--world", "4", source, f"out={tmp_path}")
     assert "emoji" not in found["sources"] and "captions" in found["sources"]
-    assert any("data.sources.emoji.sequential: each of 4 ranks reads all" in text for text in found["warnings"])
+    (warning,) = [text for text in found["warnings"] if "data.sources.emoji.sequential" in text]
+    assert "each of 4 ranks reads all" in warning
+    assert int(re.search(r"batches have (\d+)% of the entropy", warning)[1]) > 90  # the window holds all 342
+    found = plan(capsys, DEMO, "--world", "4", source, f"out={tmp_path}", "data.shuffle_window=8")
+    (warning,) = [text for text in found["warnings"] if "data.sources.emoji.sequential" in text]
+    assert int(re.search(r"batches have (\d+)% of the entropy", warning)[1]) < 30

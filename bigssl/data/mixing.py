@@ -19,7 +19,7 @@ from bigssl.data.order import Order
 
 PROMISED = 0.98  # of data packed class by class
 KINDS = (3, 10, 100, 1000)  # classes in a dataset
-_SAMPLES = 1 << 16  # so many are looked at, in batches evenly over two epochs,
+_SAMPLES = 1 << 16  # so many are looked at, in batches evenly over two epochs or more,
 _BATCHES = 64  # but not fewer of these,
 _RUN = 8  # so many in a row each time: they share blocks of a lane
 
@@ -122,8 +122,9 @@ def drawn(order: Order, size: int, steps: np.ndarray) -> np.ndarray:
 
 
 def sampled_steps(order: Order, size: int) -> np.ndarray:
-    """int64 [n]: short runs of steps over the first two epochs (of a mixture: twice as many samples as it holds)."""
-    first = np.linspace(0, 2 * len(order) // size, max(_BATCHES, _SAMPLES // size) // _RUN).astype(np.int64)
+    """int64 [n]: short runs of steps over the first two epochs or more (of a mixture: twice what it holds)."""
+    last = max(2 * len(order), _SAMPLES) // size
+    first = np.linspace(0, last, max(_BATCHES, _SAMPLES // size) // _RUN).astype(np.int64)
     return np.unique(first[:, None] + np.arange(_RUN))
 
 

@@ -12,9 +12,11 @@ from bigssl.config import Recipe
 from bigssl.config_errors import ConfigError
 from bigssl.data import process
 from bigssl.data.errors import DataError
+from bigssl.data.mixing import PROMISED, worst_mixing
 from bigssl.data.mixture import Mixture
 from bigssl.data.order import Order
 from bigssl.data.sequential import SequentialStream
+from bigssl.data.stream import Stream
 from bigssl.data.workers import AHEAD
 from bigssl.engine import plan_data, zero
 from bigssl.engine.plan_activations import Activations, Networks
@@ -102,14 +104,18 @@ def _reading(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], sizes: M
     for name, order in orders.items():
         if isinstance(order, SequentialStream):
             shards = len(order.index.shards)
-            text = f"sequential: each of {paper.world} ranks reads all {shards} shards; run `bigssl shards index`"
-            paper.warnings.append(f"data.sources.{name}.{text}")
+            mixed = f"{worst_mixing(order, sizes[name]):.0%} of the entropy of random batches if it is sorted by class"
+            paper.warnings.append(
+                f"data.sources.{name}.sequential: each of {paper.world} ranks reads all {shards} shards, and batches "
+                f"have {mixed}; run `bigssl shards index`"
+            )
             continue
         reading = simulate(order, sizes[name], paper.world, paper.per_node)
         seen = recipe.steps * sizes[name]
         row = dataclasses.asdict(reading) | {
             "batch": sizes[name],
-            "lanes": min(recipe.data.lanes, len(order)),
+            "lanes": _lanes(order),
+            "mixing": worst_mixing(order, sizes[name]),
             "epochs": seen / len(order),
             "rank_imbalance": reading.rank_bytes.imbalance,
             "shard_imbalance": reading.rank_shards.imbalance,
@@ -123,26 +129,43 @@ def _reading(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], sizes: M
         paper.sources[name] = row
         if reading.repeated:
             paper.failures.append(f"data.sources.{name}: {reading.repeated} samples come twice in an epoch")
-        paper.warnings += [f"data.sources.{name}: {text}" for text in _uneven(paper, recipe, name, order, reading)]
+        texts = [*_unmixed(row["mixing"], sizes[name]), *_uneven(paper, recipe, name, order, reading)]
+        paper.warnings += [f"data.sources.{name}: {text}" for text in texts]
+
+
+def _lanes(order: Order) -> int:
+    """Lanes of a source; of a mixture, those of the dataset with the fewest."""
+    streams = order.parts.values() if isinstance(order, Mixture) else [order]
+    return min(stream.lanes for stream in streams if isinstance(stream, Stream))
+
+
+def _unmixed(mixing: float, size: int) -> list[str]:
+    if mixing >= PROMISED:
+        return []
+    return [
+        f"if it was packed class by class, the classes in a batch have {mixing:.0%} of the entropy of those in random "
+        f"batches; data.lanes={1 << (size - 1).bit_length()} mixes them, or pack it anew with `bigssl shards pack`"
+    ]
 
 
 def _uneven(paper: Paper, recipe: Recipe, name: str, order: Order, reading: Reading) -> list[str]:
     """Warnings about who reads what, each with the change that mends it."""
     world, nodes, texts = paper.world, -(-paper.world // paper.per_node), []
-    size, lanes = recipe.data.sources[name].batch or recipe.batch.size, recipe.data.lanes
+    size, lanes = recipe.data.sources[name].batch or recipe.batch.size, _lanes(order)
     if reading.shards < world:
         texts.append(f"{reading.shards} shards for {world} ranks: several ranks read each; pack >= {world} shards")
-    keep = lanes_that_keep(lanes, size, world)
-    fair = max(1.0, world / reading.shards)
-    if world > 1 and reading.openings > 2 * fair + 2 and not isinstance(order, Mixture):
-        change = f"; data.lanes={keep} lets each keep its own" if keep and keep != lanes else ""
+    share = max(1.0, reading.shards / world)
+    if world > 1 and reading.rank_shards.mean > 1.1 * share + 1.5 and not isinstance(order, Mixture):
+        other = lanes_that_keep(len(order), lanes, size, world)
+        change = f"; data.lanes={other} lets each keep its own" if other and other != lanes else ""
         texts.append(
-            f"a shard is opened by {reading.openings:.1f} ranks, since {lanes} lanes, steps of {size} samples and "
-            f"{world} ranks do not divide one another{change}"
+            f"a rank opens {reading.rank_shards.mean:.1f} shards, its share is {share:.1f}, since {lanes} lanes, steps "
+            f"of {size} samples and {world} ranks do not divide one another{change}"
         )
     if nodes > 1 and reading.node_shards.mean > 0.9 * reading.shards:
-        share = f"{reading.node_shards.mean:.0f} of {reading.shards}"
-        texts.append(f"a node opens {share} shards: nearly the whole dataset")
+        texts.append(
+            f"a node opens {reading.node_shards.mean:.0f} of {reading.shards} shards: nearly the whole dataset"
+        )
     if reading.rank_bytes.imbalance > 1.2:
         texts.append(f"the busiest rank reads {reading.rank_bytes.imbalance:.2f} times the mean of all ranks")
     return texts

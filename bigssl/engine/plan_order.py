@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bigssl.data.lanes import lanes_of, pieces
 from bigssl.data.order import Order
 
 EXACT = 4_000_000  # an epoch of up to so many samples is gone through whole
@@ -103,10 +104,14 @@ def _spread(values: np.ndarray) -> Spread:
     return Spread(float(values.min()), float(values.mean()), float(values.max()))
 
 
-def lanes_that_keep(lanes: int, size: int, world: int) -> int | None:
-    """The number of lanes nearest to `lanes` with which each rank stays on lanes of its own, or None.
+def lanes_that_keep(samples: int, lanes: int, size: int, world: int) -> int | None:
+    """The least number of lanes, `lanes` or more, with which each rank stays in its own part of the list, or None."""
+    odd = pieces(world)[0]
+    choices = (odd << level for level in range(64))
+    fitting = (n for n in choices if n >= lanes and n == lanes_of(samples, n) and keep(n, size, world))
+    return next(fitting, None)
 
-    A step of `size` positions then covers all lanes alike, or a fixed part of them, and ranks share them out evenly.
-    """
-    fitting = [n for n in range(world, max(size, lanes, world) * 2 + 1, world) if size % n == 0 or n % size == 0]
-    return min(fitting, key=lambda n: (abs(n - lanes), n), default=None)
+
+def keep(lanes: int, size: int, world: int) -> bool:
+    """Whether every step of `size` takes the same number of samples from each of `world` equal parts of the list."""
+    return any(number % world == 0 and size % number == 0 for number in pieces(lanes))

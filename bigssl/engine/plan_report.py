@@ -46,6 +46,7 @@ def _source(name: str, row: dict[str, Any], paper: Paper) -> Iterator[str]:
         yield f"    {dataset}: {part['share']:.1%} of the samples, {part['epochs']:.2f} epochs of {part['samples']:,}"
     lanes = row["lanes"]
     yield f"  lanes     {lanes} ({lanes / world:.2f} a rank, {row['shards'] / lanes:.2f} shards each)"
+    yield f"  mixing    {row['mixing']:.1%} of the class entropy of random batches, had it been packed class by class"
     for kind in ("rank", "node"):
         read, opened = row[f"{kind}_bytes"], row[f"{kind}_shards"]
         yield (

@@ -56,7 +56,7 @@ def read_samples(index: DatasetIndex, limit: int | None = None) -> Iterator[Samp
     """Every sample once, or a fixed fair subset of `limit` samples: the beginning of one shuffled order."""
     if limit is None or limit >= len(index):
         return in_order(index)
-    stream = Stream(index, seed=0, lanes=1, window=len(index))  # one permutation of all samples
+    stream = Stream(index, seed=0)
     return (stream.read(position) for position in range(limit))
 
 

@@ -16,7 +16,7 @@ from bigssl.data.sidecar import MEMORY
 from bigssl.data.stream import Stream
 from bigssl.engine import plan_order
 from bigssl.engine.plan_data import duplicates, sidecar_bytes
-from bigssl.engine.plan_order import lanes_that_keep, simulate
+from bigssl.engine.plan_order import keep, lanes_that_keep, simulate
 
 
 def paper_index(counts: tuple[int, ...], prefix: str = "s", checksum: str = "") -> DatasetIndex:
@@ -80,22 +80,42 @@ def test_long_epochs_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 60), st.sampled_from([1, 2, 3, 5, 8]))
-def test_lanes_that_keep_keep(lanes: int, share: int, world: int) -> None:
-    """With that many lanes, a rank's lanes are no other rank's, wherever the epoch stands."""
+@given(st.integers(5000, 40_000), st.integers(1, 300), st.integers(1, 60), st.sampled_from([1, 2, 3, 5, 8, 24, 40]))
+def test_lanes_that_keep_keep(samples: int, lanes: int, share: int, world: int) -> None:
+    """With that many lanes, every rank's lanes are its own part of the list, in every step within an epoch."""
     size = share * world
-    kept = lanes_that_keep(lanes, size, world)
-    assert kept is not None and kept % world == 0
-    order = Stream(paper_index((size * kept,)), seed=0, lanes=kept)
-    owners: dict[int, set[int]] = {}
-    for step in range(4):
+    kept = lanes_that_keep(samples, lanes, size, world)
+    stream = Stream(paper_index((samples,)), seed=0, lanes=kept or lanes)
+    assert kept is None or (kept == stream.lanes and keep(kept, size, world))
+    assert kept is not None or world & (world - 1)  # a power of two is kept by any lanes
+    for step in range(min(4, samples // size)):
         for rank in range(world):
-            for lane in order.micro_batch(step, size, rank, world, 0, 1) % kept:
-                owners.setdefault(int(lane), set()).add(rank)
-    if size % kept == 0:
-        assert all(len(ranks) == 1 for ranks in owners.values())
-    else:  # a step is a fixed part of the lanes: each lane still has one owner
-        assert all(len(ranks) == 1 for ranks in owners.values()) and len(owners) == min(kept, 4 * size)
+            parts = set(stream.lanes_at(stream.micro_batch(step, size, rank, world, 0, 1)) * world // stream.lanes)
+            assert kept is None or parts == {rank}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1000, 60_000), st.integers(1, 9000), st.integers(1, 2000), st.integers(1, 200),
+    st.sampled_from([2, 4, 8, 16, 32]), st.integers(2, 60), st.integers(0, 2**40),
+)  # fmt: skip
+def test_a_rank_opens_its_share_of_shards(
+    samples: int, lanes: int, window: int, share: int, world: int, each: int, seed: int
+) -> None:
+    """At most 1.1 times it, beside those that lie over an edge of its part; so a whole epoch with its last batch."""
+    shards, size = min(each * world, samples // 4), min(share, samples // (4 * world)) * world
+    counts = tuple(np.diff(np.linspace(0, samples, shards + 1).astype(int)).tolist())
+    found = simulate(Stream(paper_index(counts), seed=seed, lanes=lanes, window=window), size, world, per_node=world)
+    assert found.rank_shards.mean <= 1.05 * shards / world + 1.5
+    assert found.rank_shards.most <= 1.1 * shards / world + 3
+
+
+@pytest.mark.parametrize(("share", "allowed"), [(32, 1.35), (128, 1.1)])
+def test_mixtures_open_about_their_share(share: int, allowed: float) -> None:
+    """Weights do not divide the ranks: the edges of a rank's part move by a few samples of its share of a batch."""
+    indexes = {"a": paper_index((100,) * 730, "a"), "b": paper_index((100,) * 270, "b")}
+    found = simulate(Mixture(indexes, {"a": 0.73, "b": 0.27}, seed=3), share * 8, 8, per_node=8)
+    assert found.rank_shards.mean <= allowed * 1000 / 8 + 2
 
 
 def test_copies_are_found() -> None:
