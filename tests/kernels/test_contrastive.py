@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bigssl_kernels import _similarity_torch, _unit, clip_loss, contrastive, info_nce, nt_xent, sigmoid_loss, sup_con
+from bigssl_kernels import _dense, _similarity_torch, _unit, clip_loss, info_nce, nt_xent, sigmoid_loss, sup_con
 
 SIZES = [(1, 8), (2, 3), (31, 17), (129, 40), (257, 5)]
 OPTIONS = [("mean", True), ("none", True), ("mean", False), ("sum", False)]  # reduction, normalize
@@ -120,7 +120,7 @@ def test_reference_equals_the_textbook(run, close, random, loss, size):
 @pytest.mark.parametrize("scale", [2.0, 14.0, 100.0])
 @pytest.mark.parametrize("small", [0, 10**6], ids=["tiles", "dense"])
 def test_is_as_good_as_plain_torch(run, as_good, random, monkeypatch, loss, dtype, size, scale, small):
-    monkeypatch.setattr(contrastive, "SMALL", small)
+    monkeypatch.setattr(_dense, "SMALL", small)
     inputs = {name: value.to(dtype) for name, value in arguments(random, loss, *size, scale=scale).items()}
     truth = run(PLAIN[loss], {name: value.double() for name, value in inputs.items()})
     actual = run(bind(loss, size[0], impl="torch"), inputs)

@@ -1,4 +1,5 @@
-"""Runs `interpreted/`: Triton reads TRITON_INTERPRET when it is imported, so these tests need their own process."""
+"""Runs `interpreted/` and `test_alike.py`: Triton reads TRITON_INTERPRET when it is imported, so these tests need their
+own process."""
 
 import os
 import subprocess
@@ -8,10 +9,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-FOLDER = Path(__file__).with_name("interpreted")
+FILES = [*sorted(Path(__file__).with_name("interpreted").glob("test_*.py")), Path(__file__).with_name("test_alike.py")]
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("test_*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_interpreted_kernels_are_right(file):
     variables = {"TRITON_INTERPRET": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
