@@ -78,7 +78,7 @@ def test_an_undefined_upstream_gradient_is_none_or_zero(random, monkeypatch, nam
 SINGLE = {
     "nt_xent": LOSSES["nt_xent"],
     "clip_loss": clip_loss,
-    "info_nce": lambda a, b, scale, **options: info_nce(a, b, b[:0], 1 / scale, **options),
+    "info_nce": lambda a, b, scale, **options: info_nce(a.expand(5, 3), b.expand(5, 3), b[:0], 1 / scale, **options),
     "sup_con": lambda a, b, scale, **options: sup_con(torch.cat([a, b]), torch.zeros(2).long(), 1 / scale, **options),
 }
 
@@ -92,7 +92,7 @@ def test_a_single_pair_is_exactly_zero(random, monkeypatch, name, impl, small):
     for dtype in dtypes:
         for draw in range(10):
             inputs = leaves(random, dtype, 1)
-            loss = SINGLE[name](*inputs[:2], inputs[2] * (1 + draw), impl=impl, reduction="none")
+            loss = SINGLE[name](*inputs[:2], inputs[2] * (1 + 3 * draw), impl=impl, reduction="none")
             loss.sum().backward()
             assert not any(value.any() for value in (loss, *(leaf.grad for leaf in inputs))), (dtype, draw)
     bad = torch.full((1, 3), float("nan"))

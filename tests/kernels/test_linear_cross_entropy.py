@@ -19,9 +19,11 @@ OPTIONS = [
 LOW = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(params=[1 << 22, 600], ids=["one panel", "many panels"])
-def panels(request, monkeypatch):
-    monkeypatch.setattr(_linear_ce_torch, "PANEL", request.param)
+PANELS = (1 << 22, 600)  # bytes: one, or many
+
+
+@pytest.fixture(autouse=True)
+def narrow_slices(monkeypatch):
     monkeypatch.setattr(_linear_ce_torch, "NARROWEST", 7)
 
 
@@ -45,14 +47,15 @@ def plain(hidden, weight, bias, labels, **options):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("size", [(0, 4, 5), (1, 3, 2), (47, 31, 123), (252, 13, 57)])
-def test_equals_the_reference_in_float64(run, close, random, panels, options, reduction, size):
-    tokens, width, classes = size
-    inputs, labels = arguments(random, *size), some_labels(tokens, classes)
-    loss = functools.partial(linear_cross_entropy, labels=labels, reduction=reduction, **options)
-    upstream = random(tokens) if reduction == "none" else None
-    truth = run(functools.partial(loss, impl="reference"), inputs, upstream)
-    close(run(functools.partial(loss, impl="torch"), inputs, upstream), truth, 1e-11)
+def test_equals_the_reference_in_float64(run, close, random, monkeypatch, options, reduction):
+    for tokens, width, classes in [(0, 4, 5), (1, 3, 2), (47, 31, 123), (252, 13, 57)]:
+        inputs, labels = arguments(random, tokens, width, classes), some_labels(tokens, classes)
+        loss = functools.partial(linear_cross_entropy, labels=labels, reduction=reduction, **options)
+        upstream = random(tokens) if reduction == "none" else None
+        truth = run(functools.partial(loss, impl="reference"), inputs, upstream)
+        for panel in PANELS:
+            monkeypatch.setattr(_linear_ce_torch, "PANEL", panel)
+            close(run(functools.partial(loss, impl="torch"), inputs, upstream), truth, 1e-11)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -67,12 +70,15 @@ def test_equals_torch(random, smoothing, impl, reduction):
 
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("share", [0.0, 0.85])
-def test_is_as_good_as_plain_torch(run, as_good, random, panels, dtype, share):
+def test_is_as_good_as_plain_torch(run, as_good, random, monkeypatch, dtype, share):
     inputs, labels = arguments(random, 252, 64, 507, dtype), some_labels(252, 507, share)
     wide = {name: value.double() for name, value in inputs.items()}
     truth = run(functools.partial(linear_cross_entropy, labels=labels, impl="reference"), wide)
-    actual = run(functools.partial(linear_cross_entropy, labels=labels, impl="torch"), inputs)
-    as_good(actual, run(functools.partial(plain, labels=labels), inputs), truth, 4 * torch.finfo(dtype).eps)
+    usual = run(functools.partial(plain, labels=labels), inputs)
+    for panel in PANELS:
+        monkeypatch.setattr(_linear_ce_torch, "PANEL", panel)
+        actual = run(functools.partial(linear_cross_entropy, labels=labels, impl="torch"), inputs)
+        as_good(actual, usual, truth, 4 * torch.finfo(dtype).eps)
 
 
 def test_no_kept_row_costs_nothing(run, random):
