@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Install, lint, check types, test. Ends with pytest's summary; arguments go to pytest.
+# Files are dealt to two processes (more: -n 8; none: -n 0).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 arguments=("$@")
@@ -7,4 +8,4 @@ set -- dev
 . launch/setup.sh dev
 ruff check .
 mypy bigssl kernels/bigssl_kernels
-exec python -m pytest -q ${arguments[@]+"${arguments[@]}"}
+exec python -m pytest -q -n 2 --dist loadfile ${arguments[@]+"${arguments[@]}"}

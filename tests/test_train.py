@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,10 +35,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def command(out: Path, *overrides: str, world: int = 2) -> list[str]:
     launcher = Path(sys.executable).with_name("deepspeed")
-    ports = str(29500 + os.getpid() % 2000)
-    start = [str(launcher), "--num_gpus", str(world), "--master_port", ports, "bigssl/train.py"]
+    start = [str(launcher), "--num_gpus", str(world), "--master_port", str(free_port()), "bigssl/train.py"]
     return [*start, "--config", "launch/recipes/demo.yaml", f"out={out}", *OVERRIDES, *overrides]
 
 

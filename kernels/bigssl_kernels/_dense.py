@@ -9,9 +9,26 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from bigssl_kernels._checks import accumulator
+from bigssl_kernels._checks import accumulator, compute_dtype
 from bigssl_kernels._dispatch import exact
-from bigssl_kernels._distributed import gather, gather_rows, group_name, rank
+from bigssl_kernels._distributed import gather, gather_rows, group_name, rank, world_size
+
+SMALL = 512
+
+
+def products_in(
+    chosen: str, data: Tensor, rows: int, candidates: int, group: ProcessGroup | None
+) -> torch.dtype | None:
+    """The dtype of products where the loss is computed densely, None where it is tiled.
+
+    The reference is dense throughout, and so is every loss whose rows have one candidate to pick: its one logit cancels
+    to exactly 0, whereas a tile's and a pair's product are rounded apart. On a CPU a matrix of up to SMALL rows costs
+    less than the operators around tiles.
+    """
+    if chosen == "reference" or (candidates == 1 and world_size(group) == 1):
+        return accumulator(data.dtype)
+    small = chosen == "torch" and group is None and data.device.type == "cpu" and rows <= SMALL
+    return compute_dtype(data) if small else None
 
 
 def unit(rows: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:

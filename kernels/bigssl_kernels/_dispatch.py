@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from bigssl_kernels._checks import compute_dtype
+from bigssl_kernels._interpreter import bfloat16_is_exact
+
 Result = TypeVar("Result")
 
 CHOICES = ("auto", "triton", "torch", "reference")
@@ -67,6 +70,8 @@ def triton_obstacle(family: str, data: Tensor) -> str | None:
         return "CPU tensors need TRITON_INTERPRET=1"
     if data.device.type not in ("cpu", "cuda"):
         return f"no Triton driver for device type {data.device.type!r}"
+    if os.environ.get("TRITON_INTERPRET") == "1" and torch.bfloat16 in (data.dtype, compute_dtype(data)):
+        return None if bfloat16_is_exact() else "Triton's interpreter (TRITON_INTERPRET=1) takes bfloat16 for integers"
     return None
 
 

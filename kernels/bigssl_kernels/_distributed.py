@@ -8,9 +8,14 @@ Groups travel as names, because custom operators take no process groups. The fun
 registered names: they are the same in every torch since 2.9, whereas their Python wrappers were renamed.
 """
 
+import weakref
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+_asked_once: weakref.WeakSet[ProcessGroup] = weakref.WeakSet()  # groups that cannot pass numbers from host to host
 
 
 def group_name(group: ProcessGroup | None) -> str:
@@ -40,6 +45,18 @@ def gather(value: Tensor, name: str) -> Tensor:
     size = resolve(name).size()
     ops = torch.ops._c10d_functional
     return ops.wait_tensor(ops.all_gather_into_tensor(value.detach().contiguous(), size, name))
+
+
+def gather_numbers(numbers: list[int], device: torch.device, group: ProcessGroup) -> list[list[int]] | None:
+    """The numbers of every rank; None where reading them would wait for the device, but for a group's first time."""
+    if "cpu:" in dist.get_backend_config(group):
+        device = torch.device("cpu")
+    elif device.type != "cpu":
+        if group in _asked_once:
+            return None
+        _asked_once.add(group)
+    together: list[list[int]] = gather(torch.tensor([numbers], device=device), group_name(group)).tolist()
+    return together
 
 
 def _sum_over_ranks(value: Tensor, name: str) -> Tensor:

@@ -8,7 +8,6 @@ Operators take flat arguments: tensors, then the fields of `Options`. Their sche
 reads them once, so that no two forms can disagree.
 """
 
-import os
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ from bigssl_kernels._linear_ce_terms import (
     slopes,
 )
 
-DEBUG = "BIGSSL_KERNELS_DEBUG"
 THREE = "(Tensor, Tensor, Tensor)"
 TENSORS, FIELDS = INPUTS.count("Tensor"), len(Options._fields)
 
@@ -42,26 +40,12 @@ def operator(name: str, schema: str) -> Any:
 
 
 def problem(*args: Any) -> tuple[Problem, tuple[Any, ...]]:
-    """Arguments from `hidden` on -> what to compute on, and those behind the options. Labels are checked."""
+    """Arguments from `hidden` on -> what to compute on, and those behind the options."""
     hidden, weight, labels, bias = args[:TENSORS]
     options = Options(*args[TENSORS : TENSORS + FIELDS])
     kept = labels != options.ignore_index
-    _check_labels(labels, kept, options.classes)
     local = labels - options.first if options.first else labels
     return Problem(hidden, weight, local, bias, kept, options), args[TENSORS + FIELDS :]
-
-
-def _check_labels(labels: Tensor, kept: Tensor, vocabulary: int) -> None:
-    """Raise on a label outside the vocabulary: on the CPU always, elsewhere (a device sync) only where asked for."""
-    if labels.device.type != "cpu" and os.environ.get(DEBUG) != "1":
-        return
-    wrong = kept & ((labels < 0) | (labels >= vocabulary))
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"linear_cross_entropy: labels[{row}] is {int(labels[row])}; allowed are 0 to {vocabulary - 1} "
-            "(the rows of weight) and ignore_index"
-        )
 
 
 def outputs(given: Problem, stats: Statistics, details: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -138,7 +122,6 @@ linear_ce_gradient.register_autograd(refuse_double_backward)
 def _setup(ctx, inputs, output) -> None:
     ctx.options = inputs[TENSORS:-1]
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:TENSORS], output[1])
 
 

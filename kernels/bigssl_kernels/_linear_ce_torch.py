@@ -103,7 +103,8 @@ def _measure(logits: Tensor, labels: Tensor, stats: Statistics, rows: slice, smo
         stats.total[rows] = logits.sum(1)
     if len(stats.top):
         stats.top[rows] = logits.argmax(1)
-        stats.moment[rows] = (probabilities * logits).sum(1)
+        finite = logits.clamp_min(torch.finfo(logits.dtype).min)  # 0 x -inf would be NaN: an excluded class adds 0
+        stats.moment[rows] = (probabilities * finite).sum(1)
     return probabilities
 
 

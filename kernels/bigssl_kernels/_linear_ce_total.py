@@ -36,7 +36,9 @@ def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(*output[5:])
 
 
-def _backward(ctx, upstream: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:  # nobody asks for the gradients
+        return (FIELDS + 9) * (None,)
     grads = ctx.saved_tensors
     eager = type(upstream) is Tensor  # not one that a compiler or a dispatch mode traces
     if eager and torch.is_grad_enabled():

@@ -97,7 +97,8 @@ def _statistics(problem: Ordered, details: bool) -> Statistics:
     if details:
         winner = top.argmax(0, keepdim=True)
         best = best.gather(0, winner)[0]
-        moment = (torch.exp(part_lse - lse) * moment).sum(0)
+        share = torch.exp(part_lse - lse)
+        moment = torch.where(share == 0, 0, share * moment).sum(0)  # a part of excluded classes only has no mean
     return Statistics(lse, _or_nan(target.sum(0), problem), total.sum(0), best.flatten(), moment.flatten())
 
 

@@ -27,11 +27,16 @@ def linear_cross_entropy(
     logits = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))  # [T, V]
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    losses = F.cross_entropy(
-        logits, labels.long(), ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
-    )
     ignored, lse, log_prob = labels == ignore_index, logits.logsumexp(1), logits.log_softmax(1)
+    outside = ~ignored & ((labels < 0) | (labels >= weight.shape[0]))  # where nobody looked: see `checked_labels`
+    losses = F.cross_entropy(
+        logits,
+        labels.masked_fill(outside, ignore_index),
+        ignore_index=ignore_index,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    ).masked_fill(outside, float("nan"))
     losses = losses + (z_loss * lse.square()).masked_fill(ignored, 0.0)
     correct = (logits.argmax(1) == labels) & ~ignored
-    entropy = -(log_prob.exp() * log_prob).sum(1)
+    entropy = torch.special.entr(log_prob.exp()).sum(1)  # a class of probability 0 adds 0
     return losses, lse.masked_fill(ignored, 0.0).detach(), correct, entropy.masked_fill(ignored, 0.0).detach()

@@ -19,9 +19,11 @@ Sums = tuple[Tensor, Tensor | None]  # of e^s, and of s e^s in base two where th
 
 
 def fits(data: Tensor, scale: Tensor, normalize: bool) -> bool:
-    """Whether this module may be used on `data`: rows of length one, a small scale, nothing but plain tensors."""
+    """Whether this module may be used on `data`: rows of length one, a small scale, nothing but plain tensors; and
+    more than one pair, whose loss has to be exactly 0."""
     return (
         normalize
+        and len(data) > 1
         and is_concrete(data)
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()

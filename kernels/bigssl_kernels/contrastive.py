@@ -6,7 +6,6 @@ from torch.distributed import ProcessGroup
 
 from bigssl_kernels import _dense, _small
 from bigssl_kernels._checks import (
-    accumulator,
     as_scalar,
     check_alike,
     check_indices,
@@ -14,6 +13,7 @@ from bigssl_kernels._checks import (
     check_memory,
     check_not_empty,
     check_pairs,
+    check_ranks,
     check_reduction,
     compute_dtype,
 )
@@ -26,19 +26,6 @@ from bigssl_kernels._sigmoid import sigmoid_rows
 from bigssl_kernels._similarity import room
 from bigssl_kernels._sup_con import classes_of, sup_con_rows
 from bigssl_kernels._unit import prepare
-
-SMALL = 512
-
-
-def dense_dtype(chosen: str, data: Tensor, rows: int, group: ProcessGroup | None) -> torch.dtype | None:
-    """The dtype of products where the loss is computed densely, None where it is tiled.
-
-    The reference is dense throughout. On a CPU a matrix of up to SMALL rows costs less than the operators around tiles.
-    """
-    if chosen == "reference":
-        return accumulator(data.dtype)
-    small = chosen == "torch" and group is None and data.device.type == "cpu" and rows <= SMALL
-    return compute_dtype(data) if small else None
 
 
 def nt_xent(
@@ -64,9 +51,10 @@ def nt_xent(
         temperature: divides the similarities; a number or a tensor of one element, which gets its gradient.
         normalize: bring rows to length one first. A row of zeros stays zero and gets a zero gradient.
         reduction: "mean" over the 2N rows, "sum", or "none": losses of view1's rows, then of view2's.
-        group: process group over which the batch is spread, the same N on each rank. Each rank returns the same global
-            mean; the gradient at a local embedding is W x d(global mean)/d(embedding), so that averaging parameter
-            gradients over ranks gives exactly the single-process gradient. "none" returns the local rows' losses.
+        group: process group over which the batch is spread, the same N on each rank (ValueError on every rank where it
+            is not; a group of nccl alone is asked once only). Each rank returns the same global mean; the gradient at
+            a local embedding is W x d(global mean)/d(embedding), so that averaging parameter gradients over ranks gives
+            exactly the single-process gradient. "none" returns the local rows' losses.
         impl: "auto", "triton", "torch" or "reference"; the variable BIGSSL_KERNELS replaces "auto".
         memory: with a group, "gather" brings the embeddings of all ranks here, [W * 2N, D]; "ring" passes them round in
             blocks, two of which are here at a time, for batches whose gathered matrix is too large. The same values up
@@ -80,12 +68,12 @@ def nt_xent(
         ValueError: shapes, dtypes, devices, temperature or an option do not fit.
         RuntimeError: the implementation asked for cannot run here.
     """
-    check_pairs("nt_xent", "view2", view2, "view1", view1)
+    check_pairs("nt_xent", "view2", view2, "view1", view1, group)
     check_reduction("nt_xent", reduction)
     check_memory("nt_xent", memory)
     scale = as_scalar("nt_xent", "temperature", temperature, view1).reciprocal()
     chosen = choose("nt_xent", "similarity", impl, view1)
-    dense = dense_dtype(chosen, view1, 2 * view1.shape[0], group)
+    dense = _dense.products_in(chosen, view1, 2 * view1.shape[0], 2 * view1.shape[0] - 1, group)
     if dense is not None and chosen == "torch" and _small.fits(view1, scale, normalize):
         rows = _small.NTXent.apply(view1, view2, scale)
     elif dense is not None:
@@ -127,18 +115,18 @@ def clip_loss(
         group, impl, memory: as in `nt_xent`.
 
     Returns:
-        A float32 scalar (float64 for float64 inputs), or [N] losses for reduction="none".
+        A float32 scalar (float64 for float64 inputs), or [N] losses for reduction="none"; a single pair gives 0.
 
     Raises:
         ValueError: shapes, dtypes, devices, scale or an option do not fit.
         RuntimeError: the implementation asked for cannot run here.
     """
-    check_pairs("clip_loss", "text", text, "image", image)
+    check_pairs("clip_loss", "text", text, "image", image, group)
     check_reduction("clip_loss", reduction)
     check_memory("clip_loss", memory)
     scale = as_scalar("clip_loss", "logit_scale", logit_scale, image)
     chosen = choose("clip_loss", "similarity", impl, image)
-    dense = dense_dtype(chosen, image, image.shape[0], group)
+    dense = _dense.products_in(chosen, image, image.shape[0], image.shape[0], group)
     if dense is not None and chosen == "torch" and _small.fits(image, scale, normalize):
         rows = _small.Clip.apply(image, text, scale)
     elif dense is not None:
@@ -176,7 +164,7 @@ def info_nce(
         impl: as in `nt_xent`.
 
     Returns:
-        A float32 scalar (float64 for float64 inputs), or [N] losses for reduction="none".
+        A float32 scalar (float64 for float64 inputs), or [N] losses for reduction="none"; without negatives 0.
 
     Raises:
         ValueError: shapes, dtypes, devices, temperature or an option do not fit.
@@ -188,7 +176,7 @@ def info_nce(
     check_reduction("info_nce", reduction)
     scale = as_scalar("info_nce", "temperature", temperature, query).reciprocal()
     chosen = choose("info_nce", "similarity", impl, query)
-    dense = dense_dtype(chosen, query, query.shape[0] + negatives.shape[0], None)
+    dense = _dense.products_in(chosen, query, query.shape[0] + negatives.shape[0], 1 + negatives.shape[0], None)
     if dense is not None:
         rows = _dense.info_nce(query, positive, negatives, scale, normalize, dense)
     else:
@@ -232,10 +220,12 @@ def sup_con(
     check_matrix("sup_con", "embeddings", embeddings)
     check_not_empty("sup_con", "embeddings", embeddings)
     check_indices("sup_con", "ids", ids, embeddings.shape[0], "embeddings", embeddings.device)
+    check_ranks("sup_con", "embeddings", embeddings, group)
     check_reduction("sup_con", reduction)
+    ids = ids.long()  # ranks that chose different integers gather the same number of bytes
     scale = as_scalar("sup_con", "temperature", temperature, embeddings).reciprocal()
     chosen = choose("sup_con", "similarity", impl, embeddings)
-    dense = dense_dtype(chosen, embeddings, embeddings.shape[0], group)
+    dense = _dense.products_in(chosen, embeddings, embeddings.shape[0], embeddings.shape[0] - 1, group)
     if dense is not None:
         rows, count = _dense.sup_con(embeddings, ids, scale, normalize, group, dense)
     else:
@@ -277,11 +267,11 @@ def sigmoid_loss(
         ValueError: shapes, dtypes, devices, scale or bias do not fit.
         RuntimeError: the implementation asked for cannot run here.
     """
-    check_pairs("sigmoid_loss", "text", text, "image", image)
+    check_pairs("sigmoid_loss", "text", text, "image", image, group)
     scale = as_scalar("sigmoid_loss", "logit_scale", logit_scale, image)
     bias = as_scalar("sigmoid_loss", "logit_bias", logit_bias, image, positive=False)
     chosen = choose("sigmoid_loss", "sigmoid", impl, image)
-    dense = dense_dtype(chosen, image, image.shape[0], group)
+    dense = _dense.products_in(chosen, image, image.shape[0], image.shape[0], group)
     if dense is not None:
         rows = _dense.sigmoid_loss(image, text, scale, bias, normalize, group, dense)
     else:

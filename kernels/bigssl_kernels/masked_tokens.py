@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from bigssl_kernels import _reference
-from bigssl_kernels._checks import accumulator, check_alike, check_indices, check_matrix, check_reduction, compute_dtype
+from bigssl_kernels._checks import accumulator, check_ranks, compute_dtype
 from bigssl_kernels._dispatch import FAMILIES, choose
 from bigssl_kernels._distributed import group_name, rank, world_size
 from bigssl_kernels._linear_ce import linear_ce_rows
+from bigssl_kernels._linear_ce_checks import check_options, check_tensors, checked_labels
 from bigssl_kernels._linear_ce_sharded import shard
 from bigssl_kernels._linear_ce_terms import Options
 from bigssl_kernels._linear_ce_total import linear_ce_total
@@ -24,7 +25,7 @@ class TokenStatistics(NamedTuple):
     loss: Tensor  # before reduction and token weights
     logsumexp: Tensor
     correct: Tensor  # bool: the largest logit is the label's
-    entropy: Tensor  # of the predicted distribution, in nats
+    entropy: Tensor  # of the predicted distribution, in nats; a class with a bias of -inf adds nothing
 
 
 @overload
@@ -68,15 +69,15 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads do not spell ou
 
     Args:
         hidden: [T, H] states, float32, bfloat16, float16 or float64 (the Triton kernels not); any strides.
-        weight: [V, H] rows of the output embedding; same dtype and device.
+        weight: [V, H] rows of the output embedding; same dtype (any under autocast) and device.
         labels: [T] integers in 0 .. V-1, or `ignore_index`.
         bias: [V], same dtype, or None.
         ignore_index: rows with this label give no loss and no gradient.
         reduction: "mean" over the kept rows, "sum", or "none": [T] losses, 0 where ignored, each with its own upstream
             gradient.
         label_smoothing: share of the target spread over all V classes, in [0, 1].
-        z_loss: adds z_loss * logsumexp**2 to each kept row (Chowdhery et al. 2022).
-        softcap: logits become softcap * tanh(logits / softcap) (Gemma Team 2024).
+        z_loss: adds z_loss * logsumexp**2 to each kept row (Chowdhery et al. 2022); zero or above.
+        softcap: logits become softcap * tanh(logits / softcap) (Gemma Team 2024); above zero.
         token_weights: [T] factors of the losses, without gradient; "mean" then divides by their sum over kept rows.
         return_aux: also return the statistics of each token.
         impl: "auto", "triton", "torch" or "reference"; the variable BIGSSL_KERNELS replaces "auto".
@@ -90,14 +91,13 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads do not spell ou
             BIGSSL_KERNELS_DEBUG=1, which costs a device sync; without it that row's loss is NaN).
         RuntimeError: the implementation asked for cannot run here.
     """
-    _check(hidden, weight, labels, bias, label_smoothing, softcap)
-    check_reduction(NAME, reduction)
-    if token_weights is not None:
-        _check_token_weights(token_weights, labels)
+    check_tensors(NAME, hidden, weight, labels, bias, token_weights)
+    check_options(NAME, reduction, label_smoothing, z_loss, softcap)
+    labels = checked_labels(NAME, labels, weight.shape[0], ignore_index)
     how = (compute_dtype(hidden), choose(NAME, "linear_ce", impl, hidden))
     options = Options(weight.shape[0], 0, "", ignore_index, label_smoothing, z_loss, softcap, *how)
     factors = _factors(hidden, labels != ignore_index, token_weights, reduction)
-    result, stats = _reduced((hidden, weight, labels.long(), bias), factors, options, reduction, return_aux)
+    result, stats = _reduced((hidden, weight, labels, bias), factors, options, reduction, return_aux)
     return (result, stats) if return_aux else result
 
 
@@ -145,7 +145,7 @@ def sharded_linear_cross_entropy(
     gradient of the hidden states; weight and bias get the gradient of their shard. Nothing is averaged over ranks.
 
     Args:
-        hidden: [T, H], the same on every rank of the group.
+        hidden: [T, H], the same on every rank of the group (ValueError on every rank where shape or dtype are not).
         weight: [v, H], this rank's rows of [V, H] as torch.chunk deals them: ceil(V / W) each, the last ranks fewer,
             none of them empty.
         labels: [T] integers in 0 .. V-1, or `ignore_index`.
@@ -159,10 +159,10 @@ def sharded_linear_cross_entropy(
         ValueError: as `linear_cross_entropy`, and where the shard is not the rank's.
     """
     name = "sharded_linear_cross_entropy"
-    _check(hidden, weight, labels, bias, label_smoothing, softcap)
-    check_reduction(name, reduction)
-    if token_weights is not None:
-        _check_token_weights(token_weights, labels)
+    check_tensors(name, hidden, weight, labels, bias, token_weights)
+    check_options(name, reduction, label_smoothing, z_loss, softcap)
+    check_ranks(name, "hidden", hidden, group)
+    labels = checked_labels(name, labels, classes, ignore_index)
     first, stop = shard(classes, world_size(group), rank(group))
     if weight.shape[0] != stop - first:
         raise ValueError(
@@ -175,7 +175,7 @@ def sharded_linear_cross_entropy(
     factors = _factors(hidden, labels != ignore_index, token_weights, reduction)
     how = (compute_dtype(hidden), chosen)
     options = Options(classes, first, group_name(group), ignore_index, label_smoothing, z_loss, softcap, *how)
-    rows = linear_ce_rows(hidden, weight, labels.long(), bias, *options, False)[0] * factors
+    rows = linear_ce_rows(hidden, weight, labels, bias, *options, False)[0] * factors
     return rows if reduction == "none" else rows.sum()
 
 
@@ -194,43 +194,6 @@ def _worth_at_once(*inputs: Tensor | None) -> bool:
     given = [value for value in inputs if value is not None]
     wanted = torch.is_grad_enabled() and any(value.requires_grad for value in given)
     return wanted and all(value.dtype != torch.float16 for value in given)
-
-
-def _check_token_weights(token_weights: Tensor, labels: Tensor) -> None:
-    if token_weights.shape != labels.shape or not token_weights.is_floating_point():
-        raise ValueError(
-            f"{NAME}: token_weights has shape {tuple(token_weights.shape)} and dtype {token_weights.dtype}; labels "
-            f"{tuple(labels.shape)} need one floating factor each"
-        )
-    if token_weights.device != labels.device:
-        raise ValueError(f"{NAME}: token_weights is on {token_weights.device} and labels on {labels.device}; move one")
-    if token_weights.requires_grad:
-        raise ValueError(f"{NAME}: token_weights requires a gradient; only constants are allowed (detach them)")
-
-
-def _check(
-    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, label_smoothing: float, softcap: float | None
-) -> None:
-    check_matrix(NAME, "hidden", hidden)
-    check_matrix(NAME, "weight", weight)
-    check_alike(NAME, "weight", weight, "hidden", hidden)
-    if weight.shape[0] == 0:
-        raise ValueError(f"{NAME}: weight has shape {tuple(weight.shape)}; at least one class is needed")
-    check_indices(NAME, "labels", labels, hidden.shape[0], "hidden", hidden.device)
-    if bias is not None:
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"{NAME}: bias has shape {tuple(bias.shape)}; weight {tuple(weight.shape)} needs one of [V]"
-            )
-        if compute_dtype(bias) != compute_dtype(weight) or bias.device != weight.device:
-            raise ValueError(
-                f"{NAME}: bias is {bias.dtype} on {bias.device} and weight {weight.dtype} on {weight.device}; "
-                "both must be the same"
-            )
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"{NAME}: label_smoothing is {label_smoothing}; allowed are 0 to 1")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"{NAME}: softcap is {softcap}; it must be above zero, or None for no cap")
 
 
 FAMILIES[NAME] = FAMILIES["sharded_linear_cross_entropy"] = "linear_ce"

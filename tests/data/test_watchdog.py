@@ -23,7 +23,14 @@ class Named:
         return f"shard-{position}.tar"
 
 
-def test_stages_are_seen_from_another_process() -> None:
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("bigssl.data.watchdog.time.monotonic", lambda: self.now)
+
+
+def test_stages_are_seen_from_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)  # which stands still
     stages = Stages(3, {"img": Named()})
     child = os.fork()
     if child == 0:
@@ -39,12 +46,6 @@ def test_stages_are_seen_from_another_process() -> None:
     assert stages.describe(0) == "reading shard shard-3.tar of source 'img' for 0 s"
     stages.publish("idle")
     assert stages.describe(0) == "idle for 0 s" and len(stages) == 3
-
-
-class Clock:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr("bigssl.data.watchdog.time.monotonic", lambda: self.now)
 
 
 def test_it_speaks_at_growing_intervals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -151,5 +152,6 @@ def test_nothing_outlives_the_main_process(gone, number: signal.Signals, state: 
         process.wait(timeout=30)
     assert gone(children)
     mine = {*children, process.pid}
-    left = [path for path in set(SHARED_MEMORY.iterdir()) - before if any(str(pid) in path.name for pid in mine)]
+    fresh = set(SHARED_MEMORY.iterdir()) - before  # perhaps another process's
+    left = [path for path in fresh if mine & {int(number) for number in re.findall(r"\d+", path.name)}]
     assert not left

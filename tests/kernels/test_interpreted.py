@@ -1,4 +1,5 @@
-"""Runs `interpreted/`: Triton reads TRITON_INTERPRET when it is imported, so these tests need their own process."""
+"""Runs `interpreted/` and `test_alike.py`: Triton reads TRITON_INTERPRET when it is imported, so these tests need their
+own process."""
 
 import os
 import subprocess
@@ -8,12 +9,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-FOLDER = Path(__file__).with_name("interpreted")
+HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("test_*.py")), ids=lambda file: file.stem)
-def test_the_interpreted_kernels_are_right(file):
+@pytest.mark.parametrize("tests", ["interpreted", "test_alike.py"])  # bfloat16 made exact, and as it comes
+def test_the_interpreted_kernels_are_right(tests):
     variables = {"TRITON_INTERPRET": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / tests]
     done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -19,9 +19,11 @@ OPTIONS = [
 LOW = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(params=[1 << 22, 600], ids=["one panel", "many panels"])
-def panels(request, monkeypatch):
-    monkeypatch.setattr(_linear_ce_torch, "PANEL", request.param)
+PANELS = (1 << 22, 600)  # bytes: one, or many
+
+
+@pytest.fixture(autouse=True)
+def narrow_slices(monkeypatch):
     monkeypatch.setattr(_linear_ce_torch, "NARROWEST", 7)
 
 
@@ -45,14 +47,15 @@ def plain(hidden, weight, bias, labels, **options):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("size", [(0, 4, 5), (1, 3, 2), (47, 31, 123), (252, 13, 57)])
-def test_equals_the_reference_in_float64(run, close, random, panels, options, reduction, size):
-    tokens, width, classes = size
-    inputs, labels = arguments(random, *size), some_labels(tokens, classes)
-    loss = functools.partial(linear_cross_entropy, labels=labels, reduction=reduction, **options)
-    upstream = random(tokens) if reduction == "none" else None
-    truth = run(functools.partial(loss, impl="reference"), inputs, upstream)
-    close(run(functools.partial(loss, impl="torch"), inputs, upstream), truth, 1e-11)
+def test_equals_the_reference_in_float64(run, close, random, monkeypatch, options, reduction):
+    for tokens, width, classes in [(0, 4, 5), (1, 3, 2), (47, 31, 123), (252, 13, 57)]:
+        inputs, labels = arguments(random, tokens, width, classes), some_labels(tokens, classes)
+        loss = functools.partial(linear_cross_entropy, labels=labels, reduction=reduction, **options)
+        upstream = random(tokens) if reduction == "none" else None
+        truth = run(functools.partial(loss, impl="reference"), inputs, upstream)
+        for panel in PANELS:
+            monkeypatch.setattr(_linear_ce_torch, "PANEL", panel)
+            close(run(functools.partial(loss, impl="torch"), inputs, upstream), truth, 1e-11)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -67,12 +70,15 @@ def test_equals_torch(random, smoothing, impl, reduction):
 
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("share", [0.0, 0.85])
-def test_is_as_good_as_plain_torch(run, as_good, random, panels, dtype, share):
+def test_is_as_good_as_plain_torch(run, as_good, random, monkeypatch, dtype, share):
     inputs, labels = arguments(random, 252, 64, 507, dtype), some_labels(252, 507, share)
     wide = {name: value.double() for name, value in inputs.items()}
     truth = run(functools.partial(linear_cross_entropy, labels=labels, impl="reference"), wide)
-    actual = run(functools.partial(linear_cross_entropy, labels=labels, impl="torch"), inputs)
-    as_good(actual, run(functools.partial(plain, labels=labels), inputs), truth, 4 * torch.finfo(dtype).eps)
+    usual = run(functools.partial(plain, labels=labels), inputs)
+    for panel in PANELS:
+        monkeypatch.setattr(_linear_ce_torch, "PANEL", panel)
+        actual = run(functools.partial(linear_cross_entropy, labels=labels, impl="torch"), inputs)
+        as_good(actual, usual, truth, 4 * torch.finfo(dtype).eps)
 
 
 def test_no_kept_row_costs_nothing(run, random):
@@ -106,14 +112,6 @@ def test_frozen_inputs_get_no_gradient(random, frozen):
     assert {name for name, value in inputs.items() if value.grad is None} == {frozen}
 
 
-@pytest.mark.parametrize("label", [-1, 7, 1000])
-def test_a_label_outside_is_named(random, label):
-    inputs, labels = arguments(random, 9, 4, 7), some_labels(9, 7)
-    labels[5] = label
-    with pytest.raises(ValueError, match=rf"labels\[5\] is {label}; allowed are 0 to 6"):
-        linear_cross_entropy(**inputs, labels=labels, impl="torch")
-
-
 def test_nan_in_gives_nan_out(random):
     inputs, labels = arguments(random, 9, 4, 7), some_labels(9, 7)
     inputs["weight"][3, 3] = float("nan")
@@ -137,27 +135,3 @@ def test_compiles_in_one_graph(run, close, random):
     inputs, labels = arguments(random, 47, 31, 123), some_labels(47, 123)
     loss = functools.partial(linear_cross_entropy, labels=labels, impl="torch")
     close(run(torch.compile(loss, fullgraph=True, backend="aot_eager"), inputs), run(loss, inputs), 1e-12)
-
-
-BAD = {
-    "shape of weight": ({"weight": torch.zeros(7, 5)}, r"weight has shape \(7, 5\) and hidden \(9, 4\)"),
-    "dtype of weight": ({"weight": torch.zeros(7, 4).half()}, "weight has dtype torch.float16 and hidden has torch.fl"),
-    "no classes": ({"weight": torch.zeros(0, 4)}, "at least one class"),
-    "integer hidden": ({"hidden": torch.zeros(9, 4).int()}, "hidden has dtype torch.int32"),
-    "vector hidden": ({"hidden": torch.zeros(9)}, r"hidden has shape \(9,\)"),
-    "float labels": ({"labels": torch.zeros(9)}, "labels has dtype torch.float32"),
-    "too few labels": ({"labels": torch.zeros(8).long()}, r"labels has shape \(8,\) but hidden has 9 rows"),
-    "shape of bias": ({"bias": torch.zeros(8)}, r"bias has shape \(8,\); weight \(7, 4\)"),
-    "smoothing": ({"label_smoothing": 1.5}, "label_smoothing is 1.5"),
-    "softcap": ({"softcap": -1.0}, "softcap is -1.0"),
-    "reduction": ({"reduction": "avg"}, "reduction is 'avg'; allowed"),
-    "device": ({"weight": torch.zeros(7, 4, device="meta")}, "weight is on meta and hidden on cpu"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named(case):
-    change, message = BAD[case]
-    good = {"hidden": torch.zeros(9, 4), "weight": torch.zeros(7, 4), "labels": torch.zeros(9).long()}
-    with pytest.raises(ValueError, match=message):
-        linear_cross_entropy(**(good | change))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils import deterministic
 
-from bigssl_kernels import _linear_ce_blocks, _linear_ce_triton, linear_cross_entropy
+from bigssl_kernels import _linear_ce_blocks, _linear_ce_triton, _similarity_triton, linear_cross_entropy
 from bigssl_kernels._configs import Block
 
 OPTIONS = [
@@ -94,12 +94,25 @@ def test_details(random, path):
         torch.testing.assert_close(getattr(aux, name), getattr(expected, name), msg=name, rtol=1e-4, atol=1e-4)
 
 
+def test_a_split_of_excluded_classes_only(random, monkeypatch):
+    """Beside a bias of -inf; see test_alike.py."""
+    monkeypatch.setattr(_similarity_triton, "_processors", lambda device: 64)
+    inputs, labels, options = arguments(random, 9, 8, 320), 200 + torch.arange(9), {"return_aux": True}
+    inputs["bias"][:170] = float("-inf")
+    (_, aux), (_, expected) = (
+        linear_cross_entropy(**inputs, labels=labels, impl=impl, **options) for impl in ("triton", "reference")
+    )
+    assert expected.entropy.isfinite().all()
+    for name in ("loss", "logsumexp", "entropy", "correct"):
+        torch.testing.assert_close(getattr(aux, name), getattr(expected, name), msg=name, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("grad", [False, True])
 def test_nan_and_labels_outside(random, path, grad, monkeypatch):
     inputs, labels = arguments(random, 20, 8, 57), torch.arange(20)
     inputs["hidden"].requires_grad_(grad)
     labels[7] = 57
-    monkeypatch.setattr("bigssl_kernels._linear_ce._check_labels", lambda *args: None)
+    monkeypatch.setattr("bigssl_kernels.masked_tokens.checked_labels", lambda fn, labels, *_: labels)
     _, aux = linear_cross_entropy(**inputs, labels=labels, return_aux=True, impl="triton")
     assert aux.loss.isnan().nonzero().flatten().tolist() == [7]
     inputs["weight"][5, 3] = float("nan")
