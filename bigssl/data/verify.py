@@ -194,7 +194,7 @@ def _undecodable(
 ) -> Iterator[Finding]:
     for name, data in fields.items():
         try:
-            decode.check(name, data)
+            decode.check(name, data, only_text="txt" not in fields)
         except DataError as error:
             yield Finding(shard, key, offsets[name], f"field {name!r}: {error}")
 
