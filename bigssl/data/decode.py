@@ -86,19 +86,19 @@ def _json(data: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         raise DataError(f"metadata is not JSON ({error})") from error
     if _ESCAPED_HALF.search(data):
-        for part in _strings(value):
+        for part in strings(value):
             refuse_halves(part, "json")
     return value
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings(value: Any) -> Iterator[str]:
     """Every string in a JSON value, names of fields among them."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for part in value:
-            yield from _strings(part)
-        yield from (found for part in value.values() for found in _strings(part)) if isinstance(value, dict) else ()
+            yield from strings(part)
+        yield from (found for part in value.values() for found in strings(part)) if isinstance(value, dict) else ()
 
 
 def refuse_halves(value: str, where: str) -> None:

@@ -1,4 +1,5 @@
-"""What a folder or a tar holds that becomes no sample: counted, with examples, so that nothing is left out unsaid."""
+"""What a folder, a table or a tar holds that becomes no sample, or not the one that one may think: counted, with
+examples, so that nothing is left out unsaid."""
 
 from __future__ import annotations
 
@@ -7,14 +8,19 @@ from typing import Any
 
 EXAMPLES = 3
 
-# what was left out -> what to do where it was data
 HIDDEN = "hidden files (names that begin with a dot)"
 FOLDERS = "hidden folders with all that is in them"
 SPECIAL = "files that are no ordinary ones (pipes, sockets, devices)"
 NAMELESS = "files without an extension, so without a name for their field"
 META = "files that webdataset passes over (__NAME__)"
 OTHERS = "files of another kind than the ones that are read"
-EMPTY = "files without a line"
+BLANK = "files without a line"
+# taken, but not as one may think
+EMPTY = "files are empty"
+DOTS = "keys had dots in their last part, which became _"
+TWINS = "files are a second picture or sound of their sample, of which training reads one"
+MISSING = "texts are empty or stand for a missing value"
+_TAKEN = (EMPTY, DOTS, TWINS, MISSING)
 _ADVICE = {
     HIDDEN: "rename those that are data",
     FOLDERS: "rename those that hold data",
@@ -22,7 +28,11 @@ _ADVICE = {
     NAMELESS: "rename those that are data",
     META: "rename those that are data",
     OTHERS: "say with --as what they are, or pack them too",
-    EMPTY: "nothing is lost unless they should hold something",
+    BLANK: "nothing is lost unless they should hold something",
+    EMPTY: "packed as they are; remove those that should not be there",
+    DOTS: "rename them for other keys",
+    TWINS: "rename those that are samples of their own",
+    MISSING: "packed as they are; remove those rows, or `bigssl shards clean --drop empty-text`",
 }
 
 
@@ -56,6 +66,7 @@ class LeftOut:
     def lines(self) -> list[str]:
         """A line for each reason: how many, which, what to do."""
         return [
-            f"left out: {count} {reason}, e.g. {', '.join(map(repr, names))}; {_ADVICE.get(reason, 'look at them')}"
+            f"{'note' if reason in _TAKEN else 'left out'}: {count} {reason}, e.g. {', '.join(map(repr, names))}; "
+            f"{_ADVICE.get(reason, 'look at them')}"
             for reason, (count, names) in sorted(self._found.items())
         ]
