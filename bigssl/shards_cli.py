@@ -13,7 +13,7 @@ from bigssl.data import decode, storage
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex, Member, build_index
 from bigssl.data.leftout import LeftOut
-from bigssl.data.stream import in_order
+from bigssl.data.stream import Sample, in_order
 from bigssl.data.urls import expand
 from bigssl.data.verify import Finding, verify
 from bigssl.replay_cli import add_replay
@@ -143,7 +143,14 @@ def _train(args: argparse.Namespace) -> int:
 
     indexes = [DatasetIndex.load(url) for url in args.urls]
     samples = (sample for index in indexes for sample in in_order(index))
-    texts = (decode.text(decode.field(s, [args.field])) if args.field else decode.running_text(s) for s in samples)
-    train_tokenizer(texts, args.vocab_size, args.out)
+    train_tokenizer((_text(sample, args.field) for sample in samples), args.vocab_size, args.out)
     print(f"{args.out}: {len(load_tokenizer(args.out))} entries")
     return 0
+
+
+def _text(sample: Sample, field: str | None) -> str:
+    try:
+        return decode.text(decode.field(sample, [field])) if field else decode.running_text(sample)
+    except DataError as error:
+        again = "`bigssl shards clean --drop damaged` writes the data without such samples"
+        raise DataError(f"shard {sample.shard}, sample {sample.key!r}: {error}; {again}") from error

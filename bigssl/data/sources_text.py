@@ -180,6 +180,8 @@ def from_lines(path: Path, stem: str) -> Iterator[Item]:
     """Each line that is not blank is a document: samples `STEM-000000`, numbered through, with the field txt."""
     file = line_file(path)
     for count, line in enumerate(lines(path)):
+        if b"\r" in line.data and line.number == 1 and line.offset + len(line.data) >= path.stat().st_size - 1:
+            raise DataError(f"{path} has one line with carriage returns in it; `tr '\\r' '\\n'` makes lines of them")
         document = Document(file, line.number, line.offset, len(line.data), None, ())
         key = f"{stem}-{count:06d}"
         yield Item(key, key, document.load, document.stamp)

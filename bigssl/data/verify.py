@@ -19,7 +19,7 @@ from bigssl.data.leftout import LeftOut
 from bigssl.data.pipes import PIPE
 from bigssl.data.sequential import samples_of
 from bigssl.data.stream import SampleReader
-from bigssl.data.urls import expand
+from bigssl.data.urls import expand, meant
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def verify(url: str, jobs: int = 1, left_out: LeftOut | None = None) -> Iterator
     `bigssl.limits` refuses. Shards without an index are read too, and the output of `pipe:` commands. jobs: processes,
     each of which reads one shard at a time. left_out: is told what belongs to no sample, which is no damage."""
     left_out = LeftOut() if left_out is None else left_out
-    if url.startswith(PIPE):
+    if url.startswith(PIPE) or _is_packed(url):
         yield from _of_each(_sequential, expand([url], sequential=True), jobs, left_out)
         return
     try:
@@ -53,6 +53,12 @@ def verify(url: str, jobs: int = 1, left_out: LeftOut | None = None) -> Iterator
         yield from repeated(index)
     yield from _strangers(index)
     left_out.merge(index.left_out)
+
+
+def _is_packed(url: str) -> bool:
+    """Whether `url` names shards that have no index because only a reader from front to back can take them."""
+    names = [storage.bare(tar) for tar in meant(url)]
+    return any(unpack.by_name(name) is not None and not tarwalk.is_shard(name) for name in names)
 
 
 def _of_each(

@@ -257,3 +257,38 @@ def test_a_key_of_two_shards_is_found_in_the_indexes(tmp_path: Path) -> None:
     assert (found.shard, found.key, found.offset) == ("b.tar", "k1", 1024)
     assert "2 keys of this shard stand in a.tar too" in found.cause
     assert "1 of them with the same data" in found.cause
+
+
+def test_fields_with_dots_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By WebDataset's rule these are one sample; whoever made them may have meant two."""
+    write(tmp_path / "x.tar", tar(["photo.0.jpg", "photo.1.jpg"]))
+    assert main(["shards", "index", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "1 samples in 1 shards, fields 0.jpg, 1.jpg" in out
+    assert "a field begins at the first dot of a name; 2 fields hold more: 0.jpg, 1.jpg" in err
+
+
+def test_packed_tars_and_commands_are_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = write(tmp_path / "x.tar.xz", lzma.compress(tar(["a.txt", "p/._a.txt", "b.txt"])))
+    for source in (url, f"pipe:xz -dc {url}"):
+        assert main(["shards", "verify", source]) == 0
+        out, err = capsys.readouterr()
+        assert out == "" and "left out: 1 hidden files" in err and "sound" in err
+    write(tmp_path / "x.tar.xz", lzma.compress(tar(["a.txt", "b.json"])))
+    assert main(["shards", "verify", url]) == 1
+    assert "metadata is not JSON" in capsys.readouterr().out
+
+
+def test_a_document_that_is_none_is_found(tmp_path: Path) -> None:
+    """Beside a txt a json object is metadata; without one, what training reads must be text."""
+    names = {"a.json": b'{"text": "fine"}', "b.json": b'{"text": null}', "c.json": b'{"text": null}', "c.txt": b"fine",
+             "d.json": b'{"text": "\\ud83d"}'}  # fmt: skip
+    with tarfile.open(tmp_path / "x.tar", "w") as made:
+        for name, data in names.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            made.addfile(info, io.BytesIO(data))
+    build_index([tmp_path / "x.tar"], tmp_path)
+    found = {finding.key: finding.cause for finding in verify(str(tmp_path)) if "no field" not in finding.cause}
+    assert set(found) == {"b", "d"}
+    assert "no document but None" in found["b"] and "half of a surrogate pair" in found["d"]
