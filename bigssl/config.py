@@ -52,20 +52,22 @@ class BackboneConfig(Section):
 class MixedConfig(Section):
     """One dataset of a mixture."""
 
-    url: str = Field(description="folder with index.json, a .tar, or a brace pattern like data-{000..127}.tar")
+    url: str = Field(description="folder with index.json, or tars: data-{000..127}.tar, data-*.tar, a.tar::b.tar")
     weight: Annotated[float, Field(gt=0)] = Field(description="share of the samples, relative to the other weights")
 
 
 class SourceConfig(Section):
     """One stream of WebDataset shards: of one dataset (url), or of several by weight (mix)."""
 
-    url: str | None = Field(None, description="folder with index.json, a .tar, or a brace pattern data-{000..127}.tar")
+    url: str | None = Field(
+        None, description="folder with index.json, or tars: data-{000..127}.tar, data-*.tar, a.tar::b.tar, ~, $VAR"
+    )
     mix: dict[str, MixedConfig] | None = Field(
         None, min_length=1, description="datasets by a name of your choice, each with url and weight"
     )
     batch: PositiveInt | None = Field(None, description="samples per step from this source; default batch.size")
     min_shards: PositiveInt = Field(1, description="refuse to start with fewer shards (of each dataset) than this")
-    sequential: bool = Field(False, description="read shards without an index (or pipe:COMMAND) from front to back")
+    sequential: bool = Field(False, description="read tars without an index, packed ones or pipe:COMMAND in order")
     samples: PositiveInt | None = Field(None, description="sequential: number of samples of the whole source")
 
     @model_validator(mode="after")

@@ -11,12 +11,14 @@ from typing import Any
 
 from bigssl.data import decode, storage
 from bigssl.data.errors import DataError, display
-from bigssl.data.index import DatasetIndex, Member, build_index, expand
-from bigssl.data.stream import in_order
+from bigssl.data.index import DatasetIndex, Member, build_index
+from bigssl.data.leftout import LeftOut
+from bigssl.data.stream import Sample, in_order
+from bigssl.data.urls import expand
 from bigssl.data.verify import Finding, verify
 from bigssl.replay_cli import add_replay
 from bigssl.shards_cli_clean import add_clean, add_split, add_stats
-from bigssl.shards_cli_options import add_jobs, add_limits, note, summary
+from bigssl.shards_cli_options import add_jobs, add_limits, note, note_left_out, printable, summary
 from bigssl.shards_cli_pack import add_pack
 
 SHOWN = 20  # findings in the table that a person reads; standard output has all
@@ -47,12 +49,18 @@ def _add_index(commands: Any) -> None:
 
 
 def _index(args: argparse.Namespace) -> int:
-    tars = expand(args.urls)
+    left_out = LeftOut()
+    tars = expand(args.urls, left_out=left_out)
     folder = args.out or storage.parent(tars[0])
     if args.out is None and any(storage.parent(tar) != folder for tar in tars):
         raise DataError("the shards are not in one folder; say with --out where their index goes")
     index = build_index(tars, folder)
     print(f"{display(folder)}: {summary(index)}")
+    left_out.merge(index.left_out)
+    note_left_out(left_out)
+    if dotted := [name for name in index.fields if "." in name]:
+        names = ", ".join(dotted[:SHOWN])
+        note(f"by WebDataset's rule a field begins at the first dot of a name; {len(dotted)} fields hold more: {names}")
     return 0
 
 
@@ -68,20 +76,24 @@ def _add_verify(commands: Any) -> None:
 def _verify(args: argparse.Namespace) -> int:
     shown: list[Finding] = []
     counts: Counter[str] = Counter()
-    for finding in verify(args.url, args.jobs):
+    left_out = LeftOut()
+    for finding in verify(args.url, args.jobs, left_out):
         counts[finding.shard] += 1
         shown += [finding] if len(shown) < SHOWN else []
-        print(json.dumps(asdict(finding), ensure_ascii=False), flush=True)
+        print(printable(json.dumps(asdict(finding), ensure_ascii=False)), flush=True)
     if counts:
         note(_table(shown, counts))
     total = f"{counts.total()} findings in {len(counts)} shards" if counts else "sound"
+    note_left_out(left_out)
     note(f"{display(args.url)}: {total}")
     return 1 if counts else 0
 
 
 def _table(shown: list[Finding], counts: Counter[str]) -> str:
     rows = [("SHARD", "KEY", "BYTE", "CAUSE")]
-    rows += [(f.shard, f.key or "", "" if f.offset is None else str(f.offset), f.cause) for f in shown]
+    rows += [
+        (f.shard, (f.key or "").replace("\n", "\\n"), "" if f.offset is None else str(f.offset), f.cause) for f in shown
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
@@ -105,6 +117,7 @@ def _inspect(args: argparse.Namespace) -> int:
     size = sum(shard.bytes for shard in index.shards)
     print(f"{display(index.url)}: {summary(index)}")
     print(f"{min(counts)} to {max(counts)} samples per shard, {size:,} bytes, fingerprint {index.fingerprint[:12]}")
+    note_left_out(index.left_out)
     for number in range(min(args.samples, len(index))):
         shard, key, members = index.entry(number)
         print(f"  {key}  ({shard.name})  {_members(members)}")
@@ -130,7 +143,14 @@ def _train(args: argparse.Namespace) -> int:
 
     indexes = [DatasetIndex.load(url) for url in args.urls]
     samples = (sample for index in indexes for sample in in_order(index))
-    texts = (decode.text(decode.field(s, [args.field])) if args.field else decode.running_text(s) for s in samples)
-    train_tokenizer(texts, args.vocab_size, args.out)
+    train_tokenizer((_text(sample, args.field) for sample in samples), args.vocab_size, args.out)
     print(f"{args.out}: {len(load_tokenizer(args.out))} entries")
     return 0
+
+
+def _text(sample: Sample, field: str | None) -> str:
+    try:
+        return decode.text(decode.field(sample, [field])) if field else decode.running_text(sample)
+    except DataError as error:
+        again = "`bigssl shards clean --drop damaged` writes the data without such samples"
+        raise DataError(f"shard {sample.shard}, sample {sample.key!r}: {error}; {again}") from error

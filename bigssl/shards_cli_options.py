@@ -15,6 +15,8 @@ from bigssl import limits
 from bigssl.data import storage
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
+from bigssl.data.leftout import LeftOut
+from bigssl.data.urls import meant
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
@@ -76,13 +78,25 @@ def writing(args: argparse.Namespace) -> dict[str, Any]:
 
 def note(text: str) -> None:
     """Says something that is not the result of the command."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """What no encoding can hold (bytes of a name that are no UTF-8) as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def note_left_out(left_out: LeftOut) -> None:
+    """Says what a source holds that became no sample."""
+    for line in left_out.lines():
+        note(line)
 
 
 def refuse_destroying(source: str, folder: Path) -> None:
     """Raises DataError when replacing `folder` would remove `source`."""
-    if storage.is_local(source) and storage.local_path(source).resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"the source {source} lies in {folder}, which is to be written; write into another folder")
+    for url in meant(source):
+        if storage.is_local(url) and storage.local_path(url).resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"the source {source} lies in {folder}, which is to be written; write into another folder")
 
 
 def split_option(text: str) -> tuple[str, float]:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bigssl.data import sources, sources_series, sources_text
+from bigssl.data import leftout, sources_series, sources_text
 from bigssl.data.errors import DataError
-from bigssl.shards_cli_options import add_limits, add_writing, print_written, refuse_destroying, split_option, writing
+from bigssl.data.leftout import LeftOut
+from bigssl.data.sources import Item
+from bigssl.data.sources_folder import files_below, from_folder
+from bigssl.data.sources_tables import Table, from_table
+from bigssl.shards_cli_options import (
+    add_limits,
+    add_writing,
+    note_left_out,
+    print_written,
+    refuse_destroying,
+    split_option,
+    writing,
+)
 
 KINDS = """what the source is (default: by its name)
 files: a folder; NAME.jpg, NAME.txt, NAME.npy, NAME.flac ... are the fields of sample NAME
@@ -43,7 +56,10 @@ def add_pack(commands: Any) -> None:
 
 
 def _add_fields(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pattern", metavar="REGEX", help="files: names -> group `key`, other groups become the json")
+    parser.add_argument(
+        "--pattern", metavar="REGEX", help="files: names without the last extension -> group `key` (dots become _),\n"
+        "group `field` (put before the extension); other groups become the json",
+    )  # fmt: skip
     table = parser.add_argument_group("table and jsonl (templates with {column}; a bare word is a column)")
     table.add_argument("--root", type=Path, help="folder of the pictures (default: that of the table)")
     table.add_argument("--image", action="append", default=[], metavar="[VARIANT=]TEMPLATE", help="picture; repeatable")
@@ -74,33 +90,39 @@ def _pack(args: argparse.Namespace) -> int:
     refuse_destroying(str(args.source), args.folder)
     if args.folder.exists() and args.folder.resolve().is_relative_to(args.source.resolve()):
         raise DataError(f"{args.folder} exists in the source {args.source}, so it would be packed too; move it away")
+    left_out = LeftOut()
+    items = list(_items(args, left_out))
+    if not items:
+        raise DataError("; ".join(["nothing to pack: the source has no samples", *left_out.lines()]))
     options = writing(args)
-    indexes = pack(_items(args), args.folder, split=args.split, seed=args.seed, shuffle=not args.keep_order, **options)
+    indexes = pack(items, args.folder, split=args.split, seed=args.seed, shuffle=not args.keep_order, **options)
     print_written(args.folder, indexes)
+    note_left_out(left_out)
     return 0
 
 
-def _items(args: argparse.Namespace) -> Iterator[sources.Item]:
+def _items(args: argparse.Namespace, left_out: LeftOut) -> Iterator[Item]:
     kind = args.kind or _kind(args.source)
     _refuse_idle_options(args, kind)
     if kind == "files":
         if not args.source.is_dir():
             raise DataError(f"source {args.source}: --as files needs a folder")
-        return sources.from_folder(args.source, args.pattern)
+        return from_folder(args.source, args.pattern, left_out)
     if kind == "table":
-        return sources.from_table(args.source, args.root or args.source.parent, _table(args))
-    return _of_each_file(args.source, SUFFIXES[kind], _reader(kind, args))
+        return from_table(args.source, args.root or args.source.parent, _table(args), left_out)
+    return _of_each_file(args.source, SUFFIXES[kind], _reader(kind, args), left_out)
 
 
 def _kind(source: Path) -> str:
     if source.is_dir():
         return "files"
     kinds = {".tsv": "table", ".csv": "table"} | {suffix: kind for kind, suffix in SUFFIXES.items() if kind != "series"}
-    if source.suffix not in kinds:
+    suffix = source.suffix.lower()
+    if suffix not in kinds:
         raise DataError(
             f"source {source}: allowed are a folder, {', '.join(sorted(kinds))}; or say what it is with --as"
         )
-    return kinds[source.suffix]
+    return kinds[suffix]
 
 
 _USED = {
@@ -116,13 +138,17 @@ def _refuse_idle_options(args: argparse.Namespace, kind: str) -> None:
             raise DataError(f"--{option} has no effect on {args.source}, read as {kind}; it is for {', '.join(kinds)}")
 
 
-def _table(args: argparse.Namespace) -> sources.Table:
+def _table(args: argparse.Namespace) -> Table:
     if not args.image:
         hint = "a table needs --image, e.g. --image 'images/{name}.jpg'; a table of numbers needs --as series"
         raise DataError(f"source {args.source}: {hint}")
     pairs = [image.split("=", 1) if "=" in image else [str(number), image] for number, image in enumerate(args.image)]
+    pairs = [[variant, _template(image, "")] for variant, image in pairs]
     key, text = _template(args.key, "{key}"), _template(args.text, "{caption}")
-    return sources.Table(dict(pairs), key, text, _template(args.group, key), _words(args.meta), args.variant)
+    double = [variant for variant, times in Counter(variant for variant, _ in pairs).items() if times > 1]
+    if double:
+        raise DataError(f"--image: the variant {double[0]!r} is given twice; name each, as in --image big=TEMPLATE")
+    return Table(dict(pairs), key, text, _template(args.group, key), _words(args.meta), args.variant)
 
 
 def _template(text: str | None, default: str) -> str:
@@ -135,7 +161,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in text.split(",") if word)
 
 
-def _reader(kind: str, args: argparse.Namespace) -> Callable[[Path, str], Iterator[sources.Item]]:
+def _reader(kind: str, args: argparse.Namespace) -> Callable[[Path, str], Iterator[Item]]:
     if kind == "lines":
         return sources_text.from_lines
     if kind == "ts":
@@ -149,11 +175,16 @@ def _reader(kind: str, args: argparse.Namespace) -> Callable[[Path, str], Iterat
 
 
 def _of_each_file(
-    source: Path, suffix: str, read: Callable[[Path, str], Iterator[sources.Item]]
-) -> Iterator[sources.Item]:
-    if source.is_file():
-        yield from read(source, source.stem)
-        return
-    for name in sources.files_below(source):
-        if name.endswith(suffix):
-            yield from read(source / name, name.removesuffix(suffix))
+    source: Path, suffix: str, read: Callable[[Path, str], Iterator[Item]], left_out: LeftOut
+) -> Iterator[Item]:
+    names = files_below(source, left_out) if source.is_dir() else [source.name]
+    folder = source if source.is_dir() else source.parent
+    for name in names:
+        if source.is_dir() and not name.lower().endswith(suffix):
+            left_out.add(leftout.OTHERS, name)
+            continue
+        item = None
+        for item in read(folder / name, name[: -len(suffix)] if name.lower().endswith(suffix) else Path(name).stem):
+            yield item
+        if item is None:
+            left_out.add(leftout.BLANK, name)

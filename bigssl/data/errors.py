@@ -15,19 +15,22 @@ _SHORTEST_SECRET = 4  # shorter ones would blank out half of a message
 class DataError(RuntimeError):
     """Bad, missing or changed data. The message says what, where, why, and what to run next.
 
-    `key`, `offset` (byte of the tar) and `cause` are set where one sample or shard is at fault.
+    `key`, `offset` (byte of the tar) and `cause` are set where one sample or shard is at fault; `advice` where
+    something else than `bigssl shards verify` helps.
     """
 
-    def __init__(self, message: str, *, key: str | None = None, offset: int | None = None, cause: str = "") -> None:
+    def __init__(
+        self, message: str, *, key: str | None = None, offset: int | None = None, cause: str = "", advice: str = ""
+    ) -> None:
         super().__init__(message)
-        self.key, self.offset, self.cause = key, offset, cause
+        self.key, self.offset, self.cause, self.advice = key, offset, cause, advice
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (str(self), self.key, self.offset, self.cause)  # crosses from a worker process
+        return _rebuild, (str(self), self.key, self.offset, self.cause, self.advice)  # crosses from a worker process
 
 
-def _rebuild(message: str, key: str | None, offset: int | None, cause: str) -> DataError:
-    return DataError(message, key=key, offset=offset, cause=cause)
+def _rebuild(message: str, key: str | None, offset: int | None, cause: str, advice: str) -> DataError:
+    return DataError(message, key=key, offset=offset, cause=cause, advice=advice)
 
 
 def display(url: str) -> str:
@@ -56,10 +59,13 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     return _URL.sub(lambda found: display(found.group()), text)
 
 
-def damaged(url: str, *, key: str | None, offset: int | None, cause: str, dataset: str | None = None) -> DataError:
-    """The error of data that cannot be read: shard URL, key, byte offset, cause and the command that looks closer."""
+def damaged(
+    url: str, *, key: str | None, offset: int | None, cause: str, dataset: str | None = None, advice: str = ""
+) -> DataError:
+    """The error of data that cannot be read: shard URL, key, byte offset, cause, and what to run: `advice`, or the
+    command that looks closer."""
     where = f"shard {display(url)}"
     where += "" if key is None else f", sample {key!r}"
     where += "" if offset is None else f", byte {offset}"
-    message = f"{where}: {cause}; run `bigssl shards verify {display(dataset or url)}`"
-    return DataError(message, key=key, offset=offset, cause=cause)
+    run = advice or f"run `bigssl shards verify {display(dataset or url)}`"
+    return DataError(f"{where}: {cause}; {run}", key=key, offset=offset, cause=cause, advice=advice)

@@ -17,13 +17,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import braceexpand
 import numpy as np
 
 from bigssl.config import RemoteConfig
-from bigssl.data import storage, tarwalk
+from bigssl.data import storage, unpack
 from bigssl.data.errors import DataError, damaged, display
-from bigssl.data.pipes import PIPE
+from bigssl.data.leftout import LeftOut
 from bigssl.data.remote import Remote, RemoteError
 from bigssl.data.scan import scan
 from bigssl.data.sidecar import (
@@ -38,6 +37,7 @@ from bigssl.data.sidecar import (
     read_indexes,
     to_line,
 )
+from bigssl.data.urls import meant, refuse_packing, refuse_pipe
 
 __all__ = ["DataError", "DatasetIndex", "Member", "Row", "ShardInfo", "build_index", "scan"]
 
@@ -70,17 +70,21 @@ class DatasetIndex:
 
     @classmethod
     def load(cls, url: str | os.PathLike[str], config: RemoteConfig | None = None) -> DatasetIndex:
-        """The index of a folder with a manifest, or of tar paths (one, or a brace pattern) with sidecars beside them.
+        """The index of a folder with a manifest, or of tar paths (see `urls.meant`) with sidecars beside them.
 
         config: how URLs are read. Raises DataError when there is no index, naming the command that builds one.
         """
-        url = os.fspath(url)
-        _refuse_pipe(url)
+        given = os.fspath(url)
+        refuse_pipe(given)
+        found = meant(given)
         with Remote(config) as remote:  # closed again: threads of this process would not survive in forked workers
-            if tarwalk.is_shard(storage.bare(url)):
-                urls = list(braceexpand.braceexpand(url))
-                sidecars = read_indexes([storage.append(u, SIDECAR) for u in urls], url, remote)
-                return cls(url, [_from_sidecar(u, data, url) for u, data in zip(urls, sidecars, strict=True)], remote)
+            if all(unpack.by_name(storage.bare(url)) is not None for url in found):
+                return cls(given, _from_sidecars(found, given, remote), remote)
+            if len(found) > 1:
+                other = next(url for url in found if unpack.by_name(storage.bare(url)) is None)
+                what = f"{len(found)} files, and {display(other)} is no shard (.tar, .tar.gz, .tgz)"
+                raise DataError(f"{display(given)} names {what}; name one folder, or shards only")
+            url = found[0]
             manifest = url if storage.bare(url).endswith(".json") else storage.join(url, MANIFEST)
             raw = parse(read_indexes([manifest], url, remote)[0], manifest, url)
         folder = storage.parent(manifest)
@@ -93,6 +97,14 @@ class DatasetIndex:
     def fields(self) -> tuple[str, ...]:
         """Every field that any sample has."""
         return tuple(sorted({field for shard in self.shards for field in shard.fields}))
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What the shards hold that belongs to no sample."""
+        whole = LeftOut()
+        for shard in self.shards:
+            whole.merge(LeftOut(shard.left_out))
+        return whole
 
     @property
     def fingerprint(self) -> str:
@@ -130,12 +142,11 @@ class DatasetIndex:
         self._sidecars.close()
 
 
-def _refuse_pipe(url: str) -> None:
-    if url.startswith(PIPE):
-        raise DataError(
-            f"{display(url)}: a command has no index, so it cannot be read by position; declare the source with "
-            "data.sources.NAME.sequential=true, or write its output to tars and run `bigssl shards index`"
-        )
+def _from_sidecars(tars: Sequence[str], dataset: str, remote: Remote) -> list[ShardInfo]:
+    for tar in tars:
+        refuse_packing(tar)
+    sidecars = read_indexes([storage.append(tar, SIDECAR) for tar in tars], dataset, remote)
+    return [_from_sidecar(tar, data, dataset) for tar, data in zip(tars, sidecars, strict=True)]
 
 
 def _from_sidecar(url: str, sidecar: bytes, dataset: str) -> ShardInfo:
@@ -155,37 +166,9 @@ def _from_manifest(folder: str, manifest: str, dataset: str, entry: dict[str, An
 def _shard(url: str, index_url: str, entry: dict[str, Any]) -> ShardInfo:
     checksums = (entry["sha256"], entry["index_sha256"])
     return ShardInfo(
-        entry["name"], url, index_url, entry["samples"], entry["bytes"], *checksums, tuple(entry["fields"])
-    )
-
-
-def expand(urls: Iterable[str], config: RemoteConfig | None = None) -> list[str]:
-    """Tars named by paths, URLs, brace patterns and folders, in that order. Raises DataError when there is none."""
-    tars: list[str] = []
-    for url in urls:
-        _refuse_pipe(url)
-        folder = storage.local_path(url) if storage.is_local(url) else None
-        if folder is not None and folder.is_dir():
-            tars += sorted(str(path) for path in folder.iterdir() if tarwalk.is_shard(path.name))
-        elif tarwalk.is_shard(storage.bare(url)):
-            tars += braceexpand.braceexpand(url)
-        elif folder is None:
-            tars += _remote_folder(url, config)
-        else:
-            raise DataError(f"{display(url)} is neither a folder nor a shard (.tar, .tar.gz, .tgz)")
-    if not tars:
-        raise DataError(f"{', '.join(map(display, urls))}: no shards (.tar, .tar.gz, .tgz)")
-    return tars
-
-
-def _remote_folder(url: str, config: RemoteConfig | None) -> list[str]:
-    try:
-        with Remote(config) as remote:
-            names = {storage.name_of(path) for path in remote.names(url)}
-    except RemoteError as error:
-        example = f"{display(url).rstrip('/')}/NAME-{{000..127}}.tar"
-        raise DataError(f"{display(url)}: cannot be listed ({error}); name its shards, e.g. {example}") from None
-    return [storage.join(url, name) for name in sorted(names) if tarwalk.is_shard(name)]
+        entry["name"], url, index_url, entry["samples"], entry["bytes"], *checksums, tuple(entry["fields"]),
+        entry.get("left_out", {}),
+    )  # fmt: skip
 
 
 def build_index(
@@ -223,11 +206,13 @@ def _write(folder: str, name: str, data: bytes, remote: Remote) -> None:
 
 def _index_shard(tar: str, folder: str, remote: Remote) -> dict[str, Any]:
     name, path = storage.name_of(tar), _relative(tar, folder)
-    rows, checksum, size = scan(tar, remote)
+    left_out = LeftOut()
+    rows, checksum, size = scan(tar, remote, left_out)
     if not rows:
-        raise damaged(tar, key=None, offset=0, cause="the shard has no samples")
+        raise damaged(tar, key=None, offset=0, cause="; ".join(["the shard has no samples", *left_out.lines()]))
     fields = sorted({field for row in rows for field in row.members})
     facts = {"name": name, "samples": len(rows), "bytes": size, "sha256": checksum, "fields": fields}
+    facts |= {"left_out": left_out.as_json()} if left_out else {}
     lines = [json.dumps({"format": FORMAT, **facts}), *map(to_line, rows)]
     sidecar = ("\n".join(lines) + "\n").encode()
     _write(folder, name + SIDECAR, sidecar, remote)

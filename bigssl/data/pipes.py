@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from bigssl.data.errors import DataError, display, redact
-from bigssl.data.tarwalk import Readable
+from bigssl.data.unpack import Readable
 
 PIPE = "pipe:"
 _STDERR = 500  # characters of a command's last words
@@ -36,7 +36,8 @@ def output_of(url: str) -> Iterator[Readable]:
             process.wait()
         except DataError as error:
             said = _failure(process, words, url)
-            raise DataError(str(error), key=error.key, offset=error.offset, cause=error.cause + said) from None
+            cause, advice = error.cause + said, error.advice
+            raise DataError(str(error), key=error.key, offset=error.offset, cause=cause, advice=advice) from None
         finally:
             _end(process)
         if said := _failure(process, words, url):

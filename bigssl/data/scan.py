@@ -8,17 +8,19 @@ from pathlib import Path
 
 from bigssl.data import storage, tarwalk
 from bigssl.data.errors import damaged
+from bigssl.data.leftout import LeftOut
 from bigssl.data.remote import Remote
 from bigssl.data.sidecar import Member, Row
 
 
-def scan(tar: str, remote: Remote | None = None) -> tuple[list[Row], str, int]:
-    """Rows of a shard in order, its SHA-256 and its size in bytes. Raises DataError."""
+def scan(tar: str, remote: Remote | None = None, left_out: LeftOut | None = None) -> tuple[list[Row], str, int]:
+    """Rows of a shard in order, its SHA-256 and its size in bytes. left_out: as of `tarwalk.group`. Raises
+    DataError."""
     try:
         if tarwalk.is_compressed(storage.bare(tar)) and not storage.is_local(tar):
             with tempfile.TemporaryDirectory() as folder:  # flush points are searched for in a file
-                return _scan(tar, _download(tar, Path(folder), remote), remote)
-        return _scan(tar, tar, remote)
+                return _scan(tar, _download(tar, Path(folder), remote), remote, left_out)
+        return _scan(tar, tar, remote, left_out)
     except OSError as error:
         raise damaged(tar, key=None, offset=None, cause=f"cannot be read ({error.strerror or error})") from None
 
@@ -30,11 +32,12 @@ def _download(tar: str, folder: Path, remote: Remote | None) -> str:
     return str(path)
 
 
-def _scan(tar: str, file: str, remote: Remote | None) -> tuple[list[Row], str, int]:
+def _scan(tar: str, file: str, remote: Remote | None, left_out: LeftOut | None) -> tuple[list[Row], str, int]:
     """As `scan`, of the bytes in `file`; messages name `tar`."""
     with storage.open_stream(file, remote) as raw:
         hashed = tarwalk.Hashing(raw)
-        groups = list(tarwalk.group(tarwalk.walk(hashed, storage.bare(tar)), tar))
+        unpacked = tarwalk.opened(hashed, storage.bare(tar))
+        groups = list(tarwalk.group(tarwalk.walk(unpacked, storage.bare(tar)), tar, left_out))
         checksum = hashed.finish()
     rows = [_row(group, group.start, group.stop - group.start) for group in groups]
     compressed = tarwalk.is_compressed(storage.bare(tar))
@@ -51,8 +54,9 @@ def _compressed_rows(tar: str, file: str, rows: list[Row], size: int) -> list[Ro
     points = tarwalk.flush_points(storage.local_path(file))
     missing = [row for row in rows if row.origin not in points]
     if missing:
-        cause = "compressed without flush points, so samples cannot be read by range; unpack it, or pack it anew"
-        raise damaged(tar, key=missing[0].key, offset=missing[0].origin, cause=cause)
+        cause = "compressed without flush points, so samples cannot be read by range"
+        advice = "unpack it, pack it anew (`bigssl shards pack --compress`), or set data.sources.NAME.sequential=true"
+        raise damaged(tar, key=missing[0].key, offset=missing[0].origin, cause=cause, advice=advice)
     starts = [points[row.origin] for row in rows]
     stops = [*starts[1:], size]
     return [row._replace(start=a, length=b - a) for row, a, b in zip(rows, starts, stops, strict=True)]

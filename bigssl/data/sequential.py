@@ -1,4 +1,5 @@
-"""The declared fallback for what has no index: `pipe:` commands and bare tars, read from front to back.
+"""The declared fallback for what has no index: `pipe:` commands and tars, also ones packed by gzip, bzip2, xz or zstd,
+read from front to back.
 
     epoch e:   shards permuted by (seed, e), their samples in a row, cut into blocks of `window`, each permuted by
                (seed, e, block)
@@ -14,24 +15,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import AbstractContextManager, closing
 from functools import lru_cache
 from itertools import islice
 
-import braceexpand
 import numpy as np
 
 from bigssl.config import RemoteConfig
-from bigssl.data import pipes, rng, storage, tarwalk
-from bigssl.data.errors import DataError, display
-from bigssl.data.index import DatasetIndex, expand
+from bigssl.data import pipes, rng, storage, tarwalk, unpack
+from bigssl.data.errors import DataError, damaged, display
+from bigssl.data.index import DatasetIndex
 from bigssl.data.lanes import block_order
+from bigssl.data.leftout import LeftOut
 from bigssl.data.pipes import PIPE
 from bigssl.data.remote import Remote
 from bigssl.data.sidecar import ShardInfo
 from bigssl.data.stream import Sample, Stream
+from bigssl.data.urls import expand
+
+log = logging.getLogger("bigssl")
 
 _HELD = 2  # blocks: stand-ins for the last samples of one may come from the next
 _Found = tuple[str, dict[str, bytes], str]  # key, fields, name of the shard
@@ -42,7 +47,7 @@ class SequentialIndex(DatasetIndex):
 
     def __init__(self, url: str, samples: int, config: RemoteConfig | None = None) -> None:
         self._samples = samples
-        urls = list(braceexpand.braceexpand(url)) if url.startswith(PIPE) else expand([url], config)
+        urls = expand([url], config, sequential=True)
         if len(set(urls)) < len(urls):
             raise DataError(f"{display(url)}: a shard is named twice, its samples would come twice in an epoch")
         shown = [display(u) for u in urls]
@@ -92,6 +97,7 @@ class SequentialStream(Stream):
         self._pass: Generator[_Found, None, None] | None = None
         self._next = (0, 0)
         self._failure: DataError | None = None
+        self._said = False
 
     @property
     def remote(self) -> bool:
@@ -182,9 +188,18 @@ class SequentialStream(Stream):
     def _samples(self, epoch: int) -> Generator[_Found, None, None]:
         for number in rng.permutation(len(self.index.shards), "shards", self.seed, epoch):
             shard = self.index.shards[int(number)]
-            with closing(samples_of(shard.url, self.index.remote)) as samples:
+            left_out = LeftOut()
+            with closing(samples_of(shard.url, self.index.remote, left_out)) as samples:
                 for key, fields in samples:
                     yield key, fields, shard.name
+            self._say(shard.name, left_out)
+
+    def _say(self, shard: str, left_out: LeftOut) -> None:
+        """Once in a process: the same is true of other shards as a rule, and `verify` counts all of them."""
+        if left_out and not self._said:
+            said = "; ".join(left_out.lines())
+            log.warning("shard %s: %s. `bigssl shards verify %s` counts all", shard, said, display(self.index.url))
+            self._said = True
 
     def _end_pass(self) -> None:
         if self._pass is not None:
@@ -200,38 +215,40 @@ def _block_order(size: int, seed: int, epoch: int, begin: int) -> np.ndarray:
     return block_order(size, rng.key("block", seed, epoch), 0, begin)
 
 
-def samples_of(url: str, remote: Remote | None = None) -> Generator[tuple[str, dict[str, bytes]], None, None]:
-    """Key and fields of every sample of a tar (or the output of a `pipe:` command), front to back. Raises DataError
-    where it is damaged or ends early, and where the command fails."""
+def samples_of(
+    url: str, remote: Remote | None = None, left_out: LeftOut | None = None
+) -> Generator[tuple[str, dict[str, bytes]], None, None]:
+    """Key and fields of every sample of a tar (bare, or packed by gzip, bzip2, xz or zstd, whatever it is called) or of
+    the output of a `pipe:` command, front to back. left_out: as of `tarwalk.group`. Raises DataError where it is
+    damaged or ends early, and where the command fails."""
+    name = display(url)
     try:
         with _open(url, remote) as raw:
-            source = _Recorder(_inflated(raw))
-            name = display(url).removesuffix(".gz")  # inflated here
-            for group in tarwalk.group(tarwalk.walk(source, name), name):
+            source = _Recorder(unpack.unpacked(raw))
+            for group in tarwalk.group(tarwalk.walk(source, name), name, left_out):
                 fields = {field: source.take(entry.offset, entry.length) for field, entry in group.fields.items()}
                 source.forget(group.stop)
                 yield group.key, fields
     except OSError as error:
-        raise _broken(url, None, None, f"cannot be read ({error.strerror or error})") from None
+        raise _broken(url, DataError("", cause=f"cannot be read ({error.strerror or error})")) from None
     except DataError as error:
-        raise _broken(url, error.key, error.offset, error.cause or str(error)) from None
+        raise _broken(url, error) from None
 
 
-def _broken(url: str, key: str | None, offset: int | None, cause: str) -> DataError:
-    where = f"shard {display(url)}" + ("" if key is None else f", sample {key!r}")
-    where += "" if offset is None else f", byte {offset}"
-    run = "run the command by itself" if url.startswith(PIPE) else f"run `bigssl shards verify {display(url)}`"
-    return DataError(f"{where}: {cause}; {run}", key=key, offset=offset, cause=cause)
+def _broken(url: str, error: DataError) -> DataError:
+    run = "run the command by itself" if url.startswith(PIPE) else ""
+    cause, advice = error.cause or str(error), error.advice or run
+    return damaged(url, key=error.key, offset=error.offset, cause=cause, advice=advice)
 
 
-def _open(url: str, remote: Remote | None) -> AbstractContextManager[tarwalk.Readable]:
+def _open(url: str, remote: Remote | None) -> AbstractContextManager[unpack.Readable]:
     return pipes.output_of(url) if url.startswith(PIPE) else storage.open_stream(url, remote)
 
 
 class _Recorder:
     """A readable stream that keeps what went through it until it is forgotten."""
 
-    def __init__(self, source: tarwalk.Readable) -> None:
+    def __init__(self, source: unpack.Readable) -> None:
         self._source, self._kept, self._base = source, bytearray(), 0
 
     def read(self, size: int = -1) -> bytes:
@@ -248,24 +265,3 @@ class _Recorder:
         """Drop everything before `offset`."""
         del self._kept[: offset - self._base]
         self._base = offset
-
-
-class _Peeked:
-    """A stream whose first bytes were looked at."""
-
-    def __init__(self, source: tarwalk.Readable) -> None:
-        self._source = source
-        self.first = source.read(2)
-        self._rest = self.first
-
-    def read(self, size: int = -1) -> bytes:
-        """As the stream's own."""
-        data, self._rest = self._rest[:size] if size >= 0 else self._rest, self._rest[size:] if size >= 0 else b""
-        return data or self._source.read(size)
-
-
-def _inflated(raw: tarwalk.Readable) -> tarwalk.Readable:
-    peeked = _Peeked(raw)
-    if peeked.first == b"\x1f\x8b":
-        return tarwalk.Inflated(peeked)
-    return peeked

@@ -15,9 +15,8 @@ from bigssl.data import staged
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex, write_atomic
 from bigssl.data.jobs import each
-from bigssl.data.sources import Item
+from bigssl.data.sources import Item, Keys
 from bigssl.data.staged import ShardPlan
-from bigssl.data.tarwalk import split_name
 
 
 def split_by_key(key: str, fraction: float, seed: int = 0) -> bool:
@@ -90,26 +89,12 @@ def _parts(items: Sequence[Item], name: str, split: tuple[str, float] | None, se
     return parts
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        return bool(text.encode())
-    except UnicodeEncodeError:  # a file's name in another encoding
-        return False
-
-
 def _check_keys(items: Sequence[Item]) -> None:
     if not items:
         raise DataError("nothing to pack: the source has no samples")
-    seen: set[str] = set()
+    keys = Keys()
     for item in items:
-        parts = item.key.removeprefix("./").split("/")  # tars made of a folder have it before every name
-        if split_name(f"{item.key}.x") != (item.key, "x") or item.key.startswith("__") or {"", ".", ".."} & set(parts):
-            raise DataError(f"key {item.key!r} cannot name a sample: it must be relative, its last part without a dot")
-        if not _is_utf8(item.key):
-            raise DataError(f"key {item.key!r} cannot name a sample: it is not UTF-8; rename its files")
-        if item.key in seen:
-            raise DataError(f"key {item.key!r} occurs twice in the source; keys must be unique")
-        seen.add(item.key)
+        keys.add(item.key)
 
 
 def _plans(

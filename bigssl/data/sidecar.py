@@ -6,9 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +34,8 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard. `bytes` is the size of the file, `checksum` its SHA-256, `index_checksum` that of its sidecar."""
+    """One shard. `bytes` is the size of the file, `checksum` its SHA-256, `index_checksum` that of its sidecar,
+    `left_out` what it holds that belongs to no sample (`leftout.LeftOut.as_json`)."""
 
     name: str
     url: str
@@ -44,6 +45,7 @@ class ShardInfo:
     checksum: str
     index_checksum: str
     fields: tuple[str, ...]
+    left_out: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 class Row(NamedTuple):

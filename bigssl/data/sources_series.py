@@ -15,7 +15,7 @@ import numpy as np
 
 from bigssl.data.errors import DataError
 from bigssl.data.sources import Item, to_json
-from bigssl.data.sources_text import LineFile, line_file, lines
+from bigssl.data.sources_text import LineFile, decoded, line_file, lines
 
 MISSING = ("", "?", "nan", "NaN", "NA")
 
@@ -37,7 +37,7 @@ class TsLine(NamedTuple):
 
     def load(self) -> dict[str, bytes]:
         """npy, and json {"label"}."""
-        line = self.file.read(self.offset, self.length).decode()
+        line = self.file.text(self.offset, self.length, self.number)
         values, label = parse_series(f"{self.file.path}, line {self.number}", line, self.labelled)
         return {"npy": _npy(values)} | ({"json": to_json({"label": label})} if self.labelled else {})
 
@@ -75,6 +75,8 @@ def parse_series(where: str, line: str, labelled: bool) -> tuple[np.ndarray, str
 
 
 def _number(cell: str) -> float:
+    if "_" in cell:  # Python reads 1_000 as a number, no table means it
+        raise ValueError(f"could not convert string to float: {cell!r}")
     return float("nan") if cell.strip() in MISSING else float(cell)
 
 
@@ -109,24 +111,30 @@ class Windows:
 
 
 class Rows(NamedTuple):
-    """Adjacent lines of a csv file; `columns`: the places of the channels in a line."""
+    """Adjacent lines of a csv file of `width` columns; `columns`: the places of the channels in a line."""
 
     file: LineFile
     first_line: int
     offset: int
     length: int
     columns: tuple[int, ...]
+    width: int
 
     def load(self) -> dict[str, bytes]:
-        """npy, float32 [T, C]."""
-        text = self.file.read(self.offset, self.length).decode()
-        rows = [row for row in csv.reader(io.StringIO(text)) if row]
+        """npy, float32 [T, C]. Raises DataError naming the line."""
+        text = self.file.text(self.offset, self.length, self.first_line)
+        reader = csv.reader(io.StringIO(text), strict=True)
         try:
-            values = [[_number(row[column]) for column in self.columns] for row in rows]
-        except (ValueError, IndexError) as error:
-            where = f"{self.file.path}, in the rows from line {self.first_line}"
-            raise DataError(f"{where}: {error}; choose the columns of numbers with --columns") from error
+            values = [self._values(row) for row in reader if row]
+        except (ValueError, csv.Error) as error:
+            where = f"{self.file.path}, line {self.first_line + reader.line_num - 1}"
+            raise DataError(f"{where}: {error}; mend it, or choose the columns of numbers with --columns") from error
         return {"npy": _npy(np.asarray(values, dtype=np.float32))}
+
+    def _values(self, row: list[str]) -> list[float]:
+        if len(row) != self.width:
+            raise ValueError(f"{len(row)} cells, not {self.width} columns as in the header")
+        return [_number(row[column]) for column in self.columns]
 
     def stamp(self) -> object:
         """Which version of the file, and what is taken from it."""
@@ -145,13 +153,16 @@ def from_csv(path: Path, stem: str, how: Windows) -> Iterator[Item]:
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise DataError(f"{path}: no column {unknown[0]!r}; it has {', '.join(names)}")
+    double = [name for name in wanted if names.count(name) > 1 or not name.strip()]
+    if double:
+        raise DataError(f"{path}: column {double[0]!r} has no name of its own; rename it, or choose with --columns")
     columns = tuple(names.index(name) for name in wanted)
     for value, first, stop in table.runs:
         series = stem if how.by is None else f"{stem}-{value}"
         for number, begin in enumerate(how.begins(stop - first)):
             end = stop if how.window is None else min(stop, first + begin + how.window)
             offset = table.offsets[first + begin]
-            rows = Rows(file, table.lines[first + begin], offset, table.offsets[end] - offset, columns)
+            rows = Rows(file, table.lines[first + begin], offset, table.offsets[end] - offset, columns, len(names))
             yield Item(series if how.window is None else f"{series}-{number:06d}", series, rows.load, rows.stamp)
 
 
@@ -170,7 +181,7 @@ def _read_rows(path: Path, by: str | None) -> tuple[list[str], _Table]:
     for line in lines(path):
         end = line.offset + len(line.data)
         if not names or by is not None:
-            cells = _cells(line.data.removeprefix(b"\xef\xbb\xbf") if not names else line.data, path, line.number)
+            cells = _cells(line.data, path, line.number)
         if not names:
             names = _header(cells)
             if names == cells:
@@ -190,9 +201,9 @@ def _read_rows(path: Path, by: str | None) -> tuple[list[str], _Table]:
 
 def _cells(data: bytes, path: Path, number: int) -> list[str]:
     try:
-        return next(csv.reader([data.decode()]))
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"{path}, line {number}: not a line of a UTF-8 csv file ({error})") from error
+        return next(csv.reader([decoded(data, f"{path}, line {number}")], strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {number}: not a line of a csv file ({error})") from error
 
 
 def _header(cells: list[str]) -> list[str]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigssl import limits
+from bigssl.data import decode
 from bigssl.data.errors import DataError
-from bigssl.data.sources import Item, to_json, version
+from bigssl.data.sources import Item, Keys, to_json, version
+
+LINE_FEED = b"\n"
 
 
 class LineFile(NamedTuple):
@@ -24,9 +31,13 @@ class LineFile(NamedTuple):
             file.seek(offset)
             return file.read(length)
 
+    def text(self, offset: int, length: int, line: int) -> str:
+        """The same as text. line: the number of the first one. Raises OSError, and DataError for what is no UTF-8."""
+        return decoded(self.read(offset, length), f"{self.path}, line {line}")
+
 
 class Line(NamedTuple):
-    """One line: its number from 1, the byte it begins at, and its bytes without the end."""
+    """One line: its number from 1, the byte it begins at, and its bytes."""
 
     number: int
     offset: int
@@ -38,18 +49,42 @@ def line_file(path: Path) -> LineFile:
     return LineFile(str(path), version(path))
 
 
-def lines(path: Path) -> Iterator[Line]:
-    """The lines of `path` that are not blank. Raises DataError where one is longer than a member may be."""
-    offset, longest = 0, limits.current().member_bytes
+def decoded(data: bytes, where: str) -> str:
+    """UTF-8 text; `where`: its first line, for the DataError."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line, _, number = where.rpartition(" ")
+        place = f"{line} {int(number) + data[: error.start].count(LINE_FEED)}"
+        byte = error.start - (data.rfind(LINE_FEED, 0, error.start) + 1)
+        again = "convert it, e.g. `iconv -f LATIN1 -t UTF-8`"
+        raise DataError(f"{place}: not UTF-8: byte {byte} is 0x{data[error.start]:02x}; {again}") from error
+
+
+def physical_lines(path: Path, limit: str = "member_bytes") -> Iterator[Line]:
+    """The lines of `path` with their ends, blank ones too, without a byte order mark. Raises DataError where one is
+    longer than `limit` allows, and for UTF-16."""
+    offset, number = 0, 0
     with path.open("rb") as file:
-        number = 0
-        while data := file.readline(longest + 1):
+        first = file.read(len(codecs.BOM_UTF8))
+        if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError(f"{path} is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`")
+        if first == codecs.BOM_UTF8:
+            offset = len(first)
+        file.seek(offset)
+        while data := file.readline(getattr(limits.current(), limit) + 1):
             number += 1
-            if refused := limits.over("member_bytes", len(data)):
+            if refused := limits.over(limit, len(data)):
                 raise DataError(f"{path}, line {number} refused: {refused}")
-            if data.strip():
-                yield Line(number, offset, data.rstrip(b"\r\n"))
+            yield Line(number, offset, data)
             offset += len(data)
+
+
+def lines(path: Path) -> Iterator[Line]:
+    """The lines of `path` that are not blank, without their ends. Raises DataError as `physical_lines`."""
+    for line in physical_lines(path):
+        if line.data.strip():
+            yield line._replace(data=line.data.rstrip(b"\r\n"))
 
 
 class Document(NamedTuple):
@@ -64,12 +99,12 @@ class Document(NamedTuple):
 
     def load(self) -> dict[str, bytes]:
         """txt, and json where fields are wanted there."""
-        data = self.file.read(self.offset, self.length)
+        text = self.file.text(self.offset, self.length, self.number)
         if self.template is None:
-            return {"txt": data}
-        record = parse(f"{self.file.path}, line {self.number}", data)
-        fields = {"txt": record.fill(self.template).encode()}
-        return fields | ({"json": to_json({name: record[name] for name in self.meta})} if self.meta else {})
+            return {"txt": text.encode()}
+        record = parse(f"{self.file.path}, line {self.number}", text)
+        fields = {"txt": record.fill(self.template, only_text=True).encode()}
+        return fields | ({"json": to_json({name: record.value(name) for name in self.meta})} if self.meta else {})
 
     def stamp(self) -> object:
         """Which version of the file, and what is taken from it."""
@@ -84,27 +119,46 @@ class Record(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         raise DataError(f"{self.where}: no field {name!r}; it has {', '.join(sorted(self)) or 'none'}")
 
-    def fill(self, template: str) -> str:
-        """`template` with fields in braces. Raises DataError for those that are neither text nor number."""
-        return template.format_map(_Texts(self))
+    def value(self, name: str) -> Any:
+        """The field, if all that is text in it is text. Raises DataError."""
+        value = self[name]
+        for part in decode.strings(value):
+            decode.refuse_halves(part, f"{self.where}: field {name!r}")
+        return value
+
+    def fill(self, template: str, *, only_text: bool = False) -> str:
+        """`template` with fields in braces. Raises DataError for those that are neither text nor a finite number.
+
+        only_text: a template that is one field and nothing else needs a text: a number there is no document.
+        """
+        try:
+            return template.format_map(_Texts(self, numbers=not (only_text and _ONE_FIELD.fullmatch(template))))
+        except (ValueError, AttributeError, LookupError) as error:
+            raise DataError(f"{template!r} is no template ({error}); write fields in braces, as in {{text}}") from error
+
+
+_ONE_FIELD = re.compile(r"\{[^{}]*\}")
 
 
 class _Texts(dict[str, str]):
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, numbers: bool) -> None:
         super().__init__()
-        self._record = record
+        self._record, self._numbers = record, numbers
 
     def __missing__(self, name: str) -> str:
-        value = self._record[name]
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        value = self._record.value(name)
+        if isinstance(value, str):
+            return value
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not self._numbers:
             raise DataError(f"{self._record.where}: field {name!r} is {json.dumps(value)[:40]}; a text is needed")
         return str(value)
 
 
-def parse(where: str, data: bytes) -> Record:
-    """The JSON object in `data`. Raises DataError naming `where`."""
+def parse(where: str, text: str) -> Record:
+    """The JSON object in `text`. Raises DataError naming `where`, also for a name that stands twice in an object."""
     try:
-        value = json.loads(data)
+        value = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -114,10 +168,20 @@ def parse(where: str, data: bytes) -> Record:
     return record
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        double = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise ValueError(f"the name {double!r} stands twice in an object")
+    return found
+
+
 def from_lines(path: Path, stem: str) -> Iterator[Item]:
     """Each line that is not blank is a document: samples `STEM-000000`, numbered through, with the field txt."""
     file = line_file(path)
     for count, line in enumerate(lines(path)):
+        if b"\r" in line.data and line.number == 1 and line.offset + len(line.data) >= path.stat().st_size - 1:
+            raise DataError(f"{path} has one line with carriage returns in it; `tr '\\r' '\\n'` makes lines of them")
         document = Document(file, line.number, line.offset, len(line.data), None, ())
         key = f"{stem}-{count:06d}"
         yield Item(key, key, document.load, document.stamp)
@@ -131,9 +195,12 @@ def from_jsonl(
 
     key, group: templates; without them the running number `STEM-000000` is the key and the key the group.
     """
-    file = line_file(path)
+    file, keys = line_file(path), Keys()
     for count, line in enumerate(lines(path)):
         document = Document(file, line.number, line.offset, len(line.data), text, tuple(meta))
-        record = parse(f"{path}, line {line.number}", line.data) if key or group else Record()
+        where = f"{path}, line {line.number}"
+        record = parse(where, decoded(line.data, where)) if key or group else Record()
         name = record.fill(key) if key else f"{stem}-{count:06d}"
+        if key:
+            keys.add(name, str(path), line.number)
         yield Item(name, record.fill(group) if group else name, document.load, document.stamp)

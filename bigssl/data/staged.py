@@ -22,7 +22,7 @@ import webdataset
 from bigssl.data import tarwalk
 from bigssl.data.errors import DataError
 from bigssl.data.index import MANIFEST, build_index, write_atomic
-from bigssl.data.sources import Item
+from bigssl.data.sources import Item, refuse_fields
 
 _FINISHED = ".shards"
 _SOURCE = "source"
@@ -121,7 +121,9 @@ def _write_tar(items: Sequence[Item], tar: Path) -> None:
     with tar.open("wb") as file:
         with webdataset.TarWriter(file, user="bigssl", group="bigssl", mtime=0, encoder=False) as writer:
             for item in items:
-                writer.write({"__key__": item.key, **_ask(item, item.load)})
+                fields = _ask(item, item.load)
+                refuse_fields(item.key, fields)
+                writer.write({"__key__": item.key, **fields})
         file.flush()
         os.fsync(file.fileno())
 

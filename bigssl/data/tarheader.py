@@ -21,6 +21,7 @@ _REFUSED = {
     tarfile.FIFOTYPE: "a named pipe",
     tarfile.GNUTYPE_SPARSE: "a sparse file",
 }
+_ORDINARY = "pack it anew with ordinary files (`tar --dereference --hard-dereference`, or `bigssl shards pack FOLDER`)"
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 
 
@@ -73,9 +74,11 @@ def member(header: tarfile.TarInfo, override: dict[str, str], url: str, position
     that are none or over the limit `member_bytes`.
     """
     name = override.get("path", header.name)
-    cause = _bad_kind(header, override) or _bad_name(name)
+    kind = _bad_kind(header, override)
+    cause = kind or _bad_name(name)
     if cause:
-        raise damaged(url, key=None, offset=position, cause=f"member {name!r} {cause}")
+        advice = _ORDINARY if kind else ""
+        raise damaged(url, key=None, offset=position, cause=f"member {name!r} {cause}", advice=advice)
     if header.isdir():
         return name, 0
     length = _length(header, override)

@@ -1,14 +1,15 @@
 """Walks a tar header by header and says where every byte of every sample lies.
 
-Python's `tarfile` (and with it `webdataset`) takes a damaged header in the middle of an archive for its end, so the
-rest is lost without a word. This walker raises instead. Shards may be gzip-compressed if the compressor was flushed
+Python's `tarfile` (and with it `webdataset`) takes a damaged header in the middle of an archive for its end, and reads
+nothing behind the first end mark (as GNU tar does), so the rest is lost without a word. This walker raises instead:
+behind the end mark only zeros may follow. Two tars in one file are refused rather than read, since every other reader
+of the shard would see the first one only. Shards may be gzip-compressed if the compressor was flushed
 (Z_FULL_FLUSH) before each sample: inflation can start at such a point, which keeps samples of a compressed shard
 readable by range.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import mmap
 import re
@@ -18,11 +19,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any
 
 from bigssl import limits
-from bigssl.data import tarheader
-from bigssl.data.errors import damaged
+from bigssl.data import leftout, tarheader, unpack
+from bigssl.data.errors import DataError, damaged
+from bigssl.data.leftout import LeftOut
+from bigssl.data.unpack import RATIO_FROM, Readable, Refused
 
 BLOCK = 512
 _KEY_AND_FIELD = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
@@ -30,14 +33,7 @@ _FLUSH = b"\x00\x00\xff\xff"  # the empty stored block that ends every flush of 
 _GZIP_HEADER = 10
 _CHUNK = 1 << 20
 _AFTER = 2 * tarfile.RECORDSIZE  # at most that much follows the last sample: padding, end mark, and zeros to a record
-RATIO_FROM = 1 << 20  # bytes of tar; what unpacks to less does no harm, however well it was packed
-
-
-class Readable(Protocol):
-    """Anything with `read(size)`."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Up to `size` bytes, none at the end."""
+_META = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
 
 
 @dataclass(frozen=True)
@@ -90,18 +86,34 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 def is_compressed(url: str) -> bool:
     """True for shards that are gzip streams, by name (`.tar.gz`, `.tgz`)."""
-    return url.endswith((".gz", ".tgz"))
+    return unpack.by_name(url) == "gzip"
 
 
 def is_shard(url: str) -> bool:
-    """True for names that a shard may have."""
-    return url.endswith((".tar", ".tar.gz", ".tgz"))
+    """True for names of shards whose samples can be read by range: bare and gzip-compressed tars."""
+    return unpack.by_name(url) in (unpack.TAR, "gzip")
 
 
-def walk(file: Readable, url: str) -> Iterator[Entry]:
-    """Every regular file of the shard's tar, read once, front to back. Raises DataError at the first damaged byte of
+def opened(file: Readable, url: str) -> Readable:
+    """The tar in the shard `url`, which is packed as its name says. Raises DataError where it is not: a reader by range
+    goes by the name."""
+    peeked, named = unpack.Peeked(file), "gzip" if is_compressed(url) else unpack.TAR
+    if peeked.packing and peeked.packing != named:
+        cause = f"the file is {peeked.packing}, its name says {named or 'bare tar'}"
+        raise damaged(url, key=None, offset=0, cause=cause, advice=_repack(peeked.packing))
+    return unpack.Unpacked(peeked, named) if named else peeked
+
+
+def _repack(packing: str) -> str:
+    if packing == "gzip":
+        return "rename it to .tar.gz"
+    return f"unpack it, or rename it to {unpack.SUFFIX[packing]} and read it with data.sources.NAME.sequential=true"
+
+
+def walk(tar: Readable, url: str) -> Iterator[Entry]:
+    """Every regular file of a bare tar, read once, front to back. Raises DataError at the first damaged byte of
     structure and at what `bigssl.limits` refuses; payloads are checksummed, not judged."""
-    stream = Stream(file, url)
+    stream = Stream(tar, url)
     override: dict[str, str] = {}
     members = 0
     while any(block := stream.take(BLOCK, "a header")):
@@ -125,46 +137,11 @@ def walk(file: Readable, url: str) -> Iterator[Entry]:
     stream.drain()
 
 
-class _Counting:
-    """A readable stream that remembers how many bytes went through it."""
-
-    def __init__(self, source: Readable) -> None:
-        self._source, self.bytes = source, 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._source.read(size)
-        self.bytes += len(data)
-        return data
-
-
-class Refused(zlib.error):
-    """A compressed stream that unpacks to more than `bigssl.limits` allow."""
-
-
-class Inflated:
-    """The content of a gzip stream. Raises Refused, and what `gzip` raises for damage."""
-
-    def __init__(self, packed: Readable) -> None:
-        self._packed, self._unpacked = _Counting(packed), 0
-        self._file = gzip.GzipFile(fileobj=cast(IO[bytes], self._packed))
-
-    def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes, none at the end."""
-        data = self._file.read(size)
-        self._unpacked += len(data)
-        if self._unpacked > RATIO_FROM:
-            refused = limits.over("ratio", self._unpacked // max(1, self._packed.bytes))
-            if refused:
-                raise Refused(f"compression refused: {refused}")
-        return data
-
-
 class Stream:
     """Reads a tar stream forward, knows its position, and turns a missing byte into a DataError that says where."""
 
     def __init__(self, source: Readable, url: str) -> None:
-        self._source = Inflated(source) if is_compressed(url) else source
-        self._url, self.position = url, 0
+        self._source, self._url, self.position = source, url, 0
 
     def take(self, size: int, what: str) -> bytes:
         """Exactly `size` bytes."""
@@ -188,37 +165,44 @@ class Stream:
         return crc
 
     def drain(self) -> None:
-        """Reads what follows the end mark, so that gzip checks its own trailing checksum."""
-        while self._read(_CHUNK):
-            pass
+        """Reads what follows the end mark, which must be zeros, so that gzip checks its own trailing checksum."""
+        while part := self._read(_CHUNK):
+            if zeros := part.lstrip(b"\0"):
+                raise self._beyond(self.position + len(part) - len(zeros))
+            self.position += len(part)
+
+    def _beyond(self, place: int) -> DataError:
+        cause = "data follows the end mark of the tar, where every reader stops: another tar appended, or zeroed blocks"
+        advice = "unpack it into a FOLDER with `tar --ignore-zeros` and run `bigssl shards pack FOLDER NEW`"
+        return damaged(self._url, key=None, offset=place, cause=cause, advice=advice)
 
     def _read(self, size: int) -> bytes:
         try:
             return self._source.read(size)
         except Refused as error:
             raise damaged(self._url, key=None, offset=self.position, cause=str(error)) from error
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except (EOFError, zlib.error) as error:
             cause = f"the compressed stream is damaged or truncated ({error})"
             raise damaged(self._url, key=None, offset=self.position, cause=cause) from error
 
 
-def group(entries: Iterator[Entry], url: str) -> Iterator[Group]:
+def group(entries: Iterator[Entry], url: str, left_out: LeftOut | None = None) -> Iterator[Group]:
     """Samples of a shard in order. A key or a field that comes back later is an error: a reader would see two
-    halves."""
+    halves. left_out: is told what is no member of a sample: hidden files (also `._NAME`, which macOS puts beside
+    NAME), names without an extension, and `__NAME__`, which webdataset passes over."""
     current: Group | None = None
     seen: set[str] = set()
     for entry in entries:
-        named = split_name(entry.name)
-        if named is None or entry.name.startswith("__"):
-            continue  # not a member of a sample by WebDataset's rule
-        key, field = named
+        if reason := not_a_member(entry.name):
+            if left_out is not None:
+                left_out.add(reason, entry.name)
+            continue
+        key, field = split_name(entry.name) or ("", "")
         if current is None or key != current.key:
             if current is not None:
                 yield current
             if key in seen:
-                raise damaged(
-                    url, key=key, offset=entry.header, cause="the key occurs twice, its files are not adjacent"
-                )
+                raise _not_adjacent(url, key, entry.header)
             seen.add(key)
             current = Group(key, entry.header, entry.offset + entry.length, {})
         if field in current.fields:
@@ -229,6 +213,21 @@ def group(entries: Iterator[Entry], url: str) -> Iterator[Group]:
             raise damaged(url, key=key, offset=current.start, cause=f"sample refused: {refused}")
     if current is not None:
         yield current
+
+
+def not_a_member(name: str) -> str:
+    """Why the file `name` belongs to no sample; empty where it does."""
+    if name.rpartition("/")[2].startswith("."):
+        return leftout.HIDDEN
+    if _META.match(name):
+        return leftout.META
+    return "" if split_name(name) else leftout.NAMELESS
+
+
+def _not_adjacent(url: str, key: str, offset: int) -> DataError:
+    advice = "unpack it into a FOLDER and run `bigssl shards pack FOLDER NEW`, which puts them together"
+    cause = "the key occurs twice, its files are not adjacent"
+    return damaged(url, key=key, offset=offset, cause=cause, advice=advice)
 
 
 def flush_points(path: Path) -> dict[int, int]:

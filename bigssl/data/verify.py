@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import repeat
 
-import braceexpand
+import numpy as np
 
-from bigssl.data import decode, storage, tarwalk
+from bigssl.data import decode, storage, tarwalk, unpack
 from bigssl.data.errors import DataError, display
-from bigssl.data.index import DatasetIndex, Row, ShardInfo, expand, scan
+from bigssl.data.index import DatasetIndex, Row, ShardInfo, scan
 from bigssl.data.jobs import each
+from bigssl.data.leftout import LeftOut
 from bigssl.data.pipes import PIPE
 from bigssl.data.sequential import samples_of
 from bigssl.data.stream import SampleReader
+from bigssl.data.urls import expand, meant
 
 
 @dataclass(frozen=True)
@@ -29,59 +32,112 @@ class Finding:
     cause: str
 
 
-def verify(url: str, jobs: int = 1) -> Iterator[Finding]:
+def verify(url: str, jobs: int = 1, left_out: LeftOut | None = None) -> Iterator[Finding]:
     """Every damage of a dataset: an index that does not fit, missing, truncated or changed shards, bad headers,
-    missing or flipped bytes, empty shards, repeated keys, fields that cannot be decoded, and what `bigssl.limits`
-    refuses. Shards without an index are read too, and the output of `pipe:` commands. jobs: processes, each of which
-    reads one shard at a time."""
-    if url.startswith(PIPE):
-        for found in each(_sequential, list(braceexpand.braceexpand(url)), jobs):
-            yield from found
+    missing or flipped bytes, empty shards, repeated keys (also over shards), fields that cannot be decoded, and what
+    `bigssl.limits` refuses. Shards without an index are read too, and the output of `pipe:` commands. jobs: processes,
+    each of which reads one shard at a time. left_out: is told what belongs to no sample, which is no damage."""
+    left_out = LeftOut() if left_out is None else left_out
+    if url.startswith(PIPE) or _is_packed(url):
+        yield from _of_each(_sequential, expand([url], sequential=True), jobs, left_out)
         return
     try:
         index = DatasetIndex.load(url)
     except DataError as error:
         yield Finding(display(url), None, None, str(error))
-        yield from _without_index(url, jobs)
+        yield from _of_each(_unindexed, _tars(url), jobs, left_out)
         return
     with closing(index):
         for found in each(partial(_shard, index), range(len(index.shards)), jobs):
             yield from found
+        yield from repeated(index)
     yield from _strangers(index)
+    left_out.merge(index.left_out)
 
 
-def _without_index(url: str, jobs: int) -> Iterator[Finding]:
-    try:
-        tars = expand([url])
-    except DataError:
-        return
-    for found in each(_unindexed, tars, jobs):
+def _is_packed(url: str) -> bool:
+    """Whether `url` names shards that have no index because only a reader from front to back can take them."""
+    names = [storage.bare(tar) for tar in meant(url)]
+    return any(unpack.by_name(name) is not None and not tarwalk.is_shard(name) for name in names)
+
+
+def _of_each(
+    look: Callable[[str], tuple[list[Finding], LeftOut]], tars: Sequence[str], jobs: int, left_out: LeftOut
+) -> Iterator[Finding]:
+    for found, more in each(look, tars, jobs):
+        left_out.merge(more)
         yield from found
 
 
-def _unindexed(tar: str) -> list[Finding]:
-    name = Path(tar).name
+def _tars(url: str) -> list[str]:
     try:
-        return [] if scan(tar)[0] else [Finding(name, None, 0, "the shard has no samples")]
+        return expand([url], sequential=True)
+    except DataError:  # the index has been missed already
+        return []
+
+
+def _unindexed(tar: str) -> tuple[list[Finding], LeftOut]:
+    name, left_out = storage.name_of(tar), LeftOut()
+    if not tarwalk.is_shard(name):
+        return _sequential(tar)
+    try:
+        rows, _, _ = scan(tar, None, left_out)
     except DataError as error:
-        return [_structural(name, error)]
+        return [_structural(name, error)], left_out
+    return [] if rows else [Finding(name, None, 0, "the shard has no samples")], left_out
 
 
-def _sequential(url: str) -> list[Finding]:
-    """Of the output of a command, up to the first damage of its structure; a command that fails is one too."""
+def _sequential(url: str) -> tuple[list[Finding], LeftOut]:
+    """Of what is read from front to back, up to the first damage of its structure; a command that fails is one too."""
     found: list[Finding] = []
-    samples = 0
+    samples, left_out = 0, LeftOut()
     try:
-        for key, fields in samples_of(url):
+        for key, fields in samples_of(url, None, left_out):
             samples += 1
             found += _undecodable(display(url), key, fields, dict.fromkeys(fields))
     except DataError as error:
-        return [*found, _structural(display(url), error)]
-    return found if samples else [*found, Finding(display(url), None, 0, "the shard has no samples")]
+        return [*found, _structural(display(url), error)], left_out
+    return found if samples else [*found, Finding(display(url), None, 0, "the shard has no samples")], left_out
 
 
 def _structural(shard: str, error: DataError) -> Finding:
-    return Finding(shard, error.key, error.offset, error.cause or str(error))
+    cause = error.cause or str(error)
+    return Finding(shard, error.key, error.offset, f"{cause}; {error.advice}" if error.advice else cause)
+
+
+def repeated(index: DatasetIndex) -> Iterator[Finding]:
+    """Keys that stand in two shards, from the sidecars alone: one finding per pair of shards, named at the second."""
+    shards = np.repeat(np.arange(len(index.shards)), [shard.samples for shard in index.shards])
+    try:
+        hashes = np.fromiter(map(_hash, range(len(index)), repeat(index)), np.uint64, len(index))
+    except DataError:  # of a sidecar, which the look into its shard has named
+        return
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for first, second in zip(order[same].tolist(), order[same + 1].tolist(), strict=True):
+        if shards[first] != shards[second] and index.row(first)[1].key == index.row(second)[1].key:
+            pairs.setdefault((int(shards[first]), int(shards[second])), []).append((first, second))
+    for (earlier, later), found in sorted(pairs.items()):
+        found.sort(key=lambda pair: pair[1])
+        yield _twice(index, index.shards[earlier].name, index.shards[later].name, found)
+
+
+def _hash(number: int, index: DatasetIndex) -> int:
+    return int.from_bytes(hashlib.blake2b(index.row(number)[1].key.encode(), digest_size=8).digest(), "little")
+
+
+def _twice(index: DatasetIndex, earlier: str, later: str, found: list[tuple[int, int]]) -> Finding:
+    """In words: is it the same data twice, or are there two samples of one name?"""
+    contents = [[_content(index.row(number)[1]) for number in pair] for pair in found]
+    equal, row = sum(first == second for first, second in contents), index.row(found[0][1])[1]
+    what = f"{len(found)} keys of this shard stand in {earlier} too, the first is {row.key!r}"
+    data = f"{equal} of them with the same data; `bigssl shards clean --drop duplicates` keeps one of each"
+    return Finding(later, row.key, row.origin, f"{what}, {data if equal else 'with other data: one name, two samples'}")
+
+
+def _content(row: Row) -> dict[str, tuple[int, int]]:
+    return {name: (member.length, member.crc32) for name, member in row.members.items()}
 
 
 def _shard(index: DatasetIndex, number: int) -> list[Finding]:
@@ -144,7 +200,7 @@ def _undecodable(
 ) -> Iterator[Finding]:
     for name, data in fields.items():
         try:
-            decode.check(name, data)
+            decode.check(name, data, only_text="txt" not in fields)
         except DataError as error:
             yield Finding(shard, key, offsets[name], f"field {name!r}: {error}")
 
@@ -165,7 +221,7 @@ def _strangers(index: DatasetIndex) -> Iterator[Finding]:
         return
     known = {shard.name for shard in index.shards}
     for path in sorted(folder.iterdir()):
-        if tarwalk.is_shard(path.name) and path.name not in known:
+        if unpack.by_name(path.name) is not None and path.name not in known and not path.name.startswith("."):
             yield Finding(
                 path.name, None, None, "the shard is not in the index; run `bigssl shards index` on the folder"
             )

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from bigssl.data.errors import DataError
-from bigssl.data.index import DatasetIndex, build_index, expand, scan
+from bigssl.data.index import DatasetIndex, build_index, scan
 from bigssl.data.stream import Stream, in_order
+from bigssl.data.urls import expand
 from bigssl.data.verify import Finding, verify
 
 BLOCK = 512
@@ -151,11 +152,13 @@ def test_a_shard_changed_under_a_running_job(dataset) -> None:
 
 
 def test_a_shard_repacked_with_equal_samples_is_found(dataset) -> None:
-    """Equal payloads, other owner in a header: samples are right, the file is not the one that was indexed."""
+    """Equal payloads, another time in a header: samples are right, the file is not the one that was indexed."""
     index = dataset((3,))
     path = shard_path(index)
-    content = path.read_bytes()
-    edit(path, len(content) - 1, b"\x01")  # after the end mark
+    header = bytearray(path.read_bytes()[:BLOCK])
+    header[136:148] = b"00000000001\0"
+    header[148:156] = b" " * 8
+    edit(path, 0, bytes(header[:148]) + b"%06o\0 " % sum(header) + bytes(header[156:]))
     (found,) = findings(index)
     assert "differs from its checksum" in found.cause
 

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from bigssl.data import errors
-from bigssl.data.index import DataError, DatasetIndex, Member, build_index, expand
+from bigssl.data.index import DataError, DatasetIndex, Member, build_index
+from bigssl.data.leftout import NAMELESS
 from bigssl.data.sidecar import FORMAT, SIDECAR, Row, to_line
 from bigssl.data.stream import in_order
+from bigssl.data.urls import expand
 
 
 def write_tar(path: Path, files: dict[str, bytes], **options: object) -> Path:
@@ -77,9 +79,10 @@ def test_existing_tars_of_any_writer(tmp_path: Path) -> None:
         write_tar(tmp_path / name, files, format=form)
     index = build_index([tmp_path / "gnu.tar", tmp_path / "pax.tar"], tmp_path)
     samples = list(in_order(index))
-    for sample, (key, fields) in zip(samples, [("a/b", {"seg.png": b"1", "cls": b""}), (long, {"txt": b"2"}),
-                                               ("größe", {"txt": b"3"})] * 2, strict=True):  # fmt: skip
-        assert (sample.key, sample.fields) == (key, fields)
+    expected = [("a/b", {"seg.png": b"1", "cls": b""}), ("__meta__", {"json": b"{}"}), (long, {"txt": b"2"}),
+                ("größe", {"txt": b"3"})]  # fmt: skip
+    assert [(sample.key, sample.fields) for sample in samples] == expected * 2
+    assert index.left_out.as_json() == {NAMELESS: [2, ["README", "README"]]}
 
 
 def test_a_missing_index_names_its_command(tmp_path: Path) -> None:

@@ -99,11 +99,11 @@ def test_what_cannot_be_a_series_is_named(tmp_path: Path, content: str, how: Win
         list(from_csv(tmp_path / "f.csv", "f", how))
 
 
-@pytest.mark.parametrize("row", ["x,2", "1", "2020-01-01,3"])
+@pytest.mark.parametrize("row", ["x,2", "1", "1,2,3", "1_0,2", '"1,2', "2020-01-01,3"])
 def test_cells_that_are_no_numbers_are_named(tmp_path: Path, row: str) -> None:
     (tmp_path / "f.csv").write_text(f"a,b\n1,2\n{row}\n")
     (item,) = from_csv(tmp_path / "f.csv", "f", Windows())
-    with pytest.raises(DataError, match=r"f\.csv, in the rows from line 2: .*--columns"):
+    with pytest.raises(DataError, match=r"f\.csv, line 3: .*--columns"):
         item.load()
 
 

@@ -17,7 +17,8 @@ from bigssl.data import staged
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
 from bigssl.data.shards import pack
-from bigssl.data.sources import Item, from_folder
+from bigssl.data.sources import Item
+from bigssl.data.sources_folder import from_folder
 from bigssl.data.stream import in_order
 from bigssl.data.verify import verify
 
@@ -211,7 +212,7 @@ def test_a_full_disk_is_named_and_keeps_what_is_finished(
 def test_names_in_other_encodings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / os.fsdecode(b"gr\xfc\xdfe.txt")).write_bytes(b"")
-    with pytest.raises(DataError, match="it is not UTF-8; rename its files"):
+    with pytest.raises(DataError, match="its name is not UTF-8; rename it"):
         run(tmp_path / "source", tmp_path / "x")
 
 

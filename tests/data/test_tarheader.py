@@ -47,7 +47,8 @@ def refused(url: str, cause: str) -> None:
         scan(url)
     assert caught.value.offset == 1024
     (_, finding) = verify(url)  # the first says that there is no index
-    assert (finding.shard, finding.offset, finding.cause) == ("x.tar", 1024, caught.value.cause)
+    assert (finding.shard, finding.offset) == ("x.tar", 1024)
+    assert finding.cause.startswith(caught.value.cause)
 
 
 @pytest.mark.parametrize("name", ["/etc/b.txt", "\\b.txt", "C:\\b.txt", "c:/b.txt"])

@@ -11,8 +11,9 @@ import pytest
 from bigssl import cli
 from bigssl.config import RemoteConfig
 from bigssl.data.errors import DataError
-from bigssl.data.index import DatasetIndex, build_index, expand
+from bigssl.data.index import DatasetIndex, build_index
 from bigssl.data.stream import SampleReader, Stream, in_order
+from bigssl.data.urls import expand
 
 moto_server = pytest.importorskip("moto.server")
 moto_parts = pytest.importorskip("moto.moto_server.threaded_moto_server")

@@ -1,0 +1,162 @@
+"""What the URL of a recipe or of a command names: `~`, `$VAR`, `file:`, `*`, `{000..127}` and `a.tar::b.tar`.
+
+A local path that exists as it is written is that path, whatever signs are in its name.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from urllib.parse import unquote
+
+import braceexpand
+
+from bigssl.config import RemoteConfig
+from bigssl.data import leftout, storage, tarwalk, unpack
+from bigssl.data.errors import DataError, display
+from bigssl.data.leftout import LeftOut
+from bigssl.data.pipes import PIPE
+from bigssl.data.remote import Remote, RemoteError
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+_PROTOCOL = re.compile(r"[a-z0-9+]+")  # `simplecache` of `simplecache::s3://...`, which a backend refuses
+_RANGES = ".tar, .tar.gz, .tgz"
+
+
+def meant(url: str) -> list[str]:
+    """The paths and URLs that `url` names, at least one, in order; those of a pattern sorted. Raises DataError for an
+    unset variable, a pattern that nothing matches, and what is not supported, by name."""
+    if url.startswith(PIPE):
+        return _braces(url)
+    if "::" in url and _PROTOCOL.fullmatch(url.partition("::")[0]):
+        return [url]
+    parts = [url] if _is_there(url.removeprefix("file:")) else url.split("::")
+    if len(parts) > 1 and "" in parts:
+        raise DataError(f"{display(url)}: nothing stands on one side of `::`, which joins shards as in a.tar::b.tar")
+    return [found for part in parts for found in _of_part(part)]
+
+
+def _of_part(url: str) -> list[str]:
+    path = _path_of(url) if url.startswith("file:") else url
+    if _is_there(path):
+        return [path]
+    path = _with_variables(os.path.expanduser(path) if storage.is_local(path) else path, url)
+    return [path] if _is_there(path) else [match for name in _braces(path) for match in _matches(name)]
+
+
+def _is_there(url: str) -> bool:
+    return "://" not in url and os.path.lexists(url)
+
+
+def _path_of(url: str) -> str:
+    """The path of `file:path`, `file:/path` or `file:///path`."""
+    path = url.removeprefix("file:")
+    if path.startswith("//"):
+        host, slash, rest = path[2:].partition("/")
+        if host not in ("", "localhost"):
+            raise DataError(f"{url}: a file of the host {host!r}; allowed is file:///PATH of this machine")
+        path = slash + rest
+    return path if _is_there(path) else unquote(path)
+
+
+def _with_variables(path: str, url: str) -> str:
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if name not in os.environ:
+            raise DataError(f"{display(url)}: the environment variable {name} is not set; set it or write the path")
+        return os.environ[name]
+
+    bare = storage.bare(path)  # a query may hold a $ of its own
+    return _VARIABLE.sub(value, bare) + path[len(bare) :]
+
+
+def _braces(url: str) -> list[str]:
+    if "{" not in url:
+        return [url]
+    try:
+        return list(braceexpand.braceexpand(url))
+    except ValueError as error:
+        raise DataError(f"{display(url)}: no pattern ({error}); write one like NAME-{{000..127}}.tar") from None
+
+
+def _matches(name: str) -> list[str]:
+    if not storage.is_local(name):
+        if "*" in storage.bare(name):
+            example = "a pattern NAME-{000..127}.tar or the folder"
+            raise DataError(f"{display(name)}: `*` is for local files; write {example}")
+        return [name]
+    if not glob.has_magic(name) or _is_there(name):
+        return [name]
+    found = sorted(glob.glob(name))
+    if not found:
+        raise DataError(f"{name}: no file matches; see what there is with `ls`")
+    return found
+
+
+def expand(
+    urls: Iterable[str], config: RemoteConfig | None = None, *, sequential: bool = False,
+    left_out: LeftOut | None = None,
+) -> list[str]:  # fmt: skip
+    """Shards named by `urls` and in the folders among them, in that order.
+
+    sequential: also `pipe:` commands, and tars packed by bzip2, xz or zstd, which only a reader from front to back can
+    take. left_out: is told what a folder holds under hidden names. Raises DataError where there is none.
+    """
+    tars = [tar for url in urls for found in meant(url) for tar in _shards(found, config, sequential, left_out)]
+    if not tars:
+        raise DataError(f"{', '.join(map(display, urls))}: no shards ({_RANGES})")
+    return tars
+
+
+def _shards(url: str, config: RemoteConfig | None, sequential: bool, left_out: LeftOut | None) -> list[str]:
+    if url.startswith(PIPE) and sequential:
+        return [url]
+    refuse_pipe(url)
+    local = storage.local_path(url) if storage.is_local(url) else None
+    packing = unpack.by_name(storage.bare(url))
+    if local is not None and local.is_dir():
+        found = [str(path) for path in sorted(local.iterdir()) if unpack.by_name(path.name) is not None]
+    elif packing is not None:
+        found = [url]
+    elif local is None:
+        found = _remote_folder(url, config)
+    else:
+        raise DataError(f"{display(url)} is neither a folder nor a shard ({_RANGES})")
+    shown = [tar for tar in found if tar == url or not storage.name_of(tar).startswith(".")]
+    for tar in found:
+        if left_out is not None and tar not in shown:
+            left_out.add(leftout.HIDDEN, storage.name_of(tar))
+    for tar in () if sequential else shown:
+        refuse_packing(tar)
+    return shown
+
+
+def refuse_packing(tar: str) -> None:
+    """Raises DataError for a shard that cannot be read by range, by its name."""
+    if not tarwalk.is_shard(storage.bare(tar)):
+        packing = unpack.by_name(storage.bare(tar))
+        raise DataError(
+            f"{display(tar)}: {packing} cannot be read by range ({_RANGES} can); unpack it, or declare the source with "
+            "data.sources.NAME.sequential=true"
+        )
+
+
+def refuse_pipe(url: str) -> None:
+    """Raises DataError for a command, which has no index."""
+    if url.startswith(PIPE):
+        raise DataError(
+            f"{display(url)}: a command has no index, so it cannot be read by position; declare the source with "
+            "data.sources.NAME.sequential=true, or write its output to tars and run `bigssl shards index`"
+        )
+
+
+def _remote_folder(url: str, config: RemoteConfig | None) -> list[str]:
+    try:
+        with Remote(config) as remote:
+            names = {storage.name_of(path) for path in remote.names(url)}
+    except RemoteError as error:
+        example = f"{display(url).rstrip('/')}/NAME-{{000..127}}.tar"
+        raise DataError(f"{display(url)}: cannot be listed ({error}); name its shards, e.g. {example}") from None
+    return [storage.join(url, name) for name in sorted(names) if unpack.by_name(name) is not None]
