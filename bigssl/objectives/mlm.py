@@ -56,9 +56,9 @@ class Mlm(Objective):
         super().__init__()
         self.config = config
         self.backbone = tower(towers, config.backbone, "objective.backbone", text=True)
-        self.head = MaskedLanguageHead(self.backbone.token_embedding)
+        self.head = MaskedLanguageHead(self.backbone.token_embedding, self.backbone.dim)
         if config.packing:
-            check_packable(self.backbone.model, self.backbone.length, "objective.packing")
+            check_packable(self.backbone.model, "objective.packing")
 
     def sources(self) -> list[str]:
         return [self.config.source]

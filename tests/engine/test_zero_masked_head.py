@@ -39,7 +39,7 @@ class Model(nn.Module):
         torch.manual_seed(0)
         self.words = nn.Embedding(WORDS, 5)
         self.layer = nn.Linear(5, 5)
-        self.head = MaskedLanguageHead(self.words.weight)
+        self.head = MaskedLanguageHead(self.words.weight, 5)
 
     def forward(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         tokens, labels = batch

@@ -26,7 +26,7 @@ def gradients(loss: Tensor, *leaves: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("most", [None, 15, 40])
 def test_masked_head_equals_full_logits(most: int | None) -> None:
     hidden, labels, embedding = inputs()
-    head = MaskedLanguageHead(embedding)
+    head = MaskedLanguageHead(embedding, 8)
     logits = F.linear(head.norm(F.gelu(head.dense(hidden))), embedding, head.bias)
     truth = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     leaves = (hidden, *head.parameters())
@@ -35,12 +35,12 @@ def test_masked_head_equals_full_logits(most: int | None) -> None:
 
 def test_masked_head_says_when_the_bound_is_wrong() -> None:
     hidden, labels, embedding = inputs()
-    assert MaskedLanguageHead(embedding)(hidden, labels, int((labels != -100).sum()) - 1).isnan()
+    assert MaskedLanguageHead(embedding, 8)(hidden, labels, int((labels != -100).sum()) - 1).isnan()
 
 
 def test_masked_head_transforms_masked_tokens_only() -> None:
     hidden, labels, embedding = inputs()
-    head, seen = MaskedLanguageHead(embedding), []
+    head, seen = MaskedLanguageHead(embedding, 8), []
     head.dense.register_forward_hook(lambda module, args, output: seen.append(len(output)))
     head(hidden, labels)
     assert seen == [(labels != -100).sum()]
