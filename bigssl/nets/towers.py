@@ -45,7 +45,6 @@ class Tower(nn.Module):
         where = f"backbones.{name}"
         self._tokenizer = tokenizer
         hf = hf_config(where, config, tokenizer)
-        check_kind(f"{where}.type", hf.model_type, text=tokenizer is not None)
         self.size = config.size or 0
         self.length = config.length or 0
         field = f"{where}.pretrained" if config.pretrained else f"{where}.config"
@@ -116,11 +115,12 @@ def hf_config(where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizer
     Raises:
         ConfigError: unknown type, field or value, with the nearest match; a special id that is not the tokenizer's.
     """
-    if config.pretrained is not None:
-        return _pretrained_config(where, config.pretrained)
     if config.type not in CONFIG_MAPPING:
         hint = nearest(config.type, sorted(CONFIG_MAPPING.keys()))
         raise ConfigError(f"{where}.type: value {config.type!r}; allowed: a transformers model type{hint}")
+    check_kind(f"{where}.type", config.type, text=tokenizer is not None)
+    if config.pretrained is not None:
+        return _pretrained_config(where, config.type, config.pretrained)
     kind = CONFIG_MAPPING[config.type]
     defaults = kind().to_dict()
     allowed = sorted(set(defaults) - {"transformers_version", "model_type", "architectures"})
@@ -157,14 +157,16 @@ def _special_ids(
     return ids
 
 
-def _pretrained_config(where: str, pretrained: str) -> PreTrainedConfig:
+def _pretrained_config(where: str, kind: str, pretrained: str) -> PreTrainedConfig:
     try:
         loaded: PreTrainedConfig = AutoConfig.from_pretrained(pretrained)
-        return loaded
     except Exception as error:  # transformers raises whatever it met
         raise ConfigError(
             f"{where}.pretrained: value {pretrained!r}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from None
+    if loaded.model_type != kind:
+        raise ConfigError(f"{where}.type: value {kind!r}; allowed: {loaded.model_type}, which {pretrained} holds")
+    return loaded
 
 
 def check(name: str, config: BackboneConfig) -> None:

@@ -15,7 +15,9 @@ from bigssl.data.text import SPECIALS, encode_pieces, encode_words, load_tokeniz
 from bigssl.data.words import LONGEST, word_numbers
 
 ENGLISH = "The unbelievable café, well-known; don't stop (42nd) now"
-WORDS = ["The", "unbelievable", "café", ",", "well", "-", "known", ";", "don", "'", "t", "stop", "(", "42nd", ")", "now"]
+WORDS = [
+    "The", "unbelievable", "café", ",", "well", "-", "known", ";", "don", "'", "t", "stop", "(", "42nd", ")", "now",
+]  # fmt: skip
 CHINESE = "我们在北京看到了很多漂亮的花。" * 20
 THAI = "ภาษาไทยไม่มีช่องว่างระหว่างคำ" * 8
 LEARNT = [  # in any order, so that whole sentences do not become tokens

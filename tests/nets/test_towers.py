@@ -26,7 +26,7 @@ def vit(dim: int, heads: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "config", "count"),
     [
-        ("bert", {}, 109_482_240),
+        ("bert", {"vocab_size": 30_522}, 109_482_240),
         ("resnet", BASIC, 11_176_512),
         ("resnet", {}, 23_508_032),
         ("vit", vit(192, 3), 5_524_416),
@@ -35,8 +35,10 @@ def vit(dim: int, heads: int) -> dict[str, Any]:
     ],
 )
 def test_parameter_counts_are_the_published_ones(kind: str, config: dict[str, Any], count: int) -> None:
+    tokenizer = load_tokenizer(TOKENIZER) if kind == "bert" else None
+    fields = towers.hf_config("backbones.x", BackboneConfig(type=kind, config=config), tokenizer)
     with torch.device("meta"):
-        model = AutoModel.from_config(towers.hf_config("backbones.x", BackboneConfig(type=kind, config=config), None))
+        model = AutoModel.from_config(fields)
     parameters = {n: p.numel() for n, p in model.named_parameters() if not (kind == "vit" and "pooler" in n)}
     assert sum(parameters.values()) == count
 
@@ -113,6 +115,8 @@ def test_pretrained_folder_is_where_training_starts(tmp_path: Path) -> None:
     for name, value in first.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
     assert all(module.training for module in again.modules())
+    with pytest.raises(ConfigError, match=r"backbones.net.type: value 'deit'; allowed: vit, which .* holds"):
+        towers.Tower("net", BackboneConfig(type="deit", size=32, pretrained=str(tmp_path)), None)
 
 
 @pytest.mark.parametrize(
