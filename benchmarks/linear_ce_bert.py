@@ -20,7 +20,7 @@ def steps(device: str, dtype: str) -> dict[str, Step]:
     torch.manual_seed(0)
     config = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     model = BertForMaskedLM(config).to(device)
-    head = MaskedLanguageHead(model.bert.embeddings.word_embeddings.weight, config.hidden_size)
+    head = MaskedLanguageHead(model.bert.embeddings.word_embeddings.weight)
     head.dense, head.norm = model.cls.predictions.transform.dense, model.cls.predictions.transform.LayerNorm
     head.bias = model.cls.predictions.bias
     tokens = torch.randint(config.vocab_size, (8, 128), device=device)

@@ -34,13 +34,13 @@ class MaskedLanguageHead(nn.Module):
     projecting these to its width, as in both papers' code.
     """
 
-    def __init__(self, embedding: nn.Parameter, dim: int) -> None:
-        """embedding: [V, E]. dim: size H of the hidden states."""
+    def __init__(self, embedding: nn.Parameter, dim: int | None = None) -> None:
+        """embedding: [V, E]. dim: size H of the hidden states; default E."""
         super().__init__()
         vocabulary, width = embedding.shape
         self.weight = embedding
         self.bias = nn.Parameter(embedding.new_zeros(vocabulary))
-        self.dense = nn.Linear(dim, width)
+        self.dense = nn.Linear(dim or width, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, hidden: Tensor, labels: Tensor, most: int | None = None) -> Tensor:
