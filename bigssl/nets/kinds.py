@@ -1,4 +1,4 @@
-"""Which types of transformers networks serve as backbones, and why some that would train do not.
+"""Which types of transformers networks serve as backbones, and why some others, which might train, do not.
 
 A type stands here once the tests have seen a tiny one train, export and load again (`tests/nets/test_kinds.py`): image
 types give the same features for the same picture, text types see both sides of a token, do not see padding, and have a
@@ -20,7 +20,9 @@ TEXT = (
     "ernie", "eurobert", "flaubert", "gte", "ibert", "megatron-bert", "modernbert", "mpnet", "nomic_bert",
     "rembert", "roberta", "roberta-prelayernorm", "roformer", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl",
 )  # fmt: skip
+_DECODER = "each token sees those before it only"
 WHY_NOT = {
+    **dict.fromkeys(("gemma", "gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen2", "qwen3"), _DECODER),
     "convbert": "its convolutions see the padding",
     "fnet": "it sees the padding",
     "mobilebert": "the last token of a text sees the padding behind it",
@@ -33,10 +35,10 @@ WHY_NOT = {
 
 UNUSED = {
     "clip_vision_model": ("post_layernorm",), "convnext": ("layernorm",), "convnextv2": ("layernorm",),
-    "dinov2": ("embeddings.mask_token",), "dinov2_with_registers": ("embeddings.mask_token",),
-    "dinov3_vit": ("embeddings.mask_token",), "siglip_vision_model": ("head",),
+    "siglip_vision_model": ("head",),
 }  # fmt: skip
-"""What our features do not pass through, beside a pooler: it gets no gradient, and weight decay must not shrink it."""
+"""What our features do not pass through, beside a pooler and a mask token: it gets no gradient, and weight decay must
+not shrink it."""
 
 
 def check_kind(where: str, kind: str, *, text: bool) -> None:
@@ -45,8 +47,8 @@ def check_kind(where: str, kind: str, *, text: bool) -> None:
     if kind in tried:
         return
     given = "a text backbone (with tokenizer and length)" if text else "an image backbone (with size)"
-    reason = f": {WHY_NOT[kind]}" if kind in WHY_NOT else ""
+    reason = WHY_NOT.get(kind, "it was not tried as one")
     if kind in (IMAGE if text else TEXT):
-        reason = f": it takes {'pictures' if text else 'tokens'}"
+        reason = f"it takes {'pictures' if text else 'tokens'}"
     allowed = ", ".join(tried)
-    raise ConfigError(f"{where}: value {kind!r} is not for {given}{reason}; allowed: {allowed}{nearest(kind, tried)}")
+    raise ConfigError(f"{where}: value {kind!r} is not for {given}: {reason}; allowed: {allowed}{nearest(kind, tried)}")

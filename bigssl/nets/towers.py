@@ -45,6 +45,7 @@ class Tower(nn.Module):
         where = f"backbones.{name}"
         self._tokenizer = tokenizer
         hf = hf_config(where, config, tokenizer)
+        _refuse_one_sided(where, hf)
         self.size = config.size or 0
         self.length = config.length or 0
         field = f"{where}.pretrained" if config.pretrained else f"{where}.config"
@@ -169,6 +170,13 @@ def _pretrained_config(where: str, kind: str, pretrained: str) -> PreTrainedConf
     return loaded
 
 
+def _refuse_one_sided(where: str, hf: PreTrainedConfig) -> None:
+    """A masked token would be predicted from those before it only, and nothing else would tell."""
+    for field in ("is_decoder", "causal"):
+        if getattr(hf, field, False):
+            raise ConfigError(f"{where}.config.{field}: value true; allowed: false (tokens have to see both sides)")
+
+
 def check(name: str, config: BackboneConfig) -> None:
     """Refuse what can be seen before anything is loaded or built."""
     where = f"backbones.{name}"
@@ -247,7 +255,7 @@ def _recompute(model: PreTrainedModel) -> None:
 
 def _freeze_unused(model: PreTrainedModel) -> None:
     """BERT's and ViT's pooler is not part of our features; frozen, it stays in the export so that loading is silent."""
-    unused = ("pooler", *UNUSED.get(model.config.model_type, ()))
+    unused = ("pooler", "embeddings.mask_token", *UNUSED.get(model.config.model_type, ()))
     for name, parameter in model.named_parameters():
         if any(name == part or name.startswith(part + ".") for part in unused):
             parameter.requires_grad_(False)

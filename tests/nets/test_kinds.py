@@ -181,7 +181,7 @@ def test_image_networks(kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(pooled(again, {"pixel_values": values}), ours, rtol=1e-4, atol=1e-5)
 
 
-OTHERS = ["gpt2", "llama", "t5", "bart", "xlnet", "canine", "clip_text_model", "longformer", "detr", "wav2vec2", "clip"]
+OTHERS = ["t5", "bart", "xlnet", "canine", "clip_text_model", "longformer", "detr", "wav2vec2", "clip"]
 
 
 @pytest.mark.parametrize("kind", [*WHY_NOT, *OTHERS])

@@ -133,6 +133,8 @@ def test_pretrained_folder_is_where_training_starts(tmp_path: Path) -> None:
         ({"type": "vit", "length": 8}, True, ["backbones.net.type", "it takes pictures; allowed: albert,"]),
         ({"type": "bert", "length": 8, "config": {"vocab_size": 100}}, True, ["config.vocab_size", "100", ">= 8192"]),
         ({"type": "bert", "length": 900}, True, ["backbones.net.length", "900", "<= 512"]),
+        ({"type": "bert", "length": 8, "config": {"is_decoder": True}}, True, ["is_decoder: value true; allowed"]),
+        ({"type": "xlm", "length": 8, "config": {"causal": True}}, True, ["config.causal: value true; allowed: false"]),
         ({"type": "bert", "length": 2}, True, ["backbones.net.length", "value 2; allowed: >= 3"]),
         ({"type": "roberta", "length": 512}, True, ["<= 511", "positions begin at 1", "max_position_embeddings=513"]),
         ({"type": "mpnet", "length": 8}, True, ["its [PAD] is 0", "takes 1 for padding"]),
