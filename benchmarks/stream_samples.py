@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bigssl.data import decode, rng, text
+from bigssl.data import decode, masking, rng, text
 from bigssl.data.augment import SimClrAugment
 
 Prepare = Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]
@@ -115,10 +115,10 @@ def masked_tokens(folder: Path) -> Prepare:
     tokenizer = text.load_tokenizer(file)
 
     def prepare(data: bytes, generator: np.random.Generator) -> dict[str, np.ndarray]:
-        ids, attention = text.encode(tokenizer, decode.text(data), 128)
-        special = text.special_mask(tokenizer, ids)
+        ids, attention, words = text.encode_words(tokenizer, decode.text(data), 128)
+        selection = masking.select("token", words, generator, 0.15)
         vocabulary, mask = len(tokenizer), tokenizer.mask_token_id
-        masked, labels = text.mask_tokens(ids, special, generator, vocab_size=vocabulary, mask_id=mask)
+        masked, labels = masking.corrupt(ids, selection, generator, vocab_size=vocabulary, mask_id=mask)
         return {"input_ids": masked, "attention_mask": attention, "labels": labels}
 
     return prepare

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,7 +13,7 @@ class ConfigError(ValueError):
     """A recipe, or what it points to, cannot be run. The message is complete: print it and stop."""
 
 
-def nearest(word: str, choices: list[str]) -> str:
+def nearest(word: str, choices: Sequence[str]) -> str:
     """`; nearest: X` when a choice is close to `word`, else an empty string."""
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     return f"; nearest: {close[0]}" if close else ""

@@ -75,6 +75,16 @@ def test_what_the_device_and_the_disk_cannot_hold(
     assert "smallest change: zero.options.reduce_bucket_size=2980641" in found["failures"][0]
 
 
+def test_what_the_device_cannot_hold_before_it_is_cut(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A ResNet-50 and its head, .10 GiB whole on each of 1,000 ranks, a thousandth of it in a step."""
+    live = "zero.options.stage3_max_live_parameters=1000000"
+    small = ["zero.stage=3", "zero.options.reduce_bucket_size=1000000", live, "batch.accum=8"]
+    assert not plan(capsys, paper, "--world", "1000", "--memory", "1", *small)["failures"]
+    (failure,) = plan(capsys, paper, "--world", "1000", "--memory", "0.09", *small, status=1)["failures"]
+    assert failure.startswith("backbones: a rank builds the networks whole before they are cut, 0.10 GiB")
+    assert "the device holds 0.09; smallest change: a larger device" in failure
+
+
 def test_a_mixture_and_training_on_the_queries(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = yaml.safe_load((ROOT / DEMO).read_text())
     recipe["data"]["sources"]["emoji"] = {

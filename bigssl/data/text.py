@@ -1,10 +1,10 @@
-"""WordPiece tokenizers, encoding to a fixed length or in pieces of it, BERT's masking, random windows of long texts."""
+"""Tokenizers, encoding to a fixed length or in pieces with the word of each token, random windows of long texts."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
-from bigssl.data.masking import corrupt, select_tokens
+from bigssl.data.words import word_numbers
 
 SPECIALS = {
     "pad_token": "[PAD]",
@@ -64,7 +64,8 @@ def _letters_inside_words(tokenizer: Tokenizer, texts: Iterable[str]) -> set[str
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     """A tokenizer from a tokenizer.json or from a folder as `save_pretrained` writes it.
 
-    Raises DataError when there is none, or when it lacks one of the pad, unk, cls, sep and mask tokens.
+    Raises DataError when there is none, when it lacks one of the pad, unk, cls, sep and mask tokens, or when it does
+    not put cls and sep around a text.
     """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
@@ -79,27 +80,29 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     missing = [name for name in SPECIALS if getattr(tokenizer, name) not in known]
     if missing:
         raise DataError(f"tokenizer {file}: no {', '.join(missing)} in its vocabulary; masking and padding need them")
+    frame = [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    if (empty := tokenizer("")["input_ids"]) != frame:
+        raise DataError(
+            f"tokenizer {file}: an empty text is {tokenizer.convert_ids_to_tokens(empty)}, not "
+            f"{tokenizer.cls_token} {tokenizer.sep_token}; set such a post_processor in it"
+        )
     return tokenizer
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
     """(input_ids, attention_mask), both int64 [length]: [CLS] text [SEP], cut or padded."""
-    input_ids, attention_mask, _ = encode_words(tokenizer, text, length)
-    return input_ids, attention_mask
+    ids = tokenizer(text, truncation=True, max_length=length, return_attention_mask=False)["input_ids"]
+    return _padded(ids, length, tokenizer.pad_token_id), (np.arange(length) < len(ids)).astype(np.int64)
 
 
 def encode_words(
     tokenizer: PreTrainedTokenizerFast, text: str, length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(input_ids, attention_mask, words), int64 [length]: as `encode`, and the number of each token's word, -1 at
-    special tokens and padding."""
-    encoding = tokenizer(text, truncation=True, max_length=length, return_attention_mask=False)
-    ids = encoding["input_ids"]
-    input_ids = np.full(length, tokenizer.pad_token_id, dtype=np.int64)
-    input_ids[: len(ids)] = ids
-    words = np.full(length, -1, dtype=np.int64)
-    words[: len(ids)] = _words(tokenizer, ids, encoding.word_ids())
-    return input_ids, (np.arange(length) < len(ids)).astype(np.int64), words
+    """(input_ids, attention_mask, words), int64 [length]: as `encode`, and the number of each token's word (see
+    `bigssl.data.words`), -1 at special tokens and padding."""
+    ids, words = next(encode_pieces(tokenizer, text, length))
+    attention_mask = (np.arange(length) < len(ids)).astype(np.int64)
+    return _padded(ids, length, tokenizer.pad_token_id), attention_mask, _padded(words, length, -1)
 
 
 def encode_pieces(
@@ -109,17 +112,29 @@ def encode_pieces(
 
     The text is cut every `length` - 2 tokens and none is left out; a text without tokens gives [CLS] [SEP].
     """
-    encoding = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    ids, numbers, inside = encoding["input_ids"], encoding.word_ids(), length - 2
+    encoding = tokenizer(
+        text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+    )
+    ids, inside = encoding["input_ids"], length - 2
+    words = _words(tokenizer, text, ids, encoding["offset_mapping"])
     for begin in range(0, max(len(ids), 1), inside):
         piece = slice(begin, begin + inside)
         framed = [tokenizer.cls_token_id, *ids[piece], tokenizer.sep_token_id]
-        yield np.array(framed, dtype=np.int64), _words(tokenizer, framed, [None, *numbers[piece], None])
+        yield np.array(framed, dtype=np.int64), np.concatenate([[-1], words[piece], [-1]])
 
 
-def _words(tokenizer: PreTrainedTokenizerFast, ids: list[int], numbers: list[int | None]) -> np.ndarray:
-    """A special token that stands in the text has a number as well; it must not be masked."""
-    words = np.array([-1 if number is None else number for number in numbers], dtype=np.int64)
+def _padded(values: Sequence[int] | np.ndarray, length: int, fill: int) -> np.ndarray:
+    padded = np.full(length, fill, dtype=np.int64)
+    padded[: len(values)] = values
+    return padded
+
+
+def _words(
+    tokenizer: PreTrainedTokenizerFast, text: str, ids: list[int], offsets: list[tuple[int, int]]
+) -> np.ndarray:
+    """A special token that stands in the text is no word and must not be masked."""
+    places = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    words = word_numbers(text, places)
     return np.where(special_mask(tokenizer, np.array(ids, dtype=np.int64)), -1, words)
 
 
@@ -127,25 +142,6 @@ def special_mask(tokenizer: PreTrainedTokenizerFast, input_ids: np.ndarray) -> n
     """bool, same shape: True at [PAD], [CLS], [SEP] and [MASK], which masking must leave alone ([UNK] is a word)."""
     kept = [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id]
     return np.isin(input_ids, kept)
-
-
-def mask_tokens(
-    input_ids: np.ndarray,
-    special_mask: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    vocab_size: int,
-    mask_id: int,
-    ratio: float = 0.15,
-) -> tuple[np.ndarray, np.ndarray]:
-    """BERT's masking (Devlin et al. 2019, 3.1): (masked ids, labels), int64, shape of `input_ids`.
-
-    Each position outside `special_mask` (bool) is selected with probability `ratio`, one at least if there is any. Of
-    those 80 % become `mask_id`, 10 % a random entry of the vocabulary, 10 % stay. Labels are the true ids there, -100
-    elsewhere.
-    """
-    selection = select_tokens(~special_mask, rng, ratio)
-    return corrupt(input_ids, selection, rng, vocab_size=vocab_size, mask_id=mask_id)
 
 
 def random_window(text: str, rng: np.random.Generator, characters: int) -> str:

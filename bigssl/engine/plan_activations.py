@@ -21,10 +21,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bigssl.config import Recipe
+from bigssl.config_errors import ConfigError
 from bigssl.data.collate import collate
 from bigssl.data.order import Sample
 from bigssl.engine.plan_memory import cast_weights
 from bigssl.engine.preflight import build_networks
+from bigssl.nets.weightless import quiet, shapes_only
 from bigssl.objectives.base import Objective
 from bigssl.objectives.joint import Joint
 
@@ -43,12 +45,23 @@ class Activations:
 
 
 class Networks:
-    """The networks of a recipe without their weights (a pretrained backbone is loaded to be counted)."""
+    """The networks of a recipe without their weights (a pretrained backbone is loaded to be counted).
+
+    Raises:
+        ConfigError: as `build_networks`.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with self._fake:
-            self.objective, self.towers = build_networks(recipe)
+        try:
+            with torch.device("meta"):
+                self.objective, self.towers = build_networks(recipe)
+        except ConfigError:
+            raise
+        except Exception:  # an objective that looks at numbers while it is built
+            with torch.random.fork_rng(devices=[]):
+                self.objective, self.towers = build_networks(recipe)
+        shapes_only(self.objective, self._fake)
 
     def activations(self, micro: dict[str, int], *, bf16: bool) -> Activations:
         """Of a pass with `micro` samples a rank by source (of many, from a part of them)."""
@@ -87,7 +100,8 @@ class Networks:
         hooks = [tower.model.register_forward_hook(_note(reached, key)) for key, tower in towers.items()]
         try:
             saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-            with self._fake, saved, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            eager = torch.compiler.set_stance("force_eager")  # what `compile` spares cannot be said beforehand
+            with self._fake, saved, eager, quiet(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 part(tree_map(_without_numbers, batch))
         except Exception as error:  # whatever a loss does with numbers that are not there
             complete = reached == towers.keys()

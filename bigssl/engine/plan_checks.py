@@ -185,7 +185,7 @@ def _memory(paper: Paper, recipe: Recipe, networks: Networks, micro: dict[str, i
     for stage in STAGES:
         held = memory(networks.objective, recipe, stage=stage, world=paper.world, accum=accum, bf16=bf16)
         estimate = {"activations (estimate)": paper.activations.bytes + paper.activations.batch}
-        paper.memory[stage] = Memory(held.device | estimate, held.host)
+        paper.memory[stage] = dataclasses.replace(held, device=held.device | estimate)
     stage, total = recipe.zero.stage, FP32 * paper.parameters["total"]
     buckets = FP32 * zero.settings_of(recipe, stage).buckets
     if buckets > max(total, GIB // 4):
@@ -200,8 +200,13 @@ def _memory(paper: Paper, recipe: Recipe, networks: Networks, micro: dict[str, i
 def _too_much(paper: Paper, recipe: Recipe, accum: int, micro: dict[str, int], device_bytes: int) -> str:
     """The failure of a rank that needs more than its device holds, with the first change that fits."""
     stage = recipe.zero.stage
+    if (whole := paper.memory[stage].construction) > device_bytes:
+        return (
+            f"backbones: a rank builds the networks whole before they are cut, {whole / GIB:.2f} GiB of weights and "
+            f"buffers, the device holds {device_bytes / GIB:.2f}; smallest change: a larger device, or smaller networks"
+        )
     kept = paper.memory[stage].device["activations (estimate)"]
-    rest = paper.memory[stage].total - kept
+    rest = sum(paper.memory[stage].device.values()) - kept
     spared = FP32 * (zero.settings_of(recipe, stage).buckets - paper.parameters["total"])
     fits = spared > 0 and rest + kept - spared <= device_bytes
     bucket = [f"zero.options.reduce_bucket_size={paper.parameters['total']}"] if fits else []
@@ -227,6 +232,7 @@ def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
     remote = any(order.remote for order in orders.values())
     paper.host = {
         "loader processes": recipe.data.workers,
+        "networks built whole, at the start": paper.memory[recipe.zero.stage].construction,
         "batches prepared ahead": max(recipe.data.workers * AHEAD, 1) * paper.activations.batch,
         "sidecars (at most)": processes * opened,
         "remote shards read ahead (at most)": processes * recipe.data.remote.ahead_mb * 2**20 if remote else 0,

@@ -14,7 +14,8 @@ ranks, and S optimizer states per element (AdamW and LAMB 2, LARS 1, Muon 1 for 
 Small layers (stage3_param_persistence_threshold) stay whole. A slice is rounded up where W does not divide its group
 (one group a layer with LAMB and LARS). A layer that is cut between two slices keeps its whole gradient on both ranks.
 Gathered layers are an upper bound: DeepSpeed keeps them up to max_live_parameters. Temporaries of the optimizer step
-are not counted: they come when the activations have gone.
+are not counted: they come when the activations have gone. Before the first step each rank holds 4N and the buffers,
+whatever the stage: networks are built whole, then cut.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ CAST = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per rank by component, on the device and on the host."""
+    """Bytes per rank by component, on the device and on the host. construction: what the device holds at the start,
+    when the networks have been moved there whole and not been cut into slices yet."""
 
     device: dict[str, int]
     host: dict[str, int]
+    construction: int
 
     @property
     def total(self) -> int:
-        return sum(self.device.values())
+        """Of the device, when it holds most: in a step, or before the first one."""
+        return max(sum(self.device.values()), self.construction)
 
 
 def memory(objective: nn.Module, recipe: Recipe, *, stage: int, world: int, accum: int, bf16: bool) -> Memory:
@@ -67,7 +71,13 @@ def memory(objective: nn.Module, recipe: Recipe, *, stage: int, world: int, accu
         ["parameters"] if settings.parameters_on_host else []
     )
     host = {name: sizes[name] for name in outside}
-    return Memory({name: 0 if name in host else size for name, size in sizes.items()}, host)
+    device = {name: 0 if name in host else size for name, size in sizes.items()}
+    return Memory(device, host, built_bytes(objective))
+
+
+def built_bytes(module: nn.Module) -> int:
+    """Of all weights and buffers, whole."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def states_per_element(recipe: Recipe, group: Group) -> int:

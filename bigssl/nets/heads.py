@@ -29,16 +29,19 @@ class ProjectionHead(nn.Module):
 class MaskedLanguageHead(nn.Module):
     """BERT's head (Devlin et al. 2019) up to the loss, on the masked tokens only.
 
-    The tied embedding is registered here as well, so that ZeRO-3 gathers it for this module's forward and backward.
+    The tied embedding is registered here as well, so that ZeRO-3 gathers it for this module's forward and backward. An
+    embedding that is narrower than the hidden states (ALBERT, Lan et al. 2020; ELECTRA, Clark et al. 2020) is met by
+    projecting these to its width, as in both papers' code.
     """
 
-    def __init__(self, embedding: nn.Parameter, epsilon: float = 1e-12) -> None:
+    def __init__(self, embedding: nn.Parameter, dim: int | None = None) -> None:
+        """embedding: [V, E]. dim: size H of the hidden states; default E."""
         super().__init__()
-        vocabulary, dim = embedding.shape
-        self.weight = embedding  # [V, H]
+        vocabulary, width = embedding.shape
+        self.weight = embedding
         self.bias = nn.Parameter(embedding.new_zeros(vocabulary))
-        self.dense = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim, eps=epsilon)
+        self.dense = nn.Linear(dim or width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, hidden: Tensor, labels: Tensor, most: int | None = None) -> Tensor:
         """Sum of the cross-entropies over the labelled tokens; only these are transformed.

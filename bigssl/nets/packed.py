@@ -13,16 +13,13 @@ PACKABLE = ("bert", "electra")
 see beyond their window with such a mask; RoBERTa counts positions from its padding token on."""
 
 
-def check_packable(model: PreTrainedModel, length: int, field: str) -> None:
-    """Raises ConfigError naming the recipe field where `packed_tokens` would not be the unpacked result, or where rows
-    of `length` tokens hold no text."""
+def check_packable(model: PreTrainedModel, field: str) -> None:
+    """Raises ConfigError naming the recipe field where `packed_tokens` would not be the unpacked result."""
     kind, attention = model.config.model_type, model.config._attn_implementation
     if kind not in PACKABLE:
         raise ConfigError(f"{field}: value true with a backbone of type {kind}; allowed with: {', '.join(PACKABLE)}")
     if attention not in ("eager", "sdpa"):
         raise ConfigError(f"{field}: value true with attention {attention}; allowed with: eager, sdpa")
-    if length < 3:
-        raise ConfigError(f"{field}: value true with length {length}; allowed with: length >= 3, for [CLS] text [SEP]")
 
 
 def packed_tokens(model: PreTrainedModel, input_ids: Tensor, segments: Tensor, positions: Tensor) -> Tensor:

@@ -7,12 +7,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from bigssl.config import BackboneConfig
 from bigssl.config_errors import ConfigError, nearest
+from bigssl.nets.kinds import UNUSED, check_kind
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
 from bigssl.nets.pool import normalise, pooled
+from bigssl.nets.weightless import feature_size
+
+SPECIAL_IDS = {
+    "pad_token_id": "pad_token", "bos_token_id": "cls_token", "eos_token_id": "sep_token", "cls_token_id": "cls_token",
+    "sep_token_id": "sep_token", "mask_token_id": "mask_token", "unk_token_id": "unk_token",
+}  # fmt: skip
+"""Fields of transformers configurations, and the token of the tokenizer that each is about."""
 
 
 class Tower(nn.Module):
@@ -27,16 +42,31 @@ class Tower(nn.Module):
 
     def __init__(self, name: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) -> None:
         super().__init__()
+        where = f"backbones.{name}"
         self._tokenizer = tokenizer
-        self.model = _build(f"backbones.{name}", config, tokenizer)
-        self.size = config.size or int(getattr(self.model.config, "image_size", 0) or 0)
+        hf = hf_config(where, config, tokenizer)
+        _refuse_one_sided(where, hf)
+        self.size = config.size or 0
         self.length = config.length or 0
-        self.dim = _feature_size(self.model.config)
-        _freeze_pooler(self.model)
+        field = f"{where}.pretrained" if config.pretrained else f"{where}.config"
+        self.dim = feature_size(field, hf, self._inputs, lambda model: self._check(where, model))
+        self.model = _build(where, config, hf)
+        _freeze_unused(self.model)
         if has_batch_norm(self.model):
             with_global_batch_norm(self.model)
         if config.compile:
             self.model.compile()
+
+    def _inputs(self) -> dict[str, Tensor]:
+        """Two samples, for a trial."""
+        if not self.is_text:
+            return {"pixel_values": torch.zeros(2, 3, self.size, self.size)}
+        ids = torch.full((2, self.length), self.tokenizer.unk_token_id)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def _check(self, where: str, model: PreTrainedModel) -> None:
+        if self.is_text:
+            _check_text(where, model, self.length, self.tokenizer)
 
     @property
     def is_text(self) -> bool:
@@ -78,38 +108,79 @@ class Tower(nn.Module):
         return weight
 
 
-def hf_config(where: str, config: BackboneConfig, vocab_size: int | None = None) -> PreTrainedConfig:
+def hf_config(where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedConfig:
     """The transformers configuration of a backbone; `where` is its recipe field, for errors.
 
+    The size of the vocabulary and the ids of the special tokens are the tokenizer's, the image side is the recipe's.
+
     Raises:
-        ConfigError: unknown type, field or value, with the nearest match.
+        ConfigError: unknown type, field or value, with the nearest match; a special id that is not the tokenizer's.
     """
     if config.type not in CONFIG_MAPPING:
         hint = nearest(config.type, sorted(CONFIG_MAPPING.keys()))
         raise ConfigError(f"{where}.type: value {config.type!r}; allowed: a transformers model type{hint}")
+    check_kind(f"{where}.type", config.type, text=tokenizer is not None)
+    if config.pretrained is not None:
+        return _pretrained_config(where, config.type, config.pretrained)
     kind = CONFIG_MAPPING[config.type]
-    allowed = sorted(set(kind().to_dict()) - {"transformers_version", "model_type", "architectures"})
+    defaults = kind().to_dict()
+    allowed = sorted(set(defaults) - {"transformers_version", "model_type", "architectures"})
     for field, value in config.config.items():
         if field not in allowed:
             hint = nearest(field, allowed)
             raise ConfigError(f"{where}.config.{field}: unknown field (value {value!r}) of {kind.__name__}{hint}")
     fields: dict[str, Any] = dict(config.config)
-    if vocab_size is not None:
-        fields.setdefault("vocab_size", vocab_size)
+    if tokenizer is not None:
+        fields = {"vocab_size": len(tokenizer)} | fields | _special_ids(where, fields, tokenizer, allowed)
     if config.size and "image_size" in allowed:
-        fields.setdefault("image_size", config.size)
+        sides = isinstance(defaults["image_size"], list | tuple)
+        fields.setdefault("image_size", [config.size, config.size] if sides else config.size)
     try:
         return kind(**fields)
     except Exception as error:  # transformers raises types of its own for a wrong field
         raise ConfigError(f"{where}.config: {' '.join(str(error).split())[:300]}") from None
 
 
+def _special_ids(
+    where: str, fields: dict[str, Any], tokenizer: PreTrainedTokenizerFast, allowed: list[str]
+) -> dict[str, int]:
+    """Ids of the special tokens by the fields that a configuration has for them: the defaults are another tokenizer's,
+    so that a network would take [UNK] for padding."""
+    ids = {}
+    for field, token in SPECIAL_IDS.items():
+        if field in allowed:
+            ids[field] = int(getattr(tokenizer, f"{token}_id"))
+            if fields.get(field, ids[field]) != ids[field]:
+                raise ConfigError(
+                    f"{where}.config.{field}: value {fields[field]!r}; allowed: {ids[field]}, the tokenizer's "
+                    f"{getattr(tokenizer, token)} (taken from it where the field is left out)"
+                )
+    return ids
+
+
+def _pretrained_config(where: str, kind: str, pretrained: str) -> PreTrainedConfig:
+    try:
+        loaded: PreTrainedConfig = AutoConfig.from_pretrained(pretrained)
+    except Exception as error:  # transformers raises whatever it met
+        raise ConfigError(
+            f"{where}.pretrained: value {pretrained!r}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        ) from None
+    if loaded.model_type != kind:
+        raise ConfigError(f"{where}.type: value {kind!r}; allowed: {loaded.model_type}, which {pretrained} holds")
+    return loaded
+
+
+def _refuse_one_sided(where: str, hf: PreTrainedConfig) -> None:
+    """A masked token would be predicted from those before it only, and nothing else would tell."""
+    for field in ("is_decoder", "causal"):
+        if getattr(hf, field, False):
+            raise ConfigError(f"{where}.config.{field}: value true; allowed: false (tokens have to see both sides)")
+
+
 def check(name: str, config: BackboneConfig) -> None:
-    """Refuse what cannot be built, before anything is started. See `hf_config`."""
+    """Refuse what can be seen before anything is loaded or built."""
     where = f"backbones.{name}"
-    if config.pretrained is None:
-        hf_config(where, config)
-    elif config.config:
+    if config.pretrained is not None and config.config:
         raise ConfigError(f"{where}.config: given beside pretrained {config.pretrained!r}; allowed: one of the two")
     if config.tokenizer is not None and not Path(config.tokenizer).exists():
         raise ConfigError(f"{where}.tokenizer: no file {config.tokenizer}; train one with `bigssl tokenizer train`")
@@ -119,9 +190,8 @@ def check(name: str, config: BackboneConfig) -> None:
         raise ConfigError(f"{where}: neither size (image side in pixels) nor tokenizer (text) is given; allowed: one")
 
 
-def _build(where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedModel:
-    model = _load_or_create(where, config, len(tokenizer) if tokenizer else None)
-    _check_kind(where, model, config, tokenizer)
+def _build(where: str, config: BackboneConfig, hf: PreTrainedConfig) -> PreTrainedModel:
+    model = _load_or_create(where, config, hf)
     if config.activation_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(f"{where}.activation_checkpointing: {type(model).__name__} has none; allowed: false")
@@ -129,13 +199,13 @@ def _build(where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFas
     return model.train()  # from_pretrained gives a model in eval mode: no dropout, no activation checkpointing
 
 
-def _load_or_create(where: str, config: BackboneConfig, vocabulary: int | None) -> PreTrainedModel:
+def _load_or_create(where: str, config: BackboneConfig, hf: PreTrainedConfig) -> PreTrainedModel:
     field = f"{where}.pretrained: value {config.pretrained!r}" if config.pretrained else f"{where}.config"
     options = {"attn_implementation": config.attention} if config.attention else {}
-    hf = None if config.pretrained else hf_config(where, config, vocabulary)
     try:
         if config.pretrained:
-            loaded: PreTrainedModel = AutoModel.from_pretrained(config.pretrained, dtype=torch.float32, **options)
+            with torch.device("cpu"):  # a plan builds on another device, from which transformers refuses to load
+                loaded: PreTrainedModel = AutoModel.from_pretrained(config.pretrained, dtype=torch.float32, **options)
             return loaded
         created: PreTrainedModel = AutoModel.from_config(hf, **options)
         return created
@@ -143,22 +213,38 @@ def _load_or_create(where: str, config: BackboneConfig, vocabulary: int | None) 
         raise ConfigError(f"{field}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
 
 
-def _check_kind(
-    where: str, model: PreTrainedModel, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None
-) -> None:
-    wanted = "input_ids" if tokenizer else "pixel_values"
-    if model.main_input_name != wanted:
-        raise ConfigError(
-            f"{where}.type: {type(model).__name__} takes {model.main_input_name}, not {wanted}; a text backbone has a "
-            f"tokenizer and length, an image backbone a size"
-        )
-    if tokenizer is None:
-        return
-    rows, longest = model.config.vocab_size, getattr(model.config, "max_position_embeddings", None)
+def _check_text(where: str, model: PreTrainedModel, length: int, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Vocabulary, padding and positions: a GPU would only tell by an assertion in a kernel, or not at all."""
+    if length < 3:
+        raise ConfigError(f"{where}.length: value {length}; allowed: >= 3, for [CLS] text [SEP]")
+    rows = model.config.vocab_size
     if rows < len(tokenizer):
         raise ConfigError(f"{where}.config.vocab_size: value {rows}; allowed: >= {len(tokenizer)} (the tokenizer)")
-    if longest is not None and config.length is not None and config.length > longest:
-        raise ConfigError(f"{where}.length: value {config.length}; allowed: <= {longest} (max_position_embeddings)")
+    positions = _position_table(model)
+    for table in (model.get_input_embeddings(), positions):
+        padding = getattr(table, "padding_idx", None)
+        if padding is not None and padding != tokenizer.pad_token_id:
+            raise ConfigError(
+                f"{where}.tokenizer: its {tokenizer.pad_token} is {tokenizer.pad_token_id}, but this "
+                f"{type(model).__name__} takes {padding} for padding; allowed: a tokenizer with padding {padding}"
+            )
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is None:
+        return
+    padding = getattr(positions, "padding_idx", None)
+    first = 0 if padding is None else padding + 1
+    if length > most - first:
+        why = f"max_position_embeddings {most}" + (f", and positions begin at {first}" if first else "")
+        raise ConfigError(
+            f"{where}.length: value {length}; allowed: <= {most - first} ({why}), or a network with "
+            f"max_position_embeddings={length + first}"
+        )
+
+
+def _position_table(model: PreTrainedModel) -> nn.Module | None:
+    """The embedding of the positions. RoBERTa and its kin count from the one after the padding's, which they mark."""
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    return tables[0] if tables else None
 
 
 def _recompute(model: PreTrainedModel) -> None:
@@ -167,13 +253,9 @@ def _recompute(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def _feature_size(config: PreTrainedConfig) -> int:
-    sizes = getattr(config, "hidden_sizes", None)
-    return int(sizes[-1] if sizes else config.hidden_size)
-
-
-def _freeze_pooler(model: PreTrainedModel) -> None:
+def _freeze_unused(model: PreTrainedModel) -> None:
     """BERT's and ViT's pooler is not part of our features; frozen, it stays in the export so that loading is silent."""
-    pooler = getattr(model, "pooler", None)
-    if isinstance(pooler, nn.Module):
-        pooler.requires_grad_(False)
+    unused = ("pooler", "embeddings.mask_token", *UNUSED.get(model.config.model_type, ()))
+    for name, parameter in model.named_parameters():
+        if any(name == part or name.startswith(part + ".") for part in unused):
+            parameter.requires_grad_(False)

@@ -38,7 +38,7 @@ class Mlm(Objective):
     class Config(ObjectiveConfig):
         backbone: str = "text"
         ratio: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are predicted")
-        masking: Unit = Field("token", description="what is masked as a whole: token, word or span (SpanBERT)")
+        masking: Unit = Field("token", description="what is masked as a whole: token, word (see README) or span")
         packing: bool = Field(False, description="several texts in a row of the backbone's length, none cut off")
         longest: int = Field(
             1 << 18, ge=1, description="packing: characters; a longer text gives a random window of as many each epoch"
@@ -56,9 +56,9 @@ class Mlm(Objective):
         super().__init__()
         self.config = config
         self.backbone = tower(towers, config.backbone, "objective.backbone", text=True)
-        self.head = MaskedLanguageHead(self.backbone.token_embedding)
+        self.head = MaskedLanguageHead(self.backbone.token_embedding, self.backbone.dim)
         if config.packing:
-            check_packable(self.backbone.model, self.backbone.length, "objective.packing")
+            check_packable(self.backbone.model, "objective.packing")
 
     def sources(self) -> list[str]:
         return [self.config.source]

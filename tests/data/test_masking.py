@@ -103,7 +103,7 @@ def test_spans_of_a_long_text_reach_those_lengths() -> None:
     assert abs(found.mean() - 3.8) < 0.5
 
 
-@pytest.mark.parametrize("unit", ["word", "span"])
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
 def test_fates(unit: Unit) -> None:
     """80 % masked, 10 % random, 10 % kept; one fate for all of a span, one for each token of a word."""
     words = long_text(200_000)
@@ -116,6 +116,9 @@ def test_fates(unit: Unit) -> None:
     np.testing.assert_array_equal(masked[~chosen], ids[~chosen])
     kinds = np.select([masked == MASK, masked == ids], [0, 2], 1)  # masked, kept, else random
     firsts = np.unique(selection[chosen])
+    swapped = masked[chosen & (kinds == 1)]  # evenly over the whole vocabulary
+    assert abs(swapped.mean() / VOCABULARY - 0.5) < 4 / np.sqrt(12 * len(swapped))
+    assert swapped.min() < 100 and swapped.max() > VOCABULARY - 100
     for kind, expected in enumerate((0.8, 0.1, 0.1)):
         assert abs((kinds[firsts] == kind).mean() - expected) < 4 * sigma(expected, len(firsts))
     if unit == "span":  # a random token may happen to be the mask or the true one

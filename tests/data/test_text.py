@@ -1,4 +1,4 @@
-"""Tokenizers, encoding, BERT's masking in its proportions, windows at words."""
+"""Tokenizers, encoding, windows at words."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigssl.data.errors import DataError
-from bigssl.data.masking import IGNORE
 from bigssl.data.text import (
+    SPECIALS,
     encode,
     encode_pieces,
     encode_words,
     load_tokenizer,
-    mask_tokens,
     random_window,
     special_mask,
     train_tokenizer,
@@ -115,56 +114,15 @@ def test_what_is_no_tokenizer(tmp_path: Path) -> None:
     Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1}, unk_token="[UNK]")).save(str(tmp_path / "y.json"))
     with pytest.raises(DataError, match="no cls_token, sep_token, mask_token in its vocabulary"):
         load_tokenizer(tmp_path / "y.json")
+    bare = Tokenizer(models.WordLevel({token: i for i, token in enumerate(SPECIALS.values())}, unk_token="[UNK]"))
+    bare.save(str(tmp_path / "z.json"))
+    with pytest.raises(DataError, match=r"an empty text is \[\], not \[CLS\] \[SEP\]; set such a post_processor"):
+        load_tokenizer(tmp_path / "z.json")
 
 
 def test_special_mask(tokenizer_file: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_file)
     assert special_mask(tokenizer, np.array([0, 1, 2, 3, 4, 5])).tolist() == [True, False, True, True, True, False]
-
-
-def test_masking_has_berts_proportions() -> None:
-    """Over a million tokens: 15 % selected; of those 80 % [MASK], 10 % random, 10 % kept, within 3 sigma."""
-    n, vocabulary, mask_id = 1_000_000, 30_522, 103
-    rng = np.random.default_rng(0)
-    ids = rng.integers(1000, vocabulary, n)
-    masked, labels = mask_tokens(ids, np.zeros(n, bool), rng, vocab_size=vocabulary, mask_id=mask_id)
-    selected = labels != IGNORE
-    count = int(selected.sum())
-    assert abs(count / n - 0.15) < 3 * np.sqrt(0.15 * 0.85 / n)
-    np.testing.assert_array_equal(labels[selected], ids[selected])
-    np.testing.assert_array_equal(masked[~selected], ids[~selected])
-    became_mask = masked[selected] == mask_id
-    stayed = masked[selected] == ids[selected]
-    for share, expected in ((became_mask, 0.8), (~became_mask & ~stayed, 0.1), (stayed, 0.1)):
-        assert abs(share.mean() - expected) < 3 * np.sqrt(expected * (1 - expected) / count)
-    swapped = masked[selected][~became_mask & ~stayed]
-    assert abs(swapped.mean() / vocabulary - 0.5) < 3 / np.sqrt(12 * len(swapped))
-    assert (swapped.min() < 10, swapped.max() > vocabulary - 10) == (True, True) or len(swapped) < 10_000
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 40), st.floats(0, 1), st.floats(0.01, 0.9))
-def test_specials_stay_and_one_is_always_selected(seed: int, length: int, share: float, ratio: float) -> None:
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(5, 50, length)
-    special = rng.random(length) < share
-    before = ids.copy()
-    masked, labels = mask_tokens(ids, special, rng, vocab_size=50, mask_id=4, ratio=ratio)
-    np.testing.assert_array_equal(ids, before)
-    assert (masked.dtype, labels.dtype, masked.shape) == (np.int64, np.int64, (length,))
-    assert (labels[special] == IGNORE).all()
-    np.testing.assert_array_equal(masked[special], ids[special])
-    assert (labels != IGNORE).any() == (~special).any()
-    chosen = labels != IGNORE
-    np.testing.assert_array_equal(labels[chosen], ids[chosen])
-
-
-def test_masking_is_a_function_of_its_generator() -> None:
-    ids, free = np.arange(5, 105), np.zeros(100, bool)
-    first, second, third = (
-        mask_tokens(ids, free, np.random.default_rng(seed), vocab_size=200, mask_id=4)[0].tolist() for seed in (1, 1, 2)
-    )
-    assert first == second != third
 
 
 @settings(max_examples=300, deadline=None)

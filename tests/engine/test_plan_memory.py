@@ -58,8 +58,8 @@ def _reachable() -> int:
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
-def held(recipes: list[Any], accum: list[int]) -> list[tuple[int, int]]:
-    """For each recipe: bytes at the end of a step's backward passes, and after the step."""
+def held(recipes: list[Any], accum: list[int]) -> list[tuple[int, int, int]]:
+    """For each recipe: bytes at the end of a step's backward passes, after the step, and before it was cut."""
     zero.start()
     gc.freeze()  # the modules imported so far: walking them takes seconds
     kept, found = [], []
@@ -67,6 +67,7 @@ def held(recipes: list[Any], accum: list[int]) -> list[tuple[int, int]]:
         before = live_bytes()
         torch.manual_seed(0)
         module = Layers()
+        whole = live_bytes() - before
         optimizer = build_optimizer(module, recipe.optim, sharded=recipe.zero.stage > 0)
         engine = zero.Engine(module, optimizer, recipe, micro=2, accum=passes, bf16=False)
         for _ in range(2):  # the first step makes the optimizer's states
@@ -74,7 +75,7 @@ def held(recipes: list[Any], accum: list[int]) -> list[tuple[int, int]]:
                 engine.backward(engine(torch.ones(2, 7)))
                 most = max(most if micro else 0, live_bytes() - before)
                 engine.step()
-        found.append((most, live_bytes() - before))
+        found.append((most, live_bytes() - before, whole))
         kept.append(engine)
         gc.freeze()
     zero.stop()
@@ -91,9 +92,9 @@ def test_deepspeed_holds_what_the_plan_says(world: int, ranks: Any, recipe: Any)
     accums = [accum for _, _, accum in CASES]
     measured = ranks(held, world, recipes, accums)
     for number, (case, used) in enumerate(zip(CASES, recipes, strict=True)):
-        parts = plan_memory.memory(
-            Layers(), used, stage=case[0], world=world, accum=case[2], bf16=False
-        ).device
+        planned = plan_memory.memory(Layers(), used, stage=case[0], world=world, accum=case[2], bf16=False)
+        parts = planned.device
+        assert max(rank[number][2] for rank in measured) == pytest.approx(planned.construction, rel=0.01), case
         backward = max(rank[number][0] for rank in measured)
         after = max(rank[number][1] for rank in measured)
         states = parts["parameters"] + parts["fp32 master copies"] + parts["optimizer states"]
@@ -116,6 +117,16 @@ def test_muon_keeps_one_number_for_matrices_and_two_for_the_rest(recipe: Any) ->
     assert one["communication"] == 4 * 500_000_000
     four = plan_memory.memory(Layers(), used, stage=1, world=4, accum=1, bf16=False).device
     assert four["optimizer states"] == 4 * (matrices // 4 + 2 * biases // 4) and four["bf16 copies"] == 0
+
+
+def test_a_network_is_whole_before_it_is_cut(recipe: Any) -> None:
+    """On many ranks, stage 3 needs most at the start: weights and buffers of 4 bytes, and BatchNorm's count of 8."""
+    module = nn.Sequential(nn.Linear(1000, 999), nn.BatchNorm1d(999))
+    used = recipe(zero={"stage": 3, "options": OPTIONS})
+    found = plan_memory.memory(module, used, stage=3, world=64, accum=1, bf16=False)
+    assert found.construction == 4 * (1001 * 999 + 2 * 999) + 4 * 2 * 999 + 8
+    step = sum(found.device.values()) - found.device["communication"]
+    assert step < 0.1 * found.construction and found.total == max(sum(found.device.values()), found.construction)
 
 
 def test_offloading_moves_the_optimizer_to_the_host(recipe: Any) -> None:

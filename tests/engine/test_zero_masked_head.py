@@ -38,8 +38,8 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.words = nn.Embedding(WORDS, 5)
-        self.layer = nn.Linear(5, 5)
-        self.head = MaskedLanguageHead(self.words.weight)
+        self.layer = nn.Linear(5, 7)  # wider than the embedding, as ALBERT's and ELECTRA's
+        self.head = MaskedLanguageHead(self.words.weight, 7)
 
     def forward(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         tokens, labels = batch

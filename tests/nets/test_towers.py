@@ -26,7 +26,7 @@ def vit(dim: int, heads: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "config", "count"),
     [
-        ("bert", {}, 109_482_240),
+        ("bert", {"vocab_size": 30_522}, 109_482_240),
         ("resnet", BASIC, 11_176_512),
         ("resnet", {}, 23_508_032),
         ("vit", vit(192, 3), 5_524_416),
@@ -35,8 +35,10 @@ def vit(dim: int, heads: int) -> dict[str, Any]:
     ],
 )
 def test_parameter_counts_are_the_published_ones(kind: str, config: dict[str, Any], count: int) -> None:
+    tokenizer = load_tokenizer(TOKENIZER) if kind == "bert" else None
+    fields = towers.hf_config("backbones.x", BackboneConfig(type=kind, config=config), tokenizer)
     with torch.device("meta"):
-        model = AutoModel.from_config(towers.hf_config("backbones.x", BackboneConfig(type=kind, config=config)))
+        model = AutoModel.from_config(fields)
     parameters = {n: p.numel() for n, p in model.named_parameters() if not (kind == "vit" and "pooler" in n)}
     assert sum(parameters.values()) == count
 
@@ -74,16 +76,13 @@ def test_normalise_maps_bytes_to_minus_one_to_one() -> None:
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"type": "resnett", "size": 8}, ["backbones.image.type", "'resnett'", "nearest: resnet"]),
-        ({"type": "resnet", "size": 8, "config": {"hiden_sizes": [8]}}, ["config.hiden_sizes", ": hidden_sizes"]),
-        ({"type": "resnet", "size": 8, "config": {"depths": "deep"}}, ["backbones.image.config", "depths"]),
         ({"type": "resnet"}, ["backbones.image", "size", "tokenizer"]),
         ({"type": "bert", "tokenizer": "no/such.json", "length": 8}, ["tokenizer", "no/such.json", "bigssl tokenizer"]),
         ({"type": "bert", "tokenizer": TOKENIZER}, ["backbones.image.length"]),
         ({"type": "vit", "size": 8, "pretrained": "x", "config": {"hidden_size": 8}}, ["pretrained", "one of the two"]),
     ],
 )
-def test_mistakes_are_named_with_the_nearest_match(section: dict[str, Any], words: list[str]) -> None:
+def test_mistakes_are_named_before_anything_is_loaded(section: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         towers.check("image", BackboneConfig.model_validate(section))
     for word in words:
@@ -116,16 +115,30 @@ def test_pretrained_folder_is_where_training_starts(tmp_path: Path) -> None:
     for name, value in first.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
     assert all(module.training for module in again.modules())
+    with pytest.raises(ConfigError, match=r"backbones.net.type: value 'deit'; allowed: vit, which .* holds"):
+        towers.Tower("net", BackboneConfig(type="deit", size=32, pretrained=str(tmp_path)), None)
 
 
 @pytest.mark.parametrize(
     ("section", "tokenizer", "words"),
     [
+        ({"type": "resnett", "size": 8}, False, ["backbones.net.type", "'resnett'", "nearest: resnet"]),
+        ({"type": "resnet", "size": 8, "config": {"hiden_sizes": 8}}, False, ["config.hiden_sizes", ": hidden_sizes"]),
+        ({"type": "resnet", "size": 8, "config": {"depths": "deep"}}, False, ["backbones.net.config", "depths"]),
         ({"type": "vit", "size": 8, "pretrained": "no/such"}, False, ["backbones.net.pretrained", "no/such"]),
         ({"type": "vit", "size": 32, "config": {"hidden_act": "foo"}}, False, ["backbones.net.config", "foo"]),
-        ({"type": "bert", "size": 32}, False, ["backbones.net.type", "input_ids, not pixel_values"]),
+        ({"type": "vit", "size": 32, "config": {"image_size": 64}}, False, ["net.config", "values [2, 3, 32, 32]"]),
+        ({"type": "swin", "size": 64}, False, ["backbones.net.config", "takes no pixel_values [2, 3, 64, 64]"]),
+        ({"type": "bert", "size": 32}, False, ["backbones.net.type", "it takes tokens; allowed: beit,"]),
+        ({"type": "vit", "length": 8}, True, ["backbones.net.type", "it takes pictures; allowed: albert,"]),
         ({"type": "bert", "length": 8, "config": {"vocab_size": 100}}, True, ["config.vocab_size", "100", ">= 8192"]),
         ({"type": "bert", "length": 900}, True, ["backbones.net.length", "900", "<= 512"]),
+        ({"type": "bert", "length": 8, "config": {"is_decoder": True}}, True, ["is_decoder: value true; allowed"]),
+        ({"type": "xlm", "length": 8, "config": {"causal": True}}, True, ["config.causal: value true; allowed: false"]),
+        ({"type": "bert", "length": 2}, True, ["backbones.net.length", "value 2; allowed: >= 3"]),
+        ({"type": "roberta", "length": 512}, True, ["<= 511", "positions begin at 1", "max_position_embeddings=513"]),
+        ({"type": "mpnet", "length": 8}, True, ["its [PAD] is 0", "takes 1 for padding"]),
+        ({"type": "bert", "length": 8, "config": {"pad_token_id": 1}}, True, ["pad_token_id", "allowed: 0, the"]),
     ],
 )
 def test_networks_that_cannot_serve_are_named(section: dict[str, Any], tokenizer: bool, words: list[str]) -> None:

@@ -1,0 +1,54 @@
+"""Which types of transformers networks serve as backbones, and why some others, which might train, do not.
+
+A type stands here once the tests have seen a tiny one train, export and load again (`tests/nets/test_kinds.py`): image
+types give the same features for the same picture, text types see both sides of a token, do not see padding, and have a
+position for every token of the length they allow. A network outside the tables could break one of these in silence.
+"""
+
+from __future__ import annotations
+
+from bigssl.config_errors import ConfigError, nearest
+
+IMAGE = (
+    "beit", "bit", "clip_vision_model", "convnext", "convnextv2", "data2vec-vision", "deit", "dinov2",
+    "dinov2_with_registers", "dinov3_vit", "efficientnet", "focalnet", "hiera", "ijepa", "levit", "mobilenet_v1",
+    "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt_v2", "regnet", "resnet", "segformer",
+    "siglip_vision_model", "swiftformer", "swin", "swinv2", "vit", "vit_msn",
+)  # fmt: skip
+TEXT = (
+    "albert", "bert", "bert-generation", "camembert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra",
+    "ernie", "eurobert", "flaubert", "gte", "ibert", "megatron-bert", "modernbert", "mpnet", "nomic_bert",
+    "rembert", "roberta", "roberta-prelayernorm", "roformer", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl",
+)  # fmt: skip
+_DECODER = "each token sees those before it only"
+WHY_NOT = {
+    **dict.fromkeys(("gemma", "gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen2", "qwen3"), _DECODER),
+    "convbert": "its convolutions see the padding",
+    "fnet": "it sees the padding",
+    "mobilebert": "the last token of a text sees the padding behind it",
+    "nystromformer": "its attention is approximated over the padding too",
+    "pvt": "its class token stands among the patches",
+    "vit_mae": "it hides 75 % of the patches from itself, in evaluation too; vit is the same network without that",
+    "yolos": "its detection tokens are no patches",
+    "yoso": "its attention is approximated at random",
+}
+
+UNUSED = {
+    "clip_vision_model": ("post_layernorm",), "convnext": ("layernorm",), "convnextv2": ("layernorm",),
+    "siglip_vision_model": ("head",),
+}  # fmt: skip
+"""What our features do not pass through, beside a pooler and a mask token: it gets no gradient, and weight decay must
+not shrink it."""
+
+
+def check_kind(where: str, kind: str, *, text: bool) -> None:
+    """Refuse a model type that is in no table. `where`: the recipe field that names it, for the error."""
+    tried = TEXT if text else IMAGE
+    if kind in tried:
+        return
+    given = "a text backbone (with tokenizer and length)" if text else "an image backbone (with size)"
+    reason = WHY_NOT.get(kind, "it was not tried as one")
+    if kind in (IMAGE if text else TEXT):
+        reason = f"it takes {'pictures' if text else 'tokens'}"
+    allowed = ", ".join(tried)
+    raise ConfigError(f"{where}: value {kind!r} is not for {given}: {reason}; allowed: {allowed}{nearest(kind, tried)}")

@@ -1,0 +1,197 @@
+"""Every type of network in the tables trains, exports and loads again; what is in none is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedTokenizerFast
+
+from bigssl.config import BackboneConfig
+from bigssl.config_errors import ConfigError
+from bigssl.data import text
+from bigssl.data.collate import collate
+from bigssl.data.stream import Sample
+from bigssl.data.text import load_tokenizer
+from bigssl.nets import towers
+from bigssl.nets.kinds import IMAGE, TEXT, WHY_NOT
+from bigssl.nets.pool import pooled
+from bigssl.objectives.mlm import Mlm
+from bigssl.transfer.export import export_run
+
+DEMO = Path(towers.__file__).parents[1] / "demo"
+MOST = 24  # positions of the tiny text networks
+SMALL = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8,
+    "max_position_embeddings": MOST, "embedding_size": 16, "input_embedding_size": 16, "head_dim": 16,
+    "num_key_value_heads": 2, # what most types call it
+    "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "emb_dim": 32,  # DistilBERT, XLM
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout": 0.0, "attention_dropout": 0.0,
+    "embedding_dropout": 0.0, "mlp_dropout": 0.0, "drop_path_rate": 0.0,
+}  # fmt: skip
+TWO = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+FOUR = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
+WINDOWS = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "patch_size": 4}
+TINY: dict[str, dict[str, Any]] = {
+    "bit": {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "num_groups": 4},
+    "convnext": {**TWO, "num_stages": 2}, "convnextv2": {**TWO, "num_stages": 2},
+    "efficientnet": {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 128},
+    "focalnet": {**TWO, "embed_dim": 8, "focal_levels": [1, 1], "focal_windows": [3, 3]},
+    "hiera": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2]},
+    "levit": {
+        "hidden_sizes": [16, 32, 32], "num_attention_heads": [1, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8],
+    },
+    "mobilenet_v1": {"depth_multiplier": 0.1}, "mobilenet_v2": {"depth_multiplier": 0.1},
+    "mobilevit": {
+        "hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8, 8, 16, 16, 16, 16, 16], "num_attention_heads": 2,
+    },
+    "mobilevitv2": {"width_multiplier": 0.25},
+    "poolformer": FOUR, "pvt_v2": FOUR, "segformer": FOUR,
+    "regnet": {**TWO, "embedding_size": 8, "groups_width": 8},
+    "resnet": {**TWO, "embedding_size": 8, "layer_type": "basic"},
+    "swiftformer": {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16]},
+    "swin": WINDOWS, "swinv2": WINDOWS,
+    "squeezebert": {**SMALL, "embedding_size": 32},  # has no projection between the two
+}  # fmt: skip
+SIZES = {"hiera": 128, "levit": 64, "mobilevit": 64, "mobilevitv2": 64}
+
+
+def config(kind: str) -> dict[str, Any]:
+    fields = CONFIG_MAPPING[kind]().to_dict()
+    return {name: value for name, value in TINY.get(kind, SMALL).items() if name in fields}
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The demo's tokenizer, and the same with padding as 1, which MPNet insists on, by the id of their padding."""
+    values = json.loads((DEMO / "tokenizer.json").read_text())
+    vocabulary, swap = values["model"]["vocab"], {"[PAD]": 1, "[UNK]": 0}
+    vocabulary.update(swap)
+    for token in values["added_tokens"]:
+        token["id"] = swap.get(token["content"], token["id"])
+    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    Tokenizer.from_str(json.dumps(values)).save(str(file))
+    return {0: DEMO / "tokenizer.json", 1: file}
+
+
+def text_tower(kind: str, files: dict[int, Path], length: int) -> towers.Tower:
+    file = files[int(kind == "mpnet")]
+    section = BackboneConfig(type=kind, config=config(kind), tokenizer=str(file), length=length)
+    torch.manual_seed(0)
+    return towers.Tower("net", section, load_tokenizer(file))
+
+
+def longest(kind: str, files: dict[int, Path]) -> towers.Tower:
+    """Of the greatest length that is allowed, which the refusal of a greater one says."""
+    with pytest.raises(ConfigError, match=r"backbones.net.length: value 25; allowed: <= (22|23|24) ") as caught:
+        text_tower(kind, files, MOST + 1)
+    return text_tower(kind, files, int(str(caught.value).split("<= ")[1].split()[0]))
+
+
+def batch(task: Mlm, length: int) -> dict[str, Any]:
+    documents = ["the state of the union is strong " * 9, "a \u2603\u2603 cat"]
+    samples = [Sample(f"s{n}", {"txt": each.encode()}, n, 0, "x.tar", "t") for n, each in enumerate(documents)]
+    prepared = [task.prepare(sample, np.random.default_rng(n)) for n, sample in enumerate(samples)]
+    assert prepared[0]["attention_mask"].sum() == length  # every position is used
+    return task.assemble({"t": collate(prepared)})
+
+
+@pytest.mark.parametrize("kind", TEXT)
+def test_text_networks(kind: str, tokenizers: dict[int, Path], tmp_path: Path) -> None:
+    tower = longest(kind, tokenizers)
+    task = Mlm(Mlm.Config(source="t", backbone="net", ratio=0.3), {"net": tower})
+    loss = task(batch(task, tower.length)).total
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in task.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    _check_reading(tower)
+    _check_special_ids(tower)
+    _check_export(tower, tmp_path)
+
+
+def _check_reading(tower: towers.Tower) -> None:
+    """Both sides of a token count, their order too; padding does not, and [UNK] is none."""
+    tokenizer, model = tower.tokenizer, tower.eval()
+    ids, mask = (torch.from_numpy(part)[None] for part in text.encode(tokenizer, "the state of a \u2603 union", 12))
+    used = int(mask.sum())
+
+    def hidden(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return model.tokens(ids, mask)[0]
+
+    whole = hidden(ids, mask)[:used]
+    torch.testing.assert_close(hidden(ids[:, :used], mask[:, :used]), whole, rtol=1e-4, atol=1e-5)
+    other = ids.clone()
+    other[0, used:] = 77
+    torch.testing.assert_close(hidden(other, mask)[:used], whole, rtol=1e-4, atol=1e-5)
+    other[0, used - 2] = 99
+    assert not torch.equal(hidden(other, mask)[0], whole[0])
+    swapped = ids.clone()
+    swapped[0, [1, 2]] = ids[0, [2, 1]]
+    assert not torch.equal(hidden(swapped, mask)[used - 2], whole[used - 2])
+    model.train().zero_grad()
+    model.tokens(ids, mask).pow(3).sum().backward()
+    gradient = tower.token_embedding.grad
+    assert gradient is not None and gradient[tokenizer.unk_token_id].abs().sum() > 0
+
+
+def _check_special_ids(tower: towers.Tower) -> None:
+    settings = tower.model.config
+    for field, token in towers.SPECIAL_IDS.items():
+        if hasattr(settings, field):
+            assert getattr(settings, field) == getattr(tower.tokenizer, f"{token}_id"), field
+
+
+def _check_export(tower: towers.Tower, folder: Path) -> None:
+    export_run(folder, {"net": tower.model}, {"net": tower.tokenizer}, {}, {})
+    again = AutoModel.from_pretrained(folder / "export" / "net").eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "export" / "net")
+    assert again.config.pad_token_id == tokenizer.pad_token_id == tower.tokenizer.pad_token_id
+    ids, mask = (torch.from_numpy(part)[None] for part in text.encode(tokenizer, "a \u2603 cat", tower.length))
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    with torch.no_grad():
+        torch.testing.assert_close(pooled(again, inputs), tower.eval().text(ids, mask), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", IMAGE)
+def test_image_networks(kind: str, tmp_path: Path) -> None:
+    size = SIZES.get(kind, 32)
+    torch.manual_seed(0)
+    tower = towers.Tower("net", BackboneConfig(type=kind, config=config(kind), size=size), None)
+    pictures = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
+    features = tower.images(pictures)
+    assert features.shape == (4, tower.dim)
+    features.square().sum().backward()
+    for name, parameter in tower.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    export_run(tmp_path, {"net": tower.model}, {}, {}, {"image_sizes": {"net": size}})
+    again = AutoModel.from_pretrained(tmp_path / "export" / "net").eval()
+    with torch.no_grad():
+        ours = tower.eval().images(pictures)
+        torch.testing.assert_close(tower.images(pictures), ours, rtol=0, atol=0)
+        values = pictures.float() / 127.5 - 1
+        torch.testing.assert_close(pooled(again, {"pixel_values": values}), ours, rtol=1e-4, atol=1e-5)
+
+
+OTHERS = ["t5", "bart", "xlnet", "canine", "clip_text_model", "longformer", "detr", "wav2vec2", "clip"]
+
+
+@pytest.mark.parametrize("kind", [*WHY_NOT, *OTHERS])
+def test_others_are_refused_by_name(kind: str, tokenizers: dict[int, Path]) -> None:
+    asked = {"text": BackboneConfig(type=kind, tokenizer=str(tokenizers[0]), length=8),
+             "image": BackboneConfig(type=kind, size=32)}  # fmt: skip
+    for name, section in asked.items():
+        tokenizer = load_tokenizer(tokenizers[0]) if name == "text" else None
+        with pytest.raises(ConfigError) as caught:
+            towers.Tower(name, section, tokenizer)
+        said = str(caught.value)
+        assert f"backbones.{name}.type: value {kind!r} is not for" in said and WHY_NOT.get(kind, "") in said
+        assert "\n" not in said and "; allowed: " in said
