@@ -249,7 +249,7 @@ def test_missing_captions_are_counted_and_named(tmp_path: Path, pack) -> None:
         (b"k.1,one,a.jpg\n", r"line 2: key 'k\.1' cannot name a sample"),
         (b",one,a.jpg\n", "line 2: key '' cannot name a sample"),
         (b'k0,"a\nb",a.jpg\nk1,gr\xfc,a.jpg\n', "line 4: not UTF-8: byte 5 is 0xfc"),
-        (b"k1,one,a.gif\n", "line 2: 'a.gif' is no picture"),
+        (b"k1,one,a.heic\n", "line 2: 'a.heic' is no picture; allowed are jpg"),
         (b"k1,one,nowhere.jpg\n", r"sample 'k1': .*nowhere\.jpg cannot be read \(No such file"),
         (b"k1,one\rk2,a.jpg\n", "line 2: not a row of a table"),
     ],
