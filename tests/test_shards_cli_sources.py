@@ -136,6 +136,7 @@ def test_files_that_cannot_be_read_stop_the_packing(tmp_path: Path, refused) -> 
         (os.fsdecode(b"gr\xfc.txt"), r"'gr\\udcfc\.txt': its name is not UTF-8; rename it"),
         (os.fsdecode(b"a.t\xfcxt"), r"its name is not UTF-8"),
         ("__x__/a.txt", "webdataset passes over names that begin with __NAME__/"),
+        ("x-000.tar", r"x-000\.tar is a tar, one of 1: .*run `bigssl shards index`"),
         ("a.TXT", "a second file for sample 'a', field 'txt'; rename one"),
     ],
 )

@@ -38,6 +38,14 @@ def meant(url: str) -> list[str]:
     return [found for part in parts for found in _of_part(part)]
 
 
+def place(url: str) -> str:
+    """The one path or URL that `url` names, there or not yet. Raises DataError."""
+    found = meant(url)
+    if len(found) > 1:
+        raise DataError(f"{display(url)} names {len(found)} places; one is allowed here")
+    return found[0]
+
+
 def _of_part(url: str) -> list[str]:
     path = _path_of(url) if url.startswith("file:") else url
     if _is_there(path):

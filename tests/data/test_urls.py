@@ -118,6 +118,20 @@ def test_hidden_shards_of_a_folder_are_counted(shards: Path, capsys: pytest.Capt
         assert said in capsys.readouterr().err
 
 
+def test_paths_of_commands_are_read_like_urls(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (shards.parent / "t.txt").write_text("one\ntwo\n")
+    assert main(["shards", "pack", "~/t.txt", "file:$PLACE/../out", "--jobs", "1"]) == 0
+    assert len(DatasetIndex.load("~/out")) == 2
+    assert main(["shards", "split", "~/my data", "~/parts", "--part", "val=0.5", "--jobs", "1"]) == 0
+    assert (shards.parent / "parts/val/index.json").is_file()
+    assert main(["shards", "index", "~/my data/x-0.tar", "--out", "~/one"]) == 0
+    assert len(DatasetIndex.load(shards.parent / "one")) == 1
+    for source, message in (("s3://b/x", "no local path"), ("$NOWHERE_AT_ALL", "is not set"), ("{a,b}", "2 places")):
+        with pytest.raises(SystemExit):
+            main(["shards", "pack", source, "out-2"])
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.name != "posix", reason="names that are no text")
 def test_shards_under_names_that_are_no_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = os.fsencode(tmp_path) + b"/gr\xfc\xdfe.tar"
