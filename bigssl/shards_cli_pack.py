@@ -90,14 +90,22 @@ def _pack(args: argparse.Namespace) -> int:
     if args.folder.exists() and args.folder.resolve().is_relative_to(args.source.resolve()):
         raise DataError(f"{args.folder} exists in the source {args.source}, so it would be packed too; move it away")
     left_out = LeftOut()
-    items = list(_items(args, left_out))
-    if not items:
-        raise DataError("; ".join(["nothing to pack: the source has no samples", *left_out.lines()]))
+    items = _listed(args, left_out)
     options = writing(args)
     indexes = pack(items, args.folder, split=args.split, seed=args.seed, shuffle=args.shuffle, **options)
     print_written(args.folder, indexes)
     note_left_out(left_out)
     return 0
+
+
+def _listed(args: argparse.Namespace, left_out: LeftOut) -> list[Item]:
+    try:
+        items = list(_items(args, left_out))
+    except OSError as error:
+        raise DataError(f"source {error.filename or args.source} cannot be read ({error.strerror})") from error
+    if not items:
+        raise DataError("; ".join(["nothing to pack: the source has no samples", *left_out.lines()]))
+    return items
 
 
 def _items(args: argparse.Namespace, left_out: LeftOut) -> Iterator[Item]:

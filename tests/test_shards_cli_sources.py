@@ -275,6 +275,11 @@ def test_tables_that_cannot_be_what_they_should(tmp_path: Path, refused) -> None
     refused(table(tmp_path, open_quote), message, "--image", "file", *small)
 
 
+def test_sources_that_cannot_be_opened_are_one_line(tmp_path: Path, refused) -> None:
+    (tmp_path / "d.csv").mkdir()
+    refused(tmp_path / "d.csv", r"source .*d\.csv cannot be read \(Is a directory", "--as", "table", "--image", "file")
+
+
 def test_tables_of_numbers_name_their_columns(tmp_path: Path, refused) -> None:
     for header, message in (("a,a", "column 'a' has no name of its own"), (",b", "column '' has no name of its own")):
         (tmp_path / "x.csv").write_text(f"{header}\n1,2\n")

@@ -9,6 +9,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from urllib.parse import unquote
 
 import braceexpand
@@ -125,7 +126,7 @@ def _shards(url: str, config: RemoteConfig | None, sequential: bool, left_out: L
     local = storage.local_path(url) if storage.is_local(url) else None
     packing = unpack.by_name(storage.bare(url))
     if local is not None and local.is_dir():
-        found = [str(path) for path in sorted(local.iterdir()) if unpack.by_name(path.name) is not None]
+        found = _local_folder(local)
     elif packing is not None:
         found = [url]
     elif local is None:
@@ -139,6 +140,13 @@ def _shards(url: str, config: RemoteConfig | None, sequential: bool, left_out: L
     for tar in () if sequential else shown:
         refuse_packing(tar)
     return shown
+
+
+def _local_folder(folder: Path) -> list[str]:
+    try:
+        return [str(path) for path in sorted(folder.iterdir()) if unpack.by_name(path.name) is not None]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror})") from error
 
 
 def refuse_packing(tar: str) -> None:
