@@ -21,7 +21,7 @@ class Limits(BaseModel):
     member_bytes: int = Field(1 << 30, ge=1, description="bytes of one file in a shard, which is one field of a sample")
     sample_bytes: int = Field(1 << 31, ge=1, description="bytes of all files of one sample with their tar headers")
     shard_members: int = Field(10_000_000, ge=1, description="files in one shard")
-    ratio: int = Field(250, ge=1, description="unpacked bytes per byte of a gzip shard, judged from 1 MiB on")
+    ratio: int = Field(250, ge=1, description="unpacked bytes per byte of a packed shard, judged from 1 MiB on")
     image_pixels: int = Field(1 << 26, ge=1, le=89_478_485, description="width × height; Pillow itself allows no more")
     audio_values: int = Field(1 << 28, ge=1, description="frames × channels of one recording")
 

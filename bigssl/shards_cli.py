@@ -14,7 +14,7 @@ from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex, Member, build_index
 from bigssl.data.leftout import LeftOut
 from bigssl.data.stream import Sample, in_order
-from bigssl.data.urls import expand
+from bigssl.data.urls import expand, place
 from bigssl.data.verify import Finding, verify
 from bigssl.replay_cli import add_replay
 from bigssl.shards_cli_clean import add_clean, add_split, add_stats
@@ -51,7 +51,7 @@ def _add_index(commands: Any) -> None:
 def _index(args: argparse.Namespace) -> int:
     left_out = LeftOut()
     tars = expand(args.urls, left_out=left_out)
-    folder = args.out or storage.parent(tars[0])
+    folder = place(args.out) if args.out else storage.parent(tars[0])
     if args.out is None and any(storage.parent(tar) != folder for tar in tars):
         raise DataError("the shards are not in one folder; say with --out where their index goes")
     index = build_index(tars, folder)

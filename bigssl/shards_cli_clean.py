@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from bigssl.data.index import DatasetIndex
@@ -16,6 +15,7 @@ from bigssl.shards_cli_options import (
     add_limits,
     add_writing,
     note,
+    path_option,
     print_written,
     refuse_destroying,
     split_option,
@@ -29,7 +29,7 @@ def add_split(commands: Any) -> None:
         "split", help="part existing shards into train and val by a hash of the key; samples keep their order"
     )
     parser.add_argument("source", help="a dataset: a folder, a tar or a brace pattern; it is only read")
-    parser.add_argument("folder", type=Path, help="where folder/train and folder/PART go")
+    parser.add_argument("folder", type=path_option, help="where folder/train and folder/PART go")
     parser.add_argument(
         "--part", type=split_option, default=("val", 0.1), metavar="PART=FRACTION", help="default: val=0.1"
     )
@@ -91,7 +91,7 @@ def add_clean(commands: Any) -> None:
         "clean", help="write a dataset anew without what is worthless, by rule; samples keep their order"
     )
     parser.add_argument("source", help="a dataset: a folder, a tar or a brace pattern; it is only read")
-    parser.add_argument("folder", type=Path, help="where the new shards and the report dropped.jsonl go")
+    parser.add_argument("folder", type=path_option, help="where the new shards and the report dropped.jsonl go")
     parser.add_argument("--drop", required=True, metavar="RULE,RULE", help=f"{rules} (the first of them stays)")
     _add_thresholds(parser)
     add_writing(parser)

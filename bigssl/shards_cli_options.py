@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from bigssl import limits
 from bigssl.data import storage
-from bigssl.data.errors import DataError
+from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex
 from bigssl.data.leftout import LeftOut
-from bigssl.data.urls import meant
+from bigssl.data.urls import meant, place
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +74,17 @@ def writing(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `pack` that `add_writing` gave."""
     names = ("shard_size", "compress", "overwrite", "jobs")
     return {"name": args.name or args.folder.resolve().name, "note": note} | {name: vars(args)[name] for name in names}
+
+
+def path_option(text: str) -> Path:
+    """A local path, for argparse, with `~`, `$VAR` and `file:` as in the URLs of a recipe."""
+    try:
+        url = place(text)
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not storage.is_local(url):
+        raise argparse.ArgumentTypeError(f"{display(url)} is no local path, which is needed here")
+    return Path(url)
 
 
 def note(text: str) -> None:

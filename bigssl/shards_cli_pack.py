@@ -18,6 +18,7 @@ from bigssl.shards_cli_options import (
     add_limits,
     add_writing,
     note_left_out,
+    path_option,
     print_written,
     refuse_destroying,
     split_option,
@@ -40,8 +41,8 @@ def add_pack(commands: Any) -> None:
     parser = commands.add_parser(
         "pack", help="write shards and their index", formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="a folder or a file, see --as")
-    parser.add_argument("folder", type=Path, help="where the shards go; interrupted, the same command goes on")
+    parser.add_argument("source", type=path_option, help="a folder or a file, see --as")
+    parser.add_argument("folder", type=path_option, help="where the shards go; interrupted, the same command goes on")
     parser.add_argument("--as", dest="kind", choices=["files", "table", *SUFFIXES], help=KINDS)
     parser.add_argument(
         "--split", type=split_option, metavar="PART=FRACTION", help="e.g. val=0.1: folder/val and folder/train"
@@ -61,7 +62,7 @@ def _add_fields(parser: argparse.ArgumentParser) -> None:
         "group `field` (put before the extension); other groups become the json",
     )  # fmt: skip
     table = parser.add_argument_group("table and jsonl (templates with {column}; a bare word is a column)")
-    table.add_argument("--root", type=Path, help="folder of the pictures (default: that of the table)")
+    table.add_argument("--root", type=path_option, help="folder of the pictures (default: that of the table)")
     table.add_argument("--image", action="append", default=[], metavar="[VARIANT=]TEMPLATE", help="picture; repeatable")
     table.add_argument(
         "--key", metavar="TEMPLATE", help="key of a sample, {variant} is there too\n"
@@ -91,14 +92,22 @@ def _pack(args: argparse.Namespace) -> int:
     if args.folder.exists() and args.folder.resolve().is_relative_to(args.source.resolve()):
         raise DataError(f"{args.folder} exists in the source {args.source}, so it would be packed too; move it away")
     left_out = LeftOut()
-    items = list(_items(args, left_out))
-    if not items:
-        raise DataError("; ".join(["nothing to pack: the source has no samples", *left_out.lines()]))
+    items = _listed(args, left_out)
     options = writing(args)
     indexes = pack(items, args.folder, split=args.split, seed=args.seed, shuffle=not args.keep_order, **options)
     print_written(args.folder, indexes)
     note_left_out(left_out)
     return 0
+
+
+def _listed(args: argparse.Namespace, left_out: LeftOut) -> list[Item]:
+    try:
+        items = list(_items(args, left_out))
+    except OSError as error:
+        raise DataError(f"source {error.filename or args.source} cannot be read ({error.strerror})") from error
+    if not items:
+        raise DataError("; ".join(["nothing to pack: the source has no samples", *left_out.lines()]))
+    return items
 
 
 def _items(args: argparse.Namespace, left_out: LeftOut) -> Iterator[Item]:

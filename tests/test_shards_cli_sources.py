@@ -136,6 +136,7 @@ def test_files_that_cannot_be_read_stop_the_packing(tmp_path: Path, refused) -> 
         (os.fsdecode(b"gr\xfc.txt"), r"'gr\\udcfc\.txt': its name is not UTF-8; rename it"),
         (os.fsdecode(b"a.t\xfcxt"), r"its name is not UTF-8"),
         ("__x__/a.txt", "webdataset passes over names that begin with __NAME__/"),
+        ("x-000.tar", r"x-000\.tar is a tar, one of 1: .*run `bigssl shards index`"),
         ("a.TXT", "a second file for sample 'a', field 'txt'; rename one"),
     ],
 )
@@ -249,7 +250,7 @@ def test_missing_captions_are_counted_and_named(tmp_path: Path, pack) -> None:
         (b"k.1,one,a.jpg\n", r"line 2: key 'k\.1' cannot name a sample"),
         (b",one,a.jpg\n", "line 2: key '' cannot name a sample"),
         (b'k0,"a\nb",a.jpg\nk1,gr\xfc,a.jpg\n', "line 4: not UTF-8: byte 5 is 0xfc"),
-        (b"k1,one,a.gif\n", "line 2: 'a.gif' is no picture"),
+        (b"k1,one,a.heic\n", "line 2: 'a.heic' is no picture; allowed are jpg"),
         (b"k1,one,nowhere.jpg\n", r"sample 'k1': .*nowhere\.jpg cannot be read \(No such file"),
         (b"k1,one\rk2,a.jpg\n", "line 2: not a row of a table"),
     ],
@@ -272,6 +273,11 @@ def test_tables_that_cannot_be_what_they_should(tmp_path: Path, refused) -> None
     open_quote = b'key,caption,file\nk1,"' + b"w\n" * 5000 + b",a.jpg\n"
     message = "line 2: a row of .* bytes .a quote never closed"
     refused(table(tmp_path, open_quote), message, "--image", "file", *small)
+
+
+def test_sources_that_cannot_be_opened_are_one_line(tmp_path: Path, refused) -> None:
+    (tmp_path / "d.csv").mkdir()
+    refused(tmp_path / "d.csv", r"source .*d\.csv cannot be read \(Is a directory", "--as", "table", "--image", "file")
 
 
 def test_tables_of_numbers_name_their_columns(tmp_path: Path, refused) -> None:

@@ -18,7 +18,7 @@ from bigssl.data.stream import Sample
 
 __all__ = ["audio", "check", "document", "field", "grey", "image", "meta", "running_text", "series", "text"]
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff")
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 AUDIO = ("flac", "wav", "ogg")
 DOCUMENTS = ("txt", "json")
 BOM = "\ufeff"

@@ -47,7 +47,8 @@ class SequentialIndex(DatasetIndex):
 
     def __init__(self, url: str, samples: int, config: RemoteConfig | None = None) -> None:
         self._samples = samples
-        urls = expand([url], config, sequential=True)
+        self._hidden = LeftOut()
+        urls = expand([url], config, sequential=True, left_out=self._hidden)
         if len(set(urls)) < len(urls):
             raise DataError(f"{display(url)}: a shard is named twice, its samples would come twice in an epoch")
         shown = [display(u) for u in urls]
@@ -72,7 +73,7 @@ class SequentialIndex(DatasetIndex):
             "a resume without reading again what lies before its position; that a process reads only its part (each "
             "reads every shard); a check of payloads against checksums. Still promised: one order for every world "
             "size, each sample once an epoch, an error for every truncation and failed command. All is promised after "
-            "`bigssl shards index`"
+            f"`bigssl shards index`{''.join(f'. {line}' for line in self._hidden.lines())}"
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bigssl.data import leftout
+from bigssl.data import leftout, unpack
 from bigssl.data.decode import AUDIO, IMAGES
 from bigssl.data.errors import DataError
 from bigssl.data.leftout import LeftOut
@@ -81,6 +81,7 @@ def from_folder(root: Path, pattern: str | None = None, left_out: LeftOut | None
     """
     left_out = LeftOut() if left_out is None else left_out
     names = files_below(root, left_out)
+    _refuse_shards(root, names)
     if pattern is None:
         _refuse_dots(root, names)
     groups: dict[str, tuple[tuple[str, str], ...]] = {}
@@ -102,6 +103,15 @@ def from_folder(root: Path, pattern: str | None = None, left_out: LeftOut | None
     for key, files in groups.items():
         sample = Files(str(root), files, pattern)
         yield Item(key, key, sample.load, sample.stamp)
+
+
+def _refuse_shards(root: Path, names: Sequence[str]) -> None:
+    tars = [name for name in names if unpack.by_name(name) is not None]
+    if tars:
+        raise DataError(
+            f"{root / tars[0]} is a tar, one of {len(tars)}: it would become a field of a sample; run `bigssl shards "
+            "index` to read it as it is, or unpack it"
+        )
 
 
 def _refuse_dots(root: Path, names: Sequence[str]) -> None:

@@ -90,7 +90,7 @@ def _survey_shard(index: DatasetIndex, number: int) -> _Shard:
             rows.append(row)
             digests.append(hashlib.blake2b(data, digest_size=16).digest())
             try:
-                measured = measure(name, data)
+                measured = measure(name, data, only_text="txt" not in fields)
             except DataError as error:
                 facts.damage[row] = f"field {name!r}: {error}"
                 measured = {"bytes": len(data)}
@@ -102,8 +102,9 @@ def _survey_shard(index: DatasetIndex, number: int) -> _Shard:
     return facts
 
 
-def measure(name: str, data: bytes) -> Mapping[str, float]:
-    """The measures of field `name`, see `Survey`. Raises DataError where the field cannot be decoded."""
+def measure(name: str, data: bytes, *, only_text: bool = False) -> Mapping[str, float]:
+    """The measures of field `name`, see `Survey`. only_text: as of `decode.check`. Raises DataError where the field
+    cannot be decoded."""
     kind = name.rpartition(".")[2]
     facts: dict[str, float] = {"bytes": len(data)}
     if kind in decode.IMAGES:
@@ -119,7 +120,7 @@ def measure(name: str, data: bytes) -> Mapping[str, float]:
         values, rate = audio(data)
         facts |= {"seconds": len(values) / rate, "channels": values.shape[1]}
     else:
-        decode.check(name, data)
+        decode.check(name, data, only_text=only_text)
         facts |= _document(data) if kind == "json" else {}
     return facts
 

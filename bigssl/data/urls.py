@@ -9,6 +9,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from urllib.parse import unquote
 
 import braceexpand
@@ -36,6 +37,14 @@ def meant(url: str) -> list[str]:
     if len(parts) > 1 and "" in parts:
         raise DataError(f"{display(url)}: nothing stands on one side of `::`, which joins shards as in a.tar::b.tar")
     return [found for part in parts for found in _of_part(part)]
+
+
+def place(url: str) -> str:
+    """The one path or URL that `url` names, there or not yet. Raises DataError."""
+    found = meant(url)
+    if len(found) > 1:
+        raise DataError(f"{display(url)} names {len(found)} places; one is allowed here")
+    return found[0]
 
 
 def _of_part(url: str) -> list[str]:
@@ -117,7 +126,7 @@ def _shards(url: str, config: RemoteConfig | None, sequential: bool, left_out: L
     local = storage.local_path(url) if storage.is_local(url) else None
     packing = unpack.by_name(storage.bare(url))
     if local is not None and local.is_dir():
-        found = [str(path) for path in sorted(local.iterdir()) if unpack.by_name(path.name) is not None]
+        found = _local_folder(local)
     elif packing is not None:
         found = [url]
     elif local is None:
@@ -131,6 +140,13 @@ def _shards(url: str, config: RemoteConfig | None, sequential: bool, left_out: L
     for tar in () if sequential else shown:
         refuse_packing(tar)
     return shown
+
+
+def _local_folder(folder: Path) -> list[str]:
+    try:
+        return [str(path) for path in sorted(folder.iterdir()) if unpack.by_name(path.name) is not None]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror})") from error
 
 
 def refuse_packing(tar: str) -> None:

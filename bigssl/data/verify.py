@@ -11,7 +11,7 @@ from itertools import repeat
 
 import numpy as np
 
-from bigssl.data import decode, storage, tarwalk, unpack
+from bigssl.data import decode, leftout, storage, tarwalk, unpack
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex, Row, ShardInfo, scan
 from bigssl.data.jobs import each
@@ -45,13 +45,13 @@ def verify(url: str, jobs: int = 1, left_out: LeftOut | None = None) -> Iterator
         index = DatasetIndex.load(url)
     except DataError as error:
         yield Finding(display(url), None, None, str(error))
-        yield from _of_each(_unindexed, _tars(url), jobs, left_out)
+        yield from _of_each(_unindexed, _tars(url, left_out), jobs, left_out)
         return
     with closing(index):
         for found in each(partial(_shard, index), range(len(index.shards)), jobs):
             yield from found
         yield from repeated(index)
-    yield from _strangers(index)
+    yield from _strangers(index, left_out)
     left_out.merge(index.left_out)
 
 
@@ -69,9 +69,9 @@ def _of_each(
         yield from found
 
 
-def _tars(url: str) -> list[str]:
+def _tars(url: str, left_out: LeftOut) -> list[str]:
     try:
-        return expand([url], sequential=True)
+        return expand([url], sequential=True, left_out=left_out)
     except DataError:  # the index has been missed already
         return []
 
@@ -214,14 +214,17 @@ def _role(name: str) -> str:
     return name
 
 
-def _strangers(index: DatasetIndex) -> Iterator[Finding]:
+def _strangers(index: DatasetIndex, left_out: LeftOut) -> Iterator[Finding]:
     """Shards that lie in a local folder but not in its manifest: a run would never read them."""
     folder = storage.local_path(index.url) if storage.is_local(index.url) else None
     if folder is None or not folder.is_dir():
         return
     known = {shard.name for shard in index.shards}
     for path in sorted(folder.iterdir()):
-        if unpack.by_name(path.name) is not None and path.name not in known and not path.name.startswith("."):
-            yield Finding(
-                path.name, None, None, "the shard is not in the index; run `bigssl shards index` on the folder"
-            )
+        if unpack.by_name(path.name) is None or path.name in known:
+            continue
+        if path.name.startswith("."):
+            left_out.add(leftout.HIDDEN, path.name)
+        else:
+            again = "the shard is not in the index; run `bigssl shards index` on the folder"
+            yield Finding(path.name, None, None, again)

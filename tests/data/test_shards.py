@@ -225,8 +225,8 @@ def test_tables_name_what_is_wrong(tmp_path: Path) -> None:
     table = fill(tmp_path, {"c.tsv": b"code\tcap\na\tb\n"}) / "c.tsv"
     with pytest.raises(DataError, match=r"c\.tsv: no column 'tags'; it has cap, code, variant"):
         list(from_table(table, tmp_path, TABLE))
-    with pytest.raises(DataError, match="'a.bmp' is no picture"):
-        list(from_table(table, tmp_path, Table({"": "{code}.bmp"}, "{code}", "", "{code}")))
+    with pytest.raises(DataError, match="'a.svg' is no picture"):
+        list(from_table(table, tmp_path, Table({"": "{code}.svg"}, "{code}", "", "{code}")))
     (item,) = from_table(table, tmp_path, Table({"": "{code}.jpg"}, "{code}", "", "{code}"))
     with pytest.raises(DataError, match=r"'a': .*a\.jpg cannot be read \(No such file"):
         pack([item], tmp_path / "x", name="x")

@@ -65,6 +65,16 @@ def test_measures_of_documents_and_metadata() -> None:
     assert measure("json", b'["two", "words!"]') == {"bytes": 17, "characters": 10, "letters": 8}
     assert measure("json", b'{"text": "-"}') == {"bytes": 13, "characters": 1, "letters": 0}
     assert measure("json", b'{"number": 3}') == {"bytes": 13}
+    assert measure("json", b'{"text": null}') == {"bytes": 14}
+
+
+def test_documents_that_are_none_are_damage(tmp_path: Path) -> None:
+    """What `verify` finds and training would skip, `clean --drop damaged` drops."""
+    samples = {"a": {"json": b'{"text": null}'}, "b": {"json": b'{"text": null}', "txt": b"fine"},
+               "c": {"json": b'{"text": "\\udc00"}'}, "d": {"json": b'{"text": "fine"}'}}  # fmt: skip
+    found = surveyed(tmp_path / "x", samples)
+    assert sorted(found.damage) == [0, 2]
+    assert "no document but None" in found.damage[0] and "half of a surrogate pair" in found.damage[2]
 
 
 def test_spread_of_pictures() -> None:
