@@ -187,11 +187,15 @@ class ProbeConfig(Section):
     backbone: str = "image"
     bank: str
     queries: str
-    label: str = "category"
+    label: str = Field(description="metadata field that is predicted")
     k: PositiveInt = 20
     bank_limit: PositiveInt = 1024
     query_limit: PositiveInt = 512
     batch: PositiveInt = 128
+
+
+BankLimit = Annotated[PositiveInt | None, Field(description="samples of the bank, drawn by a fixed seed; default all")]
+QueryLimit = Annotated[PositiveInt | None, Field(description="samples judged, drawn by a fixed seed; default all")]
 
 
 class EvalImages(Section):
@@ -200,34 +204,47 @@ class EvalImages(Section):
     backbone: str = "image"
     bank: str
     queries: str
-    label: str = "category"
-    pair: str | None = Field("code", description="metadata field that two views of one item share")
-    view: str = Field("design", description="metadata field that tells the two views apart")
-    size: PositiveInt = 64
+    label: str = Field(description="metadata field that is predicted")
+    pair: str | None = Field(None, description="metadata field that views of one item share; default: no retrieval")
+    view: str | None = Field(None, description="metadata field that tells the views of an item apart; with pair")
     k: PositiveInt = 20
+    bank_limit: BankLimit = None
+    query_limit: QueryLimit = None
+
+    @model_validator(mode="after")
+    def _pair_and_view(self) -> EvalImages:
+        if (self.pair is None) != (self.view is None):
+            given, lacking = ("pair", "view") if self.view is None else ("view", "pair")
+            raise ValueError(f"{given} {getattr(self, given)!r} is given without {lacking}; allowed: both, or neither")
+        return self
 
 
 class EvalText(Section):
     backbone: str = "text"
     bank: str
     queries: str
-    label: str = "category"
-    length: PositiveInt = 32
+    label: str = Field(description="metadata field that is predicted")
     k: PositiveInt = 20
+    bank_limit: BankLimit = None
+    query_limit: QueryLimit = None
 
 
 class EvalZeroShot(Section):
+    """Images to classes known by texts: by their names alone, and by the mean of captions that carry the label."""
+
     heads: str = Field("clip", description="name under export/heads of the two projections")
     image_backbone: str = "image"
     text_backbone: str = "text"
     queries: str
-    captions: str = Field(description="shards whose captions describe the classes")
-    label: str = "category"
-    size: PositiveInt = 64
-    length: PositiveInt = 32
+    captions: str = Field(description="shards whose captions and labels describe the classes")
+    label: str = Field(description="metadata field that is predicted")
+    caption_limit: BankLimit = None
+    query_limit: QueryLimit = None
 
 
 class Evaluate(Section):
+    """The scorecard. Picture sizes and lengths of texts are those of the exported backbones."""
+
     images: EvalImages | None = None
     text: EvalText | None = None
     zero_shot: EvalZeroShot | None = None
