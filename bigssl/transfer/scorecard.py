@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from bigssl.config import EvalImages, EvalText, Evaluate, EvalZeroShot
+from bigssl.config_evaluate import EvalImages, EvalText, Evaluate, EvalZeroShot
 from bigssl.data.index import DatasetIndex
 from bigssl.nets.norm import has_batch_norm
 from bigssl.transfer import export

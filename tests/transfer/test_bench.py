@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from bigssl.config import Evaluate
+from bigssl.config_evaluate import Evaluate
 from bigssl.data.errors import DataError
 from bigssl.data.index import build_index
 from bigssl.transfer import matrix

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, PreTrainedModel
 
-from bigssl.config import ProbeConfig
+from bigssl.config_evaluate import ProbeConfig
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
 from bigssl.transfer.collapse import feature_std, rankme

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bigssl.config import Evaluate
+from bigssl.config_evaluate import Evaluate
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
 from bigssl.data.stream import in_order

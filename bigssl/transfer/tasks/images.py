@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bigssl.config import EvalImages
+from bigssl.config_evaluate import EvalImages
 from bigssl.data.errors import DataError
 from bigssl.transfer.bench import Bench, Encoded, Networks, Task
 from bigssl.transfer.knn import encode_labels, stored_knn

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigssl.config import EvalText
+from bigssl.config_evaluate import EvalText
 from bigssl.transfer.bench import Bench, Captions, Networks, Task
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.knn import encode_labels, stored_knn, top, vote

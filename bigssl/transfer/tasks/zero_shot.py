@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bigssl.config import EvalZeroShot
+from bigssl.config_evaluate import EvalZeroShot
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex
 from bigssl.transfer import zero_shot as shot
