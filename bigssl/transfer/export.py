@@ -28,6 +28,7 @@ from bigssl.transfer.inputs import Input, image_preprocessor
 __all__ = ["ExportError", "export_run", "image_preprocessor", "load_backbone", "load_heads", "recover"]
 
 FOLDER = "export"
+UNTRAINED = ("pooler.",)  # what our features do not pass through
 State = Mapping[str, Tensor]
 
 
@@ -89,7 +90,7 @@ def _write_backbone(folder: Path, name: str, model: PreTrainedModel, state: Stat
     frozen = {key for key, value in model.named_parameters() if not value.requires_grad}
     fresh.load_state_dict(tensors, strict=True, assign=True)
     with _quiet():
-        kept = {key: value for key, value in tensors.items() if not (key in frozen and key.startswith("pooler."))}
+        kept = {key: value for key, value in tensors.items() if not (key in frozen and key.startswith(UNTRAINED))}
         fresh.save_pretrained(folder, state_dict=kept)
 
 
@@ -173,7 +174,7 @@ def load_backbone(folder: Path) -> PreTrainedModel:
     """A backbone of an export folder, float32, in eval mode. ExportError where weights other than a pooler's lack."""
     with _quiet():
         model, report = AutoModel.from_pretrained(_present(Path(folder)), dtype=torch.float32, output_loading_info=True)
-    lacking = {key for key in report["missing_keys"] if not key.startswith("pooler.")}
+    lacking = {key for key in report["missing_keys"] if not key.startswith(UNTRAINED)}
     if lacking:
         raise ExportError(f"{folder}: weights lacking: {_some(lacking)}; run the training command again")
     loaded: PreTrainedModel = model.eval()

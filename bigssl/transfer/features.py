@@ -47,7 +47,7 @@ def column(keys: Sequence[str], meta: Sequence[dict[str, Any]], field: str) -> l
 def read_samples(index: DatasetIndex, limit: int | None = None) -> Iterator[Sample]:
     """Every sample once, or a fixed fair subset of `limit` samples: the beginning of one shuffled order. Shuffled also
     where all are read: statistics by batch would otherwise be those of a class at a time."""
-    stream = Stream(index, seed=0, lanes=1, window=len(index))  # one permutation of all samples
+    stream = _mixed(index)
     return (stream.read(position) for position in range(min(limit or len(index), len(index))))
 
 
@@ -79,8 +79,12 @@ def chosen(index: DatasetIndex, limit: int | None = None) -> Sequence[int]:
     """Ascending numbers of the samples that `read_samples` gives."""
     if limit is None or limit >= len(index):
         return range(len(index))
-    stream = Stream(index, seed=0, lanes=1, window=len(index))
-    return sorted(stream.locate_many(np.arange(limit))[1].tolist())
+    return sorted(_mixed(index).locate_many(np.arange(limit))[1].tolist())
+
+
+def _mixed(index: DatasetIndex) -> Stream:
+    """One permutation of all samples."""
+    return Stream(index, seed=0, lanes=1, window=len(index))
 
 
 def samples_at(index: DatasetIndex, numbers: Sequence[int]) -> Iterator[Sample]:
