@@ -35,16 +35,15 @@ class EvalImages(Section):
     queries: str
     label: str = Field(description="metadata field that is predicted")
     pair: str | None = Field(None, description="metadata field that views of one item share; default: no retrieval")
-    view: str | None = Field(None, description="metadata field that tells the views of an item apart; with pair")
+    view: str | None = Field(None, description="metadata field that tells the views of an item apart; needed by pair")
     k: PositiveInt = 20
     bank_limit: BankLimit = None
     query_limit: QueryLimit = None
 
     @model_validator(mode="after")
     def _pair_and_view(self) -> EvalImages:
-        if (self.pair is None) != (self.view is None):
-            given, lacking = ("pair", "view") if self.view is None else ("view", "pair")
-            raise ValueError(f"{given} {getattr(self, given)!r} is given without {lacking}; allowed: both, or neither")
+        if self.pair is not None and self.view is None:
+            raise ValueError(f"pair {self.pair!r} is given without view; allowed: both, or pair: null for no retrieval")
         return self
 
 

@@ -123,7 +123,7 @@ def _check_shards(where: str, field: str, section: Any) -> None:
     kinds = ("txt",) if where == "evaluate.text" or field == "captions" else decode.IMAGES
     _check_field(f"{where}.{field}", url, sample, kinds, "that is what is judged")
     meta = decode.meta(decode.field(sample, ("json",)))
-    for name in ("label", "pair", "view") if field == "queries" else ("label",):
+    for name in ("label", "pair", "view") if field == "queries" and getattr(section, "pair", None) else ("label",):
         wanted = getattr(section, name, None)
         if wanted is not None and wanted not in meta:
             there = sorted(meta)

@@ -124,14 +124,14 @@ class _Judged:
         return self._networks[backbone]
 
     def images(self, settings: EvalImages) -> None:
+        networks = self._pair(settings.backbone, settings.bank)
         size = image_size(self.folder / settings.backbone)
         self.shown += ["raw"] if size > RAW_SIDE else []
-        found, self.health[settings.backbone] = images(self.bench, self._pair(settings.backbone, settings.bank), size,
-                                                       settings)  # fmt: skip
+        found, self.health[settings.backbone] = images(self.bench, networks, size, settings)
         self.tasks |= found
 
     def text(self, settings: EvalText) -> None:
-        words, networks = text_input(self.folder / settings.backbone), self._pair(settings.backbone)
+        networks, words = self._pair(settings.backbone), text_input(self.folder / settings.backbone)
         found, self.health[settings.backbone] = texts(self.bench, networks, words, settings)
         self.tasks |= found
 

@@ -189,7 +189,7 @@ def test_sizes_and_lengths_are_those_of_the_export(
 
 def test_limits_are_told_and_kept(run: Path, shards: Path) -> None:
     asked = settings(shards).model_dump()
-    asked["images"] |= {"bank_limit": 50, "query_limit": 20, "pair": None, "view": None}
+    asked["images"] |= {"bank_limit": 50, "query_limit": 20, "pair": None, "view": "colour"}
     asked["text"] |= {"bank_limit": 30}
     asked["zero_shot"] |= {"query_limit": 10, "caption_limit": 90}
     card = score(run, Evaluate.model_validate(asked), seed=0)
@@ -222,6 +222,21 @@ def test_two_ranks_give_the_card_of_one(run: Path, shards: Path, ranks: Ranks) -
         for contender, health in values.items():
             assert cards[0]["health"][name][contender] == pytest.approx(health, rel=1e-4)
     assert cards[0]["notes"] == alone["notes"] and not (run / ".scorecard").exists()
+
+
+@pytest.mark.distributed
+def test_ranks_without_a_query_of_their_own_do_no_harm(
+    run: Path, shards: Path, tmp_path: Path, ranks: Ranks, make_shards: Callable[..., None]
+) -> None:
+    make_shards(tmp_path / "few", range(2), shards=1)
+    asked = settings(shards).model_dump()
+    for section in ("images", "text", "zero_shot"):
+        asked[section]["queries"] = str(tmp_path / "few")
+    alone = score(run, Evaluate.model_validate(asked), seed=3)
+    for card in ranks(joined_score, 5, run, Evaluate.model_validate(asked)):
+        assert {name: task["sentence"] for name, task in card["tasks"].items()} == {
+            name: task["sentence"] for name, task in alone["tasks"].items()
+        }
 
 
 @pytest.mark.distributed
@@ -281,7 +296,8 @@ def test_crash_midway_leaves_the_older_card(run: Path, shards: Path, monkeypatch
     ({"k": 121}, "evaluate.images.k: value 121, but the bank has 120"),
     ({"label": "colour"}, "no metadata field 'colour'"),
     ({"view": "code"}, "evaluate.images.pair: value 'code', but none occurs in two 'code's"),
-    ({"backbone": "audio"}, "audio/preprocessor_config.json: no such file"),
+    ({"backbone": "audio"}, "no export at .*there is: README.md, heads, image, text"),
+    ({"backbone": "text"}, "text/preprocessor_config.json: no such file; the backbone takes no images"),
 ])
 def test_impossible_settings_are_named(run: Path, shards: Path, changes: dict, message: str) -> None:
     asked = settings(shards).model_dump()["images"] | changes

@@ -19,7 +19,8 @@ CONTENDERS = ("random_net", "raw", "trained")
 
 def images(bench: Bench, networks: Networks, size: int, settings: EvalImages) -> tuple[dict[str, Task], dict]:
     """(tasks, health of the bank's features); size: picture side in pixels. A collective."""
-    fields = [settings.label, *(name for name in (settings.pair, settings.view) if name is not None)]
+    views = [settings.pair, settings.view] if settings.pair is not None and settings.view is not None else []
+    fields = [settings.label, *views]
     bank = bench.images(networks, settings.bank, size=size, fields=[settings.label], limit=settings.bank_limit,
                         where="evaluate.images.bank")  # fmt: skip
     queries = bench.images(networks, settings.queries, size=size, fields=fields, limit=settings.query_limit,
@@ -27,8 +28,8 @@ def images(bench: Bench, networks: Networks, size: int, settings: EvalImages) ->
     refuse_large_k(settings.k, len(bank.keys), "evaluate.images.k")
     means = bench.means(bank.matrices)
     found = {"images.knn": _knn(bench, bank, queries, means, settings)}
-    if settings.pair is not None and settings.view is not None:
-        found["images.retrieval"] = _retrieval(bench, queries, means, settings.pair, settings.view)
+    if views:
+        found["images.retrieval"] = _retrieval(bench, queries, means, *views)
     return found, bench.health(bank.matrices)
 
 
@@ -75,7 +76,7 @@ def _retrieval(bench: Bench, queries: Encoded, means: dict[str, Tensor], pair: s
             hits[name].append(bench.hits(found))
     if not groups:
         raise DataError(f"evaluate.images.pair: value {pair!r}, but none occurs in two {view!r}s; allowed: a metadata "
-                        "field that views of one item share, or neither pair nor view")
+                        "field that views of one item share, or null")
     subject = f"of {len(groups)} unseen images have the same {pair} in the other {view} as their nearest neighbour"
     joined = {name: torch.cat(parts) for name, parts in hits.items()}
     return judge(f"retrieval: same {pair}, other {view}", subject, joined, chance=sum(chances) / len(chances),
