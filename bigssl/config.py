@@ -13,21 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import Field, ValidationError, create_model, model_validator
 
 from bigssl.config_errors import ConfigError, describe
+from bigssl.config_evaluate import Evaluate, ProbeConfig
+from bigssl.config_section import Fraction, PositiveInt
+from bigssl.config_section import Section as Section
 from bigssl.config_yaml import apply_override, read_mapping
 from bigssl.limits import Limits
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values are not coerced from strings, instances do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class BackboneConfig(Section):
@@ -180,60 +175,6 @@ class CheckpointConfig(Section):
     every: PositiveInt = Field(500, description="steps between checkpoints; one is always written at the end")
     keep: PositiveInt = Field(2, description="newest checkpoints kept")
     keep_every: PositiveInt | None = Field(None, description="also keep every checkpoint whose step divides by this")
-
-
-class ProbeConfig(Section):
-    """Online kNN probe of an image backbone; labels are read here only, never by an objective."""
-
-    every: PositiveInt
-    backbone: str = "image"
-    bank: str
-    queries: str
-    label: str = "category"
-    k: PositiveInt = 20
-    bank_limit: PositiveInt = 1024
-    query_limit: PositiveInt = 512
-    batch: PositiveInt = 128
-
-
-class EvalImages(Section):
-    """kNN over a label and retrieval of the same item in its other view, on images never trained on."""
-
-    backbone: str = "image"
-    bank: str
-    queries: str
-    label: str = "category"
-    pair: str | None = Field("code", description="metadata field that two views of one item share")
-    view: str = Field("design", description="metadata field that tells the two views apart")
-    size: PositiveInt = 64
-    k: PositiveInt = 20
-
-
-class EvalText(Section):
-    backbone: str = "text"
-    bank: str
-    queries: str
-    label: str = "category"
-    length: PositiveInt = 32
-    k: PositiveInt = 20
-
-
-class EvalZeroShot(Section):
-    heads: str = Field("clip", description="name under export/heads of the two projections")
-    image_backbone: str = "image"
-    text_backbone: str = "text"
-    queries: str
-    captions: str = Field(description="shards whose captions describe the classes")
-    label: str = "category"
-    size: PositiveInt = 64
-    length: PositiveInt = 32
-
-
-class Evaluate(Section):
-    images: EvalImages | None = None
-    text: EvalText | None = None
-    zero_shot: EvalZeroShot | None = None
-    batch: PositiveInt = 256
 
 
 class Recipe(Section):

@@ -32,6 +32,7 @@ from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
 from bigssl.objectives.base import config_union  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
 from bigssl.transfer.export import export_run  # noqa: E402
+from bigssl.transfer.inputs import ImageInput, TextInput  # noqa: E402
 from bigssl.transfer.probe import KnnProbe  # noqa: E402
 from bigssl.transfer.scorecard import format_table, score  # noqa: E402
 
@@ -72,14 +73,16 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
     except (CheckpointError, DataError, guards.NonFiniteLoss) as error:
         print(f"bigssl: rank {distributed.rank()}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # leaving the group would wait for ranks that wait for this one; the launcher ends them
-    main_rank = distributed.is_main()
     distributed.barrier()
-    zero.stop()  # evaluation is rank 0's alone: nobody waits for it in a collective that could time out
-    if outcome.preempted:
-        if main_rank:
-            print(f"stopped by {outcome.preempted} after step {outcome.step}; the same command goes on from there")
-        return guards.PREEMPTED
-    return _evaluate(recipe, device) if main_rank else 0
+    code = _stopped(outcome) if outcome.preempted else _evaluate(recipe, device)
+    zero.stop()
+    return code
+
+
+def _stopped(outcome: loop.Outcome) -> int:
+    if distributed.is_main():
+        print(f"stopped by {outcome.preempted} after step {outcome.step}; the same command goes on from there")
+    return guards.PREEMPTED
 
 
 def _probe(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> loop.Probe | None:
@@ -107,22 +110,26 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
         "steps": recipe.steps,
         "seed": recipe.seed,
         "data": {name: ", ".join(map(display, source.urls.values())) for name, source in recipe.data.sources.items()},
-        "image_sizes": {name: tower.size for name, tower in towers if not tower.is_text},
     }
-    tokenizers = {name: tower.tokenizer for name, tower in towers if tower.is_text}
-    path = export_run(recipe.folder, {name: t.model for name, t in towers}, tokenizers, heads, meta, states=states)
+    inputs = {name: TextInput(t.tokenizer, t.length) if t.is_text else ImageInput(t.size) for name, t in towers}
+    path = export_run(recipe.folder, {name: t.model for name, t in towers}, inputs, heads, meta, states=states)
     print(f"exported {', '.join(states)} to {path}", flush=True)
 
 
 def _evaluate(recipe: Recipe, device: torch.device) -> int:
+    """Collective: all ranks score, rank 0 tells."""
+    main_rank = distributed.is_main()
     try:
-        if recipe.evaluate is not None:
-            print(format_table(score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device)))
-    except DataError as error:
-        again = f"bigssl evaluate {recipe.folder}"
-        print(f"bigssl: trained and exported, not evaluated: {error}; after mending it: {again}", file=sys.stderr)
+        card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device) if recipe.evaluate else None
+    except DataError as error:  # on every rank
+        if main_rank:
+            again = f"bigssl evaluate {recipe.folder}"
+            print(f"bigssl: trained and exported, not evaluated: {error}; after mending it: {again}", file=sys.stderr)
         return 1
-    print(f"report: {write_report(recipe.folder)}", flush=True)
+    if main_rank:
+        if card is not None:
+            print(format_table(card))
+        print(f"report: {write_report(recipe.folder)}", flush=True)
     return 0
 
 

@@ -94,11 +94,12 @@ def test_a_mixture_and_training_on_the_queries(capsys: pytest.CaptureFixture[str
         }
     }
     (tmp_path / "mix.yaml").write_text(yaml.safe_dump(recipe))
-    found = plan(capsys, tmp_path / "mix.yaml", "--world", "4", "precision=fp32", f"out={tmp_path / 'run'}")
+    found = plan(capsys, tmp_path / "mix.yaml", "--world", "4", "precision=fp32", f"out={tmp_path / 'run'}", status=1)
     mix = found["sources"]["emoji"]["mix"]
     assert mix["train"]["share"] == 0.75 and mix["train"]["epochs"] == pytest.approx(370 * 192 / 3074)
     assert found["memory"]["1"]["device"]["bf16 copies"] == 0
-    assert any("evaluate.images.queries: " in text and "shards are trained on" in text for text in found["warnings"])
+    (failure,) = found["failures"]  # a run is not started either: tests/test_config.py
+    assert "probe.queries: value 'bigssl/demo/emoji/val': " in failure and "data.sources.emoji" in failure
 
 
 def test_a_recipe_that_cannot_be_read_is_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,8 +167,8 @@ def test_badly_mixed_batches_are_said_with_what_mends_them(paper: Path, capsys: 
 
 
 def test_a_source_without_an_index_is_read_by_every_rank(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    url = ROOT / "bigssl/demo/emoji/val"
-    source = f"data.sources.emoji={{url: {url}, sequential: true, samples: 342, batch: 8}}"
+    url = ROOT / "bigssl/demo/emoji/train"
+    source = f"data.sources.emoji={{url: {url}, sequential: true, samples: 3074, batch: 8}}"
     found = plan(capsys, DEMO, "--world", "4", source, f"out={tmp_path}")
     assert "emoji" not in found["sources"] and "captions" in found["sources"]
     (warning,) = [text for text in found["warnings"] if "data.sources.emoji.sequential" in text]

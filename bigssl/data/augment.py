@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
+from bigssl import limits
+from bigssl.data.errors import DataError
+
 Box = tuple[int, int, int, int]
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 SOLARISE_FROM = 128
@@ -126,10 +129,19 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 
 def center(image: Image.Image, size: int) -> np.ndarray:
-    """The fixed view: shorter side to `size`, middle square. RGB picture -> uint8 [3, size, size]."""
-    if image.size == (size, size):
-        return to_array(image)
-    return to_array(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+    """The fixed view of evaluation: shorter side to `size`, middle square. RGB picture -> uint8 [3, size, size].
+
+    Pixel for pixel what the exported preprocessor does (`bigssl.transfer.inputs`): bicubic with antialiasing, the
+    longer side cut to whole pixels, and the whole picture resized before the square is cut out: Pillow chooses the
+    order of its two passes by the shape, and it shows. Raises DataError for a strip that would become too large.
+    """
+    shorter = min(image.size)
+    width, height = (int(size * side / shorter) for side in image.size)
+    if refused := limits.over("image_pixels", width * height):
+        raise DataError(f"picture of {image.width}×{image.height} pixels becomes {width}×{height}: {refused}")
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return to_array(resized.crop((left, top, left + size, top + size)))
 
 
 def crop_box(width: int, height: int, min_scale: float, rng: np.random.Generator) -> Box:

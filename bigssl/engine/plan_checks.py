@@ -23,7 +23,7 @@ from bigssl.engine.plan_activations import Activations, Networks
 from bigssl.engine.plan_memory import FP32, Memory, checkpoint_bytes, memory
 from bigssl.engine.plan_order import Reading, lanes_that_keep, simulate
 from bigssl.engine.preflight import batch_sizes, check_folder, refuse_changed_recipe, refuse_secrets
-from bigssl.engine.preflight_evaluation import check_evaluation
+from bigssl.engine.preflight_evaluation import check_evaluation, refuse_seen
 from bigssl.engine.preflight_sources import source_order, split_batch
 
 T = TypeVar("T")
@@ -96,8 +96,9 @@ def _checked_zero(recipe: Recipe) -> bool:
 
 def _data(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
     warnings, notes = plan_data.duplicates(orders)
-    paper.warnings += warnings + plan_data.trained_on(recipe, orders)
+    paper.warnings += warnings
     paper.notes += notes
+    paper.attempt(refuse_seen, recipe, orders)
 
 
 def _reading(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], sizes: Mapping[str, int]) -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from bigssl.config import Recipe
 from bigssl.data import storage
-from bigssl.data.errors import DataError
-from bigssl.data.index import DatasetIndex, ShardInfo
+from bigssl.data.index import ShardInfo
 from bigssl.data.order import Order
 from bigssl.data.sidecar import MEMORY
-from bigssl.engine.preflight_evaluation import evaluated
 
 OFFSET, LINE, FIELD = 4, 70, 40  # bytes a sample: the offset of its line, a usual line, and each field in it
 
@@ -57,27 +54,6 @@ def _equal_names(shards: list[tuple[str, ShardInfo]]) -> Iterator[str]:
     if double:
         name, datasets = double[0]
         yield f"{len(double)} shard names occur in several datasets ({name} in {', '.join(sorted(datasets))})"
-
-
-def trained_on(recipe: Recipe, orders: Mapping[str, Order]) -> list[str]:
-    """Warnings: shards of a `queries` field that are among the training shards. Sections that load are looked at."""
-    indexes = [index for order in orders.values() for index in order.indexes.values()]
-    trained = {shard.checksum for index in indexes for shard in index.shards}
-    warnings = []
-    for where, section in evaluated(recipe).items():
-        index = _loaded(section.queries)
-        both = sum(shard.checksum in trained for shard in index.shards) if index else 0
-        if index and both:
-            shards = f"{both} of {len(index.shards)} shards"
-            warnings.append(f"{where}.queries: {shards} are trained on; the score would flatter the run")
-    return warnings
-
-
-def _loaded(url: str) -> DatasetIndex | None:
-    try:
-        return DatasetIndex.load(url)
-    except (DataError, OSError, ImportError):  # check_evaluation says so
-        return None
 
 
 def sidecar_bytes(order: Order, samples: int, *, cached: bool) -> int:

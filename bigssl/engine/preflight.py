@@ -20,7 +20,7 @@ from bigssl.data.errors import redact
 from bigssl.data.order import Order
 from bigssl.data.text import load_tokenizer
 from bigssl.engine import zero
-from bigssl.engine.preflight_evaluation import check_evaluation
+from bigssl.engine.preflight_evaluation import check_evaluation, refuse_seen
 from bigssl.engine.preflight_sources import source_config, source_order, split_batch
 from bigssl.nets import towers
 from bigssl.objectives.base import Objective, build
@@ -65,6 +65,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
     refuse_secrets(recipe)
     sizes = batch_sizes(recipe, objective)
     streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
+    refuse_seen(recipe, streams)
     refuse_changed_recipe(recipe)
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
 

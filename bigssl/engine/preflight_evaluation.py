@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from bigssl.config import Recipe
 from bigssl.config_errors import ConfigError, nearest
 from bigssl.data import decode
 from bigssl.data.errors import DataError, display
-from bigssl.data.index import DatasetIndex
+from bigssl.data.index import DatasetIndex, ShardInfo
+from bigssl.data.order import Order, Sample
 from bigssl.data.stream import in_order
+from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.towers import Tower
 
 
@@ -47,9 +50,45 @@ def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: set[str
     for where, section in evaluated(recipe).items():
         _check_section(where, section, towers)
     zero_shot = recipe.evaluate.zero_shot if recipe.evaluate else None
-    if zero_shot is not None and zero_shot.heads not in heads:
+    if zero_shot is None:
+        return
+    if zero_shot.heads not in heads:
         allowed = ", ".join(sorted(heads)) or "none: this objective exports no heads"
         raise ConfigError(f"evaluate.zero_shot.heads: value {zero_shot.heads!r}; allowed: {allowed}")
+    images = recipe.evaluate.images if recipe.evaluate else None
+    calibrated = images is not None and images.backbone == zero_shot.image_backbone
+    if not calibrated and has_batch_norm(towers[zero_shot.image_backbone].model):
+        need = "the random network's BatchNorm is set from them, or from evaluate.images.bank for the same backbone"
+        index = load_index(zero_shot.captions, "evaluate.zero_shot.captions")
+        _check_field("evaluate.zero_shot.captions", zero_shot.captions, next(in_order(index, 1)), decode.IMAGES, need)
+
+
+def refuse_seen(recipe: Recipe, orders: Mapping[str, Order]) -> None:
+    """Training on what is judged would flatter the run.
+
+    Raises:
+        ConfigError: shards of a `queries` field are, by checksum or by place, among those of the sources.
+    """
+    trained: dict[str, str] = {}
+    for source, order in orders.items():
+        for index in order.indexes.values():
+            trained |= {mark: source for shard in index.shards for mark in _marks(shard)}
+    for where, section in evaluated(recipe).items():
+        shards = load_index(section.queries, f"{where}.queries").shards
+        seen = {shard.name: trained[mark] for shard in shards for mark in _marks(shard) if mark in trained}
+        if seen:
+            name, source = next(iter(seen.items()))
+            raise ConfigError(
+                f"{where}.queries: value {display(section.queries)!r}: {len(seen)} of {len(shards)} shards are trained "
+                f"on ({name} in data.sources.{source}); allowed: shards that no source reads (`bigssl shards split` "
+                "makes such parts)"
+            )
+
+
+def _marks(shard: ShardInfo) -> list[str]:
+    """What two shards that hold the same have in common; a sequential source has no checksums."""
+    place = shard.url if "://" in shard.url else os.path.realpath(shard.url)
+    return [mark for mark in (shard.checksum, place) if mark]
 
 
 def _check_section(where: str, section: Any, towers: Mapping[str, Tower]) -> None:
@@ -61,12 +100,6 @@ def _check_section(where: str, section: Any, towers: Mapping[str, Tower]) -> Non
     for field in ("bank", "queries", "captions"):
         if hasattr(section, field):
             _check_shards(where, field, section)
-    length, text_backbone = getattr(section, "length", None), getattr(section, "text_backbone", section)
-    if length is not None:
-        name = text_backbone if isinstance(text_backbone, str) else section.backbone
-        longest = getattr(towers[name].model.config, "max_position_embeddings", length)
-        if length > longest:
-            raise ConfigError(f"{where}.length: value {length}; allowed: <= {longest} (max_position_embeddings)")
 
 
 def _check_backbone(field: str, name: str, towers: Mapping[str, Tower], text: bool) -> None:
@@ -78,14 +111,19 @@ def _check_backbone(field: str, name: str, towers: Mapping[str, Tower], text: bo
 
 
 def _check_shards(where: str, field: str, section: Any) -> None:
-    """One sample is read: does it have the label, and can the bank answer k neighbours?"""
+    """One sample is read: does it have what is judged and the label, and can the bank answer k neighbours?"""
     url = getattr(section, field)
     index, shown = load_index(url, f"{where}.{field}"), display(url)
-    if field == "bank" and section.k > min(len(index), getattr(section, "bank_limit", len(index))):
-        raise ConfigError(f"{where}.k: value {section.k}; allowed: <= the samples of the bank, {len(index)} in {shown}")
+    if field == "bank":
+        most = min(len(index), section.bank_limit or len(index))
+        if section.k > most:
+            what = f"the samples of the bank, {len(index)} in {shown}" if most == len(index) else f"bank_limit, {most}"
+            raise ConfigError(f"{where}.k: value {section.k}; allowed: <= {what}")
     sample = next(in_order(index, 1))
+    kinds = ("txt",) if where == "evaluate.text" or field == "captions" else decode.IMAGES
+    _check_field(f"{where}.{field}", url, sample, kinds, "that is what is judged")
     meta = decode.meta(decode.field(sample, ("json",)))
-    for name in ("label", "pair", "view"):
+    for name in ("label", "pair", "view") if field == "queries" and getattr(section, "pair", None) else ("label",):
         wanted = getattr(section, name, None)
         if wanted is not None and wanted not in meta:
             there = sorted(meta)
@@ -93,3 +131,12 @@ def _check_shards(where: str, field: str, section: Any) -> None:
                 f"{where}.{name}: value {wanted!r} is not in the metadata of {shown} (sample {sample.key}); allowed: "
                 f"{', '.join(there)}{nearest(wanted, there)}"
             )
+
+
+def _check_field(field: str, url: str, sample: Sample, kinds: Sequence[str], why: str) -> None:
+    if not any(kind in sample.fields for kind in kinds):
+        there = ", ".join(sorted(sample.fields)) or "nothing"
+        raise ConfigError(
+            f"{field}: value {display(url)!r}: sample {sample.key} has {there}; allowed: shards with "
+            f"{' or '.join(kinds)} ({why})"
+        )

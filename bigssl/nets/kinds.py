@@ -7,6 +7,8 @@ position for every token of the length they allow. A network outside the tables 
 
 from __future__ import annotations
 
+from transformers import PreTrainedModel
+
 from bigssl.config_errors import ConfigError, nearest
 
 IMAGE = (
@@ -33,12 +35,16 @@ WHY_NOT = {
     "yoso": "its attention is approximated at random",
 }
 
-UNUSED = {
+_UNUSED = {
     "clip_vision_model": ("post_layernorm",), "convnext": ("layernorm",), "convnextv2": ("layernorm",),
     "siglip_vision_model": ("head",),
 }  # fmt: skip
-"""What our features do not pass through, beside a pooler and a mask token: it gets no gradient, and weight decay must
-not shrink it."""
+
+
+def unused_parameters(model: PreTrainedModel) -> set[str]:
+    """Names of what our features do not pass through (a pooler, a mask token): it learns nothing."""
+    parts = ("pooler", "embeddings.mask_token", *_UNUSED.get(model.config.model_type, ()))
+    return {n for n, _ in model.named_parameters() if any(n == part or n.startswith(part + ".") for part in parts)}
 
 
 def check_kind(where: str, kind: str, *, text: bool) -> None:

@@ -18,7 +18,7 @@ from transformers import (
 
 from bigssl.config import BackboneConfig
 from bigssl.config_errors import ConfigError, nearest
-from bigssl.nets.kinds import UNUSED, check_kind
+from bigssl.nets.kinds import check_kind, unused_parameters
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
 from bigssl.nets.pool import normalise, pooled
 from bigssl.nets.weightless import feature_size
@@ -254,8 +254,6 @@ def _recompute(model: PreTrainedModel) -> None:
 
 
 def _freeze_unused(model: PreTrainedModel) -> None:
-    """BERT's and ViT's pooler is not part of our features; frozen, it stays in the export so that loading is silent."""
-    unused = ("pooler", "embeddings.mask_token", *UNUSED.get(model.config.model_type, ()))
-    for name, parameter in model.named_parameters():
-        if any(name == part or name.startswith(part + ".") for part in unused):
-            parameter.requires_grad_(False)
+    """Weight decay would shrink what gets no gradient."""
+    for name in unused_parameters(model):
+        model.get_parameter(name).requires_grad_(False)

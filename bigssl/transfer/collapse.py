@@ -4,6 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigssl.transfer.matrix import Matrix
+
+EPS = 1e-7
+
 
 def feature_std(features: Tensor) -> float:
     """Mean over dimensions of the standard deviation of unit-length features [N, D] (Chen and He 2021).
@@ -13,23 +17,33 @@ def feature_std(features: Tensor) -> float:
     return F.normalize(features.float(), dim=1).std(0, correction=0).mean().item()
 
 
-def rankme(features: Tensor, eps: float = 1e-7) -> float:
+def rankme(features: Tensor) -> float:
     """Effective rank of features [N, D]: exp of the entropy of their normalised singular values.
 
     RankMe (Garrido et al. 2023, arXiv:2210.02885); between 1 (collapsed) and min(N, D). Float64, through the smaller
     of the two Gram matrices.
     """
     x = features.double()
-    gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
+    return _effective_rank(x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T)
+
+
+def _effective_rank(gram: Tensor) -> float:
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    p = singular / singular.sum().clamp(min=1e-300) + eps
+    p = singular / singular.sum().clamp(min=1e-300) + EPS
     return (-(p * p.log()).sum()).exp().item()
 
 
-def uniformity(features: Tensor, t: float = 2.0) -> float:
-    """log of the mean over pairs of exp(−t‖x − y‖²) for unit-length features [N, D] (Wang and Isola 2020).
-
-    About −3.94 for random directions in 128 dimensions, 0 when collapsed. Quadratic in N: hand in some thousands.
-    """
-    distances = torch.nn.functional.pdist(F.normalize(features.float(), dim=1))
-    return (-t * distances.square()).exp().mean().log().item()
+def stored_health(features: Matrix) -> dict[str, float]:
+    """{"std": `feature_std`, "rankme": `rankme`} of features that need not fit into memory: D × D numbers are held."""
+    if len(features) <= features.width:
+        rows = features.read(0, len(features))
+        return {"std": feature_std(rows), "rankme": rankme(rows)}
+    gram = torch.zeros(features.width, features.width, dtype=torch.float64)
+    sums, squares = torch.zeros(2, features.width, dtype=torch.float64)
+    for _, piece in features.pieces():
+        x, directions = piece.double(), F.normalize(piece, dim=1).double()
+        gram += x.T @ x
+        sums += directions.sum(0)
+        squares += directions.square().sum(0)
+    variance = squares / len(features) - (sums / len(features)).square()
+    return {"std": variance.clamp(min=0).sqrt().mean().item(), "rankme": _effective_rank(gram)}

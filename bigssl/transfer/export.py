@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,11 +18,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from bigssl.data.errors import DataError
-from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
+from bigssl.nets.kinds import unused_parameters
+from bigssl.transfer.card import model_card
+from bigssl.transfer.inputs import Input, image_preprocessor
+
+__all__ = ["ExportError", "export_run", "image_preprocessor", "load_backbone", "load_heads", "recover"]
 
 FOLDER = "export"
 State = Mapping[str, Tensor]
@@ -36,21 +39,21 @@ class ExportError(DataError):
 def export_run(
     folder: Path,
     backbones: Mapping[str, PreTrainedModel],
-    tokenizers: Mapping[str, PreTrainedTokenizerBase],
+    inputs: Mapping[str, Input],
     heads: Mapping[str, State],
     meta: Mapping[str, Any],
     states: Mapping[str, State] | None = None,
 ) -> Path:
     """Writes `folder/export` (folder: the run folder) in one step and returns its path; an older export is replaced.
 
-    Whatever happens midway, an older export stays whole.
+    Whatever happens midway, an older export stays whole. Frozen parameters that features do not pass through (a
+    pooler) are left out: they have learnt nothing, and transformers says so of what it does not find.
 
     Args:
         backbones: bare transformers models by name; their weights are used unless `states` has the name.
-        tokenizers: for text backbones, by backbone name.
+        inputs: what each backbone takes, by the same names.
         heads: float tensors of each head, by head name.
-        meta: facts for the model card (any keys, JSON-like values). `image_sizes` {backbone: pixels} is also written
-            into the preprocessor file of that image backbone.
+        meta: facts for the model card (any keys, JSON-like values).
         states: state dicts to export in place of the live weights (partitioned or averaged ones).
     Raises:
         ExportError: a state dict lacks tensors of the architecture or has others.
@@ -59,17 +62,16 @@ def export_run(
     recover(folder)
     staging = target.with_name(f".{FOLDER}.staging")
     shutil.rmtree(staging, ignore_errors=True)
-    sizes = dict(meta.get("image_sizes", {}))
+    staging.mkdir(parents=True)
     for name, model in backbones.items():
         state = states[name] if states and name in states else model.state_dict()
         _write_backbone(staging / name, name, model, state)
-        if name in tokenizers:
-            tokenizers[name].save_pretrained(staging / name)
-        if name in sizes:
-            _write_json(staging / name / "preprocessor_config.json", image_preprocessor(sizes[name]))
+        inputs[name].write(staging / name)
     for name, tensors in heads.items():
         _write_head(staging / "heads" / f"{name}.safetensors", tensors)
-    (staging / "README.md").write_text(model_card(Path(folder).resolve().name, backbones, heads, meta))
+    card = staging / "README.md"
+    card.write_text(model_card(Path(folder).resolve().name, backbones, inputs, heads, meta))
+    _readable(staging, card.stat().st_mode)
     _publish(staging, target)
     return target
 
@@ -85,19 +87,29 @@ def _write_backbone(folder: Path, name: str, model: PreTrainedModel, state: Stat
     if lacking or strange:
         raise ExportError(f"backbone {name!r}: weights do not fit {type(fresh).__name__}: "
                           f"lacking {_some(lacking)}; not part of it {_some(strange)}")
+    untrained = {key for key in unused_parameters(model) if not model.get_parameter(key).requires_grad}
     fresh.load_state_dict(tensors, strict=True, assign=True)
     with _quiet():
-        fresh.save_pretrained(folder)
+        fresh.save_pretrained(folder, state_dict={key: value for key, value in tensors.items() if key not in untrained})
+
+
+def _readable(staging: Path, mode: int) -> None:
+    """safetensors writes for the owner's eyes alone; everybody whom the umask lets see `mode` is to load the export."""
+    for path in staging.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of transformers: they would stand between the lines of ours."""
-    shown = logging.is_progress_bar_enabled()
+    """No progress bars and reports of transformers: they would stand between the lines of ours."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
@@ -115,52 +127,6 @@ def _portable(value: Tensor) -> Tensor:
 def _write_head(path: Path, tensors: State) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: _portable(value) for key, value in tensors.items()}, path)
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
-
-
-def image_preprocessor(size: int) -> dict[str, Any]:
-    """Settings with which `AutoImageProcessor` prepares images as in evaluation: shorter side to `size`, centre crop.
-
-    The CLIP processor is the one of transformers that does just this; the networks need not be CLIP's.
-    """
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True, "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True,
-        "size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size},
-        "resample": 2,  # bilinear
-        "rescale_factor": 1 / 255, "image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3,
-    }
-
-
-def model_card(run: str, backbones: Mapping[str, PreTrainedModel], heads: Mapping[str, State],
-               meta: Mapping[str, Any]) -> str:
-    """What is in the export and how to load it, as Markdown."""
-    lines = ["---", "library_name: transformers", "tags: [self-supervised, bigssl]", "---", "", f"# {run}", "",
-             "Backbones pretrained without labels by bigssl. Each folder loads without bigssl:", "", "```python",
-             "from transformers import AutoModel", ""]
-    lines += [f'{_identifier(name)} = AutoModel.from_pretrained("{name}")  # {type(model).__name__}, '
-              f"{model.num_parameters():,} parameters" for name, model in backbones.items()]
-    lines += ["```", "", "Features: the mean of `last_hidden_state`, for convolutional networks over positions, for",
-              "vision transformers over patch tokens, for text networks over tokens that are not padding.",
-              f"Images: pixels / 255, minus {IMAGE_MEAN}, divided by {IMAGE_STD}.", ""]
-    if heads:
-        lines += ["`heads/` holds projections used in pretraining, as safetensors: "
-                  + "; ".join(f"`{name}` ({', '.join(sorted(tensors))})" for name, tensors in heads.items()) + ".", ""]
-    lines += ["## How it was made", "", "| | |", "|---|---|"]
-    lines += [f"| {key} | {_cell(value)} |" for key, value in meta.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _identifier(name: str) -> str:
-    return name if name.isidentifier() else "model"
-
-
-def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _previous(folder: Path) -> Path:
@@ -204,16 +170,14 @@ def _present(path: Path) -> Path:
 
 
 def load_backbone(folder: Path) -> PreTrainedModel:
-    """A backbone of an export folder, float32, in eval mode."""
+    """A backbone of an export folder, float32, in eval mode. ExportError where weights lack that features need."""
     with _quiet():
-        model: PreTrainedModel = AutoModel.from_pretrained(_present(Path(folder)), dtype=torch.float32)
-    return model.eval()
-
-
-def load_config(folder: Path) -> PreTrainedConfig:
-    """The architecture of a backbone of an export folder."""
-    config: PreTrainedConfig = AutoConfig.from_pretrained(_present(Path(folder)))
-    return config
+        model, report = AutoModel.from_pretrained(_present(Path(folder)), dtype=torch.float32, output_loading_info=True)
+    lacking = set(report["missing_keys"]) - unused_parameters(model)
+    if lacking:
+        raise ExportError(f"{folder}: weights lacking: {_some(lacking)}; run the training command again")
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def load_heads(file: Path) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,28 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from bigssl.data import augment, decode, text
-from bigssl.data.errors import DataError, display
+from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
-from bigssl.data.stream import Sample, Stream, in_order
+from bigssl.data.stream import Sample, SampleReader, Stream, in_order
 from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.pool import normalise, pooled
+from bigssl.transfer.inputs import TextInput
 
-
-@dataclass(frozen=True)
-class Features:
-    """vectors float32 [N, D] on the CPU, with the key and the metadata (the `json` member) of each sample."""
-
-    vectors: Tensor
-    keys: list[str]
-    meta: list[dict[str, Any]]
-
-    def column(self, field: str) -> list[str]:
-        """A metadata field of every sample; DataError naming the sample without it."""
-        return column(self.keys, self.meta, field)
+RAW_SIDE = 64  # pixels a side at most of raw pictures as a baseline
+TOGETHER = 256  # samples that are fetched at once from remote shards
 
 
 @dataclass(frozen=True)
@@ -53,20 +45,29 @@ def column(keys: Sequence[str], meta: Sequence[dict[str, Any]], field: str) -> l
 
 
 def read_samples(index: DatasetIndex, limit: int | None = None) -> Iterator[Sample]:
-    """Every sample once, or a fixed fair subset of `limit` samples: the beginning of one shuffled order."""
-    if limit is None or limit >= len(index):
-        return in_order(index)
-    stream = Stream(index, seed=0)
-    return (stream.read(position) for position in range(limit))
+    """Every sample once, or a fixed fair subset of `limit` samples: the beginning of one shuffled order. Shuffled also
+    where all are read: statistics by batch would otherwise be those of a class at a time."""
+    stream = _mixed(index)
+    return (stream.read(position) for position in range(min(limit or len(index), len(index))))
 
 
 def decode_pixels(sample: Sample, size: int) -> np.ndarray:
-    """uint8 [3, size, size]: the centre of the image, shorter side resized to `size`."""
+    """uint8 [3, size, size]: the centre of the image, shorter side resized to `size`.
+
+    A JPEG is decoded whole: what a decoder makes of it at a half or a quarter is not what the exported preprocessor
+    makes of it.
+    """
     data = decode.field(sample, decode.IMAGES)
     try:
-        return augment.center(decode.image(data, size=size), size)
+        return augment.center(decode.image(data), size)
     except DataError as error:
         raise DataError(f"shard {sample.shard}, sample {sample.key!r}: {error}") from error
+
+
+def has_picture(index: DatasetIndex) -> bool:
+    """Whether the first sample has a picture."""
+    sample = next(in_order(index, 1), None)
+    return sample is not None and any(kind in sample.fields for kind in decode.IMAGES)
 
 
 def metadata(sample: Sample) -> dict[str, Any]:
@@ -74,11 +75,36 @@ def metadata(sample: Sample) -> dict[str, Any]:
     return decode.meta(sample.fields["json"]) if "json" in sample.fields else {}
 
 
-def image_batches(index: DatasetIndex, *, size: int, batch: int, limit: int | None = None) -> Iterator[ImageBatch]:
+def chosen(index: DatasetIndex, limit: int | None = None) -> Sequence[int]:
+    """Ascending numbers of the samples that `read_samples` gives."""
+    if limit is None or limit >= len(index):
+        return range(len(index))
+    return sorted(_mixed(index).locate_many(np.arange(limit))[1].tolist())
+
+
+def _mixed(index: DatasetIndex) -> Stream:
+    """A fair order of all samples: a batch of it is mixed however they were packed."""
+    return Stream(index, seed=0)
+
+
+def samples_at(index: DatasetIndex, numbers: Sequence[int]) -> Iterator[Sample]:
+    """The samples with these numbers, in this order; remote ones are fetched in groups."""
+    reader = SampleReader(index)
+    try:
+        for begin in range(0, len(numbers), TOGETHER):
+            group = numbers[begin : begin + TOGETHER]
+            if reader.remote:
+                reader.announce(group, ())
+            yield from map(reader.read, group)
+    finally:
+        reader.close()
+
+
+def image_batches(samples: Iterable[Sample], *, size: int, batch: int) -> Iterator[ImageBatch]:
     """Decoded images in batches of `batch` (the last one smaller). Reading is in order, decoding on all cores."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         group: list[Sample] = []
-        for sample in read_samples(index, limit):
+        for sample in samples:
             group.append(sample)
             if len(group) == batch:
                 yield _image_batch(group, size, pool)
@@ -125,58 +151,26 @@ def network(model: PreTrainedModel, device: str | torch.device) -> Callable[[Ten
 
 
 def raw(pixels: Tensor) -> Tensor:
-    """The baseline that has learnt nothing: uint8 [B, 3, H, W] -> float32 [B, 3·H·W] in 0..1."""
-    return pixels.flatten(1).float() / 255
+    """The baseline that has learnt nothing: uint8 [B, 3, H, W] -> the same, flattened, at most RAW_SIDE pixels a side
+    (means of areas)."""
+    if max(pixels.shape[-2:]) > RAW_SIDE:
+        pixels = F.adaptive_avg_pool2d(pixels.float(), RAW_SIDE).round_().to(torch.uint8)
+    return pixels.flatten(1)
 
 
-def encode_with(encoders: dict[str, Callable[[Tensor], Tensor]], index: DatasetIndex, *, size: int, batch: int,
-                limit: int | None = None) -> dict[str, Features]:
-    """Features of each encoder from a single pass over the images."""
-    vectors: dict[str, list[Tensor]] = {name: [] for name in encoders}
-    keys: list[str] = []
-    meta: list[dict[str, Any]] = []
-    for images in image_batches(index, size=size, batch=batch, limit=limit):
-        keys += images.keys
-        meta += images.meta
-        for name, encode in encoders.items():
-            vectors[name].append(encode(images.pixels))
-    if not keys:
-        raise DataError(f"{display(index.url)}: no samples to encode")
-    return {name: Features(torch.cat(parts), keys, meta) for name, parts in vectors.items()}
-
-
-def encode_images(model: PreTrainedModel, index: DatasetIndex, *, size: int, batch: int, device: str | torch.device,
-                  limit: int | None = None) -> Features:
-    """Features of the images of an index: all, or a fixed fair subset of `limit`. Leaves the model on `device`."""
-    return encode_with({"model": network(model, device)}, index, size=size, batch=batch, limit=limit)["model"]
-
-
-def raw_pixels(index: DatasetIndex, size: int, *, limit: int | None = None) -> Features:
-    """Flattened pixels in 0..1, float32 [N, 3·size·size]."""
-    return encode_with({"raw": raw}, index, size=size, batch=256, limit=limit)["raw"]
-
-
-def encode_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, length: int,
-                 batch: int, device: str | torch.device) -> Tensor:
-    """float32 [N, D] on the CPU; each text cut or padded to `length` tokens. Leaves the model on `device`."""
+def text_encoder(model: PreTrainedModel, words: TextInput, device: str | torch.device
+                 ) -> Callable[[Sequence[str]], Tensor]:
+    """Encoder of texts, each cut or padded to the length of `words`, to float32 [B, D] on the CPU, of a model that is
+    moved to `device`."""
     model.to(device)  # type: ignore[arg-type]
-    vectors = []
-    with evaluating(model):
-        for start in range(0, len(texts), batch):
-            encoded = [text.encode(tokenizer, each, length) for each in texts[start : start + batch]]
-            ids, mask = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*encoded, strict=True))
-            vectors.append(pooled(model, {"input_ids": ids, "attention_mask": mask}).float().cpu())
-    return torch.cat(vectors)
 
+    def encode(texts: Sequence[str]) -> Tensor:
+        encoded = [text.encode(words.tokenizer, each, words.length) for each in texts]
+        ids, mask = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*encoded, strict=True))
+        with evaluating(model):
+            return pooled(model, {"input_ids": ids, "attention_mask": mask}).float().cpu()
 
-def bag_of_words(texts: Sequence[str], fit_texts: Sequence[str]) -> Tensor:
-    """TF-IDF over words, float32 [N, V]; vocabulary (at most 20,000 words) and weights from `fit_texts` alone."""
-    # Late: scikit-learn takes a second to import, which every rank of a training run would pay.
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(max_features=20_000, dtype=np.float32, sublinear_tf=True)
-    vectorizer.fit(fit_texts)
-    return torch.from_numpy(vectorizer.transform(texts).toarray())
+    return encode
 
 
 def centre(bank: Tensor, *others: Tensor) -> list[Tensor]:

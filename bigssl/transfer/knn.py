@@ -1,10 +1,12 @@
 """Weighted nearest-neighbour classification of frozen features (Wu et al. 2018, arXiv:1805.01978)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bigssl.transfer.matrix import Matrix
 
 CHUNK = 1 << 24  # similarities held at once: 64 MiB of float32
 
@@ -16,27 +18,48 @@ def encode_labels(*label_lists: Sequence[str]) -> tuple[list[Tensor], list[str]]
     return [torch.tensor([number[label] for label in labels], dtype=torch.int64) for labels in label_lists], classes
 
 
+def unit(features: Tensor) -> Tensor:
+    """Rows [N, D] at length 1, float32; rows of zeros stay."""
+    return F.normalize(features.float(), dim=1)
+
+
+def top(similarities: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """(values, columns int64), [m, k] each: the k largest in each row of a wide matrix that comes in pieces [m, n]."""
+    best: tuple[Tensor, Tensor] | None = None
+    begin = 0
+    for piece in similarities:
+        values, columns = piece.topk(min(k, piece.shape[1]), dim=1)
+        columns = columns + begin
+        begin += piece.shape[1]
+        if best is not None:
+            both = torch.cat([best[0], values], dim=1)
+            values, chosen = both.topk(min(k, both.shape[1]), dim=1)
+            columns = torch.cat([best[1], columns], dim=1).gather(1, chosen)
+        best = values, columns
+    if best is None or best[0].shape[1] < k:
+        raise ValueError(f"k = {k} neighbours of a bank of {begin} rows; allowed: 1 to {begin}")
+    return best
+
+
+def vote(values: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
+    """Class int64 [m] with the largest sum of exp(value / temperature) over neighbours [m, k], nearest first; equal
+    sums: the lower number. labels: int64 [m, k], the class of each neighbour."""
+    # Relative to the nearest one: the same winner, and exp cannot overflow at a small temperature.
+    weights = ((values - values[:, :1]) / temperature).exp()
+    return torch.zeros(len(values), classes, device=values.device).scatter_add_(1, labels, weights).argmax(1)
+
+
 def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, *, k: int = 20,
                 temperature: float = 0.07) -> Tensor:
     """Class int64 [M] of each query: its k nearest bank rows by cosine vote with weight exp(similarity / temperature).
 
     bank [N, D], bank_labels int64 [N], queries [M, D]; any float dtype, computed in float32, exactly, in chunks.
-    Classes with equal votes: the lower number.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k = {k} neighbours of a bank of {len(bank)} rows; allowed: 1 to {len(bank)}")
-    bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
-    classes = int(bank_labels.max()) + 1
-    rows = max(1, CHUNK // len(bank))
-    return torch.cat([_vote(part @ bank.T, bank_labels, classes, k, temperature) for part in queries.split(rows)])
-
-
-def _vote(similarity: Tensor, labels: Tensor, classes: int, k: int, temperature: float) -> Tensor:
-    values, neighbours = similarity.topk(k, dim=1)  # [m, k]
-    # Relative to the nearest one: the same winner, and exp cannot overflow at a small temperature.
-    weights = ((values - values[:, :1]) / temperature).exp()
-    votes = torch.zeros(len(similarity), classes, device=similarity.device)
-    return votes.scatter_add_(1, labels[neighbours], weights).argmax(1)
+    bank, classes, rows = unit(bank), int(bank_labels.max()) + 1, max(1, CHUNK // len(bank))
+    found = (top([part @ bank.T], k) for part in unit(queries).split(rows))
+    return torch.cat([vote(values, bank_labels[columns], classes, temperature) for values, columns in found])
 
 
 def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, k: int = 20,
@@ -44,3 +67,14 @@ def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_label
     """Share of the queries (0 to 1) whose class `knn_predict` finds."""
     found = knn_predict(bank, bank_labels, queries, k=k, temperature=temperature)
     return (found == query_labels).float().mean().item()
+
+
+def stored_knn(bank: Matrix, bank_labels: Tensor, queries: Matrix, rows: range, mean: Tensor, *, k: int,
+               device: str | torch.device, temperature: float = 0.07) -> Tensor:
+    """`knn_predict` of query `rows` where neither matrix need fit into memory; `mean` [D] is taken from both first."""
+    classes, found = int(bank_labels.max()) + 1, [torch.empty(0, dtype=torch.int64)]
+    for _, piece in queries.pieces(rows):
+        asked = unit(piece - mean).to(device)
+        values, columns = top((asked @ unit(part - mean).to(device).T for _, part in bank.pieces()), k)
+        found.append(vote(values, bank_labels.to(device)[columns], classes, temperature).cpu())
+    return torch.cat(found)

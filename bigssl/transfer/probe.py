@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bigssl import distributed
-from bigssl.config import ProbeConfig
+from bigssl.config_evaluate import ProbeConfig
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex
 from bigssl.transfer.collapse import feature_std, rankme

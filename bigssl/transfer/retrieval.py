@@ -3,31 +3,34 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from bigssl.transfer.knn import CHUNK
+from bigssl.transfer.knn import top, unit
+from bigssl.transfer.matrix import Matrix
 
 
-def nearest(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Row int64 [M] of the gallery [N, D] with the largest cosine to each query [M, D]; float32, exact, in chunks."""
-    gallery, queries = F.normalize(gallery.float(), dim=1), F.normalize(queries.float(), dim=1)
-    rows = max(1, CHUNK // len(gallery))
-    return torch.cat([(part @ gallery.T).argmax(1) for part in queries.split(rows)])
+def retrieval_hits(matrix: Matrix, mean: Tensor, asking: Sequence[int], gallery: Sequence[int], ids: Sequence[str],
+                   rows: range, device: str | torch.device = "cpu") -> Tensor:
+    """bool: for each asking row that lies in `rows`, in order, whether the gallery row nearest to it has its id.
 
-
-def retrieval_hits(queries: Tensor, gallery: Tensor, query_ids: Sequence[str], gallery_ids: Sequence[str]) -> Tensor:
-    """bool [M]: whether the nearest gallery row carries the query's id.
-
-    Raises ValueError where an id has no counterpart in the gallery: such a query could only fail.
+    asking, gallery: ascending row numbers of the matrix [N, D], from which `mean` [D] is taken. ids: of all N rows.
+    Cosine, float32, exact, in pieces. Raises ValueError where an id has no counterpart in the gallery: such a query
+    could only fail.
     """
-    alone = sorted(set(query_ids) - set(gallery_ids))
+    alone = sorted({ids[row] for row in asking} - {ids[row] for row in gallery})
     if alone:
         raise ValueError(f"{len(alone)} query ids are not in the gallery, the first {alone[0]!r}; leave them out")
-    found = nearest(queries, gallery).tolist()
-    return torch.tensor([gallery_ids[row] == wanted for row, wanted in zip(found, query_ids, strict=True)])
-
-
-def recall_at_1(queries: Tensor, gallery: Tensor, query_ids: Sequence[str], gallery_ids: Sequence[str]) -> float:
-    """Share of the queries (0 to 1) whose nearest gallery row has the same id. queries [M, D], gallery [N, D]."""
-    return retrieval_hits(queries, gallery, query_ids, gallery_ids).float().mean().item()
+    wanted, members = set(asking), set(gallery)
+    hits: list[bool] = []
+    for numbers, piece in matrix.pieces(rows):
+        mine = [row for row in numbers if row in wanted]
+        if not mine:
+            continue
+        queries = unit(piece[[row - numbers.start for row in mine]] - mean).to(device)
+        parts = (
+            unit(part[[row - there.start for row in there if row in members]] - mean).to(device)
+            for there, part in matrix.pieces()
+        )
+        _, nearest = top((queries @ part.T for part in parts if len(part)), 1)
+        hits += [ids[gallery[found]] == ids[row] for row, found in zip(mine, nearest[:, 0].tolist(), strict=True)]
+    return torch.tensor(hits, dtype=torch.bool)

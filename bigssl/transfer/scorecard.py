@@ -3,11 +3,12 @@
     version, run, seed, device, seconds
     verdicts            {task: passed}
     tasks               {task: {...}}; task is images.knn, images.retrieval, text.knn, zero_shot.names,
-                        zero_shot.captions; each with
+                        class_mean.captions; each with
         title, sentence, verdict       for people
         trained, stderr                share of queries that are right (0 to 1) and its standard error
         chance, majority, random_net, raw   the same for the baselines; null where a baseline makes no sense
-        raw_name                       what raw is: raw pixels (flattened) or TF-IDF bag of words
+        raw_name                       what raw is: raw pixels (flattened), their class means over the labelled
+                                       pictures of the captions, or TF-IDF bag of words
         gains                          {baseline: {difference, stderr}} of trained over it, paired by query
         trained_beats_BASELINE, raw_beats_random_net   bools, by the plain difference
         passed                         trained is above chance and every baseline
@@ -16,9 +17,11 @@
     notes               how it was measured, in sentences
 
 The random network is the exported architecture with fresh weights from the seed of the run. Where it has BatchNorm,
-its running statistics are first set from unlabelled images of the bank (the trained network keeps its own): judged with
-the statistics of an untrained module it would lose for want of bookkeeping. Dense features are centred by the mean of
-the bank before every cosine, alike for trained, random and raw ones.
+its running statistics are first set from unlabelled images of the bank (or of the captions), never of the queries; the
+trained network keeps its own. Judged with the statistics of an untrained module it would lose for want of bookkeeping.
+Dense features are centred by the mean of the bank before every cosine, alike for trained, random and raw ones.
+
+All ranks take part (`bigssl.transfer.bench` says how, and what memory it takes); the main one writes.
 """
 
 from __future__ import annotations
@@ -29,13 +32,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from bigssl.config import EvalImages, EvalText, Evaluate, EvalZeroShot
+from bigssl.config_evaluate import EvalImages, EvalText, Evaluate, EvalZeroShot
 from bigssl.data.index import DatasetIndex
-from bigssl.transfer import export, tasks
+from bigssl.nets.norm import has_batch_norm
+from bigssl.transfer import export
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
-from bigssl.transfer.features import image_batches
+from bigssl.transfer.bench import Bench, Networks, Task
+from bigssl.transfer.features import RAW_SIDE, image_batches, read_samples
+from bigssl.transfer.inputs import image_size, text_input
+from bigssl.transfer.matrix import Scratch
+from bigssl.transfer.tasks.images import images
+from bigssl.transfer.tasks.text import texts
+from bigssl.transfer.tasks.zero_shot import zero_shot
+from bigssl.transfer.team import Team
 
 FILE = "scorecard.json"
 VERSION = 1
@@ -45,31 +55,37 @@ HEADINGS = ("task", "chance", "majority", "random net", "raw", "trained", "verdi
 NOTES = {
     "pairs": "± is one standard error of the paired difference; queries that show the same item count as one.",
     "centre": "Network features and raw pixels are centred by the mean of the bank before each cosine, all alike.",
-    "norm": "The random network's BatchNorm statistics were set from unlabelled images before it was judged.",
+    "norm": "The random network's BatchNorm statistics were set from unlabelled images that are no queries.",
+    "raw": f"Raw pixels are those of pictures at most {RAW_SIDE} pixels a side.",
 }
 
 
 def score(run_folder: Path, evaluate: Evaluate, *, seed: int, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Evaluates `run_folder/export` as the recipe's `evaluate` section says; writes and returns the scorecard.
 
+    A collective of all ranks: each gets the same card, but for the seconds.
+
     Raises:
         DataError: an export, shard, metadata field or class that is needed is not there.
     """
-    start = time.monotonic()
-    judged = _Judged(Path(run_folder), evaluate, seed, device)
-    if evaluate.images is not None:
-        judged.images(evaluate.images)
-    if evaluate.text is not None:
-        judged.text(evaluate.text)
-    if evaluate.zero_shot is not None:
-        judged.zero_shot(evaluate.zero_shot)
+    start, folder, team = time.monotonic(), Path(run_folder), Team()
+    team.gather(lambda: export.recover(folder) if team.rank == 0 else None)
+    with Scratch(folder, team) as scratch:
+        judged = _Judged(folder, evaluate, seed, Bench(team, scratch, evaluate.batch, device))
+        if evaluate.images is not None:
+            judged.images(evaluate.images)
+        if evaluate.text is not None:
+            judged.text(evaluate.text)
+        if evaluate.zero_shot is not None:
+            judged.zero_shot(evaluate.zero_shot)
     card = {
-        "version": VERSION, "run": Path(run_folder).resolve().name, "seed": seed, "device": str(device),
+        "version": VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),
         "seconds": round(time.monotonic() - start, 1),
         "verdicts": {name: task["passed"] for name, task in judged.tasks.items()},
         "tasks": judged.tasks, "health": judged.health, "notes": judged.notes(),
     }
-    _write(Path(run_folder) / FILE, card)
+    if team.rank == 0:
+        _write(folder / FILE, card)
     return card
 
 
@@ -82,46 +98,53 @@ def _write(path: Path, card: dict[str, Any]) -> None:
 class _Judged:
     """Collects tasks; loads each exported network, and its random counterpart, once."""
 
-    def __init__(self, run_folder: Path, evaluate: Evaluate, seed: int, device: str | torch.device) -> None:
-        export.recover(run_folder)
+    def __init__(self, run_folder: Path, evaluate: Evaluate, seed: int, bench: Bench) -> None:
         self.folder = run_folder / export.FOLDER
-        self.batch, self.seed, self.device = evaluate.batch, seed, device
-        self.item = evaluate.images.pair if evaluate.images is not None else None
-        self.tasks: dict[str, dict[str, Any]] = {}
+        self.evaluate, self.seed, self.bench = evaluate, seed, bench
+        self.tasks: dict[str, Task] = {}
         self.health: dict[str, dict[str, dict[str, float]]] = {}
-        self.calibrated = False
-        self._networks: dict[str, tasks.Networks] = {}
+        self.shown = ["pairs", "centre"]
+        self._networks: dict[str, Networks] = {}
 
     def notes(self) -> list[str]:
-        return [NOTES["pairs"], NOTES["centre"]] + ([NOTES["norm"]] if self.calibrated else [])
+        return [NOTES[name] for name in self.shown] + self.bench.notes
 
-    def _pair(self, backbone: str, calibration: DatasetIndex | None = None, size: int = 0) -> tasks.Networks:
-        """Trained and random network of a backbone; `calibration`: images for the latter's BatchNorm."""
+    def _pair(self, backbone: str, pictures: str | None = None) -> Networks:
+        """Trained and random network of a backbone; `pictures`: shards for the latter's BatchNorm, no queries."""
         if backbone not in self._networks:
             trained = export.load_backbone(self.folder / backbone)
-            fresh: PreTrainedModel = random_network(trained.config, self.seed)
-            if calibration is not None:
-                limit = CALIBRATION_BATCHES * self.batch
-                images = image_batches(calibration, size=size, batch=self.batch, limit=limit)
-                self.calibrated |= calibrate_batch_norm(fresh, (b.pixels for b in images), self.device) > 0
-            self._networks[backbone] = tasks.Networks(trained, fresh, self.batch, self.device)
+            fresh = random_network(trained.config, self.seed)
+            if pictures is not None and has_batch_norm(fresh):
+                size, batch = image_size(self.folder / backbone), self.evaluate.batch
+                samples = read_samples(DatasetIndex.load(pictures), CALIBRATION_BATCHES * batch)
+                calibration = (each.pixels for each in image_batches(samples, size=size, batch=batch))
+                calibrate_batch_norm(fresh, calibration, self.bench.device)
+                self.shown.append("norm")
+            self._networks[backbone] = Networks(trained, fresh)
         return self._networks[backbone]
 
     def images(self, settings: EvalImages) -> None:
-        networks = self._pair(settings.backbone, DatasetIndex.load(settings.bank), settings.size)
-        found, self.health[settings.backbone] = tasks.images(networks, settings)
+        networks = self._pair(settings.backbone, settings.bank)
+        size = image_size(self.folder / settings.backbone)
+        self.shown += ["raw"] if size > RAW_SIDE else []
+        found, self.health[settings.backbone] = images(self.bench, networks, size, settings)
         self.tasks |= found
 
     def text(self, settings: EvalText) -> None:
-        networks = self._pair(settings.backbone)
-        found, self.health[settings.backbone] = tasks.texts(networks, self.folder / settings.backbone, settings)
+        networks, words = self._pair(settings.backbone), text_input(self.folder / settings.backbone)
+        found, self.health[settings.backbone] = texts(self.bench, networks, words, settings)
         self.tasks |= found
 
     def zero_shot(self, settings: EvalZeroShot) -> None:
-        images = self._pair(settings.image_backbone, DatasetIndex.load(settings.queries), settings.size)
-        heads = export.load_heads(self.folder / "heads" / f"{settings.heads}.safetensors")
-        self.tasks |= tasks.zero_shot(images, self._pair(settings.text_backbone), self.folder / settings.text_backbone,
-                                      heads, settings, seed=self.seed, item=self.item)
+        pictures = self._pair(settings.image_backbone, settings.captions)
+        known = self.evaluate.images
+        item = known.pair if known is not None and known.queries == settings.queries else None
+        self.tasks |= zero_shot(
+            self.bench, pictures, self._pair(settings.text_backbone), image_size(self.folder / settings.image_backbone),
+            text_input(self.folder / settings.text_backbone),
+            export.load_heads(self.folder / "heads" / f"{settings.heads}.safetensors"), settings,
+            seed=self.seed, item=item,
+        )  # fmt: skip
 
 
 def _percent(value: float | None) -> str:

@@ -6,11 +6,13 @@ shared space, and "logit_scale" [], which does not change which class wins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+TextEncoder = Callable[[Sequence[str]], Tensor]
 
 
 def project(features: Tensor, weight: Tensor) -> Tensor:
@@ -18,28 +20,15 @@ def project(features: Tensor, weight: Tensor) -> Tensor:
     return F.normalize(features.float() @ weight.float().T, dim=1)
 
 
-def class_vectors(text_vectors: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """[classes, P]: the direction of the mean of each class's unit text vectors (prompt ensembling).
-
-    text_vectors [N, P] of any length; labels int64 [N]. ValueError for a class without a text.
-    """
-    units = F.normalize(text_vectors.float(), dim=1)
-    counts = torch.bincount(labels, minlength=classes)
-    if (counts == 0).any():
-        missing = (counts == 0).nonzero().flatten().tolist()
-        raise ValueError(f"classes {missing} of {classes} have no text; each class needs at least one")
-    sums = torch.zeros(classes, units.shape[1]).index_add_(0, labels, units)
-    return F.normalize(sums, dim=1)
+def class_sums(vectors: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """[classes, P]: the sum of the vectors [N, P] of each class; labels int64 [N]. Of unit text vectors, its direction
+    is the class's (prompt ensembling)."""
+    return torch.zeros(classes, vectors.shape[1]).index_add_(0, labels, vectors.float())
 
 
 def zero_shot_predict(image_vectors: Tensor, class_text_vectors: Tensor) -> Tensor:
     """Class int64 [N] with the largest cosine. image_vectors [N, P], class_text_vectors [classes, P]."""
     return (F.normalize(image_vectors.float(), dim=1) @ F.normalize(class_text_vectors.float(), dim=1).T).argmax(1)
-
-
-def zero_shot_accuracy(image_vectors: Tensor, class_text_vectors: Tensor, labels: Tensor) -> float:
-    """Share (0 to 1) of the images whose class int64 [N] `zero_shot_predict` finds."""
-    return (zero_shot_predict(image_vectors, class_text_vectors) == labels).float().mean().item()
 
 
 def readable(name: str) -> str:

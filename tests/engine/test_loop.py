@@ -27,7 +27,8 @@ class Interrupt:
 
 
 VAL = str(Path(loop.__file__).parents[1] / "demo" / "emoji" / "val")
-PROBE = {"every": 1, "bank": VAL, "queries": VAL, "bank_limit": 64, "query_limit": 30, "batch": 16}
+PROBE = {"every": 1, "bank": VAL, "queries": VAL, "bank_limit": 64, "query_limit": 30, "batch": 16,
+         "label": "category"}  # fmt: skip
 
 
 @pytest.mark.distributed

@@ -23,6 +23,7 @@ from bigssl.nets.kinds import IMAGE, TEXT, WHY_NOT
 from bigssl.nets.pool import pooled
 from bigssl.objectives.mlm import Mlm
 from bigssl.transfer.export import export_run
+from bigssl.transfer.inputs import ImageInput, TextInput
 
 DEMO = Path(towers.__file__).parents[1] / "demo"
 MOST = 24  # positions of the tiny text networks
@@ -150,7 +151,7 @@ def _check_special_ids(tower: towers.Tower) -> None:
 
 
 def _check_export(tower: towers.Tower, folder: Path) -> None:
-    export_run(folder, {"net": tower.model}, {"net": tower.tokenizer}, {}, {})
+    export_run(folder, {"net": tower.model}, {"net": TextInput(tower.tokenizer, tower.length)}, {}, {})
     again = AutoModel.from_pretrained(folder / "export" / "net").eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "export" / "net")
     assert again.config.pad_token_id == tokenizer.pad_token_id == tower.tokenizer.pad_token_id
@@ -172,7 +173,7 @@ def test_image_networks(kind: str, tmp_path: Path) -> None:
     for name, parameter in tower.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-    export_run(tmp_path, {"net": tower.model}, {}, {}, {"image_sizes": {"net": size}})
+    export_run(tmp_path, {"net": tower.model}, {"net": ImageInput(size)}, {}, {})
     again = AutoModel.from_pretrained(tmp_path / "export" / "net").eval()
     with torch.no_grad():
         ours = tower.eval().images(pictures)

@@ -4,16 +4,27 @@ import colorsys
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from transformers import AutoModel, BertConfig, PreTrainedModel, PreTrainedTokenizerFast, ResNetConfig, ViTConfig
+from transformers import (
+    AutoModel,
+    BertConfig,
+    ConvNextConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    RobertaConfig,
+    ViTConfig,
+)
 
 from bigssl.data import text
 from bigssl.data.index import build_index
+from bigssl.transfer.matrix import Matrix, Scratch, joined
+from bigssl.transfer.team import Team
 
 CLASSES = {"Warm": ("red-ish", 0.0), "Cool": ("blue-ish", 0.6), "Fresh & New": ("green-ish", 0.33)}
 SIZE = 32
@@ -31,7 +42,8 @@ def picture(hue: float, design: str, shift: int) -> bytes:
     return out.getvalue()
 
 
-def write_shards(folder: Path, codes: range, shards: int = 2) -> None:
+def write_shards(folder: Path, codes: range, shards: int = 2, *, lacking: str = "", of: range = range(0)) -> None:
+    """Two designs of each code; the metadata field `lacking` is left out at the codes `of`."""
     folder.mkdir(parents=True)
     names = list(CLASSES)
     tars = [folder / f"part-{i}.tar" for i in range(shards)]
@@ -42,6 +54,7 @@ def write_shards(folder: Path, codes: range, shards: int = 2) -> None:
                 fine, hue = CLASSES[name]
                 for design in ("google", "twitter"):
                     meta = {"code": str(code), "design": design, "category": name, "subcategory": fine}
+                    meta = {key: value for key, value in meta.items() if code not in of or key != lacking}
                     members = {"png": picture(hue + code * 0.002, design, code % 5), "json": json.dumps(meta).encode(),
                                "txt": f"{fine[:-4]} thing number {code}".encode()}
                     for kind, data in members.items():
@@ -49,6 +62,23 @@ def write_shards(folder: Path, codes: range, shards: int = 2) -> None:
                         info.size = len(data)
                         tar.addfile(info, io.BytesIO(data))
     build_index(tars, folder)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Scratch]:
+    with Scratch(tmp_path, Team()) as found:
+        yield found
+
+
+@pytest.fixture
+def stored(scratch: Scratch) -> Callable[[torch.Tensor], Matrix]:
+    """stored(rows): a matrix on disk with these rows."""
+    return lambda rows: joined([scratch.store(iter([{"rows": rows}]))])["rows"]
+
+
+@pytest.fixture(scope="session")
+def make_shards() -> Callable[..., None]:
+    return write_shards
 
 
 @pytest.fixture(scope="session")
@@ -70,20 +100,24 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFa
 
 @pytest.fixture(scope="session")
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreTrainedModel]:
-    """make_model("resnet" | "vit" | "bert", seed=0): a network whose every float tensor is away from its defaults."""
+    """make_model("resnet" | "convnext" | "vit" | "bert" | "roberta", seed=0, **changes of its configuration): a network
+    whose every float tensor is away from its defaults."""
+    words = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "intermediate_size": 32, "max_position_embeddings": 64}
     kinds = {
         "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
         "vit": ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
                          image_size=SIZE, patch_size=8),
-        "bert": BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                           intermediate_size=32, max_position_embeddings=64),
+        "convnext": ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2),
+        "bert": BertConfig(**words),
+        "roberta": RobertaConfig(**words, pad_token_id=tokenizer.pad_token_id),
     }
 
-    def make(kind: str, seed: int = 0) -> PreTrainedModel:
+    def make(kind: str, seed: int = 0, **changes: object) -> PreTrainedModel:
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = AutoModel.from_config(kinds[kind])
+            model = AutoModel.from_config(type(kinds[kind])(**kinds[kind].to_diff_dict() | changes))
         with torch.no_grad():
             for value in model.state_dict().values():
                 if value.is_floating_point():

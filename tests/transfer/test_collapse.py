@@ -1,11 +1,13 @@
 """Closed forms of the collapse measures."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from bigssl.transfer.collapse import feature_std, rankme, uniformity
+from bigssl.transfer.collapse import feature_std, rankme, stored_health
+from bigssl.transfer.matrix import Matrix
 
 
 def gaussian(rows: int, columns: int) -> torch.Tensor:
@@ -42,11 +44,14 @@ def test_std_of_random_directions() -> None:
     assert feature_std(gaussian(8192, 128)) == pytest.approx(1 / math.sqrt(128), rel=0.01)
 
 
-def test_uniformity_of_random_directions() -> None:
-    assert uniformity(gaussian(2048, 128)) == pytest.approx(-3.94, abs=0.02)
-
-
 def test_collapsed_features() -> None:
     collapsed = torch.arange(1.0, 9).expand(50, 8)
     assert feature_std(collapsed) == pytest.approx(0.0, abs=1e-6)
-    assert uniformity(collapsed) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(7000, 24), (24, 7000), (300, 5000)])
+def test_of_stored_features_they_are_the_same(shape: tuple[int, int], stored: Callable[[torch.Tensor], Matrix]) -> None:
+    features = gaussian(*shape) + 0.3
+    found = stored_health(stored(features))
+    assert found["std"] == pytest.approx(feature_std(features), rel=1e-5)
+    assert found["rankme"] == pytest.approx(rankme(features), rel=1e-5)

@@ -1,20 +1,28 @@
 """An export is the trained weights, bit by bit, in what transformers loads, or it is not there."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, PreTrainedModel
 
 from bigssl.nets.norm import with_global_batch_norm
-from bigssl.nets.pool import normalise
 from bigssl.transfer import export
 from bigssl.transfer.export import ExportError, export_run, load_backbone, load_heads
+from bigssl.transfer.inputs import ImageInput
 
 Make = Callable[..., PreTrainedModel]
+
+
+def write(folder: Path, backbones: Mapping[str, PreTrainedModel], heads: Mapping[str, Any] | None = None,
+          meta: Mapping[str, Any] | None = None, **options: Any) -> None:
+    """An export of backbones whose input does not matter here."""
+    export_run(folder, backbones, {name: ImageInput(32) for name in backbones}, heads or {}, meta or {}, **options)
 
 
 def same(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> bool:
@@ -22,10 +30,10 @@ def same(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> bool:
     return found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
 
 
-@pytest.mark.parametrize("kind", ["resnet", "vit", "bert"])
+@pytest.mark.parametrize("kind", ["resnet", "convnext", "vit", "bert", "roberta"])
 def test_auto_model_gives_the_weights_bit_by_bit(kind: str, make_model: Make, tmp_path: Path) -> None:
     live = make_model(kind)
-    export_run(tmp_path, {"net": live}, {}, {}, {})
+    write(tmp_path, {"net": live})
     loaded, report = AutoModel.from_pretrained(tmp_path / "export" / "net", output_loading_info=True)
     assert type(loaded) is type(live) and same(loaded, live.state_dict())
     assert not any(report.values()), report
@@ -35,7 +43,7 @@ def test_auto_model_gives_the_weights_bit_by_bit(kind: str, make_model: Make, tm
 def test_live_network_with_global_batch_norm(make_model: Make, tmp_path: Path) -> None:
     live = with_global_batch_norm(make_model("resnet")).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert isinstance(live, PreTrainedModel)
-    export_run(tmp_path, {"net": live}, {}, {}, {})
+    write(tmp_path, {"net": live})
     loaded = AutoModel.from_pretrained(tmp_path / "export" / "net")
     assert same(loaded, live.state_dict())
     pixels = torch.rand(2, 3, 32, 32)
@@ -44,7 +52,7 @@ def test_live_network_with_global_batch_norm(make_model: Make, tmp_path: Path) -
 
 def test_state_dict_goes_before_live_weights_and_bf16_becomes_fp32(make_model: Make, tmp_path: Path) -> None:
     live, other = make_model("bert").bfloat16(), make_model("bert", seed=1)
-    export_run(tmp_path, {"net": live}, {}, {}, {}, states={"net": other.state_dict()})
+    write(tmp_path, {"net": live}, states={"net": other.state_dict()})
     loaded = AutoModel.from_pretrained(tmp_path / "export" / "net")
     assert loaded.dtype == torch.float32 and same(loaded, other.state_dict())
     assert live.dtype == torch.bfloat16 and live.device.type == "cpu"
@@ -54,37 +62,20 @@ def test_weights_of_another_network_are_refused(make_model: Make, tmp_path: Path
     state = dict(make_model("bert").state_dict())
     state["strange"] = state.pop("embeddings.LayerNorm.bias")
     with pytest.raises(ExportError, match="BertModel: lacking embeddings.LayerNorm.bias; not part of it strange"):
-        export_run(tmp_path, {"net": make_model("bert")}, {}, {}, {}, states={"net": state})
+        write(tmp_path, {"net": make_model("bert")}, states={"net": state})
     assert not (tmp_path / "export").exists()
-
-
-def test_tokenizer_and_preprocessor_prepare_as_evaluation_does(
-    make_model: Make, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    import numpy as np
-    from PIL import Image
-
-    from bigssl.data.augment import center
-
-    backbones = {"image": make_model("resnet"), "text": make_model("bert")}
-    export_run(tmp_path, backbones, {"text": tokenizer}, {}, {"image_sizes": {"image": 32}})
-    loaded = AutoTokenizer.from_pretrained(tmp_path / "export" / "text")
-    assert loaded("red-ish thing")["input_ids"] == tokenizer("red-ish thing")["input_ids"]
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
-    found = AutoImageProcessor.from_pretrained(tmp_path / "export" / "image")(picture, return_tensors="pt")
-    assert torch.allclose(found["pixel_values"], normalise(torch.from_numpy(center(picture, 32))[None]), atol=1e-5)
 
 
 def test_heads_round_trip(make_model: Make, tmp_path: Path) -> None:
     head = {"image_projection": torch.randn(4, 16).bfloat16(), "logit_scale": torch.tensor(2.5)}
-    export_run(tmp_path, {}, {}, {"clip": head}, {})
+    write(tmp_path, {}, {"clip": head})
     loaded = load_heads(tmp_path / "export" / "heads" / "clip.safetensors")
     assert loaded.keys() == head.keys() and all(torch.equal(loaded[key], head[key].float()) for key in head)
 
 
 def test_model_card_says_how_to_load_and_what_it_is(make_model: Make, tmp_path: Path) -> None:
     heads = {"clip": {"logit_scale": torch.tensor(1.0)}}
-    export_run(tmp_path, {"net": make_model("vit")}, {}, heads, {"steps": 10, "losses": {"mlm": 3.0}, "odd": "a|b"})
+    write(tmp_path, {"net": make_model("vit")}, heads, {"steps": 10, "losses": {"mlm": 3.0}, "odd": "a|b"})
     card = (tmp_path / "export" / "README.md").read_text()
     for text in ('AutoModel.from_pretrained("net")', "ViTModel", "| steps | 10 |", '{"mlm": 3.0}', "a\\|b", "clip"):
         assert text in card, text
@@ -96,23 +87,23 @@ def test_crash_midway_leaves_the_older_export(
 ) -> None:
     old, new = make_model("vit", seed=0), make_model("vit", seed=1)
     heads = {"clip": {"logit_scale": torch.tensor(1.0)}}
-    export_run(tmp_path, {"net": old}, {}, heads, {})
+    write(tmp_path, {"net": old}, heads)
 
     def crash(*args: object) -> None:
         raise OSError("the disk is gone")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="gone"):
         patch.setattr(export, where, crash)
-        export_run(tmp_path, {"net": new}, {}, heads, {})
+        write(tmp_path, {"net": new}, heads)
     assert same(load_backbone(tmp_path / "export" / "net"), old.state_dict())
-    export_run(tmp_path, {"net": new}, {}, {}, {})
+    write(tmp_path, {"net": new})
     assert same(load_backbone(tmp_path / "export" / "net"), new.state_dict())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["export"]
     assert not (tmp_path / "export" / "heads").exists(), "left over from the older export"
 
 
 def test_kill_between_the_two_renames_is_healed(make_model: Make, tmp_path: Path) -> None:
-    export_run(tmp_path, {"net": make_model("vit")}, {}, {}, {})
+    write(tmp_path, {"net": make_model("vit")})
     (tmp_path / "export").rename(tmp_path / ".export.previous")
     export.recover(tmp_path)
     assert json.loads((tmp_path / "export" / "net" / "config.json").read_text())["model_type"] == "vit"
@@ -120,7 +111,7 @@ def test_kill_between_the_two_renames_is_healed(make_model: Make, tmp_path: Path
 
 
 def test_absent_export_says_what_is_there(make_model: Make, tmp_path: Path) -> None:
-    export_run(tmp_path, {"net": make_model("vit")}, {}, {}, {})
+    write(tmp_path, {"net": make_model("vit")})
     with pytest.raises(ExportError, match="there is: README.md, net"):
         load_backbone(tmp_path / "export" / "image")
     with pytest.raises(ExportError, match="no such folder"):
@@ -129,7 +120,47 @@ def test_absent_export_says_what_is_there(make_model: Make, tmp_path: Path) -> N
 
 def test_file_holds_float32_under_the_names_of_the_state_dict(make_model: Make, tmp_path: Path) -> None:
     live = make_model("resnet")
-    export_run(tmp_path, {"net": live}, {}, {}, {})
+    write(tmp_path, {"net": live})
     stored = load_file(tmp_path / "export" / "net" / "model.safetensors")
     assert stored.keys() == live.state_dict().keys()
     assert {value.dtype for value in stored.values()} <= {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize("kind", ["vit", "bert", "roberta"])
+def test_a_pooler_that_was_not_trained_is_left_out_and_missed(
+    kind: str, make_model: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    live = make_model(kind)
+    live.pooler.requires_grad_(False)  # type: ignore[union-attr, operator]
+    write(tmp_path, {"net": live})
+    kept = {key: value for key, value in live.state_dict().items() if not key.startswith("pooler.")}
+    loaded, report = AutoModel.from_pretrained(tmp_path / "export" / "net", output_loading_info=True)
+    assert set(report["missing_keys"]) == live.state_dict().keys() - kept.keys() == {"pooler.dense.weight",
+                                                                                     "pooler.dense.bias"}
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in kept.items())
+    stored = load_file(tmp_path / "export" / "net" / "model.safetensors")  # under names of transformers 4, for some
+    assert len(stored) == len(kept) and not any("pooler" in key for key in stored)
+    capfd.readouterr()
+    ours = load_backbone(tmp_path / "export" / "net")
+    assert all(torch.equal(ours.state_dict()[key], value) for key, value in kept.items())
+    assert capfd.readouterr() == ("", ""), "evaluation uses no pooler: nothing to warn of"
+
+
+def test_weights_that_lack_more_than_a_pooler_are_refused(make_model: Make, tmp_path: Path) -> None:
+    write(tmp_path, {"net": make_model("vit")})
+    file = tmp_path / "export" / "net" / "model.safetensors"
+    save_file({key: value for key, value in load_file(file).items() if key != "layernorm.bias"}, file, {"format": "pt"})
+    with pytest.raises(ExportError, match="net: weights lacking: layernorm.bias; run the training command again"):
+        load_backbone(tmp_path / "export" / "net")
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o007, 0o660)])
+def test_every_file_can_be_read_by_whom_the_umask_lets(umask: int, mode: int, make_model: Make, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write(tmp_path, {"net": make_model("resnet")}, {"clip": {"logit_scale": torch.tensor(1.0)}})
+    finally:
+        os.umask(before)
+    modes = {str(p.relative_to(tmp_path)): p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_file()}
+    assert {"export/net/model.safetensors", "export/heads/clip.safetensors"} < modes.keys()
+    assert set(modes.values()) == {mode}, modes

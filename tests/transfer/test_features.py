@@ -16,17 +16,19 @@ from bigssl.data.stream import in_order
 from bigssl.nets.pool import normalise, pooled
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
 from bigssl.transfer.features import (
-    bag_of_words,
+    ImageBatch,
     centre,
-    encode_images,
-    encode_texts,
-    encode_with,
+    chosen,
+    column,
     evaluating,
     image_batches,
+    network,
     raw,
-    raw_pixels,
     read_samples,
+    samples_at,
+    text_encoder,
 )
+from bigssl.transfer.inputs import TextInput
 
 Make = Callable[..., PreTrainedModel]
 SIZE = 32
@@ -40,28 +42,39 @@ def val(shards: Path) -> DatasetIndex:
 def one_by_one(model: PreTrainedModel, index: DatasetIndex) -> torch.Tensor:
     rows = []
     for sample in in_order(index):
-        pixels = augment.center(decode.image(sample.fields["png"], size=SIZE), SIZE)
+        pixels = augment.center(decode.image(sample.fields["png"]), SIZE)
         with torch.no_grad():
             rows.append(pooled(model.eval(), {"pixel_values": normalise(torch.from_numpy(pixels)[None])})[0])
     return torch.stack(rows)
+
+
+def batches_of(index: DatasetIndex, batch: int, size: int = SIZE) -> list[ImageBatch]:
+    return list(image_batches(in_order(index), size=size, batch=batch))
+
+
+def encoded(model: PreTrainedModel, index: DatasetIndex, batch: int = 64) -> torch.Tensor:
+    encode = network(model, "cpu")
+    return torch.cat([encode(images.pixels) for images in batches_of(index, batch)])
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 @pytest.mark.parametrize("batch", [5, 64])
 def test_images_equal_one_by_one(kind: str, batch: int, make_model: Make, val: DatasetIndex) -> None:
     model = make_model(kind)
-    features = encode_images(model, val, size=SIZE, batch=batch, device="cpu")
-    assert features.vectors.shape == (42, 16) and features.vectors.dtype == torch.float32
-    assert torch.allclose(features.vectors, one_by_one(model, val), atol=1e-5)
-    assert features.keys == [sample.key for sample in in_order(val)]
-    assert features.column("code") == [key.split("-")[0].lstrip("0") for key in features.keys]
+    vectors = encoded(model, val, batch)
+    assert vectors.shape == (42, 16) and vectors.dtype == torch.float32
+    assert torch.allclose(vectors, one_by_one(model, val), atol=1e-5)
+    keys = [key for images in batches_of(val, batch) for key in images.keys]
+    assert keys == [sample.key for sample in in_order(val)]
 
 
-def test_several_encoders_share_one_pass(make_model: Make, val: DatasetIndex) -> None:
-    both = encode_with({"raw": raw, "half": lambda pixels: raw(pixels) / 2}, val, size=SIZE, batch=10)
-    assert torch.equal(both["raw"].vectors, raw_pixels(val, SIZE).vectors)
-    assert torch.equal(both["half"].vectors, both["raw"].vectors / 2)
-    assert both["raw"].vectors.shape == (42, 3 * SIZE * SIZE) and both["raw"].vectors.max() <= 1
+def test_raw_pixels_are_the_picture_or_means_of_its_areas() -> None:
+    pixels = torch.randint(0, 256, (3, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(raw(pixels[..., :20, :20]), pixels[..., :20, :20].flatten(1))
+    small = raw(pixels)
+    assert small.shape == (3, 3 * 64 * 64) and small.dtype == torch.uint8
+    mean = pixels[1, 2, 10:12, 40:42].float().mean()
+    assert abs(small.view(3, 3, 64, 64)[1, 2, 5, 20].float() - mean) <= 0.5
 
 
 def test_limited_subset_is_fixed_and_mixed(val: DatasetIndex) -> None:
@@ -69,14 +82,21 @@ def test_limited_subset_is_fixed_and_mixed(val: DatasetIndex) -> None:
     assert some == [sample.key for sample in read_samples(val, 12)]
     assert len(set(some)) == 12 and some != [sample.key for sample in in_order(val, 12)]
     assert {sample.shard for sample in read_samples(val, 12)} == {"part-0.tar", "part-1.tar"}
-    assert len(list(read_samples(val, 1000))) == 42
+    numbers = chosen(val, 12)
+    assert list(numbers) == sorted(numbers) and {sample.key for sample in samples_at(val, numbers)} == set(some)
+
+
+def test_all_samples_are_shuffled_too_for_statistics_by_batch(val: DatasetIndex) -> None:
+    keys, everything = [sample.key for sample in read_samples(val, 1000)], [sample.key for sample in in_order(val)]
+    assert sorted(keys) == sorted(everything) and keys != everything
+    assert [sample.key for sample in samples_at(val, chosen(val, 1000))] == everything
 
 
 def test_model_is_left_in_the_modes_it_was_in(make_model: Make, val: DatasetIndex) -> None:
     model = make_model("resnet").train()
     frozen = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    encode_images(model, val, size=SIZE, batch=64, device="cpu")
+    encoded(model, val)
     assert model.training and not frozen.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -90,8 +110,8 @@ def test_mode_is_restored_after_an_error(make_model: Make) -> None:
 
 def test_bf16_network_takes_images(make_model: Make, val: DatasetIndex) -> None:
     model = make_model("vit")
-    exact = encode_images(model, val, size=SIZE, batch=64, device="cpu").vectors
-    rounded = encode_images(model.bfloat16(), val, size=SIZE, batch=64, device="cpu").vectors
+    exact = encoded(model, val)
+    rounded = encoded(model.bfloat16(), val)
     assert rounded.dtype == torch.float32 and torch.allclose(exact, rounded, atol=0.15)
 
 
@@ -100,21 +120,14 @@ def test_texts_do_not_depend_on_batch_or_padding(
     batch: int, make_model: Make, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     model, texts = make_model("bert"), ["red thing", "blue", "green thing number 3", "", "red"]
-    vectors = encode_texts(model, tokenizer, texts, length=24, batch=batch, device="cpu")
+    encode = text_encoder(model, TextInput(tokenizer, 24), "cpu")
+    vectors = torch.cat([encode(texts[start : start + batch]) for start in range(0, len(texts), batch)])
     for each, vector in zip(texts, vectors, strict=True):
         ids, mask = text.encode(tokenizer, each, 24)
         count = int(mask.sum())
         with torch.no_grad():
             hidden = model.eval()(input_ids=torch.from_numpy(ids[None, :count])).last_hidden_state[0]
         assert torch.allclose(vector, hidden.mean(0), atol=1e-5)
-
-
-def test_bag_of_words_counts_shared_words_only() -> None:
-    vectors = bag_of_words(["red cat", "red dog", "blue"], ["red cat", "green dog", "red bird"])
-    gram = vectors @ vectors.T
-    assert vectors.dtype == torch.float32 and vectors.shape == (3, 5)
-    assert gram[0, 0] == pytest.approx(1.0) and 0 < gram[0, 1] < 1
-    assert not vectors[2].any(), "a word that was never seen has no weight"
 
 
 def test_centre_uses_the_bank_alone() -> None:
@@ -125,13 +138,13 @@ def test_centre_uses_the_bank_alone() -> None:
 def test_damaged_image_names_shard_and_sample(shards: Path, monkeypatch: pytest.MonkeyPatch, val: DatasetIndex) -> None:
     monkeypatch.setattr(decode, "IMAGES", ("json",))
     with pytest.raises(DataError, match=r"part-0\.tar, sample '0060-google'.*undecodable"):
-        next(image_batches(val, size=SIZE, batch=4))
+        next(image_batches(in_order(val), size=SIZE, batch=4))
 
 
-def test_missing_metadata_names_the_field(make_model: Make, val: DatasetIndex) -> None:
-    features = raw_pixels(val, 8, limit=3)
+def test_missing_metadata_names_the_field(val: DatasetIndex) -> None:
+    images = batches_of(val, 3)[0]
     with pytest.raises(DataError, match="'colour'.*category, code, design, subcategory"):
-        features.column("colour")
+        column(images.keys, images.meta, "colour")
 
 
 def test_random_network_is_the_seed_and_leaves_the_generator_alone(make_model: Make) -> None:
@@ -148,7 +161,7 @@ def test_random_network_is_the_seed_and_leaves_the_generator_alone(make_model: M
 
 def test_calibrated_statistics_are_those_of_the_images(make_model: Make, val: DatasetIndex) -> None:
     model = random_network(make_model("resnet").config, 0)
-    batches = [images.pixels for images in image_batches(val, size=SIZE, batch=14)]
+    batches = [images.pixels for images in batches_of(val, 14)]
     weights = {name: value.clone() for name, value in model.named_parameters()}
     assert calibrate_batch_norm(model, batches, "cpu") == 3
     stem = model.embedder.embedder  # type: ignore[union-attr]
@@ -168,7 +181,7 @@ def test_networks_without_batch_norm_need_no_calibration(make_model: Make) -> No
 
 
 def test_pixels_are_uint8_of_the_size_asked_for(val: DatasetIndex) -> None:
-    batches = list(image_batches(val, size=20, batch=40))
+    batches = batches_of(val, 40, size=20)
     assert [len(images.keys) for images in batches] == [40, 2]
     assert batches[0].pixels.shape == (40, 3, 20, 20) and batches[0].pixels.dtype == torch.uint8
     assert np.ptp(batches[0].pixels.numpy()) > 100

@@ -1,12 +1,14 @@
 """kNN against the slow truth: loops, one neighbour at a time."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from bigssl.transfer import knn
-from bigssl.transfer.knn import encode_labels, knn_accuracy, knn_predict
+from bigssl.transfer import knn, matrix
+from bigssl.transfer.knn import encode_labels, knn_accuracy, knn_predict, stored_knn
+from bigssl.transfer.matrix import Matrix
 
 
 def slow_knn(bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, k: int, temperature: float) -> list[int]:
@@ -22,14 +24,21 @@ def slow_knn(bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, k:
 
 
 @pytest.mark.parametrize("k, temperature", [(1, 0.07), (7, 0.07), (7, 10.0), (83, 0.2)])
-@pytest.mark.parametrize("chunk", [1 << 24, 300])
-def test_equals_loops(k: int, temperature: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chunk, rows", [(1 << 24, 4096), (300, 10)])
+def test_equals_loops(k: int, temperature: float, chunk: int, rows: int, monkeypatch: pytest.MonkeyPatch,
+                      stored: Callable[[torch.Tensor], Matrix]) -> None:
+    """In memory and from disk, in one piece and in pieces smaller than k."""
     monkeypatch.setattr(knn, "CHUNK", chunk)
+    monkeypatch.setattr(matrix, "ROWS", rows)
     generator = torch.Generator().manual_seed(k)
     bank, queries = torch.randn(83, 11, generator=generator), torch.randn(37, 11, generator=generator)
     labels = torch.randint(0, 5, (83,), generator=generator)
-    found = knn_predict(bank, labels, queries, k=k, temperature=temperature)
-    assert found.tolist() == slow_knn(bank, labels, queries, k, temperature)
+    slow = slow_knn(bank, labels, queries, k, temperature)
+    assert knn_predict(bank, labels, queries, k=k, temperature=temperature).tolist() == slow
+    mean = torch.full((11,), 3.0)
+    found = stored_knn(stored(bank + mean), labels, stored(queries + mean), range(5, 37), mean, k=k, device="cpu",
+                       temperature=temperature)  # fmt: skip
+    assert found.tolist() == slow[5:]
 
 
 def test_bank_finds_itself() -> None:

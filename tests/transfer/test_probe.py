@@ -1,20 +1,19 @@
 """The online probe: its numbers are those of the offline functions, on one rank and on several."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
-from bigssl.config import ProbeConfig
+from bigssl.config_evaluate import ProbeConfig
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
 from bigssl.transfer.collapse import feature_std, rankme
-from bigssl.transfer.features import centre, encode_images
+from bigssl.transfer.features import centre, column, image_batches, network, samples_at
+from bigssl.transfer.features import chosen as chosen_numbers
 from bigssl.transfer.knn import encode_labels, knn_accuracy
 from bigssl.transfer.probe import KnnProbe
 
@@ -23,8 +22,18 @@ SIZE = 32
 
 
 def settings(shards: Path, **changes: object) -> ProbeConfig:
-    values = {"every": 1, "bank": str(shards / "train"), "queries": str(shards / "val"), "k": 5, "batch": 16}
+    values = {"every": 1, "bank": str(shards / "train"), "queries": str(shards / "val"), "k": 5, "batch": 16,
+              "label": "category"}
     return ProbeConfig.model_validate(values | changes)
+
+
+def encoded(model: PreTrainedModel, url: str, limit: int) -> tuple[torch.Tensor, list[str]]:
+    """Features and categories of the subset that the scorecard would take."""
+    index = DatasetIndex.load(url)
+    batches = list(image_batches(samples_at(index, chosen_numbers(index, limit)), size=SIZE, batch=200))
+    encode = network(model, "cpu")
+    return (torch.cat([encode(batch.pixels) for batch in batches]),
+            [label for batch in batches for label in column(batch.keys, batch.meta, "category")])
 
 
 @pytest.mark.parametrize("limits", [{}, {"bank_limit": 37, "query_limit": 11}])
@@ -32,15 +41,15 @@ def test_equals_offline_evaluation(limits: dict[str, int], make_model: Make, sha
     model = make_model("resnet")
     chosen = settings(shards, **limits)
     found = KnnProbe(chosen, size=SIZE)(model, "cpu")
-    bank, queries = (
-        encode_images(model, DatasetIndex.load(url), size=SIZE, batch=200, device="cpu", limit=limit)
+    (bank, known), (queries, asked) = (
+        encoded(model, url, limit)
         for url, limit in ((chosen.bank, chosen.bank_limit), (chosen.queries, chosen.query_limit))
     )
-    (labels, wanted), _ = encode_labels(bank.column("category"), queries.column("category"))
-    vectors, query_vectors = centre(bank.vectors, queries.vectors)
+    (labels, wanted), _ = encode_labels(known, asked)
+    vectors, query_vectors = centre(bank, queries)
     assert found["knn"] == pytest.approx(knn_accuracy(vectors, labels, query_vectors, wanted, k=5))
-    assert found["std"] == pytest.approx(feature_std(bank.vectors), rel=1e-4)
-    assert found["rankme"] == pytest.approx(rankme(bank.vectors), rel=1e-3)
+    assert found["std"] == pytest.approx(feature_std(bank), rel=1e-4)
+    assert found["rankme"] == pytest.approx(rankme(bank), rel=1e-3)
 
 
 def test_training_goes_on_as_if_it_had_not_been_there(make_model: Make, shards: Path) -> None:
@@ -71,15 +80,22 @@ def test_unknown_label_is_refused(shards: Path) -> None:
         KnnProbe(settings(shards, label="colour"), size=SIZE)
 
 
+def probed(folder: Path, chosen: ProbeConfig) -> dict[str, Any]:
+    """One rank: the probe's numbers, and the sizes of its forward passes."""
+    torch.distributed.init_process_group("gloo")
+    model = AutoModel.from_pretrained(folder)
+    forwards: list[int] = []
+    model.register_forward_hook(lambda _, __, output: forwards.append(len(output.last_hidden_state)))
+    return {**KnnProbe(chosen, size=SIZE)(model, "cpu"), "forwards": forwards}
+
+
 @pytest.mark.distributed
-def test_two_ranks_give_the_numbers_of_one(make_model: Make, shards: Path, tmp_path: Path) -> None:
+def test_two_ranks_give_the_numbers_of_one(
+    make_model: Make, shards: Path, tmp_path: Path, ranks: Callable[..., list[Any]]
+) -> None:
     model = make_model("resnet")
     model.save_pretrained(tmp_path / "model")
     chosen = settings(shards, bank_limit=53, query_limit=21)
-    worker = str(Path(__file__).with_name("probe_worker.py"))
-    arguments = [worker, "2", str(tmp_path), chosen.model_dump_json()]
-    ranks = [subprocess.Popen([sys.executable, arguments[0], str(r), *arguments[1:]]) for r in range(2)]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
-    found = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
+    found = ranks(probed, 2, tmp_path / "model", chosen)
     assert found[0] == found[1] and found[0].pop("forwards") == found[1].pop("forwards") == [14, 14, 11]
     assert found[0] == pytest.approx(KnnProbe(chosen, size=SIZE)(model, "cpu"), rel=1e-4)

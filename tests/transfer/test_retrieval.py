@@ -1,42 +1,58 @@
 """Retrieval against loops."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from bigssl.transfer import retrieval
-from bigssl.transfer.retrieval import nearest, recall_at_1
+from bigssl.transfer import matrix
+from bigssl.transfer.matrix import Matrix
+from bigssl.transfer.retrieval import retrieval_hits
+
+Stored = Callable[[torch.Tensor], Matrix]
 
 
-@pytest.mark.parametrize("chunk", [1 << 24, 100])
-def test_equals_loops(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "CHUNK", chunk)
+def hits(stored: Stored, queries: torch.Tensor, gallery: torch.Tensor, query_ids: list[str], gallery_ids: list[str]
+         ) -> list[bool]:
+    """Queries and gallery as rows of one matrix, queries first."""
+    rows, mean = stored(torch.cat([queries, gallery])), torch.zeros(queries.shape[1])
+    asking = range(len(queries))
+    members = range(len(queries), len(rows))
+    return retrieval_hits(rows, mean, asking, members, query_ids + gallery_ids, range(len(rows))).tolist()
+
+
+@pytest.mark.parametrize("rows", [4096, 7])
+def test_equals_loops(rows: int, stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking rows and gallery lie mixed in the matrix; a share of its rows gives that share of the hits."""
+    monkeypatch.setattr(matrix, "ROWS", rows)
     generator = torch.Generator().manual_seed(0)
-    gallery = torch.randn(31, 6, generator=generator)
-    queries = gallery[:23] + 1.2 * torch.randn(23, 6, generator=generator)
-    hits = 0
-    for i, query in enumerate(queries):
-        cosines = [torch.cosine_similarity(query, row, dim=0).item() for row in gallery]
-        hits += cosines.index(max(cosines)) == i
-    ids = [str(i) for i in range(31)]
-    assert 0 < hits < 23
-    assert recall_at_1(queries, gallery, ids[:23], ids) == pytest.approx(hits / 23)
+    items = torch.randn(31, 6, generator=generator)
+    both = torch.stack([items, items + 1.2 * torch.randn(31, 6, generator=generator)], dim=1).flatten(0, 1)
+    gallery, asking = list(range(0, 62, 2)), list(range(1, 47, 2))
+    ids = [str(i // 2) for i in range(62)]
+    slow = []
+    for row in asking:
+        cosines = [torch.cosine_similarity(both[row], both[other], dim=0).item() for other in gallery]
+        slow.append(cosines.index(max(cosines)) == row // 2)
+    assert 0 < sum(slow) < 23
+    mean = torch.tensor([5.0, 0, 0, -3, 0, 0])
+    there = stored(both + mean)
+    assert retrieval_hits(there, mean, asking, gallery, ids, range(62)).tolist() == slow
+    parts = [retrieval_hits(there, mean, asking, gallery, ids, range(a, b)).tolist() for a, b in ((0, 20), (20, 62))]
+    assert parts[0] + parts[1] == slow and len(parts[0]) == 10
 
 
-def test_collapsed_features_are_at_chance() -> None:
+def test_collapsed_features_are_at_chance(stored: Stored) -> None:
     ids = [str(i) for i in range(20)]
-    assert recall_at_1(torch.ones(20, 5), torch.ones(20, 5), ids, ids) == pytest.approx(1 / 20)
+    assert sum(hits(stored, torch.ones(20, 5), torch.ones(20, 5), ids, ids)) == 1
 
 
-def test_the_nearest_row_decides() -> None:
+def test_the_nearest_row_decides(stored: Stored) -> None:
     query, gallery = torch.tensor([[1.0, 0]]), torch.tensor([[0.0, 1], [1, 0.1], [1, 0]])
-    assert recall_at_1(query, gallery, ["a"], ["a", "a", "b"]) == 0
-    assert recall_at_1(query, gallery, ["b"], ["a", "b", "b"]) == 1
+    assert hits(stored, query, gallery, ["a"], ["a", "a", "b"]) == [False]
+    assert hits(stored, query, gallery, ["b"], ["a", "b", "b"]) == [True]
 
 
-def test_nearest_of_orthogonal_rows() -> None:
-    assert nearest(torch.eye(4)[[2, 0]], 5 * torch.eye(4)).tolist() == [2, 0]
-
-
-def test_query_without_counterpart_is_refused() -> None:
+def test_query_without_counterpart_is_refused(stored: Stored) -> None:
     with pytest.raises(ValueError, match="1 query ids are not in the gallery, the first 'z'"):
-        recall_at_1(torch.eye(2), torch.eye(2), ["a", "z"], ["a", "b"])
+        hits(stored, torch.eye(2), torch.eye(2), ["a", "z"], ["a", "b"])

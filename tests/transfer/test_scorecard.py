@@ -9,25 +9,28 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bigssl.config import Evaluate
+from bigssl.config_evaluate import Evaluate
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
+from bigssl.data.stream import in_order
 from bigssl.report.html import write_report
 from bigssl.transfer import scorecard
 from bigssl.transfer.export import export_run
-from bigssl.transfer.features import encode_images, raw_pixels
+from bigssl.transfer.features import column, image_batches, network, raw, text_encoder
+from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.scorecard import format_table, score
 
 Make = Callable[..., PreTrainedModel]
-TASKS = ["images.knn", "images.retrieval", "text.knn", "zero_shot.names", "zero_shot.captions"]
+Ranks = Callable[..., list[Any]]
+TASKS = ["images.knn", "images.retrieval", "text.knn", "zero_shot.names", "class_mean.captions"]
 
 
 def settings(shards: Path, **changes: Any) -> Evaluate:
-    train, val = str(shards / "train"), str(shards / "val")
+    train, val, label = str(shards / "train"), str(shards / "val"), "category"
     values: dict[str, Any] = {
-        "images": {"bank": train, "queries": val, "size": 32, "k": 5},
-        "text": {"bank": train, "queries": val, "k": 5},
-        "zero_shot": {"queries": val, "captions": train, "size": 32},
+        "images": {"bank": train, "queries": val, "label": label, "pair": "code", "view": "design", "k": 5},
+        "text": {"bank": train, "queries": val, "label": label, "k": 5},
+        "zero_shot": {"queries": val, "captions": train, "label": label},
         "batch": 32,
     }
     return Evaluate.model_validate(values | changes)
@@ -39,20 +42,27 @@ def run(tmp_path: Path, make_model: Make, tokenizer: PreTrainedTokenizerFast) ->
     heads = {"clip": {"image_projection": torch.randn(8, 16, generator=generator), "logit_scale": torch.tensor(2.0),
                       "text_projection": torch.randn(8, 16, generator=generator)}}
     backbones = {"image": make_model("resnet"), "text": make_model("bert")}
-    export_run(tmp_path, backbones, {"text": tokenizer}, heads, {})
+    export_run(tmp_path, backbones, {"image": ImageInput(32), "text": TextInput(tokenizer, 32)}, heads, {})
     return tmp_path
+
+
+def pictures(index: DatasetIndex, encode: Callable[[torch.Tensor], torch.Tensor]
+             ) -> tuple[torch.Tensor, list[str], list[dict[str, Any]]]:
+    batches = list(image_batches(in_order(index), size=32, batch=9))
+    return (torch.cat([encode(each.pixels) for each in batches]), [key for each in batches for key in each.keys],
+            [meta for each in batches for meta in each.meta])
 
 
 def test_card_is_complete_and_repeatable(run: Path, shards: Path) -> None:
     card = score(run, settings(shards), seed=3)
     assert list(card["tasks"]) == TASKS == list(card["verdicts"])
     stored = json.loads((run / "scorecard.json").read_text())
-    assert stored == card and not list(run.glob("*.tmp"))
+    assert stored == card and sorted(path.name for path in run.iterdir()) == ["export", "scorecard.json"]
     again = score(run, settings(shards), seed=3)
     assert again["tasks"] == card["tasks"] and again["health"] == card["health"]
     for name, task in card["tasks"].items():
         assert 0 <= task["trained"] <= 1 and 0 < task["chance"] < 1 and task["verdict"] and task["sentence"]
-        assert (task["raw"] is None) == name.startswith("zero_shot")
+        assert (task["raw"] is None) == (name == "zero_shot.names")
         assert (task["majority"] is None) == (name == "images.retrieval")
     assert set(card["health"]) == {"image", "text"} and any("BatchNorm" in note for note in card["notes"])
 
@@ -60,23 +70,21 @@ def test_card_is_complete_and_repeatable(run: Path, shards: Path) -> None:
 def test_trained_and_raw_numbers_are_those_of_loops(run: Path, shards: Path, make_model: Make) -> None:
     card = score(run, settings(shards, text=None, zero_shot=None), seed=3)
     bank, queries = (DatasetIndex.load(shards / part) for part in ("train", "val"))
-    features = {
-        "trained": [encode_images(make_model("resnet"), i, size=32, batch=9, device="cpu") for i in (bank, queries)],
-        "raw": [raw_pixels(index, 32) for index in (bank, queries)],
-    }
-    for name, (known, asked) in features.items():
-        mean = known.vectors.mean(0)
-        rows = [row / row.norm() for row in asked.vectors - mean]
-        codes, designs = asked.column("code"), asked.column("design")
+    encoders = {"trained": network(make_model("resnet"), "cpu"), "raw": lambda pixels: raw(pixels) / 255}
+    for name, encode in encoders.items():
+        (known, known_keys, known_meta), (asked, keys, meta) = (pictures(index, encode) for index in (bank, queries))
+        mean = known.mean(0)
+        rows = [row / row.norm() for row in asked - mean]
+        codes, designs = column(keys, meta, "code"), column(keys, meta, "design")
         found = 0
         for i, row in enumerate(rows):
             others = [j for j in range(len(rows)) if designs[j] != designs[i]]
             found += codes[max(others, key=lambda j: float(row @ rows[j]))] == codes[i]
         assert card["tasks"]["images.retrieval"][name] == pytest.approx(found / len(rows))
         assert card["tasks"]["images.retrieval"]["chance"] == pytest.approx(1 / 21)
-        categories, wanted, right = known.column("category"), asked.column("category"), 0
+        categories, wanted, right = column(known_keys, known_meta, "category"), column(keys, meta, "category"), 0
         for row, category in zip(rows, wanted, strict=True):
-            cosines = torch.nn.functional.normalize(known.vectors - mean, dim=1) @ row
+            cosines = torch.nn.functional.normalize(known - mean, dim=1) @ row
             votes: dict[str, float] = {}
             for value, j in zip(*(part.tolist() for part in cosines.topk(5)), strict=True):
                 votes[categories[j]] = votes.get(categories[j], 0.0) + float(torch.tensor(value / 0.07).exp())
@@ -97,23 +105,158 @@ def test_captions_that_name_their_class_are_found_by_words(run: Path, shards: Pa
 def test_zero_shot_of_towers_that_agree(run: Path, shards: Path, tokenizer: PreTrainedTokenizerFast,
                                         make_model: Make) -> None:
     """With projections solved so that class means of images and names coincide, zero-shot finds the class."""
-    from bigssl.transfer.features import encode_texts
     from bigssl.transfer.zero_shot import class_names
 
     image, words = make_model("resnet"), make_model("bert")
-    seen = encode_images(image, DatasetIndex.load(shards / "train"), size=32, batch=64, device="cpu")
-    texts, names = class_names(seen.meta, "category")
+    seen, keys, meta = pictures(DatasetIndex.load(shards / "train"), network(image, "cpu"))
+    texts, names = class_names(meta, "category")
     classes = sorted(set(names))
-    vectors = encode_texts(words, tokenizer, texts, length=32, batch=8, device="cpu")
+    vectors = text_encoder(words, TextInput(tokenizer, 32), "cpu")(texts)
     targets = torch.eye(3)
-    image_targets = targets[[classes.index(each) for each in seen.column("category")]]
+    image_targets = targets[[classes.index(each) for each in column(keys, meta, "category")]]
     text_targets = targets[[classes.index(each) for each in names]]
-    head = {"image_projection": torch.linalg.lstsq(seen.vectors, image_targets, driver="gelsd").solution.T,
+    head = {"image_projection": torch.linalg.lstsq(seen, image_targets, driver="gelsd").solution.T,
             "text_projection": torch.linalg.lstsq(vectors, text_targets, driver="gelsd").solution.T,
             "logit_scale": torch.tensor(1.0)}
-    export_run(run, {"image": image, "text": words}, {"text": tokenizer}, {"clip": head}, {})
+    inputs = {"image": ImageInput(32), "text": TextInput(tokenizer, 32)}
+    export_run(run, {"image": image, "text": words}, inputs, {"clip": head}, {})
     task = score(run, settings(shards, images=None, text=None), seed=0)["tasks"]["zero_shot.names"]
-    assert task["trained"] > 0.9 and task["passed"] and task["texts"] == 6
+    assert task["trained"] > 0.9 and task["passed"] and task["texts"] == 6 and task["title"].startswith("zero-shot")
+
+
+def test_captions_with_labels_are_called_a_class_mean_and_have_a_supervised_baseline(
+    run: Path, shards: Path, tokenizer: PreTrainedTokenizerFast, make_model: Make
+) -> None:
+    """Against loops: class means of unit caption vectors; and of the raw pixels of the labelled pictures."""
+    from safetensors.torch import load_file
+
+    card = score(run, settings(shards, images=None, text=None), seed=0)
+    task, head = card["tasks"]["class_mean.captions"], load_file(run / "export/heads/clip.safetensors")
+    assert "zero-shot" not in task["title"] + task["sentence"] and task["raw_name"] == "class means of raw pixels"
+    encode = text_encoder(make_model("bert"), TextInput(tokenizer, 32), "cpu")
+    seen = {}
+    for sample in in_order(DatasetIndex.load(shards / "train")):
+        seen[sample.fields["txt"].decode(), json.loads(sample.fields["json"])["category"]] = None
+    sums: dict[str, torch.Tensor] = {}
+    for text, name in seen:
+        vector = head["text_projection"] @ encode([text])[0]
+        sums[name] = sums.get(name, torch.zeros(8)) + vector / vector.norm()
+    asked, keys, meta = pictures(DatasetIndex.load(shards / "val"), network(make_model("resnet"), "cpu"))
+    wanted = column(keys, meta, "category")
+
+    def nearest(row: torch.Tensor, means: dict[str, torch.Tensor]) -> str:
+        return max(sorted(means), key=lambda name: torch.cosine_similarity(row, means[name], dim=0).item())
+
+    right = [nearest(head["image_projection"] @ row, sums) == name for row, name in zip(asked, wanted, strict=True)]
+    assert task["trained"] == pytest.approx(sum(right) / len(right)) and task["texts"] == len(seen)
+    (known, known_keys, known_meta), (asked, _, _) = (
+        pictures(DatasetIndex.load(shards / part), lambda pixels: raw(pixels) / 255) for part in ("train", "val")
+    )
+    labels = column(known_keys, known_meta, "category")
+    means = {name: known[[i for i, each in enumerate(labels) if each == name]].mean(0) - known.mean(0)
+             for name in set(labels)}
+    right = [nearest(row - known.mean(0), means) == name for row, name in zip(asked, wanted, strict=True)]
+    assert task["raw"] == pytest.approx(sum(right) / len(right)) and task["raw"] > task["majority"]
+
+
+@pytest.mark.parametrize("sections", [{}, {"images": None}])
+def test_no_query_sets_the_statistics_of_the_random_network(
+    sections: dict, run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def record(model: PreTrainedModel, batches: Any, device: str) -> int:
+        seen.extend(batches)
+        return calibrate(model, iter(seen), device)
+
+    calibrate = scorecard.calibrate_batch_norm
+    monkeypatch.setattr(scorecard, "calibrate_batch_norm", record)
+    score(run, settings(shards, text=None, **sections), seed=0)
+    known, _, _ = pictures(DatasetIndex.load(shards / "train"), raw)
+    assert sorted(row.tolist() for row in raw(torch.cat(seen))) == sorted(row.tolist() for row in known)
+
+
+def test_sizes_and_lengths_are_those_of_the_export(
+    run: Path, shards: Path, tokenizer: PreTrainedTokenizerFast, make_model: Make
+) -> None:
+    """Networks that take no other: pictures of 48 pixels, texts of 8 tokens."""
+    backbones = {"image": make_model("vit", image_size=48), "text": make_model("bert", max_position_embeddings=8)}
+    inputs = {"image": ImageInput(48), "text": TextInput(tokenizer, 8)}
+    heads = {"clip": {name: torch.randn(8, 16) for name in ("image_projection", "text_projection")}}
+    export_run(run, backbones, inputs, heads, {})
+    assert list(score(run, settings(shards), seed=0)["tasks"]) == TASKS
+
+
+def test_limits_are_told_and_kept(run: Path, shards: Path) -> None:
+    asked = settings(shards).model_dump()
+    asked["images"] |= {"bank_limit": 50, "query_limit": 20, "pair": None, "view": "colour"}
+    asked["text"] |= {"bank_limit": 30}
+    asked["zero_shot"] |= {"query_limit": 10, "caption_limit": 90}
+    card = score(run, Evaluate.model_validate(asked), seed=0)
+    assert (card["tasks"]["images.knn"]["bank"], card["tasks"]["images.knn"]["queries"]) == (50, 20)
+    assert card["tasks"]["text.knn"]["bank"] <= 30 and card["tasks"]["zero_shot.names"]["queries"] == 10
+    for note in ("images.bank: 50 of 120 samples, drawn by a fixed seed", "images.queries: 20 of 42",
+                 "text.bank: 30 of 120", "zero_shot.queries: 10 of 42", "zero_shot.captions: 90 of 120"):  # fmt: skip
+        assert sum(f"evaluate.{note}" in text for text in card["notes"]) == 1, card["notes"]
+
+
+def joined_score(run: Path, asked: Evaluate) -> dict[str, Any] | str:
+    torch.distributed.init_process_group("gloo")
+    try:
+        return score(run, asked, seed=3)
+    except DataError as error:
+        return str(error)
+
+
+@pytest.mark.distributed
+def test_two_ranks_give_the_card_of_one(run: Path, shards: Path, ranks: Ranks) -> None:
+    asked = settings(shards, batch=7)
+    alone = score(run, asked, seed=3)
+    (run / "scorecard.json").unlink()
+    cards = ranks(joined_score, 2, run, asked)
+    assert cards[0]["tasks"] == cards[1]["tasks"] and json.loads((run / "scorecard.json").read_text()) == cards[0]
+    for name, task in alone["tasks"].items():
+        both = cards[0]["tasks"][name]
+        assert both["sentence"] == task["sentence"] and both["gains"] == task["gains"], name
+    for name, values in alone["health"].items():
+        for contender, health in values.items():
+            assert cards[0]["health"][name][contender] == pytest.approx(health, rel=1e-4)
+    assert cards[0]["notes"] == alone["notes"] and not (run / ".scorecard").exists()
+
+
+@pytest.mark.distributed
+def test_ranks_without_a_query_of_their_own_do_no_harm(
+    run: Path, shards: Path, tmp_path: Path, ranks: Ranks, make_shards: Callable[..., None]
+) -> None:
+    make_shards(tmp_path / "few", range(2), shards=1)
+    asked = settings(shards).model_dump()
+    for section in ("images", "text", "zero_shot"):
+        asked[section]["queries"] = str(tmp_path / "few")
+    alone = score(run, Evaluate.model_validate(asked), seed=3)
+    for card in ranks(joined_score, 5, run, Evaluate.model_validate(asked)):
+        assert {name: task["sentence"] for name, task in card["tasks"].items()} == {
+            name: task["sentence"] for name, task in alone["tasks"].items()
+        }
+
+
+@pytest.mark.distributed
+def test_what_one_rank_cannot_read_ends_all(
+    run: Path, shards: Path, tmp_path: Path, ranks: Ranks, make_shards: Callable[..., None]
+) -> None:
+    """The last samples, which only the last rank reads, have no label."""
+    folder = tmp_path / "unlabelled"
+    make_shards(folder, range(4), shards=1, lacking="category", of=range(3, 4))
+    asked = settings(shards, text=None, zero_shot=None)
+    texts = ranks(joined_score, 2, run, asked.model_copy(update={
+        "images": asked.images.model_copy(update={"queries": str(folder)})}), timeout=60)  # fmt: skip
+    assert texts[0] == texts[1] and "sample '0003-google': no metadata field 'category'" in texts[0]
+
+
+def test_an_evaluation_that_was_killed_leaves_nothing_to_the_next(run: Path, shards: Path) -> None:
+    (run / ".scorecard" / "rank-0").mkdir(parents=True)
+    (run / ".scorecard" / "rank-0" / "1-raw").write_bytes(b"x" * 1000)
+    score(run, settings(shards, text=None, zero_shot=None), seed=3)
+    assert not (run / ".scorecard").exists()
 
 
 def test_table_has_one_row_per_task(run: Path, shards: Path) -> None:
@@ -154,6 +297,7 @@ def test_crash_midway_leaves_the_older_card(run: Path, shards: Path, monkeypatch
     ({"label": "colour"}, "no metadata field 'colour'"),
     ({"view": "code"}, "evaluate.images.pair: value 'code', but none occurs in two 'code's"),
     ({"backbone": "audio"}, "no export at .*there is: README.md, heads, image, text"),
+    ({"backbone": "text"}, "text/preprocessor_config.json: no such file; the backbone takes no images"),
 ])
 def test_impossible_settings_are_named(run: Path, shards: Path, changes: dict, message: str) -> None:
     asked = settings(shards).model_dump()["images"] | changes

@@ -1,0 +1,119 @@
+"""Features that need not fit into memory: written by each rank to a file as they come, read back in pieces."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bigssl.data.errors import DataError
+from bigssl.transfer.team import Team
+
+FOLDER = ".scorecard"
+ROWS, VALUES = 4096, 1 << 24  # of a piece at most: 64 MiB of float32
+TYPES = {torch.uint8: np.uint8, torch.float32: np.float32}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One rank's rows: `count` of `width` values each, in a file."""
+
+    path: Path
+    count: int
+    width: int
+    dtype: torch.dtype
+
+
+class Matrix:
+    """float32 [len, width], the parts of all ranks one below the other; uint8 parts count as 0..1, in 255 steps."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = [part for part in parts if part.count]
+        self.width = self.parts[0].width if self.parts else 0
+        self._starts = np.cumsum([0, *(part.count for part in self.parts)]).tolist()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def rows(self) -> int:
+        """Rows of a piece: as many as `VALUES` allows, `ROWS` at most."""
+        return max(1, min(ROWS, VALUES // max(1, self.width)))
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """float32 [stop - start, width], on the CPU."""
+        found = []
+        for part, begin in zip(self.parts, self._starts, strict=False):
+            first, last = max(start - begin, 0), min(stop - begin, part.count)
+            if first < last:
+                found.append(_read(part, first, last))
+        return torch.cat(found) if len(found) != 1 else found[0]
+
+    def pieces(self, rows: range | None = None) -> Iterator[tuple[range, Tensor]]:
+        """(row numbers, their values), of all rows or of contiguous `rows`, in order."""
+        rows = range(len(self)) if rows is None else rows
+        for start in range(rows.start, rows.stop, self.rows):
+            piece = range(start, min(start + self.rows, rows.stop))
+            yield piece, self.read(piece.start, piece.stop)
+
+
+def _read(part: Part, first: int, last: int) -> Tensor:
+    kind = np.dtype(TYPES[part.dtype])
+    count, offset = (last - first) * part.width, first * part.width * kind.itemsize
+    values = torch.from_numpy(np.fromfile(part.path, kind, count, offset=offset)).view(-1, part.width)
+    return values.float().div_(255) if part.dtype == torch.uint8 else values
+
+
+class Scratch:
+    """This rank's files below the run folder, which all ranks see. A context manager: they are gone afterwards."""
+
+    def __init__(self, run_folder: Path, team: Team) -> None:
+        self.team = team
+        self._folder = run_folder / FOLDER / f"rank-{team.rank}"
+        self._number = 0
+
+    def __enter__(self) -> Scratch:
+        shutil.rmtree(self._folder, ignore_errors=True)  # of an evaluation that was killed
+        self._folder.mkdir(parents=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):  # another rank's files are still there
+            self._folder.parent.rmdir()
+
+    def store(self, batches: Iterator[Mapping[str, Tensor]]) -> dict[str, Part]:
+        """Write batches of rows (uint8 or float32 [n, width], by name) one below the other. Not a collective."""
+        parts: dict[str, Part] = {}
+        files: dict[str, BinaryIO] = {}
+        self._number += 1
+        try:
+            for batch in batches:
+                for name, rows in batch.items():
+                    if name not in files:
+                        path = self._folder / f"{self._number}-{name}"
+                        files[name] = path.open("wb")
+                        parts[name] = Part(path, 0, rows.shape[1], rows.dtype)
+                    files[name].write(rows.contiguous().numpy().tobytes())
+                    old = parts[name]
+                    parts[name] = Part(old.path, old.count + len(rows), old.width, old.dtype)
+        except OSError as error:
+            raise DataError(f"{self._folder}: features cannot be kept there: {error}; free some space, or lower "
+                            "bank_limit and query_limit of the evaluation") from error
+        finally:
+            for file in files.values():
+                file.close()
+        return parts
+
+
+def joined(parts: list[dict[str, Part]]) -> dict[str, Matrix]:
+    """The matrices by name from what `Scratch.store` gave on each rank."""
+    names = dict.fromkeys(name for each in parts for name in each)
+    return {name: Matrix([each[name] for each in parts if name in each]) for name in names}

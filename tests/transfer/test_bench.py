@@ -1,0 +1,129 @@
+"""Evaluation of datasets that do not fit into memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+from bigssl.config_evaluate import Evaluate
+from bigssl.data.errors import DataError
+from bigssl.data.index import build_index
+from bigssl.transfer import matrix
+from bigssl.transfer.bench import Captions
+from bigssl.transfer.export import export_run
+from bigssl.transfer.inputs import ImageInput
+from bigssl.transfer.knn import knn_predict
+from bigssl.transfer.matrix import Matrix, Scratch, joined
+from bigssl.transfer.scorecard import score
+from bigssl.transfer.tasks import text
+
+SIDE = 64
+MIB = 1 << 20
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """A tar of `count` plain pictures of SIDE × SIDE pixels: few bytes on disk, 48 KiB each as float32."""
+    folder.mkdir()
+    with tarfile.open(folder / "part.tar", "w") as tar:
+        for number in range(count):
+            colour = tuple(np.random.default_rng(number).integers(0, 256, 3).tolist())
+            out = io.BytesIO()
+            Image.new("RGB", (SIDE, SIDE), colour).save(out, "png")
+            members = {"png": out.getvalue(), "json": json.dumps({"label": str(number % 5)}).encode()}
+            for kind, data in members.items():
+                info = tarfile.TarInfo(f"{number:06d}.{kind}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    build_index([folder / "part.tar"], folder)
+
+
+def status(field: str) -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) * 1024
+
+
+def growth(run: Path, asked: Evaluate) -> int:
+    """Bytes by which the memory of this process grows at most while it evaluates."""
+    matrix.VALUES, matrix.ROWS = 1 << 18, 64
+    score(run, Evaluate.model_validate(asked.model_dump() | {"images": None}), seed=0)  # whatever is imported late
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    score(run, asked, seed=0)
+    return status("VmHWM") - before
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_dataset(
+    tmp_path: Path, make_model: Callable[..., PreTrainedModel], ranks: Callable[..., list[Any]]
+) -> None:
+    """As float32, the raw pixels of the larger bank are 141 MiB, of the smaller one 14 MiB."""
+    export_run(tmp_path, {"image": make_model("resnet")}, {"image": ImageInput(SIDE)}, {}, {})
+    peaks = []
+    for count in (300, 3000):
+        write_pictures(tmp_path / str(count), count)
+        url = str(tmp_path / str(count))
+        images = {"bank": url, "queries": str(tmp_path / "300"), "label": "label", "query_limit": 200}
+        (peak,) = ranks(growth, 1, tmp_path, Evaluate.model_validate({"images": images, "batch": 16}))
+        peaks.append(peak)
+    assert peaks[1] < 100 * MIB and peaks[1] - peaks[0] < 30 * MIB, [f"{peak / MIB:.0f} MiB" for peak in peaks]
+
+
+@pytest.mark.parametrize("rows", [4096, 7])
+def test_bag_of_words_votes_as_the_whole_dense_matrix_does(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    monkeypatch.setattr(text, "ROWS", rows)
+    rng = np.random.default_rng(0)
+    words = np.array(["red", "green", "blue", "cat", "dog", "bird", "house", "tree", "one", "two", "three"])
+    texts = [" ".join(words[rng.integers(0, len(words), 4)]) for _ in range(40)] + ["unheard of"]
+    bank = Captions(texts[:25], [str(i % 3) for i in range(25)], [])
+    known = torch.arange(25) % 3
+    vectors = TfidfVectorizer(dtype=np.float32, sublinear_tf=True).fit(bank.texts)
+    dense = [torch.from_numpy(vectors.transform(part).toarray()) for part in (bank.texts, texts[25:40])]
+    expected = knn_predict(dense[0], known, dense[1], k=5)
+    assert text.bag_of_words_knn(bank, texts[25:40], known, 5).tolist() == expected.tolist()
+    assert len(text.bag_of_words_knn(bank, texts[40:], known, 5)) == 1, "words that were never seen are no error"
+    assert text.bag_of_words_knn(bank, [], known, 5).tolist() == []
+
+
+def test_parts_of_several_ranks_are_read_as_one_matrix(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "ROWS", 4)
+    rows = torch.randn(13, 3, generator=torch.Generator().manual_seed(0))
+    parts = [scratch.store(iter([{"x": rows[a:b]}] if a < b else [])) for a, b in ((0, 5), (5, 5), (5, 6), (6, 13))]
+    whole = joined(parts)["x"]
+    assert len(whole) == 13 and whole.width == 3
+    for start in range(13):
+        for stop in range(start + 1, 14):
+            assert torch.equal(whole.read(start, stop), rows[start:stop])
+    pieces = list(whole.pieces(range(2, 12)))
+    assert [numbers for numbers, _ in pieces] == [range(2, 6), range(6, 10), range(10, 12)]
+    assert torch.equal(torch.cat([piece for _, piece in pieces]), rows[2:12])
+    assert len(Matrix([])) == 0
+
+
+def test_bytes_are_read_back_as_shares_of_255(scratch: Scratch) -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).view(2, 128)
+    found = joined([scratch.store(iter([{"raw": pixels[:1]}, {"raw": pixels[1:]}]))])["raw"]
+    assert torch.equal(found.read(0, 2), pixels.float() / 255)
+
+
+def test_a_full_disk_is_one_line(scratch: Scratch) -> None:
+    class Full:
+        shape, dtype = (1, 2), torch.float32
+
+        def contiguous(self) -> Any:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(DataError, match=r"rank-0: features cannot be kept there: .*No space left.*bank_limit"):
+        scratch.store(iter([{"x": Full()}]))  # type: ignore[dict-item]

@@ -1,0 +1,87 @@
+"""What is exported beside the weights makes of pictures and texts what evaluation makes of them."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from bigssl.data import text
+from bigssl.data.errors import DataError
+from bigssl.data.stream import Sample
+from bigssl.nets.pool import normalise
+from bigssl.transfer.export import export_run
+from bigssl.transfer.features import decode_pixels
+from bigssl.transfer.inputs import ImageInput, TextInput, image_size, text_input
+
+Make = Callable[..., PreTrainedModel]
+SIZE = 32
+PICTURES = {  # width, height, mode, format; sizes whose ratio to 32 is no whole number, and those that need no resizing
+    "landscape": (75, 50, "RGB", "png"), "portrait": (41, 97, "RGB", "png"), "square": (61, 61, "RGB", "png"),
+    "smaller": (23, 14, "RGB", "png"), "narrow": (9, 150, "RGB", "png"), "much larger": (701, 523, "RGB", "jpeg"),
+    "as large": (32, 32, "RGB", "png"), "as high": (77, 32, "RGB", "png"), "grey": (75, 50, "L", "png"),
+    "transparent": (75, 50, "RGBA", "png"), "palette": (75, 50, "P", "png"),
+}  # fmt: skip
+
+
+def encoded(width: int, height: int, mode: str, kind: str) -> bytes:
+    """Noise: an edge in each pixel, so that another filter, order or place shows."""
+    bands = 1 if mode == "P" else len(mode)
+    values = np.random.default_rng(width).integers(0, 256, (height, width, bands), dtype=np.uint8)
+    picture = Image.fromarray(values.squeeze(-1) if bands == 1 else values)
+    out = io.BytesIO()
+    (picture.convert("P") if mode == "P" else picture).save(out, kind)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit", "convnext"])
+def test_the_exported_preprocessor_is_the_view_of_evaluation(kind: str, make_model: Make, tmp_path: Path) -> None:
+    export_run(tmp_path, {"net": make_model(kind)}, {"net": ImageInput(SIZE)}, {}, {})
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "export" / "net")
+    assert image_size(tmp_path / "export" / "net") == SIZE
+    for name, (width, height, mode, form) in PICTURES.items():
+        data = encoded(width, height, mode, form)
+        sample = Sample(name, {form: data}, 0, 0, "shard.tar", "")
+        view = normalise(torch.from_numpy(decode_pixels(sample, SIZE))[None])
+        found = processor(Image.open(io.BytesIO(data)), return_tensors="pt")["pixel_values"]
+        assert found.shape == view.shape == (1, 3, SIZE, SIZE)
+        assert (found - view).abs().max().item() * 127.5 < 0.01, f"{name}: of 255"
+
+
+def test_the_exported_tokenizer_cuts_to_what_the_model_takes(
+    make_model: Make, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    words = "red-ish thing number 3 " * 40
+    tokenizer(words, truncation=True, max_length=5, padding="max_length")  # what a call leaves in it is not exported
+    for kind in ("bert", "roberta"):
+        export_run(tmp_path, {kind: make_model(kind)}, {kind: TextInput(tokenizer, 24)}, {}, {})
+        folder = tmp_path / "export" / kind
+        loaded, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+        ids = loaded(words, truncation=True, return_tensors="pt")
+        assert ids["input_ids"][0].tolist() == text.encode(tokenizer, words, 24)[0].tolist()
+        assert model(**ids).last_hidden_state.shape[1] == 24
+        assert len(loaded(words, verbose=False)["input_ids"]) > 100 and len(loaded("red")["input_ids"]) == 3
+        specials = {name: getattr(loaded, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
+        assert specials == {name: getattr(tokenizer, f"{name}_token_id") for name in specials}
+        assert model.config.pad_token_id == loaded.pad_token_id
+        assert text_input(folder).length == 24
+
+
+def test_the_tokenizer_class_is_one_that_transformers_4_knows(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    TextInput(tokenizer, 24).write(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_exports_that_do_not_say_what_they_take_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"preprocessor_config.json: no such file.*run the training command again"):
+        image_size(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"tokenizer_config.json: no model_max_length.*run the training command again"):
+        text_input(tmp_path)
