@@ -32,13 +32,29 @@ def test_any_places_in_a_row_take_equal_pieces_of_the_list_equally(lanes: int, s
             assert sorted(piece[begin : begin + number].tolist()) == list(range(number))
 
 
+def coins(epoch: int) -> np.ndarray:
+    """int64 [63]: of each of 1, 2, 4 ... 32 equal pieces, whether its right half comes first."""
+    order = spread(64, 5, epoch)
+    levels = []
+    for number in (1, 2, 4, 8, 16, 32):
+        halves = order[:number] * 2 * number // 64
+        levels.append((halves % 2)[np.argsort(halves // 2)])
+    return np.concatenate(levels)
+
+
 def test_below_a_piece_the_order_of_halves_is_a_coin_of_its_own() -> None:
-    """Without, the places of a batch would look at the same part of their pieces. Each piece's choice is seen over
-    epochs: fair, and unrelated to its neighbour's."""
-    rights = np.array([np.sort(spread(64, 5, epoch)[:32]) % 2 for epoch in range(400)])
-    assert np.abs(rights.mean(axis=0) - 0.5).max() < 0.12
-    agreement = (rights[:, 1:] == rights[:, :-1]).mean(axis=0)
-    assert np.abs(agreement - 0.5).max() < 0.12
+    """Else the places of a batch would look at the same part of their pieces. Over epochs every coin is fair, and no two
+    of them, of whatever levels, agree more often than chance."""
+    drawn = np.array([coins(epoch) for epoch in range(1000)]) * 2 - 1
+    assert np.abs(drawn.mean(axis=0)).max() < 0.16  # 5 standard deviations
+    together = drawn.T @ drawn / len(drawn) - np.eye(63)
+    assert np.abs(together).max() < 0.16
+
+
+def test_an_odd_number_of_pieces_is_taken_in_a_random_order() -> None:
+    firsts = np.array([spread(5, 0, epoch) for epoch in range(500)])
+    for place in range(5):
+        assert np.abs(np.bincount(firsts[:, place], minlength=5) - 100).max() < 45
 
 
 @settings(max_examples=200, deadline=None)
