@@ -43,8 +43,8 @@ def coins(epoch: int) -> np.ndarray:
 
 
 def test_below_a_piece_the_order_of_halves_is_a_coin_of_its_own() -> None:
-    """Else the places of a batch would look at the same part of their pieces. Over epochs every coin is fair, and no two
-    of them, of whatever levels, agree more often than chance."""
+    """Else the places of a batch would look at the same part of their pieces. Over epochs, every coin is fair and no
+    two of them, of whatever levels, agree more often than chance."""
     drawn = np.array([coins(epoch) for epoch in range(1000)]) * 2 - 1
     assert np.abs(drawn.mean(axis=0)).max() < 0.16  # 5 standard deviations
     together = drawn.T @ drawn / len(drawn) - np.eye(63)
