@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigssl.data.index import DatasetIndex, ShardInfo
-from bigssl.data.lanes import MIXING, Epoch, lanes_of, pieces, spread
+from bigssl.data.lanes import MIXING, Epoch, block_order, lanes_of, pieces, spread
 from bigssl.data.stream import Stream
 
 allowed = st.builds(lambda odd, level: odd << level, st.sampled_from([1, 1, 1, 3, 5, 25, 127]), st.integers(0, 8))
@@ -32,13 +32,29 @@ def test_any_places_in_a_row_take_equal_pieces_of_the_list_equally(lanes: int, s
             assert sorted(piece[begin : begin + number].tolist()) == list(range(number))
 
 
+def coins(epoch: int) -> np.ndarray:
+    """int64 [63]: of each of 1, 2, 4 ... 32 equal pieces, whether its right half comes first."""
+    order = spread(64, 5, epoch)
+    levels = []
+    for number in (1, 2, 4, 8, 16, 32):
+        halves = order[:number] * 2 * number // 64
+        levels.append((halves % 2)[np.argsort(halves // 2)])
+    return np.concatenate(levels)
+
+
 def test_below_a_piece_the_order_of_halves_is_a_coin_of_its_own() -> None:
-    """Without, the places of a batch would look at the same part of their pieces. Each piece's choice is seen over
-    epochs: fair, and unrelated to its neighbour's."""
-    rights = np.array([np.sort(spread(64, 5, epoch)[:32]) % 2 for epoch in range(400)])
-    assert np.abs(rights.mean(axis=0) - 0.5).max() < 0.12
-    agreement = (rights[:, 1:] == rights[:, :-1]).mean(axis=0)
-    assert np.abs(agreement - 0.5).max() < 0.12
+    """Else the places of a batch would look at the same part of their pieces. Over epochs, every coin is fair and no
+    two of them, of whatever levels, agree more often than chance."""
+    drawn = np.array([coins(epoch) for epoch in range(1000)]) * 2 - 1
+    assert np.abs(drawn.mean(axis=0)).max() < 0.16  # 5 standard deviations
+    together = drawn.T @ drawn / len(drawn) - np.eye(63)
+    assert np.abs(together).max() < 0.16
+
+
+def test_an_odd_number_of_pieces_is_taken_in_a_random_order() -> None:
+    firsts = np.array([spread(5, 0, epoch) for epoch in range(500)])
+    for place in range(5):
+        assert np.abs(np.bincount(firsts[:, place], minlength=5) - 100).max() < 45
 
 
 @settings(max_examples=200, deadline=None)
@@ -118,3 +134,28 @@ def test_an_epoch_is_the_list_of_its_shards() -> None:
     shards = np.searchsorted(np.cumsum(counts), numbers[np.argsort(lanes, kind="stable")], side="right")
     changes = int((np.diff(shards) != 0).sum())
     assert 4 <= changes <= 5 + 2  # 5 shards with samples, one of them cut; a lane of two samples is turned
+
+
+def test_every_part_of_the_order_is_drawn_anew_by_seed_and_epoch() -> None:
+    counts = np.full(40, 1024)
+    epochs = {at: Epoch(counts, 4096, 10, *at) for at in [(0, 0), (0, 1), (1, 0), (1, 1)]}
+    parts = {
+        "lanes": {at: epoch.slots for at, epoch in epochs.items()},
+        "turn of the list": {at: epoch._begins[:1] for at, epoch in epochs.items()},
+        "turns of lanes": {at: epoch._turns for at, epoch in epochs.items()},
+        "shards": {at: epoch._row.jumps for at, epoch in epochs.items()},
+        "blocks": {at: block_order(10, epoch._key, 0, 0) for at, epoch in epochs.items()},
+    }
+    for name, drawn in parts.items():
+        assert len({tuple(values.tolist()) for values in drawn.values()}) == 4, name
+    again = Epoch(counts, 4096, 10, 1, 1).numbers(np.arange(40_960))
+    assert (again == epochs[1, 1].numbers(np.arange(40_960))).all()
+
+
+def test_blocks_are_shuffled_fairly_and_apart() -> None:
+    """Every sample of a block comes at every place of it equally often, whatever comes in the blocks beside it."""
+    orders = np.stack([block_order(8, 77, lane, begin) for lane in range(100) for begin in range(0, 80, 8)])
+    for place in range(8):
+        assert np.abs(np.bincount(orders[:, place], minlength=8) - 125).max() < 5 * (1000 / 8 * 7 / 8) ** 0.5
+    assert abs(np.corrcoef(orders[1:, 0], orders[:-1, 0])[0, 1]) < 0.15
+    assert abs(np.corrcoef(orders[10:, 0], orders[:-10, 0])[0, 1]) < 0.15

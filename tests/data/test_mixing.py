@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import runpy
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,3 +158,16 @@ def test_packed_classes_are_counted() -> None:
     for classes in packed(order):
         found = np.bincount(classes.of(np.arange(103)), minlength=sum(map(len, classes.sizes)))
         assert found.tolist() == np.concatenate(classes.sizes).tolist()
+
+
+def test_the_table_is_printed_by_a_command_that_can_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["mixing.py", "--batch", "64"])
+    command = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks/mixing.py"))
+    command["DATASETS"][2:] = []
+    assert command["main"]() == 0
+    assert "kept" in capsys.readouterr().out
+    command["main"].__globals__["PROMISED"] = 1.5
+    assert command["main"]() == 1
+    assert "BROKEN" in capsys.readouterr().out

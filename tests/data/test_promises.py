@@ -38,6 +38,12 @@ def first_shards(index: DatasetIndex, number: int) -> DatasetIndex:
     return DatasetIndex(index.url, index.shards[:number])
 
 
+@pytest.fixture(autouse=True)
+def few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small datasets would else have a lane for each sample, and no windows."""
+    monkeypatch.setattr("bigssl.data.lanes.MIXING", 1)
+
+
 def run(stream: Stream, world: int, workers: int, start: int, stop: int, size: int = SIZE) -> Ledger:
     """The global batches of steps [start, stop): the parts of `world` loaders, in their order."""
     ranks = []

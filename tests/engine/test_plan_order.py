@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -52,9 +53,10 @@ def test_simulation_is_the_order(
     first: tuple[int, ...], second: tuple[int, ...], mixed: bool, lanes: int, world: int
 ) -> None:
     indexes = {"a": paper_index(first, "a"), "b": paper_index(second, "b")}
-    order: Order = Mixture(indexes, {"a": 2, "b": 1}, seed=1, lanes=lanes) if mixed else Stream(
-        indexes["a"], seed=1, lanes=lanes
-    )  # fmt: skip
+    with mock.patch("bigssl.data.lanes.MIXING", 1):
+        order: Order = Mixture(indexes, {"a": 2, "b": 1}, seed=1, lanes=lanes) if mixed else Stream(
+            indexes["a"], seed=1, lanes=lanes
+        )  # fmt: skip
     found = simulate(order, 12, world, per_node=2)
     read, opened = walk(order, 12, world)
     nodes = [set().union(*opened[begin : begin + 2]) for begin in range(0, world, 2)]
