@@ -20,11 +20,11 @@ from typing import Any
 
 from bigssl import distributed
 from bigssl.config import CheckpointConfig
-from bigssl.engine.zero import Engine, convert
+from bigssl.engine.restore import StateError
+from bigssl.engine.zero import Engine
 
 MANIFEST = "manifest.json"
 REASONS = {
-    "stage": "each ZeRO stage has its own files",
     "accum": "contrastive losses and BatchNorm see one pass at a time",
     "data": "the order of samples follows from the shards",
 }
@@ -82,10 +82,7 @@ class CheckpointStore:
             if distributed.agree(not fault):
                 manifest = json.loads((path / MANIFEST).read_text())
                 self._refuse_other_shape(path, manifest)
-                if manifest["stage"] > 0 and manifest["world"] != self._facts["world"]:
-                    self._load_from_other_world(engine, path)
-                else:
-                    engine.load(path)
+                self._load(engine, path)
                 return int(manifest["step"])
             faults.append(f"{path.name}: {fault or 'damaged for another rank'}")
             self.note(f"checkpoint {faults[-1]}; trying the one before")
@@ -142,16 +139,11 @@ class CheckpointStore:
             return f"no readable {MANIFEST} ({error})"
         return ""
 
-    def _load_from_other_world(self, engine: Engine, path: Path) -> None:
-        """ZeRO ≥ 1 slices the optimizer by rank: rank 0 makes the universal form, all load it, rank 0 removes it."""
-        universal = path.with_suffix(".universal")
-        problem = _problem(lambda: convert(path, universal)) if distributed.is_main() else ""
-        if not distributed.agree(not problem):
-            raise CheckpointError(problem or f"{path.name} could not be converted, see rank 0")
-        engine.load_universal(universal)
-        distributed.barrier()
-        if distributed.is_main():
-            shutil.rmtree(universal)
+    def _load(self, engine: Engine, path: Path) -> None:
+        try:
+            engine.load(path)
+        except StateError as error:
+            raise CheckpointError(f"{path.name} is of other networks: {error}; allowed: another `out` folder") from None
 
     def _refuse_other_shape(self, path: Path, manifest: dict[str, Any]) -> None:
         for field, mine in self._facts.items():
