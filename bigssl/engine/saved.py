@@ -41,7 +41,7 @@ class SavedState:
 
     @property
     def counters(self) -> dict[str, int]:
-        return {name: int(self._model(0)[name]) for name in ("global_steps", "global_samples", "skipped_steps")}
+        return {name: int(self._model(0)[name]) for name in ("global_steps", "global_samples")}
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:

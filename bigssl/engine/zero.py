@@ -28,9 +28,10 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # noqa: E402
 from bigssl import distributed  # noqa: E402
 from bigssl.config import Recipe  # noqa: E402
 from bigssl.config_errors import ConfigError, nearest  # noqa: E402
-from bigssl.engine.layout import layout_of  # noqa: E402
+from bigssl.engine.layout import clear_padding, layout_of  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
 from bigssl.engine.saved import LAYOUT, SavedState  # noqa: E402
+from bigssl.files import write_atomic  # noqa: E402
 
 TAG = "state"
 
@@ -84,6 +85,7 @@ def check(recipe: Recipe) -> None:
     except ValidationError as error:
         mistakes = "; ".join(f"{item['loc'][0]}: value {item['input']!r}: {item['msg']}" for item in error.errors())
         raise ConfigError(f"zero.options: {mistakes}") from None
+    _refuse_unresumable(recipe, settings)
     if settings.offload_optimizer is not None and recipe.optim.name != "adamw":
         raise ConfigError(f"zero.options.offload_optimizer: given with optim.name {recipe.optim.name}; allowed: adamw")
     if recipe.optim.name == "muon" and recipe.zero.stage > 0 and recipe.optim.clip:
@@ -91,6 +93,23 @@ def check(recipe: Recipe) -> None:
             f"optim.clip: value {recipe.optim.clip}; allowed: 0 with muon at zero.stage {recipe.zero.stage} (DeepSpeed "
             f"would clip the orthogonalised update in place of the gradient), or zero.stage=0"
         )
+
+
+def _refuse_unresumable(recipe: Recipe, settings: DeepSpeedZeroConfig) -> None:
+    """Settings under which a checkpoint cannot hold the whole state, or a NaN is applied."""
+    options = recipe.zero.options
+    refused = {
+        "mics_shard_size": options.get("mics_shard_size", -1) > 0,
+        "elastic_checkpoint": settings.elastic_checkpoint,
+    } | {
+        f"{name}.device": getattr(settings, name) is not None and getattr(settings, name).device == "nvme"
+        for name in ("offload_optimizer", "offload_param")
+    }
+    for option, given in refused.items():
+        if given:
+            raise ConfigError(f"zero.options.{option}: a checkpoint would not hold the whole state; leave it out")
+    if options.get("compute_grad_norm") is False:
+        raise ConfigError("zero.options.compute_grad_norm: value False; allowed: True (a NaN would be applied unseen)")
 
 
 @dataclass(frozen=True)
@@ -126,6 +145,8 @@ class Engine:
         self._stage, self._norm, self._dropped = recipe.zero.stage, 0.0, 0
         with _quiet():
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        if self._stage == 3:
+            clear_padding(self._engine.module, self._engine.optimizer, distributed.world(), distributed.rank())
 
     def __call__(self, batch: Any) -> Any:
         return self._engine(batch)
@@ -156,7 +177,7 @@ class Engine:
 
     @property
     def skipped(self) -> int:
-        """Optimizer steps so far that changed nothing because a gradient was not finite."""
+        """Optimizer steps of this process that changed nothing because a gradient was not finite."""
         return int(self._engine.skipped_steps) + self._dropped
 
     @property
@@ -181,7 +202,7 @@ class Engine:
         engine.save_checkpoint(str(folder), tag=TAG, client_state=frozen)
         if distributed.is_main():
             layout = layout_of(engine.module, engine.optimizer, self._stage, distributed.world())
-            (folder / LAYOUT).write_text(layout.dumps())
+            write_atomic(folder / LAYOUT, layout.dumps().encode())
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, on any number of ranks and at any stage.
