@@ -53,11 +53,11 @@ class Counter(nn.Module):
         super().__init__()
         self.calls = 0
 
-    def get_extra_state(self) -> int:
-        return self.calls
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.calls)
 
-    def set_extra_state(self, state: int) -> None:
-        self.calls = state
+    def set_extra_state(self, state: Tensor) -> None:
+        self.calls = int(state)
 
 
 class Network(nn.Module):
@@ -115,6 +115,7 @@ def samples(step: int) -> tuple[Tensor, Tensor]:
 def part(optimizer: str, stage: int, number: int, folder: Path) -> dict[str, Tensor]:
     """Train one part on the ranks that call it, from the checkpoint of the one before; the weights of forward."""
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN: nothing may rest on what was in memory
+    torch.compiler.set_stance("force_eager")  # Muon's kernel, which each rank would compile
     zero.start()
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     config, network = recipe(optimizer, stage), Network(seed=number)
@@ -168,7 +169,7 @@ def saved(folder: Path, weights: dict[str, Tensor]) -> State:
     path = max(folder.glob("step-*"))
     reader = SavedState(path, zero.TAG)
     state: State = {f"weights {name}": value for name, value in weights.items()}
-    state |= {f"weights {name}": value for name, value in reader.module.items() if not isinstance(value, Tensor)}
+    state |= {f"weights {name}": value for name, value in reader.module.items() if name not in weights}
     for flat in reader.layout.flats:
         for name in flat.names:
             for key in (MASTER, *reader.keys(name)):
@@ -199,7 +200,8 @@ def cell(
     weights: dict[str, Tensor] = {}
     for number, (stage, world) in enumerate(zip(stages, worlds, strict=True)):
         weights = spawn(part, world, optimizer, stage, number, folder)[0]
-    return difference(saved(folder, weights), uninterrupted(optimizer))
+    with torch.compiler.set_stance("force_eager"):
+        return difference(saved(folder, weights), uninterrupted(optimizer))
 
 
 def _rank(function: Callable[..., Any], rank: int, world: int, port: str, out: str, args: tuple[Any, ...]) -> None:

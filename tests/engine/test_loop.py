@@ -132,9 +132,9 @@ def test_another_number_of_ranks_goes_on(
     ranks(train, before, recipe(tmp_path / "whole", **changes))
     ranks(train, before, recipe(tmp_path / "moved", **changes), Interrupt(2))
     ((outcome, _), *_) = ranks(train, after, recipe(tmp_path / "moved", **changes))
-    assert outcome.step == 6 and not list((tmp_path / "moved" / "checkpoints").glob("*.universal"))
+    assert outcome.step == 6
     whole, moved = ([row["loss"] for row in curve(tmp_path / name)] for name in ("whole", "moved"))
-    assert moved == pytest.approx(whole, rel=1e-3)
+    assert moved == pytest.approx(whole, rel=1e-4)  # the state itself: test_state.py
 
 
 @pytest.mark.distributed
