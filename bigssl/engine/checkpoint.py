@@ -145,9 +145,7 @@ class CheckpointStore:
 
     def _load(self, engine: Engine, path: Path) -> None:
         if not (path / LAYOUT).exists():
-            raise CheckpointError(
-                f"{path.name} is of an earlier bigssl (no {LAYOUT}): use that, or another `out`"
-            )
+            raise CheckpointError(f"{path.name} is of an earlier bigssl (no {LAYOUT}): use that, or another `out`")
         try:
             engine.load(path)
         except StateError as error:

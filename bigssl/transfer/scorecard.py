@@ -33,6 +33,7 @@ from transformers import PreTrainedModel
 
 from bigssl.config import EvalImages, EvalText, Evaluate, EvalZeroShot
 from bigssl.data.index import DatasetIndex
+from bigssl.files import write_atomic
 from bigssl.transfer import export, tasks
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
 from bigssl.transfer.features import image_batches
@@ -74,9 +75,7 @@ def score(run_folder: Path, evaluate: Evaluate, *, seed: int, device: str | torc
 
 
 def _write(path: Path, card: dict[str, Any]) -> None:
-    staging = path.with_suffix(".json.tmp")
-    staging.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
-    staging.replace(path)
+    write_atomic(path, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
 
 
 class _Judged:

@@ -94,9 +94,7 @@ def test_what_shapes_the_curve_is_refused_by_name(
         refuse_changed_recipe(now)
 
 
-def test_automatic_values_are_those_of_the_run_on_every_machine(
-    tmp_path: Path, recipe: Any, monkeypatch: Any
-) -> None:
+def test_automatic_values_are_those_of_the_run_on_every_machine(tmp_path: Path, recipe: Any, monkeypatch: Any) -> None:
     """Found once, stored, and found again there; an explicit other value is refused."""
     muon = {"name": "muon", "lr": 0.1, "clip": 0.0}
     asked = recipe(tmp_path / "run", precision="auto", batch={"size": 8, "micro": 2}, optim=muon)

@@ -59,7 +59,8 @@ def state_of(engine: zero.Engine) -> list[Any]:
 
 
 def same(before: list[Any], after: list[Any]) -> bool:
-    return len(before) == len(after) and all(torch.equal(*map(torch.as_tensor, ab)) for ab in zip(before, after))
+    pairs = zip(before, after, strict=True)
+    return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
 
 
 def step_over_a_nan(optimizer: str, bad: float) -> list[tuple[int, bool, bool, int, float, bool]]:
@@ -98,7 +99,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_all(
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [1, 3])
 def test_deepspeeds_script_gives_the_weights_of_a_step_folder(stage: int, tmp_path: Path, ranks: Any) -> None:
-    """As its documentation has it: `python zero_to_fp32.py . out` within the folder, which names its tag in `latest`."""
+    """As its documentation has it: `python zero_to_fp32.py . out` in the folder, which names its tag in `latest`."""
     weights = ranks(matrix.part, 2, "adamw", stage, 0, tmp_path / "checkpoints")[0]
     (folder,) = (tmp_path / "checkpoints").glob("step-*")
     command = [sys.executable, "zero_to_fp32.py", ".", tmp_path / "out"]
