@@ -29,6 +29,7 @@ from bigssl.config_errors import ConfigError  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, preflight, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
+from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.objectives.base import config_union  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
 from bigssl.transfer.export import export_run  # noqa: E402
@@ -50,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"bigssl: {error}", file=sys.stderr)
         return 2
     if options.print_config:
-        print(redact(dump_recipe(recipe)) if first else "", end="")
+        resolved = settled(recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
+        print(redact(dump_recipe(resolved)) if first else "", end="")
         return 0
     return _run(recipe, plan)
 

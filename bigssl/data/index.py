@@ -14,7 +14,6 @@ import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from bigssl.data.sidecar import (
     to_line,
 )
 from bigssl.data.urls import meant, refuse_packing, refuse_pipe
+from bigssl.files import write_atomic
 
 __all__ = ["DataError", "DatasetIndex", "Member", "Row", "ShardInfo", "build_index", "scan"]
 
@@ -235,14 +235,3 @@ def _without_credentials(tar: str) -> str:
             "or give them by the client's own settings (environment, ~/.netrc, ~/.aws)"
         )
     return tar
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes `data` so that `path` is either the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.staging")
-    with staging.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staging, path)

@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from bigssl.data import staged
 from bigssl.data.errors import DataError
-from bigssl.data.index import DatasetIndex, write_atomic
+from bigssl.data.index import DatasetIndex
 from bigssl.data.jobs import each
 from bigssl.data.sources import Item, Keys
 from bigssl.data.staged import ShardPlan
+from bigssl.files import write_atomic
 
 
 def split_by_key(key: str, fraction: float, seed: int = 0) -> bool:

@@ -21,8 +21,9 @@ import webdataset
 
 from bigssl.data import tarwalk
 from bigssl.data.errors import DataError
-from bigssl.data.index import MANIFEST, build_index, write_atomic
+from bigssl.data.index import MANIFEST, build_index
 from bigssl.data.sources import Item, refuse_fields
+from bigssl.files import write_atomic
 
 _FINISHED = ".shards"
 _SOURCE = "source"

@@ -1,8 +1,10 @@
 """Checkpoints that are whole or absent.
 
-    checkpoints/step-00000500.tmp/   every rank writes, fsync, barrier
+    checkpoints/step-00000500.tmp/   every rank writes, fsyncs and hashes its share of the files
     checkpoints/step-00000500/       after rank 0 wrote manifest.json (sha256 of every file) and renamed the folder
     checkpoints/latest               name of the newest, for people; loading trusts manifests only
+
+In the folder: state/ (DeepSpeed's files), layout.json (see layout.py), zero_to_fp32.py and its `latest`.
 
 DeepSpeed alone writes `latest` without a barrier, an fsync or a checksum, so that a rank killed while saving leaves it
 naming a broken checkpoint.
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +21,13 @@ from typing import Any
 
 from bigssl import distributed
 from bigssl.config import CheckpointConfig
-from bigssl.engine.zero import Engine, convert
+from bigssl.engine.restore import StateError
+from bigssl.engine.resume import unlike
+from bigssl.engine.saved import LAYOUT
+from bigssl.engine.zero import Engine
+from bigssl.files import fsync, write_atomic
 
 MANIFEST = "manifest.json"
-REASONS = {
-    "stage": "each ZeRO stage has its own files",
-    "accum": "contrastive losses and BatchNorm see one pass at a time",
-    "data": "the order of samples follows from the shards",
-}
 SPARE = 1.2  # a new checkpoint is expected to be no more than this times the last one
 
 
@@ -40,7 +40,7 @@ class CheckpointStore:
 
     Args:
         folder: RUN/checkpoints, on a file system that all ranks see.
-        facts: what a manifest records: `world`, and the fields of REASONS, which a resume must match.
+        facts: what a manifest records: `world`, and the fields of REASONS, which a resume must match (resume.py).
         note: prints a line for the user.
     """
 
@@ -56,19 +56,23 @@ class CheckpointStore:
         group's time-out ends the run then, with the earlier checkpoints whole.)
         """
         final, staging = self._path(step), self._path(step).with_suffix(".tmp")
+        share: dict[str, Any] = {}
         stages = (
             lambda: self._make_room(staging) if distributed.is_main() else None,
             lambda: engine.save(staging),
             lambda: _flush_files(staging),
-            lambda: self._commit(staging, final, step) if distributed.is_main() else None,
+            lambda: share.update(_describe_share(staging)),
         )
-        for stage in stages:
-            problem = _problem(stage)
-            if problem:
-                self.note(f"no checkpoint in {self.folder}: {problem}. Training goes on; the last one stays")
-            if not distributed.agree(not problem):
-                return False
-        return True
+        if not all(self._succeeds(stage) for stage in stages):
+            return False
+        files = {name: facts for part in distributed.gather_objects(share) for name, facts in part.items()}
+        return self._succeeds(lambda: self._commit(staging, final, step, files) if distributed.is_main() else None)
+
+    def _succeeds(self, stage: Callable[[], None]) -> bool:
+        """Whether a stage of saving succeeds on every rank."""
+        if problem := _problem(stage):
+            self.note(f"no checkpoint in {self.folder}: {problem}. Training goes on; the last one stays")
+        return distributed.agree(not problem)
 
     def resume(self, engine: Engine) -> int:
         """Load the newest valid checkpoint; the step it was taken after, 0 if there is none.
@@ -81,11 +85,9 @@ class CheckpointStore:
             fault = self._fault(path)
             if distributed.agree(not fault):
                 manifest = json.loads((path / MANIFEST).read_text())
-                self._refuse_other_shape(path, manifest)
-                if manifest["stage"] > 0 and manifest["world"] != self._facts["world"]:
-                    self._load_from_other_world(engine, path)
-                else:
-                    engine.load(path)
+                if problem := unlike(manifest, self._facts):
+                    raise CheckpointError(f"{path.name} {problem}")
+                self._load(engine, path)
                 return int(manifest["step"])
             faults.append(f"{path.name}: {fault or 'damaged for another rank'}")
             self.note(f"checkpoint {faults[-1]}; trying the one before")
@@ -103,21 +105,20 @@ class CheckpointStore:
         """Remove what a killed save left, and see whether the disk takes a checkpoint like the last one."""
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        needed = SPARE * max((_size(path) for path in self._newest_first()[:1]), default=0)
+        needed = SPARE * max((sum(_files(path).values()) for path in self._newest_first()[:1]), default=0)
         free = shutil.disk_usage(staging).free
         if free < needed:
             raise OSError(f"{free / 2**20:.0f} MiB free, about {needed / 2**20:.0f} needed")
 
-    def _commit(self, staging: Path, final: Path, step: int) -> None:
-        files = {str(p.relative_to(staging)): _describe(p) for p in sorted(staging.rglob("*")) if p.is_file()}
-        manifest = {"step": step, "files": files, **self._facts}
-        _write_durably(staging / MANIFEST, json.dumps(manifest, indent=1))
+    def _commit(self, staging: Path, final: Path, step: int, files: dict[str, Any]) -> None:
+        if missing := _files(staging).keys() ^ files.keys():
+            raise OSError(f"{min(missing)} is not seen by every rank; out has to be on a shared file system")
+        manifest = {"step": step, "files": dict(sorted(files.items())), **self._facts}
+        write_atomic(staging / MANIFEST, json.dumps(manifest, indent=1).encode())
         shutil.rmtree(final, ignore_errors=True)  # a damaged one of this step that resume passed over
         staging.rename(final)
-        _fsync(self.folder)
-        pointer = self.folder / "latest.tmp"
-        _write_durably(pointer, final.name + "\n")
-        pointer.replace(self.folder / "latest")
+        fsync(self.folder)
+        write_atomic(self.folder / "latest", f"{final.name}\n".encode())
         self._prune(step)
 
     def _prune(self, step: int) -> None:
@@ -142,24 +143,13 @@ class CheckpointStore:
             return f"no readable {MANIFEST} ({error})"
         return ""
 
-    def _load_from_other_world(self, engine: Engine, path: Path) -> None:
-        """ZeRO ≥ 1 slices the optimizer by rank: rank 0 makes the universal form, all load it, rank 0 removes it."""
-        universal = path.with_suffix(".universal")
-        problem = _problem(lambda: convert(path, universal)) if distributed.is_main() else ""
-        if not distributed.agree(not problem):
-            raise CheckpointError(problem or f"{path.name} could not be converted, see rank 0")
-        engine.load_universal(universal)
-        distributed.barrier()
-        if distributed.is_main():
-            shutil.rmtree(universal)
-
-    def _refuse_other_shape(self, path: Path, manifest: dict[str, Any]) -> None:
-        for field, mine in self._facts.items():
-            if field in REASONS and manifest[field] != mine:
-                raise CheckpointError(
-                    f"{path.name} has {field} {manifest[field]}, this run {mine}; allowed: the same "
-                    f"({REASONS[field]}), or a new `out` folder"
-                )
+    def _load(self, engine: Engine, path: Path) -> None:
+        if not (path / LAYOUT).exists():
+            raise CheckpointError(f"{path.name} is of an earlier bigssl (no {LAYOUT}): use that, or another `out`")
+        try:
+            engine.load(path)
+        except StateError as error:
+            raise CheckpointError(f"{path.name} is of other networks: {error}; allowed: another `out` folder") from None
 
 
 def _problem(stage: Callable[[], None]) -> str:
@@ -183,26 +173,18 @@ def _describe(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _size(path: Path) -> int:
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+def _describe_share(folder: Path) -> dict[str, Any]:
+    """Size and hash of this rank's share of the files; the large ones are dealt first, so that shares are even."""
+    sizes = _files(folder)
+    names = sorted(sizes, key=lambda name: (-sizes[name], name))
+    return {name: _describe(folder / name) for name in names[distributed.rank() :: distributed.world()]}
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Sizes of all files below `folder`, by their relative names."""
+    return {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
 
 
 def _flush_files(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            _fsync(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    for name in _files(folder):
+        fsync(folder / name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
@@ -61,14 +60,17 @@ class Guard:
         self._bad += (~torch.isfinite(loss.detach())).to(self._bad.dtype)
         self._recent.append((step, keys))
 
-    def observe(self, step: int, values: Tensor, grad_norm: float | None) -> Tensor:
+    def observe(self, step: int, values: Tensor, skipped: int) -> Tensor:
         """Mean over ranks of `values` [n]; sets `stop` on all ranks alike.
 
+        Args:
+            skipped: steps of this run that changed nothing, since a gradient was not finite (see `Engine.skipped`).
+
         Raises:
-            NonFiniteLoss: on every rank, if any rank saw a non-finite loss since the last call, or `grad_norm` is not.
+            NonFiniteLoss: on every rank, if any rank saw a non-finite loss since the last call or a skipped step.
         """
-        stop, gradient = bool(self.flag.name), grad_norm is not None and not math.isfinite(grad_norm)
-        flags = torch.stack([torch.tensor(float(stop), device=self._bad.device), self._bad + float(gradient)])
+        stop = float(bool(self.flag.name))
+        flags = torch.stack([torch.tensor(stop, device=self._bad.device), self._bad + float(skipped)])
         reduced = distributed.all_reduce_sum(torch.cat([flags, values.to(flags.dtype)])).cpu()
         self.stop = bool(reduced[0] > 0)
         if reduced[1] > 0:

@@ -1,8 +1,8 @@
 """LAMB and LARS whose layer norms stay exact under ZeRO.
 
 ZeRO hands an optimizer flat slices of the parameters. A trust ratio computed on a slice is silently wrong, so here
-every parameter is a group of its own (one tensor, or this rank's zero-padded slice of it) and the squared norms are
-summed over ranks, all layers in one vector, before the ratio is taken.
+every parameter is a group of its own (one tensor, or this rank's slice of it, padded with zeros: `clear_padding`) and
+the squared norms are summed over ranks, all layers in one vector, before the ratio is taken.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ from bigssl.engine.clock import Clock, DataWait
 from bigssl.engine.guards import Guard
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.preflight import Plan
+from bigssl.engine.resume import CONFIG, facts, settled
 from bigssl.engine.zero import Engine
+from bigssl.files import write_atomic
 from bigssl.objectives.base import Losses
 from bigssl.report import environment
 from bigssl.report.metrics import MetricsWriter, read_metrics
@@ -50,7 +52,7 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
     store = CheckpointStore(
         recipe.folder / "checkpoints",
         recipe.checkpoint,
-        {"world": plan.world, "stage": recipe.zero.stage, "accum": plan.accum, "data": _fingerprints(plan)},
+        facts(plan.accum, plan.world, plan.streams, plan.backbones),
         progress_notes.append,
     )
     start = store.resume(engine)
@@ -154,7 +156,7 @@ class _Run:
                 torch.cuda.synchronize(self.device)
         names, values = _loss_values(passes)
         values = torch.cat([values, torch.tensor([float(self.skipped)], device=values.device)])
-        *means, skipped = self.guard.observe(done, values, self.engine.grad_norm).tolist()
+        *means, skipped = self.guard.observe(done, values, self.engine.skipped).tolist()
         reduced, chance = dict(zip(names, means, strict=True)), _chance(passes[0])
         lap = self.clock.lap()
         speed = sum(self.plan.sizes.values()) * (done - self.logged) / lap["wall"]
@@ -166,9 +168,8 @@ class _Run:
             "speed/driver_overhead": lap["driver_overhead"],
             "data/skipped": round(skipped * self.plan.world),
             "data/errors": self._count_skipped(round(skipped * self.plan.world)),
+            "optim/grad_norm": self.engine.grad_norm,
         }  # fmt: skip
-        if self.engine.grad_norm is not None:
-            record["optim/grad_norm"] = self.engine.grad_norm
         if probe is not None and self._probes(done):
             with self.clock("probe"):
                 record |= {f"probe/{name}": value for name, value in probe().items()}
@@ -194,12 +195,11 @@ class _Run:
 def _open_folder(recipe: Recipe, plan: Plan) -> None:
     if distributed.is_main():
         recipe.folder.mkdir(parents=True, exist_ok=True)
-        staging = recipe.folder / "config.yaml.tmp"
-        staging.write_text(dump_recipe(recipe))
-        staging.replace(recipe.folder / "config.yaml")
+        resolved = settled(recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
+        write_atomic(recipe.folder / CONFIG, dump_recipe(resolved).encode())
         environment.record(recipe.folder)
     distributed.barrier()
-    if not distributed.agree((recipe.folder / "config.yaml").exists()):
+    if not distributed.agree((recipe.folder / CONFIG).exists()):
         raise CheckpointError(f"{recipe.folder} is not seen by every rank; out has to be on a shared file system")
 
 
@@ -207,10 +207,6 @@ def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:
     plan.objective.to(device)
     optimizer = build_optimizer(plan.objective, recipe.optim, sharded=recipe.zero.stage > 0)
     return Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
-
-
-def _fingerprints(plan: Plan) -> dict[str, str]:
-    return {name: stream.fingerprint for name, stream in plan.streams.items()}
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

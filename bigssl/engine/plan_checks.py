@@ -22,9 +22,10 @@ from bigssl.engine import plan_data, zero
 from bigssl.engine.plan_activations import Activations, Networks
 from bigssl.engine.plan_memory import FP32, Memory, checkpoint_bytes, memory
 from bigssl.engine.plan_order import Reading, lanes_that_keep, simulate
-from bigssl.engine.preflight import batch_sizes, check_folder, refuse_changed_recipe, refuse_secrets
+from bigssl.engine.preflight import batch_sizes, check_folder, refuse_secrets
 from bigssl.engine.preflight_evaluation import check_evaluation, refuse_seen
 from bigssl.engine.preflight_sources import source_order, split_batch
+from bigssl.engine.resume import refuse_changed_recipe, taken_over
 
 T = TypeVar("T")
 GIB = 2**30
@@ -65,6 +66,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     """
     process.use(recipe.data)
     paper = Paper(world, per_node)
+    recipe = paper.attempt(taken_over, recipe) or recipe
     shape = paper.attempt(split_batch, recipe, world)
     settings_fit = paper.attempt(_checked_zero, recipe)
     paper.attempt(check_folder, recipe)

@@ -6,31 +6,22 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import yaml
 from transformers import PreTrainedTokenizerFast
 
-from bigssl.config import BackboneConfig, Recipe, dump_recipe
+from bigssl.config import BackboneConfig, Recipe
 from bigssl.config_errors import ConfigError
 from bigssl.data import process
 from bigssl.data.backends import is_secret
-from bigssl.data.errors import redact
 from bigssl.data.order import Order
 from bigssl.data.text import load_tokenizer
 from bigssl.engine import zero
 from bigssl.engine.preflight_evaluation import check_evaluation, refuse_seen
 from bigssl.engine.preflight_sources import source_config, source_order, split_batch
+from bigssl.engine.resume import facts, flat, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
 from bigssl.nets import towers
 from bigssl.objectives.base import Objective, build
-
-RESUMABLE_CHANGES = {
-    "out", "log_every", "checkpoint", "probe", "evaluate", "data.workers", "data.on_error", "data.max_errors",
-    "data.limits",
-    "data.ledger", "data.watchdog", "data.watchdog_abort",
-    "data.remote",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +47,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
         ConfigError: field, value, what is allowed.
     """
     process.use(recipe.data)
+    recipe = taken_over(recipe)
     micro, accum = split_batch(recipe, world)
     zero.check(recipe)
     torch.manual_seed(recipe.seed)
@@ -67,6 +59,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
     streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
     refuse_seen(recipe, streams)
     refuse_changed_recipe(recipe)
+    refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built))
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
 
 
@@ -103,7 +96,7 @@ def wants_bf16(recipe: Recipe) -> bool:
 
 def refuse_secrets(recipe: Recipe) -> None:
     """The recipe is copied into the run folder, in clear."""
-    for name, value in _flat(recipe.data.remote.storage, "data.remote.storage").items():
+    for name, value in flat(recipe.data.remote.storage, "data.remote.storage").items():
         if is_secret(name.rpartition(".")[2], value):
             raise ConfigError(
                 f"{name}: a credential, which the run folder would show; allowed: the client's own settings "
@@ -136,32 +129,6 @@ def _refuse_unused(objective: Objective, built: Mapping[str, towers.Tower]) -> N
     for name, tower in built.items():
         if id(tower) not in reached:
             raise ConfigError(f"backbones.{name}: not used by the objective; remove it, or name it in the objective")
-
-
-def refuse_changed_recipe(recipe: Recipe) -> None:
-    """The same folder means resume: refuse a recipe whose maths differs, naming the fields."""
-    path = recipe.folder / "config.yaml"
-    if not path.exists():
-        return
-    before, now = _flat(yaml.safe_load(path.read_text())), _flat(yaml.safe_load(dump_recipe(recipe)))
-    differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    allowed = RESUMABLE_CHANGES | ({"steps"} if recipe.optim.schedule == "constant" else set())
-    fixed = [k for k in differing if not any(k == c or k.startswith(c + ".") for c in allowed)]
-    if fixed:
-        changes = redact("; ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in fixed))
-        raise ConfigError(
-            f"out: {recipe.folder} holds a run with another recipe ({changes}); allowed: the same values, or another "
-            f"folder, for example out={recipe.folder}-2"
-        )
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
 
 
 def world_size() -> int:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
-import shutil
 import socket
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +28,10 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # noqa: E402
 from bigssl import distributed  # noqa: E402
 from bigssl.config import Recipe  # noqa: E402
 from bigssl.config_errors import ConfigError, nearest  # noqa: E402
+from bigssl.engine.layout import clear_padding, layout_of  # noqa: E402
+from bigssl.engine.restore import restore  # noqa: E402
+from bigssl.engine.saved import LAYOUT, SavedState  # noqa: E402
+from bigssl.files import write_atomic  # noqa: E402
 
 TAG = "state"
 
@@ -83,6 +85,7 @@ def check(recipe: Recipe) -> None:
     except ValidationError as error:
         mistakes = "; ".join(f"{item['loc'][0]}: value {item['input']!r}: {item['msg']}" for item in error.errors())
         raise ConfigError(f"zero.options: {mistakes}") from None
+    _refuse_unresumable(recipe, settings)
     if settings.offload_optimizer is not None and recipe.optim.name != "adamw":
         raise ConfigError(f"zero.options.offload_optimizer: given with optim.name {recipe.optim.name}; allowed: adamw")
     if recipe.optim.name == "muon" and recipe.zero.stage > 0 and recipe.optim.clip:
@@ -90,6 +93,23 @@ def check(recipe: Recipe) -> None:
             f"optim.clip: value {recipe.optim.clip}; allowed: 0 with muon at zero.stage {recipe.zero.stage} (DeepSpeed "
             f"would clip the orthogonalised update in place of the gradient), or zero.stage=0"
         )
+
+
+def _refuse_unresumable(recipe: Recipe, settings: DeepSpeedZeroConfig) -> None:
+    """Settings under which a checkpoint cannot hold the whole state, or a NaN is applied."""
+    options = recipe.zero.options
+    refused = {
+        "mics_shard_size": options.get("mics_shard_size", -1) > 0,
+        "elastic_checkpoint": settings.elastic_checkpoint,
+    } | {
+        f"{name}.device": getattr(settings, name) is not None and getattr(settings, name).device == "nvme"
+        for name in ("offload_optimizer", "offload_param")
+    }
+    for option, given in refused.items():
+        if given:
+            raise ConfigError(f"zero.options.{option}: a checkpoint would not hold the whole state; leave it out")
+    if options.get("compute_grad_norm") is False:
+        raise ConfigError("zero.options.compute_grad_norm: value False; allowed: True (a NaN would be applied unseen)")
 
 
 @dataclass(frozen=True)
@@ -122,8 +142,11 @@ class Engine:
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, *, micro: int, accum: int,
                  bf16: bool) -> None:
         settings = settings_for(recipe, micro=micro, accum=accum, bf16=bf16)
+        self._stage, self._norm, self._dropped = recipe.zero.stage, 0.0, 0
         with _quiet():
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        if self._stage == 3:
+            clear_padding(self._engine.module, self._engine.optimizer, distributed.world(), distributed.rank())
 
     def __call__(self, batch: Any) -> Any:
         return self._engine(batch)
@@ -132,8 +155,30 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> None:
-        """After each backward; applies the update on the last one of an accumulation."""
+        """After each backward; applies the update on the last one of an accumulation.
+
+        A gradient that is NaN or infinite on any rank changes nothing on all of them: see `skipped`.
+        """
+        if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
+            self._norm = _norm_of_gradients(self._engine.module)
+            if not math.isfinite(self._norm):  # DeepSpeed skips such a step at the other stages; here it applies it
+                self._step_without_update()
+                return
         self._engine.step()
+
+    def _step_without_update(self) -> None:
+        optimizer = self._engine.optimizer
+        optimizer.step = lambda: None  # without gradients Muon would still move the weights
+        try:
+            self._engine.step()
+        finally:
+            del optimizer.step
+        self._dropped += 1
+
+    @property
+    def skipped(self) -> int:
+        """Optimizer steps of this process that changed nothing because a gradient was not finite."""
+        return int(self._engine.skipped_steps) + self._dropped
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -141,42 +186,39 @@ class Engine:
         return groups
 
     @property
-    def grad_norm(self) -> float | None:
-        """Norm of the last step's gradient over all ranks, before clipping; None at stage 0, which does not keep it."""
-        norm = self._engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient over all ranks, before clipping."""
+        return self._norm if self._stage == 0 else float(self._engine.get_global_grad_norm() or 0.0)
 
     def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        """DeepSpeed's files in `folder / TAG`, and beside them where in these each parameter stands."""
+        engine = self._engine
+        frozen = {}
+        if self._stage == 1:  # left out by DeepSpeed at this stage only; zero_to_fp32.py needs them
+            frozen = {
+                "frozen_param_shapes": engine._get_zero_frozen_param_attributes(engine._get_param_shape_func),
+                "frozen_param_fragments": engine._get_zero_frozen_param_attributes(engine._get_param_fragment_func),
+            }
+        engine.save_checkpoint(str(folder), tag=TAG, client_state=frozen)
+        if distributed.is_main():
+            layout = layout_of(engine.module, engine.optimizer, self._stage, distributed.world())
+            write_atomic(folder / LAYOUT, layout.dumps().encode())
 
     def load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
-        if path is None:
-            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint in it though its manifest is valid")
+        """Continue from what `save` wrote, on any number of ranks and at any stage.
+
+        Raises:
+            StateError: it is the state of other networks.
+        """
+        saved = SavedState(folder, TAG)
+        restore(self._engine.module, self._engine.optimizer, self._stage, saved)
+        for name, count in saved.counters.items():
+            setattr(self._engine, name, count)
 
 
-    def load_universal(self, folder: Path) -> None:
-        """Load what `convert` made of a checkpoint of another number of ranks."""
-        self._engine._config.load_universal_checkpoint = True
-        try:
-            self.load(folder)
-        finally:
-            self._engine._config.load_universal_checkpoint = False
-
-
-def convert(folder: Path, universal: Path) -> None:
-    """DeepSpeed's universal form of a checkpoint; in a process of its own, since it forks a pool and gloo has threads.
-
-    Raises:
-        RuntimeError: with the end of what the converter said.
-    """
-    shutil.rmtree(universal, ignore_errors=True)
-    workers = ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    paths = ["--input_folder", str(folder / TAG), "--output_folder", str(universal / TAG)]
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    done = subprocess.run([*command, *workers, *paths], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{folder} cannot be converted for another number of ranks: {done.stderr.strip()[-500:]}")
+def _norm_of_gradients(module: nn.Module) -> float:
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
 
 @contextlib.contextmanager

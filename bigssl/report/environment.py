@@ -7,6 +7,8 @@ import platform
 from datetime import datetime, timezone
 from pathlib import Path
 
+from bigssl.files import write_atomic
+
 FILE = "environment.json"
 PACKAGES = ("bigssl", "torch", "triton", "deepspeed", "transformers", "webdataset", "numpy")
 
@@ -62,8 +64,5 @@ def describe() -> dict[str, object]:
 def record(folder: Path) -> dict[str, object]:
     """Writes `describe()` to `folder/environment.json` and returns it. A resumed run describes its latest machine."""
     facts = describe()
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / f".{FILE}.tmp"
-    staging.write_text(json.dumps(facts, indent=1) + "\n")
-    staging.replace(folder / FILE)
+    write_atomic(folder / FILE, (json.dumps(facts, indent=1) + "\n").encode())
     return facts

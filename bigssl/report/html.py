@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from bigssl.files import write_atomic
 from bigssl.report import environment, figures
 from bigssl.report.metrics import read_metrics
 
@@ -87,7 +88,5 @@ def render(run_folder: Path) -> str:
 def write_report(run_folder: Path) -> Path:
     """Writes `run_folder/report.html` atomically and returns its path. Needs no network and no other file to view."""
     path = Path(run_folder) / FILE
-    staging = path.with_suffix(".html.tmp")
-    staging.write_text(render(Path(run_folder)), encoding="utf-8")
-    staging.replace(path)
+    write_atomic(path, render(Path(run_folder)).encode())
     return path

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from bigssl.files import write_atomic
+
 FILE = "metrics.jsonl"
 log = logging.getLogger("bigssl")
 
@@ -57,12 +59,7 @@ def _keep_until(path: Path, step: int) -> None:
     """Drops lines beyond `step` and cut-off lines, by an atomic rewrite."""
     if not path.exists():
         return
-    staging = path.with_suffix(".jsonl.tmp")
-    with staging.open("wb") as out:
-        out.writelines(line for line, values in _rows(path) if values["step"] <= step)
-        out.flush()
-        os.fsync(out.fileno())
-    staging.replace(path)
+    write_atomic(path, (line for line, values in _rows(path) if values["step"] <= step))
 
 
 class MetricsWriter:

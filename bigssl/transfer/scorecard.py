@@ -35,6 +35,7 @@ import torch
 
 from bigssl.config_evaluate import EvalImages, EvalText, Evaluate, EvalZeroShot
 from bigssl.data.index import DatasetIndex
+from bigssl.files import write_atomic
 from bigssl.nets.norm import has_batch_norm
 from bigssl.transfer import export
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
@@ -90,9 +91,7 @@ def score(run_folder: Path, evaluate: Evaluate, *, seed: int, device: str | torc
 
 
 def _write(path: Path, card: dict[str, Any]) -> None:
-    staging = path.with_suffix(".json.tmp")
-    staging.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
-    staging.replace(path)
+    write_atomic(path, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
 
 
 class _Judged:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from bigssl.engine import guards, loop
+from bigssl.config_errors import ConfigError
+from bigssl.engine import guards, loop, preflight
 from bigssl.engine.checkpoint import CheckpointError
 
 
@@ -133,9 +134,9 @@ def test_another_number_of_ranks_goes_on(
     ranks(train, before, recipe(tmp_path / "whole", **changes))
     ranks(train, before, recipe(tmp_path / "moved", **changes), Interrupt(2))
     ((outcome, _), *_) = ranks(train, after, recipe(tmp_path / "moved", **changes))
-    assert outcome.step == 6 and not list((tmp_path / "moved" / "checkpoints").glob("*.universal"))
+    assert outcome.step == 6
     whole, moved = ([row["loss"] for row in curve(tmp_path / name)] for name in ("whole", "moved"))
-    assert moved == pytest.approx(whole, rel=1e-3)
+    assert moved == pytest.approx(whole, rel=1e-4)  # the state itself: test_state.py
 
 
 @pytest.mark.distributed
@@ -155,8 +156,8 @@ def test_other_data_or_passes_are_refused(tmp_path: Path, ranks: Any, recipe: An
     path = tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json"
     path.write_text(path.read_text().replace('"emoji": "', '"emoji": "0'))
     again = recipe(tmp_path / "run", steps=4, optim={"schedule": "constant"})
-    (message,) = ranks(resume_error, 1, train, again)
-    assert "step-00000002 has data" in message and "shards" in message
+    with pytest.raises(ConfigError, match="step-00000002 has data .*shards"):
+        preflight.plan(again, 1)
 
 
 def test_the_only_good_checkpoint_is_not_pruned(tmp_path: Path, ranks: Any, recipe: Any, train: Any) -> None:

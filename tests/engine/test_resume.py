@@ -1,0 +1,128 @@
+"""What a run folder may be gone on with: data that moved, a newer bigssl, another machine; and what not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bigssl.config import Recipe, dump_recipe
+from bigssl.config_errors import ConfigError
+from bigssl.engine import preflight
+from bigssl.engine.resume import CONFIG, MAY_CHANGE, may_change, refuse_changed_recipe, settled, taken_over
+
+DEMO = Path(preflight.__file__).parents[1] / "demo"
+
+
+def begin(recipe: Recipe, **changes: Any) -> dict[str, Any]:
+    """A run folder as `recipe` left it, with dotted `changes` to its config.yaml."""
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    values = yaml.safe_load(dump_recipe(recipe))
+    for field, value in changes.items():
+        *parents, last = field.split("__")
+        here = values
+        for parent in parents:
+            here = here[parent]
+        here.pop(last) if value is ... else here.update({last: value})
+    (recipe.folder / CONFIG).write_text(yaml.safe_dump(values))
+    return values
+
+
+@pytest.mark.distributed
+def test_data_and_folder_that_moved_are_gone_on_with(tmp_path: Path, ranks: Any, recipe: Any, joint: Any, train: Any,
+                                                     curve: Any) -> None:  # fmt: skip
+    """The same bytes elsewhere end as if nothing had moved; other bytes are refused before anything is started."""
+
+    def moved(place: str, out: str, steps: int) -> Recipe:
+        home = tmp_path / place
+        for name in ("emoji", "text"):
+            shutil.copytree(DEMO / name / "train", home / name, dirs_exist_ok=True)
+        shutil.copy(DEMO / "tokenizer.json", home / "tokenizer.json")
+        changes = {**joint, "steps": steps, "optim": {"lr": 0.01, "schedule": "constant"}}
+        changes["data"] = {"workers": 0, "sources": {"emoji": {"url": str(home / "emoji")},
+                                                     "text": {"url": str(home / "text"), "batch": 4}}}  # fmt: skip
+        text = {**joint["backbones"]["text"], "tokenizer": str(home / "tokenizer.json")}
+        changes["backbones"] = {**joint["backbones"], "text": text}
+        return recipe(tmp_path / out, **changes)  # type: ignore[no-any-return]
+
+    ranks(train, 1, moved("here", "whole", 4))
+    ranks(train, 1, moved("here", "run", 2))
+    (tmp_path / "run").rename(tmp_path / "renamed")
+    shutil.rmtree(tmp_path / "here")
+    ranks(train, 1, moved("there", "renamed", 4))
+    assert curve(tmp_path / "renamed") == curve(tmp_path / "whole")
+
+    other = moved("there", "renamed", 6)
+    tokenizer = tmp_path / "there" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"the"', '"teh"'))
+    with pytest.raises(ConfigError, match="step-00000004 has tokenizers"):
+        preflight.plan(other, 1)
+    shutil.copy(DEMO / "tokenizer.json", tokenizer)
+    shutil.rmtree(tmp_path / "there" / "emoji")
+    shutil.copytree(DEMO / "emoji" / "val", tmp_path / "there" / "emoji")
+    with pytest.raises(ConfigError, match="step-00000004 has data"):
+        preflight.plan(other, 1)
+
+
+def test_a_folder_of_an_earlier_version_is_gone_on_with(tmp_path: Path, recipe: Any) -> None:
+    """It lacks fields that came since, and has one that was never used and one of an evaluation that are gone."""
+    now = recipe(tmp_path / "run", evaluate={"text": {"bank": "x", "queries": "y"}})
+    begin(now, data__watchdog=..., optim__final=..., objective__hidden_old=None, evaluate__text__gone=64)
+    refuse_changed_recipe(now)
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        ({"optim__lr": 0.5}, r"optim.lr: 0.5 before, 0.01 now"),
+        ({"objective__dim": ...}, r"objective.dim: 128 before, 8 now"),  # its default is not what is asked for now
+        ({"objective__queue": 4096}, r"objective.queue: 4096 before, unknown to this version"),
+        ({"batch__accum": 2}, r"batch.accum: 2 before, 1 now"),
+        ({"precision": "bf16"}, r"precision: 'bf16' before, 'fp32' now"),
+        ({"steps": "many"}, r"config.yaml: steps"),
+    ],
+)
+def test_what_shapes_the_curve_is_refused_by_name(
+    before: dict[str, Any], words: str, tmp_path: Path, recipe: Any
+) -> None:
+    now = recipe(tmp_path / "run", batch={"size": 8, "accum": 1})
+    begin(now, **before)
+    with pytest.raises(ConfigError, match=words):
+        refuse_changed_recipe(now)
+
+
+def test_automatic_values_are_those_of_the_run_on_every_machine(tmp_path: Path, recipe: Any, monkeypatch: Any) -> None:
+    """Found once, stored, and found again there; an explicit other value is refused."""
+    muon = {"name": "muon", "lr": 0.1, "clip": 0.0}
+    asked = recipe(tmp_path / "run", precision="auto", batch={"size": 8, "micro": 2}, optim=muon)
+    monkeypatch.setattr(preflight, "wants_bf16", lambda recipe: recipe.precision != "fp32")  # a machine with bf16
+    plan = preflight.plan(asked, 2)
+    found = settled(asked, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
+    stored = begin(found)
+    assert stored["precision"] == "bf16" and stored["batch"] == {"size": 8, "micro": 2, "accum": 2}
+    assert stored["optim"]["adam_lr"] == 0.1 and stored["data"]["sources"]["emoji"]["batch"] == 8
+    assert stored["out"] == str(tmp_path / "run")
+
+    monkeypatch.setattr(preflight, "wants_bf16", lambda recipe: recipe.precision == "bf16")  # and one without
+    again = preflight.plan(asked, 2)
+    assert again.bf16 and (again.micro, again.accum) == (2, 2)
+    assert taken_over(asked).batch.accum == 2
+    with pytest.raises(ConfigError, match="batch.micro 1"):  # 4 ranks: accum stays, so micro has to follow
+        preflight.plan(asked, 4)
+    four = asked.model_copy(update={"batch": asked.batch.model_copy(update={"micro": 1})})
+    assert preflight.plan(four, 4).accum == 2
+    with pytest.raises(ConfigError, match="precision: 'bf16' before, 'fp32' now"):
+        preflight.plan(asked.model_copy(update={"precision": "fp32"}), 2)
+
+
+def test_the_table_of_what_may_change(recipe: Any) -> None:
+    now = recipe("unused", data={"sources": {"a.b": {"url": "x", "sequential": True, "samples": 9}, "c": {"url": "y"}}})
+    assert all(may_change(pattern.replace("*", "c"), now) for pattern in MAY_CHANGE)
+    yes = ("data.sources.c.mix.d.url", "zero.options.reduce_bucket_size", "data.remote.storage.s3.endpoint_url")
+    no = ("data.sources.a.b.url", "data.sources.c.batch", "zero.options.zero_quantized_gradients", "steps", "seed",
+          "data.lanes", "data.sources.c.mix.d.weight", "backbones.image.config.tokenizers", "optim.clip")  # fmt: skip
+    assert [key for key in yes if not may_change(key, now)] == []
+    assert [key for key in no if may_change(key, now)] == []

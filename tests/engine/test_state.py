@@ -1,0 +1,143 @@
+"""The whole state of a run: kept over any number of ranks, untouched by a NaN, and readable with DeepSpeed's tools."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bigssl.engine import zero
+from bigssl.engine.layout import inner_optimizer
+from bigssl.engine.saved import MASTER, SavedState
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "state_matrix.py"
+
+
+def load_matrix() -> Any:
+    spec = importlib.util.spec_from_file_location("state_matrix", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+matrix = load_matrix()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("optimizer", "stages"),
+    [
+        ("lars", (1, 1, 1, 1)),
+        ("adamw", (2, 2, 2, 2)),
+        ("lamb", (3, 3, 3, 3)),
+        ("muon", (0, 3, 2, 1)),
+    ],
+)
+def test_the_whole_state_moves_between_ranks_and_stages(
+    optimizer: str, stages: tuple[int, ...], tmp_path: Path, ranks: Any
+) -> None:
+    """Cells of benchmarks/state_matrix.py: 1, 2, 4 and 1 ranks against plain PyTorch that never stopped."""
+    worst, where = matrix.cell(optimizer, stages, tmp_path / "checkpoints", ranks, matrix.WORLDS)
+    assert worst <= matrix.TOLERANCE, where
+
+
+def state_of(engine: zero.Engine) -> list[Any]:
+    """Weights, optimizer state and step counts, as far as this rank has them. (Buffers follow the forward pass.)"""
+    module, state = engine._engine.module, inner_optimizer(engine._engine.optimizer).state
+    whole, trained = zero.full_state(module), dict(module.named_parameters())
+    weights = [value for name, value in whole.items() if name in trained]
+    masters = [tensor.detach() for tensor in state]
+    return copy.deepcopy([*weights, *masters, *(value for entry in state.values() for value in entry.values())])
+
+
+def same(before: list[Any], after: list[Any]) -> bool:
+    pairs = zip(before, after, strict=True)
+    return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
+
+
+def step_over_a_nan(optimizer: str, bad: float) -> list[tuple[int, bool, bool, int, float, bool]]:
+    """By stage: was the state left alone, does the next step change it; skipped steps; norm of the bad gradient."""
+    torch.compiler.set_stance("force_eager")  # Muon's kernel
+    zero.start()
+    rank, found = torch.distributed.get_rank(), []
+    for stage in (0, 1, 2, 3):
+        config, network = matrix.recipe(optimizer, stage), matrix.Network(seed=0)
+        engine = zero.Engine(network, matrix.optimizer_of(network, config), config, micro=4, accum=1, bf16=False)
+        states = []
+        for step in range(3):
+            tokens, target = (part[rank * 4 : rank * 4 + 4].clone() for part in matrix.samples(step))
+            loss = engine((tokens, target))
+            engine.backward(loss * bad if step == 1 and rank == 1 else loss)
+            engine.step()
+            states.append((state_of(engine), engine.skipped, engine.grad_norm))
+        first, second, third = states
+        kept, moved = same(first[0], second[0]), not same(second[0], third[0])
+        fine = all(torch.as_tensor(value).isfinite().all() for value in third[0])
+        found.append((stage, kept, moved, third[1] - first[1], second[2], bool(fine)))
+    return found
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("optimizer", "bad"), [("adamw", float("nan")), ("muon", float("inf"))])
+def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_all(
+    optimizer: str, bad: float, ranks: Any
+) -> None:
+    for found in ranks(step_over_a_nan, 2, optimizer, bad):
+        for stage, kept, moved, skipped, norm, fine in found:
+            assert kept and moved and fine and skipped == 1, f"stage {stage}: {kept=} {moved=} {fine=} {skipped=}"
+            assert not torch.tensor(norm).isfinite(), f"stage {stage}: {norm}"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [1, 3])
+def test_deepspeeds_script_gives_the_weights_of_a_step_folder(stage: int, tmp_path: Path, ranks: Any) -> None:
+    """As its documentation has it: `python zero_to_fp32.py . out` in the folder, which names its tag in `latest`."""
+    weights = ranks(matrix.part, 2, "adamw", stage, 0, tmp_path / "checkpoints")[0]
+    (folder,) = (tmp_path / "checkpoints").glob("step-*")
+    command = [sys.executable, "zero_to_fp32.py", ".", tmp_path / "out"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    got = torch.load(tmp_path / "out" / "pytorch_model.bin")
+    assert got.keys() >= weights.keys()
+    for name, value in weights.items():
+        assert torch.equal(got[name].to(value.dtype), value), name
+
+
+@pytest.mark.distributed
+def test_deepspeeds_universal_conversion_reads_a_step_folder(tmp_path: Path, ranks: Any) -> None:
+    ranks(matrix.part, 2, "adamw", 1, 0, tmp_path / "checkpoints")
+    (folder,) = (tmp_path / "checkpoints").glob("step-*")
+    paths = ["--input_folder", folder / zero.TAG, "--output_folder", tmp_path / "out" / zero.TAG]
+    options = ["--inject_missing_state", "--num_extract_workers", "1", "--num_merge_workers", "1"]
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *paths, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    saved = SavedState(folder, zero.TAG)
+    for key in (MASTER, "exp_avg", "exp_avg_sq"):
+        entry = torch.load(tmp_path / "out" / zero.TAG / "zero" / "first.weight" / f"{key}.pt", weights_only=False)
+        want = saved.read("first.weight", key, 0, saved.layout.numel("first.weight"))
+        assert torch.equal(entry["param"].flatten(), want), key
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}, "offload_optimizer.device"),
+        ({"mics_shard_size": 2}, "mics_shard_size"),
+        ({"elastic_checkpoint": True}, "elastic_checkpoint"),
+        ({"compute_grad_norm": False}, "compute_grad_norm"),
+    ],
+)
+def test_settings_under_which_state_would_be_lost_are_refused(options: dict[str, Any], words: str) -> None:
+    config = matrix.recipe("adamw", 1)
+    config = config.model_copy(update={"zero": config.zero.model_copy(update={"options": options})})
+    with pytest.raises(zero.ConfigError, match=words):
+        zero.check(config)
