@@ -80,9 +80,12 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resume_step", [0, 3])
-def test_tensorboard_has_the_same_numbers(tmp_path: Path, resume_step: int) -> None:
+def test_tensorboard_has_the_same_numbers(tmp_path: Path, resume_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
+    # files of one second and process are read in the order of their numbers as words: 10 before 9
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     write_steps(tmp_path, range(1, 6))
     write_steps(tmp_path, range(resume_step + 1, 8), resume_step=resume_step)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
