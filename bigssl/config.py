@@ -114,7 +114,9 @@ class DataConfig(Section):
     lanes: PositiveInt = Field(256, description="logical readers; part of the order, independent of the hardware")
     shuffle_window: PositiveInt = Field(1024, description="samples shuffled together within a lane")
     on_error: Literal["raise", "skip"] = "raise"
-    max_errors: Annotated[int, Field(ge=0)] = Field(100, description="bad samples after which `skip` stops as well")
+    max_errors: Annotated[int, Field(ge=0)] = Field(
+        100, description="different bad samples of a run, over all ranks and resumes, that `skip` accepts"
+    )
     limits: Limits = Limits()
     ledger: bool = Field(False, description="write the keys of every step to ledger-rankN.jsonl in the run folder")
     watchdog: Annotated[float, Field(ge=0)] = Field(

@@ -69,7 +69,13 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
         outcome = loop.train(recipe, plan, device, _probe(recipe, plan, device))
         if not outcome.preempted:
             _export(recipe, plan)
-    except (CheckpointError, DataError, guards.NonFiniteLoss) as error:
+    except guards.Agreed as error:
+        if distributed.is_main():
+            print(f"bigssl: {error}", file=sys.stderr, flush=True)
+        distributed.barrier()  # before any rank ends, which would have the launcher end rank 0
+        zero.stop()
+        return 1
+    except (CheckpointError, DataError) as error:
         print(f"bigssl: rank {distributed.rank()}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # leaving the group would wait for ranks that wait for this one; the launcher ends them
     main_rank = distributed.is_main()

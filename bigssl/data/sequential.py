@@ -105,6 +105,11 @@ class SequentialStream(Stream):
         found = np.array([self.locate(position) for position in positions], dtype=np.int64).reshape(-1, 2)
         return found[:, 0], found[:, 1]
 
+    def identity(self, position: int) -> str:
+        """The place in the order: which sample stands there is not known before it is read, so one that is bad counts
+        again in each epoch."""
+        return f"position {position}"
+
     def key(self, position: int) -> str:
         """Key of the sample at `position`; without an index, it is read for that."""
         return self.read(position).key

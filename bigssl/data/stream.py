@@ -37,7 +37,7 @@ class Stream(Order):
 
     lanes: logical readers, lowered to the number of samples. window: samples that are shuffled among themselves.
     on_error: "raise", or "skip" to put the next good sample of the same epoch in the place of a bad one.
-    max_errors: how many bad samples in a row (and, in the loader, in a run) "skip" accepts.
+    max_errors: how many bad samples in a row "skip" replaces (how many of a run: see `skipped`).
     """
 
     def __init__(

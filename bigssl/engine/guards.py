@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -20,7 +21,15 @@ REPEATS = 10.0  # seconds in which the launcher passes on a signal that the whol
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class NonFiniteLoss(RuntimeError):
+class Agreed(RuntimeError):
+    """Raised by every rank at the same step: rank 0 speaks for all, and nobody waits for one that is gone."""
+
+
+class TooManyBadSamples(Agreed):
+    """More bad samples than the recipe allows, over all ranks, workers and resumes."""
+
+
+class NonFiniteLoss(Agreed):
     """Loss or gradient became NaN or infinite; nothing was saved since."""
 
 
@@ -78,10 +87,12 @@ class Guard:
     def _describe(self, step: int) -> str:
         note = self._folder / f"nonfinite-rank{distributed.rank()}.txt"
         lines = [f"step {s} {source}: {' '.join(keys)}" for s, by in self._recent for source, keys in by.items()]
-        note.write_text("\n".join(lines) + "\n")
+        with contextlib.suppress(OSError):  # a full disk must not hide why the run ends
+            note.write_text("\n".join(lines) + "\n")
         earlier = len({number for number, _ in self._recent}) - 1
         return (
             f"loss or gradient is NaN or infinite at step {step} (or in the {earlier} before, see log_every); "
-            f"their samples: {note}. The last checkpoint is from before it; with a lower optim.lr, optim.clip=1.0 or "
-            f"precision=fp32 (and another out folder, since the recipe changes) the run may get past"
+            f"their samples: {self._folder}/nonfinite-rank*.txt. The last checkpoint is from before it; with a lower "
+            f"optim.lr, optim.clip=1.0 or precision=fp32 (and another out folder, since the recipe changes) the run "
+            f"may get past"
         )

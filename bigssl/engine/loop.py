@@ -14,15 +14,16 @@ from bigssl import distributed
 from bigssl.config import Recipe, dump_recipe
 from bigssl.data.ledger import Keys, Ledger
 from bigssl.data.loader import Batch, make_loader
+from bigssl.data.skipped import Skipped
 from bigssl.engine.checkpoint import CheckpointError, CheckpointStore
 from bigssl.engine.clock import Clock, DataWait
-from bigssl.engine.guards import Guard
+from bigssl.engine.guards import Guard, TooManyBadSamples
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.preflight import Plan
 from bigssl.engine.zero import Engine
 from bigssl.objectives.base import Losses
 from bigssl.report import environment
-from bigssl.report.metrics import MetricsWriter, read_metrics
+from bigssl.report.metrics import MetricsWriter
 from bigssl.report.progress import Progress
 
 Probe = Callable[[], dict[str, float]]
@@ -76,23 +77,32 @@ class _Run:
                              enabled=recipe.data.ledger)  # fmt: skip
         self.guard = Guard(recipe.folder, device, keep=recipe.log_every * plan.accum)
         self.clock, self.data_wait = Clock(), DataWait(recipe.data.workers)
-        self.logged, self.skipped = start, 0  # skipped: on this rank, since the last record
-        self.all_skipped = sum(int(row.get("data/skipped", 0)) for row in read_metrics(recipe.folder))
+        self.skipped = Skipped(recipe.folder, allowed=recipe.data.max_errors, resume_step=start)
+        self.logged = start
 
     def steps(self, store: CheckpointStore, start: int, probe: Probe | None) -> Outcome:
         saved = start
+        self._refuse_excess(saved)
         for step, passes in self._batches(start):
             losses = self._update(step, passes)
             done = step + 1
             if done % self.recipe.log_every == 0 or done == self.recipe.steps or self._due(done) or self._probes(done):
                 self._record(done, losses, probe)
-            if self.guard.stop or self._due(done) or done == self.recipe.steps:
+            if self.guard.stop or self.skipped.excess or self._due(done) or done == self.recipe.steps:
                 with self.clock("checkpoint"):
                     self.ledger.flush()
                     saved = done if store.save(self.engine, done) else saved
+            self._refuse_excess(saved)
             if self.guard.stop:
                 return Outcome(saved, self.guard.flag.name or "signal on another rank")
         return Outcome(self.recipe.steps)
+
+    def _refuse_excess(self, saved: int) -> None:
+        if excess := self.skipped.excess:
+            raise TooManyBadSamples(
+                f"{excess}; all are in {self.recipe.folder}/skipped.jsonl; with a higher data.max_errors the same "
+                f"command goes on after step {saved}"
+            )
 
     def _probes(self, done: int) -> bool:
         settings = self.recipe.probe
@@ -144,17 +154,18 @@ class _Run:
             yield batch
 
     def _note_errors(self, batch: Batch) -> None:
-        for text in batch.errors:
-            self.skipped += 1
-            print(f"rank {distributed.rank()}: skipped: {text}", file=sys.stderr, flush=True)
+        self.skipped.pending += batch.errors
+        for bad in batch.errors:
+            print(f"rank {distributed.rank()}: skipped: {bad.cause}", file=sys.stderr, flush=True)
 
     def _record(self, done: int, passes: list[Losses], probe: Probe | None) -> None:
         if self.device.type == "cuda":
             with self.clock("optimizer"):  # kernels run behind the host: without this, they count as overhead
                 torch.cuda.synchronize(self.device)
         names, values = _loss_values(passes)
-        values = torch.cat([values, torch.tensor([float(self.skipped)], device=values.device)])
-        *means, skipped = self.guard.observe(done, values, self.engine.grad_norm).tolist()
+        values = torch.cat([values, torch.tensor([float(len(self.skipped.pending))], device=values.device)])
+        *means, mean_skipped = self.guard.observe(done, values, self.engine.grad_norm).tolist()
+        self.skipped.gather(done, skipped := round(mean_skipped * self.plan.world))
         reduced, chance = dict(zip(names, means, strict=True)), _chance(passes[0])
         lap = self.clock.lap()
         speed = sum(self.plan.sizes.values()) * (done - self.logged) / lap["wall"]
@@ -164,8 +175,8 @@ class _Run:
             "speed/samples_per_s": speed,
             "speed/data_wait": lap["data_wait"],
             "speed/driver_overhead": lap["driver_overhead"],
-            "data/skipped": round(skipped * self.plan.world),
-            "data/errors": self._count_skipped(round(skipped * self.plan.world)),
+            "data/skipped": skipped,
+            "data/errors": len(self.skipped),
         }  # fmt: skip
         if self.engine.grad_norm is not None:
             record["optim/grad_norm"] = self.engine.grad_norm
@@ -177,12 +188,6 @@ class _Run:
         self.progress.update(done, reduced["loss"], chance["chance"], speed, lap["data_wait"], extra)
         if slow := self.data_wait.observe(lap):
             self.progress.note(slow)
-
-    def _count_skipped(self, since_last: int) -> int:
-        """Bad samples of the whole run, over all ranks and resumes."""
-        self.skipped = 0
-        self.all_skipped += since_last
-        return self.all_skipped
 
     def close(self) -> None:
         self.metrics.close()
