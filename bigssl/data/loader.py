@@ -18,11 +18,14 @@ from bigssl.data.collate import collate
 from bigssl.data.errors import DataError
 from bigssl.data.order import Order, Sample
 from bigssl.data.pinning import Batches, in_thread
-from bigssl.data.rng import sample_rng
+from bigssl.data.rng import sample_rng, seeds
 from bigssl.data.watchdog import Stages, Watchdog
 from bigssl.data.workers import in_order
 
 _TOGETHER = 32  # samples that are read before they are prepared
+SEEDS = "sample_seeds"
+"""Field that the loader adds to the batch of each source, int64 [B]: a function of (run seed, source, position), for
+what is random on the device, such as dropout."""
 Prepare = Callable[[Sample, np.random.Generator], dict[str, Any]]
 
 
@@ -85,10 +88,13 @@ class MicroBatches:
             return error
 
     def _batch(self, item: int) -> Batch:
-        loaded, errors = self.samples(*divmod(item, self.accum))
+        wanted = self.places(*divmod(item, self.accum))
+        loaded, errors = self._samples(item, wanted)
         self.stages.publish("collating")
         keys = {name: [key for key, _ in pairs] for name, pairs in loaded.items()}
         parts = {name: collate([data for _, data in pairs], name or "sample") for name, pairs in loaded.items()}
+        for name, places in wanted.items():
+            parts[name][SEEDS] = torch.from_numpy(seeds(np.array(places), self.seed, name))
         return Batch(self.assemble(parts), keys, errors)
 
     def places(self, step: int, micro: int) -> dict[str, list[int]]:
@@ -98,10 +104,14 @@ class MicroBatches:
 
     def samples(self, step: int, micro: int) -> tuple[dict[str, list[tuple[str, dict[str, Any]]]], list[Bad]]:
         """({source: (key, prepared sample) in order}, what was skipped and why) of one micro-batch."""
+        return self._samples(step * self.accum + micro, self.places(step, micro))
+
+    def _samples(
+        self, item: int, wanted: dict[str, list[int]]
+    ) -> tuple[dict[str, list[tuple[str, dict[str, Any]]]], list[Bad]]:
         loaded: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         errors: list[Bad] = []
-        wanted = self.places(step, micro)
-        self._announce(step * self.accum + micro, wanted)
+        self._announce(item, wanted)
         for name, places in wanted.items():
             loaded[name] = list(self._load(name, places, errors))
         return loaded, errors

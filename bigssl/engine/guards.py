@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -61,7 +62,7 @@ class Guard:
 
     def __init__(self, folder: Path, device: torch.device, keep: int) -> None:
         self.flag = StopFlag()
-        self.stop = False
+        self.stop = self._noticed = False
         self._folder, self._bad = folder, torch.zeros((), device=device)
         self._recent: deque[tuple[int, dict[str, list[str]]]] = deque(maxlen=keep)
 
@@ -69,6 +70,20 @@ class Guard:
         """Count a non-finite `loss` on the device (no sync) and remember which samples made it."""
         self._bad += (~torch.isfinite(loss.detach())).to(self._bad.dtype)
         self._recent.append((step, keys))
+
+    @contextlib.contextmanager
+    def noticing(self, note: Callable[[str], None]) -> Iterator[None]:
+        """Notes, once, whether what is in the `with` block draws from torch's generators: a sync, so only the first."""
+        if self._noticed:
+            yield
+            return
+        self._noticed, before = True, _generators(self._bad.device)
+        yield
+        if any(not torch.equal(*pair) for pair in zip(before, _generators(self._bad.device), strict=True)):
+            note(
+                "the networks draw from torch's generator (a dropout that bigssl/nets/dropout.py does not reach): the "
+                "loss depends on the number of ranks; without: set its rate to 0 in the backbone's config"
+            )
 
     def observe(self, step: int, values: Tensor, grad_norm: float | None) -> Tensor:
         """Mean over ranks of `values` [n]; sets `stop` on all ranks alike.
@@ -96,3 +111,9 @@ class Guard:
             f"optim.lr, optim.clip=1.0 or precision=fp32 (and another out folder, since the recipe changes) the run "
             f"may get past"
         )
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    """States of the generators that a network on `device` would draw from."""
+    states = [torch.get_rng_state()]
+    return states + [torch.cuda.get_rng_state(device)] if device.type == "cuda" else states

@@ -126,12 +126,13 @@ class _Run:
     def _update(self, step: int, passes: Iterator[Batch]) -> list[Losses]:
         """One optimizer step over `accum` forward and backward passes."""
         set_learning_rate(self.engine.groups, schedule(self.recipe.optim, step, self.recipe.steps))
-        torch.manual_seed(_step_seed(self.recipe.seed, step, distributed.rank()))  # dropout: no state to save
+        # Nothing should draw from torch's generator. What does (`Guard.noticing` says so) has no state to be saved.
+        torch.manual_seed(_step_seed(self.recipe.seed, step, distributed.rank()))
         done: list[Losses] = []
         keys: list[Keys] = []
         for batch in self._timed(passes):
             data = batch.to(self.device)
-            with self.clock("forward"):
+            with self.clock("forward"), self.guard.noticing(self.progress.note):
                 losses: Losses = self.engine(data.data)
             with self.clock("backward"):
                 self.engine.backward(losses.total)

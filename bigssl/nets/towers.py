@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrained
 
 from bigssl.config import BackboneConfig
 from bigssl.config_errors import ConfigError, nearest
+from bigssl.nets import dropout
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
 from bigssl.nets.pool import normalise, pooled
 
@@ -122,6 +123,7 @@ def check(name: str, config: BackboneConfig) -> None:
 def _build(where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedModel:
     model = _load_or_create(where, config, len(tokenizer) if tokenizer else None)
     _check_kind(where, model, config, tokenizer)
+    dropout.attention_by_sample(model, where)
     if config.activation_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(f"{where}.activation_checkpointing: {type(model).__name__} has none; allowed: false")
@@ -164,7 +166,7 @@ def _check_kind(
 def _recompute(model: PreTrainedModel) -> None:
     renamed = hasattr(model, "activation_checkpointing_enable")  # since transformers 5.21
     enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({"use_reentrant": False, "context_fn": dropout.recomputing})
 
 
 def _feature_size(config: PreTrainedConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,9 @@ from pydantic import Field, create_model
 from torch import Tensor, nn
 
 from bigssl.config import Section
+from bigssl.data.loader import SEEDS
 from bigssl.data.stream import Sample
+from bigssl.nets import dropout
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, build, union
 
@@ -65,7 +68,7 @@ class Joint(Objective):
 
     def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
         return {
-            name: part.assemble({source: by_source[source][name] for source in part.sources()})
+            name: part.assemble({source: _share(by_source[source], name) for source in part.sources()})
             for name, part in self._objectives()
         }
 
@@ -91,6 +94,11 @@ class Joint(Objective):
             for head, tensors in part.export_heads().items():
                 heads[f"{name}-{head}" if head in heads else head] = tensors  # a second one of a kind
         return heads
+
+
+def _share(batch: dict[str, Any], part: str) -> dict[str, Any]:
+    """A part's own fields, and its own seeds of the samples: two parts must not drop alike."""
+    return batch[part] | {SEEDS: dropout.another(batch[SEEDS], zlib.crc32(part.encode()))}
 
 
 def _prefixed(losses: dict[str, Losses], field: str) -> dict[str, Any]:
