@@ -15,12 +15,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from bigssl.config_conflicts import conflicts
 from bigssl.config_errors import ConfigError, describe
 from bigssl.config_yaml import apply_override, read_mapping
 from bigssl.limits import Limits
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean: 1 would never take anything in
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 
 
@@ -59,7 +61,9 @@ class MixedConfig(Section):
 class SourceConfig(Section):
     """One stream of WebDataset shards: of one dataset (url), or of several by weight (mix)."""
 
-    url: str | None = Field(None, description="folder with index.json, a .tar, or a brace pattern data-{000..127}.tar")
+    url: str | None = Field(
+        None, min_length=1, description="folder with index.json, a .tar, or a brace pattern data-{000..127}.tar"
+    )
     mix: dict[str, MixedConfig] | None = Field(
         None, min_length=1, description="datasets by a name of your choice, each with url and weight"
     )
@@ -139,9 +143,9 @@ class BatchConfig(Section):
 class OptimConfig(Section):
     name: Literal["adamw", "lamb", "lars", "muon"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    momentum: Fraction = Field(0.9, description="lars and muon")
+    momentum: Decay = Field(0.9, description="lars and muon")
     adam_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="muon: rate of its AdamW half; default lr")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not applied to norms, biases and scales")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="gradient norm clipping; 0 switches it off")
@@ -150,18 +154,6 @@ class OptimConfig(Section):
     decay: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="wsd: last share of the steps that decays")
     power: Annotated[float, Field(gt=0)] = Field(1.0, description="polynomial: exponent")
     final: Fraction = Field(0.0, description="learning rate at the end as a share of lr")
-
-    @model_validator(mode="after")
-    def _only_what_is_used(self) -> OptimConfig:
-        """A field that the chosen optimizer or schedule ignores would be a silent no."""
-        used = {
-            "betas": self.name != "lars", "eps": self.name != "lars", "momentum": self.name in ("lars", "muon"),
-            "adam_lr": self.name == "muon", "decay": self.schedule == "wsd", "power": self.schedule == "polynomial",
-        }  # fmt: skip
-        for field, applies in used.items():
-            if not applies and getattr(self, field) != type(self).model_fields[field].default:
-                raise ValueError(f"{field} {getattr(self, field)} has no effect with {self.name} and {self.schedule}")
-        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -241,12 +233,12 @@ class Recipe(Section):
 
     name: str = Field(pattern=NAME)
     out: str = Field("", description="run folder; default runs/NAME")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     steps: PositiveInt
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
     log_every: PositiveInt = Field(1, description="steps between metric records and stop checks")
     objective: Any
-    backbones: dict[str, BackboneConfig]
+    backbones: dict[str, BackboneConfig] = Field(min_length=1)
     data: DataConfig
     batch: BatchConfig
     optim: OptimConfig = OptimConfig()
@@ -256,9 +248,9 @@ class Recipe(Section):
     evaluate: Evaluate | None = None
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> Recipe:
-        if self.optim.warmup >= self.steps:
-            raise ValueError(f"optim.warmup {self.optim.warmup} does not end within steps {self.steps}")
+    def _works_together(self) -> Recipe:
+        if found := conflicts(self):
+            raise ValueError("\n".join(found))  # `describe` makes a line of each
         return self
 
     @property
@@ -284,7 +276,7 @@ def load_recipe(path: str | Path, overrides: list[str], model: type[Recipe]) -> 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(describe(error, str(path), model.model_json_schema()))) from None
+        raise ConfigError(*describe(error, str(path), model.model_json_schema())) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -198,15 +198,24 @@ class _Run:
 
 
 def _open_folder(recipe: Recipe, plan: Plan) -> None:
+    problem = ""
     if distributed.is_main():
-        recipe.folder.mkdir(parents=True, exist_ok=True)
-        staging = recipe.folder / "config.yaml.tmp"
-        staging.write_text(dump_recipe(recipe))
-        staging.replace(recipe.folder / "config.yaml")
-        environment.record(recipe.folder)
-    distributed.barrier()
+        try:
+            _write_recipe(recipe)
+        except OSError as error:
+            problem = error.strerror or str(error)
+    if problem := distributed.from_main(problem):
+        raise CheckpointError(f"out: {recipe.folder} cannot be written to ({problem}); allowed: a folder with room")
     if not distributed.agree((recipe.folder / "config.yaml").exists()):
         raise CheckpointError(f"{recipe.folder} is not seen by every rank; out has to be on a shared file system")
+
+
+def _write_recipe(recipe: Recipe) -> None:
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    staging = recipe.folder / "config.yaml.tmp"
+    staging.write_text(dump_recipe(recipe))
+    staging.replace(recipe.folder / "config.yaml")
+    environment.record(recipe.folder)
 
 
 def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:

@@ -54,6 +54,8 @@ class Objective(nn.Module):
     Config: ClassVar[type[Section]]
     preset: ClassVar[dict[str, Any]]
     """A tiny configuration for the contract tests: {"objective": fields, "backbones": {name: kind}}."""
+    least: ClassVar[int] = 1
+    """Samples that a pass over all ranks has to hold: with fewer, there is nothing to learn."""
 
     @classmethod
     def config_type(cls, name: str, others: Mapping[str, type[Section]]) -> type[Section]:

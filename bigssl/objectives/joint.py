@@ -11,6 +11,7 @@ from pydantic import Field, create_model
 from torch import Tensor, nn
 
 from bigssl.config import Section
+from bigssl.config_errors import ConfigError
 from bigssl.data.loader import SEEDS
 from bigssl.data.stream import Sample
 from bigssl.nets import dropout
@@ -51,6 +52,8 @@ class Joint(Objective):
         self.config = config
         self.parts = nn.ModuleDict({name: build(part, towers) for name, part in config.parts.items()})
         self.weights = {name: part.weight for name, part in config.parts.items()}
+        if not any(self.weights.values()):
+            raise ConfigError("objective.parts: every weight is 0, so that nothing would be trained; allowed: one > 0")
 
     def _objectives(self) -> list[tuple[str, Objective]]:
         return [(name, part) for name, part in self.parts.items() if isinstance(part, Objective)]

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from bigssl import distributed
+from bigssl.config_errors import ConfigError
 from bigssl.data import decode
 from bigssl.data import text as textual
 from bigssl.data.collate import Ragged
@@ -59,6 +60,8 @@ class Mlm(Objective):
         self.config = config
         self.backbone = tower(towers, config.backbone, "objective.backbone", text=True)
         self.head = MaskedLanguageHead(self.backbone.token_embedding)
+        if (length := self.backbone.length) < 3:
+            raise ConfigError(f"backbones.{config.backbone}.length: value {length}; allowed: >= 3: [CLS] text [SEP]")
         if config.packing:
             check_packable(self.backbone.model, self.backbone.length, "objective.packing")
 
