@@ -47,7 +47,7 @@ JOINT: dict[str, Any] = {
         "text": {
             "type": "bert", "tokenizer": str(DEMO / "tokenizer.json"), "length": 16,
             "config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
-                       "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
+                       "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
         }
     },
     "data": {"workers": 0, "sources": {"emoji": {"url": str(DEMO / "emoji" / "train")},
