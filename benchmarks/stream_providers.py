@@ -20,7 +20,7 @@ from stream_samples import Transform, Workload
 from torch.utils.data import DataLoader, default_collate
 
 from bigssl.data.index import DatasetIndex
-from bigssl.data.loader import make_loader
+from bigssl.data.loader import SEEDS, make_loader
 from bigssl.data.shards import pack
 from bigssl.data.sources import Item
 from bigssl.data.stream import Sample, Stream
@@ -54,9 +54,12 @@ def ours(folder: Path, transform: Transform, workload: Workload, workers: int) -
     def prepare(sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
         return transform.prepare(sample.fields[workload.field], generator)
 
+    def assemble(parts: dict[str, Any]) -> Any:
+        return {name: value for name, value in parts[""].items() if name != SEEDS}
+
     steps = -(-len(stream) // workload.batch)
     loader = make_loader(
-        {"": stream}, {"": workload.batch}, prepare, lambda parts: parts[""], seed=0, rank=0, world=1, accum=1,
+        {"": stream}, {"": workload.batch}, prepare, assemble, seed=0, rank=0, world=1, accum=1,
         workers=workers, start_step=0, stop_step=steps, device_pin=False,
     )  # fmt: skip
     for batch in loader:

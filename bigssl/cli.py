@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
-from bigssl.config_errors import ConfigError  # noqa: E402
+from bigssl.config_errors import ConfigError, OneLineParser, say  # noqa: E402
 from bigssl.data import process  # noqa: E402
 from bigssl.data.errors import DataError, redact  # noqa: E402
 
@@ -22,8 +22,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(options.run(options) or 0)
     except (ConfigError, DataError) as error:
-        print(f"bigssl: {error}", file=sys.stderr)
+        say(error)
         return 2
+    except BrokenPipeError:  # `| head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it once more when it ends
+        return 0
+    except OSError as error:  # a full disk, a folder that is not writable
+        say(OSError(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")))
+        return 1
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -41,7 +47,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     from bigssl import plan_cli, shards_cli
 
-    parser = argparse.ArgumentParser("bigssl", description="Self-supervised pretraining: data, recipes, evaluation.")
+    parser = OneLineParser("bigssl", description="Self-supervised pretraining: data, recipes, evaluation.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     config = commands.add_parser("config", help="recipes").add_subparsers(required=True, metavar="COMMAND")
     schema = config.add_parser("schema", help="print the JSON schema of recipes, for editors")
@@ -51,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(check, _check)
     evaluate = commands.add_parser("evaluate", help="score a trained run again: scorecard.json and report.html")
     evaluate.add_argument("run_folder", type=Path, help="for example runs/demo")
-    evaluate.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
+    evaluate.add_argument("--device", default="cpu", type=_device, help="cpu (default), cuda, cuda:1 ...")
     evaluate.set_defaults(run=_evaluate)
     report = commands.add_parser("report", help="write report.html of a run, also while it trains")
     report.add_argument("run_folder", type=Path)
@@ -59,6 +65,17 @@ def _parser() -> argparse.ArgumentParser:
     plan_cli.add_command(commands)
     shards_cli.add_commands(commands)
     return parser
+
+
+def _device(text: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        why = str(error).partition("\n")[0]
+        raise argparse.ArgumentTypeError(f"{text!r} is no device of this machine ({why})") from None
+    return text
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser, run: object) -> None:

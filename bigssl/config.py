@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, create_model, model_validator
 
+from bigssl.config_conflicts import conflicts
 from bigssl.config_errors import ConfigError, describe
 from bigssl.config_evaluate import Evaluate, ProbeConfig
 from bigssl.config_section import Fraction, PositiveInt
@@ -22,6 +23,7 @@ from bigssl.config_section import Section as Section
 from bigssl.config_yaml import apply_override, read_mapping
 from bigssl.limits import Limits
 
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean: 1 would never take anything in
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 
 
@@ -55,7 +57,8 @@ class SourceConfig(Section):
     """One stream of WebDataset shards: of one dataset (url), or of several by weight (mix)."""
 
     url: str | None = Field(
-        None, description="folder with index.json, or tars: data-{000..127}.tar, data-*.tar, a.tar::b.tar, ~, $VAR"
+        None, min_length=1,
+        description="folder with index.json, or tars: data-{000..127}.tar, data-*.tar, a.tar::b.tar, ~, $VAR",
     )
     mix: dict[str, MixedConfig] | None = Field(
         None, min_length=1, description="datasets by a name of your choice, each with url and weight"
@@ -111,7 +114,9 @@ class DataConfig(Section):
     lanes: PositiveInt = Field(256, description="logical readers, at least; up to 2^20 samples there are 4096 or more")
     shuffle_window: PositiveInt = Field(1024, description="samples of a lane shuffled together, × lanes in all")
     on_error: Literal["raise", "skip"] = "raise"
-    max_errors: Annotated[int, Field(ge=0)] = Field(100, description="bad samples after which `skip` stops as well")
+    max_errors: Annotated[int, Field(ge=0)] = Field(
+        100, description="different bad samples of a run, over all ranks and resumes, that `skip` accepts"
+    )
     limits: Limits = Limits()
     ledger: bool = Field(False, description="write the keys of every step to ledger-rankN.jsonl in the run folder")
     watchdog: Annotated[float, Field(ge=0)] = Field(
@@ -134,9 +139,9 @@ class BatchConfig(Section):
 class OptimConfig(Section):
     name: Literal["adamw", "lamb", "lars", "muon"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    momentum: Fraction = Field(0.9, description="lars and muon")
+    momentum: Decay = Field(0.9, description="lars and muon")
     adam_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="muon: rate of its AdamW half; default lr")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not applied to norms, biases and scales")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="gradient norm clipping; 0 switches it off")
@@ -145,18 +150,6 @@ class OptimConfig(Section):
     decay: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="wsd: last share of the steps that decays")
     power: Annotated[float, Field(gt=0)] = Field(1.0, description="polynomial: exponent")
     final: Fraction = Field(0.0, description="learning rate at the end as a share of lr")
-
-    @model_validator(mode="after")
-    def _only_what_is_used(self) -> OptimConfig:
-        """A field that the chosen optimizer or schedule ignores would be a silent no."""
-        used = {
-            "betas": self.name != "lars", "eps": self.name != "lars", "momentum": self.name in ("lars", "muon"),
-            "adam_lr": self.name == "muon", "decay": self.schedule == "wsd", "power": self.schedule == "polynomial",
-        }  # fmt: skip
-        for field, applies in used.items():
-            if not applies and getattr(self, field) != type(self).model_fields[field].default:
-                raise ValueError(f"{field} {getattr(self, field)} has no effect with {self.name} and {self.schedule}")
-        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -182,12 +175,12 @@ class Recipe(Section):
 
     name: str = Field(pattern=NAME)
     out: str = Field("", description="run folder; default runs/NAME")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     steps: PositiveInt
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
     log_every: PositiveInt = Field(1, description="steps between metric records and stop checks")
     objective: Any
-    backbones: dict[str, BackboneConfig]
+    backbones: dict[str, BackboneConfig] = Field(min_length=1)
     data: DataConfig
     batch: BatchConfig
     optim: OptimConfig = OptimConfig()
@@ -197,9 +190,9 @@ class Recipe(Section):
     evaluate: Evaluate | None = None
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> Recipe:
-        if self.optim.warmup >= self.steps:
-            raise ValueError(f"optim.warmup {self.optim.warmup} does not end within steps {self.steps}")
+    def _works_together(self) -> Recipe:
+        if found := conflicts(self):
+            raise ValueError("\n".join(found))  # `describe` makes a line of each
         return self
 
     @property
@@ -225,7 +218,7 @@ def load_recipe(path: str | Path, overrides: list[str], model: type[Recipe]) -> 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(describe(error, str(path), model.model_json_schema()))) from None
+        raise ConfigError(*describe(error, str(path), model.model_json_schema())) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:

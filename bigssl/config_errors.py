@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import re
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
 
 class ConfigError(ValueError):
-    """A recipe, or what it points to, cannot be run. The message is complete: print it and stop."""
+    """A recipe, or what it points to, cannot be run. The message is complete: print it and stop.
+
+    mistakes: a line each, also where they quote what a library said in several.
+    """
+
+    def __init__(self, *mistakes: str) -> None:
+        super().__init__("\n".join(re.sub(r"\s*\n\s*", " ", mistake.strip()) for mistake in mistakes))
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, not behind a screen of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def say(error: Exception) -> None:
+    """The message on stderr, each of its mistakes as a line of ours."""
+    for line in str(error).splitlines():
+        print(f"bigssl: {line}", file=sys.stderr, flush=True)
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
@@ -25,7 +47,8 @@ def describe(error: ValidationError, path: str, schema: dict[str, Any]) -> list[
     for item in error.errors():
         location = [str(part) for part in item["loc"]]
         keys, node = _walk(schema, location)
-        lines.append(": ".join(part for part in (path, ".".join(keys), _reason(item, keys, node)) if part))
+        for reason in _reason(item, keys, node).split("\n"):
+            lines.append(": ".join(part for part in (path, ".".join(keys), reason) if part))
     return lines
 
 

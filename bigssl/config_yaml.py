@@ -13,16 +13,34 @@ from bigssl.config_errors import ConfigError, nearest
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError when there is none."""
-    if not path.is_file():
+    if path.is_dir():
+        raise ConfigError(f"--config: {path} is a folder; allowed: a recipe (YAML); recipes are in launch/recipes/")
+    if not path.exists():
         there = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(f"--config: no file {path}{nearest(path.name, there)}; recipes are in launch/recipes/")
     try:
-        values = yaml.load(path.read_text(), Loader=_UniqueKeys)
+        values = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); a recipe is a YAML file") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections, found {type(values).__name__}")
+        found = "nothing: the file is empty" if values is None else f"{type(values).__name__} {str(values)[:40]!r}"
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, found {found}; recipes are in launch/recipes/")
     return values
+
+
+def _parse(text: str) -> Any:
+    """Raises YAMLError also where PyYAML has other exceptions: for keys that are lists, and for endless nesting."""
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise yaml.YAMLError(str(error)) from None
+
+
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -31,6 +49,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == _MERGE:  # `<<: *defaults`; what it brings may be replaced
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.YAMLError(f"key {key!r} stands twice, again at line {key_node.start_mark.line + 1}")
@@ -50,16 +70,18 @@ _UniqueKeys.add_constructor("!exponent", _exponent_number)
 def apply_override(values: dict[str, Any], override: str, path: str) -> None:
     """Set `a.b=c` in the mapping `values` of the file `path`; the value is YAML. Raises ConfigError."""
     field, equals, text = override.partition("=")
-    if not equals or not field:
+    if not equals or not all(field.split(".")):
         raise ConfigError(f"override {override!r}: expected a.b=c, for example optim.lr=0.001")
     *parents, last = field.split(".")
     here: Any = values
     for depth, name in enumerate(parents):
-        here = here.setdefault(name, {})
+        if here.get(name) is None:  # missing, or a section without fields
+            here[name] = {}
+        here = here[name]
         if not isinstance(here, dict):
             section = ".".join(parents[: depth + 1])
             raise ConfigError(f"override {override!r}: {section} is a value, not a section, in {path}")
     try:
-        here[last] = yaml.load(text, Loader=_UniqueKeys)
+        here[last] = _parse(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: value is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"override {override!r}: value is not YAML: {error}") from None

@@ -13,8 +13,9 @@ from bigssl.data import process
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex
 from bigssl.data.ledger import StepKeys, lines
-from bigssl.data.loader import Loader, MicroBatches, checked
+from bigssl.data.loader import Loader, MicroBatches
 from bigssl.data.order import Order
+from bigssl.data.skipped import Tally
 from bigssl.data.stream import Stream
 from bigssl.data.watchdog import Stages, Watchdog
 
@@ -75,21 +76,23 @@ def _replay(args: argparse.Namespace) -> int:
 def records(batches: MicroBatches, workers: int, start: int, steps: int, *, check: bool) -> Iterator[str]:
     """The lines of steps [start, start + steps) for every rank of `batches.world`, ordered by step and rank.
 
-    The ranks share `workers` processes. check: see `StepKeys`. Each rank counts its bad samples by itself, as in a
-    run. Raises DataError where a run would, after the lines before.
+    The ranks share `workers` processes. check: see `StepKeys`. Bad samples are
+    counted from `start` on. Raises DataError where a run that logs each step would, after the lines of that step.
     """
-    world, allowed = batches.world, min(stream.max_errors for stream in batches.streams.values())
+    world, tally = batches.world, Tally(min(stream.max_errors for stream in batches.streams.values()))
     stages = Stages(workers, batches.streams)
     batches.stages = stages
     watchdog = Watchdog(stages, rank=0, workers=workers, warn=_default("watchdog"), abort=0)
     items = range(start * world, (start + steps) * world)
-    skipped: list[set[str]] = [set() for _ in range(world)]
-    loader = Loader(StepKeys(batches, check), items, workers, stages, watchdog, sys.maxsize, batches.close)
+    loader = Loader(StepKeys(batches, check), items, workers, stages, watchdog, batches.close)
     for item, batch in zip(items, loader, strict=True):
         step, rank = divmod(item, world)
-        for text in checked(batch, skipped[rank], allowed).errors:
-            print(f"rank {rank}: skipped: {text}", file=sys.stderr, flush=True)
+        for bad in batch.errors:
+            print(f"rank {rank}: skipped: {bad.cause}", file=sys.stderr, flush=True)
+        tally.add(batch.errors)
         yield lines(step, rank, batch.keys)
+        if rank == world - 1 and tally.excess:
+            raise DataError(tally.excess)
 
 
 def _of_data(args: argparse.Namespace) -> MicroBatches:

@@ -21,11 +21,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
+from safetensors import SafetensorError  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from bigssl import distributed  # noqa: E402
 from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
-from bigssl.config_errors import ConfigError  # noqa: E402
+from bigssl.config_errors import ConfigError, OneLineParser, say  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, preflight, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
@@ -46,9 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union()))
         plan = preflight.plan(recipe, preflight.world_size())
+        if not options.print_config:
+            preflight.check_port()
     except (ConfigError, DataError) as error:
         if first:
-            print(f"bigssl: {error}", file=sys.stderr)
+            say(error)
         return 2
     if options.print_config:
         resolved = settled(recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
@@ -58,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("deepspeed bigssl/train.py", description="Pretrain without labels; resumes.")
+    parser = OneLineParser("deepspeed bigssl/train.py", description="Pretrain without labels; resumes.")
     parser.add_argument("--config", required=True, help="recipe (YAML), for example launch/recipes/demo.yaml")
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
@@ -67,12 +70,24 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(recipe: Recipe, plan: preflight.Plan) -> int:
-    device = zero.start()
+    try:
+        device = zero.start()
+    except torch.distributed.DistError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        why = str(error).strip().partition("\n")[0]
+        print(f"bigssl: cannot meet the other ranks at {place} (--master_addr, --master_port): {why}", file=sys.stderr)
+        return 1
     try:
         outcome = loop.train(recipe, plan, device, _probe(recipe, plan, device))
         if not outcome.preempted:
-            _export(recipe, plan)
-    except (CheckpointError, DataError, guards.NonFiniteLoss) as error:
+            _exported(recipe, plan)
+    except guards.Agreed as error:
+        if distributed.is_main():
+            say(error)
+        distributed.barrier()  # before any rank ends, which would have the launcher end rank 0
+        zero.stop()
+        return 1
+    except (CheckpointError, DataError) as error:
         print(f"bigssl: rank {distributed.rank()}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # leaving the group would wait for ranks that wait for this one; the launcher ends them
     distributed.barrier()
@@ -93,6 +108,16 @@ def _probe(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> loop.P
     tower = plan.backbones[recipe.probe.backbone]
     probe = KnnProbe(recipe.probe, size=tower.size)
     return lambda: probe(tower.model, device)
+
+
+def _exported(recipe: Recipe, plan: preflight.Plan) -> None:
+    try:
+        _export(recipe, plan)
+    except (OSError, SafetensorError) as error:  # which has its own for a full disk
+        raise CheckpointError(
+            f"trained, not exported to {recipe.folder}: {getattr(error, 'strerror', None) or error}; after mending it, "
+            f"the same command goes on there"
+        ) from None
 
 
 def _export(recipe: Recipe, plan: preflight.Plan) -> None:
@@ -120,18 +145,17 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
 
 def _evaluate(recipe: Recipe, device: torch.device) -> int:
     """Collective: all ranks score, rank 0 tells."""
-    main_rank = distributed.is_main()
     try:
         card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device) if recipe.evaluate else None
-    except DataError as error:  # on every rank
-        if main_rank:
+        if distributed.is_main():
+            if card is not None:
+                print(format_table(card))
+            print(f"report: {write_report(recipe.folder)}", flush=True)
+    except (DataError, OSError) as error:  # of the scores: on every rank
+        if distributed.is_main():
             again = f"bigssl evaluate {recipe.folder}"
             print(f"bigssl: trained and exported, not evaluated: {error}; after mending it: {again}", file=sys.stderr)
         return 1
-    if main_rank:
-        if card is not None:
-            print(format_table(card))
-        print(f"report: {write_report(recipe.folder)}", flush=True)
     return 0
 
 

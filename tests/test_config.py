@@ -123,6 +123,28 @@ def test_overrides_are_yaml_and_make_sections() -> None:
         ("zero.options.reduce_bucket_size=many", ["zero.options", "reduce_bucket_size", "'many'"]),
         ("optim.warmup=9999", ["demo.yaml: optim.warmup 9999 does not end within steps"]),
         ("optim.momentum=0.5", ["demo.yaml: optim: momentum 0.5 has no effect with adamw"]),
+        ("optim={schedule: wsd, warmup: 300, decay: 0.5}", ["optim.warmup 300", "optim.decay 0.5", "<= 185"]),
+        ("optim.betas=[0.9, 1.0]", ["optim.betas.1", "value 1.0", "less than 1"]),
+        ("optim={name: lars, momentum: 1.0}", ["optim.momentum", "value 1.0", "< 1"]),
+        ("optim={schedule: constant, final: 0.1}", ["optim: final 0.1 has no effect with adamw and constant"]),
+        ("optim={lr: 30, weight_decay: 0.1}", ["optim.lr 30", "optim.weight_decay 0.1", "a product < 1"]),
+        ("optim={name: muon, clip: 0, adam_lr: 9, weight_decay: 0.2}", ["optim.adam_lr 9", "optim.weight_decay 0.2"]),
+        ("checkpoint={every: 200, keep_every: 300}", ["checkpoint.keep_every 300", "checkpoint.every 200"]),
+        ("data.max_errors=3", ["data.max_errors 3", "data.on_error raise"]),
+        ("probe.k=2000", ["probe.k 2000", "probe.bank_limit 1024"]),
+        ("data.remote={timeout: 700}", ["data.remote.timeout 700", "data.remote.deadline 600"]),
+        ("data.remote.cache_gb=3", ["data.remote.cache_gb 3", "without data.remote.cache"]),
+        ("data.remote={cache: x, cache_gb: 0.001}", ["data.remote.cache_gb 0.001", "data.remote.chunk_mb 8", "0.034"]),
+        ("backbones.text.size=32", ["backbones.text: size 32", "tokenizer"]),
+        ("backbones.image.length=32", ["backbones.image: length 32", "without a tokenizer"]),
+        ("backbones.text.length=2", ["backbones.text.length: value 2", ">= 3"]),
+        ("backbones={}", ["backbones", "at least 1"]),
+        ("data.sources.spare={url: bigssl/demo/text/train}", ["data.sources.spare", "captions, emoji, text"]),
+        ("data.sources.emoji.url=''", ["data.sources.emoji.url", "at least 1"]),
+        ("objective={name: joint, parts: {w: {name: mlm, source: text, weight: 0}}}", ["every weight is 0"]),
+        ("zero.options={stage: 2}", ["zero.options.stage"]),
+        ("seed=99999999999999999999", ["seed", "9223372036854775808"]),
+        ("optim..lr=1", ["'optim..lr=1'", "a.b=c"]),
         ("out=/proc/x", ["out", "/proc", "cannot be written"]),
         ("name=..", ["name", "'..'"]),
         ("data.sources.emoji.url=s3://bucket/x", ["data.sources.emoji.url", "s3"]),
@@ -140,6 +162,20 @@ def test_mistakes_are_one_line(override: str, words: list[str]) -> None:
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
     assert "batch.size: value 256" in error_of(world=3)
     assert "data.sources.text.batch: value 32; allowed: a multiple of accum × world = 64" in error_of(world=64)
+
+
+def test_a_pass_with_nothing_to_compare_is_refused() -> None:
+    message = error_of("batch.size=128", "data.sources.captions.batch=32", "batch.accum=32")
+    assert "data.sources.captions.batch: 32 samples a step in 32 passes are 1 a pass" in message
+    assert "clip learns nothing; allowed: >= 64" in message
+
+
+def test_each_mistake_is_a_line_of_its_own() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("optim.warmup=9999", "checkpoint.keep_every=300", "data.max_errors=3")
+    assert [line.split()[1] for line in str(caught.value).splitlines()] == [
+        "optim.warmup", "checkpoint.keep_every", "data.max_errors",
+    ]  # fmt: skip
 
 
 def test_the_nearest_batches_that_fit_are_named() -> None:

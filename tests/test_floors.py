@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "bigssl_kernels": 0,
-    "bigssl.config": 1, "bigssl.config_errors": 1, "bigssl.config_yaml": 1, "bigssl.limits": 1,
-    "bigssl.config_evaluate": 1, "bigssl.config_section": 1, "bigssl.files": 1,
+    "bigssl.config": 1, "bigssl.config_conflicts": 1, "bigssl.config_errors": 1, "bigssl.config_evaluate": 1,
+    "bigssl.config_section": 1, "bigssl.config_yaml": 1, "bigssl.files": 1, "bigssl.limits": 1,
     "bigssl.distributed": 1, "bigssl.report": 1,
     "bigssl.data": 2, "bigssl.nets": 2,
     "bigssl.objectives": 3,

@@ -87,7 +87,7 @@ class Ledger:
         try:
             for number, path in files(folder).items():
                 if number % world == rank:
-                    _drop_from(path, resume_step)
+                    drop_from(path, resume_step)
             if enabled:
                 self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
@@ -127,8 +127,8 @@ def files(folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for path, match in found.items() if match}
 
 
-def _drop_from(path: Path, step: int) -> None:
-    """Cuts the file before its first line that is of `step` or later, or not whole."""
+def drop_from(path: Path, step: int) -> None:
+    """Cuts a file of JSON lines (their step first) before the first that is of `step` or later, or not whole."""
     end = 0
     with path.open("rb") as file:
         for line in file:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +18,23 @@ from bigssl.data.collate import collate
 from bigssl.data.errors import DataError
 from bigssl.data.order import Order, Sample
 from bigssl.data.pinning import Batches, in_thread
-from bigssl.data.rng import sample_rng
+from bigssl.data.rng import sample_rng, seeds
 from bigssl.data.watchdog import Stages, Watchdog
 from bigssl.data.workers import in_order
 
 _TOGETHER = 32  # samples that are read before they are prepared
+SEEDS = "sample_seeds"
+"""Field that the loader adds to the batch of each source, int64 [B]: a function of (run seed, source, position), for
+what is random on the device, such as dropout."""
 Prepare = Callable[[Sample, np.random.Generator], dict[str, Any]]
+
+
+class Bad(NamedTuple):
+    """A bad sample that another stands in for. sample: the same for the same sample of `source`."""
+
+    source: str
+    sample: str
+    cause: str
 
 
 @dataclass
@@ -33,7 +44,7 @@ class Batch:
 
     data: Any
     keys: dict[str, list[str]]
-    errors: list[str] = field(default_factory=list)
+    errors: list[Bad] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device` (copies from pinned memory do not block)."""
@@ -77,10 +88,13 @@ class MicroBatches:
             return error
 
     def _batch(self, item: int) -> Batch:
-        loaded, errors = self.samples(*divmod(item, self.accum))
+        wanted = self.places(*divmod(item, self.accum))
+        loaded, errors = self._samples(item, wanted)
         self.stages.publish("collating")
         keys = {name: [key for key, _ in pairs] for name, pairs in loaded.items()}
         parts = {name: collate([data for _, data in pairs], name or "sample") for name, pairs in loaded.items()}
+        for name, places in wanted.items():
+            parts[name][SEEDS] = torch.from_numpy(seeds(np.array(places), self.seed, name))
         return Batch(self.assemble(parts), keys, errors)
 
     def places(self, step: int, micro: int) -> dict[str, list[int]]:
@@ -88,12 +102,16 @@ class MicroBatches:
         deal = (self.rank, self.world, micro, self.accum)
         return {name: s.micro_batch(step, self.sizes[name], *deal).tolist() for name, s in self.streams.items()}
 
-    def samples(self, step: int, micro: int) -> tuple[dict[str, list[tuple[str, dict[str, Any]]]], list[str]]:
+    def samples(self, step: int, micro: int) -> tuple[dict[str, list[tuple[str, dict[str, Any]]]], list[Bad]]:
         """({source: (key, prepared sample) in order}, what was skipped and why) of one micro-batch."""
+        return self._samples(step * self.accum + micro, self.places(step, micro))
+
+    def _samples(
+        self, item: int, wanted: dict[str, list[int]]
+    ) -> tuple[dict[str, list[tuple[str, dict[str, Any]]]], list[Bad]]:
         loaded: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-        errors: list[str] = []
-        wanted = self.places(step, micro)
-        self._announce(step * self.accum + micro, wanted)
+        errors: list[Bad] = []
+        self._announce(item, wanted)
         for name, places in wanted.items():
             loaded[name] = list(self._load(name, places, errors))
         return loaded, errors
@@ -110,7 +128,7 @@ class MicroBatches:
         for stream in self.streams.values():
             stream.close()
 
-    def _load(self, name: str, places: list[int], errors: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _load(self, name: str, places: list[int], errors: list[Bad]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Key and prepared sample of each of the positions `places`.
 
         Some are read, then prepared: in turn, each would find the processor's caches full of the other's code.
@@ -128,7 +146,7 @@ class MicroBatches:
             return error
 
     def _good(
-        self, name: str, position: int, first: Sample | DataError, errors: list[str]
+        self, name: str, position: int, first: Sample | DataError, errors: list[Bad]
     ) -> tuple[str, dict[str, Any]]:
         """Key and content of `first`, the sample at `position`, or of the first good one that stands in for it."""
         stream = self.streams[name]
@@ -142,9 +160,11 @@ class MicroBatches:
             except DataError as error:
                 if stream.on_error == "raise":
                     raise
-                errors.append(str(error))
-        last = errors[-1] if errors else ""
-        raise DataError(f"source {stream.source!r}: no good sample in the place of position {position}: {last}")
+                errors.append(Bad(name, stream.identity(place), str(error)))
+        raise DataError(
+            f"source {stream.source!r}: no good sample in the place of position {position}: it and what may stand in "
+            f"for it are bad (data.max_errors {stream.max_errors}, {len(stream)} samples); the last: {errors[-1].cause}"
+        )
 
     def _prepare(self, sample: Sample) -> dict[str, Any]:
         try:
@@ -156,10 +176,9 @@ class MicroBatches:
 
 @dataclass
 class Loader:
-    """The batches of `items`, in order; counts what they skipped and stops at the limit of their streams.
+    """The batches of `items`, in order. An item that is a DataError is raised.
 
     batch: computes an item, in one of `workers` processes (0: in this one). They live as long as an iteration.
-    allowed: bad samples after which a DataError is raised.
     """
 
     batch: Callable[[int], Batch | DataError]
@@ -167,7 +186,6 @@ class Loader:
     workers: int
     stages: Stages
     watchdog: Watchdog
-    allowed: int
     before_fork: Callable[[], None]
     pin: bool = False
 
@@ -175,13 +193,14 @@ class Loader:
         return len(self.items)
 
     def __iter__(self) -> Iterator[Batch]:
-        skipped: set[str] = set()
         batches = self._computed()
         if self.pin:
             batches = in_thread(batches, _pin) if self.workers else (_pin(batch) for batch in batches)
         with contextlib.closing(batches):  # now, not when the last traceback that holds it is gone
             for batch in batches:
-                yield checked(batch, skipped, self.allowed)
+                if isinstance(batch, DataError):
+                    raise batch
+                yield batch
 
     def _computed(self) -> Batches:
         if self.workers:
@@ -198,17 +217,6 @@ class Loader:
 
 def _pin(batch: Batch | DataError) -> Batch | DataError:
     return batch.pin_memory() if isinstance(batch, Batch) else batch
-
-
-def checked(batch: Batch | DataError, skipped: set[str], allowed: int) -> Batch:
-    """The batch, its errors added to `skipped`. Raises it where it is an error, and beyond `allowed` errors."""
-    if isinstance(batch, DataError):
-        raise batch
-    skipped.update(batch.errors)
-    if len(skipped) > allowed:
-        last = batch.errors[-1]
-        raise DataError(f"{len(skipped)} bad samples, data.max_errors allows {allowed}; the last: {last}")
-    return batch
 
 
 def make_loader(
@@ -246,7 +254,6 @@ def make_loader(
         workers,
         stages,
         Watchdog(stages, rank=rank, workers=workers, warn=warn_after, abort=abort_after),
-        allowed=min((stream.max_errors for stream in streams.values()), default=0),
         before_fork=batches.close,
         pin=device_pin,
     )

@@ -55,6 +55,10 @@ class Order(ABC):
     def locate_many(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`locate` of int64 [n] positions at once: epochs and numbers, int64 [n]."""
 
+    def identity(self, position: int) -> str:
+        """What tells the sample at `position` from the others of the source, in every epoch. Costs no read."""
+        return str(self.locate(position)[1])
+
     @abstractmethod
     def key(self, position: int) -> str:
         """Key of the sample at `position`, from the index alone. Raises DataError."""

@@ -48,6 +48,14 @@ def permutation(size: int, *parts: object) -> np.ndarray:
     return np.argsort(_philox("permutation", *parts).random_raw(size), kind="stable")
 
 
+def seeds(positions: np.ndarray, *parts: object) -> np.ndarray:
+    """int64 [n] >= 0 for int64 [n] positions, keyed by `parts`: SplitMix64 (Steele et al. 2014) at these places."""
+    x = positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + _philox("seeds", *parts).random_raw(1)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)
+
+
 def offset(size: int, *parts: object) -> int:
     """A number in [0, size) keyed by `parts`."""
     return int(_philox("offset", *parts).random_raw() % size)

@@ -118,6 +118,11 @@ class SequentialStream(Stream):
     def lanes_at(self, positions: np.ndarray) -> np.ndarray:
         return np.zeros_like(positions)
 
+    def identity(self, position: int) -> str:
+        """The place in the order: which sample stands there is not known before it is read, so one that is bad counts
+        again in each epoch."""
+        return f"position {position}"
+
     def key(self, position: int) -> str:
         """Key of the sample at `position`; without an index, it is read for that."""
         return self.read(position).key

@@ -38,7 +38,7 @@ class Stream(Order):
     lanes: logical readers; raised to what mixes batches (see `lanes_of`). window: samples of a lane that are shuffled
     among themselves, for as many lanes as were asked for: more lanes share them out.
     on_error: "raise", or "skip" to put the next good sample of the same epoch in the place of a bad one.
-    max_errors: how many bad samples in a row (and, in the loader, in a run) "skip" accepts.
+    max_errors: how many bad samples in a row "skip" replaces (how many of a run: see `skipped`).
     """
 
     def __init__(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -19,7 +21,15 @@ REPEATS = 10.0  # seconds in which the launcher passes on a signal that the whol
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class NonFiniteLoss(RuntimeError):
+class Agreed(RuntimeError):
+    """Raised by every rank at the same step: rank 0 speaks for all, and nobody waits for one that is gone."""
+
+
+class TooManyBadSamples(Agreed):
+    """More bad samples than the recipe allows, over all ranks, workers and resumes."""
+
+
+class NonFiniteLoss(Agreed):
     """Loss or gradient became NaN or infinite; nothing was saved since."""
 
 
@@ -51,7 +61,7 @@ class Guard:
 
     def __init__(self, folder: Path, device: torch.device, keep: int) -> None:
         self.flag = StopFlag()
-        self.stop = False
+        self.stop = self._noticed = False
         self._folder, self._bad = folder, torch.zeros((), device=device)
         self._recent: deque[tuple[int, dict[str, list[str]]]] = deque(maxlen=keep)
 
@@ -59,6 +69,20 @@ class Guard:
         """Count a non-finite `loss` on the device (no sync) and remember which samples made it."""
         self._bad += (~torch.isfinite(loss.detach())).to(self._bad.dtype)
         self._recent.append((step, keys))
+
+    @contextlib.contextmanager
+    def noticing(self, note: Callable[[str], None]) -> Iterator[None]:
+        """Notes, once, whether what is in the `with` block draws from torch's generators: a sync, so only the first."""
+        if self._noticed:
+            yield
+            return
+        self._noticed, before = True, _generators(self._bad.device)
+        yield
+        if any(not torch.equal(*pair) for pair in zip(before, _generators(self._bad.device), strict=True)):
+            note(
+                "the networks draw from torch's generator (a dropout that bigssl/nets/dropout.py does not reach): the "
+                "loss depends on the number of ranks; without: set its rate to 0 in the backbone's config"
+            )
 
     def observe(self, step: int, values: Tensor, skipped: int) -> Tensor:
         """Mean over ranks of `values` [n]; sets `stop` on all ranks alike.
@@ -80,10 +104,18 @@ class Guard:
     def _describe(self, step: int) -> str:
         note = self._folder / f"nonfinite-rank{distributed.rank()}.txt"
         lines = [f"step {s} {source}: {' '.join(keys)}" for s, by in self._recent for source, keys in by.items()]
-        note.write_text("\n".join(lines) + "\n")
+        with contextlib.suppress(OSError):  # a full disk must not hide why the run ends
+            note.write_text("\n".join(lines) + "\n")
         earlier = len({number for number, _ in self._recent}) - 1
         return (
             f"loss or gradient is NaN or infinite at step {step} (or in the {earlier} before, see log_every); "
-            f"their samples: {note}. The last checkpoint is from before it; with a lower optim.lr, optim.clip=1.0 or "
-            f"precision=fp32 (and another out folder, since the recipe changes) the run may get past"
+            f"their samples: {self._folder}/nonfinite-rank*.txt. The last checkpoint is from before it; with a lower "
+            f"optim.lr, optim.clip=1.0 or precision=fp32 (and another out folder, since the recipe changes) the run "
+            f"may get past"
         )
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    """States of the generators that a network on `device` would draw from."""
+    states = [torch.get_rng_state()]
+    return states + [torch.cuda.get_rng_state(device)] if device.type == "cuda" else states

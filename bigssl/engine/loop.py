@@ -14,9 +14,10 @@ from bigssl import distributed
 from bigssl.config import Recipe, dump_recipe
 from bigssl.data.ledger import Keys, Ledger
 from bigssl.data.loader import Batch, make_loader
+from bigssl.data.skipped import Skipped
 from bigssl.engine.checkpoint import CheckpointError, CheckpointStore
 from bigssl.engine.clock import Clock, DataWait
-from bigssl.engine.guards import Guard
+from bigssl.engine.guards import Guard, TooManyBadSamples
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.preflight import Plan
 from bigssl.engine.resume import CONFIG, facts, settled
@@ -24,7 +25,7 @@ from bigssl.engine.zero import Engine
 from bigssl.files import write_atomic
 from bigssl.objectives.base import Losses
 from bigssl.report import environment
-from bigssl.report.metrics import MetricsWriter, read_metrics
+from bigssl.report.metrics import MetricsWriter
 from bigssl.report.progress import Progress
 
 Probe = Callable[[], dict[str, float]]
@@ -78,23 +79,32 @@ class _Run:
                              enabled=recipe.data.ledger)  # fmt: skip
         self.guard = Guard(recipe.folder, device, keep=recipe.log_every * plan.accum)
         self.clock, self.data_wait = Clock(), DataWait(recipe.data.workers)
-        self.logged, self.skipped = start, 0  # skipped: on this rank, since the last record
-        self.all_skipped = sum(int(row.get("data/skipped", 0)) for row in read_metrics(recipe.folder))
+        self.skipped = Skipped(recipe.folder, allowed=recipe.data.max_errors, resume_step=start)
+        self.logged = start
 
     def steps(self, store: CheckpointStore, start: int, probe: Probe | None) -> Outcome:
         saved = start
+        self._refuse_excess(saved)
         for step, passes in self._batches(start):
             losses = self._update(step, passes)
             done = step + 1
             if done % self.recipe.log_every == 0 or done == self.recipe.steps or self._due(done) or self._probes(done):
                 self._record(done, losses, probe)
-            if self.guard.stop or self._due(done) or done == self.recipe.steps:
+            if self.guard.stop or self.skipped.excess or self._due(done) or done == self.recipe.steps:
                 with self.clock("checkpoint"):
                     self.ledger.flush()
                     saved = done if store.save(self.engine, done) else saved
+            self._refuse_excess(saved)
             if self.guard.stop:
                 return Outcome(saved, self.guard.flag.name or "signal on another rank")
         return Outcome(self.recipe.steps)
+
+    def _refuse_excess(self, saved: int) -> None:
+        if excess := self.skipped.excess:
+            raise TooManyBadSamples(
+                f"{excess}; all are in {self.recipe.folder}/skipped.jsonl; with a higher data.max_errors the same "
+                f"command goes on after step {saved}"
+            )
 
     def _probes(self, done: int) -> bool:
         settings = self.recipe.probe
@@ -118,12 +128,13 @@ class _Run:
     def _update(self, step: int, passes: Iterator[Batch]) -> list[Losses]:
         """One optimizer step over `accum` forward and backward passes."""
         set_learning_rate(self.engine.groups, schedule(self.recipe.optim, step, self.recipe.steps))
-        torch.manual_seed(_step_seed(self.recipe.seed, step, distributed.rank()))  # dropout: no state to save
+        # Nothing should draw from torch's generator. What does (`Guard.noticing` says so) has no state to be saved.
+        torch.manual_seed(_step_seed(self.recipe.seed, step, distributed.rank()))
         done: list[Losses] = []
         keys: list[Keys] = []
         for batch in self._timed(passes):
             data = batch.to(self.device)
-            with self.clock("forward"):
+            with self.clock("forward"), self.guard.noticing(self.progress.note):
                 losses: Losses = self.engine(data.data)
             with self.clock("backward"):
                 self.engine.backward(losses.total)
@@ -146,17 +157,18 @@ class _Run:
             yield batch
 
     def _note_errors(self, batch: Batch) -> None:
-        for text in batch.errors:
-            self.skipped += 1
-            print(f"rank {distributed.rank()}: skipped: {text}", file=sys.stderr, flush=True)
+        self.skipped.pending += batch.errors
+        for bad in batch.errors:
+            print(f"rank {distributed.rank()}: skipped: {bad.cause}", file=sys.stderr, flush=True)
 
     def _record(self, done: int, passes: list[Losses], probe: Probe | None) -> None:
         if self.device.type == "cuda":
             with self.clock("optimizer"):  # kernels run behind the host: without this, they count as overhead
                 torch.cuda.synchronize(self.device)
         names, values = _loss_values(passes)
-        values = torch.cat([values, torch.tensor([float(self.skipped)], device=values.device)])
-        *means, skipped = self.guard.observe(done, values, self.engine.skipped).tolist()
+        values = torch.cat([values, torch.tensor([float(len(self.skipped.pending))], device=values.device)])
+        *means, mean_skipped = self.guard.observe(done, values, self.engine.skipped).tolist()
+        self.skipped.gather(done, skipped := round(mean_skipped * self.plan.world))
         reduced, chance = dict(zip(names, means, strict=True)), _chance(passes[0])
         lap = self.clock.lap()
         speed = sum(self.plan.sizes.values()) * (done - self.logged) / lap["wall"]
@@ -166,8 +178,8 @@ class _Run:
             "speed/samples_per_s": speed,
             "speed/data_wait": lap["data_wait"],
             "speed/driver_overhead": lap["driver_overhead"],
-            "data/skipped": round(skipped * self.plan.world),
-            "data/errors": self._count_skipped(round(skipped * self.plan.world)),
+            "data/skipped": skipped,
+            "data/errors": len(self.skipped),
             "optim/grad_norm": self.engine.grad_norm,
         }  # fmt: skip
         if probe is not None and self._probes(done):
@@ -179,12 +191,6 @@ class _Run:
         if slow := self.data_wait.observe(lap):
             self.progress.note(slow)
 
-    def _count_skipped(self, since_last: int) -> int:
-        """Bad samples of the whole run, over all ranks and resumes."""
-        self.skipped = 0
-        self.all_skipped += since_last
-        return self.all_skipped
-
     def close(self) -> None:
         self.metrics.close()
         self.ledger.close()
@@ -193,14 +199,23 @@ class _Run:
 
 
 def _open_folder(recipe: Recipe, plan: Plan) -> None:
+    problem = ""
     if distributed.is_main():
-        recipe.folder.mkdir(parents=True, exist_ok=True)
-        resolved = settled(recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
-        write_atomic(recipe.folder / CONFIG, dump_recipe(resolved).encode())
-        environment.record(recipe.folder)
-    distributed.barrier()
+        try:
+            _write_recipe(recipe, plan)
+        except OSError as error:
+            problem = error.strerror or str(error)
+    if problem := distributed.from_main(problem):
+        raise CheckpointError(f"out: {recipe.folder} cannot be written to ({problem}); allowed: a folder with room")
     if not distributed.agree((recipe.folder / CONFIG).exists()):
         raise CheckpointError(f"{recipe.folder} is not seen by every rank; out has to be on a shared file system")
+
+
+def _write_recipe(recipe: Recipe, plan: Plan) -> None:
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    resolved = settled(recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
+    write_atomic(recipe.folder / CONFIG, dump_recipe(resolved).encode())
+    environment.record(recipe.folder)
 
 
 def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:

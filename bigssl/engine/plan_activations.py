@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bigssl.config import Recipe
 from bigssl.config_errors import ConfigError
 from bigssl.data.collate import collate
+from bigssl.data.loader import SEEDS
 from bigssl.data.order import Sample
 from bigssl.engine.plan_memory import cast_weights
 from bigssl.engine.preflight import build_networks
@@ -82,7 +83,8 @@ class Networks:
     def _batch(self, source: str, count: int) -> Any:
         """Made-up samples, prepared and collated as in a loader."""
         rng = np.random.default_rng(0)
-        return collate([self.objective.prepare(_sample(source), rng) for _ in range(count)])
+        samples = collate([self.objective.prepare(_sample(source), rng) for _ in range(count)])
+        return samples | {SEEDS: torch.zeros(count, dtype=torch.int64)}
 
     def _count(self, found: Activations, name: str, part: Objective, batch: Any, bf16: bool) -> int:
         kept: dict[int, tuple[torch.UntypedStorage, int]] = {}  # holding the storage keeps its handle from being reused

@@ -22,7 +22,7 @@ from bigssl.engine import plan_data, zero
 from bigssl.engine.plan_activations import Activations, Networks
 from bigssl.engine.plan_memory import FP32, Memory, checkpoint_bytes, memory
 from bigssl.engine.plan_order import Reading, lanes_that_keep, simulate
-from bigssl.engine.preflight import batch_sizes, check_folder, refuse_secrets
+from bigssl.engine.preflight import batch_sizes, check_cache, check_folder, check_passes, refuse_secrets
 from bigssl.engine.preflight_evaluation import check_evaluation, refuse_seen
 from bigssl.engine.preflight_sources import source_order, split_batch
 from bigssl.engine.resume import refuse_changed_recipe, taken_over
@@ -76,10 +76,13 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     if networks is None:
         return paper
     paper.attempt(check_evaluation, recipe, networks.towers, set(networks.objective.export_heads()))
+    paper.attempt(check_cache, recipe)
     sizes = paper.attempt(batch_sizes, recipe, networks.objective) or {}
     parts = shape[1] * world if shape else 1
     found = {name: paper.attempt(source_order, recipe, name, size, parts) for name, size in sizes.items()}
     orders = {name: order for name, order in found.items() if order is not None}
+    if shape and len(orders) == len(sizes):
+        paper.attempt(check_passes, networks.objective, sizes, shape[1])
     _data(paper, recipe, orders)
     if shape is None or len(orders) < len(sizes) or not settings_fit:
         return paper

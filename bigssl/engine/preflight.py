@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from bigssl.config import BackboneConfig, Recipe
 from bigssl.config_errors import ConfigError
 from bigssl.data import process
 from bigssl.data.backends import is_secret
+from bigssl.data.cache import DiskCache
+from bigssl.data.errors import DataError
 from bigssl.data.order import Order
 from bigssl.data.text import load_tokenizer
 from bigssl.engine import zero
@@ -22,6 +26,8 @@ from bigssl.engine.preflight_sources import source_config, source_order, split_b
 from bigssl.engine.resume import facts, flat, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
 from bigssl.nets import towers
 from bigssl.objectives.base import Objective, build
+
+_PROBE = 1 << 16  # bytes that a run folder has to take at the start
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,11 @@ def plan(recipe: Recipe, world: int) -> Plan:
     check_evaluation(recipe, built, set(objective.export_heads()))
     check_folder(recipe)
     refuse_secrets(recipe)
+    check_cache(recipe)
     sizes = batch_sizes(recipe, objective)
     streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
     refuse_seen(recipe, streams)
+    check_passes(objective, sizes, accum)
     refuse_changed_recipe(recipe)
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built))
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
@@ -81,7 +89,27 @@ def build_networks(recipe: Recipe) -> tuple[Objective, dict[str, towers.Tower]]:
 
 def batch_sizes(recipe: Recipe, objective: Objective) -> dict[str, int]:
     """Samples a step by source, over all ranks. Raises ConfigError for a source that the recipe does not have."""
-    return {name: source_config(recipe, name).batch or recipe.batch.size for name in objective.sources()}
+    sizes = {name: source_config(recipe, name).batch or recipe.batch.size for name in objective.sources()}
+    unused = sorted(set(recipe.data.sources) - set(sizes))
+    if unused:
+        read = ", ".join(sizes)
+        raise ConfigError(f"data.sources.{unused[0]}: not read by the objective, which reads {read}; remove it")
+    return sizes
+
+
+def check_passes(objective: Objective, sizes: Mapping[str, int], accum: int) -> None:
+    """Refuse a split of the batch that leaves a loss nothing to compare."""
+    for part in objective.modules():
+        if not isinstance(part, Objective) or part.least == 1:
+            continue
+        for source in part.sources():
+            if sizes[source] // accum < part.least:
+                name = type(part).__name__.lower()
+                raise ConfigError(
+                    f"data.sources.{source}.batch: {sizes[source]} samples a step in {accum} passes are "
+                    f"{sizes[source] // accum} a pass over all ranks, from which {name} learns nothing; allowed: >= "
+                    f"{part.least * accum}, or a smaller batch.accum"
+                )
 
 
 def wants_bf16(recipe: Recipe) -> bool:
@@ -115,12 +143,49 @@ def _tokenizer(name: str, config: BackboneConfig) -> PreTrainedTokenizerFast | N
 
 def check_folder(recipe: Recipe) -> None:
     """Refuse a run folder that cannot be written to."""
-    existing = next(path for path in [recipe.folder, *recipe.folder.absolute().parents] if path.exists())
+    existing = recipe.folder
     try:
-        with tempfile.TemporaryFile(dir=existing):  # permission bits tell root nothing
-            pass
-    except OSError as error:
-        raise ConfigError(f"out: value {str(recipe.folder)!r}: {existing} cannot be written to ({error})") from None
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            recipe.folder.lstat()  # is it a name at all?
+        existing = next(path for path in [recipe.folder, *recipe.folder.absolute().parents] if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=existing) as file:  # permission bits tell root nothing, and quotas nobody
+            file.write(bytes(_PROBE))
+            file.flush()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"out: value {str(recipe.folder)!r}: {existing} cannot be written to ({why}); allowed: a folder with room"
+        ) from None
+
+
+def check_cache(recipe: Recipe) -> None:
+    """Refuse a folder for remote shards that cannot be written to."""
+    remote = recipe.data.remote
+    if remote.cache is not None:
+        try:
+            DiskCache(remote.cache, round(remote.cache_gb * 1e9)).close()
+        except DataError as error:
+            raise ConfigError(str(error)) from None
+
+
+def check_port() -> None:
+    """Refuse a port of the launcher on which another program listens. Rank 0 is the one that will listen there, where
+    not torchrun's agent does."""
+    if "RANK" not in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    if os.environ["RANK"] != "0":
+        return
+    port = os.environ.get("MASTER_PORT", "")
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the real one: a port just left is free
+            probe.bind(("", int(port)))
+            probe.listen()
+    except (OSError, ValueError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"--master_port: value {port}: {why}; allowed: a free port, for example --master_port {zero.free_port()}"
+        ) from None
 
 
 def _refuse_unused(objective: Objective, built: Mapping[str, towers.Tower]) -> None:

@@ -41,7 +41,7 @@ def start() -> torch.device:
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed calls what torch 2.13 renamed
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("BIGSSL_DEEPSPEED_LOG", "WARNING"))
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     accelerator = get_accelerator()
     device = torch.device(accelerator.device_name())
     if device.type != "cpu":
@@ -60,7 +60,8 @@ def stop() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _free_port() -> str:
+def free_port() -> str:
+    """A port of this machine on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

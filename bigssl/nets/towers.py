@@ -18,6 +18,7 @@ from transformers import (
 
 from bigssl.config import BackboneConfig
 from bigssl.config_errors import ConfigError, nearest
+from bigssl.nets import dropout
 from bigssl.nets.kinds import check_kind, unused_parameters
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
 from bigssl.nets.pool import normalise, pooled
@@ -192,6 +193,7 @@ def check(name: str, config: BackboneConfig) -> None:
 
 def _build(where: str, config: BackboneConfig, hf: PreTrainedConfig) -> PreTrainedModel:
     model = _load_or_create(where, config, hf)
+    dropout.attention_by_sample(model, where)
     if config.activation_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(f"{where}.activation_checkpointing: {type(model).__name__} has none; allowed: false")
@@ -250,7 +252,7 @@ def _position_table(model: PreTrainedModel) -> nn.Module | None:
 def _recompute(model: PreTrainedModel) -> None:
     renamed = hasattr(model, "activation_checkpointing_enable")  # since transformers 5.21
     enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({"use_reentrant": False, "context_fn": dropout.recomputing})
 
 
 def _freeze_unused(model: PreTrainedModel) -> None:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from bigssl.config import Section
 from bigssl.config_errors import ConfigError, nearest
+from bigssl.data.loader import SEEDS
 from bigssl.data.stream import Sample
+from bigssl.nets import dropout
 from bigssl.nets.towers import Tower
 
 
@@ -52,6 +54,8 @@ class Objective(nn.Module):
     Config: ClassVar[type[Section]]
     preset: ClassVar[dict[str, Any]]
     """A tiny configuration for the contract tests: {"objective": fields, "backbones": {name: kind}}."""
+    least: ClassVar[int] = 1
+    """Samples that a pass over all ranks has to hold: with fewer, there is nothing to learn."""
 
     @classmethod
     def config_type(cls, name: str, others: Mapping[str, type[Section]]) -> type[Section]:
@@ -70,6 +74,12 @@ class Objective(nn.Module):
     def assemble(self, by_source: dict[str, Any]) -> Any:
         """Collated batches by source -> the argument of `forward`."""
         return by_source[self.sources()[0]]
+
+    def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """`forward`, in which dropout follows from the samples of the batch (see `nets/dropout.py` for what that asks
+        of its rows)."""
+        with dropout.seeded(batch.get(SEEDS) if isinstance(batch, Mapping) else None):
+            return super().__call__(batch, *args, **kwargs)
 
     def forward(self, batch: Any) -> Losses:
         raise NotImplementedError
@@ -113,7 +123,9 @@ def union(types: list[type[Section]]) -> Any:
 
 def build(config: Any, towers: Mapping[str, Tower]) -> Objective:
     """The task that a validated `objective` section describes, over `towers`."""
-    return discover()[config.name](config, towers)
+    objective = discover()[config.name](config, towers)
+    dropout.by_sample(objective)
+    return objective
 
 
 def tower(towers: Mapping[str, Tower], name: str, field: str, *, text: bool) -> Tower:

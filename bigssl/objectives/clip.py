@@ -37,6 +37,7 @@ class Clip(Objective):
         min_scale: float = Field(0.6, gt=0, le=1, description="smallest share of the image that a crop keeps")
         flip: bool = Field(False, description="mirror images (wrong for captions that say left and right)")
 
+    least = 2  # one sample is compared with itself
     preset = {"objective": {"dim": 8}, "backbones": {"image": "resnet", "text": "bert"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,10 @@ from pydantic import Field, create_model
 from torch import Tensor, nn
 
 from bigssl.config import Section
+from bigssl.config_errors import ConfigError
+from bigssl.data.loader import SEEDS
 from bigssl.data.stream import Sample
+from bigssl.nets import dropout
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, build, union
 
@@ -48,6 +52,8 @@ class Joint(Objective):
         self.config = config
         self.parts = nn.ModuleDict({name: build(part, towers) for name, part in config.parts.items()})
         self.weights = {name: part.weight for name, part in config.parts.items()}
+        if not any(self.weights.values()):
+            raise ConfigError("objective.parts: every weight is 0, so that nothing would be trained; allowed: one > 0")
 
     def _objectives(self) -> list[tuple[str, Objective]]:
         return [(name, part) for name, part in self.parts.items() if isinstance(part, Objective)]
@@ -65,7 +71,7 @@ class Joint(Objective):
 
     def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
         return {
-            name: part.assemble({source: by_source[source][name] for source in part.sources()})
+            name: part.assemble({source: _share(by_source[source], name) for source in part.sources()})
             for name, part in self._objectives()
         }
 
@@ -91,6 +97,11 @@ class Joint(Objective):
             for head, tensors in part.export_heads().items():
                 heads[f"{name}-{head}" if head in heads else head] = tensors  # a second one of a kind
         return heads
+
+
+def _share(batch: dict[str, Any], part: str) -> dict[str, Any]:
+    """A part's own fields, and its own seeds of the samples: two parts must not drop alike."""
+    return batch[part] | {SEEDS: dropout.another(batch[SEEDS], zlib.crc32(part.encode()))}
 
 
 def _prefixed(losses: dict[str, Losses], field: str) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from bigssl import distributed
 from bigssl.data import decode
 from bigssl.data import text as textual
 from bigssl.data.collate import Ragged
+from bigssl.data.loader import SEEDS
 from bigssl.data.masking import IGNORE, Unit, corrupt, select
 from bigssl.data.packing import pack, split
 from bigssl.data.stream import Sample
+from bigssl.nets import dropout
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.towers import Tower
@@ -92,9 +94,11 @@ class Mlm(Objective):
         return batch | {"labelled": int((batch["labels"] != IGNORE).sum())}
 
     def _packed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        pieces = split(batch, "sizes")
+        texts = zip(batch[SEEDS], batch["input_ids"], strict=True)
+        tokens = [dropout.another(seed, torch.arange(len(ids))) for seed, ids in texts]  # whatever row they come into
+        pieces = split(batch | {SEEDS: tokens}, "sizes")
         useful = [piece for piece in pieces if (piece["labels"] != IGNORE).any()]
-        fill = {"input_ids": self.backbone.tokenizer.pad_token_id, "labels": IGNORE}
+        fill = {"input_ids": self.backbone.tokenizer.pad_token_id, "labels": IGNORE, SEEDS: 0}
         unmaskable = torch.tensor(1 - len(useful) / len(pieces))
         return pack(useful, self.backbone.length, fill) | {"unmaskable": unmaskable}
 

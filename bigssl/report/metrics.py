@@ -9,7 +9,8 @@ Names (the report plots these; other names are kept as they are):
     speed/data_wait               share (0 to 1) of the time spent waiting for data
     speed/driver_overhead         share (0 to 1) of the time outside forward, backward, optimizer and data wait
     optim/lr, optim/grad_norm     learning rate, gradient norm before clipping
-    data/skipped, data/errors     bad samples skipped since the last record, and so far, over all ranks
+    data/skipped                  how often a sample was replaced since the last record, over all ranks
+    data/errors                   different bad samples so far, over all ranks and resumes: what data.max_errors limits
 """
 
 import json

@@ -152,7 +152,7 @@ def check(index: DatasetIndex, bad: set[str]) -> None:
     expected = in_place_of_bad(index, bad)
     shown = batches(index, "skip")
     assert [batch.keys[""] for batch in shown] == epoch(index, "skip", world=2) == expected
-    errors = {error for batch in shown for error in batch.errors}
+    errors = {bad.cause for batch in shown for bad in batch.errors}
     assert {key for key in bad if any(f"sample {key!r}" in error for error in errors)} == bad
     assert all(index.shards[1].name in error for error in errors)
     if not bad:

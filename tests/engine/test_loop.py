@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from bigssl.config_errors import ConfigError
 from bigssl.engine import guards, loop, preflight
 from bigssl.engine.checkpoint import CheckpointError
+from bigssl_kernels import nt_xent
 
 
 class Interrupt:
@@ -62,7 +64,10 @@ def test_resume_is_bit_identical(
 def test_ranks_and_stages_keep_the_curve(
     tmp_path: Path, ranks: Any, recipe: Any, joint: Any, train: Any, curve: Any
 ) -> None:
-    """A joint run on one rank, and on two ranks at every ZeRO stage: the same global batches, the same losses."""
+    """A joint run, with dropout, on one rank, and on two ranks at every ZeRO stage: the same global batches, the same
+    losses."""
+    joint = copy.deepcopy(joint)
+    joint["backbones"]["text"]["config"] |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     ranks(train, 1, recipe(tmp_path / "one", **joint, zero={"stage": 0}))
     one = curve(tmp_path / "one")
     for stage in (0, 1, 2, 3):
@@ -93,6 +98,20 @@ def test_a_nan_stops_the_run_and_names_the_samples(
     noted = (tmp_path / "run" / "nonfinite-rank0.txt").read_text()
     assert noted.startswith("step 1 emoji: ") and len(noted.split()) == 3 + 8
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_dropout_that_cannot_follow_the_samples_is_named(
+    rate: float, tmp_path: Path, ranks: Any, recipe: Any, train: Any, monkeypatch: Any, capfd: Any
+) -> None:
+    """Once, and only where it draws; dropout of nets/dropout.py does not (see tests/objectives/test_dropout.py)."""
+
+    def dropping(first: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        return nt_xent(torch.nn.functional.dropout(first, rate), *others, **options)
+
+    monkeypatch.setattr("bigssl.objectives.simclr.nt_xent", dropping)
+    ranks(train, 1, recipe(tmp_path / "run", steps=3))
+    assert capfd.readouterr().err.count("the loss depends on the number of ranks") == (rate > 0)
 
 
 def flip_byte(path: Path) -> None:

@@ -53,7 +53,8 @@ def test_a_joint_run_on_mixtures_is_one_run_whatever_the_world(
 def test_a_mixture_is_learned_from(recipe: Any, joint: Any, train: Any, curve: Any, ranks: Any, tmp_path: Path) -> None:
     text = {"objective": {"name": "mlm", "source": "text"}, "backbones": {"text": joint["backbones"]["text"]}}
     optim = {"lr": 0.02, "schedule": "constant"}
-    ranks(train, 1, recipe(tmp_path / "run", steps=30, **text, data=MIXED, optim=optim, checkpoint={"every": 100}))
+    data = MIXED | {"sources": {"text": MIXED["sources"]["text"]}}  # type: ignore[index]
+    ranks(train, 1, recipe(tmp_path / "run", steps=30, **text, data=data, optim=optim, checkpoint={"every": 100}))
     found = losses(curve, tmp_path / "run")
     assert sum(found[-5:]) / 5 < found[0] - 1
 

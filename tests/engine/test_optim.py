@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from bigssl.config import OptimConfig
+from bigssl.config_conflicts import of_schedule
 from bigssl.engine.layerwise import Lamb, Lars
 from bigssl.engine.optim import build_optimizer, parameter_groups, schedule, set_learning_rate
 
@@ -106,3 +109,17 @@ def test_a_zero_layer_has_trust_one_and_biases_do_not_adapt(name: str) -> None:
     optimizer.step()
     assert all(p.isfinite().all() for p in model.parameters()) and model.weight.any()
     assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
+
+
+def test_no_recipe_that_passes_has_a_jump_in_its_rate() -> None:
+    """Warm-up rises by 1/warmup a step, the decay falls by its slope; where they overlap, the rate would jump."""
+    steps, found = 50, {True: 0, False: 0}
+    for warmup, decay in itertools.product(range(0, steps, 7), (0.1, 0.3, 0.5, 0.9, 1.0)):
+        config = OptimConfig(schedule="wsd", warmup=warmup, decay=decay)
+        rates = [schedule(config, step, steps) for step in range(steps)]
+        jump = max(abs(after - before) for before, after in itertools.pairwise(rates))
+        smooth = jump <= max(1 / max(warmup, 1) * (warmup > 1), 1 / (steps * decay)) + 1e-9
+        refused = bool(list(of_schedule(SimpleNamespace(optim=config, steps=steps))))  # type: ignore[arg-type]
+        assert smooth or refused, (warmup, decay, jump)
+        found[smooth] += 1
+    assert found[True] > 5 and found[False] > 5

@@ -38,6 +38,20 @@ TINY = {
 }  # fmt: skip
 
 
+DROPPING = {
+    "resnet": BackboneConfig(
+        type="vit",
+        size=32,
+        config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+                "patch_size": 8, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
+    ),
+    "bert": TINY["bert"].model_copy(update={
+        "activation_checkpointing": True,
+        "config": TINY["bert"].config | {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
+    }),
+}  # fmt: skip
+
+
 def with_source(fields: dict[str, Any], source: str) -> dict[str, Any]:
     """A preset's fields with every objective reading `source`."""
     if "parts" in fields:
@@ -45,17 +59,17 @@ def with_source(fields: dict[str, Any], source: str) -> dict[str, Any]:
     return {**fields, "source": source}
 
 
-def make_towers(kinds: dict[str, str]) -> dict[str, Tower]:
+def make_towers(kinds: dict[str, str], configs: dict[str, BackboneConfig]) -> dict[str, Tower]:
     tokenizers = {"bert": load_tokenizer(TOKENIZER)}
-    return {name: Tower(name, TINY[kind], tokenizers.get(kind)) for name, kind in kinds.items()}
+    return {name: Tower(name, configs[kind], tokenizers.get(kind)) for name, kind in kinds.items()}
 
 
-def make_objective(kind: type[Objective], name: str, **changes: Any) -> Objective:
-    """The tiny preset of an objective, always with the same weights."""
+def make_objective(kind: type[Objective], name: str, *, dropping: bool = False, **changes: Any) -> Objective:
+    """The tiny preset of an objective, always with the same weights. dropping: with networks that drop a tenth."""
     fields = with_source({"name": name, **kind.preset["objective"], **changes}, "emoji")
     config = TypeAdapter(config_union()).validate_python(fields)
     torch.manual_seed(0)
-    return build(config, make_towers(kind.preset["backbones"]))
+    return build(config, make_towers(kind.preset["backbones"], DROPPING if dropping else TINY))
 
 
 def make_batch(objective: Objective, *, rank: int = 0, world: int = 1, size: int = 12, step: int = 0) -> Any:

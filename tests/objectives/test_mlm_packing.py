@@ -11,6 +11,7 @@ import torch.distributed as dist
 from pydantic import ValidationError
 
 from bigssl.data.collate import collate
+from bigssl.data.loader import SEEDS
 from bigssl.data.masking import IGNORE
 from bigssl.data.stream import Sample
 from bigssl.engine import zero
@@ -31,7 +32,7 @@ def prepared(task: Mlm, texts: list[str]) -> list[dict[str, Any]]:
 
 
 def assembled(task: Mlm, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    return task.assemble({"emoji": collate(samples)})
+    return task.assemble({"emoji": collate(samples) | {SEEDS: torch.arange(len(samples))}})
 
 
 def unpacked(packed: dict[str, Any], length: int) -> dict[str, Any]:

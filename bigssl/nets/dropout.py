@@ -1,0 +1,259 @@
+"""Dropout by sample, not by rank: what is dropped is a function of (seed of the sample, call, element).
+
+    key  = hash(seed of the row, number of the call in this pass)         one row a sample (or a view, or a token)
+    drop   where hash(key, number of the element in its row) < p
+
+torch draws masks from a generator of the process, so that a loss depends on how many ranks share a batch and on which
+rows are whose neighbours. Here nothing is drawn: no state is saved, and recomputing (activation checkpointing) gives
+the same mask because it is told where the calls began.
+
+The rows of a call are the samples of the batch in order, or several views of all of them one after the other ([2B]:
+first views, second views); with seeds [R, T] (packed texts), the tokens. A network may fold more into its rows, such
+as windows, as long as those of a sample lie together.
+
+Reached are nn.Dropout and transformers' DropPath (`by_sample`) and the dropout of eager and sdpa attention
+(`attention_by_sample`; it then takes the memory of the attention matrix, as eager does). Not reached: dropout inside a
+flash-attention kernel, which is refused, and networks that call torch's dropout themselves, which the loop names.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bigssl.config_errors import ConfigError
+
+_ODD = 0x1E3779B97F4A7C15  # makes another seed of a seed; < 2^63, for int64
+_PATHS = "DropPath"  # end of the class names of stochastic depth in transformers
+
+
+@dataclass
+class _Pass:
+    """seeds: int64 [B] or [R, T] of the samples, None outside a pass. rows: those of the network that runs. calls: of
+    dropout so far in this pass."""
+
+    seeds: Tensor | None = None
+    rows: Tensor | None = None
+    calls: int = 0
+
+
+_now = _Pass()
+
+
+class _From:
+    """Within it, the pass goes on from `state`. Can be entered again: a graph may be gone through twice."""
+
+    def __init__(self, state: _Pass) -> None:
+        self._state, self._before = state, list[_Pass]()
+
+    def __enter__(self) -> None:
+        global _now
+        self._before.append(_now)
+        _now = replace(self._state)
+
+    def __exit__(self, *_: object) -> None:
+        global _now
+        _now = self._before.pop()
+
+
+def seeded(seeds: Tensor | None) -> AbstractContextManager[None]:
+    """Dropout within takes its masks from `seeds`, int64 [B] (a row a sample) or [R, T] (a row a text, packed)."""
+    return _From(_Pass(seeds))
+
+
+def recomputing() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """`context_fn` of torch.utils.checkpoint: the calls made again in the backward pass get the numbers they had."""
+    return nullcontext(), _From(replace(_now))
+
+
+def another(seeds: Tensor, number: int | Tensor) -> Tensor:
+    """Seeds for use `number` of the same samples: their views, the parts of a joint objective, the tokens of a text."""
+    return seeds ^ (number * _ODD if isinstance(number, Tensor) else number * _ODD % 2**63)
+
+
+def views(seeds: Tensor, rows: int) -> Tensor:
+    """Seeds of `rows` rows that are k views of all samples, one after the other.
+
+    Raises:
+        RuntimeError: rows is not a multiple of the samples.
+    """
+    if rows % len(seeds):
+        raise RuntimeError(
+            f"dropout: {rows} rows from a batch of {len(seeds)} samples; allowed: a row per sample in the order of the "
+            f"batch, or views of all samples one after the other (so that masks do not depend on the number of ranks)"
+        )
+    return torch.cat([another(seeds, view) for view in range(rows // len(seeds))])
+
+
+def drop(values: Tensor, p: float) -> Tensor:
+    """`values` [R·m, ...] with a share p of the elements zero and the others scaled by 1 / (1 − p)."""
+    if p == 0:
+        return values
+    if p == 1:
+        return values * 0
+    return (values * (1 / (1 - p))).masked_fill(_below(_next_hash(values), p), 0)
+
+
+def _next_hash(values: Tensor) -> Tensor:
+    """int32 of the shape of `values`, 31 random bits each."""
+    if _now.seeds is None:
+        raise RuntimeError("dropout in training without the seeds of samples: call the objective with a loader's batch")
+    rows = views(_now.seeds, len(values)) if _now.rows is None else _now.rows
+    _now.calls += 1
+    with torch.no_grad():
+        keys = _keys(rows.to(values.device), _now.calls)
+        if rows.dim() == 1:
+            return _elements(keys, values.numel() // len(keys)).view(values.shape)
+        if values.dim() == 4 and values.shape[:2] != rows.shape:  # attention [R, heads, T, T]: a pair of tokens
+            heads = torch.arange(values.shape[1], dtype=torch.int32, device=values.device).view(-1, 1, 1)
+            return _mix(_mix(keys[:, None, :, None] + heads) ^ keys[:, None, None, :])
+        if values.shape[:2] != rows.shape:
+            raise RuntimeError(f"dropout: values {tuple(values.shape)} have no rows and tokens as {tuple(rows.shape)}")
+        return _elements(keys.flatten(), values.numel() // keys.numel()).view(values.shape)
+
+
+def _keys(seeds: Tensor, call: int) -> Tensor:
+    """int32, one per seed: both halves of it and the call go in."""
+    low, high = seeds.to(torch.int32), (seeds >> 32).to(torch.int32)
+    return _mix(low ^ _mix(high + call * 0x3C6EF372 % 2**31))
+
+
+def _elements(keys: Tensor, count: int) -> Tensor:
+    """[n] -> [n, count]"""
+    hashed = _mix(keys[:, None] + torch.arange(count, dtype=torch.int32, device=keys.device))
+    return _mix(hashed.bitwise_xor_(keys[:, None]))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of MurmurHash3 (Appleby 2011), in int32 with wrap-around; in place where `x` is a temporary."""
+    x = x ^ ((x >> 16) & 0xFFFF)
+    x.mul_(-2048144789)
+    x.bitwise_xor_((x >> 13) & 0x7FFFF)
+    x.mul_(-1028477387)
+    return x.bitwise_xor_((x >> 16) & 0xFFFF)
+
+
+def _below(hashed: Tensor, p: float) -> Tensor:
+    return (hashed & 0x7FFFFFFF) < int(p * 2**31)
+
+
+class SampleDropout(nn.Dropout):
+    """nn.Dropout whose masks follow from the samples."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return drop(input, self.p) if self.training else input
+
+
+class SampleDropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): with probability `drop_prob`, a sample goes without this branch."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if not self.training or not self.drop_prob:
+            return hidden_states
+        ones = hidden_states.new_ones(len(hidden_states), *[1] * (hidden_states.dim() - 1))
+        return hidden_states * drop(ones, self.drop_prob)
+
+
+def by_sample(module: nn.Module) -> nn.Module:
+    """Replace every dropout below `module` (in place; it has no weights and no name in a state dict)."""
+    for name, child in module.named_children():
+        if type(child) is nn.Dropout:
+            setattr(module, name, SampleDropout(child.p).train(child.training))
+        elif type(child).__name__.endswith(_PATHS) and not isinstance(child, SampleDropPath):
+            setattr(module, name, SampleDropPath(float(child.drop_prob or 0)).train(child.training))  # type: ignore[arg-type]
+        else:
+            by_sample(child)
+    if isinstance(module, PreTrainedModel) and _begin not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(_begin, with_kwargs=True)
+        module.register_forward_hook(_end)
+    return module
+
+
+def _begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """The rows of a network are those of its input, whatever it folds into them later."""
+    if model.training and _now.seeds is not None and _now.rows is None:
+        first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        _now.rows = views(_now.seeds, len(first)) if _now.seeds.dim() == 1 else _now.seeds
+        model.__dict__["_began"] = True
+
+
+def _end(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    if model.__dict__.pop("_began", False):
+        _now.rows = None
+
+
+class _Attention(TorchFunctionMode):
+    """Within an attention: torch's dropout becomes ours, and fused attention with dropout is written out."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.dropout:
+            return _dropout(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return _written_out(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return drop(input, p) if training else input
+
+
+def _written_out(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """F.scaled_dot_product_attention as its documentation writes it out."""
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return drop(scores.softmax(-1), dropout_p).to(value.dtype) @ value
+
+
+_fused = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+
+def _attend(module: nn.Module, *args: Any, dropout: float = 0.0, **kwargs: Any) -> Any:
+    """transformers' sdpa attention; what it drops follows from the samples."""
+    if not dropout:
+        return _fused(module, *args, dropout=dropout, **kwargs)
+    with _Attention():
+        return _fused(module, *args, dropout=dropout, **kwargs)
+
+
+AttentionInterface.register("sdpa", _attend)
+
+
+def attention_by_sample(model: PreTrainedModel, field: str) -> None:
+    """Have a network that drops attention weights attend through `_attend`.
+
+    Raises:
+        ConfigError: naming the recipe field, where a fused kernel would drop by a generator of its own.
+    """
+    kind, rates = model.config._attn_implementation, model.config.to_dict().items()
+    dropping = {name: rate for name, rate in rates if "att" in name and "drop" in name and rate}
+    if kind == "eager" and dropping and model._supports_sdpa:
+        model.set_attn_implementation("sdpa")  # written out, it is eager's arithmetic
+    elif kind not in (None, "eager", "sdpa") and dropping:
+        name, rate = dropping.popitem()
+        raise ConfigError(
+            f"{field}.attention: value {kind} with {name} {rate}; allowed: {field}.config.{name}=0.0, or attention "
+            f"eager or sdpa (the kernel drops by rank, so that the loss would depend on the number of ranks)"
+        )

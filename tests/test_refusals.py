@@ -1,0 +1,135 @@
+"""What cannot run is refused in one line, before anything is started: seen from outside, as its user does."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bigssl import cli
+
+ROOT = Path(__file__).parents[1]
+DEMO = "launch/recipes/demo.yaml"
+TINY = {
+    "name": "tiny", "steps": 2, "precision": "fp32", "objective": {"name": "mlm", "source": "text", "masking": "word"},
+    "backbones": {"text": {"type": "bert", "tokenizer": "bigssl/demo/tokenizer.json", "length": 16, "config": {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}}},
+    "data": {"workers": 0, "sources": {"text": {"url": "bigssl/demo/text/train"}}},
+    "batch": {"size": 4}, "checkpoint": {"every": 1},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def check(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """The one line with which `bigssl config check` refuses."""
+    code = cli.main(["config", "check", *map(str, arguments)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2 and line.startswith("bigssl: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", "the file is empty"),
+        (b"- a\n", "a mapping of sections, found list"),
+        (b"name: \xff\n", "is not UTF-8 text (byte 6)"),
+        (b"? [a, b]\n: 1\n", "not valid YAML: unhashable"),
+        (b"a: 1\n---\nb: 2\n", "not valid YAML: expected a single document"),
+        (b"a:\n\tb: 1\n", "not valid YAML: while scanning"),
+        (b"a: " + b"[" * 3000 + b"]" * 3000, "not valid YAML"),
+        (b"name: a\nname: b\n", "'name' stands twice"),
+    ],
+)
+def test_files_that_are_no_recipes(text: bytes, words: str, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text)
+    assert words in check(capsys, path)
+
+
+def test_what_cannot_be_read_or_written(tmp_path: Path, capsys: Any) -> None:
+    """Paths that refuse root as well."""
+    file = tmp_path / "file"
+    file.write_text("{}")
+    assert "is a folder" in check(capsys, tmp_path)
+    assert "/proc/self/mem: cannot be read" in check(capsys, "/proc/self/mem")
+    for out in (file, file / "below", "/proc/x", "/dev/null", "a" * 300, '"a\\0b"'):
+        assert "out: value" in (line := check(capsys, DEMO, f"out={out}")) and "cannot be written to" in line
+    for cache in (file, "/proc/x"):
+        assert f"data.remote.cache: folder {cache}" in check(capsys, DEMO, "out=no/run", f"data.remote.cache={cache}")
+    for tokenizer in (file, tmp_path, "/proc/self/mem"):
+        line = check(capsys, DEMO, "out=no/run", f"backbones.text.tokenizer={tokenizer}")
+        assert "backbones.text.tokenizer: value" in line
+
+
+def test_a_recipe_may_merge_defaults(tmp_path: Path, capsys: Any) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = yaml.safe_dump({**TINY, "out": str(tmp_path / "run")})
+    recipe.write_text(text + "optim:\n  <<: &slow {lr: 0.5, warmup: 1}\n  lr: 0.25\n")
+    assert cli.main(["config", "check", str(recipe)]) == 0
+    assert "lr: 0.25" in (out := capsys.readouterr().out) and "warmup: 1" in out
+
+
+@pytest.mark.parametrize("arguments", [["plan", "--config", DEMO, "--world", "0"], ["evaluate", "x", "--device", "?"]])
+def test_wrong_arguments_are_one_line(arguments: list[str], capsys: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and arguments[-1] in line
+
+
+def tiny(folder: Path) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "out": str(folder / "run")}))
+    return path
+
+
+def start(command: list[str], file_limit: int | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """file_limit: bytes that a file may have, as on a disk that is full beyond them."""
+    limit = None if file_limit is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "200", **variables}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, preexec_fn=limit)
+
+
+def ours(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return [line for line in done.stderr.splitlines() if line.startswith("bigssl: ")]
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", port]
+        done = start([*launcher, "bigssl/train.py", "--config", str(tiny(tmp_path))])
+    (line,) = ours(done)
+    assert f"--master_port: value {port}: Address already in use; allowed: a free port" in line
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_at_the_start_is_refused(tmp_path: Path) -> None:
+    done = start([sys.executable, "bigssl/train.py", "--config", str(tiny(tmp_path))], file_limit=1 << 14)
+    (line,) = ours(done)
+    assert done.returncode == 2 and "out: value" in line and "cannot be written to" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_fills_up_leaves_lines_and_no_wall(tmp_path: Path) -> None:
+    """No checkpoint and no export fit: the run trains to its end and says both."""
+    done = start([sys.executable, "bigssl/train.py", "--config", str(tiny(tmp_path))], file_limit=1 << 17)
+    (line,) = ours(done)
+    assert done.returncode == 1 and "trained, not exported" in line
+    assert done.stderr.count("no checkpoint in") == 2 and "step 2/2" in done.stderr
+    assert not list((tmp_path / "run").glob("checkpoints/step-*[0-9]"))
