@@ -89,8 +89,8 @@ def recipe(optimizer: str, stage: int) -> Recipe:
     if stage == 3:  # some parameters whole, some sliced; several flat tensors in a group
         options |= {"stage3_param_persistence_threshold": 20, "sub_group_size": 100}
     return Recipe.model_validate({
-        "name": "state", "steps": steps, "objective": {}, "backbones": {}, "data": {"sources": {}},
-        "batch": {"size": BATCH}, "zero": {"stage": stage, "options": options},
+        "name": "state", "steps": steps, "objective": {}, "backbones": {"unused": {"type": "resnet"}},
+        "data": {"sources": {}}, "batch": {"size": BATCH}, "zero": {"stage": stage, "options": options},
         "optim": {"name": optimizer, "warmup": 2, "weight_decay": 0.1, **OPTIMIZERS[optimizer]},
     })  # fmt: skip
 

@@ -43,7 +43,7 @@ def pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
     def packed(source: Path, *words: object) -> tuple[Samples, str]:
         folder = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
-        assert run("shards", "pack", source, folder, *words, "--jobs", 1) == 0, capsys.readouterr().err
+        assert run("shards", "pack", source, folder, *words, "--keep-order", "--jobs", 1) == 0, capsys.readouterr().err
         samples = {sample.key: sample.fields for sample in in_order(DatasetIndex.load(folder))}
         return samples, capsys.readouterr().err
 
@@ -55,7 +55,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """`refused(source, message, *words)`: the run ends with exit code 2 and one line that matches."""
 
     def check(source: Path, message: str, *words: object) -> None:
-        assert run("shards", "pack", source, tmp_path / "refused", *words, "--jobs", 1) == 2
+        assert run("shards", "pack", source, tmp_path / "refused", *words, "--keep-order", "--jobs", 1) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert re.search(f"^bigssl: .*{message}", line), line
         assert not (tmp_path / "refused").exists()

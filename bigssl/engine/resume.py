@@ -89,8 +89,8 @@ def taken_over(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"precision": precision, "batch": batch})
 
 
-def settled(recipe: Recipe, *, micro: int, accum: int, bf16: bool) -> Recipe:
-    """`recipe` with every automatic value replaced by the one that was found."""
+def settled(recipe: Recipe, *, accum: int, bf16: bool) -> Recipe:
+    """`recipe` with every automatic value replaced by the one that was found. (micro is what accum and ranks leave.)"""
     size, optim = recipe.batch.size, recipe.optim
     sources = {
         name: source.model_copy(update={"batch": source.batch or size}) for name, source in recipe.data.sources.items()
@@ -99,7 +99,7 @@ def settled(recipe: Recipe, *, micro: int, accum: int, bf16: bool) -> Recipe:
         optim = optim.model_copy(update={"adam_lr": optim.adam_lr or optim.lr})
     return recipe.model_copy(update={
         "out": str(recipe.folder), "precision": "bf16" if bf16 else "fp32", "optim": optim,
-        "batch": BatchConfig(size=size, micro=micro, accum=accum),
+        "batch": BatchConfig(size=size, accum=accum),
         "data": recipe.data.model_copy(update={"sources": sources}),
     })  # fmt: skip
 

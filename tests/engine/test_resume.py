@@ -69,7 +69,7 @@ def test_data_and_folder_that_moved_are_gone_on_with(tmp_path: Path, ranks: Any,
 
 def test_a_folder_of_an_earlier_version_is_gone_on_with(tmp_path: Path, recipe: Any) -> None:
     """It lacks fields that came since, and has one that was never used and one of an evaluation that are gone."""
-    now = recipe(tmp_path / "run", evaluate={"text": {"bank": "x", "queries": "y"}})
+    now = recipe(tmp_path / "run", evaluate={"text": {"bank": "x", "queries": "y", "label": "z"}})
     begin(now, data__watchdog=..., optim__final=..., objective__hidden_old=None, evaluate__text__gone=64)
     refuse_changed_recipe(now)
 
@@ -100,9 +100,9 @@ def test_automatic_values_are_those_of_the_run_on_every_machine(tmp_path: Path, 
     asked = recipe(tmp_path / "run", precision="auto", batch={"size": 8, "micro": 2}, optim=muon)
     monkeypatch.setattr(preflight, "wants_bf16", lambda recipe: recipe.precision != "fp32")  # a machine with bf16
     plan = preflight.plan(asked, 2)
-    found = settled(asked, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
+    found = settled(asked, accum=plan.accum, bf16=plan.bf16)
     stored = begin(found)
-    assert stored["precision"] == "bf16" and stored["batch"] == {"size": 8, "micro": 2, "accum": 2}
+    assert stored["precision"] == "bf16" and stored["batch"] == {"size": 8, "micro": None, "accum": 2}
     assert stored["optim"]["adam_lr"] == 0.1 and stored["data"]["sources"]["emoji"]["batch"] == 8
     assert stored["out"] == str(tmp_path / "run")
 

@@ -22,7 +22,7 @@ def recipe(optimizer: dict[str, Any], stage: int) -> Recipe:
             "name": "parity",
             "steps": STEPS,
             "objective": {},
-            "backbones": {},
+            "backbones": {"unused": {"type": "resnet"}},
             "data": {"sources": {}},
             "batch": {"size": BATCH},
             "zero": {"stage": stage},

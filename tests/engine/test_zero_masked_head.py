@@ -22,7 +22,7 @@ def recipe(stage: int) -> Recipe:
             "name": "tied",
             "steps": STEPS,
             "objective": {},
-            "backbones": {},
+            "backbones": {"unused": {"type": "resnet"}},
             "data": {"sources": {}},
             "batch": {"size": BATCH},
             "zero": {"stage": stage},

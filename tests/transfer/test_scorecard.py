@@ -286,7 +286,7 @@ def test_crash_midway_leaves_the_older_card(run: Path, shards: Path, monkeypatch
     def crash(*args: object, **kwargs: object) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(scorecard.Path, "replace", crash)
+    monkeypatch.setattr(scorecard, "write_atomic", crash)
     with pytest.raises(OSError, match="gone"):
         score(run, settings(shards, text=None, zero_shot=None), seed=4)
     assert (run / "scorecard.json").read_bytes() == before
