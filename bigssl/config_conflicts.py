@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bigssl.config import BackboneConfig, OptimConfig, Recipe, RemoteConfig
 
-GIGA, MIB = 10**9, 1 << 20
-
 
 def conflicts(recipe: Recipe) -> list[str]:
     """One line per conflict, naming both fields with their values."""
@@ -77,11 +75,6 @@ def _of_remote(remote: RemoteConfig) -> Iterator[str]:
         )
     if remote.cache is None and remote.cache_gb != type(remote).model_fields["cache_gb"].default:
         yield f"data.remote.cache_gb {remote.cache_gb:g} has no effect without data.remote.cache; add a folder"
-    if remote.cache is not None and remote.cache_gb * GIGA < 4 * remote.chunk_mb * MIB:
-        yield (
-            f"data.remote.cache_gb {remote.cache_gb:g} holds fewer than 4 pieces of data.remote.chunk_mb "
-            f"{remote.chunk_mb}; allowed: cache_gb >= {4 * remote.chunk_mb * MIB / GIGA:.3f}"
-        )
 
 
 def _of_backbone(where: str, backbone: BackboneConfig) -> Iterator[str]:

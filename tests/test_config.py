@@ -134,7 +134,6 @@ def test_overrides_are_yaml_and_make_sections() -> None:
         ("probe.k=2000", ["probe.k 2000", "probe.bank_limit 1024"]),
         ("data.remote={timeout: 700}", ["data.remote.timeout 700", "data.remote.deadline 600"]),
         ("data.remote.cache_gb=3", ["data.remote.cache_gb 3", "without data.remote.cache"]),
-        ("data.remote={cache: x, cache_gb: 0.001}", ["data.remote.cache_gb 0.001", "data.remote.chunk_mb 8", "0.034"]),
         ("backbones.text.size=32", ["backbones.text: size 32", "tokenizer"]),
         ("backbones.image.length=32", ["backbones.image: length 32", "without a tokenizer"]),
         ("backbones.text.length=2", ["backbones.text.length: value 2", ">= 3"]),
