@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -144,7 +145,7 @@ def _automatic(key: str, *values: Any) -> bool:
 def _read(recipe: Recipe) -> tuple[Recipe | None, dict[str, Any]]:
     """The recipe of the run folder, None if there is none, and its fields that this version does not know."""
     path, model = recipe.folder / CONFIG, type(recipe)
-    if not path.exists():
+    if not os.path.exists(path):  # False also for what can be no name: check_folder says so
         return None, {}
     values = read_mapping(path)
     unknown: dict[str, Any] = {}
