@@ -89,8 +89,8 @@ class Clip(Objective):
         text = self.text_projection(self.text.text(batch["input_ids"], batch["attention_mask"])).float()
         scale = self._scale()
         loss = clip_loss(image, text, scale, group=distributed.group())
-        chance = math.log(len(image) * distributed.world())
-        return Losses(loss, chance, stats={"scale": scale.detach()})
+        blind = math.log(len(image) * distributed.world())  # every similarity equal
+        return Losses(loss, blind, stats={"scale": scale.detach()})
 
     def export_heads(self) -> dict[str, dict[str, Tensor]]:
         return {

@@ -75,10 +75,10 @@ class Joint(Objective):
         assert isinstance(total, Tensor)
         return Losses(
             total,
-            sum(self.weights[name] * loss.chance for name, loss in losses.items()),
-            {name: loss.total.detach() for name, loss in losses.items()} | _prefixed(losses, "parts"),
-            {name: loss.chance for name, loss in losses.items()} | _prefixed(losses, "part_chance"),
-            _prefixed(losses, "stats"),
+            sum(self.weights[name] * loss.blind for name, loss in losses.items()),
+            unit=" + ".join(sorted({loss.unit for loss in losses.values()})),
+            blind_name="its parts' blind predictors",
+            parts={name: loss.detached() for name, loss in losses.items()},
         )
 
     def after_step(self, step: int) -> None:
@@ -91,7 +91,3 @@ class Joint(Objective):
             for head, tensors in part.export_heads().items():
                 heads[f"{name}-{head}" if head in heads else head] = tensors  # a second one of a kind
         return heads
-
-
-def _prefixed(losses: dict[str, Losses], field: str) -> dict[str, Any]:
-    return {f"{name}/{key}": value for name, loss in losses.items() for key, value in getattr(loss, field).items()}

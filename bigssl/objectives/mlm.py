@@ -8,7 +8,6 @@ with nothing to mask adds nothing to the loss and is counted in stats/unmaskable
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +23,7 @@ from bigssl.data.collate import Ragged
 from bigssl.data.masking import IGNORE, Unit, corrupt, select
 from bigssl.data.packing import pack, split
 from bigssl.data.stream import Sample
+from bigssl.nets.frequencies import TokenFrequencies
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.towers import Tower
@@ -57,6 +57,7 @@ class Mlm(Objective):
         self.config = config
         self.backbone = tower(towers, config.backbone, "objective.backbone", text=True)
         self.head = MaskedLanguageHead(self.backbone.token_embedding)
+        self.frequencies = TokenFrequencies(self.backbone.vocabulary)
         if config.packing:
             check_packable(self.backbone.model, self.backbone.length, "objective.packing")
 
@@ -110,5 +111,5 @@ class Mlm(Objective):
     def forward(self, batch: dict[str, Any]) -> Losses:
         hidden, stats = self._hidden(batch)
         total = self.head(hidden, batch["labels"], batch["labelled"]).float()
-        loss = distributed.global_mean(total, (batch["labels"] != IGNORE).sum())
-        return Losses(loss, math.log(self.backbone.vocabulary), stats=stats)
+        blind, everywhere = self.frequencies(batch["labels"])
+        return Losses(distributed.global_mean(total, everywhere), blind, blind_name="token frequencies", stats=stats)
