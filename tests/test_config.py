@@ -102,7 +102,7 @@ def test_overrides_are_yaml_and_make_sections() -> None:
         ("evaluate.images.backbone=imag", ["evaluate.images.backbone", "'imag'", "nearest: image"]),
         ("probe.backbone=imag", ["probe.backbone", "'imag'"]),
         ("evaluate.images.backbone=text", ["evaluate.images.backbone", "no image backbone 'text'", "allowed: image"]),
-        ("evaluate.images.k=5000", ["evaluate.images.k", "5000", "3074"]),
+        ("evaluate.images.k=5000", ["evaluate.images.k", "5000", "3078"]),
         ("evaluate.images.label=categori", ["evaluate.images.label", "'categori'", "nearest: category"]),
         ("evaluate.zero_shot.heads=clap", ["evaluate.zero_shot.heads", "'clap'", "allowed: clip"]),
         ("evaluate.text.length=500", ["evaluate.text.length", "500", "<= 128"]),

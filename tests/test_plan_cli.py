@@ -31,9 +31,9 @@ def test_the_demo_passes_on_four_ranks(capsys: pytest.CaptureFixture[str], tmp_p
     assert main(["plan", "--config", DEMO, "--world", "4", "--ranks-per-node", "2", f"out={tmp_path}"]) == 0
     text = capsys.readouterr().out
     for words in (
-        "source emoji: 3,074 samples in 7 shards",
+        "source emoji: 3,078 samples in 7 shards",
         "step      256 samples = 64 x 1 passes x 4 ranks",
-        "12.0 steps; the run is 30.81 epochs",
+        "12.0 steps; the run is 30.77 epochs",
         "0 samples come twice",
         "stage 1*",
         "captions and emoji share 7 shards",
@@ -84,7 +84,7 @@ def test_a_mixture_and_training_on_the_queries(capsys: pytest.CaptureFixture[str
     (tmp_path / "mix.yaml").write_text(yaml.safe_dump(recipe))
     found = plan(capsys, tmp_path / "mix.yaml", "--world", "4", "precision=fp32", f"out={tmp_path / 'run'}")
     mix = found["sources"]["emoji"]["mix"]
-    assert mix["train"]["share"] == 0.75 and mix["train"]["epochs"] == pytest.approx(370 * 192 / 3074)
+    assert mix["train"]["share"] == 0.75 and mix["train"]["epochs"] == pytest.approx(370 * 192 / 3078)
     assert found["memory"]["1"]["device"]["bf16 copies"] == 0
     assert any("evaluate.images.queries: " in text and "shards are trained on" in text for text in found["warnings"])
 
