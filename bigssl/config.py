@@ -216,6 +216,16 @@ class EvalText(Section):
     k: PositiveInt = 20
 
 
+class EvalLanguage(Section):
+    """Loss on masked tokens of held-out documents, beside token frequencies and a random network."""
+
+    head: str = Field("mlm", description="name under export/heads of the head of masked language modelling")
+    backbone: str = "text"
+    bank: str = Field(description="documents trained on, whose token frequencies are the line to beat")
+    queries: str = Field(description="held-out documents")
+    limit: PositiveInt = Field(1000, description="documents of each that are read")
+
+
 class EvalZeroShot(Section):
     heads: str = Field("clip", description="name under export/heads of the two projections")
     image_backbone: str = "image"
@@ -230,6 +240,7 @@ class EvalZeroShot(Section):
 class Evaluate(Section):
     images: EvalImages | None = None
     text: EvalText | None = None
+    language: EvalLanguage | None = None
     zero_shot: EvalZeroShot | None = None
     batch: PositiveInt = 256
 

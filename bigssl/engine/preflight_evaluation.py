@@ -34,7 +34,8 @@ def evaluated(recipe: Recipe) -> dict[str, Any]:
     """The probe and evaluation sections that a recipe has, by field."""
     sections: dict[str, Any] = {"probe": recipe.probe}
     if recipe.evaluate is not None:
-        sections |= {f"evaluate.{name}": getattr(recipe.evaluate, name) for name in ("images", "text", "zero_shot")}
+        names = ("images", "text", "language", "zero_shot")
+        sections |= {f"evaluate.{name}": getattr(recipe.evaluate, name) for name in names}
     return {where: section for where, section in sections.items() if section is not None}
 
 
@@ -46,14 +47,16 @@ def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: set[str
     """
     for where, section in evaluated(recipe).items():
         _check_section(where, section, towers)
-    zero_shot = recipe.evaluate.zero_shot if recipe.evaluate else None
-    if zero_shot is not None and zero_shot.heads not in heads:
-        allowed = ", ".join(sorted(heads)) or "none: this objective exports no heads"
-        raise ConfigError(f"evaluate.zero_shot.heads: value {zero_shot.heads!r}; allowed: {allowed}")
+    for where, section in evaluated(recipe).items():
+        for field in ("heads", "head"):
+            name = getattr(section, field, None)
+            if name is not None and name not in heads:
+                allowed = ", ".join(sorted(heads)) or "none: this objective exports no heads"
+                raise ConfigError(f"{where}.{field}: value {name!r}; allowed: {allowed}")
 
 
 def _check_section(where: str, section: Any, towers: Mapping[str, Tower]) -> None:
-    text_by_default = where == "evaluate.text"
+    text_by_default = where in ("evaluate.text", "evaluate.language")
     for field in ("backbone", "image_backbone", "text_backbone"):
         if hasattr(section, field):
             text = text_by_default if field == "backbone" else field == "text_backbone"
@@ -81,6 +84,8 @@ def _check_shards(where: str, field: str, section: Any) -> None:
     """One sample is read: does it have the label, and can the bank answer k neighbours?"""
     url = getattr(section, field)
     index, shown = load_index(url, f"{where}.{field}"), display(url)
+    if not hasattr(section, "label"):
+        return
     if field == "bank" and section.k > min(len(index), getattr(section, "bank_limit", len(index))):
         raise ConfigError(f"{where}.k: value {section.k}; allowed: <= the samples of the bank, {len(index)} in {shown}")
     sample = next(in_order(index, 1))

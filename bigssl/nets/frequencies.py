@@ -25,6 +25,15 @@ class TokenFrequencies(nn.Module):
         super().__init__()
         self.register_buffer("counts", torch.zeros(vocabulary, dtype=torch.int64))
 
+    def count(self, tokens: Tensor) -> None:
+        """Counts tokens, int64 [N], of this process alone."""
+        self.counts += torch.bincount(tokens, minlength=len(self.counts))
+
+    def surprise(self) -> Tensor:
+        """-ln of each token's probability by the counts so far, float32 [V]."""
+        kinds = (self.counts > 0).sum() + 1
+        return (self.counts.sum() + kinds).log() - (self.counts + kinds / len(self.counts)).log()
+
     @torch.no_grad()
     def forward(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean over all ranks' labels, and their number; counts them when in training mode. Collective.
@@ -40,9 +49,7 @@ class TokenFrequencies(nn.Module):
         histogram = torch.zeros(vocabulary + 1, dtype=torch.int64, device=labels.device)
         histogram.scatter_add_(0, slots, torch.ones_like(slots))
         histogram = distributed.all_reduce_sum(histogram[:vocabulary].contiguous())
-        kinds = (self.counts > 0).sum() + 1
-        surprise = (self.counts.sum() + kinds).log() - (self.counts + kinds / vocabulary).log()  # [V]
-        count = histogram.sum()
+        surprise, count = self.surprise(), histogram.sum()
         if self.training:
             self.counts += histogram
         return (histogram * surprise).sum() / count.clamp(min=1), count

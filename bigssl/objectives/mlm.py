@@ -99,6 +99,10 @@ class Mlm(Objective):
         unmaskable = torch.tensor(1 - len(useful) / len(pieces))
         return pack(useful, self.backbone.length, fill) | {"unmaskable": unmaskable}
 
+    def export_heads(self) -> dict[str, dict[str, Tensor]]:
+        """Without the decoder's weight, which is the backbone's token embedding."""
+        return {"mlm": {name: value for name, value in self.head.named_parameters() if name != "weight"}}
+
     def _hidden(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Last hidden states; the shares of tokens that are padding, and of texts or pieces with nothing to predict."""
         if self.config.packing:

@@ -83,7 +83,8 @@ def render(run_folder: Path) -> str:
     engine.filters["percent"] = percent
     return engine.from_string(TEMPLATE.read_text()).render(
         name=run_folder.resolve().name, subtitle=_subtitle(tasks, rows, learnt), tiles=_tiles(rows), tasks=tasks,
-        learnt=learnt, notes=card.get("notes", []), figures=_figures(rows, measures, tasks),
+        held=list(card.get("losses", {}).values()), learnt=learnt, notes=card.get("notes", []),
+        figures=_figures(rows, measures, tasks),
         environment=_environment(_json(run_folder / environment.FILE)),
         recipe=recipe.read_text() if recipe.exists() else "",
     )

@@ -1,7 +1,7 @@
 """What a pretrained network is worth, beside what costs no pretraining. Writes `scorecard.json` of a run:
 
     version, run, seed, device, seconds
-    verdicts            {task: passed}
+    verdicts            {task or loss: passed}
     tasks               {task: {...}}; task is images.knn, images.retrieval, text.knn, zero_shot.names,
                         zero_shot.captions; each with
         title, sentence, verdict       for people
@@ -12,6 +12,7 @@
         trained_beats_BASELINE, raw_beats_random_net   bools, by the plain difference
         passed                         trained is above chance and every baseline
         queries, classes, bank, gallery, k   sizes and settings
+    losses              {"language": {...}}: losses on held-out data, see `bigssl.transfer.language`
     health              {backbone: {trained | random_net: {std, rankme}}}, see `bigssl.transfer.collapse`
     notes               how it was measured, in sentences
 
@@ -31,9 +32,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from bigssl.config import EvalImages, EvalText, Evaluate, EvalZeroShot
+from bigssl.config import EvalImages, EvalLanguage, EvalText, Evaluate, EvalZeroShot
 from bigssl.data.index import DatasetIndex
-from bigssl.transfer import export, tasks
+from bigssl.transfer import export, language, tasks
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
 from bigssl.transfer.features import image_batches
 
@@ -61,13 +62,15 @@ def score(run_folder: Path, evaluate: Evaluate, *, seed: int, device: str | torc
         judged.images(evaluate.images)
     if evaluate.text is not None:
         judged.text(evaluate.text)
+    if evaluate.language is not None:
+        judged.language(evaluate.language)
     if evaluate.zero_shot is not None:
         judged.zero_shot(evaluate.zero_shot)
     card = {
         "version": VERSION, "run": Path(run_folder).resolve().name, "seed": seed, "device": str(device),
         "seconds": round(time.monotonic() - start, 1),
-        "verdicts": {name: task["passed"] for name, task in judged.tasks.items()},
-        "tasks": judged.tasks, "health": judged.health, "notes": judged.notes(),
+        "verdicts": {name: task["passed"] for name, task in (judged.tasks | judged.losses).items()},
+        "tasks": judged.tasks, "losses": judged.losses, "health": judged.health, "notes": judged.notes(),
     }
     _write(Path(run_folder) / FILE, card)
     return card
@@ -88,6 +91,7 @@ class _Judged:
         self.batch, self.seed, self.device = evaluate.batch, seed, device
         self.item = evaluate.images.pair if evaluate.images is not None else None
         self.tasks: dict[str, dict[str, Any]] = {}
+        self.losses: dict[str, dict[str, Any]] = {}
         self.health: dict[str, dict[str, dict[str, float]]] = {}
         self.calibrated = False
         self._networks: dict[str, tasks.Networks] = {}
@@ -117,6 +121,14 @@ class _Judged:
         found, self.health[settings.backbone] = tasks.texts(networks, self.folder / settings.backbone, settings)
         self.tasks |= found
 
+    def language(self, settings: EvalLanguage) -> None:
+        networks = self._pair(settings.backbone)
+        head = export.load_heads(self.folder / "heads" / f"{settings.head}.safetensors")
+        self.losses["language"] = language.masked_words(
+            networks.trained, networks.random_net, self.folder / settings.backbone, head, settings,
+            seed=self.seed, batch=self.batch, device=self.device,
+        )  # fmt: skip
+
     def zero_shot(self, settings: EvalZeroShot) -> None:
         images = self._pair(settings.image_backbone, DatasetIndex.load(settings.queries), settings.size)
         heads = export.load_heads(self.folder / "heads" / f"{settings.heads}.safetensors")
@@ -138,4 +150,4 @@ def format_table(card: dict[str, Any]) -> str:
     lines = ["  ".join(cell.ljust(width) if i in (0, last) else cell.rjust(width)
                        for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
     lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([*lines, *card["notes"]])
+    return "\n".join([*lines, *(loss["sentence"] for loss in card["losses"].values()), *card["notes"]])

@@ -113,7 +113,7 @@ def test_joint_hands_on_steps_and_heads(objective: Any, monkeypatch: pytest.Monk
     preset = discover()["joint"].preset["objective"]["parts"]
     twice = {"first": preset["captions"], "second": preset["captions"]}
     task = objective(discover()["joint"], "joint", parts={**twice, "views": preset["views"], "words": preset["words"]})
-    assert set(task.export_heads()) == {"clip", "second-clip"}
+    assert set(task.export_heads()) == {"clip", "second-clip", "mlm"}
     seen: list[int] = []
     monkeypatch.setattr(discover()["simclr"], "after_step", lambda self, step: seen.append(step))
     task.after_step(7)
