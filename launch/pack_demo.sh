@@ -26,7 +26,8 @@ for part in TRAIN TEST; do
   $bigssl shards pack "$source/series/ItalyPowerDemand_$part.ts" "$target/series/italy_power/${part,,}" --overwrite \
     --compress --name "italy-power-${part,,}" --shard-size 600
 done
-$bigssl tokenizer train "$target/emoji/train" "$target/text/train" "$target/tokenizer.json" --vocab-size 1024
+$bigssl tokenizer train "$target/emoji/train" "$target/text/train" "$target/tokenizer.json" --vocab-size 8192
+$bigssl tokenizer train "$target/text/train" "$target/tokenizer-prose.json" --vocab-size 1024
 
 for part in emoji/train emoji/val text/train text/val series/{basic_motions,italy_power}/{train,test}; do
   $bigssl shards verify "$target/$part"

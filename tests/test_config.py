@@ -126,7 +126,7 @@ def test_mistakes_are_one_line(override: str, words: list[str]) -> None:
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
     assert "batch.size: value 256" in error_of(world=3)
-    assert "data.sources.text.batch: value 32; allowed: a multiple of accum × world = 64" in error_of(world=64)
+    assert "data.sources.text.batch: value 64; allowed: a multiple of accum × world = 128" in error_of(world=128)
 
 
 def test_the_nearest_batches_that_fit_are_named() -> None:
