@@ -57,6 +57,17 @@ class EvalText(Section):
     query_limit: QueryLimit = None
 
 
+class EvalLanguage(Section):
+    """Loss on masked tokens of held-out documents, beside token frequencies and a random network."""
+
+    head: str = Field("mlm", description="name under export/heads of the head of masked language modelling")
+    backbone: str = "text"
+    bank: str = Field(description="documents trained on, whose token frequencies are the line to beat")
+    queries: str = Field(description="held-out documents")
+    bank_limit: BankLimit = None
+    query_limit: QueryLimit = None
+
+
 class EvalZeroShot(Section):
     """Images to classes known by texts: by their names alone, and by the mean of captions that carry the label."""
 
@@ -75,5 +86,6 @@ class Evaluate(Section):
 
     images: EvalImages | None = None
     text: EvalText | None = None
+    language: EvalLanguage | None = None
     zero_shot: EvalZeroShot | None = None
     batch: PositiveInt = 256

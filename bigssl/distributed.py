@@ -111,11 +111,10 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return summed
 
 
-def global_mean(total: Tensor, count: Tensor) -> Tensor:
-    """Mean over all ranks' items from each rank's `total` [] (with gradient) and `count` [] (number of items).
+def global_mean(total: Tensor, everywhere: Tensor) -> Tensor:
+    """Mean over all ranks' items from this rank's `total` [] (with gradient) and `everywhere` [], all ranks' items.
 
-    Ranks may hold different counts (masked tokens): the mean over ranks of the returned values is Σ total / Σ count.
-    With no item anywhere it is 0, with gradient 0.
+    Ranks may hold different numbers of items (masked tokens): the mean over ranks of the returned values is
+    Σ total / everywhere. With no item anywhere it is 0, with gradient 0.
     """
-    everywhere = all_reduce_sum(count.detach().clone().to(total.dtype))
     return total * (world() / everywhere.clamp(min=1))

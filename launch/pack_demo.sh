@@ -12,10 +12,11 @@ mkdir -p "$target/series/basic_motions" "$target/series/italy_power"
 tar -xf "$source/emoji/images.tar" -C "$stage"
 tar -xzf "$source/text.tar.gz" -C "$stage"
 
-# both designs of an emoji fall on the same side of the split, so validation shows emoji never trained on
-$bigssl shards pack "$source/emoji/captions.tsv" "$target/emoji" --overwrite --compress --shard-size 440 \
+# both designs of an emoji, its relatives and its look-alikes fall on the same side of the split
+"${PYTHON:-python}" "$(dirname "$0")/group_demo.py" "$source/emoji/captions.tsv" "$stage/images" > "$stage/grouped.tsv"
+$bigssl shards pack "$stage/grouped.tsv" "$target/emoji" --overwrite --compress --shard-size 440 \
   --root "$stage" --image 'google=images/{code}.google.jpg' --image 'twitter=images/{code}.twitter.jpg' \
-  --key '{code}-{variant}' --group '{code}' --split val=0.2 --variant design \
+  --key '{code}-{variant}' --group '{group}' --split val=0.2 --variant design \
   --text '{caption}: {tags}' --meta code,category,subcategory,caption_zh
 $bigssl shards pack "$stage/text" "$target/text" --overwrite --compress --shard-size 18 --split val=0.1 --seed 5 \
   --pattern '(?P<key>(?P<year>\d{4})_(?P<name>\w+?)(?:_[dr])?)\.(?P<party>\w+)'
@@ -26,6 +27,7 @@ for part in TRAIN TEST; do
     --compress --name "italy-power-${part,,}" --shard-size 600
 done
 $bigssl tokenizer train "$target/emoji/train" "$target/text/train" "$target/tokenizer.json" --vocab-size 8192
+$bigssl tokenizer train "$target/text/train" "$target/tokenizer-prose.json" --vocab-size 1024
 
 for part in emoji/train emoji/val text/train text/val series/{basic_motions,italy_power}/{train,test}; do
   $bigssl shards verify "$target/$part"

@@ -102,7 +102,7 @@ def test_overrides_are_yaml_and_make_sections() -> None:
         ("evaluate.images.backbone=imag", ["evaluate.images.backbone", "'imag'", "nearest: image"]),
         ("probe.backbone=imag", ["probe.backbone", "'imag'"]),
         ("evaluate.images.backbone=text", ["evaluate.images.backbone", "no image backbone 'text'", "allowed: image"]),
-        ("evaluate.images.k=5000", ["evaluate.images.k", "5000", "3074"]),
+        ("evaluate.images.k=5000", ["evaluate.images.k", "5000", "3078"]),
         ("evaluate.images.label=categori", ["evaluate.images.label", "'categori'", "nearest: category"]),
         ("evaluate.zero_shot.heads=clap", ["evaluate.zero_shot.heads", "'clap'", "allowed: clip"]),
         ("evaluate.text.length=32", ["evaluate.text.length", "unknown key"]),
@@ -160,7 +160,7 @@ def test_mistakes_are_one_line(override: str, words: list[str]) -> None:
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
     assert "batch.size: value 256" in error_of(world=3)
-    assert "data.sources.text.batch: value 32; allowed: a multiple of accum × world = 64" in error_of(world=64)
+    assert "data.sources.text.batch: value 64; allowed: a multiple of accum × world = 128" in error_of(world=128)
 
 
 def test_a_pass_with_nothing_to_compare_is_refused() -> None:

@@ -72,10 +72,10 @@ def test_a_run_leaves_what_it_promises(finished: Any) -> None:
     for name in ("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints/latest", "export/README.md",
                  "scorecard.json", "report.html", "environment.json"):  # fmt: skip
         assert (out / name).exists(), name
-    assert "step 8/8" in done.stderr and "chance" in done.stderr and "ETA" in done.stderr
+    assert "step 8/8" in done.stderr and "(blind " in done.stderr and "ETA" in done.stderr
     assert "image kNN" in done.stdout and f"report: {out}/report.html" in done.stdout
     last = rows(out)[-1]
-    assert last["step"] == 8 and {"loss/views", "chance/captions", "probe/knn", "optim/grad_norm"} <= set(last)
+    assert last["step"] == 8 and {"loss/views", "blind/captions", "probe/knn", "optim/grad_norm"} <= set(last)
 
 
 def test_the_export_is_the_trained_weights(finished: Any) -> None:

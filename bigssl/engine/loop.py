@@ -25,7 +25,8 @@ from bigssl.engine.zero import Engine
 from bigssl.files import write_atomic
 from bigssl.objectives.base import Losses
 from bigssl.report import environment
-from bigssl.report.metrics import MetricsWriter
+from bigssl.report.blind import verdicts
+from bigssl.report.metrics import Measure, MetricsWriter, read_measures, read_metrics
 from bigssl.report.progress import Progress
 
 Probe = Callable[[], dict[str, float]]
@@ -97,6 +98,7 @@ class _Run:
             self._refuse_excess(saved)
             if self.guard.stop:
                 return Outcome(saved, self.guard.flag.name or "signal on another rank")
+        self._say_what_was_learnt()
         return Outcome(self.recipe.steps)
 
     def _refuse_excess(self, saved: int) -> None:
@@ -105,6 +107,11 @@ class _Run:
                 f"{excess}; all are in {self.recipe.folder}/skipped.jsonl; with a higher data.max_errors the same "
                 f"command goes on after step {saved}"
             )
+
+    def _say_what_was_learnt(self) -> None:
+        if distributed.is_main():
+            for verdict in verdicts(read_metrics(self.recipe.folder), read_measures(self.recipe.folder)):
+                self.progress.note(verdict.sentence)
 
     def _probes(self, done: int) -> bool:
         settings = self.recipe.probe
@@ -169,11 +176,11 @@ class _Run:
         values = torch.cat([values, torch.tensor([float(len(self.skipped.pending))], device=values.device)])
         *means, mean_skipped = self.guard.observe(done, values, self.engine.skipped).tolist()
         self.skipped.gather(done, skipped := round(mean_skipped * self.plan.world))
-        reduced, chance = dict(zip(names, means, strict=True)), _chance(passes[0])
+        reduced = dict(zip(names, means, strict=True))
         lap = self.clock.lap()
         speed = sum(self.plan.sizes.values()) * (done - self.logged) / lap["wall"]
         self.logged = done
-        record = reduced | chance | {
+        record = reduced | {
             "optim/lr": self.engine.groups[0]["lr"],
             "speed/samples_per_s": speed,
             "speed/data_wait": lap["data_wait"],
@@ -185,9 +192,10 @@ class _Run:
         if probe is not None and self._probes(done):
             with self.clock("probe"):
                 record |= {f"probe/{name}": value for name, value in probe().items()}
+        self.metrics.describe({f"loss{path}": Measure(p.unit, p.blind_name) for path, p in passes[0].named()})
         self.metrics.write(done, record)
         extra = {"knn": record["probe/knn"]} if "probe/knn" in record else {}
-        self.progress.update(done, reduced["loss"], chance["chance"], speed, lap["data_wait"], extra)
+        self.progress.update(done, reduced["loss"], reduced["blind"], speed, lap["data_wait"], extra)
         if slow := self.data_wait.observe(lap):
             self.progress.note(slow)
 
@@ -229,12 +237,15 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _loss_values(passes: list[Losses]) -> tuple[list[str], Tensor]:
-    """Names and means over the passes of one step: total first, then parts and other statistics."""
-    first = passes[0]
-    names = ["loss", *(f"loss/{name}" for name in first.parts), *(f"stats/{name}" for name in first.stats)]
-    rows = [torch.stack([p.total.detach(), *p.parts.values(), *p.stats.values()]) for p in passes]
-    return names, torch.stack([row.float() for row in rows]).mean(0)
+    """Names and means over the passes of one step: each loss and its blind value, total first, and statistics."""
+    rows = [dict(_flat(losses)) for losses in passes]
+    device = passes[0].total.device
+    values = [torch.stack([torch.as_tensor(v, device=device).detach().float() for v in row.values()]) for row in rows]
+    return list(rows[0]), torch.stack(values).mean(0)
 
 
-def _chance(losses: Losses) -> dict[str, float]:
-    return {"chance": losses.chance, **{f"chance/{name}": value for name, value in losses.part_chance.items()}}
+def _flat(losses: Losses) -> Iterator[tuple[str, float | Tensor]]:
+    for path, part in losses.named():
+        yield f"loss{path}", part.total
+        yield f"blind{path}", part.blind
+        yield from ((f"stats{path}/{name}", value) for name, value in part.stats.items())

@@ -37,7 +37,8 @@ def evaluated(recipe: Recipe) -> dict[str, Any]:
     """The probe and evaluation sections that a recipe has, by field."""
     sections: dict[str, Any] = {"probe": recipe.probe}
     if recipe.evaluate is not None:
-        sections |= {f"evaluate.{name}": getattr(recipe.evaluate, name) for name in ("images", "text", "zero_shot")}
+        names = ("images", "text", "language", "zero_shot")
+        sections |= {f"evaluate.{name}": getattr(recipe.evaluate, name) for name in names}
     return {where: section for where, section in sections.items() if section is not None}
 
 
@@ -49,12 +50,14 @@ def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: set[str
     """
     for where, section in evaluated(recipe).items():
         _check_section(where, section, towers)
+        for field in ("heads", "head"):
+            name = getattr(section, field, None)
+            if name is not None and name not in heads:
+                allowed = ", ".join(sorted(heads)) or "none: this objective exports no heads"
+                raise ConfigError(f"{where}.{field}: value {name!r}; allowed: {allowed}")
     zero_shot = recipe.evaluate.zero_shot if recipe.evaluate else None
     if zero_shot is None:
         return
-    if zero_shot.heads not in heads:
-        allowed = ", ".join(sorted(heads)) or "none: this objective exports no heads"
-        raise ConfigError(f"evaluate.zero_shot.heads: value {zero_shot.heads!r}; allowed: {allowed}")
     images = recipe.evaluate.images if recipe.evaluate else None
     calibrated = images is not None and images.backbone == zero_shot.image_backbone
     if not calibrated and has_batch_norm(towers[zero_shot.image_backbone].model):
@@ -92,7 +95,7 @@ def _marks(shard: ShardInfo) -> list[str]:
 
 
 def _check_section(where: str, section: Any, towers: Mapping[str, Tower]) -> None:
-    text_by_default = where == "evaluate.text"
+    text_by_default = where in ("evaluate.text", "evaluate.language")
     for field in ("backbone", "image_backbone", "text_backbone"):
         if hasattr(section, field):
             text = text_by_default if field == "backbone" else field == "text_backbone"
@@ -114,12 +117,15 @@ def _check_shards(where: str, field: str, section: Any) -> None:
     """One sample is read: does it have what is judged and the label, and can the bank answer k neighbours?"""
     url = getattr(section, field)
     index, shown = load_index(url, f"{where}.{field}"), display(url)
-    if field == "bank":
+    if field == "bank" and hasattr(section, "k"):
         most = min(len(index), section.bank_limit or len(index))
         if section.k > most:
             what = f"the samples of the bank, {len(index)} in {shown}" if most == len(index) else f"bank_limit, {most}"
             raise ConfigError(f"{where}.k: value {section.k}; allowed: <= {what}")
     sample = next(in_order(index, 1))
+    if where == "evaluate.language":
+        decode.running_text(sample)  # raises where there is none
+        return
     kinds = ("txt",) if where == "evaluate.text" or field == "captions" else decode.IMAGES
     _check_field(f"{where}.{field}", url, sample, kinds, "that is what is judged")
     meta = decode.meta(decode.field(sample, ("json",)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
 
@@ -29,17 +29,31 @@ class Losses(NamedTuple):
 
     Attributes:
         total: [] the value to differentiate. Its mean over ranks is the loss of the global batch.
-        chance: what `total` would be for a network that knows nothing; shown beside it everywhere.
-        parts: detached [] losses that make up the total, by name; empty where there is one loss.
-        part_chance: the chance value of each part that has one.
+        blind: what `total` would be for the best predictor that does not see the input: a number, or a detached [] that
+            is the same on all ranks; shown beside the loss everywhere.
+        unit: of `total` and `blind`.
+        blind_name: that predictor in words, as in "no better than token frequencies".
+        parts: the losses that make up the total, by name, each with its own blind value, detached; empty where there is
+            one loss.
         stats: detached [] other values worth a curve, by name.
     """
 
     total: Tensor
-    chance: float
-    parts: dict[str, Tensor] = {}
-    part_chance: dict[str, float] = {}
+    blind: float | Tensor
+    unit: str = "nats"
+    blind_name: str = "guessing"
+    parts: dict[str, Losses] = {}  # noqa: RUF012 - nobody writes to it
     stats: dict[str, Tensor] = {}
+
+    def detached(self) -> Losses:
+        """The same as a part of another loss."""
+        return self._replace(total=self.total.detach())
+
+    def named(self, path: str = "") -> Iterator[tuple[str, Losses]]:
+        """("", self), then ("/PART", part) of each part, ("/PART/PART", ...) of theirs."""
+        yield path, self
+        for name, part in self.parts.items():
+            yield from part.named(f"{path}/{name}")
 
 
 class ObjectiveConfig(Section):

@@ -27,6 +27,26 @@ from bigssl_kernels import clip_loss
 MAX_SCALE = 100.0
 
 
+class CappedExp(torch.autograd.Function):
+    """min(exp(x), cap), whose gradient passes at the cap as well where a step along it would lower x.
+
+    With the gradient of `clamp` a scale that one step took beyond the cap would stay there for the rest of the run. The
+    sign that counts is that of the gradient over all ranks, since that is the one the optimizer follows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cap: float) -> Tensor:
+        value = x.detach().clamp(max=math.log(cap)).exp().clamp(max=cap)  # the first clamp: exp must not overflow
+        ctx.save_for_backward(value, x.detach() > math.log(cap))
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        value, beyond = ctx.saved_tensors
+        everywhere = distributed.all_reduce_sum(grads[0].detach().clone())
+        return grads[0] * value * (~beyond | (everywhere > 0)), None
+
+
 class Clip(Objective):
     """Match images and captions (CLIP)."""
 
@@ -53,7 +73,8 @@ class Clip(Objective):
         )
 
     def _scale(self) -> Tensor:
-        return self.log_scale.clamp(max=math.log(MAX_SCALE)).exp()[0]
+        scale: Tensor = CappedExp.apply(self.log_scale, MAX_SCALE)
+        return scale[0]
 
     def sources(self) -> list[str]:
         return [self.config.source]
@@ -69,8 +90,8 @@ class Clip(Objective):
         text = self.text_projection(self.text.text(batch["input_ids"], batch["attention_mask"])).float()
         scale = self._scale()
         loss = clip_loss(image, text, scale, group=distributed.group())
-        chance = math.log(len(image) * distributed.world())
-        return Losses(loss, chance, stats={"scale": scale.detach()})
+        blind = math.log(len(image) * distributed.world())  # every similarity equal
+        return Losses(loss, blind, stats={"scale": scale.detach()})
 
     def export_heads(self) -> dict[str, dict[str, Tensor]]:
         return {

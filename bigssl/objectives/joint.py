@@ -81,10 +81,10 @@ class Joint(Objective):
         assert isinstance(total, Tensor)
         return Losses(
             total,
-            sum(self.weights[name] * loss.chance for name, loss in losses.items()),
-            {name: loss.total.detach() for name, loss in losses.items()} | _prefixed(losses, "parts"),
-            {name: loss.chance for name, loss in losses.items()} | _prefixed(losses, "part_chance"),
-            _prefixed(losses, "stats"),
+            sum(self.weights[name] * loss.blind for name, loss in losses.items()),
+            unit=" + ".join(sorted({loss.unit for loss in losses.values()})),
+            blind_name="its parts' blind predictors",
+            parts={name: loss.detached() for name, loss in losses.items()},
         )
 
     def after_step(self, step: int) -> None:
@@ -102,7 +102,3 @@ class Joint(Objective):
 def _share(batch: dict[str, Any], part: str) -> dict[str, Any]:
     """A part's own fields, and its own seeds of the samples: two parts must not drop alike."""
     return batch[part] | {SEEDS: dropout.another(batch[SEEDS], zlib.crc32(part.encode()))}
-
-
-def _prefixed(losses: dict[str, Losses], field: str) -> dict[str, Any]:
-    return {f"{name}/{key}": value for name, loss in losses.items() for key, value in getattr(loss, field).items()}

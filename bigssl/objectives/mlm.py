@@ -8,7 +8,6 @@ with nothing to mask adds nothing to the loss and is counted in stats/unmaskable
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ from bigssl.data.masking import IGNORE, Unit, corrupt, select
 from bigssl.data.packing import pack, split
 from bigssl.data.stream import Sample
 from bigssl.nets import dropout
+from bigssl.nets.frequencies import TokenFrequencies
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.towers import Tower
@@ -59,6 +59,7 @@ class Mlm(Objective):
         self.config = config
         self.backbone = tower(towers, config.backbone, "objective.backbone", text=True)
         self.head = MaskedLanguageHead(self.backbone.token_embedding, self.backbone.dim)
+        self.frequencies = TokenFrequencies(self.backbone.vocabulary)
         if config.packing:
             check_packable(self.backbone.model, "objective.packing")
 
@@ -102,6 +103,10 @@ class Mlm(Objective):
         unmaskable = torch.tensor(1 - len(useful) / len(pieces))
         return pack(useful, self.backbone.length, fill) | {"unmaskable": unmaskable}
 
+    def export_heads(self) -> dict[str, dict[str, Tensor]]:
+        """Without the decoder's weight, which is the backbone's token embedding."""
+        return {"mlm": {name: value for name, value in self.head.named_parameters() if name != "weight"}}
+
     def _hidden(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Last hidden states; the shares of tokens that are padding, and of texts or pieces with nothing to predict."""
         if self.config.packing:
@@ -114,5 +119,5 @@ class Mlm(Objective):
     def forward(self, batch: dict[str, Any]) -> Losses:
         hidden, stats = self._hidden(batch)
         total = self.head(hidden, batch["labels"], batch["labelled"]).float()
-        loss = distributed.global_mean(total, (batch["labels"] != IGNORE).sum())
-        return Losses(loss, math.log(self.backbone.vocabulary), stats=stats)
+        blind, everywhere = self.frequencies(batch["labels"])
+        return Losses(distributed.global_mean(total, everywhere), blind, blind_name="token frequencies", stats=stats)

@@ -62,5 +62,5 @@ class Simclr(Objective):
         views = torch.cat(self.views.of(batch))  # [2B, 3, H, W]
         z1, z2 = self.head(self.backbone.images(views)).float().chunk(2)
         loss = nt_xent(z1, z2, self.config.temperature, group=distributed.group())
-        chance = math.log(max(2 * len(z1) * distributed.world() - 1, 1))
-        return Losses(loss, chance)
+        blind = math.log(max(2 * len(z1) * distributed.world() - 1, 1))  # every similarity equal
+        return Losses(loss, blind)

@@ -2,11 +2,13 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from bigssl.report.metrics import Measure
 
 BLUE, ORANGE, GREEN, GREY, INK = "#1f5fa8", "#c8641c", "#2f8f5b", "#9aa0a6", "#202124"
 POINTS = 600  # a curve of more points than pixels only makes the file larger
@@ -82,29 +84,33 @@ def _axes(panels: int, *, width: float = 10.0, height: float = 2.7) -> tuple[Fig
     return figure, axes[:panels]
 
 
-def _curve(axis: Axes, rows: Rows, name: str, colour: str, *, label: str | None = None, scale: float = 1.0) -> None:
+def _curve(axis: Axes, rows: Rows, name: str, colour: str, *, label: str | None = None, scale: float = 1.0,
+           style: str = "-") -> None:
+    """label: may hold a format of the curve's last (smoothed) value."""
     xs, ys = thin(*series(rows, name))
     ys = [scale * y for y in ys]
     window = max(1, len(ys) // 40)
     if window > 1:
         axis.plot(xs, ys, color=colour, alpha=0.25, linewidth=0.8)
     marker = "o" if len(xs) < 30 else None
-    axis.plot(xs, smooth(ys, window), color=colour, linewidth=1.8, marker=marker, markersize=3, label=label)
+    line = smooth(ys, window)
+    axis.plot(xs, line, color=colour, linewidth=1.8, linestyle=style, marker=marker, markersize=3,
+              label=label and label.format(line[-1] if line else math.nan))
     axis.set_xlabel("step")
 
 
-def losses(rows: Rows) -> str:
-    """One panel per loss beside its chance value (dashed): a loss near that line has learnt nothing."""
+def losses(rows: Rows, measures: Mapping[str, Measure]) -> str:
+    """One panel per loss beside its blind value (dashed): a loss near that line has learnt nothing."""
     names = parts(rows)
     figure, axes = _axes(len(names))
     for axis, name in zip(axes, names, strict=True):
         _curve(axis, rows, name, BLUE, label="loss")
-        xs, ys = series(rows, name.replace("loss", "chance", 1))
-        if xs:
-            axis.plot(xs, ys, color=ORANGE, linestyle="--", linewidth=1.4, label=f"chance {ys[-1]:.2f}")
+        blind, measure = name.replace("loss", "blind", 1), measures.get(name, Measure("", "blind"))
+        if series(rows, blind)[0]:
+            _curve(axis, rows, blind, ORANGE, style="--", label=f"{measure.blind} {{:.2f}}")
         axis.set_title("total loss" if name == "loss" else name.removeprefix("loss/"), fontsize=10, loc="left")
         axis.set_ylim(bottom=0)
-        axis.set_ylabel("nats")
+        axis.set_ylabel(measure.unit)
         axis.legend(frameon=False, fontsize=9)
     return _svg(figure)
 

@@ -9,7 +9,8 @@ import jinja2
 
 from bigssl.files import write_atomic
 from bigssl.report import environment, figures
-from bigssl.report.metrics import read_metrics
+from bigssl.report.blind import Verdict, verdicts
+from bigssl.report.metrics import Measure, read_measures, read_metrics
 
 FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -52,18 +53,20 @@ def _environment(facts: dict[str, Any]) -> list[tuple[str, str]]:
             ("system", f"{facts['system']}, Python {facts['python']}"), ("packages", packages)]
 
 
-def _subtitle(tasks: list[dict[str, Any]], rows: Rows) -> str:
+def _subtitle(tasks: list[dict[str, Any]], rows: Rows, learnt: list[Verdict]) -> str:
+    below = f"{sum(verdict.below for verdict in learnt)} of {len(learnt)} losses ended below their blind line."
+    said = [below] if learnt else []
     if tasks:
         passed = sum(task["passed"] for task in tasks)
-        return f"The trained network beats every baseline in {passed} of {len(tasks)} tasks."
-    return "Trained, not evaluated yet." if rows else "Nothing recorded yet."
+        return " ".join([f"The trained network beats every baseline in {passed} of {len(tasks)} tasks.", *said])
+    return " ".join(["Trained, not evaluated yet.", *said]) if rows else "Nothing recorded yet."
 
 
-def _figures(rows: Rows, tasks: list[dict[str, Any]]) -> dict[str, str]:
+def _figures(rows: Rows, measures: dict[str, Measure], tasks: list[dict[str, Any]]) -> dict[str, str]:
     has = {name for row in rows for name in row}
     return {
         "scores": figures.scores(tasks) if tasks else "",
-        "losses": figures.losses(rows) if figures.parts(rows) else "",
+        "losses": figures.losses(rows, measures) if figures.parts(rows) else "",
         "probes": figures.probes(rows) if has & {"probe/knn", "probe/std", "probe/rankme"} else "",
         "speed": figures.speed(rows) if "speed/samples_per_s" in has else "",
     }
@@ -75,11 +78,14 @@ def render(run_folder: Path) -> str:
     card = _json(run_folder / "scorecard.json")
     tasks = list(card.get("tasks", {}).values())
     recipe = run_folder / "config.yaml"
+    measures = read_measures(run_folder)
+    learnt = verdicts(rows, measures)
     engine = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     engine.filters["percent"] = percent
     return engine.from_string(TEMPLATE.read_text()).render(
-        name=run_folder.resolve().name, subtitle=_subtitle(tasks, rows), tiles=_tiles(rows), tasks=tasks,
-        notes=card.get("notes", []), figures=_figures(rows, tasks),
+        name=run_folder.resolve().name, subtitle=_subtitle(tasks, rows, learnt), tiles=_tiles(rows), tasks=tasks,
+        held=list(card.get("losses", {}).values()), learnt=learnt, notes=card.get("notes", []),
+        figures=_figures(rows, measures, tasks),
         environment=_environment(_json(run_folder / environment.FILE)),
         recipe=recipe.read_text() if recipe.exists() else "",
     )

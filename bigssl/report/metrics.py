@@ -1,9 +1,12 @@
 """Metrics on disk: one JSON line per step in `metrics.jsonl`, the same numbers as TensorBoard scalars.
 
+`losses.json` beside it says of each loss what it is measured in and compared with:
+{"loss/PART": {"unit": "nats", "blind": "token frequencies"}}.
+
 Names (the report plots these; other names are kept as they are):
 
-    loss, chance                  total loss and its chance value (nats)
-    loss/PART, chance/PART        one part of a joint loss and its chance value
+    loss, blind                   total loss and what the best predictor that does not see the input would have
+    loss/PART, blind/PART         one part of a joint loss and its blind value
     probe/knn, probe/std, probe/rankme   online probe: accuracy, collapse detector, effective rank
     speed/samples_per_s           samples of the global batch per second of wall clock
     speed/data_wait               share (0 to 1) of the time spent waiting for data
@@ -19,11 +22,11 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from bigssl.files import write_atomic
 
-FILE = "metrics.jsonl"
+FILE, LOSSES = "metrics.jsonl", "losses.json"
 log = logging.getLogger("bigssl")
 
 
@@ -56,6 +59,20 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return [values for _, values in _rows(folder / FILE)]
 
 
+class Measure(NamedTuple):
+    """The unit of a loss, and the name of the blind predictor it is compared with."""
+
+    unit: str
+    blind: str
+
+
+def read_measures(folder: Path) -> dict[str, Measure]:
+    """Of each loss by its name in the metrics, in order; {} where no step was recorded."""
+    path = folder / LOSSES
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {name: Measure(**measure) for name, measure in found.items()}
+
+
 def _keep_until(path: Path, step: int) -> None:
     """Drops lines beyond `step` and cut-off lines, by an atomic rewrite."""
     if not path.exists():
@@ -74,6 +91,7 @@ class MetricsWriter:
         self.folder = Path(folder)
         self.lost = 0  # lines that could not be written
         self._warned = False
+        self._measures: dict[str, Measure] = {}
         self._file: BinaryIO | None = None
         self._events = None
         if enabled:
@@ -109,6 +127,17 @@ class MetricsWriter:
                     self._events.add_scalar(name, float(value), step)
             except OSError as error:
                 self._drop_events(error)
+
+    def describe(self, measures: dict[str, Measure]) -> None:
+        """Keeps what each loss is measured in beside the numbers; written when it changes."""
+        if self._file is None or measures == self._measures:
+            return
+        self._measures = measures
+        text = json.dumps({name: each._asdict() for name, each in measures.items()}, indent=1) + "\n"
+        try:
+            write_atomic(self.folder / LOSSES, text.encode())
+        except OSError as error:
+            self._warn(error)
 
     def _append(self, line: bytes) -> None:
         assert self._file is not None

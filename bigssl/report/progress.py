@@ -15,9 +15,9 @@ def duration(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
-def facts(loss: float, chance: float | None, samples_per_s: float, data_wait: float, extra: dict[str, float]) -> str:
-    """`loss 2.310 (chance 6.236), 812 samples/s, data wait 3 %, knn 0.61`."""
-    beside = "" if chance is None else f" (chance {chance:.3f})"
+def facts(loss: float, blind: float | None, samples_per_s: float, data_wait: float, extra: dict[str, float]) -> str:
+    """`loss 2.310 (blind 6.236), 812 samples/s, data wait 3 %, knn 0.61`."""
+    beside = "" if blind is None else f" (blind {blind:.3f})"
     parts = [f"loss {loss:.3f}{beside}", f"{samples_per_s:.0f} samples/s", f"data wait {100 * data_wait:.0f} %"]
     return ", ".join(parts + [f"{name} {value:.4g}" for name, value in extra.items()])
 
@@ -41,12 +41,12 @@ class Progress:
             # tqdm's own rate and ETA, which ours agree with; the rest of the line is ours.
             self._bar = tqdm(total=total, initial=start, file=self._stream, unit="step", dynamic_ncols=True)
 
-    def update(self, step: int, loss: float, chance: float | None, samples_per_s: float, data_wait: float,
+    def update(self, step: int, loss: float, blind: float | None, samples_per_s: float, data_wait: float,
                extra: dict[str, float]) -> None:
-        """Shows the state after `step`; data_wait is a share from 0 to 1, loss and chance are nats."""
+        """Shows the state after `step`; data_wait is a share from 0 to 1, `blind` in the unit of the loss."""
         if not self.enabled:
             return
-        text = facts(loss, chance, samples_per_s, data_wait, extra)
+        text = facts(loss, blind, samples_per_s, data_wait, extra)
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)

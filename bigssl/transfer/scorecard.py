@@ -1,7 +1,7 @@
 """What a pretrained network is worth, beside what costs no pretraining. Writes `scorecard.json` of a run:
 
     version, run, seed, device, seconds
-    verdicts            {task: passed}
+    verdicts            {task or loss: passed}
     tasks               {task: {...}}; task is images.knn, images.retrieval, text.knn, zero_shot.names,
                         class_mean.captions; each with
         title, sentence, verdict       for people
@@ -13,6 +13,7 @@
         trained_beats_BASELINE, raw_beats_random_net   bools, by the plain difference
         passed                         trained is above chance and every baseline
         queries, classes, bank, gallery, k   sizes and settings
+    losses              {"language": {...}}: losses on held-out data, see `bigssl.transfer.tasks.language`
     health              {backbone: {trained | random_net: {std, rankme}}}, see `bigssl.transfer.collapse`
     notes               how it was measured, in sentences
 
@@ -33,7 +34,7 @@ from typing import Any
 
 import torch
 
-from bigssl.config_evaluate import EvalImages, EvalText, Evaluate, EvalZeroShot
+from bigssl.config_evaluate import EvalImages, EvalLanguage, EvalText, Evaluate, EvalZeroShot
 from bigssl.data.index import DatasetIndex
 from bigssl.files import write_atomic
 from bigssl.nets.norm import has_batch_norm
@@ -44,6 +45,7 @@ from bigssl.transfer.features import RAW_SIDE, image_batches, read_samples
 from bigssl.transfer.inputs import image_size, text_input
 from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.tasks.images import images
+from bigssl.transfer.tasks.language import masked_words
 from bigssl.transfer.tasks.text import texts
 from bigssl.transfer.tasks.zero_shot import zero_shot
 from bigssl.transfer.team import Team
@@ -77,13 +79,15 @@ def score(run_folder: Path, evaluate: Evaluate, *, seed: int, device: str | torc
             judged.images(evaluate.images)
         if evaluate.text is not None:
             judged.text(evaluate.text)
+        if evaluate.language is not None:
+            judged.language(evaluate.language)
         if evaluate.zero_shot is not None:
             judged.zero_shot(evaluate.zero_shot)
     card = {
         "version": VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),
         "seconds": round(time.monotonic() - start, 1),
-        "verdicts": {name: task["passed"] for name, task in judged.tasks.items()},
-        "tasks": judged.tasks, "health": judged.health, "notes": judged.notes(),
+        "verdicts": {name: task["passed"] for name, task in (judged.tasks | judged.losses).items()},
+        "tasks": judged.tasks, "losses": judged.losses, "health": judged.health, "notes": judged.notes(),
     }
     if team.rank == 0:
         _write(folder / FILE, card)
@@ -101,6 +105,7 @@ class _Judged:
         self.folder = run_folder / export.FOLDER
         self.evaluate, self.seed, self.bench = evaluate, seed, bench
         self.tasks: dict[str, Task] = {}
+        self.losses: dict[str, Task] = {}
         self.health: dict[str, dict[str, dict[str, float]]] = {}
         self.shown = ["pairs", "centre"]
         self._networks: dict[str, Networks] = {}
@@ -134,6 +139,11 @@ class _Judged:
         found, self.health[settings.backbone] = texts(self.bench, networks, words, settings)
         self.tasks |= found
 
+    def language(self, settings: EvalLanguage) -> None:
+        networks, words = self._pair(settings.backbone), text_input(self.folder / settings.backbone)
+        head = export.load_heads(self.folder / "heads" / f"{settings.head}.safetensors")
+        self.losses["language"] = masked_words(self.bench, networks, words, head, settings, seed=self.seed)
+
     def zero_shot(self, settings: EvalZeroShot) -> None:
         pictures = self._pair(settings.image_backbone, settings.captions)
         known = self.evaluate.images
@@ -160,4 +170,4 @@ def format_table(card: dict[str, Any]) -> str:
     lines = ["  ".join(cell.ljust(width) if i in (0, last) else cell.rjust(width)
                        for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
     lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([*lines, *card["notes"]])
+    return "\n".join([*lines, *(loss["sentence"] for loss in card["losses"].values()), *card["notes"]])

@@ -15,8 +15,8 @@ from bigssl.data.verify import verify
 
 DEMO = Path(bigssl.__file__).parent / "demo"
 PARTS = {
-    "emoji/train": 3074,
-    "emoji/val": 738,
+    "emoji/train": 3078,
+    "emoji/val": 734,
     "text/train": 71,
     "text/val": 8,
     "series/basic_motions/train": 40,
@@ -74,10 +74,13 @@ def test_texts_and_series() -> None:
         assert {decode.series(s.fields["npy"]).shape for s in samples(f"series/{name}/train")} == {shape}
 
 
-def test_the_tokenizer_knows_the_training_text() -> None:
-    tokenizer = load_tokenizer(DEMO / "tokenizer.json")
-    assert len(tokenizer) == 8192
-    ids = [tokenizer(decode.text(s.fields["txt"]))["input_ids"] for s in samples("emoji/train")[:300]]
+@pytest.mark.parametrize(
+    ("file", "size", "part"), [("tokenizer", 8192, "emoji/train"), ("tokenizer-prose", 1024, "text/train")]
+)
+def test_the_tokenizers_know_the_training_text(file: str, size: int, part: str) -> None:
+    tokenizer = load_tokenizer(DEMO / f"{file}.json")
+    assert len(tokenizer) == size
+    ids = [tokenizer(decode.text(s.fields["txt"]))["input_ids"] for s in samples(part)[:300]]
     flat = [i for row in ids for i in row]
     assert flat.count(tokenizer.unk_token_id) < len(flat) / 100
 

@@ -20,7 +20,10 @@ def write(path: Path, content: bytes) -> Path:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n\ufeff"), max_size=12)), st.sampled_from(["\n", "\r\n"]))
+@given(
+    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n\ufeff"), max_size=12)),
+    st.sampled_from(["\n", "\r\n"]),
+)
 def test_lines_are_those_of_the_file(tmp_path_factory, texts: list[str], end: str) -> None:
     path = tmp_path_factory.mktemp("lines") / "f.txt"
     path.write_bytes(end.join(texts).encode())

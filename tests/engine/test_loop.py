@@ -74,7 +74,7 @@ def test_ranks_and_stages_keep_the_curve(
         options = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
         ranks(train, 2, recipe(tmp_path / f"two{stage}", **joint, zero={"stage": stage, "options": options}))
         two = curve(tmp_path / f"two{stage}")
-        for name in ("loss", "loss/views", "loss/captions", "loss/words"):
+        for name in ("loss", "loss/views", "loss/captions", "loss/words", "blind", "blind/words"):
             assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=2e-4), (stage, name)
 
 

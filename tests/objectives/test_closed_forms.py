@@ -27,7 +27,7 @@ def test_simclr_collapsed_is_ln_of_2n_minus_1(size: int, objective: Any, batch: 
         task.head.layers[-1].bias.fill_(1.0)  # one embedding for every image
     losses = task(batch(task, size=size))
     assert losses.total.item() == pytest.approx(math.log(2 * size - 1), abs=1e-5)
-    assert losses.chance == pytest.approx(math.log(2 * size - 1))
+    assert losses.blind == pytest.approx(math.log(2 * size - 1))
 
 
 def test_simclr_equals_a_loop_over_pairs(objective: Any, batch: Any) -> None:
@@ -59,7 +59,7 @@ def test_mlm_without_knowledge_is_ln_of_the_vocabulary(objective: Any, batch: An
     task = objective(discover()["mlm"], "mlm")
     data = batch(task)
     start = task(data)
-    assert start.total.item() == pytest.approx(start.chance, rel=0.05)
+    assert start.total.item() == pytest.approx(start.blind.item(), rel=0.05)
     flatten_weights(task.head)
     assert task(data).total.item() == pytest.approx(math.log(task.backbone.vocabulary), abs=1e-5)
 
@@ -88,13 +88,13 @@ def test_mlm_head_without_a_masked_token_is_zero_with_zero_gradient() -> None:
 
 def test_joint_is_the_weighted_sum_of_its_parts(objective: Any, batch: Any) -> None:
     task = objective(discover()["joint"], "joint")
-    data = batch(task)
+    data, twin = batch(task), objective(discover()["joint"], "joint")  # a pass counts tokens
     losses = task(data)
     weights = {"views": 1.0, "captions": 0.5, "words": 0.1}
-    alone = {name: task.parts[name](data[name]) for name in weights}
+    alone = {name: twin.parts[name](data[name]) for name in weights}
     assert losses.total.item() == pytest.approx(sum(w * alone[n].total.item() for n, w in weights.items()), rel=1e-5)
-    assert losses.chance == pytest.approx(sum(w * alone[n].chance for n, w in weights.items()))
-    assert {name: value.item() for name, value in losses.parts.items()} == pytest.approx(
+    assert float(losses.blind) == pytest.approx(sum(w * float(alone[n].blind) for n, w in weights.items()))
+    assert {name: part.total.item() for name, part in losses.parts.items()} == pytest.approx(
         {name: alone[name].total.item() for name in weights}, rel=1e-5
     )
 
@@ -113,7 +113,7 @@ def test_joint_hands_on_steps_and_heads(objective: Any, monkeypatch: pytest.Monk
     preset = discover()["joint"].preset["objective"]["parts"]
     twice = {"first": preset["captions"], "second": preset["captions"]}
     task = objective(discover()["joint"], "joint", parts={**twice, "views": preset["views"], "words": preset["words"]})
-    assert set(task.export_heads()) == {"clip", "second-clip"}
+    assert set(task.export_heads()) == {"clip", "second-clip", "mlm"}
     seen: list[int] = []
     monkeypatch.setattr(discover()["simclr"], "after_step", lambda self, step: seen.append(step))
     task.after_step(7)

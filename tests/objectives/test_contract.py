@@ -46,14 +46,16 @@ def test_seed_and_position_fix_the_loss(name: str, kind: type[Objective], object
 
 
 @each_task
-def test_losses_are_reported_beside_their_chance(
+def test_losses_are_reported_beside_their_blind_line(
     name: str, kind: type[Objective], objective: Any, batch: Any
 ) -> None:
     task = objective(kind, name)
     losses = task(batch(task))
     assert losses.total.shape == () and losses.total.requires_grad
-    assert losses.chance > 0 and set(losses.part_chance) <= set(losses.parts)
-    assert not any(value.requires_grad for value in [*losses.parts.values(), *losses.stats.values()])
+    for path, each in losses.named():
+        values = [*each.stats.values()] + [each.total] * bool(path) + [torch.as_tensor(each.blind)]
+        assert not any(value.requires_grad for value in values), path
+        assert each.blind > 0 and each.unit and each.blind_name, path
 
 
 @each_task
@@ -67,7 +69,7 @@ def test_one_batch_overfits(name: str, kind: type[Objective], objective: Any, ba
         losses = task(data)
         losses.total.backward()
         optimizer.step()
-    assert losses.total.item() < 0.6 * min(first, losses.chance)
+    assert losses.total.item() < 0.6 * min(first, float(losses.blind))
 
 
 @each_task
@@ -125,7 +127,7 @@ def on_ranks(make: Callable[..., Objective], batch: Callable[..., Any], kind: ty
         grad /= dist.get_world_size()
     total = losses.total.detach()
     dist.all_reduce(total)
-    return total / dist.get_world_size(), losses.chance, grads, dict(task.named_buffers())
+    return total / dist.get_world_size(), float(losses.blind), grads, dict(task.named_buffers())
 
 
 @pytest.mark.distributed
@@ -133,9 +135,9 @@ def on_ranks(make: Callable[..., Objective], batch: Callable[..., Any], kind: ty
 def test_two_ranks_are_one_rank(name: str, kind: type[Objective], objective: Any, batch: Any, ranks: Any) -> None:
     task = objective(kind, name)
     losses, grads = gradients(task, batch(task))
-    for total, chance, averaged, buffers in ranks(on_ranks, 2, objective, batch, kind, name):
+    for total, blind, averaged, buffers in ranks(on_ranks, 2, objective, batch, kind, name):
         torch.testing.assert_close(total, losses.total.detach(), rtol=1e-5, atol=1e-5)
-        assert chance == pytest.approx(losses.chance)
+        assert blind == pytest.approx(float(losses.blind))
         assert averaged.keys() == grads.keys()
         for key, grad in grads.items():
             scale = grad.abs().max().item()

@@ -155,7 +155,7 @@ def test_the_loader_and_joint_recipes_pack_too(objective: Any, batch: Any) -> No
     data = batch(task)
     assert data["words"]["segments"].max() > 1
     losses = task(data)
-    assert losses.total.isfinite() and losses.stats["words/padding"] < 0.5
+    assert losses.total.isfinite() and losses.parts["words"].stats["padding"] < 0.5
 
 
 @pytest.mark.parametrize("unit", ["word", "span"])

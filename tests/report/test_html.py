@@ -9,7 +9,7 @@ import pytest
 
 from bigssl.report import environment, figures
 from bigssl.report.html import write_report
-from bigssl.report.metrics import MetricsWriter
+from bigssl.report.metrics import Measure, MetricsWriter
 
 TASK = {"title": "kNN over <category>", "chance": 0.1, "majority": 0.3, "random_net": 0.58, "raw": 0.63,
         "trained": 0.66, "passed": True, "verdict": "better than all", "sentence": "The network & its features."}
@@ -19,8 +19,9 @@ TASK = {"title": "kNN over <category>", "chance": 0.1, "majority": 0.3, "random_
 def run(tmp_path: Path) -> Path:
     writer = MetricsWriter(tmp_path, resume_step=0, enabled=True)
     for step in range(1, 41):
-        values = {"loss": 9 - step / 10, "chance": 9.0, "loss/simclr": 5.0, "chance/simclr": 6.2, "loss/mlm": 4.0,
+        values = {"loss": 9 - step / 10, "blind": 9.0, "loss/simclr": 5.0, "blind/simclr": 6.2, "loss/mlm": 4.0,
                   "speed/samples_per_s": 800.0, "speed/data_wait": 0.03, "speed/driver_overhead": 0.01}
+        writer.describe({name: Measure("nats", "guessing") for name in ("loss", "loss/simclr", "loss/mlm")})
         writer.write(step, values | ({"probe/knn": 0.6, "probe/std": 0.08} if step % 10 == 0 else {}))
     writer.close()
     (tmp_path / "config.yaml").write_text("name: <demo>\nsteps: 40\n")
@@ -34,7 +35,7 @@ def test_page_is_one_file_with_everything_in_it(run: Path) -> None:
     assert not re.search(r'(src|href)="(?!#)', page), "the page points outside itself"
     assert page.count("<svg") == 4
     for text in ("66.0 %", "58.0 %", "better than all", "The network &amp; its features.", "A note.", "simclr", "mlm",
-                 "kNN over &lt;category&gt;", "name: &lt;demo&gt;", "chance 6.20", "driver overhead", "torch"):
+                 "kNN over &lt;category&gt;", "name: &lt;demo&gt;", "guessing 6.20", "driver overhead", "torch"):
         assert text in page, text
     assert not list(run.glob("*.tmp"))
 

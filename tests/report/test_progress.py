@@ -23,9 +23,9 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_facts_show_loss_beside_chance() -> None:
+def test_facts_show_loss_beside_blind() -> None:
     assert facts(2.31, 6.2364, 812.4, 0.031, {"knn": 0.61}) == (
-        "loss 2.310 (chance 6.236), 812 samples/s, data wait 3 %, knn 0.61")
+        "loss 2.310 (blind 6.236), 812 samples/s, data wait 3 %, knn 0.61")
     assert facts(2.31, None, 812.4, 0.0, {}) == "loss 2.310, 812 samples/s, data wait 0 %"
 
 
@@ -34,7 +34,7 @@ def test_plain_lines_are_few_and_the_last_step_is_always_there() -> None:
     run(Progress(25, 0, enabled=True, stream=out, every=10, clock=lambda: float(next(now))), range(1, 26))
     lines = out.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["1/25", "11/25", "21/25", "25/25"]
-    assert "\r" not in out.getvalue() and all("chance 6.236" in line for line in lines)
+    assert "\r" not in out.getvalue() and all("blind 6.236" in line for line in lines)
 
 
 def test_eta_counts_from_the_first_step_seen() -> None:

@@ -1,0 +1,188 @@
+"""Masked words of held-out documents: numbers of loops over tokens, and a verdict that token frequencies cannot win."""
+
+from __future__ import annotations
+
+import io
+import math
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from bigssl.config_evaluate import EvalLanguage, Evaluate
+from bigssl.data.errors import DataError
+from bigssl.data.index import build_index
+from bigssl.engine import zero
+from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.transfer.baselines import random_network
+from bigssl.transfer.bench import Bench, Networks
+from bigssl.transfer.export import export_run
+from bigssl.transfer.inputs import TextInput
+from bigssl.transfer.matrix import Scratch
+from bigssl.transfer.scorecard import format_table, score
+from bigssl.transfer.tasks import language
+from bigssl.transfer.team import Team
+
+Make = Callable[..., PreTrainedModel]
+LENGTH = 64  # max_position_embeddings of the fixture's network
+
+
+def write(folder: Path, documents: list[str]) -> str:
+    folder.mkdir()
+    with tarfile.open(folder / "part-0.tar", "w") as tar:
+        for number, text in enumerate(documents):
+            info = tarfile.TarInfo(f"doc{number:03d}.txt")
+            info.size = len(text.encode())
+            tar.addfile(info, io.BytesIO(text.encode()))
+    build_index([folder / "part-0.tar"], folder)
+    return str(folder)
+
+
+def story(seed: int, words: int = 150) -> str:
+    draw = np.random.default_rng(seed)
+    kinds = ["thing", "number", "warm", "cool", "red-ish", "green-ish"]
+    return " ".join(draw.choice(kinds, size=words, p=[0.4, 0.25, 0.15, 0.1, 0.05, 0.05]))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> EvalLanguage:
+    bank, queries = [story(n) for n in range(12)], [story(100 + n, 40 + 60 * n) for n in range(5)]
+    return EvalLanguage(bank=write(tmp_path / "bank", bank), queries=write(tmp_path / "queries", queries))
+
+
+@pytest.fixture
+def words(tokenizer: PreTrainedTokenizerFast) -> TextInput:
+    return TextInput(tokenizer, LENGTH)
+
+
+def head_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    torch.manual_seed(5)
+    head = MaskedLanguageHead(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    nn.init.normal_(head.bias)
+    return {name: value.detach().clone() for name, value in head.named_parameters() if name != "weight"}
+
+
+def bench_of(batch: int = 4) -> Bench:
+    team = Team()
+    return Bench(team, Scratch(Path("unused"), team), batch, "cpu")
+
+
+def row(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor], settings: EvalLanguage, batch: int = 4
+        ) -> dict[str, Any]:
+    networks = Networks(model, random_network(model.config, 0))
+    return language.masked_words(bench_of(batch), networks, words, head, settings, seed=3)
+
+
+def documents_of(words: TextInput, settings: EvalLanguage, seed: int) -> list[language.Document]:
+    return list(language._documents(settings.queries, range(5), words, seed))
+
+
+def test_numbers_are_those_of_loops(
+    make_model: Make, words: TextInput, tokenizer: PreTrainedTokenizerFast, settings: EvalLanguage
+) -> None:
+    model = make_model("bert").eval()
+    head = head_of(model)
+    found = row(model, words, head, settings)
+    counts: dict[int, int] = {}
+    for n in range(12):
+        for token in tokenizer(story(n), add_special_tokens=False)["input_ids"]:
+            counts[token] = counts.get(token, 0) + 1
+    seen, kinds = sum(counts.values()), len(counts) + 1
+    trained = blind = tokens = 0.0
+    for document in documents_of(words, settings, 3):
+        for ids, labels, mask in zip(document.ids, document.labels, document.mask, strict=True):
+            with torch.no_grad():
+                hidden = model(input_ids=ids[None], attention_mask=mask[None]).last_hidden_state[0].double()
+            for position in (labels != -100).nonzero().flatten().tolist():
+                assert mask[position] == 1
+                token = int(labels[position])
+                inner = torch.nn.functional.gelu(head["dense.weight"].double() @ hidden[position]
+                                                 + head["dense.bias"].double())
+                inner = torch.nn.functional.layer_norm(inner, inner.shape, head["norm.weight"].double(),
+                                                       head["norm.bias"].double(), 1e-12)
+                logits = model.get_input_embeddings().weight.double() @ inner + head["bias"].double()
+                trained -= torch.log_softmax(logits, 0)[token].item()
+                blind -= math.log((counts.get(token, 0) + kinds / model.config.vocab_size) / (seen + kinds))
+                tokens += 1
+    assert found["tokens"] == tokens > 50 and found["documents"] == 5
+    assert found["trained"] == pytest.approx(trained / tokens, rel=1e-5)
+    assert found["blind"] == pytest.approx(blind / tokens, rel=1e-5)
+    assert found["gains"]["blind"]["difference"] == pytest.approx((blind - trained) / tokens, abs=1e-4)
+
+
+def test_the_same_tokens_are_masked_again_and_the_batch_does_not_matter(
+    make_model: Make, words: TextInput, settings: EvalLanguage
+) -> None:
+    model = make_model("bert").eval()
+    first, second = (row(model, words, head_of(model), settings, batch=batch) for batch in (4, 7))
+    assert first["trained"] == pytest.approx(second["trained"], rel=1e-6) and first["tokens"] == second["tokens"]
+
+
+def test_every_piece_of_a_document_is_asked(tokenizer: PreTrainedTokenizerFast, settings: EvalLanguage) -> None:
+    """Of about 15 %, and never a special token or padding."""
+    documents = documents_of(TextInput(tokenizer, LENGTH), settings, 0)
+    tokens = sum(int(document.mask.sum()) - 2 * len(document.mask) for document in documents)
+    assert tokens == sum(len(tokenizer(story(100 + n, 40 + 60 * n), add_special_tokens=False)["input_ids"])
+                         for n in range(5))  # fmt: skip
+    asked = sum(int((document.labels != -100).sum()) for document in documents)
+    assert asked / tokens == pytest.approx(0.15, abs=0.04)
+
+
+def test_a_network_that_knows_frequencies_alone_does_not_pass(
+    make_model: Make, words: TextInput, tokenizer: PreTrainedTokenizerFast, settings: EvalLanguage
+) -> None:
+    model = make_model("bert").eval()
+    head = {name: torch.zeros_like(value) for name, value in head_of(model).items()}
+    head["bias"] = -language._frequencies(bench_of(), settings, tokenizer, model.config.vocab_size).surprise()
+    found = row(model, words, head, settings)
+    assert found["trained"] == pytest.approx(found["blind"], rel=1e-5)
+    assert found["verdict"] == "not better than token frequencies" and not found["passed"]
+    assert found["gains"]["random_net"]["difference"] > 1
+
+
+def test_documents_are_the_units_of_the_standard_error() -> None:
+    """Two documents, one of them nine times as long: the error of a ratio by hand."""
+    gain = language._gain(torch.tensor([1.0, 18.0]).double(), torch.tensor([1.0, 9.0]).double())
+    mean = 19 / 10
+    spread = math.sqrt((1 - mean) ** 2 + (18 - 9 * mean) ** 2) / 10 * math.sqrt(2)
+    assert gain == {"difference": pytest.approx(mean), "stderr": pytest.approx(spread)}
+    assert language._gain(torch.tensor([5.0]), torch.tensor([5.0]))["stderr"] == math.inf
+
+
+def test_the_scorecard_has_the_row(
+    tmp_path: Path, make_model: Make, tokenizer: PreTrainedTokenizerFast, settings: EvalLanguage
+) -> None:
+    model = make_model("bert")
+    export_run(tmp_path, {"text": model}, {"text": TextInput(tokenizer, LENGTH)}, {"mlm": head_of(model)}, {})
+    card = score(tmp_path, Evaluate(language=settings), seed=3)
+    assert card["verdicts"] == {"language": card["losses"]["language"]["passed"]}
+    assert card["losses"]["language"]["sentence"] in format_table(card)
+    wrong = settings.model_copy(update={"head": "nothing"})
+    with pytest.raises(DataError, match=r"nothing.safetensors; there is: mlm.safetensors"):
+        score(tmp_path, Evaluate(language=wrong), seed=3)
+
+
+def test_another_head_is_refused(make_model: Make, words: TextInput, settings: EvalLanguage) -> None:
+    with pytest.raises(DataError, match="not a head of masked language modelling"):
+        row(make_model("bert"), words, {"image_projection": torch.zeros(2, 2)}, settings)
+
+
+def on_ranks(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor], settings: EvalLanguage) -> Any:
+    zero.start()
+    return row(model, words, head, settings)
+
+
+@pytest.mark.distributed
+def test_three_ranks_find_what_one_finds(
+    make_model: Make, words: TextInput, settings: EvalLanguage, ranks: Any
+) -> None:
+    model = make_model("bert").eval()
+    one = row(model, words, head_of(model), settings)
+    for found in ranks(on_ranks, 3, model, words, head_of(model), settings):
+        assert found == one
