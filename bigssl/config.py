@@ -217,12 +217,10 @@ class EvalText(Section):
 
 
 class EvalLanguage(Section):
-    """Loss on masked tokens of held-out documents, beside token frequencies and a random network."""
-
-    head: str = Field("mlm", description="name under export/heads of the head of masked language modelling")
+    head: str = Field("mlm", description="name under export/heads")
     backbone: str = "text"
-    bank: str = Field(description="documents trained on, whose token frequencies are the line to beat")
-    queries: str = Field(description="held-out documents")
+    bank: str = Field(description="documents trained on, for their token frequencies")
+    queries: str = Field(description="documents never trained on, whose masked tokens are to be told")
     limit: PositiveInt = Field(1000, description="documents of each that are read")
 
 
