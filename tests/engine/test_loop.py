@@ -160,12 +160,12 @@ def test_another_number_of_ranks_goes_on(
 
 @pytest.mark.distributed
 def test_bf16_follows_fp32(tmp_path: Path, ranks: Any, recipe: Any, joint: Any, train: Any, curve: Any) -> None:
+    gentle = {"lr": 0.001, "warmup": 2}  # at ten times the rate, rounding grows to a tenth of the loss in four steps
     for precision in ("fp32", "bf16"):
-        ranks(train, 2, recipe(tmp_path / precision, **joint, precision=precision))
+        ranks(train, 2, recipe(tmp_path / precision, **joint, precision=precision, optim=gentle))
     full, half = ([row["loss"] for row in curve(tmp_path / name)] for name in ("fp32", "bf16"))
     assert half != full  # autocast did something
-    assert half[0] == pytest.approx(full[0], rel=0.01)  # 8 bits of mantissa, before steps pull them apart
-    assert half == pytest.approx(full, rel=0.1)
+    assert half == pytest.approx(full, rel=0.02)  # 8 bits of mantissa
 
 
 @pytest.mark.distributed

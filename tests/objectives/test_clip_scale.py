@@ -58,7 +58,8 @@ def steps_under_zero(objective: Any, batch: Any, stage: int, slopes: tuple[float
     with pytest.MonkeyPatch.context() as patch:
         task = clip_with_slope(objective, ABOVE, patch, lambda: slopes[dist.get_rank()])
         recipe = Recipe.model_validate({
-            "name": "cap", "steps": 3, "objective": {}, "backbones": {}, "data": {"sources": {}},
+            "name": "cap", "steps": 3, "objective": {}, "backbones": {"unused": {"type": "resnet"}},
+            "data": {"sources": {}},
             "batch": {"size": 8}, "optim": {"lr": 0.01, "clip": 0.0},
             "zero": {"stage": stage, "options": {"stage3_param_persistence_threshold": 0} if stage == 3 else {}},
         })  # fmt: skip

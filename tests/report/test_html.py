@@ -13,6 +13,8 @@ from bigssl.report.metrics import Measure, MetricsWriter
 
 TASK = {"title": "kNN over <category>", "chance": 0.1, "majority": 0.3, "random_net": 0.58, "raw": 0.63,
         "trained": 0.66, "passed": True, "verdict": "better than all", "sentence": "The network & its features."}
+HELD = {"title": "masked words", "unit": "nats", "blind": 6.021, "random_net": 7.13, "trained": 4.404, "passed": True,
+        "verdict": "better than all", "sentence": "Masked words & 8 documents."}
 
 
 @pytest.fixture
@@ -25,7 +27,8 @@ def run(tmp_path: Path) -> Path:
         writer.write(step, values | ({"probe/knn": 0.6, "probe/std": 0.08} if step % 10 == 0 else {}))
     writer.close()
     (tmp_path / "config.yaml").write_text("name: <demo>\nsteps: 40\n")
-    (tmp_path / "scorecard.json").write_text(json.dumps({"tasks": {"images.knn": TASK}, "notes": ["A note."]}))
+    card = {"tasks": {"images.knn": TASK}, "losses": {"language": HELD}, "notes": ["A note."]}
+    (tmp_path / "scorecard.json").write_text(json.dumps(card))
     environment.record(tmp_path)
     return tmp_path
 
@@ -35,7 +38,8 @@ def test_page_is_one_file_with_everything_in_it(run: Path) -> None:
     assert not re.search(r'(src|href)="(?!#)', page), "the page points outside itself"
     assert page.count("<svg") == 4
     for text in ("66.0 %", "58.0 %", "better than all", "The network &amp; its features.", "A note.", "simclr", "mlm",
-                 "kNN over &lt;category&gt;", "name: &lt;demo&gt;", "guessing 6.20", "driver overhead", "torch"):
+                 "kNN over &lt;category&gt;", "name: &lt;demo&gt;", "guessing 6.20", "driver overhead", "torch",
+                 "6.02", "7.13", "4.40", "Masked words &amp; 8 documents.", "simclr: 1.20 nats below its blind line"):
         assert text in page, text
     assert not list(run.glob("*.tmp"))
 
