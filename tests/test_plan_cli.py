@@ -152,6 +152,20 @@ def test_lanes_that_do_not_fit_the_ranks_are_mended(paper: Path, capsys: pytest.
     assert "data.lanes=8000 lets each keep its own" in warning
 
 
+def test_the_table_and_the_warning_agree_on_whose_shards_a_rank_reads(
+    paper: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 10 shards that would be its own, a rank opens 12.4, edges included, or 17.5, some of its neighbours'."""
+    for size, own in ((1000, True), (300, False)):
+        arguments = ["--world", "100", "data.lanes=4096", f"batch.size={size}"]
+        found = plan(capsys, paper, *arguments)["sources"]["web"]
+        assert found["openings"] == pytest.approx(1.24 if own else 1.75, abs=0.01) and found["own"] is own
+        assert main(["plan", "--config", str(paper), *arguments]) == 0
+        text = capsys.readouterr().out
+        assert ("each rank reads shards of its own" in text) is own
+        assert ("a rank opens 17.5 shards, its share is 10.0, since 4096 lanes, steps of 300" in text) is not own
+
+
 def test_badly_mixed_batches_are_said_with_what_mends_them(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of 50 million samples, 256 lanes cannot mix a batch of 8,000; as many lanes as samples in a batch can."""
     manifest = paper.parent / "web" / "index.json"

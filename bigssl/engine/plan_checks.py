@@ -125,6 +125,7 @@ def _reading(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], sizes: M
             "epochs": seen / len(order),
             "rank_imbalance": reading.rank_bytes.imbalance,
             "shard_imbalance": reading.rank_shards.imbalance,
+            "own": reading.own,
         }
         if isinstance(order, Mixture):
             shares = [weight / order.schedule.total for weight in order.schedule.weights]
@@ -160,13 +161,12 @@ def _uneven(paper: Paper, recipe: Recipe, name: str, order: Order, reading: Read
     size, lanes = recipe.data.sources[name].batch or recipe.batch.size, _lanes(order)
     if reading.shards < world:
         texts.append(f"{reading.shards} shards for {world} ranks: several ranks read each; pack >= {world} shards")
-    share = max(1.0, reading.shards / world)
-    if world > 1 and reading.rank_shards.mean > 1.1 * share + 1.5 and not isinstance(order, Mixture):
+    if not reading.own and not isinstance(order, Mixture):
         other = lanes_that_keep(len(order), lanes, size, world)
         change = f"; data.lanes={other} lets each keep its own" if other and other != lanes else ""
         texts.append(
-            f"a rank opens {reading.rank_shards.mean:.1f} shards, its share is {share:.1f}, since {lanes} lanes, steps "
-            f"of {size} samples and {world} ranks do not divide one another{change}"
+            f"a rank opens {reading.rank_shards.mean:.1f} shards, its share is {reading.rank_share:.1f}, since {lanes} "
+            f"lanes, steps of {size} samples and {world} ranks do not divide one another{change}"
         )
     if nodes > 1 and reading.node_shards.mean > 0.9 * reading.shards:
         texts.append(

@@ -37,6 +37,7 @@ class Reading:
         bytes: size of all shards. rank_bytes, node_bytes: read by a rank or node, with a sample counted as the mean of
             its shard.
         rank_shards, node_shards: shards opened by a rank or node. openings: ranks that open a shard, on average.
+        rank_share: shards a rank would open if each had its own, at least 1.
         repeated: samples of an epoch that came twice (a fault: 0 by construction), or None where not all were seen.
     """
 
@@ -50,7 +51,13 @@ class Reading:
     rank_shards: Spread
     node_shards: Spread
     openings: float
+    rank_share: float
     repeated: int | None
+
+    @property
+    def own(self) -> bool:
+        """Whether each rank reads shards of its own, but for the edges: a shard may lie across two ranks' lanes."""
+        return self.rank_shards.mean <= 1.1 * self.rank_share + 1.5
 
 
 def simulate(order: Order, size: int, world: int, per_node: int) -> Reading:
@@ -75,6 +82,7 @@ def simulate(order: Order, size: int, world: int, per_node: int) -> Reading:
         rank_shards=rank_shards,
         node_shards=_distinct(nodes, opened, -(-world // per_node), len(shards)),
         openings=rank_shards.mean * world / len(shards),
+        rank_share=max(1.0, len(shards) / world),
         repeated=_repeats(epochs, numbers) if share == 1 else None,
     )
 

@@ -55,8 +55,7 @@ def _source(name: str, row: dict[str, Any], paper: Paper) -> Iterator[str]:
         )
     if row["repeated"] is not None:
         yield f"  repeats   {row['repeated']} samples come twice in an epoch"
-    own = row["openings"] <= max(1, world / row["shards"]) + 1.5  # a shard may lie across two ranks' lanes
-    whose = "each rank reads shards of its own, but for the edges" if own else "ranks read one another's shards"
+    whose = "each rank reads shards of its own, but for the edges" if row["own"] else "ranks read one another's shards"
     seen = "the whole epoch" if row["share"] == 1 else f"{row['share']:.2%} of the epoch; shards are lower bounds"
     yield f"  balance   bytes {row['rank_imbalance']:.3f}, shards {row['shard_imbalance']:.3f} (most / mean over ranks)"
     yield f"  sharing   a shard is opened by {row['openings']:.2f} ranks: {whose} (simulated: {seen})"

@@ -112,7 +112,9 @@ def _next_hash(values: Tensor) -> Tensor:
         keys = _keys(rows.to(values.device), _now.calls)
         if rows.dim() == 1:
             return _elements(keys, values.numel() // len(keys)).view(values.shape)
-        if values.dim() == 4 and values.shape[:2] != rows.shape:  # attention [R, heads, T, T]: a pair of tokens
+        if values.dim() == 4:  # attention [R, heads, T, T]: a pair of tokens, whatever the number of heads
+            if (*values.shape[:1], *values.shape[2:]) != (*rows.shape, rows.shape[1]):
+                raise RuntimeError(f"dropout: attention {tuple(values.shape)}, but rows and tokens {tuple(rows.shape)}")
             heads = torch.arange(values.shape[1], dtype=torch.int32, device=values.device).view(-1, 1, 1)
             return _mix(_mix(keys[:, None, :, None] + heads) ^ keys[:, None, None, :])
         if values.shape[:2] != rows.shape:

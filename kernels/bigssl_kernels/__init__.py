@@ -4,7 +4,7 @@ Needs torch only to import. The fused kernels run on a GPU with triton installed
 chunked in plain torch, with the same results.
 """
 
-from bigssl_kernels._dispatch import explain
+from bigssl_kernels._explain import explain
 from bigssl_kernels.contrastive import clip_loss, info_nce, nt_xent, sigmoid_loss, sup_con
 from bigssl_kernels.masked_tokens import TokenStatistics, linear_cross_entropy, sharded_linear_cross_entropy
 

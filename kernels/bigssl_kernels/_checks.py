@@ -4,9 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
-
-from bigssl_kernels._distributed import gather_numbers
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("mean", "sum", "none")
@@ -38,10 +35,8 @@ def check_alike(fn: str, name: str, value: Tensor, other_name: str, other: Tenso
         )
 
 
-def check_pairs(
-    fn: str, name: str, value: Tensor, other_name: str, other: Tensor, group: ProcessGroup | None = None
-) -> None:
-    """Two matrices whose rows are pairs: everything alike, on every rank; at least one row and one feature."""
+def check_pairs(fn: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Two matrices whose rows are pairs: everything alike; at least one row and one feature."""
     check_matrix(fn, name, value)
     check_matrix(fn, other_name, other)
     check_alike(fn, name, value, other_name, other)
@@ -51,30 +46,6 @@ def check_pairs(
             "row i of one is the partner of row i of the other, so both shapes must be equal"
         )
     check_not_empty(fn, name, value)
-    check_ranks(fn, other_name, other, group)
-
-
-def check_ranks(fn: str, name: str, value: Tensor, group: ProcessGroup | None) -> None:
-    """Every rank of the group brings a matrix of the same shape and dtype, or each of them raises the same sentence.
-
-    Collectives of unequal sizes abort (gloo) or hang (nccl). The sizes pass from host to host where the group can do so
-    (gloo, "cpu:gloo,cuda:nccl"): each call is compared, and no device is waited for. A group of devices only ("nccl")
-    would cost a device sync each time: there the group's first call is compared, which all ranks make together; sizes
-    that part later end as nccl ends them. Nothing is compared under a trace: a graph is made for one size.
-    """
-    if group is None or group.size() == 1 or not is_real(value):
-        return
-    mine = [*value.shape, FLOATS.index(compute_dtype(value))]
-    everyone = [tuple(one) for one in gather_numbers(mine, value.device, group) or [mine]]
-    if len(set(everyone)) == 1:
-        return
-    ranks = {kind: [rank for rank, one in enumerate(everyone) if one == kind] for kind in dict.fromkeys(everyone)}
-    found = "; ".join(
-        f"({rows}, {features}) {FLOATS[dtype]} on rank {', '.join(map(str, those[:8]))}{' ...' * (len(those) > 8)}"
-        for (rows, features, dtype), those in ranks.items()
-    )
-    raise ValueError(f"{fn}: {name} differs between the ranks: {found}; every rank of the group needs the same shape "
-                     "and dtype (leave out the last, smaller batch)")  # fmt: skip
 
 
 def check_not_empty(fn: str, name: str, value: Tensor) -> None:

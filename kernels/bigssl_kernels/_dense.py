@@ -4,6 +4,9 @@ With products in the accumulator's dtype these are the reference against which a
 dtype of the embeddings they serve batches so small that one matrix costs less than walking over its tiles.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,18 +17,29 @@ from bigssl_kernels._dispatch import exact
 from bigssl_kernels._distributed import gather, gather_rows, group_name, rank, world_size
 
 SMALL = 512
+CANDIDATES: dict[str, Callable[..., int]] = {  # how many a row has to pick from, by the loss's tensors
+    "nt_xent": lambda view1, *_: 2 * view1.shape[0] - 1,
+    "clip_loss": lambda image, *_: image.shape[0],
+    "info_nce": lambda query, positive, negatives, *_: 1 + negatives.shape[0],
+    "sup_con": lambda embeddings, *_: embeddings.shape[0] - 1,
+    "sigmoid_loss": lambda image, *_: image.shape[0],
+}
 
 
-def products_in(
-    chosen: str, data: Tensor, rows: int, candidates: int, group: ProcessGroup | None
-) -> torch.dtype | None:
-    """The dtype of products where the loss is computed densely, None where it is tiled.
+def single(fn: str, group: ProcessGroup | None, *tensors: Any) -> bool:
+    """Has each row of the loss `fn` one candidate only?"""
+    return fn in CANDIDATES and CANDIDATES[fn](*tensors) == 1 and world_size(group) == 1
+
+
+def products_in(fn: str, chosen: str, rows: int, group: ProcessGroup | None, *tensors: Tensor) -> torch.dtype | None:
+    """The dtype of products where the loss `fn` of `tensors` is computed densely, None where it is tiled.
 
     The reference is dense throughout, and so is every loss whose rows have one candidate to pick: its one logit cancels
     to exactly 0, whereas a tile's and a pair's product are rounded apart. On a CPU a matrix of up to SMALL rows costs
     less than the operators around tiles.
     """
-    if chosen == "reference" or (candidates == 1 and world_size(group) == 1):
+    data = tensors[0]
+    if chosen == "reference" or single(fn, group, *tensors):
         return accumulator(data.dtype)
     small = chosen == "torch" and group is None and data.device.type == "cpu" and rows <= SMALL
     return compute_dtype(data) if small else None

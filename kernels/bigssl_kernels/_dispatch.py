@@ -3,7 +3,6 @@
 import functools
 import importlib
 import importlib.util
-import inspect
 import os
 from collections.abc import Callable
 from types import ModuleType
@@ -102,28 +101,3 @@ def refuse_double_backward(ctx, *_: object) -> None:
 
 
 FAMILIES: dict[str, str] = {}  # public function -> family
-
-
-def explain(fn: Callable[..., Tensor], *args: Any, **kw: Any) -> str:
-    """Say which implementation `fn(*args, **kw)` would run, and why, without running it.
-
-    Args:
-        fn: one of the losses of this package.
-        args, kw: what it would be called with.
-
-    Returns:
-        One line, for example ``nt_xent: torch (CPU tensors need TRITON_INTERPRET=1)``.
-
-    Raises:
-        ValueError: `fn` is not a loss of this package, or `impl` is not an implementation.
-        RuntimeError: the implementation asked for cannot run.
-        TypeError: the arguments do not fit the signature.
-    """
-    name = getattr(fn, "__name__", str(fn))
-    if name not in FAMILIES:
-        raise ValueError(f"explain: {name!r} is not a loss of bigssl_kernels; known are {', '.join(sorted(FAMILIES))}")
-    bound = inspect.signature(fn).bind(*args, **kw)
-    bound.apply_defaults()
-    data = next(iter(bound.arguments.values()))
-    chosen, reason = choose_with_reason(name, FAMILIES[name], bound.arguments["impl"], data)
-    return f"{name}: {chosen} ({reason})"

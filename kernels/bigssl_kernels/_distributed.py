@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-_asked_once: weakref.WeakSet[ProcessGroup] = weakref.WeakSet()  # groups that cannot pass numbers from host to host
+_asked_once: weakref.WeakSet[ProcessGroup] = weakref.WeakSet()  # groups that pass no numbers from host to host
 
 
 def group_name(group: ProcessGroup | None) -> str:
@@ -47,16 +47,28 @@ def gather(value: Tensor, name: str) -> Tensor:
     return ops.wait_tensor(ops.all_gather_into_tensor(value.detach().contiguous(), size, name))
 
 
-def gather_numbers(numbers: list[int], device: torch.device, group: ProcessGroup) -> list[list[int]] | None:
-    """The numbers of every rank; None where reading them would wait for the device, but for a group's first time."""
-    if "cpu:" in dist.get_backend_config(group):
-        device = torch.device("cpu")
-    elif device.type != "cpu":
-        if group in _asked_once:
-            return None
-        _asked_once.add(group)
+def asks(group: ProcessGroup) -> bool:
+    """May the ranks tell one another numbers now? Not where reading them waits for a device, but the first time."""
+    if "cpu" in _kinds(group):
+        return True
+    first = group not in _asked_once
+    _asked_once.add(group)
+    return first
+
+
+def gather_numbers(numbers: list[int], value: object, group: ProcessGroup) -> list[list[int]]:
+    """The numbers of every rank, equally many; over the CPU, else over the device of `value` if it is the group's."""
+    kinds = _kinds(group)
+    device = torch.device(kinds[0])
+    if device.type != "cpu" and isinstance(value, Tensor) and value.device.type in kinds:
+        device = value.device
     together: list[list[int]] = gather(torch.tensor([numbers], device=device), group_name(group)).tolist()
     return together
+
+
+def _kinds(group: ProcessGroup) -> list[str]:
+    """Types of devices whose tensors pass through the group, the CPU first."""
+    return sorted((part.split(":")[0] for part in dist.get_backend_config(group).split(",")), key="cpu".__ne__)
 
 
 def _sum_over_ranks(value: Tensor, name: str) -> Tensor:

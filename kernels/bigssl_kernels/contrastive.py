@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from bigssl_kernels import _dense, _small
+from bigssl_kernels._agreement import agreed
 from bigssl_kernels._checks import (
     as_scalar,
     check_alike,
@@ -13,7 +14,6 @@ from bigssl_kernels._checks import (
     check_memory,
     check_not_empty,
     check_pairs,
-    check_ranks,
     check_reduction,
     compute_dtype,
 )
@@ -52,10 +52,12 @@ def nt_xent(
         normalize: bring rows to length one first. A row of zeros stays zero and gets a zero gradient.
         reduction: "mean" over the 2N rows, "sum", or "none": losses of view1's rows, then of view2's.
         group: process group over which the batch is spread, the same N on each rank (ValueError on every rank where it
-            is not; a group of nccl alone is asked once only). Each rank returns the same global mean; the gradient at
-            a local embedding is W x d(global mean)/d(embedding), so that averaging parameter gradients over ranks gives
-            exactly the single-process gradient. "none" returns the local rows' losses.
-        impl: "auto", "triton", "torch" or "reference"; the variable BIGSSL_KERNELS replaces "auto".
+            is not; what one rank finds wrong, all raise; a group of nccl alone is asked at its first call only). Each
+            rank returns the same global mean; the gradient at a local embedding is W x d(global mean)/d(embedding), so
+            that averaging parameter gradients over ranks gives exactly the single-process gradient. "none" returns the
+            local rows' losses.
+        impl: "auto", "triton", "torch" or "reference"; the variable BIGSSL_KERNELS replaces "auto". Where each row has
+            one candidate only (a single pair, a queue of no negatives), dense torch runs for any of them.
         memory: with a group, "gather" brings the embeddings of all ranks here, [W * 2N, D]; "ring" passes them round in
             blocks, two of which are here at a time, for batches whose gathered matrix is too large. The same values up
             to the order of sums. The reference always gathers.
@@ -68,12 +70,13 @@ def nt_xent(
         ValueError: shapes, dtypes, devices, temperature or an option do not fit.
         RuntimeError: the implementation asked for cannot run here.
     """
-    check_pairs("nt_xent", "view2", view2, "view1", view1, group)
-    check_reduction("nt_xent", reduction)
-    check_memory("nt_xent", memory)
-    scale = as_scalar("nt_xent", "temperature", temperature, view1).reciprocal()
-    chosen = choose("nt_xent", "similarity", impl, view1)
-    dense = _dense.products_in(chosen, view1, 2 * view1.shape[0], 2 * view1.shape[0] - 1, group)
+    with agreed("nt_xent", "view1", view1, group):
+        check_pairs("nt_xent", "view2", view2, "view1", view1)
+        check_reduction("nt_xent", reduction)
+        check_memory("nt_xent", memory)
+        scale = as_scalar("nt_xent", "temperature", temperature, view1).reciprocal()
+        chosen = choose("nt_xent", "similarity", impl, view1)
+    dense = _dense.products_in("nt_xent", chosen, 2 * view1.shape[0], group, view1)
     if dense is not None and chosen == "torch" and _small.fits(view1, scale, normalize):
         rows = _small.NTXent.apply(view1, view2, scale)
     elif dense is not None:
@@ -121,12 +124,13 @@ def clip_loss(
         ValueError: shapes, dtypes, devices, scale or an option do not fit.
         RuntimeError: the implementation asked for cannot run here.
     """
-    check_pairs("clip_loss", "text", text, "image", image, group)
-    check_reduction("clip_loss", reduction)
-    check_memory("clip_loss", memory)
-    scale = as_scalar("clip_loss", "logit_scale", logit_scale, image)
-    chosen = choose("clip_loss", "similarity", impl, image)
-    dense = _dense.products_in(chosen, image, image.shape[0], image.shape[0], group)
+    with agreed("clip_loss", "image", image, group):
+        check_pairs("clip_loss", "text", text, "image", image)
+        check_reduction("clip_loss", reduction)
+        check_memory("clip_loss", memory)
+        scale = as_scalar("clip_loss", "logit_scale", logit_scale, image)
+        chosen = choose("clip_loss", "similarity", impl, image)
+    dense = _dense.products_in("clip_loss", chosen, image.shape[0], group, image)
     if dense is not None and chosen == "torch" and _small.fits(image, scale, normalize):
         rows = _small.Clip.apply(image, text, scale)
     elif dense is not None:
@@ -176,7 +180,9 @@ def info_nce(
     check_reduction("info_nce", reduction)
     scale = as_scalar("info_nce", "temperature", temperature, query).reciprocal()
     chosen = choose("info_nce", "similarity", impl, query)
-    dense = _dense.products_in(chosen, query, query.shape[0] + negatives.shape[0], 1 + negatives.shape[0], None)
+    dense = _dense.products_in(
+        "info_nce", chosen, query.shape[0] + negatives.shape[0], None, query, positive, negatives
+    )
     if dense is not None:
         rows = _dense.info_nce(query, positive, negatives, scale, normalize, dense)
     else:
@@ -217,15 +223,15 @@ def sup_con(
         ValueError: shapes, dtypes, devices, temperature or an option do not fit.
         RuntimeError: the implementation asked for cannot run here.
     """
-    check_matrix("sup_con", "embeddings", embeddings)
-    check_not_empty("sup_con", "embeddings", embeddings)
-    check_indices("sup_con", "ids", ids, embeddings.shape[0], "embeddings", embeddings.device)
-    check_ranks("sup_con", "embeddings", embeddings, group)
-    check_reduction("sup_con", reduction)
+    with agreed("sup_con", "embeddings", embeddings, group):
+        check_matrix("sup_con", "embeddings", embeddings)
+        check_not_empty("sup_con", "embeddings", embeddings)
+        check_indices("sup_con", "ids", ids, embeddings.shape[0], "embeddings", embeddings.device)
+        check_reduction("sup_con", reduction)
+        scale = as_scalar("sup_con", "temperature", temperature, embeddings).reciprocal()
+        chosen = choose("sup_con", "similarity", impl, embeddings)
     ids = ids.long()  # ranks that chose different integers gather the same number of bytes
-    scale = as_scalar("sup_con", "temperature", temperature, embeddings).reciprocal()
-    chosen = choose("sup_con", "similarity", impl, embeddings)
-    dense = _dense.products_in(chosen, embeddings, embeddings.shape[0], embeddings.shape[0] - 1, group)
+    dense = _dense.products_in("sup_con", chosen, embeddings.shape[0], group, embeddings)
     if dense is not None:
         rows, count = _dense.sup_con(embeddings, ids, scale, normalize, group, dense)
     else:
@@ -267,11 +273,12 @@ def sigmoid_loss(
         ValueError: shapes, dtypes, devices, scale or bias do not fit.
         RuntimeError: the implementation asked for cannot run here.
     """
-    check_pairs("sigmoid_loss", "text", text, "image", image, group)
-    scale = as_scalar("sigmoid_loss", "logit_scale", logit_scale, image)
-    bias = as_scalar("sigmoid_loss", "logit_bias", logit_bias, image, positive=False)
-    chosen = choose("sigmoid_loss", "sigmoid", impl, image)
-    dense = _dense.products_in(chosen, image, image.shape[0], image.shape[0], group)
+    with agreed("sigmoid_loss", "image", image, group):
+        check_pairs("sigmoid_loss", "text", text, "image", image)
+        scale = as_scalar("sigmoid_loss", "logit_scale", logit_scale, image)
+        bias = as_scalar("sigmoid_loss", "logit_bias", logit_bias, image, positive=False)
+        chosen = choose("sigmoid_loss", "sigmoid", impl, image)
+    dense = _dense.products_in("sigmoid_loss", chosen, image.shape[0], group, image)
     if dense is not None:
         rows = _dense.sigmoid_loss(image, text, scale, bias, normalize, group, dense)
     else:

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from bigssl_kernels import _reference
-from bigssl_kernels._checks import accumulator, check_ranks, compute_dtype
+from bigssl_kernels._agreement import agreed
+from bigssl_kernels._checks import accumulator, compute_dtype
 from bigssl_kernels._dispatch import FAMILIES, choose
 from bigssl_kernels._distributed import group_name, rank, world_size
 from bigssl_kernels._linear_ce import linear_ce_rows
@@ -145,7 +146,8 @@ def sharded_linear_cross_entropy(
     gradient of the hidden states; weight and bias get the gradient of their shard. Nothing is averaged over ranks.
 
     Args:
-        hidden: [T, H], the same on every rank of the group (ValueError on every rank where shape or dtype are not).
+        hidden: [T, H], the same on every rank of the group (ValueError on every rank where shape or dtype are not;
+            what one rank finds wrong, all raise; a group of nccl alone is asked at its first call only).
         weight: [v, H], this rank's rows of [V, H] as torch.chunk deals them: ceil(V / W) each, the last ranks fewer,
             none of them empty.
         labels: [T] integers in 0 .. V-1, or `ignore_index`.
@@ -159,19 +161,19 @@ def sharded_linear_cross_entropy(
         ValueError: as `linear_cross_entropy`, and where the shard is not the rank's.
     """
     name = "sharded_linear_cross_entropy"
-    check_tensors(name, hidden, weight, labels, bias, token_weights)
-    check_options(name, reduction, label_smoothing, z_loss, softcap)
-    check_ranks(name, "hidden", hidden, group)
-    labels = checked_labels(name, labels, classes, ignore_index)
-    first, stop = shard(classes, world_size(group), rank(group))
-    if weight.shape[0] != stop - first:
-        raise ValueError(
-            f"{name}: weight has {weight.shape[0]} rows; rank {rank(group)} of {world_size(group)} holds "
-            f"{stop - first} of {classes} classes ({first} to {stop - 1})"
-        )
-    chosen = choose(name, "linear_ce", impl, hidden)
-    if chosen == "reference":
-        raise ValueError(f"{name}: impl is 'reference'; allowed are 'auto', 'triton' and 'torch'")
+    with agreed(name, "hidden", hidden, group):
+        check_tensors(name, hidden, weight, labels, bias, token_weights)
+        check_options(name, reduction, label_smoothing, z_loss, softcap)
+        labels = checked_labels(name, labels, classes, ignore_index)
+        first, stop = shard(classes, world_size(group), rank(group))
+        if weight.shape[0] != stop - first:
+            raise ValueError(
+                f"{name}: weight has {weight.shape[0]} rows; rank {rank(group)} of {world_size(group)} holds "
+                f"{stop - first} of {classes} classes ({first} to {stop - 1})"
+            )
+        chosen = choose(name, "linear_ce", impl, hidden)
+        if chosen == "reference":
+            raise ValueError(f"{name}: impl is 'reference'; allowed are 'auto', 'triton' and 'torch'")
     factors = _factors(hidden, labels != ignore_index, token_weights, reduction)
     how = (compute_dtype(hidden), chosen)
     options = Options(classes, first, group_name(group), ignore_index, label_smoothing, z_loss, softcap, *how)

@@ -105,6 +105,17 @@ def test_attention_weights_are_dropped_too() -> None:
     assert seen[0].mean().item() / 12 == pytest.approx(0.6, abs=0.02)
 
 
+def test_packed_attention_is_dropped_by_pairs_of_tokens_for_any_number_of_heads() -> None:
+    """As many heads as tokens: [R, heads, T, T] looks like the tokens' own values, [R, T, ...]."""
+    seen = []
+    for heads in (5, 6, 7):
+        with dropout.seeded(SEEDS[:30].view(5, 6)):
+            seen.append(dropout.drop(torch.ones(5, heads, 6, 6), 0.4))
+    assert torch.equal(seen[0], seen[1][:, :5]) and torch.equal(seen[1], seen[2][:, :6])
+    with dropout.seeded(SEEDS[:30].view(5, 6)), pytest.raises(RuntimeError, match="but rows and tokens"):
+        dropout.drop(torch.ones(5, 6, 4, 8), 0.4)
+
+
 @pytest.mark.parametrize("mask", ["none", "boolean", "additive", "causal", "grouped"])
 def test_attention_written_out_is_attention(mask: str) -> None:
     torch.manual_seed(1)
