@@ -33,6 +33,16 @@ def parse(block: bytes, url: str, position: int) -> tarfile.TarInfo:
         raise damaged(url, key=None, offset=position, cause=f"bad tar header ({error})") from error
 
 
+def begins(first: bytes) -> bool:
+    """Whether a file that begins with these 512 bytes is a tar; one of no files is two zeroed blocks."""
+    try:
+        return len(first) == tarfile.BLOCKSIZE and bool(tarfile.TarInfo.frombuf(first, "utf-8", "surrogateescape"))
+    except tarfile.EOFHeaderError:
+        return True
+    except tarfile.HeaderError:
+        return False
+
+
 def extension(header: tarfile.TarInfo, read: Callable[[int, str], bytes], url: str, position: int) -> dict[str, str]:
     """What a GNU long name or a pax header says about the next file (a global pax header: nothing).
 

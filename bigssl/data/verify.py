@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -198,9 +199,10 @@ def _sample(reader: SampleReader, shard: ShardInfo, row: Row) -> Iterator[Findin
 def _undecodable(
     shard: str, key: str, fields: Mapping[str, bytes], offsets: Mapping[str, int | None]
 ) -> Iterator[Finding]:
+    only_text = decode.only_json(fields)
     for name, data in fields.items():
         try:
-            decode.check(name, data, only_text="txt" not in fields)
+            decode.check(name, data, only_text=only_text)
         except DataError as error:
             yield Finding(shard, key, offsets[name], f"field {name!r}: {error}")
 
@@ -226,5 +228,13 @@ def _strangers(index: DatasetIndex, left_out: LeftOut) -> Iterator[Finding]:
         if path.name.startswith("."):
             left_out.add(leftout.HIDDEN, path.name)
         else:
-            again = "the shard is not in the index; run `bigssl shards index` on the folder"
-            yield Finding(path.name, None, None, again)
+            yield Finding(path.name, None, None, f"the shard is not in the index; {_to_index(path.name)}")
+
+
+def _to_index(name: str) -> str:
+    """What brings a shard into the index of its folder."""
+    again = "run `bigssl shards index` on the folder"
+    if tarwalk.is_shard(name):
+        return again
+    remove = " --rm" if unpack.by_name(name) == "zstd" else ""  # the others do it anyway
+    return f"`{unpack.by_name(name)} -d{remove} {shlex.quote(name)}` and {again}, or move it into a folder of its own"
