@@ -49,11 +49,11 @@ def verify(url: str, jobs: int = 1, left_out: LeftOut | None = None) -> Iterator
         yield from _of_each(_unindexed, _tars(url, left_out), jobs, left_out)
         return
     with closing(index):
-        for found in each(partial(_shard, index), range(len(index.shards)), jobs):
+        for found, more in each(partial(_shard, index), range(len(index.shards)), jobs):
+            left_out.merge(more)
             yield from found
         yield from repeated(index)
     yield from _strangers(index, left_out)
-    left_out.merge(index.left_out)
 
 
 def _is_packed(url: str) -> bool:
@@ -141,23 +141,46 @@ def _content(row: Row) -> dict[str, tuple[int, int]]:
     return {name: (member.length, member.crc32) for name, member in row.members.items()}
 
 
-def _shard(index: DatasetIndex, number: int) -> list[Finding]:
-    shard = index.shards[number]
+def _shard(index: DatasetIndex, number: int) -> tuple[list[Finding], LeftOut]:
+    shard, left_out = index.shards[number], LeftOut()
     found: list[Finding] = []
     changed: Finding | None = None
     if not shard.samples:
         found.append(Finding(shard.name, None, 0, "the shard has no samples"))
     try:
         if not storage.exists(shard.url, index.remote):
-            return [*found, Finding(shard.name, None, None, "the shard is missing")]
-        _, checksum, size = scan(shard.url, index.remote)
+            return [*found, Finding(shard.name, None, None, "the shard is missing")], left_out
+        rows, checksum, size = scan(shard.url, index.remote, left_out)
         changed = _change(shard, checksum, size)
+        found += _disagreements(index, number, rows) if changed is None else []
     except OSError as error:
-        return [*found, Finding(shard.name, None, None, f"the shard cannot be read ({error})")]
+        return [*found, Finding(shard.name, None, None, f"the shard cannot be read ({error})")], left_out
     except DataError as error:
         found.append(_structural(shard.name, error))
     found += _samples(index, number)
-    return found if found or changed is None else [changed]
+    return found if found or changed is None else [changed], left_out
+
+
+def _disagreements(index: DatasetIndex, number: int, rows: Sequence[Row]) -> Iterator[Finding]:
+    """Where the rows of the index are not those that are read from the same file today."""
+    first, shard = int(index.offsets[number]), index.shards[number]
+    try:
+        told = {row.key: row for _, row in map(index.row, range(first, first + shard.samples))}
+    except DataError:  # of the sidecar, which `_samples` names
+        return
+    there = {row.key: row for row in rows}
+    kinds = {
+        "samples are not in the index": [key for key in there if key not in told],
+        "samples of the index are not in the shard": [key for key in told if key not in there],
+        "samples have other bytes or fields than in the index": [
+            key for key, row in there.items() if told.get(key, row) != row
+        ],
+    }
+    for what, keys in kinds.items():
+        if keys:
+            origin = (told | there)[keys[0]].origin
+            cause = f"{len(keys)} {what}, the first {keys[0]!r}; run `bigssl shards index`"
+            yield Finding(shard.name, keys[0], origin, cause)
 
 
 def _change(shard: ShardInfo, checksum: str, size: int) -> Finding | None:
