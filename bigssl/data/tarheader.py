@@ -35,12 +35,13 @@ def parse(block: bytes, url: str, position: int) -> tarfile.TarInfo:
 
 def begins(first: bytes) -> bool:
     """Whether a file that begins with these 512 bytes is a tar; one of no files is two zeroed blocks."""
+    if len(first) < tarfile.BLOCKSIZE or not any(first):
+        return len(first) == tarfile.BLOCKSIZE
     try:
-        return len(first) == tarfile.BLOCKSIZE and bool(tarfile.TarInfo.frombuf(first, "utf-8", "surrogateescape"))
-    except tarfile.EOFHeaderError:
-        return True
+        tarfile.TarInfo.frombuf(first, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
         return False
+    return True
 
 
 def extension(header: tarfile.TarInfo, read: Callable[[int, str], bytes], url: str, position: int) -> dict[str, str]:
