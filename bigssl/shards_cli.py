@@ -18,7 +18,7 @@ from bigssl.data.urls import expand, place
 from bigssl.data.verify import Finding, verify
 from bigssl.replay_cli import add_replay
 from bigssl.shards_cli_clean import add_clean, add_split, add_stats
-from bigssl.shards_cli_options import add_jobs, add_limits, note, note_left_out, printable, summary
+from bigssl.shards_cli_options import add_jobs, add_limits, note, note_left_out, path_option, printable, summary
 from bigssl.shards_cli_pack import add_pack
 
 SHOWN = 20  # findings in the table that a person reads; standard output has all
@@ -131,7 +131,7 @@ def _members(members: dict[str, Member]) -> str:
 def _add_train(commands: Any) -> None:
     parser = commands.add_parser("train", help="train a lower-case WordPiece vocabulary on the text of datasets")
     parser.add_argument("urls", nargs="+", help="datasets (give the training part only)")
-    parser.add_argument("out", help="the tokenizer.json to write")
+    parser.add_argument("out", type=path_option, help="the tokenizer.json to write")
     parser.add_argument("--vocab-size", type=int, default=8192, metavar="N", help="at most (%(default)s)")
     parser.add_argument("--field", help="field that holds the text (default: txt, or a document in json)")
     parser.set_defaults(run=_train)

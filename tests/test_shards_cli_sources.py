@@ -87,6 +87,19 @@ def test_keys_that_would_become_one_are_refused(tmp_path: Path, refused) -> None
     refused(facts, "a second file for sample 'a1', field 'json'", "--pattern", r"(?P<key>a(?P<n>\d))")
 
 
+def test_names_of_one_sample_that_disagree_are_refused(tmp_path: Path, pack, refused) -> None:
+    pattern = r"(?P<key>[a-z])(_(?P<label>[a-z]+))?(-(?P<n>\d+))?"
+    source = fill(tmp_path / "s", {"a_cat-0.txt": b"1", "a_dog.cls": b"2", "b.txt": b"3"})
+    message = r"s/a_dog\.cls: label is 'dog', but 'cat' in .*s/a_cat-0\.txt, a file of the same sample; rename"
+    refused(source, message, "--pattern", pattern)
+    (source / "a_dog.cls").rename(source / "a-00.cls")
+    (source / "a_cat.npy").write_bytes(b"4")
+    samples, _ = pack(source, "--pattern", pattern)
+    assert json.loads(samples["a"]["json"]) == {"label": "cat", "n": 0}
+    (source / "a-00.cls").rename(source / "a-1.cls")
+    refused(source, "n is 0, but 1 in", "--pattern", pattern)
+
+
 def test_hidden_and_special_files_are_counted_and_named(tmp_path: Path, pack) -> None:
     files = {"a.txt": b"x", "b.txt": b"", ".DS_Store": b"", "p/._a.txt": b"", "p/a.txt": b"y", ".git/config": b""}
     source = fill(tmp_path / "s", files)

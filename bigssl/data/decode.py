@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bigssl.data.audio import audio
@@ -112,10 +112,16 @@ def refuse_halves(value: str, where: str) -> None:
         )
 
 
+def only_json(fields: Iterable[str]) -> bool:
+    """Whether a sample of these fields has nothing to train on but the text in its json: no txt, picture, sound or
+    series, beside which json is metadata."""
+    return not {name.rpartition(".")[2] for name in fields} & {"txt", "npy", *IMAGES, *AUDIO}
+
+
 def check(name: str, data: bytes, *, only_text: bool = False) -> None:
     """Decodes a field by its name as far as its kind is known. Raises DataError.
 
-    only_text: nothing else of the sample is text, so a json object with `text` or `sentences` must be a document.
+    only_text: as `only_json` says; a json object with `text` or `sentences` must then be a document.
     """
     kind = name.rpartition(".")[2]
     if kind in IMAGES:

@@ -160,7 +160,8 @@ class MicroBatches:
             except DataError as error:
                 if stream.on_error == "raise":
                     raise
-                errors.append(Bad(name, stream.identity(place), str(error)))
+                read = None if isinstance(sample, DataError) else sample
+                errors.append(Bad(name, stream.identity(place, read), str(error)))
         raise DataError(
             f"source {stream.source!r}: no good sample in the place of position {position}: it and what may stand in "
             f"for it are bad (data.max_errors {stream.max_errors}, {len(stream)} samples); the last: {errors[-1].cause}"

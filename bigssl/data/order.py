@@ -55,8 +55,9 @@ class Order(ABC):
     def locate_many(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`locate` of int64 [n] positions at once: epochs and numbers, int64 [n]."""
 
-    def identity(self, position: int) -> str:
-        """What tells the sample at `position` from the others of the source, in every epoch. Costs no read."""
+    def identity(self, position: int, sample: Sample | None) -> str:
+        """What tells the sample at `position` from the others of the source, in every epoch. sample: it, where it could
+        be read. Costs no read."""
         return str(self.locate(position)[1])
 
     @abstractmethod

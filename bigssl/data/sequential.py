@@ -118,10 +118,10 @@ class SequentialStream(Stream):
     def lanes_at(self, positions: np.ndarray) -> np.ndarray:
         return np.zeros_like(positions)
 
-    def identity(self, position: int) -> str:
-        """The place in the order: which sample stands there is not known before it is read, so one that is bad counts
-        again in each epoch."""
-        return f"position {position}"
+    def identity(self, position: int, sample: Sample | None) -> str:
+        """Shard and key, which are known once a sample is read; else the place in the order: what could not be read
+        counts again in each epoch."""
+        return f"position {position}" if sample is None else f"{sample.shard}/{sample.key}"
 
     def key(self, position: int) -> str:
         """Key of the sample at `position`; without an index, it is read for that."""

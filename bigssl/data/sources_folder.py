@@ -60,11 +60,24 @@ class Files(NamedTuple):
 
     def load(self) -> dict[str, bytes]:
         """The files as they are."""
-        facts: dict[str, object] = {}
-        for _, name in self.names if self.pattern else ():
-            facts |= _name(name, self.pattern).facts
+        facts = self.facts()
         fields = {field: read_file(f"{self.root}/{name}") for field, name in self.names}
         return fields | ({"json": to_json(facts)} if facts else {})
+
+    def facts(self) -> dict[str, object]:
+        """What the names of all files say together; a group that took no part says "", where no other file says more.
+        Raises DataError where they disagree."""
+        found: dict[str, object] = {}
+        said_by: dict[str, str] = {}
+        for _, name in self.names if self.pattern else ():
+            for fact, value in _name(name, self.pattern).facts.items():
+                if found.get(fact, "") not in ("", value) and value != "":
+                    other = f"{self.root}/{said_by[fact]}"
+                    where = f"{self.root}/{name}: {fact} is {value!r}, but {found[fact]!r} in {other}"
+                    raise DataError(f"{where}, a file of the same sample; rename one, or let the key hold `{fact}`")
+                if value != "" or fact not in found:
+                    found[fact], said_by[fact] = value, name
+        return found
 
     def stamp(self) -> object:
         """Which version of the files."""
@@ -102,6 +115,7 @@ def from_folder(root: Path, pattern: str | None = None, left_out: LeftOut | None
         groups[key] = (*files, (sys.intern(field), name))
     for key, files in groups.items():
         sample = Files(str(root), files, pattern)
+        sample.facts()
         yield Item(key, key, sample.load, sample.stamp)
 
 

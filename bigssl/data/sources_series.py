@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import string
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -110,6 +111,19 @@ class Windows:
         return found if found[-1] == last else [*found, last]
 
 
+class _Lines:
+    """The lines of a table, blank ones as empty, since they are no rows; counted, since each other one is a row."""
+
+    def __init__(self, text: str) -> None:
+        self._lines, self.rows = io.StringIO(text), 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            blank = not line.strip(string.whitespace)  # as bytes see it, in which rows were counted
+            self.rows += not blank
+            yield "\n" if blank else line
+
+
 class Rows(NamedTuple):
     """Adjacent lines of a csv file of `width` columns; `columns`: the places of the channels in a line."""
 
@@ -123,9 +137,13 @@ class Rows(NamedTuple):
     def load(self) -> dict[str, bytes]:
         """npy, float32 [T, C]. Raises DataError naming the line."""
         text = self.file.text(self.offset, self.length, self.first_line)
-        reader = csv.reader(io.StringIO(text), strict=True)
+        lines, values = _Lines(text), list[list[float]]()
+        reader = csv.reader(lines, strict=True)
         try:
-            values = [self._values(row) for row in reader if row]
+            for row in filter(None, reader):
+                values.append(self._values(row))
+                if len(values) != lines.rows:
+                    raise ValueError("a cell holds a line break, but each line is taken for a row")
         except (ValueError, csv.Error) as error:
             where = f"{self.file.path}, line {self.first_line + reader.line_num - 1}"
             raise DataError(f"{where}: {error}; mend it, or choose the columns of numbers with --columns") from error
@@ -145,8 +163,8 @@ def from_csv(path: Path, stem: str, how: Windows) -> Iterator[Item]:
     """Series of a csv file: one, or one per value of `how.by`, whole or in windows, with npy float32 [T, C].
 
     Keys: STEM, `STEM-VALUE`, with `-000000` behind it where there are windows. The pieces of a series are one group.
-    The first line names the columns; if all of it are numbers, the columns are called 0, 1, ... No cell may hold a
-    line break.
+    The first line names the columns; if all of it are numbers, the columns are called 0, 1, ... A cell
+    with a line break is refused when its rows are loaded.
     """
     file, names, table = line_file(path), *_read_rows(path, how.by)
     wanted = [name for name in names if name != how.by] if not how.columns else how.columns

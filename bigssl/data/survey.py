@@ -85,12 +85,13 @@ def _survey_shard(index: DatasetIndex, number: int) -> _Shard:
         except DataError as error:
             facts.damage[row] = error.cause or str(error)
             continue
+        only_text = decode.only_json(fields)
         for name, data in sorted(fields.items()):
             rows, digests = facts.digests.setdefault(name, ([], []))
             rows.append(row)
             digests.append(hashlib.blake2b(data, digest_size=16).digest())
             try:
-                measured = measure(name, data, only_text="txt" not in fields)
+                measured = measure(name, data, only_text=only_text)
             except DataError as error:
                 facts.damage[row] = f"field {name!r}: {error}"
                 measured = {"bytes": len(data)}

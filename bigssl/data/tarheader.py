@@ -33,6 +33,17 @@ def parse(block: bytes, url: str, position: int) -> tarfile.TarInfo:
         raise damaged(url, key=None, offset=position, cause=f"bad tar header ({error})") from error
 
 
+def begins(first: bytes) -> bool:
+    """Whether a file that begins with these 512 bytes is a tar; one of no files is two zeroed blocks."""
+    if len(first) < tarfile.BLOCKSIZE or not any(first):
+        return len(first) == tarfile.BLOCKSIZE
+    try:
+        tarfile.TarInfo.frombuf(first, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
 def extension(header: tarfile.TarInfo, read: Callable[[int, str], bytes], url: str, position: int) -> dict[str, str]:
     """What a GNU long name or a pax header says about the next file (a global pax header: nothing).
 

@@ -98,15 +98,16 @@ def opened(file: Readable, url: str) -> Readable:
     """The tar in the shard `url`, which is packed as its name says. Raises DataError where it is not: a reader by range
     goes by the name."""
     peeked, named = unpack.Peeked(file), "gzip" if is_compressed(url) else unpack.TAR
-    if peeked.packing and peeked.packing != named:
-        cause = f"the file is {peeked.packing}, its name says {named or 'bare tar'}"
-        raise damaged(url, key=None, offset=0, cause=cause, advice=_repack(peeked.packing))
+    found = peeked.packing or (unpack.TAR if tarheader.begins(peeked.first) else named)  # or damage, to be named below
+    if found != named:
+        cause = f"the file is {found or 'a bare tar'}, its name says {named or 'bare tar'}"
+        raise damaged(url, key=None, offset=0, cause=cause, advice=_repack(found))
     return unpack.Unpacked(peeked, named) if named else peeked
 
 
 def _repack(packing: str) -> str:
-    if packing == "gzip":
-        return "rename it to .tar.gz"
+    if packing in (unpack.TAR, "gzip"):
+        return f"rename it to {unpack.SUFFIX[packing]}"
     return f"unpack it, or rename it to {unpack.SUFFIX[packing]} and read it with data.sources.NAME.sequential=true"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Callable
@@ -23,8 +24,8 @@ _NAMES = {
     ".tar.xz": "xz", ".txz": "xz", ".tar.zst": "zstd", ".tzst": "zstd",
 }  # fmt: skip
 SUFFIX = {TAR: ".tar", "gzip": ".tar.gz", "bzip2": ".tar.bz2", "xz": ".tar.xz", "zstd": ".tar.zst"}
-_PEEK = max(map(len, _MAGIC))
-_PIECE = 4096  # bytes of zstd, which may hold 128 MiB
+_PEEK = 512  # bytes: the first header of a tar, and more than any magic number
+_PIECE = 4096  # bytes of a packed stream, which may hold 128 MiB
 
 
 class Readable(Protocol):
@@ -50,14 +51,15 @@ def by_content(first: bytes) -> str:
 
 
 class Peeked:
-    """A stream whose first bytes were looked at: `packing` says what they are."""
+    """A stream whose `first` 512 bytes (fewer where it ends) were looked at: `packing` says what they are."""
 
     def __init__(self, source: Readable) -> None:
         self._source = source
         first = b""
         while len(first) < _PEEK and (part := source.read(_PEEK - len(first))):
             first += part
-        self._rest, self.packing = first, by_content(first)
+        self.first = self._rest = first
+        self.packing = by_content(first)
 
     def read(self, size: int = -1) -> bytes:
         """As the stream's own."""
@@ -108,25 +110,21 @@ class Unpacked:
         return data
 
 
-class _Zstd:
-    """zstandard's reader with its error as zlib's, also for a stream that ends early, of which it says nothing."""
+class _Streams:
+    """Packed streams in a row, with zeros between and behind them. Python's own readers of bzip2 and xz take whatever
+    follows the first stream for nothing, and zstandard's says nothing of a stream that ends early."""
 
-    def __init__(self, packed: IO[bytes]) -> None:
-        try:
-            import zstandard
-        except ImportError:
-            cause = "zstd needs the package zstandard, which is not installed"
-            raise DataError(cause, cause=cause, advice="run `pip install 'bigssl[zstd]'`") from None
-        self._error = zstandard.ZstdError
-        self._packed, self._frame = packed, zstandard.ZstdDecompressor
-        self._inflate: Any = None
-        self._rest, self._ready = b"", b""
+    def __init__(self, packed: IO[bytes], begin: Callable[[], Any]) -> None:
+        """begin: what unpacks one stream, with `decompress`, `eof` and `unused_data`."""
+        self._packed, self._begin = packed, begin
+        self._stream: Any = None
+        self._rest, self._ready = b"", io.BytesIO()
 
     def read(self, size: int = -1) -> bytes:
-        while not self._ready and self._more():
-            pass
-        size = len(self._ready) if size < 0 else size
-        data, self._ready = self._ready[:size], self._ready[size:]
+        """Up to `size` bytes, none at the end."""
+        while not (data := self._ready.read(size)):
+            if not self._more():
+                break
         return data
 
     def _more(self) -> bool:
@@ -134,24 +132,50 @@ class _Zstd:
         piece = self._rest or self._packed.read(_PIECE)
         self._rest = b""
         if not piece:
-            if self._inflate is not None:
+            if self._stream is not None:
                 raise EOFError("Compressed file ended before the end-of-stream marker was reached")
             return False
-        self._inflate = self._inflate or self._frame().decompressobj()
-        try:
-            self._ready = self._inflate.decompress(piece)
-        except self._error as error:
-            raise zlib.error(str(error)) from error
-        if self._inflate.eof:
-            self._rest, self._inflate = self._inflate.unused_data, None
+        if self._stream is None:
+            piece = piece.lstrip(b"\0")
+            if not piece:
+                return True
+            self._stream = self._begin()
+        self._ready = io.BytesIO(self._stream.decompress(piece))
+        if self._stream.eof:
+            self._rest, self._stream = self._stream.unused_data, None
         return True
+
+
+def _zstd(packed: IO[bytes]) -> Readable:
+    try:
+        import zstandard
+    except ImportError:
+        cause = "zstd needs the package zstandard, which is not installed"
+        raise DataError(cause, cause=cause, advice="run `pip install 'bigssl[zstd]'`") from None
+
+    class Stream:
+        """One of zstandard, with its error as zlib's."""
+
+        def __init__(self) -> None:
+            self._inflate = zstandard.ZstdDecompressor().decompressobj()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inflate, name)
+
+        def decompress(self, data: bytes) -> bytes:
+            try:
+                return self._inflate.decompress(data)
+            except zstandard.ZstdError as error:
+                raise zlib.error(str(error)) from error
+
+    return _Streams(packed, Stream)
 
 
 _OPENERS: dict[str, Callable[[IO[bytes]], Readable]] = {
     "gzip": lambda packed: gzip.GzipFile(fileobj=packed),
-    "bzip2": bz2.BZ2File,
-    "xz": lzma.LZMAFile,
-    "zstd": _Zstd,
+    "bzip2": lambda packed: _Streams(packed, bz2.BZ2Decompressor),
+    "xz": lambda packed: _Streams(packed, lzma.LZMADecompressor),
+    "zstd": _zstd,
 }
 
 

@@ -1,6 +1,7 @@
 """What the URL of a recipe or of a command names: `~`, `$VAR`, `file:`, `*`, `{000..127}` and `a.tar::b.tar`.
 
-A local path that exists as it is written is that path, whatever signs are in its name.
+A local path that exists as it is written is that path, whatever signs are in its name. `::` joins only behind the name
+of a shard or a path that exists, and never in a query: `http://[::1]/x.tar?a::b` and a folder `a::b` are one place.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -22,37 +23,60 @@ from bigssl.data.pipes import PIPE
 from bigssl.data.remote import Remote, RemoteError
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
-_PROTOCOL = re.compile(r"[a-z0-9+]+")  # `simplecache` of `simplecache::s3://...`, which a backend refuses
+_MAGIC = "*?["  # what makes a pattern of a path
 _RANGES = ".tar, .tar.gz, .tgz"
 
 
 def meant(url: str) -> list[str]:
     """The paths and URLs that `url` names, at least one, in order; those of a pattern sorted. Raises DataError for an
     unset variable, a pattern that nothing matches, and what is not supported, by name."""
-    if url.startswith(PIPE):
-        return _braces(url)
-    if "::" in url and _PROTOCOL.fullmatch(url.partition("::")[0]):
-        return [url]
-    parts = [url] if _is_there(url.removeprefix("file:")) else url.split("::")
-    if len(parts) > 1 and "" in parts:
-        raise DataError(f"{display(url)}: nothing stands on one side of `::`, which joins shards as in a.tar::b.tar")
-    return [found for part in parts for found in _of_part(part)]
+    return _named(url, _MAGIC)
 
 
 def place(url: str) -> str:
-    """The one path or URL that `url` names, there or not yet. Raises DataError."""
-    found = meant(url)
+    """The one path or URL that `url` names, there or not yet; `[`, `]` and `?` are letters of its name. Raises
+    DataError."""
+    found = _named(url, "*")
     if len(found) > 1:
         raise DataError(f"{display(url)} names {len(found)} places; one is allowed here")
     return found[0]
 
 
-def _of_part(url: str) -> list[str]:
+def _named(url: str, magic: str) -> list[str]:
+    if url.startswith(PIPE):
+        return _braces(url)
+    parts = list(_parts(url))
+    if "" in parts:
+        raise DataError(f"{display(url)}: nothing stands on one side of `::`, which joins shards as in a.tar::b.tar")
+    return [found for part in parts for found in _of_part(part, magic)]
+
+
+def _parts(url: str) -> Iterator[str]:
+    """What `::` joins in `url`."""
+    begin = 0
+    for place in [] if _is_there(url.removeprefix("file:")) else re.finditer("::", url):
+        part = url[begin : place.start()]
+        if not part or (storage.bare(part) == part and _can_be_joined(_plain(part))):
+            yield part
+            begin = place.end()
+    yield url[begin:]
+
+
+def _can_be_joined(path: str) -> bool:
+    return unpack.by_name(path) is not None or _is_there(path)
+
+
+def _plain(url: str) -> str:
+    """A local `url` without signs but those of a pattern."""
+    if not storage.is_local(url):
+        return url
     path = _path_of(url) if url.startswith("file:") else url
-    if _is_there(path):
-        return [path]
-    path = _with_variables(os.path.expanduser(path) if storage.is_local(path) else path, url)
-    return [path] if _is_there(path) else [match for name in _braces(path) for match in _matches(name)]
+    return path if _is_there(path) else _with_variables(os.path.expanduser(path), url)
+
+
+def _of_part(url: str, magic: str) -> list[str]:
+    path = _plain(url) if storage.is_local(url) else _with_variables(url, url)
+    return [path] if _is_there(path) else [match for name in _braces(path) for match in _matches(name, magic)]
 
 
 def _is_there(url: str) -> bool:
@@ -90,15 +114,16 @@ def _braces(url: str) -> list[str]:
         raise DataError(f"{display(url)}: no pattern ({error}); write one like NAME-{{000..127}}.tar") from None
 
 
-def _matches(name: str) -> list[str]:
+def _matches(name: str, magic: str) -> list[str]:
+    """The files of a pattern. magic: which signs make one of it."""
     if not storage.is_local(name):
         if "*" in storage.bare(name):
             example = "a pattern NAME-{000..127}.tar or the folder"
             raise DataError(f"{display(name)}: `*` is for local files; write {example}")
         return [name]
-    if not glob.has_magic(name) or _is_there(name):
+    if not set(magic) & set(name) or _is_there(name):
         return [name]
-    found = sorted(glob.glob(name))
+    found = sorted(glob.glob(re.sub(r"[*?[]", lambda sign: sign[0] if sign[0] in magic else f"[{sign[0]}]", name)))
     if not found:
         raise DataError(f"{name}: no file matches; see what there is with `ls`")
     return found

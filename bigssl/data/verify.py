@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -48,11 +49,11 @@ def verify(url: str, jobs: int = 1, left_out: LeftOut | None = None) -> Iterator
         yield from _of_each(_unindexed, _tars(url, left_out), jobs, left_out)
         return
     with closing(index):
-        for found in each(partial(_shard, index), range(len(index.shards)), jobs):
+        for found, more in each(partial(_shard, index), range(len(index.shards)), jobs):
+            left_out.merge(more)
             yield from found
         yield from repeated(index)
     yield from _strangers(index, left_out)
-    left_out.merge(index.left_out)
 
 
 def _is_packed(url: str) -> bool:
@@ -140,23 +141,46 @@ def _content(row: Row) -> dict[str, tuple[int, int]]:
     return {name: (member.length, member.crc32) for name, member in row.members.items()}
 
 
-def _shard(index: DatasetIndex, number: int) -> list[Finding]:
-    shard = index.shards[number]
+def _shard(index: DatasetIndex, number: int) -> tuple[list[Finding], LeftOut]:
+    shard, left_out = index.shards[number], LeftOut()
     found: list[Finding] = []
     changed: Finding | None = None
     if not shard.samples:
         found.append(Finding(shard.name, None, 0, "the shard has no samples"))
     try:
         if not storage.exists(shard.url, index.remote):
-            return [*found, Finding(shard.name, None, None, "the shard is missing")]
-        _, checksum, size = scan(shard.url, index.remote)
+            return [*found, Finding(shard.name, None, None, "the shard is missing")], left_out
+        rows, checksum, size = scan(shard.url, index.remote, left_out)
         changed = _change(shard, checksum, size)
+        found += _disagreements(index, number, rows) if changed is None else []
     except OSError as error:
-        return [*found, Finding(shard.name, None, None, f"the shard cannot be read ({error})")]
+        return [*found, Finding(shard.name, None, None, f"the shard cannot be read ({error})")], left_out
     except DataError as error:
         found.append(_structural(shard.name, error))
     found += _samples(index, number)
-    return found if found or changed is None else [changed]
+    return found if found or changed is None else [changed], left_out
+
+
+def _disagreements(index: DatasetIndex, number: int, rows: Sequence[Row]) -> Iterator[Finding]:
+    """Where the rows of the index are not those that are read from the same file today."""
+    first, shard = int(index.offsets[number]), index.shards[number]
+    try:
+        told = {row.key: row for _, row in map(index.row, range(first, first + shard.samples))}
+    except DataError:  # of the sidecar, which `_samples` names
+        return
+    there = {row.key: row for row in rows}
+    kinds = {
+        "samples are not in the index": [key for key in there if key not in told],
+        "samples of the index are not in the shard": [key for key in told if key not in there],
+        "samples have other bytes or fields than in the index": [
+            key for key, row in there.items() if told.get(key, row) != row
+        ],
+    }
+    for what, keys in kinds.items():
+        if keys:
+            origin = (told | there)[keys[0]].origin
+            cause = f"{len(keys)} {what}, the first {keys[0]!r}; run `bigssl shards index`"
+            yield Finding(shard.name, keys[0], origin, cause)
 
 
 def _change(shard: ShardInfo, checksum: str, size: int) -> Finding | None:
@@ -198,9 +222,10 @@ def _sample(reader: SampleReader, shard: ShardInfo, row: Row) -> Iterator[Findin
 def _undecodable(
     shard: str, key: str, fields: Mapping[str, bytes], offsets: Mapping[str, int | None]
 ) -> Iterator[Finding]:
+    only_text = decode.only_json(fields)
     for name, data in fields.items():
         try:
-            decode.check(name, data, only_text="txt" not in fields)
+            decode.check(name, data, only_text=only_text)
         except DataError as error:
             yield Finding(shard, key, offsets[name], f"field {name!r}: {error}")
 
@@ -226,5 +251,13 @@ def _strangers(index: DatasetIndex, left_out: LeftOut) -> Iterator[Finding]:
         if path.name.startswith("."):
             left_out.add(leftout.HIDDEN, path.name)
         else:
-            again = "the shard is not in the index; run `bigssl shards index` on the folder"
-            yield Finding(path.name, None, None, again)
+            yield Finding(path.name, None, None, f"the shard is not in the index; {_to_index(path.name)}")
+
+
+def _to_index(name: str) -> str:
+    """What brings a shard into the index of its folder."""
+    again = "run `bigssl shards index` on the folder"
+    if tarwalk.is_shard(name):
+        return again
+    remove = " --rm" if unpack.by_name(name) == "zstd" else ""  # the others do it anyway
+    return f"`{unpack.by_name(name)} -d{remove} {shlex.quote(name)}` and {again}, or move it into a folder of its own"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ def load_index(url: str, field: str) -> DatasetIndex:
         return DatasetIndex.load(url)
     except (DataError, OSError, ImportError) as error:
         raise ConfigError(f"{field}: value {display(url)!r}: {error}{_nearest_path(url)}") from None
+
+
+@contextmanager
+def _reading(field: str, url: str) -> Iterator[None]:
+    """What is wrong with the data that is read here is wrong with the value of `field`."""
+    try:
+        yield
+    except (DataError, OSError) as error:
+        raise ConfigError(f"{field}: value {display(url)!r}: {error}") from None
 
 
 def _nearest_path(url: str) -> str:
@@ -62,8 +72,10 @@ def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: set[str
     calibrated = images is not None and images.backbone == zero_shot.image_backbone
     if not calibrated and has_batch_norm(towers[zero_shot.image_backbone].model):
         need = "the random network's BatchNorm is set from them, or from evaluate.images.bank for the same backbone"
-        index = load_index(zero_shot.captions, "evaluate.zero_shot.captions")
-        _check_field("evaluate.zero_shot.captions", zero_shot.captions, next(in_order(index, 1)), decode.IMAGES, need)
+        field = "evaluate.zero_shot.captions"
+        with _reading(field, zero_shot.captions):
+            sample = next(in_order(load_index(zero_shot.captions, field), 1))
+        _check_field(field, zero_shot.captions, sample, decode.IMAGES, need)
 
 
 def refuse_seen(recipe: Recipe, orders: Mapping[str, Order]) -> None:
@@ -122,13 +134,15 @@ def _check_shards(where: str, field: str, section: Any) -> None:
         if section.k > most:
             what = f"the samples of the bank, {len(index)} in {shown}" if most == len(index) else f"bank_limit, {most}"
             raise ConfigError(f"{where}.k: value {section.k}; allowed: <= {what}")
-    sample = next(in_order(index, 1))
-    if where == "evaluate.language":
-        decode.running_text(sample)  # raises where there is none
-        return
+    with _reading(f"{where}.{field}", url):
+        sample = next(in_order(index, 1))
+        if where == "evaluate.language":
+            decode.running_text(sample)  # raises where there is none
+            return
     kinds = ("txt",) if where == "evaluate.text" or field == "captions" else decode.IMAGES
     _check_field(f"{where}.{field}", url, sample, kinds, "that is what is judged")
-    meta = decode.meta(decode.field(sample, ("json",)))
+    with _reading(f"{where}.{field}", url):
+        meta = decode.meta(decode.field(sample, ("json",)))
     for name in ("label", "pair", "view") if field == "queries" and getattr(section, "pair", None) else ("label",):
         wanted = getattr(section, name, None)
         if wanted is not None and wanted not in meta:

@@ -22,6 +22,7 @@ from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex
 from bigssl.data.loader import make_loader
 from bigssl.data.sequential import SequentialIndex, SequentialStream, samples_of
+from bigssl.data.skipped import Tally
 from bigssl.data.stream import Sample
 
 COUNTS = (5, 1, 13, 2, 8, 8)
@@ -107,6 +108,27 @@ def test_worlds_and_workers_see_one_order(tars: Path) -> None:
     assert [key for step in expected for key in step] == keys_of(stream(tars), 0, 84)
     for world, workers in ((2, 0), (3, 1), (1, 3), (4, 0)):
         assert ledger(world, workers) == expected
+
+
+def not_three(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+    if sample.key in ("k003", "k010", "k036"):
+        raise DataError("bad")
+    return {"draw": 0.0}
+
+
+def test_a_bad_sample_counts_once_however_many_epochs_meet_it(tars: Path) -> None:
+    """Its place in the order is another in each epoch."""
+    (tars / "again").mkdir()
+    write_tar(tars / "again/x-0.tar", ["k003", "k004"])  # another shard of that name and key: another sample
+    source = stream(f"{tars}::{tars}/again/x-0.tar", 39, on_error="skip", max_errors=4, window=3)
+    loader = make_loader({"x": source}, {"x": 13}, not_three, dict, rank=0, world=1, seed=0, accum=1, start_step=0,
+                         stop_step=12, device_pin=False, workers=0)  # fmt: skip
+    tally, met = Tally(4), 0
+    for batch in loader:
+        met += len(batch.errors)
+        tally.add(batch.errors)
+    assert (len(tally), tally.excess) == (4, "")
+    assert met >= 4 * 4
 
 
 @settings(max_examples=25, deadline=None)

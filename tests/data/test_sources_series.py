@@ -107,6 +107,27 @@ def test_cells_that_are_no_numbers_are_named(tmp_path: Path, row: str) -> None:
         item.load()
 
 
+@pytest.mark.parametrize("cell", ['"1\n"', '"\n1"', '"1\n\n"', '"\n \n1"'])
+@pytest.mark.parametrize("how", [Windows(), Windows(window=2), Windows(window=3)])
+def test_a_cell_with_a_line_break_never_shifts_rows(tmp_path: Path, cell: str, how: Windows) -> None:
+    (tmp_path / "f.csv").write_text(f"a,b\n0,0\n{cell},1\n2,2\n3,3\n")
+    line = 3 + cell.count("\n")
+    message = rf"f\.csv, line [3-{line}]: (a cell holds a line break|unexpected end|.* cells)"
+    with pytest.raises(DataError, match=message):
+        for item in from_csv(tmp_path / "f.csv", "f", how):
+            item.load()
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t \t", "\x0b", "\r"])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_blank_lines_are_no_rows(tmp_path: Path, blank: str, columns: int) -> None:
+    rows = [",".join([str(number)] * columns) for number in range(5)]
+    (tmp_path / "f.csv").write_bytes("\n".join(["a,b"[: 2 * columns - 1], *rows[:2], blank, *rows[2:], blank]).encode())
+    for how, expected in ((Windows(), [range(5)]), (Windows(window=2), [(0, 1), (2, 3), (3, 4)])):
+        found = [array(item)[:, 0].tolist() for item in from_csv(tmp_path / "f.csv", "f", how)]
+        assert found == [list(part) for part in expected]
+
+
 def test_bad_windows_are_refused() -> None:
     with pytest.raises(DataError, match="--window 0: 1 or more rows"):
         Windows(window=0)

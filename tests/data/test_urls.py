@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from bigssl.data.index import DatasetIndex, build_index
 from bigssl.data.leftout import HIDDEN, LeftOut
 from bigssl.data.sequential import SequentialIndex
 from bigssl.data.stream import in_order
-from bigssl.data.urls import expand, meant
+from bigssl.data.urls import expand, meant, place
 from bigssl.data.verify import verify
 
 
@@ -76,14 +77,57 @@ REFUSED = [
 def test_what_is_not_supported_is_refused_by_name(
     shards: Path, url: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for read in (lambda: DatasetIndex.load(url), lambda: SequentialIndex(url, 3)):
-        if "simplecache" not in url or read.__code__.co_consts[-1] != 3:
-            with pytest.raises(DataError, match=message) as caught:
-                read()
-            assert "secret" not in str(caught.value)
+    readers: dict[str, Callable[[], object]] = {
+        "by index": lambda: DatasetIndex.load(url),
+        "in order": lambda: SequentialIndex(url, 3),  # which meets a backend when it reads
+    }
+    for reader in ["by index"] if "simplecache" in url else readers:
+        with pytest.raises(DataError, match=message) as caught:
+            readers[reader]()
+        assert "secret" not in str(caught.value)
     assert main(["shards", "inspect", url]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bigssl: ")
+
+
+ONE = [
+    "http://[::1]:8000/x.tar", "http://[fe80::1]/a::b/x.tar", "s3://bucket/a::b/x.tar", "s3://bucket/a::b.tar",
+    "https://host/x.tar?sig=a::b", "https://host/x.tar?name=a.tar::b.tar", "new::folder", "not/there::x.tar",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", ONE)
+def test_colons_that_join_nothing_are_letters(shards: Path, url: str) -> None:
+    assert meant(url) == [url]
+    assert meant(f"my data/x-0.tar::{url}") == ["my data/x-0.tar", url]
+    if url.endswith(".tar") and "?" not in url:
+        assert meant(f"{url}::my data/x-0.tar") == [url, "my data/x-0.tar"]
+    assert place(url) == url
+
+
+def test_joined_parts_are_each_read_by_themselves(shards: Path) -> None:
+    several = "http://[::1]/x-{0..1}.tar::~/my data/x-*.tar::https://h/y.tar?a=b.tar::c"
+    local = [f"{shards}/x-{number}.tar" for number in range(3)]
+    assert meant(several) == [f"http://[::1]/x-{i}.tar" for i in range(2)] + local + ["https://h/y.tar?a=b.tar::c"]
+    for url in ("::a.tar", "a.tar::::b.tar"):
+        with pytest.raises(DataError, match="nothing stands on one side"):
+            meant(url)
+
+
+@pytest.mark.parametrize("name", ["out[1]", "what?", "]x[", "new::folder"])
+def test_a_folder_to_be_written_may_hold_signs_of_patterns(
+    shards: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for near in ("out1", "whatX"):  # which the patterns would match
+        (shards.parent / near).mkdir()
+    assert main(["shards", "index", "my data", "--out", name]) == 0
+    assert main(["shards", "split", "my data", f"{name}/parts", "--part", "val=0.5", "--jobs", "1"]) == 0
+    assert len(DatasetIndex.load(shards.parent / name)) == 3
+    assert (shards.parent / name / "parts/val/index.json").is_file()
+    assert not list(shards.parent.glob("out1/*")) and not list(shards.parent.glob("whatX/*"))
+    assert place("my dat*") == "my data"
+    with pytest.raises(DataError, match="no file matches"):
+        place("nowhere*")
 
 
 def test_only_shards_can_be_joined(shards: Path) -> None:
@@ -126,6 +170,8 @@ def test_paths_of_commands_are_read_like_urls(shards: Path, capsys: pytest.Captu
     assert (shards.parent / "parts/val/index.json").is_file()
     assert main(["shards", "index", "~/my data/x-0.tar", "--out", "~/one"]) == 0
     assert len(DatasetIndex.load(shards.parent / "one")) == 1
+    assert main(["tokenizer", "train", "~/my data", "~/words.json"]) == 0
+    assert (shards.parent / "words.json").is_file()
     for source, message in (("s3://b/x", "no local path"), ("$NOWHERE_AT_ALL", "is not set"), ("{a,b}", "2 places")):
         with pytest.raises(SystemExit):
             main(["shards", "pack", source, "out-2"])
