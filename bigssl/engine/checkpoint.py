@@ -90,14 +90,14 @@ class CheckpointStore:
         """
         faults: list[str] = []
         for path in distributed.from_main(self._newest_first()):
-            fault = self._fault(path)
-            if distributed.agree(not fault):
+            found = [fault for fault in distributed.gather_objects(self._fault(path)) if fault]
+            if not found:
                 manifest = json.loads((path / MANIFEST).read_text())
                 if problem := unlike(manifest, self._facts):
                     raise CheckpointError(f"{path.name} {problem}")
                 self._load(engine, path)
                 return int(manifest["step"])
-            faults.append(f"{path.name}: {fault or 'damaged for another rank'}")
+            faults.append(f"{path.name}: {found[0]}")
             self.note(f"checkpoint {faults[-1]}; trying the one before")
         if faults:
             raise CheckpointError(f"{self.folder}: no usable checkpoint ({'; '.join(faults)}); to start again, move it")

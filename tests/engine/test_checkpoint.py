@@ -81,6 +81,29 @@ def test_rank_0_tells_of_a_disk_that_refuses_another_rank(stage: str, tmp_path: 
     assert not list((tmp_path / "run").glob("step-*[0-9]"))
 
 
+def resumed_with_a_damaged_file(folder: Path) -> tuple[str, list[str]]:
+    zero.start()
+    engine: Any = Files()
+    notes: list[str] = []
+    store = CheckpointStore(folder, CheckpointConfig(), {"world": 2}, notes.append)
+    assert store.save(engine, 5)
+    if distributed.is_main():
+        (folder / "step-00000005" / "state" / "b").unlink()
+    distributed.barrier()
+    try:
+        store.resume(engine)
+    except checkpoint.CheckpointError as error:
+        return str(error), notes
+    return "", notes
+
+
+@pytest.mark.distributed
+def test_rank_0_names_the_file_that_another_rank_found_damaged(tmp_path: Path, ranks: Any) -> None:
+    for error, notes in ranks(resumed_with_a_damaged_file, 2, tmp_path / "run"):  # b is verified by rank 1
+        assert "step-00000005: state/b is missing" in error
+        assert notes == ["checkpoint step-00000005: state/b is missing; trying the one before"]
+
+
 def test_a_checkpoint_is_saved_where_an_old_one_cannot_be_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
