@@ -24,6 +24,7 @@ from bigssl.config_yaml import apply_override, read_mapping
 from bigssl.limits import Limits
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean: 1 would never take anything in
+Attention = Literal["eager", "sdpa", "flash_attention_2"]
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 
 
@@ -39,7 +40,7 @@ class BackboneConfig(Section):
     tokenizer: str | None = Field(None, description="tokenizer.json or tokenizer folder of a text backbone")
     size: PositiveInt | None = Field(None, description="image side in pixels of an image backbone")
     length: PositiveInt | None = Field(None, description="tokens per sequence of a text backbone")
-    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+    attention: Attention | None = Field(
         None, description="attention implementation; eager is the fastest for short sequences on a CPU"
     )
     activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")

@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             say(error)
         return 2
     if options.print_config:
-        resolved = settled(recipe, accum=plan.accum, bf16=plan.bf16)
+        resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
         print(redact(dump_recipe(resolved)) if first else "", end="")
         return 0
     return _run(recipe, plan)

@@ -63,16 +63,24 @@ class CheckpointStore:
             lambda: _flush_files(staging),
             lambda: share.update(_describe_share(staging)),
         )
-        if not all(self._succeeds(stage) for stage in stages):
+        if any(self._fails(stage) for stage in stages):
             return False
         files = {name: facts for part in distributed.gather_objects(share) for name, facts in part.items()}
-        return self._succeeds(lambda: self._commit(staging, final, step, files) if distributed.is_main() else None)
+        if self._fails(lambda: self._commit(staging, final, step, files) if distributed.is_main() else None):
+            return False
+        if problem := _problem(lambda: self._tidy(final, step) if distributed.is_main() else None):
+            self.note(f"{final} is whole, but its folder could not be tidied: {problem}. Training goes on")
+        return True
 
-    def _succeeds(self, stage: Callable[[], None]) -> bool:
-        """Whether a stage of saving succeeds on every rank."""
-        if problem := _problem(stage):
-            self.note(f"no checkpoint in {self.folder}: {problem}. Training goes on; the last one stays")
-        return distributed.agree(not problem)
+    def _fails(self, stage: Callable[[], None]) -> bool:
+        """Whether a stage of saving fails on any rank; the note, which only rank 0 can show, tells of the first."""
+        problems = distributed.gather_objects(_problem(stage))
+        for rank, problem in enumerate(problems):
+            if problem:
+                who = f"rank {rank}: " if len(problems) > 1 else ""
+                self.note(f"no checkpoint in {self.folder}: {who}{problem}. Training goes on; the last one stays")
+                return True
+        return False
 
     def resume(self, engine: Engine) -> int:
         """Load the newest valid checkpoint; the step it was taken after, 0 if there is none.
@@ -82,14 +90,14 @@ class CheckpointStore:
         """
         faults: list[str] = []
         for path in distributed.from_main(self._newest_first()):
-            fault = self._fault(path)
-            if distributed.agree(not fault):
+            found = [fault for fault in distributed.gather_objects(self._fault(path)) if fault]
+            if not found:
                 manifest = json.loads((path / MANIFEST).read_text())
                 if problem := unlike(manifest, self._facts):
                     raise CheckpointError(f"{path.name} {problem}")
                 self._load(engine, path)
                 return int(manifest["step"])
-            faults.append(f"{path.name}: {fault or 'damaged for another rank'}")
+            faults.append(f"{path.name}: {found[0]}")
             self.note(f"checkpoint {faults[-1]}; trying the one before")
         if faults:
             raise CheckpointError(f"{self.folder}: no usable checkpoint ({'; '.join(faults)}); to start again, move it")
@@ -117,6 +125,9 @@ class CheckpointStore:
         write_atomic(staging / MANIFEST, json.dumps(manifest, indent=1).encode())
         shutil.rmtree(final, ignore_errors=True)  # a damaged one of this step that resume passed over
         staging.rename(final)
+
+    def _tidy(self, final: Path, step: int) -> None:
+        """What follows a checkpoint that is whole: nothing here can take it back."""
         fsync(self.folder)
         write_atomic(self.folder / "latest", f"{final.name}\n".encode())
         self._prune(step)
@@ -157,7 +168,7 @@ def _problem(stage: Callable[[], None]) -> str:
     try:
         stage()
     except (OSError, RuntimeError) as error:
-        return str(error)
+        return str(error) or type(error).__name__
     return ""
 
 

@@ -221,7 +221,7 @@ def _open_folder(recipe: Recipe, plan: Plan) -> None:
 
 def _write_recipe(recipe: Recipe, plan: Plan) -> None:
     recipe.folder.mkdir(parents=True, exist_ok=True)
-    resolved = settled(recipe, accum=plan.accum, bf16=plan.bf16)
+    resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
     write_atomic(recipe.folder / CONFIG, dump_recipe(resolved).encode())
     environment.record(recipe.folder)
 

@@ -25,7 +25,7 @@ from bigssl.engine.plan_order import Reading, lanes_that_keep, simulate
 from bigssl.engine.preflight import batch_sizes, check_cache, check_folder, check_passes, refuse_secrets
 from bigssl.engine.preflight_evaluation import check_evaluation, refuse_seen
 from bigssl.engine.preflight_sources import source_order, split_batch
-from bigssl.engine.resume import refuse_changed_recipe, taken_over
+from bigssl.engine.resume import facts, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
 
 T = TypeVar("T")
 GIB = 2**30
@@ -81,8 +81,9 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     parts = shape[1] * world if shape else 1
     found = {name: paper.attempt(source_order, recipe, name, size, parts) for name, size in sizes.items()}
     orders = {name: order for name, order in found.items() if order is not None}
-    if shape and len(orders) == len(sizes):
+    if shape and sizes and len(orders) == len(sizes):
         paper.attempt(check_passes, networks.objective, sizes, shape[1])
+        paper.attempt(refuse_unlike_checkpoint, recipe, facts(shape[1], world, orders, networks.towers))
     _data(paper, recipe, orders)
     if shape is None or len(orders) < len(sizes) or not settings_fit:
         return paper

@@ -7,11 +7,11 @@ import json
 import os
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from bigssl.config import BatchConfig, Recipe
+from bigssl.config import Attention, BatchConfig, Recipe
 from bigssl.config_errors import ConfigError, describe
 from bigssl.config_yaml import read_mapping
 from bigssl.data.errors import redact
@@ -28,7 +28,7 @@ MAY_CHANGE = {
     "probe": "evaluation", "evaluate": "evaluation",
     "data.sources.*.url": "the manifest of each checkpoint knows the data's fingerprint",
     "backbones.*.tokenizer": "the manifest of each checkpoint knows its fingerprint",
-    "backbones.*.pretrained": "the checkpoint's weights replace it",
+    "backbones.*.pretrained": "the checkpoint's weights replace it, and its manifest knows the network",
     "data.workers": "the order of samples does not depend on it", "data.remote": "how bytes are read",
     "data.on_error": "damage is met as the user now wishes", "data.max_errors": "as on_error",
     "data.limits": "as on_error", "data.watchdog": "waiting", "data.watchdog_abort": "waiting",
@@ -39,13 +39,18 @@ SHAPES_THE_CURVE = ("zero.options.*quantized*",)  # exceptions from the above
 # Values that stand for one that is found at the start.
 AUTOMATIC = {
     "out": "", "precision": "auto", "batch.micro": None, "batch.accum": None, "data.sources.*.batch": None,
-    "optim.adam_lr": None,
+    "optim.adam_lr": None, "backbones.*.attention": None,
 }  # fmt: skip
 REASONS = {
     "accum": "contrastive losses and BatchNorm see one pass at a time",
     "data": "the order of samples follows from the shards",
     "tokenizers": "the weights of a text backbone go with its tokens",
+    "networks": "weights of equal shapes mean something else in another network",
 }
+# Fields of transformers configurations that shape no backbone (as those that begin with `_`): where it was found, by
+# what and how it was stored, and what a classifier on it would say.
+NOT_OF_THE_NETWORK = {"transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id",
+                      "problem_type", "finetuning_task"}  # fmt: skip
 
 
 def facts(accum: int, world: int, streams: Mapping[str, Order], backbones: Mapping[str, Tower]) -> dict[str, Any]:
@@ -55,6 +60,7 @@ def facts(accum: int, world: int, streams: Mapping[str, Order], backbones: Mappi
         "accum": accum,
         "data": {name: stream.fingerprint for name, stream in streams.items()},
         "tokenizers": {name: _fingerprint(tower) for name, tower in backbones.items() if tower.is_text},
+        "networks": {name: _network(tower) for name, tower in backbones.items()},
     }
 
 
@@ -62,9 +68,20 @@ def unlike(manifest: dict[str, Any], mine: dict[str, Any]) -> str:
     """Why a run with the facts `mine` cannot go on from a checkpoint with this manifest; empty if it can."""
     for field, reason in REASONS.items():
         before, now = manifest.get(field, mine.get(field)), mine.get(field)
+        if field == "networks":
+            field, before, now = _first_difference(before or {}, now or {})
         if before != now:
             return f"has {field} {before}, this run {now}; allowed: the same ({reason}), or a new `out` folder"
     return ""
+
+
+def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any]:
+    """The first field that differs, with both values. What only one of two versions of transformers knows is none."""
+    for name in sorted(before.keys() & now.keys()):
+        for key in sorted(before[name].keys() & now[name].keys()):
+            if before[name][key] != now[name][key]:
+                return f"networks.{name}.{key}", before[name][key], now[name][key]
+    return "networks", None, None
 
 
 def refuse_unlike_checkpoint(recipe: Recipe, mine: dict[str, Any]) -> None:
@@ -87,11 +104,20 @@ def taken_over(recipe: Recipe) -> Recipe:
     if batch.accum is None and before.batch.accum is not None:
         batch = batch.model_copy(update={"accum": before.batch.accum})
     precision = before.precision if recipe.precision == "auto" else recipe.precision
-    return recipe.model_copy(update={"precision": precision, "batch": batch})
+    backbones = {
+        name: config.model_copy(update={"attention": config.attention or before.backbones[name].attention})
+        if name in before.backbones else config
+        for name, config in recipe.backbones.items()
+    }  # fmt: skip
+    return recipe.model_copy(update={"precision": precision, "batch": batch, "backbones": backbones})
 
 
-def settled(recipe: Recipe, *, accum: int, bf16: bool) -> Recipe:
+def settled(recipe: Recipe, towers: Mapping[str, Tower], *, accum: int, bf16: bool) -> Recipe:
     """`recipe` with every automatic value replaced by the one that was found. (micro is what accum and ranks leave.)"""
+    backbones = {
+        name: config.model_copy(update={"attention": config.attention or _attention(towers[name])})
+        for name, config in recipe.backbones.items()
+    }
     size, optim = recipe.batch.size, recipe.optim
     sources = {
         name: source.model_copy(update={"batch": source.batch or size}) for name, source in recipe.data.sources.items()
@@ -100,7 +126,7 @@ def settled(recipe: Recipe, *, accum: int, bf16: bool) -> Recipe:
         optim = optim.model_copy(update={"adam_lr": optim.adam_lr or optim.lr})
     return recipe.model_copy(update={
         "out": str(recipe.folder), "precision": "bf16" if bf16 else "fp32", "optim": optim,
-        "batch": BatchConfig(size=size, accum=accum),
+        "batch": BatchConfig(size=size, accum=accum), "backbones": backbones,
         "data": recipe.data.model_copy(update={"sources": sources}),
     })  # fmt: skip
 
@@ -180,6 +206,25 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
     return found
+
+
+def _attention(tower: Tower) -> str | None:
+    """What transformers chose; None for what a recipe cannot ask for."""
+    chosen = tower.model.config._attn_implementation
+    return chosen if chosen in get_args(Attention) else None
+
+
+def _network(tower: Tower) -> dict[str, Any]:
+    """What a checkpoint knows of a network beside its weights: activations, epsilons, rates of dropout, heads."""
+    found: dict[str, Any] = _of_the_network(json.loads(tower.model.config.to_json_string(use_diff=False)))
+    return found
+
+
+def _of_the_network(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    kept = {key for key in values if key not in NOT_OF_THE_NETWORK and not key.startswith("_")}
+    return {key: _of_the_network(values[key]) for key in kept}
 
 
 def _fingerprint(tower: Tower) -> str:

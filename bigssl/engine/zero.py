@@ -158,7 +158,8 @@ class Engine:
     def step(self) -> None:
         """After each backward; applies the update on the last one of an accumulation.
 
-        A gradient that is NaN or infinite on any rank changes nothing on all of them: see `skipped`.
+        A gradient that is NaN or infinite on any rank changes no weights and no optimizer state on any: see `skipped`.
+        At stage 0 the host waits for the device once a step, for the norm by which it decides whether to skip.
         """
         if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
             self._norm = _norm_of_gradients(self._engine.module)

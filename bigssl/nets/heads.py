@@ -71,28 +71,3 @@ def labelled_rows(labels: Tensor, most: int | None) -> Tensor:
     if most is None:
         return (labels != IGNORED).nonzero().squeeze(1)
     return torch.nonzero_static(labels != IGNORED, size=min(most, len(labels)), fill_value=0).squeeze(1)
-
-
-class CausalLanguageHead(nn.Module):
-    """Next-token prediction from every position with the tied embedding (GPT-2, Radford et al. 2019).
-
-    The tied embedding is registered here as well, so that ZeRO-3 gathers it for this module's forward and backward.
-    """
-
-    def __init__(self, embedding: nn.Parameter) -> None:
-        super().__init__()
-        self.weight = embedding  # [V, H]
-
-    def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the cross-entropies of each token given those before it.
-
-        Args:
-            hidden: [B, T, H] after the backbone's last norm.
-            labels: int64 [B, T]: the input tokens themselves, -100 for those that are not to be predicted. The first
-                token of a sequence has nothing before it and is never predicted.
-
-        Returns:
-            [] float32.
-        """
-        following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # shifts labels, so that hidden need not be copied
-        return linear_cross_entropy(hidden.flatten(0, 1), self.weight, following.flatten(), reduction="sum")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from bigssl.config import Recipe
 from bigssl.engine import zero
 from bigssl.engine.layout import inner_optimizer
 from bigssl.engine.saved import MASTER, SavedState
@@ -46,6 +48,24 @@ def test_the_whole_state_moves_between_ranks_and_stages(
 ) -> None:
     """Cells of benchmarks/state_matrix.py: 1, 2, 4 and 1 ranks against plain PyTorch that never stopped."""
     worst, where = matrix.cell(optimizer, stages, tmp_path / "checkpoints", ranks, matrix.WORLDS)
+    assert worst <= matrix.TOLERANCE, where
+
+
+@pytest.mark.distributed
+def test_the_whole_state_moves_where_the_optimizer_is_offloaded(
+    tmp_path: Path, ranks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = matrix.recipe
+
+    def offloaded(optimizer: str, stage: int) -> Any:
+        values = plain(optimizer, stage).model_dump()
+        values["zero"]["options"]["offload_optimizer"] = {"device": "cpu"}
+        config = Recipe.model_validate(values)
+        zero.check(config)
+        return config
+
+    monkeypatch.setattr(matrix, "recipe", offloaded)
+    worst, where = matrix.cell("adamw", (2, 2, 3, 2), tmp_path / "checkpoints", ranks, matrix.WORLDS)
     assert worst <= matrix.TOLERANCE, where
 
 
@@ -97,7 +117,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_all(
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeeds_script_gives_the_weights_of_a_step_folder(stage: int, tmp_path: Path, ranks: Any) -> None:
     """As its documentation has it: `python zero_to_fp32.py . out` in the folder, which names its tag in `latest`."""
     weights = ranks(matrix.part, 2, "adamw", stage, 0, tmp_path / "checkpoints")[0]
@@ -112,8 +132,9 @@ def test_deepspeeds_script_gives_the_weights_of_a_step_folder(stage: int, tmp_pa
 
 
 @pytest.mark.distributed
-def test_deepspeeds_universal_conversion_reads_a_step_folder(tmp_path: Path, ranks: Any) -> None:
-    ranks(matrix.part, 2, "adamw", 1, 0, tmp_path / "checkpoints")
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeeds_universal_conversion_reads_a_step_folder(stage: int, tmp_path: Path, ranks: Any) -> None:
+    ranks(matrix.part, 2, "adamw", stage, 0, tmp_path / "checkpoints")
     (folder,) = (tmp_path / "checkpoints").glob("step-*")
     paths = ["--input_folder", folder / zero.TAG, "--output_folder", tmp_path / "out" / zero.TAG]
     options = ["--inject_missing_state", "--num_extract_workers", "1", "--num_merge_workers", "1"]
@@ -121,10 +142,12 @@ def test_deepspeeds_universal_conversion_reads_a_step_folder(tmp_path: Path, ran
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     saved = SavedState(folder, zero.TAG)
-    for key in (MASTER, "exp_avg", "exp_avg_sq"):
-        entry = torch.load(tmp_path / "out" / zero.TAG / "zero" / "first.weight" / f"{key}.pt", weights_only=False)
-        want = saved.read("first.weight", key, 0, saved.layout.numel("first.weight"))
-        assert torch.equal(entry["param"].flatten(), want), key
+    names = [name for flat in saved.layout.flats for name in flat.names]
+    assert "first.weight" in names and "scale" in names
+    for name, key in itertools.product(names, (MASTER, "exp_avg", "exp_avg_sq")):
+        entry = torch.load(tmp_path / "out" / zero.TAG / "zero" / name / f"{key}.pt", weights_only=False)
+        got = entry if stage == 3 else entry["param"]  # of stage 3, DeepSpeed writes the values alone
+        assert torch.equal(got.flatten(), saved.read(name, key, 0, saved.layout.numel(name))), (name, key)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,13 @@
-"""Heads of language models: the masked one transforms masked tokens only, the causal one predicts the next token."""
+"""The head of masked language models transforms masked tokens only."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigssl.nets.heads import CausalLanguageHead, MaskedLanguageHead
+from bigssl.nets.heads import MaskedLanguageHead
 
 
 def inputs(dim: int = 8) -> tuple[Tensor, Tensor, nn.Parameter]:
@@ -45,19 +43,3 @@ def test_masked_head_transforms_masked_tokens_only() -> None:
     head.dense.register_forward_hook(lambda module, args, output: seen.append(len(output)))
     head(hidden, labels)
     assert seen == [(labels != -100).sum()]
-
-
-def test_causal_head_equals_full_logits() -> None:
-    hidden, labels, embedding = inputs()
-    truth = F.cross_entropy(F.linear(hidden[:, :-1], embedding).flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
-    head = CausalLanguageHead(embedding)
-    torch.testing.assert_close(
-        gradients(head(hidden, labels), hidden, embedding), gradients(truth, hidden, embedding), rtol=1e-5, atol=1e-5
-    )
-
-
-def test_causal_head_at_init_costs_the_log_of_the_vocabulary() -> None:
-    """GPT-2 at initialisation: ln 50257 = 10.825."""
-    head = CausalLanguageHead(nn.Parameter(0.02 * torch.randn(50257, 16)))
-    loss = head(torch.randn(2, 9, 16), torch.randint(0, 50257, (2, 9))) / 16
-    assert loss.item() == pytest.approx(math.log(50257), abs=0.02)
