@@ -126,8 +126,8 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     backbone = {id(p) for tower in plan.backbones.values() for p in tower.parameters()}
     with zero.gathered(p for p in plan.objective.parameters() if id(p) not in backbone):
         heads = {
-            head: {name: value.detach().cpu().clone() for name, value in tensors.items()}
-            for head, tensors in plan.objective.export_heads().items()
+            name: {key: value.detach().cpu().clone() for key, value in head.tensors.items()}
+            for name, head in plan.objective.export_heads().items()
         }
     if not distributed.is_main():
         return

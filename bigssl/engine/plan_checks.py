@@ -75,7 +75,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     networks = paper.attempt(Networks, recipe)
     if networks is None:
         return paper
-    paper.attempt(check_evaluation, recipe, networks.towers, set(networks.objective.export_heads()))
+    paper.attempt(check_evaluation, recipe, networks.towers, networks.objective.export_heads())
     paper.attempt(check_cache, recipe)
     sizes = paper.attempt(batch_sizes, recipe, networks.objective) or {}
     parts = shape[1] * world if shape else 1

@@ -58,7 +58,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
     zero.check(recipe)
     torch.manual_seed(recipe.seed)
     objective, built = build_networks(recipe)
-    check_evaluation(recipe, built, set(objective.export_heads()))
+    check_evaluation(recipe, built, objective.export_heads())
     check_folder(recipe)
     refuse_secrets(recipe)
     check_cache(recipe)

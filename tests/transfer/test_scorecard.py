@@ -189,7 +189,7 @@ def test_sizes_and_lengths_are_those_of_the_export(
 
 def test_limits_are_told_and_kept(run: Path, shards: Path) -> None:
     asked = settings(shards).model_dump()
-    asked["images"] |= {"bank_limit": 50, "query_limit": 20, "pair": None, "view": "colour"}
+    asked["images"] |= {"bank_limit": 50, "query_limit": 20, "pair": None, "view": None}
     asked["text"] |= {"bank_limit": 30}
     asked["zero_shot"] |= {"query_limit": 10, "caption_limit": 90}
     card = score(run, Evaluate.model_validate(asked), seed=0)
