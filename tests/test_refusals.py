@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bigssl import cli
+from bigssl import cli, train
 
 ROOT = Path(__file__).parents[1]
 DEMO = "launch/recipes/demo.yaml"
@@ -87,6 +87,17 @@ def test_wrong_arguments_are_one_line(arguments: list[str], capsys: Any) -> None
         cli.main(arguments)
     (line,) = capsys.readouterr().err.splitlines()
     assert caught.value.code == 2 and arguments[-1] in line
+
+
+@pytest.mark.parametrize(("rank", "local", "who"), [("0", "0", ""), ("8", "0", "rank 8: "), ("9", "1", None)])
+def test_one_rank_of_each_machine_says_what_is_wrong_there(
+    rank: str, local: str, who: str | None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": "16"}.items():
+        monkeypatch.setenv(name, value)
+    assert train.main(["--config", DEMO, "evaluate.images.bank=nowhere"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("evaluate.images.bank")[0] for line in lines] == ([] if who is None else [f"bigssl: {who}"])
 
 
 def tiny(folder: Path) -> Path:

@@ -103,7 +103,7 @@ def _data(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
     warnings, notes = plan_data.duplicates(orders)
     paper.warnings += warnings
     paper.notes += notes
-    paper.attempt(refuse_seen, recipe, orders)
+    paper.attempt(refuse_seen, recipe, {name: order.indexes.values() for name, order in orders.items()})
 
 
 def _reading(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], sizes: Mapping[str, int]) -> None:

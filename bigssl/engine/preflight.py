@@ -64,7 +64,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
     check_cache(recipe)
     sizes = batch_sizes(recipe, objective)
     streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
-    refuse_seen(recipe, streams)
+    refuse_seen(recipe, {name: order.indexes.values() for name, order in streams.items()})
     check_passes(objective, sizes, accum)
     refuse_changed_recipe(recipe)
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from bigssl.config_errors import ConfigError, nearest
 from bigssl.data import decode
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex, ShardInfo
-from bigssl.data.order import Order, Sample
+from bigssl.data.order import Sample
 from bigssl.data.stream import in_order
 from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.towers import Tower
@@ -83,15 +83,17 @@ def _check_head(where: str, section: Any, heads: Mapping[str, Head]) -> None:
             raise ConfigError(f"{where}.{backbone}: value {given!r}; allowed: {own}, on which head {name!r} is trained")
 
 
-def refuse_seen(recipe: Recipe, orders: Mapping[str, Order]) -> None:
+def refuse_seen(recipe: Recipe, indexes: Mapping[str, Iterable[DatasetIndex]]) -> None:
     """Training on what is judged would flatter the run.
 
+    Args:
+        indexes: the datasets of each source.
     Raises:
         ConfigError: shards of a `queries` field are, by checksum or by place, among those of the sources.
     """
     trained: dict[str, str] = {}
-    for source, order in orders.items():
-        for index in order.indexes.values():
+    for source, datasets in indexes.items():
+        for index in datasets:
             trained |= {mark: source for shard in index.shards for mark in _marks(shard)}
     for where, section in evaluated(recipe).items():
         shards = load_index(section.queries, f"{where}.queries").shards

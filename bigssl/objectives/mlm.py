@@ -105,7 +105,7 @@ class Mlm(Objective):
 
     def export_heads(self) -> dict[str, Head]:
         """Without the decoder's weight, which is the backbone's token embedding."""
-        tensors = {name: value for name, value in self.head.named_parameters() if name != "weight"}
+        tensors: dict[str, Tensor] = {name: value for name, value in self.head.named_parameters() if name != "weight"}
         return {"mlm": Head("mlm", {"text": self.config.backbone}, tensors)}
 
     def _hidden(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

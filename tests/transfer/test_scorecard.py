@@ -1,12 +1,18 @@
 """The scorecard of a tiny run: complete, repeatable, and right where it can be computed by hand."""
 
 import json
+import os
+import shutil
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.config_evaluate import Evaluate
@@ -14,11 +20,14 @@ from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
 from bigssl.data.stream import in_order
 from bigssl.report.html import write_report
-from bigssl.transfer import scorecard
+from bigssl.transfer import export, matrix, scorecard
+from bigssl.transfer import team as teams
+from bigssl.transfer.bench import Bench, Captions
 from bigssl.transfer.export import export_run
 from bigssl.transfer.features import column, image_batches, network, raw, text_encoder
 from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.scorecard import format_table, score
+from bigssl.transfer.team import AgreedError, NoMeeting, Team
 
 Make = Callable[..., PreTrainedModel]
 Ranks = Callable[..., list[Any]]
@@ -100,6 +109,20 @@ def test_colours_are_found_by_raw_pixels(run: Path, shards: Path) -> None:
 def test_captions_that_name_their_class_are_found_by_words(run: Path, shards: Path) -> None:
     task = score(run, settings(shards, images=None, zero_shot=None), seed=0)["tasks"]["text.knn"]
     assert task["raw"] == 1.0 and task["queries"] == 21, "the two designs share a caption, which counts once"
+
+
+def test_texts_without_words_have_no_bag_of_words(run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Bench.captions
+
+    def signs(*args: Any, **kwargs: Any) -> Captions:
+        found = read(*args, **kwargs)
+        return replace(found, texts=["a ! " * (number + 1) for number in range(len(found.texts))])
+
+    monkeypatch.setattr(Bench, "captions", signs)
+    card = score(run, settings(shards, images=None, zero_shot=None), seed=0)
+    task = card["tasks"]["text.knn"]
+    assert task["raw"] is None and "raw" not in task["gains"] and task["trained"] is not None
+    assert sum("evaluate.text.bank: the texts hold no word" in note for note in card["notes"]) == 1
 
 
 def test_zero_shot_of_towers_that_agree(run: Path, shards: Path, tokenizer: PreTrainedTokenizerFast,
@@ -250,6 +273,77 @@ def test_what_one_rank_cannot_read_ends_all(
     texts = ranks(joined_score, 2, run, asked.model_copy(update={
         "images": asked.images.model_copy(update={"queries": str(folder)})}), timeout=60)  # fmt: skip
     assert texts[0] == texts[1] and "sample '0003-google': no metadata field 'category'" in texts[0]
+
+
+def lonely_score(run: Path, asked: Evaluate, culprit: int, what: str) -> str:
+    """`joined_score`, where one rank cannot do one thing."""
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(f"no {what} here")
+
+    if int(os.environ["RANK"]) == culprit:
+        setattr(*FAULTS[what], fail)
+    torch.distributed.init_process_group("gloo")
+    try:
+        score(run, asked, seed=3)
+    except AgreedError as error:
+        return str(error)
+    return ""
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "network": (export, "load_backbone"), "head": (export, "load_heads"), "tokenizer": (scorecard, "text_input"),
+    "calibration": (scorecard, "calibrate_batch_norm"), "size": (scorecard, "image_size"),
+    "index": (DatasetIndex, "load"), "folder": (shutil, "rmtree"), "features": (matrix, "_read"),
+    "card": (scorecard, "write_atomic"),
+}  # fmt: skip
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("what", FAULTS)
+def test_whatever_fails_on_one_rank_ends_all_with_its_words(what: str, run: Path, shards: Path, ranks: Ranks) -> None:
+    culprit = 0 if what == "card" else 1
+    assert ranks(lonely_score, 2, run, settings(shards), culprit, what, timeout=60) == 2 * [f"no {what} here"]
+
+
+def meet_without_a_way(interface: str) -> str:
+    torch.distributed.init_process_group("gloo")
+    os.environ["GLOO_SOCKET_IFNAME"] = interface
+    with pytest.raises(NoMeeting) as caught:
+        Team()
+    return str(caught.value)
+
+
+@pytest.mark.distributed
+def test_ranks_that_gloo_cannot_join_are_told_what_to_set(ranks: Ranks) -> None:
+    for text in ranks(meet_without_a_way, 2, "nowhere0", timeout=60):
+        assert "nowhere0" in text and "set GLOO_SOCKET_IFNAME" in text and "\n" not in text
+
+
+def meet_and_be_late() -> list[int]:
+    torch.distributed.init_process_group("gloo")
+    teams.CONNECT = timedelta(seconds=1)
+    team = Team()
+    time.sleep(2.5 * team.rank)
+    return team.gather(lambda: team.rank)
+
+
+@pytest.mark.distributed
+def test_ranks_that_have_met_wait_longer_than_for_a_connection(ranks: Ranks) -> None:
+    assert ranks(meet_and_be_late, 2) == 2 * [[0, 1]]
+
+
+def test_heads_of_other_backbones_are_refused(run: Path, shards: Path) -> None:
+    file = run / "export/heads/clip.safetensors"
+    for heads, said in (({"image_projection": torch.zeros(8, 16), "text_projection": torch.zeros(8, 4)},
+                         r"text_projection \[any, 16\] is needed.* text_projection \[8, 4\]"),
+                        ({"bias": torch.zeros(3)}, r"image_projection \[any, 16\] is needed.*there is: bias \[3\]")):
+        save_file(heads, file)
+        with pytest.raises(DataError, match=f"evaluate.zero_shot.heads: {said}"):
+            score(run, settings(shards, images=None, text=None), seed=0)
+    file.write_bytes(b"half")
+    with pytest.raises(DataError, match="clip.safetensors: not whole"):
+        score(run, settings(shards, images=None, text=None), seed=0)
 
 
 def test_an_evaluation_that_was_killed_leaves_nothing_to_the_next(run: Path, shards: Path) -> None:

@@ -75,8 +75,8 @@ def _retrieval(bench: Bench, queries: Encoded, means: dict[str, Tensor], pair: s
                             bench.device)  # fmt: skip
             hits[name].append(bench.hits(found))
     if not groups:
-        raise AgreedError(f"evaluate.images.pair: value {pair!r}, but none occurs in two {view!r}s; allowed: a metadata "
-                        "field that views of one item share, or null")
+        raise AgreedError(f"evaluate.images.pair: value {pair!r}, but none occurs in two {view!r}s; allowed: a "
+                          "metadata field that views of one item share, or neither pair nor view")
     subject = f"of {len(groups)} unseen images have the same {pair} in the other {view} as their nearest neighbour"
     joined = {name: torch.cat(parts) for name, parts in hits.items()}
     return judge(f"retrieval: same {pair}, other {view}", subject, joined, chance=sum(chances) / len(chances),
