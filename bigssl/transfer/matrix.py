@@ -72,8 +72,8 @@ def _read(part: Part, first: int, last: int) -> Tensor:
 
 
 class Scratch:
-    """This rank's files below the run folder, which all ranks see. A context manager, entered by all together; the files
-    are gone afterwards."""
+    """This rank's files below the run folder, which all ranks see. A context manager, which all ranks enter together;
+    the files are gone afterwards."""
 
     def __init__(self, run_folder: Path, team: Team) -> None:
         self.team = team
