@@ -37,7 +37,7 @@ from bigssl.transfer.export import export_run  # noqa: E402
 from bigssl.transfer.inputs import ImageInput, TextInput  # noqa: E402
 from bigssl.transfer.probe import KnnProbe  # noqa: E402
 from bigssl.transfer.scorecard import format_table, score  # noqa: E402
-from bigssl.transfer.team import AgreedError, NoMeeting, Team  # noqa: E402
+from bigssl.transfer.team import AgreedError, Team  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,10 +75,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _run(recipe: Recipe, plan: preflight.Plan) -> int:
     try:
         device = zero.start()
-    except torch.distributed.DistError as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        why = str(error).strip().partition("\n")[0]
-        print(f"bigssl: cannot meet the other ranks at {place} (--master_addr, --master_port): {why}", file=sys.stderr)
+    except distributed.NoMeeting as error:
+        say(error)
         return 1
     try:
         team = Team() if recipe.evaluate is not None else None  # now: hours later nobody is there to mend a network
@@ -91,7 +89,7 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
         distributed.barrier()  # before any rank ends, which would have the launcher end rank 0
         zero.stop()
         return 1
-    except (CheckpointError, DataError, NoMeeting) as error:
+    except (CheckpointError, DataError, distributed.NoMeeting) as error:
         print(f"bigssl: rank {distributed.rank()}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # leaving the group would wait for ranks that wait for this one; the launcher ends them
     distributed.barrier()

@@ -21,10 +21,6 @@ class AgreedError(DataError):
     """Raised by every rank alike: one speaks for all, and none waits for another."""
 
 
-class NoMeeting(RuntimeError):
-    """The ranks cannot talk over gloo. The message says what to set."""
-
-
 class Team:
     """All ranks of the process group (one where there is none). Building it is a collective, so are its methods.
 
@@ -33,7 +29,7 @@ class Team:
     training's backend does.
 
     Raises:
-        NoMeeting: this rank does not reach the others within `CONNECT`.
+        distributed.NoMeeting: this rank does not reach the others within `CONNECT`.
     """
 
     def __init__(self) -> None:
@@ -86,7 +82,7 @@ def _gloo() -> dist.ProcessGroup:
         dist.barrier(group)  # connects where torch would do so at the first use
     except RuntimeError as error:
         why = str(error).strip().partition("\n")[0]
-        raise NoMeeting(
+        raise distributed.NoMeeting(
             f"evaluate: the ranks cannot meet over gloo, on the hosts' network: {why}; set GLOO_SOCKET_IFNAME on every "
             "node to the interface by which it reaches the others (`ip addr` lists them), for example "
             "GLOO_SOCKET_IFNAME=eth0; or set evaluate=null and run `bigssl evaluate` afterwards"

@@ -19,6 +19,7 @@ from bigssl.config_evaluate import Evaluate
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
 from bigssl.data.stream import in_order
+from bigssl.distributed import NoMeeting
 from bigssl.report.html import write_report
 from bigssl.transfer import export, matrix, scorecard
 from bigssl.transfer import team as teams
@@ -27,7 +28,7 @@ from bigssl.transfer.export import export_run
 from bigssl.transfer.features import column, image_batches, network, raw, text_encoder
 from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.scorecard import format_table, score
-from bigssl.transfer.team import AgreedError, NoMeeting, Team
+from bigssl.transfer.team import AgreedError, Team
 
 Make = Callable[..., PreTrainedModel]
 Ranks = Callable[..., list[Any]]
