@@ -1,12 +1,8 @@
 """The scorecard of a tiny run: complete, repeatable, and right where it can be computed by hand."""
 
 import json
-import os
-import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +15,13 @@ from bigssl.config_evaluate import Evaluate
 from bigssl.data.errors import DataError
 from bigssl.data.index import DatasetIndex
 from bigssl.data.stream import in_order
-from bigssl.distributed import NoMeeting
 from bigssl.report.html import write_report
-from bigssl.transfer import export, matrix, scorecard
-from bigssl.transfer import team as teams
+from bigssl.transfer import scorecard
 from bigssl.transfer.bench import Bench, Captions
 from bigssl.transfer.export import export_run
 from bigssl.transfer.features import column, image_batches, network, raw, text_encoder
 from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.scorecard import format_table, score
-from bigssl.transfer.team import AgreedError, Team
 
 Make = Callable[..., PreTrainedModel]
 Ranks = Callable[..., list[Any]]
@@ -44,16 +37,6 @@ def settings(shards: Path, **changes: Any) -> Evaluate:
         "batch": 32,
     }
     return Evaluate.model_validate(values | changes)
-
-
-@pytest.fixture
-def run(tmp_path: Path, make_model: Make, tokenizer: PreTrainedTokenizerFast) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    heads = {"clip": {"image_projection": torch.randn(8, 16, generator=generator), "logit_scale": torch.tensor(2.0),
-                      "text_projection": torch.randn(8, 16, generator=generator)}}
-    backbones = {"image": make_model("resnet"), "text": make_model("bert")}
-    export_run(tmp_path, backbones, {"image": ImageInput(32), "text": TextInput(tokenizer, 32)}, heads, {})
-    return tmp_path
 
 
 def pictures(index: DatasetIndex, encode: Callable[[torch.Tensor], torch.Tensor]
@@ -274,64 +257,6 @@ def test_what_one_rank_cannot_read_ends_all(
     texts = ranks(joined_score, 2, run, asked.model_copy(update={
         "images": asked.images.model_copy(update={"queries": str(folder)})}), timeout=60)  # fmt: skip
     assert texts[0] == texts[1] and "sample '0003-google': no metadata field 'category'" in texts[0]
-
-
-def lonely_score(run: Path, asked: Evaluate, culprit: int, what: str) -> str:
-    """`joined_score`, where one rank cannot do one thing."""
-
-    def fail(*args: Any, **kwargs: Any) -> Any:
-        raise OSError(f"no {what} here")
-
-    if int(os.environ["RANK"]) == culprit:
-        setattr(*FAULTS[what], fail)
-    torch.distributed.init_process_group("gloo")
-    try:
-        score(run, asked, seed=3)
-    except AgreedError as error:
-        return str(error)
-    return ""
-
-
-FAULTS: dict[str, tuple[Any, str]] = {
-    "network": (export, "load_backbone"), "head": (export, "load_heads"), "tokenizer": (scorecard, "text_input"),
-    "calibration": (scorecard, "calibrate_batch_norm"), "size": (scorecard, "image_size"),
-    "index": (DatasetIndex, "load"), "folder": (shutil, "rmtree"), "features": (matrix, "_read"),
-    "card": (scorecard, "write_atomic"),
-}  # fmt: skip
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("what", FAULTS)
-def test_whatever_fails_on_one_rank_ends_all_with_its_words(what: str, run: Path, shards: Path, ranks: Ranks) -> None:
-    culprit = 0 if what == "card" else 1
-    assert ranks(lonely_score, 2, run, settings(shards), culprit, what, timeout=60) == 2 * [f"no {what} here"]
-
-
-def meet_without_a_way(interface: str) -> str:
-    torch.distributed.init_process_group("gloo")
-    os.environ["GLOO_SOCKET_IFNAME"] = interface
-    with pytest.raises(NoMeeting) as caught:
-        Team()
-    return str(caught.value)
-
-
-@pytest.mark.distributed
-def test_ranks_that_gloo_cannot_join_are_told_what_to_set(ranks: Ranks) -> None:
-    for text in ranks(meet_without_a_way, 2, "nowhere0", timeout=60):
-        assert "nowhere0" in text and "set GLOO_SOCKET_IFNAME" in text and "\n" not in text
-
-
-def meet_and_be_late() -> list[int]:
-    torch.distributed.init_process_group("gloo")
-    teams.CONNECT = timedelta(seconds=1)
-    team = Team()
-    time.sleep(2.5 * team.rank)
-    return team.gather(lambda: team.rank)
-
-
-@pytest.mark.distributed
-def test_ranks_that_have_met_wait_longer_than_for_a_connection(ranks: Ranks) -> None:
-    assert ranks(meet_and_be_late, 2) == 2 * [[0, 1]]
 
 
 def test_heads_of_other_backbones_are_refused(run: Path, shards: Path) -> None:
