@@ -112,8 +112,23 @@ def _evaluate(options: argparse.Namespace) -> None:
     process.use(recipe.data)
     if recipe.evaluate is None:
         raise ConfigError(f"{options.run_folder}/config.yaml: evaluate: missing; add the section and run again")
+    _refuse_trained_on(recipe)
     print(format_table(score(options.run_folder, recipe.evaluate, seed=recipe.seed, device=options.device)))
     print(f"report: {write_report(options.run_folder)}")
+
+
+def _refuse_trained_on(recipe: Recipe) -> None:
+    """The section may have been edited since the run began. Shards that are gone from here cannot be compared."""
+    from bigssl.engine.preflight_evaluation import refuse_seen
+    from bigssl.engine.preflight_sources import source_indexes
+
+    indexes = {}
+    for name, source in recipe.data.sources.items():
+        try:
+            indexes[name] = source_indexes(source, f"data.sources.{name}").values()
+        except ConfigError as error:
+            say(error, "not checked whether what is judged was trained on: ")
+    refuse_seen(recipe.model_copy(update={"probe": None}), indexes)
 
 
 def _report(options: argparse.Namespace) -> None:

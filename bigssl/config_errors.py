@@ -29,10 +29,10 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def say(error: Exception) -> None:
-    """The message on stderr, each of its mistakes as a line of ours."""
+def say(error: Exception, who: str = "") -> None:
+    """The message on stderr, each of its mistakes as a line of ours; `who` says it, e.g. "rank 8: "."""
     for line in str(error).splitlines():
-        print(f"bigssl: {line}", file=sys.stderr, flush=True)
+        print(f"bigssl: {who}{line}", file=sys.stderr, flush=True)
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:

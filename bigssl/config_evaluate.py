@@ -35,7 +35,7 @@ class EvalImages(Section):
     queries: str
     label: str = Field(description="metadata field that is predicted")
     pair: str | None = Field(None, description="metadata field that views of one item share; default: no retrieval")
-    view: str | None = Field(None, description="metadata field that tells the views of an item apart; needed by pair")
+    view: str | None = Field(None, description="metadata field that tells the views of an item apart; only with pair")
     k: PositiveInt = 20
     bank_limit: BankLimit = None
     query_limit: QueryLimit = None
@@ -43,7 +43,9 @@ class EvalImages(Section):
     @model_validator(mode="after")
     def _pair_and_view(self) -> EvalImages:
         if self.pair is not None and self.view is None:
-            raise ValueError(f"pair {self.pair!r} is given without view; allowed: both, or pair: null for no retrieval")
+            raise ValueError(f"pair {self.pair!r} is given without view; allowed: both, or neither for no retrieval")
+        if self.pair is None and self.view is not None:
+            raise ValueError(f"view {self.view!r} is given without pair; allowed: both, or neither for no retrieval")
         return self
 
 

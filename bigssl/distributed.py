@@ -16,6 +16,10 @@ from torch.distributed import ProcessGroup
 T = TypeVar("T")
 
 
+class NoMeeting(RuntimeError):
+    """This rank cannot reach the others. The message says what to set."""
+
+
 def active() -> bool:
     """Whether a process group of more than one rank exists."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -37,21 +37,24 @@ from bigssl.transfer.export import export_run  # noqa: E402
 from bigssl.transfer.inputs import ImageInput, TextInput  # noqa: E402
 from bigssl.transfer.probe import KnnProbe  # noqa: E402
 from bigssl.transfer.scorecard import format_table, score  # noqa: E402
+from bigssl.transfer.team import AgreedError, Team  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry of the driver; returns the exit code."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     disable_progress_bar()  # ours is the bar of the run
-    first = os.environ.get("RANK", "0") == "0"
+    rank = os.environ.get("RANK", "0")
+    first = rank == "0"
     try:
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union()))
         plan = preflight.plan(recipe, preflight.world_size())
         if not options.print_config:
             preflight.check_port()
     except (ConfigError, DataError) as error:
-        if first:
-            say(error)
+        # What is wrong with the files of one machine is not seen on the first; on a machine, one rank speaks.
+        if first or os.environ.get("LOCAL_RANK", "0") == "0":
+            say(error, "" if first else f"rank {rank}: ")
         return 2
     if options.print_config:
         resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
@@ -72,12 +75,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _run(recipe: Recipe, plan: preflight.Plan) -> int:
     try:
         device = zero.start()
-    except torch.distributed.DistError as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        why = str(error).strip().partition("\n")[0]
-        print(f"bigssl: cannot meet the other ranks at {place} (--master_addr, --master_port): {why}", file=sys.stderr)
+    except distributed.NoMeeting as error:
+        say(error)
         return 1
     try:
+        team = Team() if recipe.evaluate is not None else None  # now: hours later nobody is there to mend a network
         outcome = loop.train(recipe, plan, device, _probe(recipe, plan, device))
         if not outcome.preempted:
             _exported(recipe, plan)
@@ -87,11 +89,11 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
         distributed.barrier()  # before any rank ends, which would have the launcher end rank 0
         zero.stop()
         return 1
-    except (CheckpointError, DataError) as error:
+    except (CheckpointError, DataError, distributed.NoMeeting) as error:
         print(f"bigssl: rank {distributed.rank()}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # leaving the group would wait for ranks that wait for this one; the launcher ends them
     distributed.barrier()
-    code = _stopped(outcome) if outcome.preempted else _evaluate(recipe, device)
+    code = _stopped(outcome) if outcome.preempted else _evaluate(recipe, device, team)
     zero.stop()
     return code
 
@@ -126,8 +128,8 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     backbone = {id(p) for tower in plan.backbones.values() for p in tower.parameters()}
     with zero.gathered(p for p in plan.objective.parameters() if id(p) not in backbone):
         heads = {
-            head: {name: value.detach().cpu().clone() for name, value in tensors.items()}
-            for head, tensors in plan.objective.export_heads().items()
+            name: {key: value.detach().cpu().clone() for key, value in head.tensors.items()}
+            for name, head in plan.objective.export_heads().items()
         }
     if not distributed.is_main():
         return
@@ -143,18 +145,25 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     print(f"exported {', '.join(states)} to {path}", flush=True)
 
 
-def _evaluate(recipe: Recipe, device: torch.device) -> int:
+def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:
     """Collective: all ranks score, rank 0 tells."""
     try:
-        card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device) if recipe.evaluate else None
+        card = None
+        if recipe.evaluate is not None:
+            card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device, team=team)
         if distributed.is_main():
             if card is not None:
-                print(format_table(card))
+                print(format_table(card), flush=True)
             print(f"report: {write_report(recipe.folder)}", flush=True)
-    except (DataError, OSError) as error:  # of the scores: on every rank
-        if distributed.is_main():
+    except (DataError, OSError) as error:
+        agreed = isinstance(error, AgreedError) or not distributed.active()
+        if distributed.is_main() or not agreed:
+            who = "" if agreed else f"rank {distributed.rank()}: "
             again = f"bigssl evaluate {recipe.folder}"
-            print(f"bigssl: trained and exported, not evaluated: {error}; after mending it: {again}", file=sys.stderr)
+            print(f"bigssl: {who}trained and exported, not evaluated: {error}; after mending it: {again}",
+                  file=sys.stderr, flush=True)  # fmt: skip
+        if not agreed:
+            os._exit(1)  # others may wait for this rank; the launcher ends them
         return 1
     return 0
 

@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from bigssl import cli
+from bigssl import cli, distributed, train
+from bigssl.config import load_recipe, recipe_model
+from bigssl.data.errors import DataError
+from bigssl.objectives.base import config_union
+from bigssl.transfer.team import AgreedError
 
 ROOT = Path(__file__).parents[1]
 DEMO = "launch/recipes/demo.yaml"
@@ -89,6 +94,17 @@ def test_wrong_arguments_are_one_line(arguments: list[str], capsys: Any) -> None
     assert caught.value.code == 2 and arguments[-1] in line
 
 
+@pytest.mark.parametrize(("rank", "local", "who"), [("0", "0", ""), ("8", "0", "rank 8: "), ("9", "1", None)])
+def test_one_rank_of_each_machine_says_what_is_wrong_there(
+    rank: str, local: str, who: str | None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": "16"}.items():
+        monkeypatch.setenv(name, value)
+    assert train.main(["--config", DEMO, "evaluate.images.bank=nowhere"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("evaluate.images.bank")[0] for line in lines] == ([] if who is None else [f"bigssl: {who}"])
+
+
 def tiny(folder: Path) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({**TINY, "out": str(folder / "run")}))
@@ -117,6 +133,58 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     (line,) = ours(done)
     assert f"--master_port: value {port}: Address already in use; allowed: a free port" in line
     assert done.returncode == 2 and not (tmp_path / "run").exists()
+
+
+def test_a_network_that_is_none_is_named(tmp_path: Path) -> None:
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        launcher += ["--master_port", str(other.getsockname()[1])]
+    command = [*launcher, "bigssl/train.py", "--config", str(tiny(tmp_path))]
+    done = start(command, GLOO_SOCKET_IFNAME="nowhere0")
+    assert done.returncode == 1
+    assert "cannot meet the other ranks" in (line := ours(done)[0]) and "GLOO_SOCKET_IFNAME (nowhere0)" in line
+
+
+def test_ranks_that_cannot_evaluate_together_do_not_train(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone() -> None:
+        raise distributed.NoMeeting("evaluate: no way")
+
+    monkeypatch.setattr(train.zero, "start", lambda: torch.device("cpu"))
+    monkeypatch.setattr(train, "Team", alone)
+    monkeypatch.setattr(train.loop, "train", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    asked = "evaluate={language: {bank: bigssl/demo/text/train, queries: bigssl/demo/text/val}}"
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--config", str(tiny(tmp_path)), asked])
+    assert caught.value.code == 1 and capsys.readouterr().err.endswith("bigssl: rank 0: evaluate: no way\n")
+
+
+@pytest.mark.parametrize(("rank", "error", "said"), [
+    (0, AgreedError("no bank"), "bigssl: trained and exported, not evaluated: no bank; after"),
+    (3, AgreedError("no bank"), ""),
+    (0, DataError("no bank"), "bigssl: rank 0: trained and exported, not evaluated: no bank; after"),
+    (3, OSError("no bank"), "bigssl: rank 3: trained and exported, not evaluated: no bank; after"),
+])  # fmt: skip
+def test_an_error_that_ranks_have_not_agreed_on_is_told_by_its_own(
+    rank: int, error: Exception, said: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    ended: list[int] = []
+    monkeypatch.setattr(train, "score", fail)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "active", lambda: True)
+    asked = "evaluate={language: {bank: bigssl/demo/text/train, queries: bigssl/demo/text/val}}"
+    recipe = load_recipe(tiny(tmp_path), [asked], recipe_model(config_union()))
+    assert train._evaluate(recipe, torch.device("cpu"), None) == 1
+    line = capsys.readouterr().err
+    assert line.startswith(said) and bool(line) == bool(said)
+    assert ended == ([] if isinstance(error, AgreedError) else [1]), "others may wait"
 
 
 def test_a_full_disk_at_the_start_is_refused(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     networks = paper.attempt(Networks, recipe)
     if networks is None:
         return paper
-    paper.attempt(check_evaluation, recipe, networks.towers, set(networks.objective.export_heads()))
+    paper.attempt(check_evaluation, recipe, networks.towers, networks.objective.export_heads())
     paper.attempt(check_cache, recipe)
     sizes = paper.attempt(batch_sizes, recipe, networks.objective) or {}
     parts = shape[1] * world if shape else 1
@@ -104,7 +104,7 @@ def _data(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
     warnings, notes = plan_data.duplicates(orders)
     paper.warnings += warnings
     paper.notes += notes
-    paper.attempt(refuse_seen, recipe, orders)
+    paper.attempt(refuse_seen, recipe, {name: order.indexes.values() for name, order in orders.items()})
 
 
 def _reading(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], sizes: Mapping[str, int]) -> None:

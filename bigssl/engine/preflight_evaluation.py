@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,17 @@ from bigssl.config_errors import ConfigError, nearest
 from bigssl.data import decode
 from bigssl.data.errors import DataError, display
 from bigssl.data.index import DatasetIndex, ShardInfo
-from bigssl.data.order import Order, Sample
+from bigssl.data.order import Sample
 from bigssl.data.stream import in_order
 from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.towers import Tower
+from bigssl.objectives.base import Head
+
+# Evaluations with a head: the field that names it, its kind, and the field of the backbone in each of its roles.
+HEADS = {
+    "evaluate.language": ("head", "mlm", {"text": "backbone"}),
+    "evaluate.zero_shot": ("heads", "clip", {"image": "image_backbone", "text": "text_backbone"}),
+}
 
 
 def load_index(url: str, field: str) -> DatasetIndex:
@@ -52,7 +59,7 @@ def evaluated(recipe: Recipe) -> dict[str, Any]:
     return {where: section for where, section in sections.items() if section is not None}
 
 
-def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: set[str]) -> None:
+def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: Mapping[str, Head]) -> None:
     """Shards, backbones, labels, k and heads that `probe` and `evaluate` name.
 
     Raises:
@@ -60,11 +67,8 @@ def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: set[str
     """
     for where, section in evaluated(recipe).items():
         _check_section(where, section, towers)
-        for field in ("heads", "head"):
-            name = getattr(section, field, None)
-            if name is not None and name not in heads:
-                allowed = ", ".join(sorted(heads)) or "none: this objective exports no heads"
-                raise ConfigError(f"{where}.{field}: value {name!r}; allowed: {allowed}")
+        if where in HEADS:
+            _check_head(where, section, heads)
     zero_shot = recipe.evaluate.zero_shot if recipe.evaluate else None
     if zero_shot is None:
         return
@@ -78,15 +82,30 @@ def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: set[str
         _check_field(field, zero_shot.captions, sample, decode.IMAGES, need)
 
 
-def refuse_seen(recipe: Recipe, orders: Mapping[str, Order]) -> None:
+def _check_head(where: str, section: Any, heads: Mapping[str, Head]) -> None:
+    """Does this objective export such a head, and is it that of the backbones that are judged with it?"""
+    field, kind, roles = HEADS[where]
+    name, fitting = getattr(section, field), sorted(n for n, head in heads.items() if head.kind == kind)
+    if name not in fitting:
+        allowed = ", ".join(fitting) or f"none: this objective exports no head of the kind {kind}"
+        raise ConfigError(f"{where}.{field}: value {name!r}; allowed: {allowed}{nearest(name, fitting)}")
+    for role, backbone in roles.items():
+        given, own = getattr(section, backbone), heads[name].backbones[role]
+        if given != own:
+            raise ConfigError(f"{where}.{backbone}: value {given!r}; allowed: {own}, on which head {name!r} is trained")
+
+
+def refuse_seen(recipe: Recipe, indexes: Mapping[str, Iterable[DatasetIndex]]) -> None:
     """Training on what is judged would flatter the run.
 
+    Args:
+        indexes: the datasets of each source.
     Raises:
         ConfigError: shards of a `queries` field are, by checksum or by place, among those of the sources.
     """
     trained: dict[str, str] = {}
-    for source, order in orders.items():
-        for index in order.indexes.values():
+    for source, datasets in indexes.items():
+        for index in datasets:
             trained |= {mark: source for shard in index.shards for mark in _marks(shard)}
     for where, section in evaluated(recipe).items():
         shards = load_index(section.queries, f"{where}.queries").shards

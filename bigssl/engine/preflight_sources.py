@@ -62,7 +62,10 @@ def source_order(recipe: Recipe, name: str, size: int, parts: int) -> Order:
             f"{where}.batch: value {size}; allowed: a multiple of accum × world = {parts} "
             f"(nearest: {', '.join(map(str, near))})"
         )
-    indexes = _indexes(source, where)
+    indexes = source_indexes(source, where)
+    for index in indexes.values():
+        if isinstance(index, SequentialIndex) and int(os.environ.get("RANK") or 0) == 0:
+            print(f"{where}: {index.limits}", file=sys.stderr, flush=True)
     for field, index in indexes.items():
         if len(index.shards) < source.min_shards:
             raise ConfigError(
@@ -73,17 +76,14 @@ def source_order(recipe: Recipe, name: str, size: int, parts: int) -> Order:
     return order
 
 
-def _indexes(source: SourceConfig, where: str) -> dict[str, DatasetIndex]:
-    """The index of each URL, by its field."""
+def source_indexes(source: SourceConfig, where: str) -> dict[str, DatasetIndex]:
+    """The index of each URL, by its field below `where`. ConfigError where one cannot be read."""
     if source.url is None or source.samples is None:
         return {field: load_index(url, f"{where}.{field}") for field, url in source.urls.items()}
     try:
-        index = SequentialIndex(source.url, source.samples)
+        return {"url": SequentialIndex(source.url, source.samples)}
     except (DataError, OSError) as error:
         raise ConfigError(f"{where}.url: {error}") from None
-    if int(os.environ.get("RANK") or 0) == 0:
-        print(f"{where}: {index.limits}", file=sys.stderr, flush=True)
-    return {"url": index}
 
 
 def source_config(recipe: Recipe, name: str) -> SourceConfig:

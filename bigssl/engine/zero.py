@@ -37,7 +37,11 @@ TAG = "state"
 
 
 def start() -> torch.device:
-    """Join the process group of the launcher (a group of one without a launcher); returns this rank's device."""
+    """Join the process group of the launcher (a group of one without a launcher); returns this rank's device.
+
+    Raises:
+        NoMeeting: there is no way to the other ranks.
+    """
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed calls what torch 2.13 renamed
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("BIGSSL_DEEPSPEED_LOG", "WARNING"))
     if "RANK" not in os.environ:
@@ -50,7 +54,16 @@ def start() -> torch.device:
         device = torch.device(device.type, local)
     _skip_shared_memory_build()
     backend = "gloo" if device.type == "cpu" else accelerator.communication_backend_name()
-    deepspeed.init_distributed(dist_backend=backend)
+    try:
+        deepspeed.init_distributed(dist_backend=backend)
+    except RuntimeError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        network = "GLOO_SOCKET_IFNAME" if backend == "gloo" else "NCCL_SOCKET_IFNAME"
+        why = str(error).strip().partition("\n")[0]
+        raise distributed.NoMeeting(
+            f"cannot meet the other ranks at {place} (--master_addr, --master_port) by the network interface of "
+            f"{network} ({os.environ.get(network, 'not set')}): {why}"
+        ) from error
     return device
 
 

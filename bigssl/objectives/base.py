@@ -56,6 +56,20 @@ class Losses(NamedTuple):
             yield from part.named(f"{path}/{name}")
 
 
+class Head(NamedTuple):
+    """What a task has trained on top of its backbones and an evaluation needs again.
+
+    Attributes:
+        kind: what it is: "clip" (two projections) or "mlm" (a head of masked language modelling).
+        backbones: the name of the backbone it belongs to, by role ("image", "text"): on another it means nothing.
+        tensors: by name, as they are exported.
+    """
+
+    kind: str
+    backbones: dict[str, str]
+    tensors: dict[str, Tensor]
+
+
 class ObjectiveConfig(Section):
     """Fields every task has. `name` is added at discovery."""
 
@@ -101,8 +115,8 @@ class Objective(nn.Module):
     def after_step(self, step: int) -> None:  # noqa: B027 - optional: EMA teachers, queues
         """Called on every rank after each optimizer step."""
 
-    def export_heads(self) -> dict[str, dict[str, Tensor]]:
-        """Heads that transfer needs, by name: {head: {tensor name: tensor}}; most tasks have none."""
+    def export_heads(self) -> dict[str, Head]:
+        """Heads that transfer needs, by name; most tasks have none."""
         return {}
 
 

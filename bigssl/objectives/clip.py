@@ -22,7 +22,7 @@ from bigssl.data.augment import SimClrAugment
 from bigssl.data.masking import words_kept
 from bigssl.data.stream import Sample
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, tower
+from bigssl.objectives.base import Head, Losses, Objective, ObjectiveConfig, tower
 from bigssl_kernels import clip_loss
 
 MAX_SCALE = 100.0
@@ -96,11 +96,10 @@ class Clip(Objective):
         blind = math.log(len(image) * distributed.world())  # every similarity equal
         return Losses(loss, blind, stats={"scale": scale.detach()})
 
-    def export_heads(self) -> dict[str, dict[str, Tensor]]:
-        return {
-            "clip": {
-                "image_projection": self.image_projection.weight,
-                "text_projection": self.text_projection.weight,
-                "logit_scale": self._scale(),
-            }
+    def export_heads(self) -> dict[str, Head]:
+        tensors = {
+            "image_projection": self.image_projection.weight,
+            "text_projection": self.text_projection.weight,
+            "logit_scale": self._scale(),
         }
+        return {"clip": Head("clip", {"image": self.config.image, "text": self.config.text}, tensors)}

@@ -16,7 +16,7 @@ from bigssl.data.loader import SEEDS
 from bigssl.data.stream import Sample
 from bigssl.nets import dropout
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Losses, Objective, build, union
+from bigssl.objectives.base import Head, Losses, Objective, build, union
 
 
 class Joint(Objective):
@@ -91,11 +91,11 @@ class Joint(Objective):
         for _, part in self._objectives():
             part.after_step(step)
 
-    def export_heads(self) -> dict[str, dict[str, Tensor]]:
-        heads: dict[str, dict[str, Tensor]] = {}
+    def export_heads(self) -> dict[str, Head]:
+        heads: dict[str, Head] = {}
         for name, part in self._objectives():
-            for head, tensors in part.export_heads().items():
-                heads[f"{name}-{head}" if head in heads else head] = tensors  # a second one of a kind
+            for head, exported in part.export_heads().items():
+                heads[f"{name}-{head}" if head in heads else head] = exported  # a second one of a kind
         return heads
 
 

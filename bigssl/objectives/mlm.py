@@ -29,7 +29,7 @@ from bigssl.nets.frequencies import TokenFrequencies
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, tower
+from bigssl.objectives.base import Head, Losses, Objective, ObjectiveConfig, tower
 
 CHARACTERS_PER_TOKEN = 8  # generous: a window cut from a long document must fill the sequence
 
@@ -103,9 +103,10 @@ class Mlm(Objective):
         unmaskable = torch.tensor(1 - len(useful) / len(pieces))
         return pack(useful, self.backbone.length, fill) | {"unmaskable": unmaskable}
 
-    def export_heads(self) -> dict[str, dict[str, Tensor]]:
+    def export_heads(self) -> dict[str, Head]:
         """Without the decoder's weight, which is the backbone's token embedding."""
-        return {"mlm": {name: value for name, value in self.head.named_parameters() if name != "weight"}}
+        tensors: dict[str, Tensor] = {name: value for name, value in self.head.named_parameters() if name != "weight"}
+        return {"mlm": Head("mlm", {"text": self.config.backbone}, tensors)}
 
     def _hidden(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Last hidden states; the shares of tokens that are padding, and of texts or pieces with nothing to predict."""

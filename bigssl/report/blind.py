@@ -24,7 +24,7 @@ class Verdict:
 
 
 def verdicts(rows: Sequence[Mapping[str, float]], measures: Mapping[str, Measure]) -> list[Verdict]:
-    """One for each loss that is not a sum of others, in order; none where nothing was recorded.
+    """One for each loss that is not a sum of others, in order; none where nothing finite was recorded.
 
     Blind values are of the same batches as the losses: their paired differences carry less noise than either curve.
 
@@ -39,7 +39,7 @@ def verdicts(rows: Sequence[Mapping[str, float]], measures: Mapping[str, Measure
 
 def _verdict(name: str, rows: Sequence[Mapping[str, float]], measure: Measure) -> Verdict | None:
     beside = name.replace("loss", "blind", 1)
-    known = [row for row in rows if name in row and beside in row]
+    known = [row for row in rows if math.isfinite(row.get(name, math.nan) + row.get(beside, math.nan))]
     last = known[-max(LEAST, round(SHARE * len(known))) :]
     if not last:
         return None

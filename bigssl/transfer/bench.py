@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bigssl.data import decode
-from bigssl.data.errors import DataError, display
+from bigssl.data.errors import display
 from bigssl.data.index import DatasetIndex
 from bigssl.transfer.collapse import stored_health
 from bigssl.transfer.features import (
@@ -32,7 +32,7 @@ from bigssl.transfer.features import (
 )
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.matrix import Matrix, Scratch, joined
-from bigssl.transfer.team import Team
+from bigssl.transfer.team import AgreedError, Team
 
 Encoder = Callable[[Tensor], Tensor]
 Task = dict[str, Any]
@@ -78,6 +78,10 @@ class Bench:
     device: str | torch.device
     notes: list[str] = field(default_factory=list)
 
+    def index(self, url: str) -> DatasetIndex:
+        """The index of a dataset. A collective, as everything that may fail on one rank."""
+        return self.team.each(lambda: DatasetIndex.load(url))
+
     def numbers(self, index: DatasetIndex, limit: int | None, where: str) -> Sequence[int]:
         """This rank's share of the samples; `where`: the recipe's field, for the note on a limit."""
         everything = chosen(index, limit)
@@ -92,7 +96,7 @@ class Bench:
         """Encode the pictures of a dataset, by both networks and as raw pixels. A collective."""
         encoders: dict[str, Encoder] = {name: network(model, self.device) for name, model in networks.items()}
         encoders["raw"] = raw
-        index = DatasetIndex.load(url)
+        index = self.index(url)
         numbers = self.numbers(index, limit, where)
         keys: list[str] = []
         columns: dict[str, list[str]] = {name: [] for name in fields}
@@ -106,7 +110,7 @@ class Bench:
 
         found = self.team.gather(lambda: (self.scratch.store(batches()), keys, columns))
         if not any(part[1] for part in found):
-            raise DataError(f"{where}: no samples in {display(url)}")
+            raise AgreedError(f"{where}: no samples in {display(url)}")
         return Encoded(
             joined([parts for parts, _, _ in found]),
             [key for _, part, _ in found for key in part],
@@ -115,7 +119,7 @@ class Bench:
 
     def captions(self, url: str, label: str, *, limit: int | None, where: str) -> Captions:
         """The texts of a dataset. A collective."""
-        index = DatasetIndex.load(url)
+        index = self.index(url)
         numbers = self.numbers(index, limit, where)
 
         def read() -> tuple[list[tuple[str, str]], list[tuple[tuple[str, str], ...]]]:
@@ -146,13 +150,15 @@ class Bench:
 
     def means(self, matrices: Mapping[str, Matrix]) -> dict[str, Tensor]:
         """The mean row [D] of each matrix. A collective."""
-        found = {}
-        for name, matrix in matrices.items():
-            sums = torch.zeros(matrix.width, dtype=torch.float64)
+
+        def sums(matrix: Matrix) -> Tensor:
+            found = torch.zeros(matrix.width, dtype=torch.float64)
             for _, piece in matrix.pieces(self.team.share(len(matrix))):
-                sums += piece.double().sum(0)
-            found[name] = (self.team.total(sums) / len(matrix)).float()
-        return found
+                found += piece.double().sum(0)
+            return found
+
+        mine = self.team.each(lambda: {name: sums(matrix) for name, matrix in matrices.items()})
+        return {name: (self.team.total(part) / len(matrices[name])).float() for name, part in mine.items()}
 
     def health(self, matrices: Mapping[str, Matrix]) -> dict[str, dict[str, float]]:
         """`stored_health` of the networks' features, each on a rank of its own. A collective."""

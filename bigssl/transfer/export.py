@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from bigssl.data.errors import DataError
+from bigssl.files import fsync
 from bigssl.nets.kinds import unused_parameters
 from bigssl.transfer.card import model_card
 from bigssl.transfer.inputs import Input, image_preprocessor
@@ -144,21 +145,13 @@ def recover(folder: Path) -> None:
 def _publish(staging: Path, target: Path) -> None:
     for path in staging.rglob("*"):
         if path.is_file():
-            _sync(path)
+            fsync(path)
     previous = _previous(target.parent)
     if target.exists():
         target.rename(previous)  # a folder cannot be renamed over one that is not empty
     staging.rename(target)
-    _sync(target.parent)
+    fsync(target.parent)
     shutil.rmtree(previous, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _present(path: Path) -> Path:
@@ -181,5 +174,8 @@ def load_backbone(folder: Path) -> PreTrainedModel:
 
 
 def load_heads(file: Path) -> dict[str, Tensor]:
-    """Tensors of `export/heads/NAME.safetensors`."""
-    return load_file(_present(Path(file)))
+    """Tensors of `export/heads/NAME.safetensors`. ExportError where there are none."""
+    try:
+        return load_file(_present(Path(file)))
+    except SafetensorError as error:
+        raise ExportError(f"{file}: not whole: {error}; run the training command again") from None

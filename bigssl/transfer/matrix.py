@@ -72,7 +72,8 @@ def _read(part: Part, first: int, last: int) -> Tensor:
 
 
 class Scratch:
-    """This rank's files below the run folder, which all ranks see. A context manager: they are gone afterwards."""
+    """This rank's files below the run folder, which all ranks see. A context manager, which all ranks enter together;
+    the files are gone afterwards."""
 
     def __init__(self, run_folder: Path, team: Team) -> None:
         self.team = team
@@ -80,9 +81,12 @@ class Scratch:
         self._number = 0
 
     def __enter__(self) -> Scratch:
+        self.team.gather(self._make)
+        return self
+
+    def _make(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)  # of an evaluation that was killed
         self._folder.mkdir(parents=True)
-        return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

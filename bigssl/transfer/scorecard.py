@@ -42,7 +42,7 @@ from bigssl.transfer import export
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
 from bigssl.transfer.bench import Bench, Networks, Task
 from bigssl.transfer.features import RAW_SIDE, image_batches, read_samples
-from bigssl.transfer.inputs import image_size, text_input
+from bigssl.transfer.inputs import TextInput, image_size, text_input
 from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.tasks.images import images
 from bigssl.transfer.tasks.language import masked_words
@@ -63,15 +63,20 @@ NOTES = {
 }
 
 
-def score(run_folder: Path, evaluate: Evaluate, *, seed: int, device: str | torch.device = "cpu") -> dict[str, Any]:
+def score(
+    run_folder: Path, evaluate: Evaluate, *, seed: int, device: str | torch.device = "cpu", team: Team | None = None
+) -> dict[str, Any]:
     """Evaluates `run_folder/export` as the recipe's `evaluate` section says; writes and returns the scorecard.
 
     A collective of all ranks: each gets the same card, but for the seconds.
 
+    Args:
+        team: the ranks, where they have met before.
     Raises:
-        DataError: an export, shard, metadata field or class that is needed is not there.
+        DataError, OSError: an export, shard, metadata field or class that is needed is not there, or a file cannot be
+            read or written; of several ranks, AgreedError on each.
     """
-    start, folder, team = time.monotonic(), Path(run_folder), Team()
+    start, folder, team = time.monotonic(), Path(run_folder), team or Team()
     team.gather(lambda: export.recover(folder) if team.rank == 0 else None)
     with Scratch(folder, team) as scratch:
         judged = _Judged(folder, evaluate, seed, Bench(team, scratch, evaluate.batch, device))
@@ -89,8 +94,7 @@ def score(run_folder: Path, evaluate: Evaluate, *, seed: int, device: str | torc
         "verdicts": {name: task["passed"] for name, task in (judged.tasks | judged.losses).items()},
         "tasks": judged.tasks, "losses": judged.losses, "health": judged.health, "notes": judged.notes(),
     }
-    if team.rank == 0:
-        _write(folder / FILE, card)
+    team.gather(lambda: _write(folder / FILE, card) if team.rank == 0 else None)
     return card
 
 
@@ -116,32 +120,44 @@ class _Judged:
     def _pair(self, backbone: str, pictures: str | None = None) -> Networks:
         """Trained and random network of a backbone; `pictures`: shards for the latter's BatchNorm, no queries."""
         if backbone not in self._networks:
-            trained = export.load_backbone(self.folder / backbone)
-            fresh = random_network(trained.config, self.seed)
-            if pictures is not None and has_batch_norm(fresh):
-                size, batch = image_size(self.folder / backbone), self.evaluate.batch
-                samples = read_samples(DatasetIndex.load(pictures), CALIBRATION_BATCHES * batch)
-                calibration = (each.pixels for each in image_batches(samples, size=size, batch=batch))
-                calibrate_batch_norm(fresh, calibration, self.bench.device)
-                self.shown.append("norm")
-            self._networks[backbone] = Networks(trained, fresh)
+            self._networks[backbone] = self.bench.team.each(lambda: self._load(backbone, pictures))
         return self._networks[backbone]
+
+    def _load(self, backbone: str, pictures: str | None) -> Networks:
+        trained = export.load_backbone(self.folder / backbone)
+        fresh = random_network(trained.config, self.seed)
+        if pictures is not None and has_batch_norm(fresh):
+            size, batch = image_size(self.folder / backbone), self.evaluate.batch
+            samples = read_samples(DatasetIndex.load(pictures), CALIBRATION_BATCHES * batch)
+            calibration = (each.pixels for each in image_batches(samples, size=size, batch=batch))
+            calibrate_batch_norm(fresh, calibration, self.bench.device)
+            self.shown.append("norm")
+        return Networks(trained, fresh)
+
+    def _size(self, backbone: str) -> int:
+        return self.bench.team.each(lambda: image_size(self.folder / backbone))
+
+    def _words(self, backbone: str) -> TextInput:
+        return self.bench.team.each(lambda: text_input(self.folder / backbone))
+
+    def _head(self, name: str) -> dict[str, torch.Tensor]:
+        return self.bench.team.each(lambda: export.load_heads(self.folder / "heads" / f"{name}.safetensors"))
 
     def images(self, settings: EvalImages) -> None:
         networks = self._pair(settings.backbone, settings.bank)
-        size = image_size(self.folder / settings.backbone)
+        size = self._size(settings.backbone)
         self.shown += ["raw"] if size > RAW_SIDE else []
         found, self.health[settings.backbone] = images(self.bench, networks, size, settings)
         self.tasks |= found
 
     def text(self, settings: EvalText) -> None:
-        networks, words = self._pair(settings.backbone), text_input(self.folder / settings.backbone)
+        networks, words = self._pair(settings.backbone), self._words(settings.backbone)
         found, self.health[settings.backbone] = texts(self.bench, networks, words, settings)
         self.tasks |= found
 
     def language(self, settings: EvalLanguage) -> None:
-        networks, words = self._pair(settings.backbone), text_input(self.folder / settings.backbone)
-        head = export.load_heads(self.folder / "heads" / f"{settings.head}.safetensors")
+        networks, words = self._pair(settings.backbone), self._words(settings.backbone)
+        head = self._head(settings.head)
         self.losses["language"] = masked_words(self.bench, networks, words, head, settings, seed=self.seed)
 
     def zero_shot(self, settings: EvalZeroShot) -> None:
@@ -149,10 +165,8 @@ class _Judged:
         known = self.evaluate.images
         item = known.pair if known is not None and known.queries == settings.queries else None
         self.tasks |= zero_shot(
-            self.bench, pictures, self._pair(settings.text_backbone), image_size(self.folder / settings.image_backbone),
-            text_input(self.folder / settings.text_backbone),
-            export.load_heads(self.folder / "heads" / f"{settings.heads}.safetensors"), settings,
-            seed=self.seed, item=item,
+            self.bench, pictures, self._pair(settings.text_backbone), self._size(settings.image_backbone),
+            self._words(settings.text_backbone), self._head(settings.heads), settings, seed=self.seed, item=item,
         )  # fmt: skip
 
 

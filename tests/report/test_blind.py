@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
+
+import pytest
 
 from bigssl.report.blind import verdicts
 from bigssl.report.metrics import Measure
@@ -52,6 +55,15 @@ def test_early_records_do_not_count() -> None:
 def test_one_record_proves_nothing_and_none_says_nothing() -> None:
     assert [verdict.below for verdict in verdicts(records(6.0, steps=1), MEASURES)] == [False] * 3
     assert verdicts([], MEASURES) == []
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_records_that_are_no_numbers_are_left_out(broken: float) -> None:
+    rows, gone = records(6.45), records(6.45)
+    del gone[-3], gone[-7]
+    rows[-3]["loss/words"], rows[-8]["blind/words"] = broken, broken
+    assert verdicts(rows, MEASURES)[1] == verdicts(gone, MEASURES)[1]
+    assert verdicts([{"step": 1, "loss/words": broken, "blind/words": 1.0}], MEASURES) == []
 
 
 def test_the_only_loss_of_a_run_is_judged_by_its_total() -> None:

@@ -23,6 +23,8 @@ from transformers import (
 
 from bigssl.data import text
 from bigssl.data.index import build_index
+from bigssl.transfer.export import export_run
+from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.matrix import Matrix, Scratch, joined
 from bigssl.transfer.team import Team
 
@@ -125,3 +127,14 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreTrainedMo
         return model
 
     return make
+
+
+@pytest.fixture
+def run(tmp_path: Path, make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A run folder with an export: a resnet, a bert and the projections of CLIP."""
+    generator = torch.Generator().manual_seed(0)
+    heads = {"clip": {"image_projection": torch.randn(8, 16, generator=generator), "logit_scale": torch.tensor(2.0),
+                      "text_projection": torch.randn(8, 16, generator=generator)}}
+    backbones = {"image": make_model("resnet"), "text": make_model("bert")}
+    export_run(tmp_path, backbones, {"image": ImageInput(32), "text": TextInput(tokenizer, 32)}, heads, {})
+    return tmp_path

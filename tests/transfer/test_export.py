@@ -81,7 +81,7 @@ def test_model_card_says_how_to_load_and_what_it_is(make_model: Make, tmp_path: 
         assert text in card, text
 
 
-@pytest.mark.parametrize("where", ["_write_head", "_write_backbone", "_sync"])
+@pytest.mark.parametrize("where", ["_write_head", "_write_backbone", "fsync"])
 def test_crash_midway_leaves_the_older_export(
     where: str, make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,8 +169,11 @@ def test_the_scorecard_has_the_row(
 
 
 def test_another_head_is_refused(make_model: Make, words: TextInput, settings: EvalLanguage) -> None:
-    with pytest.raises(DataError, match="not a head of masked language modelling"):
+    with pytest.raises(DataError, match="evaluate.language.head: not of masked language modelling"):
         row(make_model("bert"), words, {"image_projection": torch.zeros(2, 2)}, settings)
+    other = head_of(make_model("bert", hidden_size=32))
+    with pytest.raises(DataError, match=r"evaluate.language.head: of another backbone: it has bias \[\d+\], "):
+        row(make_model("bert"), words, other, settings)
 
 
 def on_ranks(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor], settings: EvalLanguage) -> Any:

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.config_evaluate import Evaluate
@@ -15,6 +17,7 @@ from bigssl.data.index import DatasetIndex
 from bigssl.data.stream import in_order
 from bigssl.report.html import write_report
 from bigssl.transfer import scorecard
+from bigssl.transfer.bench import Bench, Captions
 from bigssl.transfer.export import export_run
 from bigssl.transfer.features import column, image_batches, network, raw, text_encoder
 from bigssl.transfer.inputs import ImageInput, TextInput
@@ -34,16 +37,6 @@ def settings(shards: Path, **changes: Any) -> Evaluate:
         "batch": 32,
     }
     return Evaluate.model_validate(values | changes)
-
-
-@pytest.fixture
-def run(tmp_path: Path, make_model: Make, tokenizer: PreTrainedTokenizerFast) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    heads = {"clip": {"image_projection": torch.randn(8, 16, generator=generator), "logit_scale": torch.tensor(2.0),
-                      "text_projection": torch.randn(8, 16, generator=generator)}}
-    backbones = {"image": make_model("resnet"), "text": make_model("bert")}
-    export_run(tmp_path, backbones, {"image": ImageInput(32), "text": TextInput(tokenizer, 32)}, heads, {})
-    return tmp_path
 
 
 def pictures(index: DatasetIndex, encode: Callable[[torch.Tensor], torch.Tensor]
@@ -100,6 +93,20 @@ def test_colours_are_found_by_raw_pixels(run: Path, shards: Path) -> None:
 def test_captions_that_name_their_class_are_found_by_words(run: Path, shards: Path) -> None:
     task = score(run, settings(shards, images=None, zero_shot=None), seed=0)["tasks"]["text.knn"]
     assert task["raw"] == 1.0 and task["queries"] == 21, "the two designs share a caption, which counts once"
+
+
+def test_texts_without_words_have_no_bag_of_words(run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Bench.captions
+
+    def signs(*args: Any, **kwargs: Any) -> Captions:
+        found = read(*args, **kwargs)
+        return replace(found, texts=["a ! " * (number + 1) for number in range(len(found.texts))])
+
+    monkeypatch.setattr(Bench, "captions", signs)
+    card = score(run, settings(shards, images=None, zero_shot=None), seed=0)
+    task = card["tasks"]["text.knn"]
+    assert task["raw"] is None and "raw" not in task["gains"] and task["trained"] is not None
+    assert sum("evaluate.text.bank: the texts hold no word" in note for note in card["notes"]) == 1
 
 
 def test_zero_shot_of_towers_that_agree(run: Path, shards: Path, tokenizer: PreTrainedTokenizerFast,
@@ -189,7 +196,7 @@ def test_sizes_and_lengths_are_those_of_the_export(
 
 def test_limits_are_told_and_kept(run: Path, shards: Path) -> None:
     asked = settings(shards).model_dump()
-    asked["images"] |= {"bank_limit": 50, "query_limit": 20, "pair": None, "view": "colour"}
+    asked["images"] |= {"bank_limit": 50, "query_limit": 20, "pair": None, "view": None}
     asked["text"] |= {"bank_limit": 30}
     asked["zero_shot"] |= {"query_limit": 10, "caption_limit": 90}
     card = score(run, Evaluate.model_validate(asked), seed=0)
@@ -250,6 +257,19 @@ def test_what_one_rank_cannot_read_ends_all(
     texts = ranks(joined_score, 2, run, asked.model_copy(update={
         "images": asked.images.model_copy(update={"queries": str(folder)})}), timeout=60)  # fmt: skip
     assert texts[0] == texts[1] and "sample '0003-google': no metadata field 'category'" in texts[0]
+
+
+def test_heads_of_other_backbones_are_refused(run: Path, shards: Path) -> None:
+    file = run / "export/heads/clip.safetensors"
+    for heads, said in (({"image_projection": torch.zeros(8, 16), "text_projection": torch.zeros(8, 4)},
+                         r"text_projection \[any, 16\] is needed.* text_projection \[8, 4\]"),
+                        ({"bias": torch.zeros(3)}, r"image_projection \[any, 16\] is needed.*there is: bias \[3\]")):
+        save_file(heads, file)
+        with pytest.raises(DataError, match=f"evaluate.zero_shot.heads: {said}"):
+            score(run, settings(shards, images=None, text=None), seed=0)
+    file.write_bytes(b"half")
+    with pytest.raises(DataError, match="clip.safetensors: not whole"):
+        score(run, settings(shards, images=None, text=None), seed=0)
 
 
 def test_an_evaluation_that_was_killed_leaves_nothing_to_the_next(run: Path, shards: Path) -> None:

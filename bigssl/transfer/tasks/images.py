@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from bigssl.config_evaluate import EvalImages
-from bigssl.data.errors import DataError
 from bigssl.transfer.bench import Bench, Encoded, Networks, Task
 from bigssl.transfer.knn import encode_labels, stored_knn
 from bigssl.transfer.retrieval import retrieval_hits
+from bigssl.transfer.team import AgreedError
 from bigssl.transfer.verdicts import judge, majority_hits
 
 CONTENDERS = ("random_net", "raw", "trained")
@@ -19,7 +19,7 @@ CONTENDERS = ("random_net", "raw", "trained")
 
 def images(bench: Bench, networks: Networks, size: int, settings: EvalImages) -> tuple[dict[str, Task], dict]:
     """(tasks, health of the bank's features); size: picture side in pixels. A collective."""
-    views = [settings.pair, settings.view] if settings.pair is not None and settings.view is not None else []
+    views = [each for each in (settings.pair, settings.view) if each is not None]  # both or neither
     fields = [settings.label, *views]
     bank = bench.images(networks, settings.bank, size=size, fields=[settings.label], limit=settings.bank_limit,
                         where="evaluate.images.bank")  # fmt: skip
@@ -35,7 +35,7 @@ def images(bench: Bench, networks: Networks, size: int, settings: EvalImages) ->
 
 def refuse_large_k(k: int, samples: int, where: str) -> None:
     if k > samples:
-        raise DataError(f"{where}: value {k}, but the bank has {samples} samples; allowed: 1 to {samples}")
+        raise AgreedError(f"{where}: value {k}, but the bank has {samples} samples; allowed: 1 to {samples}")
 
 
 def _knn(bench: Bench, bank: Encoded, queries: Encoded, means: dict[str, Tensor], settings: EvalImages) -> Task:
@@ -75,8 +75,8 @@ def _retrieval(bench: Bench, queries: Encoded, means: dict[str, Tensor], pair: s
                             bench.device)  # fmt: skip
             hits[name].append(bench.hits(found))
     if not groups:
-        raise DataError(f"evaluate.images.pair: value {pair!r}, but none occurs in two {view!r}s; allowed: a metadata "
-                        "field that views of one item share, or null")
+        raise AgreedError(f"evaluate.images.pair: value {pair!r}, but none occurs in two {view!r}s; allowed: a "
+                          "metadata field that views of one item share, or neither pair nor view")
     subject = f"of {len(groups)} unseen images have the same {pair} in the other {view} as their nearest neighbour"
     joined = {name: torch.cat(parts) for name, parts in hits.items()}
     return judge(f"retrieval: same {pair}, other {view}", subject, joined, chance=sum(chances) / len(chances),

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.config_evaluate import EvalLanguage
 from bigssl.data import decode
-from bigssl.data.errors import DataError, display
+from bigssl.data.errors import display
 from bigssl.data.index import DatasetIndex
 from bigssl.data.masking import IGNORE, corrupt, select_tokens
 from bigssl.data.text import encode_pieces
@@ -23,6 +23,7 @@ from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.transfer.bench import Bench, Networks, Task
 from bigssl.transfer.features import evaluating, samples_at
 from bigssl.transfer.inputs import TextInput
+from bigssl.transfer.team import AgreedError
 
 CHARACTERS = 1 << 16  # of a document; the rest of a longer one is left out
 
@@ -55,7 +56,7 @@ def masked_words(
     """
     surprise = _frequencies(bench, settings, words.tokenizer, networks.trained.config.vocab_size).surprise()
     heads = {name: _head(model, head if name == "trained" else None, seed) for name, model in networks.items()}
-    numbers = bench.numbers(DatasetIndex.load(settings.queries), settings.query_limit, "evaluate.language.queries")
+    numbers = bench.numbers(bench.index(settings.queries), settings.query_limit, "evaluate.language.queries")
 
     def sums(document: Document) -> dict[str, float]:
         asked = document.labels[document.labels != IGNORE]
@@ -78,10 +79,17 @@ def _head(model: PreTrainedModel, tensors: dict[str, Tensor] | None, seed: int) 
         torch.manual_seed(seed)
         head = MaskedLanguageHead(embedding, model.config.hidden_size)
     if tensors is not None:
-        lacking = head.load_state_dict(tensors, strict=False)
-        if lacking.unexpected_keys or lacking.missing_keys != ["weight"]:
-            raise DataError(f"evaluate.language.head: not a head of masked language modelling: {sorted(tensors)}")
+        wanted = {name: list(value.shape) for name, value in head.named_parameters() if name != "weight"}
+        there = {name: list(value.shape) for name, value in tensors.items()}
+        if there != wanted:
+            kind = "of another backbone" if there.keys() == wanted.keys() else "not of masked language modelling"
+            raise AgreedError(f"evaluate.language.head: {kind}: it has {_shapes(there)}; allowed: {_shapes(wanted)}")
+        head.load_state_dict(tensors, strict=False)
     return head
+
+
+def _shapes(tensors: dict[str, list[int]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in sorted(tensors.items()))
 
 
 def _texts(url: str, numbers: Sequence[int]) -> Iterator[tuple[str, str]]:
@@ -93,7 +101,7 @@ def _frequencies(
     bench: Bench, settings: EvalLanguage, tokenizer: PreTrainedTokenizerFast, vocabulary: int
 ) -> TokenFrequencies:
     """Of all tokens of the bank. A collective."""
-    numbers = bench.numbers(DatasetIndex.load(settings.bank), settings.bank_limit, "evaluate.language.bank")
+    numbers = bench.numbers(bench.index(settings.bank), settings.bank_limit, "evaluate.language.bank")
 
     def mine() -> Tensor:
         counted = TokenFrequencies(vocabulary)
@@ -148,7 +156,7 @@ def _row(sums: dict[str, Tensor], settings: EvalLanguage) -> dict[str, Any]:
     """sums float64 [documents] each."""
     count = sums["tokens"].sum()
     if not count:
-        raise DataError(f"evaluate.language.queries: {display(settings.queries)} has no token to mask")
+        raise AgreedError(f"evaluate.language.queries: {display(settings.queries)} has no token to mask")
     mean = {name: (sums[name].sum() / count).item() for name in ("trained", "random_net", "blind")}
     gains = {name: _gain(sums[name] - sums["trained"], sums["tokens"]) for name in ("blind", "random_net")}
     names = {"blind": "token frequencies", "random_net": "the same network with random weights"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 
@@ -17,8 +18,10 @@ from bigssl.transfer.matrix import ROWS
 from bigssl.transfer.tasks.images import refuse_large_k
 from bigssl.transfer.verdicts import judge, majority_hits
 
+WORD = re.compile(r"(?u)\b\w\w+\b")
 WORDS = 20_000  # of the bag of words at most
 TEMPERATURE = 0.07
+NO_WORDS = "the texts hold no word of two letters or digits, so there is no bag of words to compare with."
 
 
 def texts(bench: Bench, networks: Networks, words: TextInput, settings: EvalText) -> tuple[dict[str, Task], dict]:
@@ -38,7 +41,10 @@ def texts(bench: Bench, networks: Networks, words: TextInput, settings: EvalText
         for name in ("random_net", "trained")
     )  # fmt: skip
     mine = queries.texts[rows.start : rows.stop]
-    hits["raw"] = bench.hits(lambda: bag_of_words_knn(bank, mine, known, settings.k)) == wanted
+    if has_words(bank):
+        hits["raw"] = bench.hits(lambda: bag_of_words_knn(bank, mine, known, settings.k)) == wanted
+    else:
+        bench.notes.append(f"{where}.bank: {NO_WORDS}")
     subject = f"of {len(queries.texts)} unseen texts get the right {settings.label} of {len(classes)} from their " \
               f"{settings.k} nearest neighbours"
     task = judge(f"text kNN: {settings.label}", subject, hits, chance=1 / len(classes), groups=queries.texts,
@@ -47,13 +53,19 @@ def texts(bench: Bench, networks: Networks, words: TextInput, settings: EvalText
     return {"text.knn": task}, bench.health(stored)
 
 
+def has_words(bank: Captions) -> bool:
+    """Whether the bag of words has a vocabulary."""
+    return any(WORD.search(text) for text in bank.texts)
+
+
 def bag_of_words_knn(bank: Captions, queries: list[str], known: Tensor, k: int) -> Tensor:
     """Class int64 [M] of each query by weighted kNN over TF-IDF vectors of words (sparse, made piece by piece);
     vocabulary and weights are those of the bank. known: int64 [N], the classes of the bank."""
     # Late: scikit-learn takes a second to import, which every rank of a training run would pay.
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(max_features=WORDS, dtype=np.float32, sublinear_tf=True).fit(bank.texts)
+    vectorizer = TfidfVectorizer(max_features=WORDS, token_pattern=WORD.pattern, dtype=np.float32, sublinear_tf=True)
+    vectorizer.fit(bank.texts)
 
     def similarities(part: list[str]) -> Iterator[Tensor]:
         asked = vectorizer.transform(part)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from bigssl.config_evaluate import EvalZeroShot
-from bigssl.data.errors import DataError, display
-from bigssl.data.index import DatasetIndex
+from bigssl.data.errors import display
 from bigssl.transfer import zero_shot as shot
 from bigssl.transfer.bench import Bench, Encoded, Networks, Task
 from bigssl.transfer.features import column, has_picture, image_batches, raw, samples_at, text_encoder
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.knn import encode_labels, unit
+from bigssl.transfer.team import AgreedError
 from bigssl.transfer.verdicts import judge, majority_hits
 
 Heads = dict[str, Tensor]
@@ -33,7 +33,8 @@ def zero_shot(bench: Bench, images: Networks, text: Networks, size: int, words: 
     wanted = queries.columns[label]
     missing = ", ".join(sorted(set(wanted) - set(captions.labels)))
     if missing:
-        raise DataError(f"{where}.captions: {display(settings.captions)} has no text for {missing}")
+        raise AgreedError(f"{where}.captions: {display(settings.captions)} has no text for {missing}")
+    _check_heads(heads, queries.matrices["trained"].width, text.trained.config.hidden_size)
     projections = {"trained": heads, "random_net": _random_heads(heads, seed)}
     described = {"zero_shot.names": shot.class_names(captions.meta, label),
                  "class_mean.captions": (captions.texts, captions.labels)}
@@ -50,6 +51,17 @@ def zero_shot(bench: Bench, images: Networks, text: Networks, size: int, words: 
             hits |= _raw_means(bench, queries, settings, size, classes, asked)
         found[task] = _judged(task, label, hits, len(classes), len(sentences), groups)
     return found
+
+
+def _check_heads(heads: Heads, image: int, text: int) -> None:
+    """image, text: values of a feature of the two backbones."""
+    for name, width in (("image_projection", image), ("text_projection", text)):
+        if name not in heads or heads[name].shape[1:] != (width,):
+            there = ", ".join(f"{key} {list(value.shape)}" for key, value in sorted(heads.items()))
+            raise AgreedError(
+                f"evaluate.zero_shot.heads: {name} [any, {width}] is needed for these backbones, there is: {there}; "
+                "allowed: two projections that were trained on image_backbone and text_backbone"
+            )
 
 
 def _judged(task: str, label: str, hits: dict[str, Tensor], classes: int, texts: int, groups: list[str]) -> Task:
@@ -91,8 +103,8 @@ def _raw_means(bench: Bench, queries: Encoded, settings: EvalZeroShot, size: int
                ) -> dict[str, Tensor]:
     """The supervised baseline: the nearest class mean of the raw pixels of the pictures that the captions belong to,
     all centred by their mean. Nothing where they have no pictures."""
-    index = DatasetIndex.load(settings.captions)
-    if not has_picture(index):
+    index = bench.index(settings.captions)
+    if not bench.team.each(lambda: has_picture(index)):
         bench.notes.append(NO_PICTURES)
         return {}
     matrix = queries.matrices["raw"]
