@@ -86,16 +86,6 @@ def _extents(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(changes[:-1] & inside), np.flatnonzero(changes[1:] & inside) + 1
 
 
-def words_kept(words: np.ndarray, dropout: float, rng: np.random.Generator) -> np.ndarray:
-    """int64 [T]: 0 at the tokens of about a share `dropout` of the words (Iyyer et al. 2015, word dropout), else 1.
-
-    Args:
-        words: int64 [T], the number of each token's word, below 0 where it belongs to none and is kept.
-    """
-    hidden = rng.random(max(int(words.max(initial=-1)) + 1, 1)) < dropout
-    return 1 - (hidden[words] & (words >= 0)).astype(np.int64)
-
-
 def corrupt(
     input_ids: np.ndarray, selection: np.ndarray, rng: np.random.Generator, *, vocab_size: int, mask_id: int
 ) -> tuple[np.ndarray, np.ndarray]:

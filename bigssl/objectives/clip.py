@@ -19,7 +19,6 @@ from bigssl import distributed
 from bigssl.data import decode
 from bigssl.data import text as textual
 from bigssl.data.augment import SimClrAugment
-from bigssl.data.masking import words_kept
 from bigssl.data.stream import Sample
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Objective, ObjectiveConfig, tower
@@ -57,7 +56,6 @@ class Clip(Objective):
         dim: int = Field(128, ge=1, description="size of the shared space")
         min_scale: float = Field(0.6, gt=0, le=1, description="smallest share of the image that a crop keeps")
         flip: bool = Field(False, description="mirror images (wrong for captions that say left and right)")
-        word_dropout: float = Field(0.0, ge=0, lt=1, description="share of a caption's words that are hidden each time")
 
     least = 2  # one sample is compared with itself
     preset = {"objective": {"dim": 8}, "backbones": {"image": "resnet", "text": "bert"}}
@@ -83,8 +81,7 @@ class Clip(Objective):
 
     def prepare(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
         caption = decode.running_text(sample)
-        input_ids, attention_mask, words = textual.encode_words(self.text.tokenizer, caption, self.text.length)
-        attention_mask &= words_kept(words, self.config.word_dropout, rng)
+        input_ids, attention_mask = textual.encode(self.text.tokenizer, caption, self.text.length)
         image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.image.size)
         return {"image": self.augment(image, rng), "input_ids": input_ids, "attention_mask": attention_mask}
 

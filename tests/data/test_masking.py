@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigssl.data.masking import IGNORE, Unit, corrupt, select, span_length, words_kept
+from bigssl.data.masking import IGNORE, Unit, corrupt, select, span_length
 
 VOCABULARY, MASK = 30_522, 103
 
@@ -141,17 +141,3 @@ def test_a_selection_is_a_function_of_its_generator() -> None:
     words = long_text(50)
     first, second, third = (select("span", words, np.random.default_rng(s), 0.15).tolist() for s in (1, 1, 2))
     assert first == second != third
-
-
-def test_word_dropout_hides_whole_words_at_their_share() -> None:
-    """By a loop over words; what belongs to no word is always seen, and 0 hides nothing."""
-    words = np.array([-1, 0, 0, 1, 2, 2, 2, 3, -1, -1])
-    rng = np.random.default_rng(0)
-    kept = np.stack([words_kept(words, 0.3, rng) for _ in range(4000)])
-    for row in kept:
-        for word in range(4):
-            assert len(set(row[words == word])) == 1
-    assert kept[:, words < 0].all()
-    assert kept[:, [1, 3, 4, 7]].mean(0) == pytest.approx(np.full(4, 0.7), abs=0.03)
-    assert np.abs(np.corrcoef(kept[:, [1, 3, 4, 7]].T) - np.eye(4)).max() < 0.06
-    assert words_kept(words, 0.0, rng).all() and words_kept(np.array([-1, -1]), 0.9, rng).all()
