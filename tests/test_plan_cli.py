@@ -72,7 +72,7 @@ def test_what_the_device_and_the_disk_cannot_hold(
     assert not plan(capsys, DEMO, "--world", "1", "steps=1000", *smaller)["failures"]
     found = plan(capsys, DEMO, "--world", "1", "--memory", "1", "steps=1000", "checkpoint.keep=1", f"out={tmp_path}",
                  status=1)  # fmt: skip
-    assert "smallest change: zero.options.reduce_bucket_size=3505697" in found["failures"][0]
+    assert "smallest change: zero.options.reduce_bucket_size=3307681" in found["failures"][0]
 
 
 def test_what_the_device_cannot_hold_before_it_is_cut(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
