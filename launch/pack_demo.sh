@@ -22,9 +22,9 @@ $bigssl shards pack "$stage/text" "$target/text" --overwrite --compress --shard-
   --pattern '(?P<key>(?P<year>\d{4})_(?P<name>\w+?)(?:_[dr])?)\.(?P<party>\w+)'
 for part in TRAIN TEST; do
   $bigssl shards pack "$source/series/BasicMotions_$part.ts" "$target/series/basic_motions/${part,,}" --overwrite \
-    --compress --name "basic-motions-${part,,}"
+    --compress --keep-order --name "basic-motions-${part,,}"
   $bigssl shards pack "$source/series/ItalyPowerDemand_$part.ts" "$target/series/italy_power/${part,,}" --overwrite \
-    --compress --name "italy-power-${part,,}" --shard-size 600
+    --compress --keep-order --name "italy-power-${part,,}" --shard-size 600
 done
 $bigssl tokenizer train "$target/emoji/train" "$target/text/train" "$target/tokenizer.json" --vocab-size 8192
 $bigssl tokenizer train "$target/text/train" "$target/tokenizer-prose.json" --vocab-size 1024
