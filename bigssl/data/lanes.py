@@ -15,6 +15,7 @@ by class) would come one class at a time.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +83,7 @@ class Epoch:
     def __init__(self, counts: np.ndarray, lanes: int, window: int, seed: int, epoch: int) -> None:
         self._size, self._window = int(counts.sum()), window
         self._row = _Row.shuffled(counts, seed, epoch)
+        self._starts, self._jumps = self._row.starts.tolist(), self._row.jumps.tolist()
         self._key = rng.key("block", seed, epoch)
         self.slots = spread(lanes, seed, epoch)
         self._slots: list[int] = self.slots.tolist()
@@ -104,10 +106,18 @@ class Epoch:
         if held != block:
             begin = block * self._window
             extent = min(self._window, int(self._lengths[lane]) - begin)
+            if extent == 1:  # of small data each lane is one sample: nothing to order, and arrays would cost the most
+                return self._alone(lane, begin)
             at = begin + block_order(extent, self._key, lane, begin)
             numbers = self._numbers(np.array(lane), at).tolist()
             self._held[lane] = block, numbers
         return numbers[inside]
+
+    def _alone(self, lane: int, at: int) -> int:
+        """`_numbers` of one sample."""
+        turned = (at + int(self._turns[lane])) % int(self._lengths[lane])
+        place = (int(self._begins[lane]) + turned) % self._size
+        return place + self._jumps[bisect_right(self._starts, place) - 1]
 
     def numbers(self, places: np.ndarray) -> np.ndarray:
         """`number` of int64 [n] places at once."""
