@@ -28,29 +28,30 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bigssl_kernels import _configs, _triton_kernels
-from bigssl_kernels._similarity_triton import fitted
+from bigssl_kernels import configs
+from bigssl_kernels.contrastive import triton_kernels
+from bigssl_kernels.contrastive.similarity_triton import fitted
 
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA|HMMA", "sm_100": "UTC[A-Z]*MMA|HMMA", "gfx942": "v_mfma"}
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
-KERNELS = {"reduce": _triton_kernels.reduce_kernel, "gradient": _triton_kernels.gradient_kernel}
-BLOCK = list(_configs.Block.__dataclass_fields__)
+KERNELS = {"reduce": triton_kernels.reduce_kernel, "gradient": triton_kernels.gradient_kernel}
+BLOCK = list(configs.Block.__dataclass_fields__)
 FIELDS = ["architecture", "kernel", "loss", "dtype", "bucket", *BLOCK]
 MEASURED = ["shared", "registers", "spills", "matrix", "ok"]
 
 
 def source_hash() -> str:
     """Of the kernels and of the shipped blocks: a report belongs to one state of them."""
-    folder = Path(_triton_kernels.__file__).parent
-    content = b"".join((folder / name).read_bytes() for name in ("_triton_kernels.py", "blocks.csv"))
+    folder = Path(triton_kernels.__file__).parent
+    content = b"".join((folder / name).read_bytes() for name in ("triton_kernels.py", "../tables/contrastive.csv"))
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def cases() -> list[dict[str, Any]]:
     """One row for each shipped block x dtype x loss."""
     table = []
-    for (arch, kernel, width, bucket), block in _configs.SHIPPED.items():
+    for (arch, kernel, width, bucket), block in configs.SHIPPED.items():
         for dtype in (name for name, size in DTYPES.items() if size == width):
             for loss in ("softmax", "sigmoid"):
                 shape = dataclasses.astuple(block)
@@ -60,7 +61,7 @@ def cases() -> list[dict[str, Any]]:
 
 def compile_case(case: dict[str, Any]) -> Any:
     """The compiled kernel, with both sides' terms and every output switched on."""
-    block = _configs.Block(**{name: case[name] for name in BLOCK})
+    block = configs.Block(**{name: case[name] for name in BLOCK})
     width, single = fitted(block, case["bucket"])
     sigmoid, hip = case["loss"] == "sigmoid", case["architecture"].startswith("gfx")
     constants = {

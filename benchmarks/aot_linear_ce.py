@@ -23,9 +23,9 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bigssl_kernels import _linear_ce_blocks, _linear_ce_triton
-from bigssl_kernels import _linear_ce_triton_kernels as kernels
-from bigssl_kernels._configs import Block
+from bigssl_kernels.configs import Block
+from bigssl_kernels.linear_ce import blocks, fused
+from bigssl_kernels.linear_ce import fused_kernels as kernels
 
 DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}
 PRODUCT = {"ADD": True, "GAIN": False, "READ_LOW": False, "WRITE_LOW": False}
@@ -51,13 +51,14 @@ POINTERS = {"low": "*u8", "labels": "*i64", "order": "*i64", "count": "*i64", "b
 DATA = {"hidden", "weight", "bias", "panel", "right"}  # pointers to the dtype
 BLOCK = list(Block.__dataclass_fields__)
 FIELDS = ["architecture", "kernel", "dtype", *BLOCK]
-WITHOUT = {"softmax": Block(1, _linear_ce_triton.SOFTMAX_COLS, 0, 0, 8, 3), "columns": Block(32, 128, 0, 0, 4, 3)}
+WITHOUT = {"softmax": Block(1, fused.SOFTMAX_COLS, 0, 0, 8, 3), "columns": Block(32, 128, 0, 0, 4, 3)}
 
 
 def source_hash() -> str:
     """Of the kernels and of the shipped blocks: a report belongs to one state of them."""
     folder = Path(kernels.__file__).parent
-    content = b"".join((folder / name).read_bytes() for name in (Path(kernels.__file__).name, "linear_ce_blocks.csv"))
+    names = (Path(kernels.__file__).name, "../tables/linear_ce.csv")
+    content = b"".join((folder / name).read_bytes() for name in names)
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -70,7 +71,7 @@ def cases() -> list[dict[str, Any]]:
                 bytes_of = kind.primitive_bitwidth // 8
                 if name == "product_wide" and bytes_of > 2:
                     continue  # float32 gradients are wide enough
-                block = WITHOUT[name] if family is None else _linear_ce_blocks.SHIPPED[arch, family, bytes_of]
+                block = WITHOUT[name] if family is None else blocks.SHIPPED[arch, family, bytes_of]
                 table.append(dict(zip(FIELDS, (arch, name, dtype, *dataclasses.astuple(block)), strict=True)))
     return table
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bigssl.data.index import DatasetIndex, ShardInfo
-from bigssl.data.mixing import PROMISED, drawn, labelled, mixing, sampled_steps
-from bigssl.data.stream import Stream
+from bigssl.data.order.mixing import PROMISED, drawn, labelled, mixing, sampled_steps
+from bigssl.data.order.stream import Stream
+from bigssl.data.shards.index import DatasetIndex, ShardInfo
 
 DATASETS = [(533, 3, 3), (3000, 10, 7), (20_000, 100, 20), (100_000, 10, 100), (1_000_000, 1000, 1000)]
 BATCHES = (16, 24, 64, 256, 1024, 4096)

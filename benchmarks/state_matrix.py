@@ -27,7 +27,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bigssl.config import CheckpointConfig, Recipe
+from bigssl.config.recipe import CheckpointConfig, Recipe
 from bigssl.engine import zero
 from bigssl.engine.checkpoint import CheckpointStore
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate

@@ -13,11 +13,12 @@ import psutil
 from measure import quantiles
 from stream_samples import side_by_side
 
-from bigssl.data.index import DatasetIndex
-from bigssl.data.loader import Loader, make_loader
-from bigssl.data.shards import pack
-from bigssl.data.sources import Item
-from bigssl.data.stream import Sample, Stream
+from bigssl.data.loading.loader import Loader, make_loader
+from bigssl.data.order.stream import Stream
+from bigssl.data.sample import Sample
+from bigssl.data.shards.index import DatasetIndex
+from bigssl.data.tools.pack import pack
+from bigssl.data.tools.sources import Item
 
 Row = dict[str, Any]
 BATCH = 256

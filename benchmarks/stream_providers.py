@@ -19,11 +19,12 @@ import torch
 from stream_samples import Transform, Workload
 from torch.utils.data import DataLoader, default_collate
 
-from bigssl.data.index import DatasetIndex
-from bigssl.data.loader import SEEDS, make_loader
-from bigssl.data.shards import pack
-from bigssl.data.sources import Item
-from bigssl.data.stream import Sample, Stream
+from bigssl.data.loading.loader import SEEDS, make_loader
+from bigssl.data.order.stream import Stream
+from bigssl.data.sample import Sample
+from bigssl.data.shards.index import DatasetIndex
+from bigssl.data.tools.pack import pack
+from bigssl.data.tools.sources import Item
 
 Samples = list[tuple[str, bytes]]
 Batch = tuple[list[str], dict[str, torch.Tensor]]

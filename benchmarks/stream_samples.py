@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bigssl.data import decode, masking, rng, text
-from bigssl.data.augment import SimClrAugment
+from bigssl.data.kinds import decode, masking, text
+from bigssl.data.kinds.augment import SimClrAugment
+from bigssl.data.order import rng
 
 Prepare = Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]
 WORDS = 8192

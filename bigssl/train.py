@@ -25,11 +25,12 @@ from safetensors import SafetensorError  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from bigssl import distributed  # noqa: E402
-from bigssl.config import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
-from bigssl.config_errors import ConfigError, OneLineParser, say  # noqa: E402
+from bigssl.config.errors import ConfigError, OneLineParser, say  # noqa: E402
+from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
-from bigssl.engine import guards, loop, preflight, zero  # noqa: E402
+from bigssl.engine import guards, loop, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
+from bigssl.engine.plan import preflight
 from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.objectives.base import config_union  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     first = rank == "0"
     try:
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union()))
-        plan = preflight.plan(recipe, preflight.world_size())
+        plan = preflight.plan(recipe, preflight.announced_world())
         if not options.print_config:
             preflight.check_port()
     except (ConfigError, DataError) as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-TWINS = 0.965  # below the .97 that tests/test_demo.py allows nobody to pass: means differ a little from set to set
+TWINS = 0.965  # below the .97 that tests/data/test_demo.py allows nobody to pass: means differ a little from set to set
 MODIFIERS = {"fe0f", "2640", "2642", "1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 ONE_GLYPH = (  # code points that differ in gender, age or number of people alone
     ("1f9d1", "1f468", "1f469"), ("1f9d2", "1f466", "1f467"), ("1f9d3", "1f474", "1f475"), ("1fac5", "1f934", "1f478"),

@@ -41,8 +41,8 @@ def _rank_main(function: Callable[..., Any], rank: int, world: int, port: int, f
 def settings_of_data() -> Iterator[None]:
     """What a recipe sets for its process ends with the test."""
     yield
-    if process := sys.modules.get("bigssl.data.process"):
-        process.use(sys.modules["bigssl.config"].DataConfig(sources={}))
+    if process := sys.modules.get("bigssl.data.loading.process"):
+        process.use_data_settings(sys.modules["bigssl.config.recipe"].DataConfig(sources={}))
 
 
 @pytest.fixture

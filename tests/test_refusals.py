@@ -14,8 +14,9 @@ import pytest
 import torch
 import yaml
 
-from bigssl import cli, distributed, train
-from bigssl.config import load_recipe, recipe_model
+from bigssl import distributed, train
+from bigssl.cli import main
+from bigssl.config.recipe import load_recipe, recipe_model
 from bigssl.data.errors import DataError
 from bigssl.objectives.base import config_union
 from bigssl.transfer.team import AgreedError
@@ -38,7 +39,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     """The one line with which `bigssl config check` refuses."""
-    code = cli.main(["config", "check", *map(str, arguments)])
+    code = main.main(["config", "check", *map(str, arguments)])
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 2 and line.startswith("bigssl: ")
     return line
@@ -82,14 +83,14 @@ def test_a_recipe_may_merge_defaults(tmp_path: Path, capsys: Any) -> None:
     recipe = tmp_path / "recipe.yaml"
     text = yaml.safe_dump({**TINY, "out": str(tmp_path / "run")})
     recipe.write_text(text + "optim:\n  <<: &slow {lr: 0.5, warmup: 1}\n  lr: 0.25\n")
-    assert cli.main(["config", "check", str(recipe)]) == 0
+    assert main.main(["config", "check", str(recipe)]) == 0
     assert "lr: 0.25" in (out := capsys.readouterr().out) and "warmup: 1" in out
 
 
 @pytest.mark.parametrize("arguments", [["plan", "--config", DEMO, "--world", "0"], ["evaluate", "x", "--device", "?"]])
 def test_wrong_arguments_are_one_line(arguments: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
+        main.main(arguments)
     (line,) = capsys.readouterr().err.splitlines()
     assert caught.value.code == 2 and arguments[-1] in line
 

@@ -1,1 +1,1 @@
-"""Shards, index, exact order, decoding, augmentation, text."""
+"""How do stored bytes become batches? Rooms: remote, shards, order, kinds, loading, tools."""

@@ -1,1 +1,1 @@
-"""The run: DeepSpeed wrapper, optimizers, loop, checkpoints, guards."""
+"""How does a checked recipe become trained weights? DeepSpeed behind a few verbs, loop, checkpoints, guards."""

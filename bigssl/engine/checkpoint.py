@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bigssl import distributed
-from bigssl.config import CheckpointConfig
+from bigssl.config.recipe import CheckpointConfig
 from bigssl.engine.restore import StateError
 from bigssl.engine.resume import unlike
 from bigssl.engine.saved import LAYOUT

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from bigssl import distributed
-from bigssl.config import Recipe, dump_recipe
-from bigssl.data.ledger import Keys, Ledger
-from bigssl.data.loader import Batch, make_loader
-from bigssl.data.skipped import Skipped
+from bigssl.config.recipe import Recipe, dump_recipe
+from bigssl.data.loading.ledger import Keys, Ledger
+from bigssl.data.loading.loader import Batch, make_loader
+from bigssl.data.loading.skipped import Skipped
 from bigssl.engine.checkpoint import CheckpointError, CheckpointStore
 from bigssl.engine.clock import Clock, DataWait
 from bigssl.engine.guards import Guard, TooManyBadSamples
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
-from bigssl.engine.preflight import Plan
+from bigssl.engine.plan.preflight import Plan
 from bigssl.engine.resume import CONFIG, facts, settled
 from bigssl.engine.zero import Engine
 from bigssl.files import write_atomic
@@ -27,7 +27,7 @@ from bigssl.objectives.base import Losses
 from bigssl.report import environment
 from bigssl.report.blind import verdicts
 from bigssl.report.metrics import Measure, MetricsWriter, read_measures, read_metrics
-from bigssl.report.progress import Progress
+from bigssl.report.progress import ProgressBar
 
 Probe = Callable[[], dict[str, float]]
 
@@ -75,7 +75,7 @@ class _Run:
         self.recipe, self.plan, self.device, self.engine = recipe, plan, device, engine
         main = distributed.is_main()
         self.metrics = MetricsWriter(recipe.folder, resume_step=start, enabled=main)
-        self.progress = Progress(recipe.steps, start, enabled=main)
+        self.progress = ProgressBar(recipe.steps, start, enabled=main)
         self.ledger = Ledger(recipe.folder, rank=distributed.rank(), world=plan.world, resume_step=start,
                              enabled=recipe.data.ledger)  # fmt: skip
         self.guard = Guard(recipe.folder, device, keep=recipe.log_every * plan.accum)

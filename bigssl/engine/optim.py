@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bigssl.config import OptimConfig
+from bigssl.config.recipe import OptimConfig
 from bigssl.engine.layerwise import Lamb, Lars
 
 Group = dict[str, Any]

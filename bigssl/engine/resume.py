@@ -11,11 +11,11 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from bigssl.config import Attention, BatchConfig, Recipe
-from bigssl.config_errors import ConfigError, describe
-from bigssl.config_yaml import read_mapping
+from bigssl.config.errors import ConfigError, describe
+from bigssl.config.recipe import Attention, BatchConfig, Recipe
+from bigssl.config.yaml import read_mapping
 from bigssl.data.errors import redact
-from bigssl.data.order import Order
+from bigssl.data.order.order import Order
 from bigssl.nets.towers import Tower
 
 CONFIG = "config.yaml"

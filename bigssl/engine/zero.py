@@ -26,8 +26,8 @@ from deepspeed.accelerator import get_accelerator  # noqa: E402
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # noqa: E402
 
 from bigssl import distributed  # noqa: E402
-from bigssl.config import Recipe  # noqa: E402
-from bigssl.config_errors import ConfigError, nearest  # noqa: E402
+from bigssl.config.errors import ConfigError, nearest  # noqa: E402
+from bigssl.config.recipe import Recipe  # noqa: E402
 from bigssl.engine.layout import clear_padding, layout_of  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
 from bigssl.engine.saved import LAYOUT, SavedState  # noqa: E402
@@ -85,7 +85,7 @@ def _skip_shared_memory_build() -> None:
     importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
-def check(recipe: Recipe) -> None:
+def check_zero(recipe: Recipe) -> None:
     """Refuse DeepSpeed settings that it would accept and ignore."""
     fields = DeepSpeedZeroConfig.model_fields
     allowed = sorted({n for name, field in fields.items() for n in (name, field.alias) if n} - {"stage"})

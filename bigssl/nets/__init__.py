@@ -1,1 +1,1 @@
-"""Backbones (transformers classes built from a config) and heads."""
+"""What is trained? Backbones (transformers classes built from a config), heads, dropout, norms."""

@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from bigssl.config_errors import ConfigError
+from bigssl.config.errors import ConfigError
 
 _ODD = 0x1E3779B97F4A7C15  # makes another seed of a seed; < 2^63, for int64
 _PATHS = "DropPath"  # end of the class names of stochastic depth in transformers

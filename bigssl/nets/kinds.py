@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from bigssl.config_errors import ConfigError, nearest
+from bigssl.config.errors import ConfigError, nearest
 
 IMAGE = (
     "beit", "bit", "clip_vision_model", "convnext", "convnextv2", "data2vec-vision", "deit", "dinov2",

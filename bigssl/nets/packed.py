@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bigssl.config_errors import ConfigError
+from bigssl.config.errors import ConfigError
 
 PACKABLE = ("bert", "electra")
 """Model types that take a 4-D mask as it is in every layer, and positions as they are. ModernBERT's local layers would

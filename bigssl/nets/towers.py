@@ -16,8 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from bigssl.config import BackboneConfig
-from bigssl.config_errors import ConfigError, nearest
+from bigssl.config.errors import ConfigError, nearest
+from bigssl.config.recipe import BackboneConfig
 from bigssl.nets import dropout
 from bigssl.nets.kinds import check_kind, unused_parameters
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
@@ -178,7 +178,7 @@ def _refuse_one_sided(where: str, hf: PreTrainedConfig) -> None:
             raise ConfigError(f"{where}.config.{field}: value true; allowed: false (tokens have to see both sides)")
 
 
-def check(name: str, config: BackboneConfig) -> None:
+def check_backbone(name: str, config: BackboneConfig) -> None:
     """Refuse what can be seen before anything is loaded or built."""
     where = f"backbones.{name}"
     if config.pretrained is not None and config.config:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from bigssl.config_errors import ConfigError
+from bigssl.config.errors import ConfigError
 from bigssl.nets.pool import pooled
 
 Inputs = Callable[[], dict[str, Tensor]]

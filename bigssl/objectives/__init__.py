@@ -1,1 +1,1 @@
-"""One file per pretext task; see base.py for the contract."""
+"""What is learnt without labels? One file per pretext task; base.py is the contract."""

@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import Field, create_model
 from torch import Tensor, nn
 
-from bigssl.config import Section
-from bigssl.config_errors import ConfigError, nearest
-from bigssl.data.loader import SEEDS
-from bigssl.data.stream import Sample
+from bigssl.config.errors import ConfigError, nearest
+from bigssl.config.recipe import Section
+from bigssl.data.loading.loader import SEEDS
+from bigssl.data.sample import Sample
 from bigssl.nets import dropout
 from bigssl.nets.towers import Tower
 

@@ -16,10 +16,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bigssl import distributed
-from bigssl.data import decode
-from bigssl.data import text as textual
-from bigssl.data.augment import SimClrAugment
-from bigssl.data.stream import Sample
+from bigssl.data.kinds import decode
+from bigssl.data.kinds import text as textual
+from bigssl.data.kinds.augment import SimClrAugment
+from bigssl.data.sample import Sample
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Objective, ObjectiveConfig, tower
 from bigssl_kernels import clip_loss

@@ -17,13 +17,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from bigssl import distributed
-from bigssl.data import decode
-from bigssl.data import text as textual
-from bigssl.data.collate import Ragged
-from bigssl.data.loader import SEEDS
-from bigssl.data.masking import IGNORE, Unit, corrupt, select
-from bigssl.data.packing import pack, split
-from bigssl.data.stream import Sample
+from bigssl.data.kinds import decode
+from bigssl.data.kinds import text as textual
+from bigssl.data.kinds.masking import IGNORE, Unit, corrupt, select
+from bigssl.data.kinds.packing import pack_rows, split_rows
+from bigssl.data.loading.collate import Ragged
+from bigssl.data.loading.loader import SEEDS
+from bigssl.data.sample import Sample
 from bigssl.nets import dropout
 from bigssl.nets.frequencies import TokenFrequencies
 from bigssl.nets.heads import MaskedLanguageHead
@@ -97,11 +97,11 @@ class Mlm(Objective):
     def _packed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         texts = zip(batch[SEEDS], batch["input_ids"], strict=True)
         tokens = [dropout.another(seed, torch.arange(len(ids))) for seed, ids in texts]  # whatever row they come into
-        pieces = split(batch | {SEEDS: tokens}, "sizes")
+        pieces = split_rows(batch | {SEEDS: tokens}, "sizes")
         useful = [piece for piece in pieces if (piece["labels"] != IGNORE).any()]
         fill = {"input_ids": self.backbone.tokenizer.pad_token_id, "labels": IGNORE, SEEDS: 0}
         unmaskable = torch.tensor(1 - len(useful) / len(pieces))
-        return pack(useful, self.backbone.length, fill) | {"unmaskable": unmaskable}
+        return pack_rows(useful, self.backbone.length, fill) | {"unmaskable": unmaskable}
 
     def export_heads(self) -> dict[str, Head]:
         """Without the decoder's weight, which is the backbone's token embedding."""

@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 
 from bigssl import distributed
-from bigssl.data import decode
-from bigssl.data.recipes import AugmentConfig, TwoViews
-from bigssl.data.stream import Sample
+from bigssl.data.kinds import decode
+from bigssl.data.kinds.views import AugmentConfig, TwoViews
+from bigssl.data.sample import Sample
 from bigssl.nets.heads import ProjectionHead
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, tower

@@ -1,1 +1,1 @@
-"""Metrics writers, progress, HTML report."""
+"""What does a run show? Metrics writers, progress, the HTML report."""

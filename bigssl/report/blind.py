@@ -13,7 +13,7 @@ LEAST, SHARE = 20, 0.1  # records that a verdict looks at: the last tenth, 20 at
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BlindVerdict:
     """name of the loss (empty: the only one), means of `loss` and `blind` over the last records, in `unit`."""
 
     name: str
@@ -23,7 +23,7 @@ class Verdict:
     sentence: str
 
 
-def verdicts(rows: Sequence[Mapping[str, float]], measures: Mapping[str, Measure]) -> list[Verdict]:
+def verdicts(rows: Sequence[Mapping[str, float]], measures: Mapping[str, Measure]) -> list[BlindVerdict]:
     """One for each loss that is not a sum of others, in order; none where nothing finite was recorded.
 
     Blind values are of the same batches as the losses: their paired differences carry less noise than either curve.
@@ -37,7 +37,7 @@ def verdicts(rows: Sequence[Mapping[str, float]], measures: Mapping[str, Measure
     return [verdict for verdict in found if verdict is not None]
 
 
-def _verdict(name: str, rows: Sequence[Mapping[str, float]], measure: Measure) -> Verdict | None:
+def _verdict(name: str, rows: Sequence[Mapping[str, float]], measure: Measure) -> BlindVerdict | None:
     beside = name.replace("loss", "blind", 1)
     known = [row for row in rows if math.isfinite(row.get(name, math.nan) + row.get(beside, math.nan))]
     last = known[-max(LEAST, round(SHARE * len(known))) :]
@@ -52,4 +52,4 @@ def _verdict(name: str, rows: Sequence[Mapping[str, float]], measure: Measure) -
         said = f"{gain:.2f} {measure.unit} below its blind line ({measure.blind}, {blind:.2f}) {after}"
     else:
         said = f"no better than {measure.blind} {after} ({loss:.2f} at {blind:.2f} {measure.unit})"
-    return Verdict(part, loss, blind, below, f"{part or 'loss'}: {said}")
+    return BlindVerdict(part, loss, blind, below, f"{part or 'loss'}: {said}")

@@ -42,7 +42,7 @@ def _memory_gib() -> float | None:
         return None
 
 
-def describe() -> dict[str, object]:
+def installed() -> dict[str, object]:
     """Python, operating system, CPU, memory, GPUs and the versions of the packages that matter; JSON-ready."""
     import torch  # late, so that tools that only read reports start fast
 
@@ -63,6 +63,6 @@ def describe() -> dict[str, object]:
 
 def record(folder: Path) -> dict[str, object]:
     """Writes `describe()` to `folder/environment.json` and returns it. A resumed run describes its latest machine."""
-    facts = describe()
+    facts = installed()
     write_atomic(folder / FILE, (json.dumps(facts, indent=1) + "\n").encode())
     return facts

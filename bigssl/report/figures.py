@@ -29,7 +29,7 @@ STYLE: dict[Any, Any] = {
 Rows = Sequence[dict[str, float]]
 
 
-def series(rows: Rows, name: str) -> tuple[list[float], list[float]]:
+def curve_points(rows: Rows, name: str) -> tuple[list[float], list[float]]:
     """(steps, values) of one metric where it is finite."""
     pairs = [(row["step"], row[name]) for row in rows if name in row and math.isfinite(row[name])]
     return [p[0] for p in pairs], [p[1] for p in pairs]
@@ -87,7 +87,7 @@ def _axes(panels: int, *, width: float = 10.0, height: float = 2.7) -> tuple[Fig
 def _curve(axis: Axes, rows: Rows, name: str, colour: str, *, label: str | None = None, scale: float = 1.0,
            style: str = "-") -> None:
     """label: may hold a format of the curve's last (smoothed) value."""
-    xs, ys = thin(*series(rows, name))
+    xs, ys = thin(*curve_points(rows, name))
     ys = [scale * y for y in ys]
     window = max(1, len(ys) // 40)
     if window > 1:
@@ -106,7 +106,7 @@ def losses(rows: Rows, measures: Mapping[str, Measure]) -> str:
     for axis, name in zip(axes, names, strict=True):
         _curve(axis, rows, name, BLUE, label="loss")
         blind, measure = name.replace("loss", "blind", 1), measures.get(name, Measure("", "blind"))
-        if series(rows, blind)[0]:
+        if curve_points(rows, blind)[0]:
             _curve(axis, rows, blind, ORANGE, style="--", label=f"{measure.blind} {{:.2f}}")
         axis.set_title("total loss" if name == "loss" else name.removeprefix("loss/"), fontsize=10, loc="left")
         axis.set_ylim(bottom=0)
@@ -119,7 +119,7 @@ def probes(rows: Rows) -> str:
     """The online probes, one panel each."""
     titles = {"probe/knn": "kNN accuracy (%)", "probe/std": "feature std (0 = collapsed)",
               "probe/rankme": "RankMe (effective rank)"}
-    names = [name for name in titles if series(rows, name)[0]]
+    names = [name for name in titles if curve_points(rows, name)[0]]
     figure, axes = _axes(len(names))
     for axis, name in zip(axes, names, strict=True):
         _curve(axis, rows, name, GREEN, scale=100.0 if name == "probe/knn" else 1.0)
@@ -137,7 +137,7 @@ def speed(rows: Rows) -> str:
     axes[0].set_ylim(bottom=0)
     for name, colour, label in (("speed/data_wait", ORANGE, "data wait"),
                                 ("speed/driver_overhead", GREEN, "driver overhead")):
-        if series(rows, name)[0]:
+        if curve_points(rows, name)[0]:
             _curve(axes[1], rows, name, colour, label=label, scale=100.0)
     axes[1].set_title("share of each step (%)", fontsize=10, loc="left")
     axes[1].set_ylim(bottom=0)

@@ -9,7 +9,7 @@ import jinja2
 
 from bigssl.files import write_atomic
 from bigssl.report import environment, figures
-from bigssl.report.blind import Verdict, verdicts
+from bigssl.report.blind import BlindVerdict, verdicts
 from bigssl.report.metrics import Measure, read_measures, read_metrics
 
 FILE = "report.html"
@@ -28,16 +28,16 @@ def _json(path: Path) -> dict[str, Any]:
 def _tiles(rows: Rows) -> list[tuple[str, str]]:
     """The few numbers a reader wants first; medians, since the first steps compile and warm up."""
     tiles = [("steps", f"{rows[-1]['step']:.0f}")] if rows else []
-    _, losses = figures.series(rows, "loss")
+    _, losses = figures.curve_points(rows, "loss")
     if losses:
         tiles.append(("final loss", f"{losses[-1]:.3f}"))
-    _, knn = figures.series(rows, "probe/knn")
+    _, knn = figures.curve_points(rows, "probe/knn")
     if knn:
         tiles.append(("kNN probe", percent(knn[-1])))
     shares = (("samples / s", "speed/samples_per_s"), ("data wait", "speed/data_wait"),
               ("driver overhead", "speed/driver_overhead"))
     for label, name in shares:
-        _, values = figures.series(rows, name)
+        _, values = figures.curve_points(rows, name)
         if values:
             tiles.append((label, f"{median(values):.0f}" if name.endswith("_per_s") else percent(median(values))))
     return tiles
@@ -53,7 +53,7 @@ def _environment(facts: dict[str, Any]) -> list[tuple[str, str]]:
             ("system", f"{facts['system']}, Python {facts['python']}"), ("packages", packages)]
 
 
-def _subtitle(tasks: list[dict[str, Any]], rows: Rows, learnt: list[Verdict]) -> str:
+def _subtitle(tasks: list[dict[str, Any]], rows: Rows, learnt: list[BlindVerdict]) -> str:
     below = f"{sum(verdict.below for verdict in learnt)} of {len(learnt)} losses ended below their blind line."
     said = [below] if learnt else []
     if tasks:
@@ -72,7 +72,7 @@ def _figures(rows: Rows, measures: dict[str, Measure], tasks: list[dict[str, Any
     }
 
 
-def render(run_folder: Path) -> str:
+def render_report(run_folder: Path) -> str:
     """The page of a run as HTML text; reads config.yaml, metrics.jsonl, environment.json, scorecard.json as present."""
     rows = read_metrics(run_folder)
     card = _json(run_folder / "scorecard.json")
@@ -94,5 +94,5 @@ def render(run_folder: Path) -> str:
 def write_report(run_folder: Path) -> Path:
     """Writes `run_folder/report.html` atomically and returns its path. Needs no network and no other file to view."""
     path = Path(run_folder) / FILE
-    write_atomic(path, render(Path(run_folder)).encode())
+    write_atomic(path, render_report(Path(run_folder)).encode())
     return path

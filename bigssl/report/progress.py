@@ -15,14 +15,14 @@ def duration(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
-def facts(loss: float, blind: float | None, samples_per_s: float, data_wait: float, extra: dict[str, float]) -> str:
+def notable(loss: float, blind: float | None, samples_per_s: float, data_wait: float, extra: dict[str, float]) -> str:
     """`loss 2.310 (blind 6.236), 812 samples/s, data wait 3 %, knn 0.61`."""
     beside = "" if blind is None else f" (blind {blind:.3f})"
     parts = [f"loss {loss:.3f}{beside}", f"{samples_per_s:.0f} samples/s", f"data wait {100 * data_wait:.0f} %"]
     return ", ".join(parts + [f"{name} {value:.4g}" for name, value in extra.items()])
 
 
-class Progress:
+class ProgressBar:
     """Progress of the steps start+1 ... total.
 
     total: last step of the run; start: steps done before (a resumed run counts on from there, its ETA does not);
@@ -46,7 +46,7 @@ class Progress:
         """Shows the state after `step`; data_wait is a share from 0 to 1, `blind` in the unit of the loss."""
         if not self.enabled:
             return
-        text = facts(loss, blind, samples_per_s, data_wait, extra)
+        text = notable(loss, blind, samples_per_s, data_wait, extra)
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)

@@ -1,1 +1,1 @@
-"""What a pretrained backbone is worth: features, probes, zero-shot, export."""
+"""What is a backbone worth, and how does it leave? Features, evaluations, export."""

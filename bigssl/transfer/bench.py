@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bigssl.data import decode
 from bigssl.data.errors import display
-from bigssl.data.index import DatasetIndex
+from bigssl.data.kinds import decode
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.collapse import stored_health
 from bigssl.transfer.features import (
     chosen,

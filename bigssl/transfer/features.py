@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bigssl.data import augment, decode, text
 from bigssl.data.errors import DataError
-from bigssl.data.index import DatasetIndex
-from bigssl.data.stream import Sample, SampleReader, Stream, in_order
+from bigssl.data.kinds import augment, decode, text
+from bigssl.data.order.stream import SampleReader, Stream, read_in_order
+from bigssl.data.sample import Sample
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.pool import normalise, pooled
 from bigssl.transfer.inputs import TextInput
@@ -66,7 +67,7 @@ def decode_pixels(sample: Sample, size: int) -> np.ndarray:
 
 def has_picture(index: DatasetIndex) -> bool:
     """Whether the first sample has a picture."""
-    sample = next(in_order(index, 1), None)
+    sample = next(read_in_order(index, 1), None)
     return sample is not None and any(kind in sample.fields for kind in decode.IMAGES)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
-from bigssl.data.text import load_tokenizer
+from bigssl.data.kinds.text import load_tokenizer
 from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 
 PREPROCESSOR, TOKENIZER = "preprocessor_config.json", "tokenizer_config.json"
@@ -54,8 +54,8 @@ Input = ImageInput | TextInput
 
 def image_preprocessor(size: int) -> dict[str, Any]:
     """Settings with which `AutoImageProcessor` makes of an RGB picture exactly what evaluation makes of it
-    (`bigssl.data.augment.center`, `bigssl.nets.pool.normalise`): shorter side to `size`, bicubic, middle square. To the
-    byte with Pillow; where torchvision resizes in its place, it rounds differently.
+    (`bigssl.data.kinds.augment.center`, `bigssl.nets.pool.normalise`): shorter side to `size`, bicubic, middle square.
+    To the byte with Pillow; where torchvision resizes in its place, it rounds differently.
 
     The CLIP processor is the one of transformers that does just this; the networks need not be CLIP's.
     """

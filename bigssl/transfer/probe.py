@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bigssl import distributed
-from bigssl.config_evaluate import ProbeConfig
+from bigssl.config.evaluate import ProbeConfig
 from bigssl.data.errors import DataError, display
-from bigssl.data.index import DatasetIndex
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.collapse import feature_std, rankme
 from bigssl.transfer.features import centre, column, decode_pixels, evaluating, forward_images, metadata, read_samples
 from bigssl.transfer.knn import encode_labels, knn_accuracy

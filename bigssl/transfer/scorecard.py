@@ -34,8 +34,8 @@ from typing import Any
 
 import torch
 
-from bigssl.config_evaluate import EvalImages, EvalLanguage, EvalText, Evaluate, EvalZeroShot
-from bigssl.data.index import DatasetIndex
+from bigssl.config.evaluate import EvalImages, EvalLanguage, EvalText, Evaluate, EvalZeroShot
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.files import write_atomic
 from bigssl.nets.norm import has_batch_norm
 from bigssl.transfer import export

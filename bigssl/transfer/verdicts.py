@@ -33,8 +33,8 @@ def clustered_stderr(values: Tensor, groups: Sequence[str]) -> float:
     return math.sqrt(sum(s * s for s in sums.values())) / len(values)
 
 
-def judge(title: str, subject: str, hits: Mapping[str, Tensor], *, chance: float, groups: Sequence[str], raw_name: str,
-          facts: Mapping[str, Any]) -> dict[str, Any]:
+def task_of(title: str, subject: str, hits: Mapping[str, Tensor], *, chance: float, groups: Sequence[str],
+            raw_name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """One task of the scorecard (its keys: see `bigssl.transfer.scorecard`).
 
     Args:

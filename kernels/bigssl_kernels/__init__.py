@@ -4,9 +4,9 @@ Needs torch only to import. The fused kernels run on a GPU with triton installed
 chunked in plain torch, with the same results.
 """
 
-from bigssl_kernels._explain import explain
-from bigssl_kernels.contrastive import clip_loss, info_nce, nt_xent, sigmoid_loss, sup_con
-from bigssl_kernels.masked_tokens import TokenStatistics, linear_cross_entropy, sharded_linear_cross_entropy
+from bigssl_kernels.contrastive.api import clip_loss, info_nce, nt_xent, sigmoid_loss, sup_con
+from bigssl_kernels.explain import explain
+from bigssl_kernels.linear_ce.api import TokenStatistics, linear_cross_entropy, sharded_linear_cross_entropy
 
 __all__ = [
     "TokenStatistics",

@@ -12,9 +12,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from bigssl.data.index import DatasetIndex, build_index
-from bigssl.data.shards import pack
-from bigssl.data.sources import Item, to_json
+from bigssl.data.shards.index import DatasetIndex, build_index
+from bigssl.data.tools.pack import pack
+from bigssl.data.tools.sources import Item, json_bytes
 
 MakeDataset = Callable[..., DatasetIndex]
 
@@ -30,7 +30,7 @@ def jpeg(number: int, side: int = 32) -> bytes:
 def item(number: int, pictures: bool = False) -> Item:
     """Sample `s-00012`: txt, json, and a jpg where pictures are wanted."""
     key = f"s-{number:05d}"
-    fields = {"txt": f"text of {key}".encode(), "json": to_json({"number": number})}
+    fields = {"txt": f"text of {key}".encode(), "json": json_bytes({"number": number})}
     fields |= {"jpg": jpeg(number)} if pictures else {}
     return Item(key, key, lambda: fields)
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from bigssl.data.collate import collate
 from bigssl.data.errors import DataError, damaged
-from bigssl.data.rng import offset, permutation, sample_rng
-from bigssl.data.storage import RangeReader, exists, join, read_whole
+from bigssl.data.loading.collate import collate
+from bigssl.data.order.rng import offset, permutation, sample_rng
+from bigssl.data.shards.storage import RangeReader, exists, join, read_whole
 
 
 def test_collate_stacks_nested_samples() -> None:

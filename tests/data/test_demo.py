@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 import bigssl
-from bigssl.data import decode
-from bigssl.data.index import DatasetIndex
-from bigssl.data.stream import Sample, in_order
-from bigssl.data.text import load_tokenizer
-from bigssl.data.verify import verify
+from bigssl.data.kinds import decode
+from bigssl.data.kinds.text import load_tokenizer
+from bigssl.data.order.stream import read_in_order
+from bigssl.data.sample import Sample
+from bigssl.data.shards.index import DatasetIndex
+from bigssl.data.tools.verify import verify
 
 DEMO = Path(bigssl.__file__).parent / "demo"
 PARTS = {
@@ -27,7 +28,7 @@ PARTS = {
 
 
 def samples(part: str) -> list[Sample]:
-    return list(in_order(DatasetIndex.load(DEMO / part)))
+    return list(read_in_order(DatasetIndex.load(DEMO / part)))
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bigssl.data import decode
-from bigssl.data.index import DatasetIndex
-from bigssl.data.stream import in_order
+from bigssl.data.kinds import decode
+from bigssl.data.order.stream import read_in_order
+from bigssl.data.shards.index import DatasetIndex
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "bigssl" / "demo"
@@ -23,7 +23,7 @@ Pictures = dict[str, tuple[bytes, np.ndarray]]
 def pictures(part: str) -> Pictures:
     """Bytes and pixels uint8 [64, 64, 3] of each picture by its key."""
     found = {}
-    for sample in in_order(DatasetIndex.load(str(DEMO / "emoji" / part))):
+    for sample in read_in_order(DatasetIndex.load(str(DEMO / "emoji" / part))):
         data = decode.field(sample, decode.IMAGES)
         found[sample.key] = data, np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     return found
@@ -68,7 +68,7 @@ def test_no_glyph_of_val_is_in_train_in_another_tone_gender_or_sequence(emoji: t
 
 def test_documents_are_on_one_side() -> None:
     train, val = (
-        {decode.running_text(sample) for sample in in_order(DatasetIndex.load(str(DEMO / "text" / part)))}
+        {decode.running_text(sample) for sample in read_in_order(DatasetIndex.load(str(DEMO / "text" / part)))}
         for part in ("train", "val")
     )
     assert not train & val

@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 
-from bigssl.data.index import DatasetIndex, build_index
-from bigssl.data.loader import make_loader
-from bigssl.data.shards import pack
-from bigssl.data.sources import Item
-from bigssl.data.stream import Stream
+from bigssl.data.loading.loader import make_loader
+from bigssl.data.order.stream import Stream
+from bigssl.data.shards.index import DatasetIndex, build_index
+from bigssl.data.tools.pack import pack
+from bigssl.data.tools.sources import Item
 
 COUNTS = [(7 * number) % 5 + 1 for number in range(37)]  # 1 to 5 samples
 WORLDS = (1, 2, 3, 4, 8)
@@ -41,7 +41,7 @@ def first_shards(index: DatasetIndex, number: int) -> DatasetIndex:
 @pytest.fixture(autouse=True)
 def few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small datasets would else have a lane for each sample, and no windows."""
-    monkeypatch.setattr("bigssl.data.lanes.MIXING", 1)
+    monkeypatch.setattr("bigssl.data.order.lanes.MIXING", 1)
 
 
 def run(stream: Stream, world: int, workers: int, start: int, stop: int, size: int = SIZE) -> Ledger:

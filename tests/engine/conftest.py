@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from bigssl.config import Recipe, recipe_model
-from bigssl.engine import loop, preflight, zero
+from bigssl.config.recipe import Recipe, recipe_model
+from bigssl.engine import loop, zero
+from bigssl.engine.plan import preflight
 from bigssl.objectives.base import config_union
 from bigssl.transfer.probe import KnnProbe
 
@@ -62,7 +63,7 @@ def make_recipe(out: Path | str = "unused", **changes: Any) -> Recipe:
 
 def run(recipe: Recipe, during: Callable[[], None] | None = None) -> tuple[loop.Outcome, dict[str, Any]]:
     """Train as train.py does: (outcome, whole weights of the objective). Collective. `during`: called at each probe."""
-    plan = preflight.plan(recipe, preflight.world_size())
+    plan = preflight.plan(recipe, preflight.announced_world())
     device = zero.start()
     knn = KnnProbe(recipe.probe, size=16) if recipe.probe else None
 

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from bigssl import distributed
-from bigssl.config import dump_recipe
-from bigssl.data.shards import pack
-from bigssl.data.sources import Item
+from bigssl.config.recipe import dump_recipe
+from bigssl.data.tools.pack import pack
+from bigssl.data.tools.sources import Item
 from bigssl.engine import guards
-from bigssl.engine.preflight_sources import source_order
+from bigssl.engine.plan.sources import source_order
 
 ROOT = Path(__file__).parents[2]
 TOTAL, BATCH, WORLD = 48, 8, 2

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bigssl import distributed
-from bigssl.config import CheckpointConfig
+from bigssl.config.recipe import CheckpointConfig
 from bigssl.engine import checkpoint, zero
 from bigssl.engine.checkpoint import CheckpointStore
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from bigssl.config_errors import ConfigError
-from bigssl.engine import guards, loop, preflight
+from bigssl.config.errors import ConfigError
+from bigssl.engine import guards, loop
 from bigssl.engine.checkpoint import CheckpointError
+from bigssl.engine.plan import preflight
 from bigssl_kernels import nt_xent
 
 

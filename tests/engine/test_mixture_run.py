@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from bigssl.config import dump_recipe
-from bigssl.config_errors import ConfigError
-from bigssl.engine import preflight
+from bigssl.config.errors import ConfigError
+from bigssl.config.recipe import dump_recipe
+from bigssl.engine.plan import preflight
 
 DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
 MIXED = {

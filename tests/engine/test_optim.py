@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from bigssl.config import OptimConfig
-from bigssl.config_conflicts import of_schedule
+from bigssl.config.conflicts import of_schedule
+from bigssl.config.recipe import OptimConfig
 from bigssl.engine.layerwise import Lamb, Lars
 from bigssl.engine.optim import build_optimizer, parameter_groups, schedule, set_learning_rate
 

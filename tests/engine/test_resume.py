@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from bigssl.config import Recipe, dump_recipe, load_recipe
-from bigssl.config_errors import ConfigError
-from bigssl.engine import preflight
-from bigssl.engine.plan_checks import draft
+from bigssl.config.errors import ConfigError
+from bigssl.config.recipe import Recipe, dump_recipe, load_recipe
+from bigssl.engine.plan import preflight
+from bigssl.engine.plan.checks import draft
 from bigssl.engine.resume import CONFIG, facts, may_change, refuse_changed_recipe, settled, taken_over
 
-DEMO = Path(preflight.__file__).parents[1] / "demo"
+DEMO = Path(preflight.__file__).parents[2] / "demo"
 
 
 def begin(recipe: Recipe, **changes: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bigssl.config import Recipe
+from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
 from bigssl.engine.layout import inner_optimizer
 from bigssl.engine.saved import MASTER, SavedState
@@ -61,7 +61,7 @@ def test_the_whole_state_moves_where_the_optimizer_is_offloaded(
         values = plain(optimizer, stage).model_dump()
         values["zero"]["options"]["offload_optimizer"] = {"device": "cpu"}
         config = Recipe.model_validate(values)
-        zero.check(config)
+        zero.check_zero(config)
         return config
 
     monkeypatch.setattr(matrix, "recipe", offloaded)
@@ -163,4 +163,4 @@ def test_settings_under_which_state_would_be_lost_are_refused(options: dict[str,
     config = matrix.recipe("adamw", 1)
     config = config.model_copy(update={"zero": config.zero.model_copy(update={"options": options})})
     with pytest.raises(zero.ConfigError, match=words):
-        zero.check(config)
+        zero.check_zero(config)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bigssl.config import Recipe
+from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bigssl_kernels import _dense
+from bigssl_kernels.contrastive import dense
 
 Results = dict[str, Tensor]
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
@@ -18,7 +18,7 @@ collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpre
 @pytest.fixture(autouse=True)
 def tiled_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small batches go through the tiles too; tests of the dense form set SMALL themselves."""
-    monkeypatch.setattr(_dense, "SMALL", 0)
+    monkeypatch.setattr(dense, "SMALL", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from bigssl_kernels import (
-    _dense,
     clip_loss,
     info_nce,
     linear_cross_entropy,
@@ -16,6 +15,7 @@ from bigssl_kernels import (
     sigmoid_loss,
     sup_con,
 )
+from bigssl_kernels.contrastive import dense as _dense
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 IMPLS = ("triton",) if INTERPRETED else ("reference", "torch")

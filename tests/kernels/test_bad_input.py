@@ -133,7 +133,7 @@ def test_a_compiled_graph_looks_at_its_labels_too(impl):
 
 def test_a_label_nobody_looked_at_gives_nan(monkeypatch):
     """As on a GPU, where looking would cost a sync. (torch's own cross-entropy would end the process there.)"""
-    monkeypatch.setattr("bigssl_kernels.masked_tokens.checked_labels", lambda fn, labels, *_: labels.long())
+    monkeypatch.setattr("bigssl_kernels.linear_ce.api.checked_labels", lambda fn, labels, *_: labels.long())
     for impl in ("reference", "torch"):
         _, aux = linear_cross_entropy(**(GOOD_TOKENS | {"labels": torch.arange(9)}), impl=impl, return_aux=True)
         assert aux.loss.isnan().nonzero().flatten().tolist() == [7, 8]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bigssl_kernels import _dispatch, clip_loss, explain, info_nce, linear_cross_entropy, nt_xent, sup_con
+from bigssl_kernels import clip_loss, dispatch, explain, info_nce, linear_cross_entropy, nt_xent, sup_con
 
 PAIR = torch.ones(4, 3), torch.ones(4, 3)
 
@@ -20,8 +20,8 @@ def test_the_choice_is_explained(monkeypatch):
 
 def test_what_runs_for_one_candidate_is_explained(monkeypatch):
     """Dense torch, although triton is asked for: its kernel is never reached."""
-    monkeypatch.setattr(_dispatch, "triton_obstacle", lambda family, data: None)
-    monkeypatch.setattr(_dispatch, "module", lambda family, impl: pytest.fail(f"{family} is computed by {impl}"))
+    monkeypatch.setattr(dispatch, "triton_obstacle", lambda family, data: None)
+    monkeypatch.setattr(dispatch, "module", lambda family, impl: pytest.fail(f"{family} is computed by {impl}"))
     one, two = torch.ones(1, 3), torch.ones(2, 3)
     single = [
         (nt_xent, (one, one)),

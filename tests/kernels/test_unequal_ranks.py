@@ -6,14 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bigssl_kernels import (
-    _distributed,
-    clip_loss,
-    nt_xent,
-    sharded_linear_cross_entropy,
-    sigmoid_loss,
-    sup_con,
-)
+from bigssl_kernels import clip_loss, distributed, nt_xent, sharded_linear_cross_entropy, sigmoid_loss, sup_con
 
 CALLS = {
     "nt_xent": ("view1", lambda x, **options: nt_xent(x, x + 1, 0.5, **options)),
@@ -149,12 +142,12 @@ def test_a_group_that_knows_devices_only_is_asked_once(monkeypatch):
         return torch.tensor(known)
 
     def call(group):
-        return _distributed.gather_numbers([4, 3, 0], value, group) if _distributed.asks(group) else None
+        return distributed.gather_numbers([4, 3, 0], value, group) if distributed.asks(group) else None
 
-    monkeypatch.setattr(_distributed, "gather", gathered)
+    monkeypatch.setattr(distributed, "gather", gathered)
     value = torch.empty(0, device="meta")
     for kind, answers in (("meta:nccl", [known, None, None]), ("meta:nccl,cpu:gloo", 3 * [known])):
-        monkeypatch.setattr(_distributed.dist, "get_backend_config", lambda group, kind=kind: kind)
+        monkeypatch.setattr(distributed.dist, "get_backend_config", lambda group, kind=kind: kind)
         group = Pair()
         assert [call(group) for _ in range(3)] == answers
     assert asked == ["meta", "cpu", "cpu", "cpu"]

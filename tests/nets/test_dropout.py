@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, ConvNextConfig, PreTrainedModel, SwinConfig
 
-from bigssl.config_errors import ConfigError
-from bigssl.data import rng
+from bigssl.config.errors import ConfigError
+from bigssl.data.order import rng
 from bigssl.nets import dropout, towers
 
 SEEDS = torch.from_numpy(rng.seeds(np.arange(64), 0, "images"))

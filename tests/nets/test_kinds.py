@@ -12,12 +12,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedTokenizerFast
 
-from bigssl.config import BackboneConfig
-from bigssl.config_errors import ConfigError
-from bigssl.data import text
-from bigssl.data.collate import collate
-from bigssl.data.stream import Sample
-from bigssl.data.text import load_tokenizer
+from bigssl.config.errors import ConfigError
+from bigssl.config.recipe import BackboneConfig
+from bigssl.data.kinds import text
+from bigssl.data.kinds.text import load_tokenizer
+from bigssl.data.loading.collate import collate
+from bigssl.data.sample import Sample
 from bigssl.nets import towers
 from bigssl.nets.kinds import IMAGE, TEXT, WHY_NOT
 from bigssl.nets.pool import pooled

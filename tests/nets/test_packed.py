@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from bigssl.config_errors import ConfigError
+from bigssl.config.errors import ConfigError
 from bigssl.nets.packed import PACKABLE, block_diagonal, check_packable, packed_tokens
 from bigssl.nets.towers import CONFIG_MAPPING
 

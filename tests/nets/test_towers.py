@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from bigssl.config import BackboneConfig
-from bigssl.config_errors import ConfigError
-from bigssl.data.text import load_tokenizer
+from bigssl.config.errors import ConfigError
+from bigssl.config.recipe import BackboneConfig
+from bigssl.data.kinds.text import load_tokenizer
 from bigssl.nets import towers
 from bigssl.nets.pool import normalise
 
@@ -84,7 +84,7 @@ def test_normalise_maps_bytes_to_minus_one_to_one() -> None:
 )
 def test_mistakes_are_named_before_anything_is_loaded(section: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        towers.check("image", BackboneConfig.model_validate(section))
+        towers.check_backbone("image", BackboneConfig.model_validate(section))
     for word in words:
         assert word in str(caught.value)
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from bigssl.config import BackboneConfig
-from bigssl.data.index import DatasetIndex
-from bigssl.data.loader import MicroBatches
-from bigssl.data.stream import Stream
-from bigssl.data.text import load_tokenizer
+from bigssl.config.recipe import BackboneConfig
+from bigssl.data.kinds.text import load_tokenizer
+from bigssl.data.loading.loader import MicroBatches
+from bigssl.data.order.stream import Stream
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective, build, config_union
 

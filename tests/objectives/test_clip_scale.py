@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bigssl.config import Recipe
+from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
 from bigssl.engine.optim import build_optimizer
 from bigssl.objectives.base import Objective, discover

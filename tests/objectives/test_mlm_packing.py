@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from bigssl.data.collate import collate
-from bigssl.data.loader import SEEDS
-from bigssl.data.masking import IGNORE
-from bigssl.data.stream import Sample
+from bigssl.data.kinds.masking import IGNORE
+from bigssl.data.loading.collate import collate
+from bigssl.data.loading.loader import SEEDS
+from bigssl.data.sample import Sample
 from bigssl.engine import zero
 from bigssl.objectives.mlm import Mlm
 

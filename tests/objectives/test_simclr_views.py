@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bigssl.data.loader import SEEDS
+from bigssl.data.loading.loader import SEEDS
 from bigssl.objectives.simclr import Simclr
 
 

@@ -74,7 +74,7 @@ def test_smooth_is_the_mean_of_the_last_values() -> None:
 def test_series_leaves_out_what_is_not_a_number() -> None:
     rows: list[dict[str, float]] = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.nan}, {"step": 3},
                                     {"step": 4, "loss": 1.0}]
-    assert figures.series(rows, "loss") == ([1, 4], [2.0, 1.0])
+    assert figures.curve_points(rows, "loss") == ([1, 4], [2.0, 1.0])
 
 
 def test_parts_of_a_run_with_one_loss_are_not_shown_twice() -> None:

@@ -21,8 +21,8 @@ from transformers import (
     ViTConfig,
 )
 
-from bigssl.data import text
-from bigssl.data.index import build_index
+from bigssl.data.kinds import text
+from bigssl.data.shards.index import build_index
 from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.matrix import Matrix, Scratch, joined

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from bigssl.config_evaluate import Evaluate
+from bigssl.config.evaluate import Evaluate
 from bigssl.data.errors import DataError
-from bigssl.data.index import build_index
+from bigssl.data.shards.index import build_index
 from bigssl.transfer import matrix
 from bigssl.transfer.bench import Captions
 from bigssl.transfer.export import export_run

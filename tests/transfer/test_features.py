@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bigssl.data import augment, decode, text
 from bigssl.data.errors import DataError
-from bigssl.data.index import DatasetIndex
-from bigssl.data.stream import in_order
+from bigssl.data.kinds import augment, decode, text
+from bigssl.data.order.stream import read_in_order
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.pool import normalise, pooled
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
 from bigssl.transfer.features import (
@@ -41,7 +41,7 @@ def val(shards: Path) -> DatasetIndex:
 
 def one_by_one(model: PreTrainedModel, index: DatasetIndex) -> torch.Tensor:
     rows = []
-    for sample in in_order(index):
+    for sample in read_in_order(index):
         pixels = augment.center(decode.image(sample.fields["png"]), SIZE)
         with torch.no_grad():
             rows.append(pooled(model.eval(), {"pixel_values": normalise(torch.from_numpy(pixels)[None])})[0])
@@ -49,7 +49,7 @@ def one_by_one(model: PreTrainedModel, index: DatasetIndex) -> torch.Tensor:
 
 
 def batches_of(index: DatasetIndex, batch: int, size: int = SIZE) -> list[ImageBatch]:
-    return list(image_batches(in_order(index), size=size, batch=batch))
+    return list(image_batches(read_in_order(index), size=size, batch=batch))
 
 
 def encoded(model: PreTrainedModel, index: DatasetIndex, batch: int = 64) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_images_equal_one_by_one(kind: str, batch: int, make_model: Make, val: D
     assert vectors.shape == (42, 16) and vectors.dtype == torch.float32
     assert torch.allclose(vectors, one_by_one(model, val), atol=1e-5)
     keys = [key for images in batches_of(val, batch) for key in images.keys]
-    assert keys == [sample.key for sample in in_order(val)]
+    assert keys == [sample.key for sample in read_in_order(val)]
 
 
 def test_raw_pixels_are_the_picture_or_means_of_its_areas() -> None:
@@ -80,14 +80,14 @@ def test_raw_pixels_are_the_picture_or_means_of_its_areas() -> None:
 def test_limited_subset_is_fixed_and_mixed(val: DatasetIndex) -> None:
     some = [sample.key for sample in read_samples(val, 12)]
     assert some == [sample.key for sample in read_samples(val, 12)]
-    assert len(set(some)) == 12 and some != [sample.key for sample in in_order(val, 12)]
+    assert len(set(some)) == 12 and some != [sample.key for sample in read_in_order(val, 12)]
     assert {sample.shard for sample in read_samples(val, 12)} == {"part-0.tar", "part-1.tar"}
     numbers = chosen(val, 12)
     assert list(numbers) == sorted(numbers) and {sample.key for sample in samples_at(val, numbers)} == set(some)
 
 
 def test_all_samples_are_shuffled_too_for_statistics_by_batch(val: DatasetIndex) -> None:
-    keys, everything = [sample.key for sample in read_samples(val, 1000)], [sample.key for sample in in_order(val)]
+    keys, everything = [sample.key for sample in read_samples(val, 1000)], [sample.key for sample in read_in_order(val)]
     assert sorted(keys) == sorted(everything) and keys != everything
     assert [sample.key for sample in samples_at(val, chosen(val, 1000))] == everything
 
@@ -138,7 +138,7 @@ def test_centre_uses_the_bank_alone() -> None:
 def test_damaged_image_names_shard_and_sample(shards: Path, monkeypatch: pytest.MonkeyPatch, val: DatasetIndex) -> None:
     monkeypatch.setattr(decode, "IMAGES", ("json",))
     with pytest.raises(DataError, match=r"part-0\.tar, sample '0060-google'.*undecodable"):
-        next(image_batches(in_order(val), size=SIZE, batch=4))
+        next(image_batches(read_in_order(val), size=SIZE, batch=4))
 
 
 def test_missing_metadata_names_the_field(val: DatasetIndex) -> None:

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from bigssl.data import text
 from bigssl.data.errors import DataError
-from bigssl.data.stream import Sample
+from bigssl.data.kinds import text
+from bigssl.data.sample import Sample
 from bigssl.nets.pool import normalise
 from bigssl.transfer.export import export_run
 from bigssl.transfer.features import decode_pixels

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bigssl.config_evaluate import EvalLanguage, Evaluate
+from bigssl.config.evaluate import EvalLanguage, Evaluate
 from bigssl.data.errors import DataError
-from bigssl.data.index import build_index
+from bigssl.data.shards.index import build_index
 from bigssl.engine import zero
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.transfer.baselines import random_network

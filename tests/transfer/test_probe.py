@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModel, PreTrainedModel
 
-from bigssl.config_evaluate import ProbeConfig
+from bigssl.config.evaluate import ProbeConfig
 from bigssl.data.errors import DataError
-from bigssl.data.index import DatasetIndex
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.collapse import feature_std, rankme
 from bigssl.transfer.features import centre, column, image_batches, network, samples_at
 from bigssl.transfer.features import chosen as chosen_numbers

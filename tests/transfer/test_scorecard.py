@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bigssl.config_evaluate import Evaluate
+from bigssl.config.evaluate import Evaluate
 from bigssl.data.errors import DataError
-from bigssl.data.index import DatasetIndex
-from bigssl.data.stream import in_order
+from bigssl.data.order.stream import read_in_order
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.report.html import write_report
 from bigssl.transfer import scorecard
 from bigssl.transfer.bench import Bench, Captions
@@ -41,7 +41,7 @@ def settings(shards: Path, **changes: Any) -> Evaluate:
 
 def pictures(index: DatasetIndex, encode: Callable[[torch.Tensor], torch.Tensor]
              ) -> tuple[torch.Tensor, list[str], list[dict[str, Any]]]:
-    batches = list(image_batches(in_order(index), size=32, batch=9))
+    batches = list(image_batches(read_in_order(index), size=32, batch=9))
     return (torch.cat([encode(each.pixels) for each in batches]), [key for each in batches for key in each.keys],
             [meta for each in batches for meta in each.meta])
 
@@ -142,7 +142,7 @@ def test_captions_with_labels_are_called_a_class_mean_and_have_a_supervised_base
     assert "zero-shot" not in task["title"] + task["sentence"] and task["raw_name"] == "class means of raw pixels"
     encode = text_encoder(make_model("bert"), TextInput(tokenizer, 32), "cpu")
     seen = {}
-    for sample in in_order(DatasetIndex.load(shards / "train")):
+    for sample in read_in_order(DatasetIndex.load(shards / "train")):
         seen[sample.fields["txt"].decode(), json.loads(sample.fields["json"])["category"]] = None
     sums: dict[str, torch.Tensor] = {}
     for text, name in seen:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from bigssl.config_evaluate import Evaluate
-from bigssl.data.index import DatasetIndex
+from bigssl.config.evaluate import Evaluate
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.distributed import NoMeeting
 from bigssl.transfer import export, matrix, scorecard
 from bigssl.transfer import team as teams

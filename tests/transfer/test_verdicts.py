@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bigssl.transfer.verdicts import clustered_stderr, judge, majority_hits
+from bigssl.transfer.verdicts import clustered_stderr, majority_hits, task_of
 
 
 def bits(text: str) -> torch.Tensor:
@@ -14,7 +14,7 @@ def bits(text: str) -> torch.Tensor:
 
 def judged(**hits: str) -> dict:
     groups = [str(i) for i in range(len(hits["trained"]))]
-    return judge("task", "of 8 images are right", {name: bits(text) for name, text in hits.items()}, chance=0.125,
+    return task_of("task", "of 8 images are right", {name: bits(text) for name, text in hits.items()}, chance=0.125,
                  groups=groups, raw_name="raw pixels", facts={"classes": 8})
 
 

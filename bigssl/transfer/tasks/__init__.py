@@ -1,1 +1,1 @@
-"""The tasks of the scorecard: each gives, per query, whether the trained network and its baselines were right."""
+"""What is it worth for one purpose? One file per evaluation."""

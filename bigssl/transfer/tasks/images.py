@@ -7,12 +7,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bigssl.config_evaluate import EvalImages
+from bigssl.config.evaluate import EvalImages
 from bigssl.transfer.bench import Bench, Encoded, Networks, Task
 from bigssl.transfer.knn import encode_labels, stored_knn
 from bigssl.transfer.retrieval import retrieval_hits
 from bigssl.transfer.team import AgreedError
-from bigssl.transfer.verdicts import judge, majority_hits
+from bigssl.transfer.verdicts import majority_hits, task_of
 
 CONTENDERS = ("random_net", "raw", "trained")
 
@@ -51,7 +51,7 @@ def _knn(bench: Bench, bank: Encoded, queries: Encoded, means: dict[str, Tensor]
               f"{settings.k} nearest neighbours"
     groups = queries.keys if settings.pair is None else queries.columns[settings.pair]
     facts = {"bank": len(labels), "classes": len(classes), "k": settings.k}
-    return judge(f"image kNN: {settings.label}", subject, hits, chance=1 / len(classes), groups=groups,
+    return task_of(f"image kNN: {settings.label}", subject, hits, chance=1 / len(classes), groups=groups,
                  raw_name="raw pixels", facts=facts)
 
 
@@ -79,5 +79,5 @@ def _retrieval(bench: Bench, queries: Encoded, means: dict[str, Tensor], pair: s
                           "metadata field that views of one item share, or neither pair nor view")
     subject = f"of {len(groups)} unseen images have the same {pair} in the other {view} as their nearest neighbour"
     joined = {name: torch.cat(parts) for name, parts in hits.items()}
-    return judge(f"retrieval: same {pair}, other {view}", subject, joined, chance=sum(chances) / len(chances),
+    return task_of(f"retrieval: same {pair}, other {view}", subject, joined, chance=sum(chances) / len(chances),
                  groups=groups, raw_name="raw pixels", facts={"gallery": max(map(len, members.values()))})

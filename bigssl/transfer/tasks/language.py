@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bigssl.config_evaluate import EvalLanguage
-from bigssl.data import decode
+from bigssl.config.evaluate import EvalLanguage
 from bigssl.data.errors import display
-from bigssl.data.index import DatasetIndex
-from bigssl.data.masking import IGNORE, corrupt, select_tokens
-from bigssl.data.text import encode_pieces
+from bigssl.data.kinds import decode
+from bigssl.data.kinds.masking import IGNORE, corrupt, select_tokens
+from bigssl.data.kinds.text import encode_pieces
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.frequencies import TokenFrequencies
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.transfer.bench import Bench, Networks, Task

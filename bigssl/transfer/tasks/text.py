@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigssl.config_evaluate import EvalText
+from bigssl.config.evaluate import EvalText
 from bigssl.transfer.bench import Bench, Captions, Networks, Task
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.knn import encode_labels, stored_knn, top, vote
 from bigssl.transfer.matrix import ROWS
 from bigssl.transfer.tasks.images import refuse_large_k
-from bigssl.transfer.verdicts import judge, majority_hits
+from bigssl.transfer.verdicts import majority_hits, task_of
 
 WORD = re.compile(r"(?u)\b\w\w+\b")
 WORDS = 20_000  # of the bag of words at most
@@ -47,7 +47,7 @@ def texts(bench: Bench, networks: Networks, words: TextInput, settings: EvalText
         bench.notes.append(f"{where}.bank: {NO_WORDS}")
     subject = f"of {len(queries.texts)} unseen texts get the right {settings.label} of {len(classes)} from their " \
               f"{settings.k} nearest neighbours"
-    task = judge(f"text kNN: {settings.label}", subject, hits, chance=1 / len(classes), groups=queries.texts,
+    task = task_of(f"text kNN: {settings.label}", subject, hits, chance=1 / len(classes), groups=queries.texts,
                  raw_name="TF-IDF bag of words",
                  facts={"bank": len(bank.texts), "classes": len(classes), "k": settings.k})
     return {"text.knn": task}, bench.health(stored)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bigssl.config_evaluate import EvalZeroShot
+from bigssl.config.evaluate import EvalZeroShot
 from bigssl.data.errors import display
 from bigssl.transfer import zero_shot as shot
 from bigssl.transfer.bench import Bench, Encoded, Networks, Task
@@ -16,7 +16,7 @@ from bigssl.transfer.features import column, has_picture, image_batches, raw, sa
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.knn import encode_labels, unit
 from bigssl.transfer.team import AgreedError
-from bigssl.transfer.verdicts import judge, majority_hits
+from bigssl.transfer.verdicts import majority_hits, task_of
 
 Heads = dict[str, Tensor]
 NO_PICTURES = "The captions have no pictures beside them, so there are no class means of raw pixels to compare with."
@@ -70,7 +70,7 @@ def _judged(task: str, label: str, hits: dict[str, Tensor], classes: int, texts:
         "class_mean.captions": (f"class mean of captions: {label}", "the nearest mean of captions with that label"),
     }[task]
     subject = f"of {len(groups)} unseen images get the right {label} of {classes} from {source}"
-    return judge(title, subject, hits, chance=1 / classes, groups=groups, raw_name="class means of raw pixels",
+    return task_of(title, subject, hits, chance=1 / classes, groups=groups, raw_name="class means of raw pixels",
                  facts={"classes": classes, "texts": texts})
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bigssl.config import RemoteConfig
+from bigssl.config.recipe import RemoteConfig
 
 QUICK = {"retries": 3, "timeout": 5, "deadline": 20}
 

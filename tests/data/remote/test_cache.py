@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bigssl.data.cache import DiskCache, entry_name
-from bigssl.data.chunks import Chunks, open_cache
 from bigssl.data.errors import DataError
-from bigssl.data.index import DatasetIndex
-from bigssl.data.remote import Remote
-from bigssl.data.stream import SampleReader, in_order
+from bigssl.data.order.stream import SampleReader, read_in_order
+from bigssl.data.remote.cache import DiskCache, entry_name
+from bigssl.data.remote.chunks import Chunks, open_cache
+from bigssl.data.remote.client import Remote
+from bigssl.data.shards.index import DatasetIndex
 
 FORK = multiprocessing.get_context("fork")
 
@@ -191,7 +191,7 @@ def test_damaged_chunks_are_fetched_again(dataset, serve, quick, tmp_path: Path)
     config = quick(cache=True)
     for _ in range(2):
         index = DatasetIndex.load(server.url, config)
-        assert [s.fields for s in in_order(index)] == [s.fields for s in in_order(local)]
+        assert [s.fields for s in read_in_order(index)] == [s.fields for s in read_in_order(local)]
         for path in (tmp_path / "cache").glob("??/*"):
             path.write_bytes(path.read_bytes()[:-700] + b"?" * 700)
     assert len(server.ranges()) == 2
@@ -202,7 +202,7 @@ def test_one_basename_behind_two_urls(dataset, serve, quick, tmp_path: Path) -> 
     for server, count in zip(servers * 2, (3, 5) * 2, strict=True):
         index = DatasetIndex.load(server.url, quick(cache=True))
         assert index.shards[0].name == "shard-000.tar"
-        assert [s.key for s in in_order(index)] == [f"s-{i:05d}" for i in range(count)]
+        assert [s.key for s in read_in_order(index)] == [f"s-{i:05d}" for i in range(count)]
 
 
 def test_chunk_borders(serve, quick, tmp_path: Path, dataset) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bigssl.cli import main
-from bigssl.data.index import DatasetIndex
-from bigssl.data.stream import in_order
-from bigssl.data.verify import verify
+from bigssl.cli.main import main
+from bigssl.data.order.stream import read_in_order
+from bigssl.data.shards.index import DatasetIndex
+from bigssl.data.tools.verify import verify
 
 
 def run(*words: object) -> int:
@@ -18,7 +18,7 @@ def run(*words: object) -> int:
 
 
 def content(url: str) -> dict[str, dict[str, bytes]]:
-    return {sample.key: sample.fields for sample in in_order(DatasetIndex.load(url))}
+    return {sample.key: sample.fields for sample in read_in_order(DatasetIndex.load(url))}
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

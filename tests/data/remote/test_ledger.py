@@ -21,14 +21,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bigssl.config import RemoteConfig
+from bigssl.config.recipe import RemoteConfig
 from bigssl.data.errors import DataError
-from bigssl.data.index import DatasetIndex, build_index
-from bigssl.data.loader import make_loader
-from bigssl.data.prefetch import Extent, ExtentReader
-from bigssl.data.remote import Remote
-from bigssl.data.stream import Sample, SampleReader, Stream, in_order
-from bigssl.data.verify import verify
+from bigssl.data.loading.loader import make_loader
+from bigssl.data.order.stream import SampleReader, Stream, read_in_order
+from bigssl.data.remote.client import Remote
+from bigssl.data.sample import Sample
+from bigssl.data.shards.index import DatasetIndex, build_index
+from bigssl.data.shards.prefetch import Extent, ExtentReader
+from bigssl.data.tools.verify import verify
 
 COUNTS = (5, 1, 13, 2, 8, 8)
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
@@ -173,7 +174,7 @@ def test_no_node_reads_the_whole_dataset(serve, quick, tmp_path: Path) -> None:
         paths = [path for path, _ in server.log()["requests"] if path.endswith(".tar")]
         read = list(zip(paths, server.ranges(), strict=True))
         assert len(set(read)) == len(read) <= 0.7 * chunks
-    assert sorted(keys) == sorted(sample.key for sample in in_order(local))
+    assert sorted(keys) == sorted(sample.key for sample in read_in_order(local))
 
 
 def test_a_server_without_ranges_needs_a_cache(serve, quick, tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_a_flipped_byte_on_the_way_is_fetched_again(dataset, serve, quick) -> No
     for cache in (False, True):
         index = DatasetIndex.load(server.url, quick(cache=cache))
         server.fault("flip", path=".tar")
-        assert [s.fields for s in in_order(index)] == [s.fields for s in in_order(local)]
+        assert [s.fields for s in read_in_order(index)] == [s.fields for s in read_in_order(local)]
 
 
 def test_bad_samples_are_skipped_as_locally(dataset, serve, quick) -> None:
@@ -239,7 +240,7 @@ def test_a_missing_sidecar_and_manifest_name_their_command(dataset, serve, quick
     index = DatasetIndex.load(server.url, quick())
     os.remove(local.shards[1].index_url)
     with pytest.raises(DataError, match=r"no index at http://.*001\.tar\.idx \(HTTP 404.*bigssl shards index http"):
-        list(in_order(index))
+        list(read_in_order(index))
     (Path(local.url) / "index.json").unlink()
     with pytest.raises(DataError, match=r"no index at .*index\.json.*run `bigssl shards index http://127"):
         DatasetIndex.load(server.url, quick())
@@ -254,7 +255,7 @@ def test_brace_patterns_with_login_and_token(dataset, serve, quick, capfd: pytes
     server.set(login="user:s3cret", token="t0ken")
     url = f"http://user:s3cret@{server.url.removeprefix('http://')}/shard-{{000..001}}.tar?token=t0ken"
     index = DatasetIndex.load(url, quick())
-    assert [s.key for s in in_order(index)] == [f"s-{i:05d}" for i in range(6)]
+    assert [s.key for s in read_in_order(index)] == [f"s-{i:05d}" for i in range(6)]
     assert [shard.name for shard in index.shards] == ["shard-000.tar", "shard-001.tar"]
     server.set(token="other")
     with pytest.raises(DataError) as failure:
@@ -270,7 +271,7 @@ def test_nothing_runs_in_a_process_that_will_fork(dataset, serve, quick) -> None
     before = set(threading.enumerate())
     index = DatasetIndex.load(server.url, quick())
     stream = Stream(index, seed=0)
-    assert next(in_order(index, 1)).key == "s-00000"
+    assert next(read_in_order(index, 1)).key == "s-00000"
     assert set(threading.enumerate()) == before
     stream.read(0)
     assert set(threading.enumerate()) > before
@@ -291,10 +292,10 @@ def test_nothing_runs_in_a_process_that_will_fork(dataset, serve, quick) -> None
 
 SCRIPT = """
 import sys
-from bigssl.config import RemoteConfig
-from bigssl.data.index import DatasetIndex
-from bigssl.data.loader import make_loader
-from bigssl.data.stream import Stream
+from bigssl.config.recipe import RemoteConfig
+from bigssl.data.shards.index import DatasetIndex
+from bigssl.data.loading.loader import make_loader
+from bigssl.data.order.stream import Stream
 stream = Stream(DatasetIndex.load(sys.argv[1], RemoteConfig(cache=sys.argv[2] or None)), seed=0)
 loader = make_loader({"": stream}, {"": 4}, lambda s, r: {"n": 1}, dict, seed=0, rank=0, world=1, accum=1, workers=2,
                      start_step=0, stop_step=10**6, device_pin=False)
@@ -376,8 +377,8 @@ def test_a_cache_that_is_too_small_says_so(
 ) -> None:
     local = large(tmp_path / "large", 2, 8)
     server = serve(Path(local.url))
-    monkeypatch.setattr("bigssl.data.chunks._TOO_OFTEN", 4)
-    monkeypatch.setattr("bigssl.data.cache._OPEN", 1)
+    monkeypatch.setattr("bigssl.data.remote.chunks._TOO_OFTEN", 4)
+    monkeypatch.setattr("bigssl.data.remote.cache._OPEN", 1)
     config = quick(cache=True, cache_gb=0.0043)
     reader, here = SampleReader(DatasetIndex.load(server.url, config)), SampleReader(local)
     for number in [*range(16)] * 3:
@@ -412,4 +413,4 @@ def test_gs_by_a_stand_in(dataset, quick, monkeypatch: pytest.MonkeyPatch) -> No
     for path in Path(local.url).iterdir():
         bucket.pipe(f"/bucket/{path.name}", path.read_bytes())
     index = DatasetIndex.load("gs://bucket", RemoteConfig())
-    assert [s.fields for s in in_order(index)] == [s.fields for s in in_order(local)]
+    assert [s.fields for s in read_in_order(index)] == [s.fields for s in read_in_order(local)]

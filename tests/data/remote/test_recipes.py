@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bigssl import cli
+from bigssl.cli import main
 
 DEMO = Path(__file__).parents[3] / "bigssl" / "demo" / "emoji" / "train"
 RECIPE: dict[str, Any] = {
@@ -39,7 +39,7 @@ def check(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Check:
         data = {"workers": 0, "sources": {"emoji": source}, "remote": {"retries": 0, **remote}}
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump({**RECIPE, "out": str(tmp_path / "run"), "data": data}))
-        status = cli.main(["config", "check", str(path)])
+        status = main.main(["config", "check", str(path)])
         return status, "".join(capfd.readouterr())
 
     return run
@@ -93,9 +93,9 @@ def test_sequential_is_declared_with_a_count(check: Check, tmp_path: Path) -> No
 
 
 def test_sequential_over_http(serve, tmp_path: Path) -> None:
-    from bigssl.data.index import DatasetIndex
-    from bigssl.data.sequential import SequentialIndex, SequentialStream
-    from bigssl.data.stream import in_order
+    from bigssl.data.order.sequential import SequentialIndex, SequentialStream
+    from bigssl.data.order.stream import read_in_order
+    from bigssl.data.shards.index import DatasetIndex
 
     server = serve(DEMO)
     count = len(DatasetIndex.load(DEMO))
@@ -103,6 +103,6 @@ def test_sequential_over_http(serve, tmp_path: Path) -> None:
     server.set(faults=[{"kind": "cut", "times": 2, "path": ".gz"}])
     keys = [there.read(p).key for p in range(count)]
     assert keys == [here.read(p).key for p in range(count)]
-    assert sorted(keys) == sorted(s.key for s in in_order(DatasetIndex.load(DEMO)))
+    assert sorted(keys) == sorted(s.key for s in read_in_order(DatasetIndex.load(DEMO)))
     here.close()
     there.close()

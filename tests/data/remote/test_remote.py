@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from bigssl.config import RemoteConfig
+from bigssl.config.recipe import RemoteConfig
 from bigssl.data.errors import DataError
-from bigssl.data.files import RemoteFile
-from bigssl.data.remote import Remote, RemoteError
+from bigssl.data.remote.client import Remote, RemoteError
+from bigssl.data.remote.files import RemoteFile
 
 CONTENT = bytes(range(256)) * 40
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from bigssl import cli
-from bigssl.config import RemoteConfig
+from bigssl.cli import main
+from bigssl.config.recipe import RemoteConfig
 from bigssl.data.errors import DataError
-from bigssl.data.index import DatasetIndex, build_index
-from bigssl.data.stream import SampleReader, Stream, in_order
-from bigssl.data.urls import expand
+from bigssl.data.order.stream import SampleReader, Stream, read_in_order
+from bigssl.data.shards.index import DatasetIndex, build_index
+from bigssl.data.shards.urls import expand
 
 moto_server = pytest.importorskip("moto.server")
 moto_parts = pytest.importorskip("moto.moto_server.threaded_moto_server")
@@ -95,21 +95,21 @@ def test_the_index_is_written_beside_the_shards(dataset, bucket, capsys: Any) ->
     upload(bucket, local.url, ".gz")
     url = f"s3://{bucket[0]}/data"
     assert [tar.split("/")[-1] for tar in expand([url])] == [shard.name for shard in local.shards]
-    assert cli.main(["shards", "index", url]) == 0
+    assert main.main(["shards", "index", url]) == 0
     assert "8 samples in 2 shards" in capsys.readouterr().out
     index = DatasetIndex.load(url)
     assert index.fingerprint == local.fingerprint
-    assert [s.fields for s in in_order(index)] == [s.fields for s in in_order(local)]
+    assert [s.fields for s in read_in_order(index)] == [s.fields for s in read_in_order(local)]
 
 
 def test_the_index_of_remote_shards_in_a_local_folder(dataset, bucket, tmp_path: Path) -> None:
     local = dataset((5, 3))
     upload(bucket, local.url, ".tar")
     tars = f"s3://{bucket[0]}/data/shard-{{000..001}}.tar"
-    assert cli.main(["shards", "index", tars, "--out", str(tmp_path / "idx")]) == 0
+    assert main.main(["shards", "index", tars, "--out", str(tmp_path / "idx")]) == 0
     index = DatasetIndex.load(tmp_path / "idx")
     assert index.shards[1].url == f"s3://{bucket[0]}/data/shard-001.tar"
-    assert [s.fields for s in in_order(index)] == [s.fields for s in in_order(local)]
+    assert [s.fields for s in read_in_order(index)] == [s.fields for s in read_in_order(local)]
 
 
 def test_faults_are_retried(dataset, bucket, quick) -> None:

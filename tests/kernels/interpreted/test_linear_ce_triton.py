@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils import deterministic
 
-from bigssl_kernels import _linear_ce_blocks, _linear_ce_triton, _similarity_triton, linear_cross_entropy
-from bigssl_kernels._configs import Block
+from bigssl_kernels import linear_cross_entropy
+from bigssl_kernels.configs import Block
+from bigssl_kernels.contrastive import similarity_triton
+from bigssl_kernels.linear_ce import blocks as _linear_ce_blocks
+from bigssl_kernels.linear_ce import fused
 
 OPTIONS = [
     {},
@@ -23,15 +26,15 @@ PATHS = {"all tokens in a panel": (1 << 20, 1), "panels of tokens": (1 << 14, 16
 @pytest.fixture(autouse=True)
 def blocks(monkeypatch):
     monkeypatch.setattr(_linear_ce_blocks, "FALLBACK", Block(32, 32, 16, 0, 4, 2))
-    monkeypatch.setattr(_linear_ce_triton, "SOFTMAX_COLS", 64)
-    monkeypatch.setattr(_linear_ce_triton, "ALIGNED", 16)
+    monkeypatch.setattr(fused, "SOFTMAX_COLS", 64)
+    monkeypatch.setattr(fused, "ALIGNED", 16)
 
 
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
     panel, fewest = PATHS[request.param]
-    monkeypatch.setattr(_linear_ce_triton, "PANEL", panel)
-    monkeypatch.setattr(_linear_ce_triton, "FEWEST", fewest)
+    monkeypatch.setattr(fused, "PANEL", panel)
+    monkeypatch.setattr(fused, "FEWEST", fewest)
 
 
 def arguments(random, tokens, width, classes, dtype=torch.float32):
@@ -96,7 +99,7 @@ def test_details(random, path):
 
 def test_a_split_of_excluded_classes_only(random, monkeypatch):
     """Beside a bias of -inf; see test_alike.py."""
-    monkeypatch.setattr(_similarity_triton, "_processors", lambda device: 64)
+    monkeypatch.setattr(similarity_triton, "_processors", lambda device: 64)
     inputs, labels, options = arguments(random, 9, 8, 320), 200 + torch.arange(9), {"return_aux": True}
     inputs["bias"][:170] = float("-inf")
     (_, aux), (_, expected) = (
@@ -112,7 +115,7 @@ def test_nan_and_labels_outside(random, path, grad, monkeypatch):
     inputs, labels = arguments(random, 20, 8, 57), torch.arange(20)
     inputs["hidden"].requires_grad_(grad)
     labels[7] = 57
-    monkeypatch.setattr("bigssl_kernels.masked_tokens.checked_labels", lambda fn, labels, *_: labels)
+    monkeypatch.setattr("bigssl_kernels.linear_ce.api.checked_labels", lambda fn, labels, *_: labels)
     _, aux = linear_cross_entropy(**inputs, labels=labels, return_aux=True, impl="triton")
     assert aux.loss.isnan().nonzero().flatten().tolist() == [7]
     inputs["weight"][5, 3] = float("nan")
@@ -166,13 +169,13 @@ def test_rows_beyond_32_bit_addresses(random):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_many_panels_of_classes_round_once(run, random, dtype, monkeypatch):
     """The gradient by hidden adds up in more bits than it has: as if one panel held all classes."""
-    monkeypatch.setattr(_linear_ce_triton, "FEWEST", 1000)
+    monkeypatch.setattr(fused, "FEWEST", 1000)
     inputs, labels = arguments(random, 40, 20, 123, dtype), some_labels(40, 123)
     loss = functools.partial(linear_cross_entropy, labels=labels, reduction="none", impl="triton")
     whole, places = run(loss, inputs), []
-    monkeypatch.setattr(_linear_ce_triton, "PANEL", 2 * 40 * 16)
-    panel = _linear_ce_triton._panel
-    monkeypatch.setattr(_linear_ce_triton, "_panel", lambda *args: (places.append(args[2]), panel(*args)))
+    monkeypatch.setattr(fused, "PANEL", 2 * 40 * 16)
+    panel = fused._panel
+    monkeypatch.setattr(fused, "_panel", lambda *args: (places.append(args[2]), panel(*args)))
     parts = run(loss, inputs)
     assert places == [(0, first) for first in range(0, 123, 16)]
     gap = (parts["dhidden"].double() - whole["dhidden"].double()).abs()

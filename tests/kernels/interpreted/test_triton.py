@@ -5,8 +5,9 @@ import functools
 import pytest
 import torch
 
-from bigssl_kernels import _configs, _similarity_triton, clip_loss, info_nce, nt_xent, sigmoid_loss, sup_con
-from bigssl_kernels._configs import Block
+from bigssl_kernels import clip_loss, configs, info_nce, nt_xent, sigmoid_loss, sup_con
+from bigssl_kernels.configs import Block
+from bigssl_kernels.contrastive import similarity_triton
 
 LOSSES = [nt_xent, clip_loss, info_nce, sup_con, sigmoid_loss]
 BLOCKS = {
@@ -21,14 +22,14 @@ LAUNCHES = [("whole features", 1), *((name, 64) for name in BLOCKS)]  # 64 proce
 
 @pytest.fixture
 def splits(monkeypatch):
-    monkeypatch.setattr(_similarity_triton, "_processors", lambda device: 64)
+    monkeypatch.setattr(similarity_triton, "_processors", lambda device: 64)
 
 
 @pytest.fixture(params=LAUNCHES, ids=lambda launch: f"{launch[0]} x{launch[1]}")
 def launch(request, monkeypatch):
     name, processors = request.param
-    monkeypatch.setattr(_configs, "FALLBACK", BLOCKS[name])
-    monkeypatch.setattr(_similarity_triton, "_processors", lambda device: processors)
+    monkeypatch.setattr(configs, "FALLBACK", BLOCKS[name])
+    monkeypatch.setattr(similarity_triton, "_processors", lambda device: processors)
 
 
 def ids_of(count):
@@ -115,13 +116,13 @@ def test_an_empty_queue(run, random):
 # the interpreter knows no warps and stages: one of the blocks that differ in these only
 SHAPES = {
     (bucket, block.rows, block.cols, block.features, block.out): (bucket, block)
-    for (*_, bucket), block in _configs.SHIPPED.items()
+    for (*_, bucket), block in configs.SHIPPED.items()
 }.values()
 
 
 @pytest.mark.parametrize(("bucket", "block"), sorted(SHAPES, key=str), ids=str)
 def test_every_shipped_block_is_right(run, close, random, monkeypatch, bucket, block):
-    monkeypatch.setattr(_configs, "FALLBACK", block)
+    monkeypatch.setattr(configs, "FALLBACK", block)
     inputs = inputs_of(random, clip_loss, 67, min(bucket, 300) - 3, 9.0, torch.float32)
     if not block.out:  # a block of the reducing kernel
         torch.testing.assert_close(call(clip_loss, "triton", **inputs), call(clip_loss, "reference", **inputs))

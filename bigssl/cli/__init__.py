@@ -1,0 +1,1 @@
+"""What may be typed? One file a group of `bigssl ...` commands."""

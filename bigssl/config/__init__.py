@@ -1,0 +1,1 @@
+"""What may a recipe say? Typed sections, loading, errors, limits."""

@@ -1,0 +1,227 @@
+"""The recipe: typed sections, YAML files, `a.b=c` overrides, and errors that name field, value and nearest match.
+
+A recipe is read once, before any process group, file or model exists; what passes here can be started. The sections
+of the pretext tasks live with the tasks (`bigssl/objectives/*.py`, class `Config`) and are handed in by the caller,
+so that a new task brings its own fields without an edit here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, create_model, model_validator
+
+from bigssl.config.conflicts import conflicts
+from bigssl.config.errors import ConfigError, describe
+from bigssl.config.evaluate import Evaluate, ProbeConfig
+from bigssl.config.limits import Limits
+from bigssl.config.section import Fraction, PositiveInt
+from bigssl.config.section import Section as Section
+from bigssl.config.yaml import apply_override, read_mapping
+
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean: 1 would never take anything in
+Attention = Literal["eager", "sdpa", "flash_attention_2"]
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
+
+
+class BackboneConfig(Section):
+    """One network: a transformers model type with its own configuration fields, built from scratch or loaded.
+
+    `config` takes the fields of that type's transformers configuration class, e.g. `hidden_sizes` for `resnet`.
+    """
+
+    type: str = Field(description="transformers model type, e.g. resnet, vit, bert")
+    config: dict[str, Any] = Field(default_factory=dict, description="fields of the transformers configuration class")
+    pretrained: str | None = Field(None, description="folder (or hub name) to start from instead of random weights")
+    tokenizer: str | None = Field(None, description="tokenizer.json or tokenizer folder of a text backbone")
+    size: PositiveInt | None = Field(None, description="image side in pixels of an image backbone")
+    length: PositiveInt | None = Field(None, description="tokens per sequence of a text backbone")
+    attention: Attention | None = Field(
+        None, description="attention implementation; eager is the fastest for short sequences on a CPU"
+    )
+    activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    compile: bool = Field(False, description="run the backbone through torch.compile")
+
+
+class MixedConfig(Section):
+    """One dataset of a mixture."""
+
+    url: str = Field(description="folder with index.json, or tars: data-{000..127}.tar, data-*.tar, a.tar::b.tar")
+    weight: Annotated[float, Field(gt=0)] = Field(description="share of the samples, relative to the other weights")
+
+
+class SourceConfig(Section):
+    """One stream of WebDataset shards: of one dataset (url), or of several by weight (mix)."""
+
+    url: str | None = Field(
+        None, min_length=1,
+        description="folder with index.json, or tars: data-{000..127}.tar, data-*.tar, a.tar::b.tar, ~, $VAR",
+    )
+    mix: dict[str, MixedConfig] | None = Field(
+        None, min_length=1, description="datasets by a name of your choice, each with url and weight"
+    )
+    batch: PositiveInt | None = Field(None, description="samples per step from this source; default batch.size")
+    min_shards: PositiveInt = Field(1, description="refuse to start with fewer shards (of each dataset) than this")
+    sequential: bool = Field(False, description="read tars without an index, packed ones or pipe:COMMAND in order")
+    samples: PositiveInt | None = Field(None, description="sequential: number of samples of the whole source")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SourceConfig:
+        if (self.url is None) == (self.mix is None):
+            given = "neither is" if self.url is None else "both are"
+            raise ValueError(f"exactly one of url and mix is needed; {given} given")
+        if self.sequential != (self.samples is not None) or (self.sequential and self.url is None):
+            raise ValueError(
+                "sequential=true needs url and samples, the number of samples in all shards (positions, epochs and "
+                "equal steps of all ranks rest on it); samples is for sequential sources only"
+            )
+        bad = [name for name in self.mix or {} if not re.fullmatch(NAME, name)]
+        if bad:
+            raise ValueError(f"mix: dataset name {bad[0]!r}; allowed: letters, digits and . _ - (it is part of keys)")
+        return self
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """URL by the field below the source that gives it."""
+        if self.mix is None:
+            return {"url": self.url or ""}
+        return {f"mix.{name}.url": dataset.url for name, dataset in self.mix.items()}
+
+
+class RemoteConfig(Section):
+    """How shards behind http(s), s3, gs and other URLs are read."""
+
+    retries: Annotated[int, Field(ge=0)] = Field(6, description="further attempts after a transient failure")
+    timeout: Annotated[float, Field(gt=0)] = Field(60, description="seconds of one attempt")
+    deadline: Annotated[float, Field(gt=0)] = Field(600, description="seconds of all attempts of one read")
+    connections: PositiveInt = Field(16, description="reads at the same time, per loader process")
+    gap: Annotated[int, Field(ge=0)] = Field(1 << 16, description="bytes between two ranges that are read as one")
+    ahead_mb: PositiveInt = Field(128, description="MiB read ahead into memory, per loader process")
+    cache: str | None = Field(None, description="local folder that keeps what was read; may be shared by all ranks")
+    cache_gb: Annotated[float, Field(gt=0)] = Field(100, description="size of the cache in 10^9 bytes")
+    chunk_mb: PositiveInt = Field(8, description="MiB of a shard that the cache fetches and keeps as one piece")
+    storage: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="fsspec options by protocol, e.g. {s3: {endpoint_url: ...}}; no credentials"
+    )
+
+
+class DataConfig(Section):
+    sources: dict[str, SourceConfig]
+    workers: Annotated[int, Field(ge=0)] = Field(1, description="loader processes per rank; 0: none")
+    lanes: PositiveInt = Field(256, description="logical readers, at least; up to 2^20 samples there are 4096 or more")
+    shuffle_window: PositiveInt = Field(1024, description="samples of a lane shuffled together, × lanes in all")
+    on_error: Literal["raise", "skip"] = "raise"
+    max_errors: Annotated[int, Field(ge=0)] = Field(
+        100, description="different bad samples of a run, over all ranks and resumes, that `skip` accepts"
+    )
+    limits: Limits = Limits()
+    ledger: bool = Field(False, description="write the keys of every step to ledger-rankN.jsonl in the run folder")
+    watchdog: Annotated[float, Field(ge=0)] = Field(
+        300, description="seconds without a batch after which a rank says what it waits for; 0: never"
+    )
+    watchdog_abort: Annotated[float, Field(ge=0)] = Field(
+        0, description="seconds without a batch that end the run; 0: a slow run is never ended"
+    )
+    remote: RemoteConfig = RemoteConfig()
+
+
+class BatchConfig(Section):
+    """size = micro × accum × world. Give `size`, and `micro` or `accum` where memory asks for it."""
+
+    size: PositiveInt = Field(description="samples per optimizer step over all ranks")
+    micro: PositiveInt | None = Field(None, description="samples per rank and forward pass")
+    accum: PositiveInt | None = Field(None, description="forward passes per optimizer step")
+
+
+class OptimConfig(Section):
+    name: Literal["adamw", "lamb", "lars", "muon"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    momentum: Decay = Field(0.9, description="lars and muon")
+    adam_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="muon: rate of its AdamW half; default lr")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not applied to norms, biases and scales")
+    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="gradient norm clipping; 0 switches it off")
+    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
+    schedule: Literal["constant", "cosine", "wsd", "polynomial"] = "cosine"
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="wsd: last share of the steps that decays")
+    power: Annotated[float, Field(gt=0)] = Field(1.0, description="polynomial: exponent")
+    final: Fraction = Field(0.0, description="learning rate at the end as a share of lr")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _betas_from_yaml(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("betas"), list):
+            return {**values, "betas": tuple(values["betas"])}
+        return values
+
+
+class ZeroConfig(Section):
+    stage: Literal[0, 1, 2, 3] = 1
+    options: dict[str, Any] = Field(default_factory=dict, description="further DeepSpeed zero_optimization fields")
+
+
+class CheckpointConfig(Section):
+    every: PositiveInt = Field(500, description="steps between checkpoints; one is always written at the end")
+    keep: PositiveInt = Field(2, description="newest checkpoints kept")
+    keep_every: PositiveInt | None = Field(None, description="also keep every checkpoint whose step divides by this")
+
+
+class Recipe(Section):
+    """Everything a run depends on. `objective` is replaced by the discriminated union of the discovered tasks."""
+
+    name: str = Field(pattern=NAME)
+    out: str = Field("", description="run folder; default runs/NAME")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    steps: PositiveInt
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
+    log_every: PositiveInt = Field(1, description="steps between metric records and stop checks")
+    objective: Any
+    backbones: dict[str, BackboneConfig] = Field(min_length=1)
+    data: DataConfig
+    batch: BatchConfig
+    optim: OptimConfig = OptimConfig()
+    zero: ZeroConfig = ZeroConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    probe: ProbeConfig | None = None
+    evaluate: Evaluate | None = None
+
+    @model_validator(mode="after")
+    def _works_together(self) -> Recipe:
+        if found := conflicts(self):
+            raise ValueError("\n".join(found))  # `describe` makes a line of each
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/{self.name}")
+
+
+def recipe_model(objective_union: Any) -> type[Recipe]:
+    """Recipe with `objective` typed as the union of task sections (see `bigssl.objectives.base.config_union`)."""
+    fields: dict[str, Any] = {"objective": (objective_union, ...)}
+    return create_model("Recipe", __base__=Recipe, **fields)
+
+
+def load_recipe(path: str | Path, overrides: list[str], model: type[Recipe]) -> Recipe:
+    """Read a YAML recipe, apply `a.b=c` overrides (values are YAML), validate.
+
+    Raises:
+        ConfigError: one line per mistake: field, value, what is allowed, nearest match.
+    """
+    values = read_mapping(Path(path))
+    for override in overrides:
+        apply_override(values, override, str(path))
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(*describe(error, str(path), model.model_json_schema())) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, defaults included; loads back to an equal recipe."""
+    return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False)

@@ -1,0 +1,1 @@
+"""What is a sample? Pictures, text, series, audio; augmentation, masking, packing."""

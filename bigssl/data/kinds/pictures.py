@@ -1,0 +1,143 @@
+"""Bytes of a picture -> what a viewer and transformers' `load_image` show: upright, transparent on white."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from bigssl.config import limits
+from bigssl.data.errors import DataError
+
+# By content, whatever the field is called; Pillow's other readers are rarely used and some start other programs.
+_CODECS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_PNG_DEPTH = 24  # byte of a PNG that says how many bits a value has
+
+
+def image(
+    data: bytes, *, size: int | None = None, mode: str = "RGB", window: tuple[float, float] | None = None
+) -> Image.Image:
+    """A decoded picture in `mode`, turned as its EXIF orientation says. Transparent ones are laid on white; of an
+    animation it is the first frame; colour profiles are not applied (`load_image` does not either, so an export sees
+    what the training saw).
+
+    Args:
+        size: the shorter side that is needed at least, in pixels; a JPEG is then decoded at 1/2, 1/4 or 1/8 where that
+            suffices.
+        window: (low, high), for pictures of more than 8 bits: stored values that become 0 and 255, clipped beyond.
+            Without it, unsigned 16-bit ones keep their upper 8 bits (low 0, high 65535), and others are refused.
+
+    Raises:
+        DataError: what is no picture, is cut off, has several pages, or claims more than the limit `image_pixels`.
+    """
+    if window is not None and not window[0] < window[1]:
+        raise ValueError(f"window is {window}; its first value must be the lower one")
+    picture = opened(data, size, mode)
+    if picture.mode == mode and "transparency" not in picture.info:
+        return picture
+    return _convert(picture, data, mode, window)
+
+
+def grey(data: bytes) -> np.ndarray:
+    """float32 [H, W]: the stored values of a grey picture of 8, 16 (also signed) or 32 bits, neither scaled nor cut.
+
+    What medical pictures need, whose contrast is a matter of the task. Raises DataError, also for colours.
+    """
+    picture = opened(data, None, "L")
+    if picture.mode not in ("1", "L") and not _is_deep(picture):
+        raise DataError(f"a picture of mode {picture.mode} is not grey; allowed are grey ones of 8, 16 or 32 bits")
+    return np.asarray(picture, dtype=np.float32)
+
+
+def opened(data: bytes, size: int | None, mode: str) -> Image.Image:
+    """The picture in its own mode, upright; `size` and `mode` as of `image`. Raises DataError."""
+    try:
+        picture = Image.open(io.BytesIO(data), formats=_CODECS)
+        _refuse(picture)
+        if size is not None and picture.format in ("JPEG", "MPO"):
+            shorter = min(picture.size)
+            picture.draft(mode, (picture.width * size // shorter, picture.height * size // shorter))
+        picture.load()
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"refused image ({error})") from error
+    except Exception as error:  # damaged bytes make codecs raise a dozen types, TypeError and KeyError among them
+        raise DataError(f"undecodable image of {len(data)} bytes ({_cause(error)})") from error
+    return _upright(picture)
+
+
+def _refuse(picture: Image.Image) -> None:
+    width, height = picture.size
+    if refused := limits.over("image_pixels", width * height):
+        raise DataError(f"picture of {width}×{height} pixels refused: {refused}")
+    pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
+    if pages > 1:  # each may be a picture of its own, unlike the frames of an animation
+        raise DataError(f"field is a TIFF of {pages} pages; one is allowed, write each into a file of its own")
+
+
+def _cause(error: Exception) -> str:
+    return "no known picture format" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF, of which parsers raise a dozen types: every viewer shows the pixels as stored
+        return picture
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
+
+
+def _convert(picture: Image.Image, data: bytes, mode: str, window: tuple[float, float] | None) -> Image.Image:
+    clear = _clear(picture, data)
+    if _is_deep(picture):
+        picture = Image.fromarray(_to_bytes(picture, window))
+    if clear is not None:
+        pixels = np.array(picture.convert("L" if picture.mode == "1" else picture.mode))
+        pixels[clear] = 255
+        picture = Image.fromarray(pixels)
+    elif picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        layer = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
+        picture = Image.new("RGBA", layer.size, "white")
+        picture.alpha_composite(layer)
+    return picture.convert(mode)
+
+
+def _clear(picture: Image.Image, data: bytes) -> np.ndarray | None:
+    """bool [H, W]: where a picture without an alpha channel has the one value that stands for transparent.
+
+    Pillow compares that value (a PNG's tRNS) as it is stored with pixels that it has scaled to 8 bits. Of 16-bit
+    colours it keeps 8 bits, so the value is compared in those.
+    """
+    value = picture.info.get("transparency")
+    if picture.mode not in ("1", "L", "RGB", "I;16") or not isinstance(value, int | tuple):
+        return None
+    depth = data[_PNG_DEPTH] if data.startswith(b"\x89PNG") else 8
+    stored = np.asarray(value)
+    if picture.mode == "L" and depth < 8:
+        stored = stored * (255 // (2**depth - 1))
+    if picture.mode == "RGB" and depth == 16:
+        stored = stored >> 8
+    same = np.asarray(picture.convert("L") if picture.mode == "1" else picture) == stored
+    return same.all(-1) if same.ndim == 3 else same
+
+
+def _to_bytes(picture: Image.Image, window: tuple[float, float] | None) -> np.ndarray:
+    values = np.asarray(picture)
+    if window is not None:
+        low, high = window
+        return np.clip((values - low) * (255 / (high - low)) + 0.5, 0, 255).astype(np.uint8)
+    if values.dtype.kind != "u" or values.dtype.itemsize != 2:  # in either byte order
+        kind = f"{values.dtype} values from {values.min()} to {values.max()}"
+        raise DataError(f"a grey picture of {kind} has no range of its own; give a window (low, high), or use grey()")
+    return (values >> 8).astype(np.uint8)

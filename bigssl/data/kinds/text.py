@@ -1,0 +1,163 @@
+"""Tokenizers, encoding to a fixed length or in pieces with the word of each token, random windows of long texts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from bigssl.data.errors import DataError
+from bigssl.data.kinds.words import word_numbers
+
+SPECIALS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+_WORD_LENGTH = 5  # about
+_WORD_START = re.compile(r"(?<=\s)\S")
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLike[str]) -> None:
+    """Trains a lower-case WordPiece vocabulary of at most `vocab_size` entries and writes it as a tokenizer.json.
+
+    The same texts give the same bytes. [PAD] is 0; the others of SPECIALS follow. Encoding adds [CLS] and [SEP] (Devlin
+    et al. 2019). `texts` are held in memory.
+    """
+    texts, names = list(texts), list(SPECIALS.values())
+    learner = _wordpiece({})
+    # The trainer numbers letters inside words in the order of a hash table, which differs from run to run and decides
+    # ties between merges. As special tokens they have a fixed place; the final tokenizer has them as plain entries.
+    fixed = names + sorted(_letters_inside_words(learner, texts))
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    tokenizer = _wordpiece(learner.get_vocab())
+    tokenizer.add_special_tokens(names)
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", names.index("[SEP]")), ("[CLS]", names.index("[CLS]"))
+    )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(os.fspath(path), pretty=False)
+
+
+def _wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIALS["unk_token"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _letters_inside_words(tokenizer: Tokenizer, texts: Iterable[str]) -> set[str]:
+    normal = (tokenizer.normalizer.normalize_str(text) for text in texts)
+    words = {word for text in normal for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
+    return {f"##{letter}" for word in words for letter in word[1:]}
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer from a tokenizer.json or from a folder as `save_pretrained` writes it.
+
+    Raises DataError when there is none, when it lacks one of the pad, unk, cls, sep and mask tokens, or when it does
+    not put cls and sep around a text.
+    """
+    path = Path(path)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"tokenizer {file}: no such file; train one with `bigssl tokenizer train SHARDS {file}`")
+    if (file.parent / "tokenizer_config.json").is_file():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent)
+    else:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **SPECIALS)
+    # asked of the file: the class above has by now added what was missing
+    known = Tokenizer.from_file(str(file)).get_vocab()
+    missing = [name for name in SPECIALS if getattr(tokenizer, name) not in known]
+    if missing:
+        raise DataError(f"tokenizer {file}: no {', '.join(missing)} in its vocabulary; masking and padding need them")
+    frame = [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    if (empty := tokenizer("")["input_ids"]) != frame:
+        raise DataError(
+            f"tokenizer {file}: an empty text is {tokenizer.convert_ids_to_tokens(empty)}, not "
+            f"{tokenizer.cls_token} {tokenizer.sep_token}; set such a post_processor in it"
+        )
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(input_ids, attention_mask), both int64 [length]: [CLS] text [SEP], cut or padded."""
+    ids = tokenizer(text, truncation=True, max_length=length, return_attention_mask=False)["input_ids"]
+    return _padded(ids, length, tokenizer.pad_token_id), (np.arange(length) < len(ids)).astype(np.int64)
+
+
+def encode_words(
+    tokenizer: PreTrainedTokenizerFast, text: str, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(input_ids, attention_mask, words), int64 [length]: as `encode`, and the number of each token's word (see
+    `bigssl.data.kinds.words`), -1 at special tokens and padding."""
+    ids, words = next(encode_pieces(tokenizer, text, length))
+    attention_mask = (np.arange(length) < len(ids)).astype(np.int64)
+    return _padded(ids, length, tokenizer.pad_token_id), attention_mask, _padded(words, length, -1)
+
+
+def encode_pieces(
+    tokenizer: PreTrainedTokenizerFast, text: str, length: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(input_ids, words) as of `encode_words`, without padding, of each piece of a text: [CLS] piece [SEP].
+
+    The text is cut every `length` - 2 tokens and none is left out; a text without tokens gives [CLS] [SEP].
+    """
+    encoding = tokenizer(
+        text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+    )
+    ids, inside = encoding["input_ids"], length - 2
+    words = _words(tokenizer, text, ids, encoding["offset_mapping"])
+    for begin in range(0, max(len(ids), 1), inside):
+        piece = slice(begin, begin + inside)
+        framed = [tokenizer.cls_token_id, *ids[piece], tokenizer.sep_token_id]
+        yield np.array(framed, dtype=np.int64), np.concatenate([[-1], words[piece], [-1]])
+
+
+def _padded(values: Sequence[int] | np.ndarray, length: int, fill: int) -> np.ndarray:
+    padded = np.full(length, fill, dtype=np.int64)
+    padded[: len(values)] = values
+    return padded
+
+
+def _words(
+    tokenizer: PreTrainedTokenizerFast, text: str, ids: list[int], offsets: list[tuple[int, int]]
+) -> np.ndarray:
+    """A special token that stands in the text is no word and must not be masked."""
+    places = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    words = word_numbers(text, places)
+    return np.where(special_mask(tokenizer, np.array(ids, dtype=np.int64)), -1, words)
+
+
+def special_mask(tokenizer: PreTrainedTokenizerFast, input_ids: np.ndarray) -> np.ndarray:
+    """bool, same shape: True at [PAD], [CLS], [SEP] and [MASK], which masking must leave alone ([UNK] is a word)."""
+    kept = [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id]
+    return np.isin(input_ids, kept)
+
+
+def random_window(text: str, rng: np.random.Generator, characters: int) -> str:
+    """At most `characters` characters of `text`, from the beginning of a word on; all of a text that is shorter."""
+    if len(text) <= characters:
+        return text
+    # the draw goes on to the next word, so places before the text give the first word its share
+    begin = int(rng.integers(-_WORD_LENGTH, len(text) - characters + 1))
+    start = _next_word(text, begin) if begin > 0 else 0
+    return text[start : start + characters].rstrip()
+
+
+def _next_word(text: str, begin: int) -> int:
+    """Where the first word at or after `begin` begins; in the last word, where that one begins."""
+    found = _WORD_START.search(text, begin)
+    if found:
+        return found.start()
+    words = text.split()
+    return text.rindex(words[-1]) if words else 0

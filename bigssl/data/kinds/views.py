@@ -1,0 +1,88 @@
+"""Which random views which paper takes, by name, and the two views of a sample on either device.
+
+simclr   Chen et al. 2020, arXiv 2002.05709, appendix A: strength 1, blur for half of the views
+moco-v2  Chen et al. 2020, arXiv 2003.04297: crops from a fifth of the area, strength 1/2
+byol     Grill et al. 2020, arXiv 2006.07733, table 6: the first view always blurred, the second rarely but solarised
+moco-v3  Chen et al. 2021, arXiv 2104.02057, appendix: BYOL's
+mae      He et al. 2022, arXiv 2111.06377: crops from a fifth of the area and flips, nothing else
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from bigssl.config.recipe import Section
+from bigssl.data.kinds.augment import SimClrAugment
+from bigssl.data.kinds.augment_device import on_canvas, placed, render_batch
+
+Preset = Literal["simclr", "moco-v2", "moco-v3", "byol", "mae"]
+
+_SIMCLR = {"min_scale": 0.08}
+_MOCO_V2 = {"min_scale": 0.2, "jitter": 0.5}
+_BYOL = {"min_scale": 0.08, "jitter": 0.5, "saturation": 0.4}
+_BYOL_PAIR = (_BYOL | {"blur": 1.0}, _BYOL | {"blur": 0.1, "solarise": 0.2})
+_MAE = {"min_scale": 0.2, "jitter": 0.0, "grey": 0.0, "blur": 0.0}
+PRESETS: dict[Preset, tuple[dict[str, float], dict[str, float]]] = {
+    "simclr": (_SIMCLR, _SIMCLR),
+    "moco-v2": (_MOCO_V2, _MOCO_V2),
+    "moco-v3": _BYOL_PAIR,
+    "byol": _BYOL_PAIR,
+    "mae": (_MAE, _MAE),
+}
+
+
+class AugmentConfig(Section):
+    """Random views: whose distribution, and who renders them."""
+
+    preset: Preset = Field("simclr", description="the paper whose views are taken; see bigssl/data/kinds/views.py")
+    device: Literal["cpu", "accelerator"] = Field(
+        "cpu", description="cpu: by the loader's workers; accelerator: batched, on the device that trains"
+    )
+    canvas: int | None = Field(
+        None, ge=1, description="accelerator: side to which larger images are reduced; default 9/4 of the view's"
+    )
+
+    @model_validator(mode="after")
+    def _canvas_is_used(self) -> AugmentConfig:
+        if self.canvas is not None and self.device == "cpu":
+            raise ValueError(f"canvas {self.canvas} has no effect with device cpu")
+        return self
+
+
+class TwoViews:
+    """Two views of each sample, rendered where `config` says. The numbers of a view do not depend on where.
+
+    size: side of a view in pixels. changes: fields of `SimClrAugment` that replace the preset's in both views.
+    """
+
+    def __init__(self, config: AugmentConfig, size: int, **changes: float | None) -> None:
+        given = {name: value for name, value in changes.items() if value is not None}
+        first, second = PRESETS[config.preset]
+        self.distributions = [SimClrAugment(size, **(part | given)) for part in (first, second)]  # type: ignore[arg-type]
+        # reducing costs more than decoding: by default, the usual photographs of 500 pixels stay as they are for 224
+        self.size, self.canvas = size, config.canvas or 9 * size // 4
+        self.batched = config.device == "accelerator"
+
+    def prepare(self, image: Image.Image, rng: np.random.Generator) -> dict[str, Any]:
+        """RGB picture -> what `of` needs of it: two views, or one canvas and the numbers of two views."""
+        if not self.batched:
+            first, second = (draw(image, rng) for draw in self.distributions)
+            return {"view1": first, "view2": second}
+        views = [distribution.draw(*image.size, rng) for distribution in self.distributions]
+        canvas, scale = on_canvas(image, self.canvas)
+        return {"image": canvas, **{f"view{n}": placed(v, *image.size, scale) for n, v in enumerate(views, 1)}}
+
+    def of(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Collated samples -> both views, uint8 [B, 3, size, size] each, on the device of the batch."""
+        if not self.batched:
+            return batch["view1"], batch["view2"]
+        first, second = (
+            render_batch(batch["image"], batch[name], self.size, part.largest_sigma)
+            for name, part in zip(("view1", "view2"), self.distributions, strict=True)
+        )
+        return first, second

@@ -1,0 +1,1 @@
+"""Samples in order -> batches: worker processes, watchdog, the record of what was trained on."""

@@ -1,0 +1,1 @@
+"""A URL -> bytes: clients, retries, the cache on disk, commands."""

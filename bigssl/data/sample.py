@@ -1,0 +1,23 @@
+"""What every room of data/ speaks of: a sample, and anything that gives bytes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+
+class Sample(NamedTuple):
+    """One sample: raw bytes per field, and where it stands."""
+
+    key: str
+    fields: dict[str, bytes]
+    position: int
+    epoch: int
+    shard: str
+    source: str
+
+
+class Readable(Protocol):
+    """Anything with `read(size)`."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to `size` bytes, none at the end."""

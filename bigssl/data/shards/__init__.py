@@ -1,0 +1,1 @@
+"""Bytes -> samples' places: tars, compression, the index and its sidecars, damage."""

@@ -1,0 +1,1 @@
+"""What do `bigssl shards ...` do with whole datasets? Pack, clean, survey, verify."""

@@ -1,0 +1,81 @@
+"""Datasets made of others: without what is worthless, or parted by key."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bigssl.data.errors import DataError, damaged
+from bigssl.data.shards.index import DatasetIndex
+from bigssl.data.tools.pack import pack, refuse_existing
+from bigssl.data.tools.rules import Judged, Thresholds, check_names, judge_samples
+from bigssl.data.tools.sources import json_bytes
+from bigssl.data.tools.sources_shards import from_index
+from bigssl.data.tools.survey import Survey, survey
+
+REPORT = "dropped.jsonl"
+
+
+class Cleaned(NamedTuple):
+    """The new dataset, how many samples it lacks, and how many fell under each rule (one may fall under several)."""
+
+    dataset: DatasetIndex
+    dropped: int
+    rules: Counter[str]
+
+
+def clean(
+    index: DatasetIndex,
+    folder: Path,
+    drop: Sequence[str],
+    thresholds: Thresholds,
+    *,
+    jobs: int = 1,
+    overwrite: bool = False,
+    **options: Any,
+) -> Cleaned:
+    """Writes the samples of `index` that fall under none of the rules `drop` (see `rules.RULES`) into `folder`.
+
+    The report `folder/dropped.jsonl` says for every other one and each of its rules {"key", "shard", "rule", "field",
+    "value"}. options: as of `pack`. Raises DataError for unknown rules, when nothing is left, and at damaged samples
+    unless "damaged" is a rule.
+    """
+    check_names(drop)
+    refuse_existing(folder, overwrite)  # before the samples are read, which may take hours
+    facts = survey(index, jobs)
+    if facts.damage and "damaged" not in drop:
+        raise _unexpected_damage(facts)
+    verdicts = judge_samples(facts, drop, thresholds)
+    dropped = {verdict.hit.number for verdict in verdicts}
+    if len(dropped) == len(index):
+        raise DataError(f"{folder}: all {len(index)} samples fall under {', '.join(drop)}; nothing would be left")
+    kept = from_index(index, (number for number in range(len(index)) if number not in dropped))
+    report = b"".join(_line(index, verdict) for verdict in verdicts)
+    written = pack(kept, folder, jobs=jobs, overwrite=overwrite, beside={REPORT: report}, **options)[""]
+    return Cleaned(written, len(dropped), Counter(verdict.rule for verdict in verdicts))
+
+
+def _unexpected_damage(facts: Survey) -> DataError:
+    number, cause = min(facts.damage.items())
+    shard, row = facts.index.row(number)
+    why = f"{cause} ({len(facts.damage)} damaged samples in all; the rule `damaged` drops them)"
+    return damaged(shard.url, key=row.key, offset=row.origin, cause=why, dataset=facts.index.url)
+
+
+def _line(index: DatasetIndex, verdict: Judged) -> bytes:
+    shard, row = index.row(verdict.hit.number)
+    facts = {"rule": verdict.rule, "field": verdict.hit.field, "value": verdict.hit.value}
+    return json_bytes({"key": row.key, "shard": shard.name, **facts}) + b"\n"
+
+
+def split(
+    index: DatasetIndex, folder: Path, part: tuple[str, float], *, seed: int = 0, by: str | None = None, **options: Any
+) -> dict[str, DatasetIndex]:
+    """Writes `folder/PART` of a share of the samples and `folder/train` of the others; part: (name, share).
+
+    A hash of (seed, key) decides, or of a field `by` of the json, so that samples that agree there stay on one side.
+    options: as of `pack`. Raises DataError.
+    """
+    return pack(from_index(index, range(len(index)), by), folder, split=part, seed=seed, **options)

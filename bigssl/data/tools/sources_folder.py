@@ -1,0 +1,171 @@
+"""Folders of files for `bigssl shards pack`: files of one name are the fields of one sample."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bigssl.data.errors import DataError
+from bigssl.data.kinds.decode import AUDIO, IMAGES
+from bigssl.data.shards import leftout, unpack
+from bigssl.data.shards.leftout import LeftOut
+from bigssl.data.shards.tarwalk import split_name
+from bigssl.data.tools.sources import Item, is_utf8, json_bytes, read_file, version
+
+
+def files_below(root: Path, left_out: LeftOut) -> list[str]:
+    """Paths below `root`, relative to it and sorted; links to files and folders are followed.
+
+    left_out: is told what begins with a dot, what is no ordinary file, and which files are empty (they are taken).
+    Raises DataError for a folder that cannot be read, and a link that leads back to a folder around it.
+    """
+    return sorted(_below(str(root), "", (os.path.realpath(root),), left_out))
+
+
+def _below(folder: str, prefix: str, around: tuple[str, ...], left_out: LeftOut) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"folder {error.filename} cannot be read ({error.strerror})") from error
+    for entry in entries:
+        name = prefix + entry.name
+        if entry.name.startswith("."):
+            left_out.add(leftout.FOLDERS if entry.is_dir() else leftout.HIDDEN, name)
+        elif entry.is_dir():
+            real = os.path.realpath(entry.path)
+            if real in around:
+                raise DataError(f"{entry.path} leads back to {real}, a folder around it; remove the link")
+            yield from _below(entry.path, f"{name}/", (*around, real), left_out)
+        elif entry.is_file():
+            if not entry.stat().st_size:
+                left_out.add(leftout.EMPTY, name)
+            yield name
+        elif entry.is_symlink() and not os.path.exists(entry.path):
+            raise DataError(f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there; remove it")
+        else:
+            left_out.add(leftout.SPECIAL, name)
+
+
+class Files(NamedTuple):
+    """The files of one sample of a folder: (field, path below `root`) each. Facts in the names become the json."""
+
+    root: str
+    names: tuple[tuple[str, str], ...]
+    pattern: str | None
+
+    def load(self) -> dict[str, bytes]:
+        """The files as they are."""
+        facts = self.facts()
+        fields = {field: read_file(f"{self.root}/{name}") for field, name in self.names}
+        return fields | ({"json": json_bytes(facts)} if facts else {})
+
+    def facts(self) -> dict[str, object]:
+        """What the names of all files say together; a group that took no part says "", where no other file says more.
+        Raises DataError where they disagree."""
+        found: dict[str, object] = {}
+        said_by: dict[str, str] = {}
+        for _, name in self.names if self.pattern else ():
+            for fact, value in _name(name, self.pattern).facts.items():
+                if found.get(fact, "") not in ("", value) and value != "":
+                    other = f"{self.root}/{said_by[fact]}"
+                    where = f"{self.root}/{name}: {fact} is {value!r}, but {found[fact]!r} in {other}"
+                    raise DataError(f"{where}, a file of the same sample; rename one, or let the key hold `{fact}`")
+                if value != "" or fact not in found:
+                    found[fact], said_by[fact] = value, name
+        return found
+
+    def stamp(self) -> object:
+        """Which version of the files."""
+        return [self.pattern, *(version(f"{self.root}/{name}") for _, name in self.names)]
+
+
+def from_folder(root: Path, pattern: str | None = None, left_out: LeftOut | None = None) -> Iterator[Item]:
+    """Files below `root`: `sub/name.jpg` and `sub/name.txt` make the sample `sub/name` with fields jpg and txt.
+
+    pattern: a regular expression for whole relative paths without the last extension. Its group `key` becomes the key
+    (dots in its last part become _), its group `field`, where there is one, is put before the extension, the other
+    named groups (numbers as numbers) are the field json. Without it a name with several dots is refused: it may mean
+    sample `a.b` or a field of sample `a`. left_out: as of `files_below`. Raises DataError.
+    """
+    left_out = LeftOut() if left_out is None else left_out
+    names = files_below(root, left_out)
+    _refuse_shards(root, names)
+    if pattern is None:
+        _refuse_dots(root, names)
+    groups: dict[str, tuple[tuple[str, str], ...]] = {}
+    written: dict[str, str] = {}
+    for name in names:
+        key, field, as_written, facts = _name(name, pattern)
+        files = groups.get(key, ())
+        taken = [other for other, _ in files]
+        if field in taken or (field == "json" and facts):
+            raise DataError(f"{root / name}: a second file for sample {key!r}, field {field!r}; rename one")
+        if written.setdefault(key, as_written) != as_written:
+            both = f"samples {written[key]!r} and {as_written!r} would both be {key!r}"
+            raise DataError(f"{root / name}: {both}; rename one")
+        if not files and key != as_written:
+            left_out.add(leftout.DOTS, as_written)
+        if any(field in kinds and set(taken) & set(kinds) for kinds in (IMAGES, AUDIO)):
+            left_out.add(leftout.TWINS, name)
+        groups[key] = (*files, (sys.intern(field), name))
+    for key, files in groups.items():
+        sample = Files(str(root), files, pattern)
+        sample.facts()
+        yield Item(key, key, sample.load, sample.stamp)
+
+
+def _refuse_shards(root: Path, names: Sequence[str]) -> None:
+    tars = [name for name in names if unpack.by_name(name) is not None]
+    if tars:
+        raise DataError(
+            f"{root / tars[0]} is a tar, one of {len(tars)}: it would become a field of a sample; run `bigssl shards "
+            "index` to read it as it is, or unpack it"
+        )
+
+
+def _refuse_dots(root: Path, names: Sequence[str]) -> None:
+    dotted = [name for name in names if name.rpartition("/")[2].count(".") > 1]
+    if dotted:
+        key, field = split_name(dotted[0]) or (dotted[0], "")
+        stem, _, kind = dotted[0].rpartition(".")
+        raise DataError(
+            f"{root}: {len(dotted)} names hold several dots, the first is {dotted[0]!r}; rename them, or say what the "
+            f"dots mean: --pattern '(?P<key>.+)' for a sample of its own ({stem!r}, dots as _, field {kind!r}), "
+            f"--pattern '(?P<key>(.*/)?[^./]+)(\\.(?P<field>[^/]+))?' for the field {field!r} of sample {key!r}"
+        )
+
+
+class _Name(NamedTuple):
+    key: str
+    field: str
+    written: str
+    facts: dict[str, object]
+
+
+def _name(name: str, pattern: str | None) -> _Name:
+    stem, dot, kind = name.rpartition(".")
+    if not is_utf8(name):
+        raise DataError(f"file {name!r}: its name is not UTF-8; rename it")
+    if not dot or not kind or "/" in kind:
+        raise DataError(f"file {name!r} has no extension, so its field has no name; rename it or move it away")
+    if kind.startswith("_"):
+        raise DataError(f"file {name!r}: webdataset writes no field that begins with _; rename it")
+    if pattern is None:
+        return _Name(stem, kind.lower(), stem, {})
+    found = re.fullmatch(pattern, stem)
+    if found is None or "key" not in found.groupdict():
+        raise DataError(f"file {name!r} does not match --pattern {pattern!r} (which needs a group named `key`)")
+    facts = found.groupdict("")
+    key, before = facts.pop("key"), facts.pop("field", "")
+    folder, slash, last = key.rpartition("/")
+    field = f"{before}.{kind}" if before else kind
+    return _Name(folder + slash + last.replace(".", "_"), field.lower(), key, {k: _fact(v) for k, v in facts.items()})
+
+
+def _fact(value: str) -> object:
+    return int(value) if value.isascii() and value.isdigit() else value

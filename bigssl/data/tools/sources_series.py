@@ -1,0 +1,240 @@
+"""Series for `bigssl shards pack`: .ts files, csv files of one series each, windows of long tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import string
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bigssl.data.errors import DataError
+from bigssl.data.tools.sources import Item, json_bytes
+from bigssl.data.tools.sources_text import LineFile, decoded, document_lines, line_file
+
+MISSING = ("", "?", "nan", "NaN", "NA")
+
+
+def _npy(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+class TsLine(NamedTuple):
+    """One series of a .ts file."""
+
+    file: LineFile
+    number: int
+    offset: int
+    length: int
+    labelled: bool
+
+    def load(self) -> dict[str, bytes]:
+        """npy, and json {"label"}."""
+        line = self.file.text(self.offset, self.length, self.number)
+        values, label = parse_series(f"{self.file.path}, line {self.number}", line, self.labelled)
+        return {"npy": _npy(values)} | ({"json": json_bytes({"label": label})} if self.labelled else {})
+
+    def stamp(self) -> object:
+        """Which version of the file."""
+        return [self.file.version, self.offset]
+
+
+def from_series(path: Path, stem: str | None = None) -> Iterator[Item]:
+    """The .ts format of the UEA & UCR archive: samples `STEM-000000` with npy (float32 [T, C]) and json {"label"}."""
+    labelled, number, file = False, 0, line_file(path)
+    for line in document_lines(path):
+        text = line.data.strip()
+        if text.lower().startswith(b"@classlabel"):
+            labelled = text.split()[1].lower() == b"true"
+        elif text[:1] not in (b"#", b"@"):
+            key = f"{path.stem if stem is None else stem}-{number:06d}"
+            series = TsLine(file, line.number, line.offset, len(line.data), labelled)
+            yield Item(key, key, series.load, series.stamp)
+            number += 1
+
+
+def parse_series(where: str, line: str, labelled: bool) -> tuple[np.ndarray, str]:
+    """(float32 [T, C], label) of one line `v,v,...:v,v,...:label`; `?` is NaN. Raises DataError naming `where`."""
+    parts = line.strip().split(":")
+    label = parts.pop().strip() if labelled else ""
+    try:
+        channels = [[_number(v) for v in part.split(",")] for part in parts]
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; values are numbers or '?'") from error
+    lengths = Counter(map(len, channels))
+    if len(lengths) != 1:
+        raise DataError(f"{where}: channels of lengths {sorted(lengths)}; they must be equal")
+    return np.asarray(channels, dtype=np.float32).T.copy(), label
+
+
+def _number(cell: str) -> float:
+    if "_" in cell:  # Python reads 1_000 as a number, no table means it
+        raise ValueError(f"could not convert string to float: {cell!r}")
+    return float("nan") if cell.strip() in MISSING else float(cell)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a csv table with one row per time becomes series [T, C].
+
+    columns: the channels, in this order (default: all but `by`). by: a column; adjacent rows of equal value there are
+    one series. window, stride: cut each series into pieces of `window` rows that begin every `stride` rows (default:
+    window); the last piece begins earlier where it must, so that no row is left out; a shorter series stays whole.
+    """
+
+    columns: Sequence[str] = ()
+    by: str | None = None
+    window: int | None = None
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("window", self.window), ("stride", self.stride)):
+            if value is not None and value < 1:
+                raise DataError(f"--{name} {value}: 1 or more rows are allowed")
+        if self.stride is not None and self.window is None:
+            raise DataError(f"--stride {self.stride}: has no effect without --window")
+
+    def begins(self, rows: int) -> list[int]:
+        """First rows of the pieces of a series of `rows` rows."""
+        if self.window is None or rows <= self.window:
+            return [0]
+        last = rows - self.window
+        found = list(range(0, last + 1, self.stride or self.window))
+        return found if found[-1] == last else [*found, last]
+
+
+class _Lines:
+    """The lines of a table, blank ones as empty, since they are no rows; counted, since each other one is a row."""
+
+    def __init__(self, text: str) -> None:
+        self._lines, self.rows = io.StringIO(text), 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            blank = not line.strip(string.whitespace)  # as bytes see it, in which rows were counted
+            self.rows += not blank
+            yield "\n" if blank else line
+
+
+class Rows(NamedTuple):
+    """Adjacent lines of a csv file of `width` columns; `columns`: the places of the channels in a line."""
+
+    file: LineFile
+    first_line: int
+    offset: int
+    length: int
+    columns: tuple[int, ...]
+    width: int
+
+    def load(self) -> dict[str, bytes]:
+        """npy, float32 [T, C]. Raises DataError naming the line."""
+        text = self.file.text(self.offset, self.length, self.first_line)
+        lines, values = _Lines(text), list[list[float]]()
+        reader = csv.reader(lines, strict=True)
+        try:
+            for row in filter(None, reader):
+                values.append(self._values(row))
+                if len(values) != lines.rows:
+                    raise ValueError("a cell holds a line break, but each line is taken for a row")
+        except (ValueError, csv.Error) as error:
+            where = f"{self.file.path}, line {self.first_line + reader.line_num - 1}"
+            raise DataError(f"{where}: {error}; mend it, or choose the columns of numbers with --columns") from error
+        return {"npy": _npy(np.asarray(values, dtype=np.float32))}
+
+    def _values(self, row: list[str]) -> list[float]:
+        if len(row) != self.width:
+            raise ValueError(f"{len(row)} cells, not {self.width} columns as in the header")
+        return [_number(row[column]) for column in self.columns]
+
+    def stamp(self) -> object:
+        """Which version of the file, and what is taken from it."""
+        return [self.file.version, self.offset, self.length, self.columns]
+
+
+def from_csv(path: Path, stem: str, how: Windows) -> Iterator[Item]:
+    """Series of a csv file: one, or one per value of `how.by`, whole or in windows, with npy float32 [T, C].
+
+    Keys: STEM, `STEM-VALUE`, with `-000000` behind it where there are windows. The pieces of a series are one group.
+    The first line names the columns; if all of it are numbers, the columns are called 0, 1, ... A cell
+    with a line break is refused when its rows are loaded.
+    """
+    file, names, table = line_file(path), *_read_rows(path, how.by)
+    wanted = [name for name in names if name != how.by] if not how.columns else how.columns
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise DataError(f"{path}: no column {unknown[0]!r}; it has {', '.join(names)}")
+    double = [name for name in wanted if names.count(name) > 1 or not name.strip()]
+    if double:
+        raise DataError(f"{path}: column {double[0]!r} has no name of its own; rename it, or choose with --columns")
+    columns = tuple(names.index(name) for name in wanted)
+    for value, first, stop in table.runs:
+        series = stem if how.by is None else f"{stem}-{value}"
+        for number, begin in enumerate(how.begins(stop - first)):
+            end = stop if how.window is None else min(stop, first + begin + how.window)
+            offset = table.offsets[first + begin]
+            rows = Rows(file, table.lines[first + begin], offset, table.offsets[end] - offset, columns, len(names))
+            yield Item(series if how.window is None else f"{series}-{number:06d}", series, rows.load, rows.stamp)
+
+
+class _Table(NamedTuple):
+    """Byte of each row and of the end, number of the line of each row, and the runs (value, first row, stop)."""
+
+    offsets: array[int]
+    lines: array[int]
+    runs: list[tuple[str, int, int]]
+
+
+def _read_rows(path: Path, by: str | None) -> tuple[list[str], _Table]:
+    names: list[str] = []
+    table = _Table(array("q"), array("q"), [])
+    end = 0
+    for line in document_lines(path):
+        end = line.offset + len(line.data)
+        if not names or by is not None:
+            cells = _cells(line.data, path, line.number)
+        if not names:
+            names = _header(cells)
+            if names == cells:
+                continue
+        value = "" if by is None else _value(path, line.number, names, cells, by)
+        row = len(table.offsets)
+        if not table.runs or table.runs[-1][0] != value:
+            table.runs.append((value, row, row))
+        table.runs[-1] = (value, table.runs[-1][1], row + 1)
+        table.offsets.append(line.offset)
+        table.lines.append(line.number)
+    if not table.runs:
+        raise DataError(f"{path}: no rows, so no series")
+    table.offsets.append(end)
+    return names, table
+
+
+def _cells(data: bytes, path: Path, number: int) -> list[str]:
+    try:
+        return next(csv.reader([decoded(data, f"{path}, line {number}")], strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {number}: not a line of a csv file ({error})") from error
+
+
+def _header(cells: list[str]) -> list[str]:
+    try:
+        for cell in cells:
+            _number(cell)
+    except ValueError:
+        return cells
+    return [str(number) for number in range(len(cells))]
+
+
+def _value(path: Path, number: int, names: list[str], cells: list[str], by: str) -> str:
+    try:
+        return cells[names.index(by)]
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{path}, line {number}: no column {by!r}; columns are {', '.join(names)}") from error

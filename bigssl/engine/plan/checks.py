@@ -1,0 +1,265 @@
+"""A run on paper: every check of the pre-flight, all failures at once, and what the run would read and hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from bigssl.config.errors import ConfigError
+from bigssl.config.recipe import Recipe
+from bigssl.data.errors import DataError
+from bigssl.data.loading import process
+from bigssl.data.loading.workers import AHEAD
+from bigssl.data.order.mixing import PROMISED, worst_mixing
+from bigssl.data.order.mixture import Mixture
+from bigssl.data.order.order import Order
+from bigssl.data.order.sequential import SequentialStream
+from bigssl.data.order.stream import Stream
+from bigssl.engine import zero
+from bigssl.engine.plan import data as plan_data
+from bigssl.engine.plan.activations import Activations, Trial
+from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
+from bigssl.engine.plan.memory import FP32, Memory, checkpoint_bytes, memory
+from bigssl.engine.plan.order import Reading, lanes_that_keep, simulate
+from bigssl.engine.plan.preflight import batch_sizes, check_cache, check_folder, check_passes, refuse_secrets
+from bigssl.engine.plan.sources import source_order, split_batch
+from bigssl.engine.resume import facts, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
+
+T = TypeVar("T")
+GIB = 2**30
+STAGES = (0, 1, 2, 3)
+
+
+@dataclass
+class Paper:
+    """What `bigssl plan` found. failures: what would fail, with the smallest change that passes; warnings: what would
+    run badly; notes: what to know. All sizes in bytes."""
+
+    world: int
+    per_node: int
+    failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    batch: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+    memory: dict[int, Memory] = field(default_factory=dict)
+    activations: Activations | None = None
+    host: dict[str, int] = field(default_factory=dict)
+    disk: dict[str, int] = field(default_factory=dict)
+
+    def attempt(self, check: Callable[..., T], *arguments: Any) -> T | None:
+        """What `check` returns; None, and a failure noted, where it refuses."""
+        try:
+            return check(*arguments)
+        except (ConfigError, DataError) as error:
+            self.failures.append(str(error))
+            return None
+
+
+def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None) -> Paper:
+    """Check and simulate `recipe` on `world` ranks, `per_node` on a node; no GPU, no process group, no payload.
+
+    device_bytes: what a rank's device holds; more is a failure. None: unknown.
+    """
+    process.use_data_settings(recipe.data)
+    paper = Paper(world, per_node)
+    recipe = paper.attempt(taken_over, recipe) or recipe
+    shape = paper.attempt(split_batch, recipe, world)
+    settings_fit = paper.attempt(_checked_zero, recipe)
+    paper.attempt(check_folder, recipe)
+    paper.attempt(refuse_secrets, recipe)
+    paper.attempt(refuse_changed_recipe, recipe)
+    networks = paper.attempt(Trial, recipe)
+    if networks is None:
+        return paper
+    paper.attempt(check_evaluation, recipe, networks.towers, networks.objective.export_heads())
+    paper.attempt(check_cache, recipe)
+    sizes = paper.attempt(batch_sizes, recipe, networks.objective) or {}
+    parts = shape[1] * world if shape else 1
+    found = {name: paper.attempt(source_order, recipe, name, size, parts) for name, size in sizes.items()}
+    orders = {name: order for name, order in found.items() if order is not None}
+    if shape and sizes and len(orders) == len(sizes):
+        paper.attempt(check_passes, networks.objective, sizes, shape[1])
+        paper.attempt(refuse_unlike_checkpoint, recipe, facts(shape[1], world, orders, networks.towers))
+    _data(paper, recipe, orders)
+    if shape is None or len(orders) < len(sizes) or not settings_fit:
+        return paper
+    paper.batch = {"size": recipe.batch.size, "micro": shape[0], "accum": shape[1], "world": world}
+    _reading(paper, recipe, orders, sizes)
+    _memory(paper, recipe, networks, {name: size // parts for name, size in sizes.items()}, shape[1], device_bytes)
+    _host(paper, recipe, orders)
+    _disk(paper, recipe, networks)
+    return paper
+
+
+def _checked_zero(recipe: Recipe) -> bool:
+    zero.check_zero(recipe)
+    return True
+
+
+def _data(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
+    warnings, notes = plan_data.duplicates(orders)
+    paper.warnings += warnings
+    paper.notes += notes
+    paper.attempt(refuse_seen, recipe, {name: order.indexes.values() for name, order in orders.items()})
+
+
+def _reading(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], sizes: Mapping[str, int]) -> None:
+    for name, order in orders.items():
+        if isinstance(order, SequentialStream):
+            shards = len(order.index.shards)
+            mixed = f"{worst_mixing(order, sizes[name]):.0%} of the entropy of random batches if it is sorted by class"
+            paper.warnings.append(
+                f"data.sources.{name}.sequential: each of {paper.world} ranks reads all {shards} shards, and batches "
+                f"have {mixed}; run `bigssl shards index`"
+            )
+            continue
+        reading = simulate(order, sizes[name], paper.world, paper.per_node)
+        seen = recipe.steps * sizes[name]
+        row = dataclasses.asdict(reading) | {
+            "batch": sizes[name],
+            "lanes": _lanes(order),
+            "mixing": worst_mixing(order, sizes[name]),
+            "epochs": seen / len(order),
+            "rank_imbalance": reading.rank_bytes.imbalance,
+            "shard_imbalance": reading.rank_shards.imbalance,
+            "own": reading.own,
+        }
+        if isinstance(order, Mixture):
+            shares = [weight / order.schedule.total for weight in order.schedule.weights]
+            row["mix"] = {
+                dataset: {"share": share, "samples": len(stream), "epochs": seen * share / len(stream)}
+                for (dataset, stream), share in zip(order.parts.items(), shares, strict=True)
+            }
+        paper.sources[name] = row
+        if reading.repeated:
+            paper.failures.append(f"data.sources.{name}: {reading.repeated} samples come twice in an epoch")
+        texts = [*_unmixed(row["mixing"], sizes[name]), *_uneven(paper, recipe, name, order, reading)]
+        paper.warnings += [f"data.sources.{name}: {text}" for text in texts]
+
+
+def _lanes(order: Order) -> int:
+    """Lanes of a source; of a mixture, those of the dataset with the fewest."""
+    streams = order.parts.values() if isinstance(order, Mixture) else [order]
+    return min(stream.lanes for stream in streams if isinstance(stream, Stream))
+
+
+def _unmixed(mixing: float, size: int) -> list[str]:
+    if mixing >= PROMISED:
+        return []
+    return [
+        f"if it was packed class by class, the classes in a batch have {mixing:.0%} of the entropy of those in random "
+        f"batches; data.lanes={1 << (size - 1).bit_length()} mixes them, or pack it anew with `bigssl shards pack`"
+    ]
+
+
+def _uneven(paper: Paper, recipe: Recipe, name: str, order: Order, reading: Reading) -> list[str]:
+    """Warnings about who reads what, each with the change that mends it."""
+    world, nodes, texts = paper.world, -(-paper.world // paper.per_node), []
+    size, lanes = recipe.data.sources[name].batch or recipe.batch.size, _lanes(order)
+    if reading.shards < world:
+        texts.append(f"{reading.shards} shards for {world} ranks: several ranks read each; pack >= {world} shards")
+    if not reading.own and not isinstance(order, Mixture):
+        other = lanes_that_keep(len(order), lanes, size, world)
+        change = f"; data.lanes={other} lets each keep its own" if other and other != lanes else ""
+        texts.append(
+            f"a rank opens {reading.rank_shards.mean:.1f} shards, its share is {reading.rank_share:.1f}, since {lanes} "
+            f"lanes, steps of {size} samples and {world} ranks do not divide one another{change}"
+        )
+    if nodes > 1 and reading.node_shards.mean > 0.9 * reading.shards:
+        texts.append(
+            f"a node opens {reading.node_shards.mean:.0f} of {reading.shards} shards: nearly the whole dataset"
+        )
+    if reading.rank_bytes.imbalance > 1.2:
+        texts.append(f"the busiest rank reads {reading.rank_bytes.imbalance:.2f} times the mean of all ranks")
+    return texts
+
+
+def _memory(paper: Paper, recipe: Recipe, networks: Trial, micro: dict[str, int], accum: int,
+            device_bytes: int | None) -> None:
+    bf16 = recipe.precision != "fp32"
+    if recipe.precision == "auto":
+        paper.notes.append("precision: auto; planned as bf16, which every device of a cluster computes in")
+    trained = [p.numel() for p in networks.objective.parameters() if p.requires_grad]
+    paper.parameters = {name: sum(p.numel() for p in t.parameters()) for name, t in networks.towers.items()}
+    paper.parameters |= {"total": sum(p.numel() for p in networks.objective.parameters()), "trained": sum(trained)}
+    paper.activations = networks.activations(micro, bf16=bf16)
+    for name, reason in paper.activations.unknown.items():
+        paper.warnings.append(f"memory: activations of {name} are unknown ({reason}); measure them")
+    for stage in STAGES:
+        held = memory(networks.objective, recipe, stage=stage, world=paper.world, accum=accum, bf16=bf16)
+        estimate = {"activations (estimate)": paper.activations.bytes + paper.activations.batch}
+        paper.memory[stage] = dataclasses.replace(held, device=held.device | estimate)
+    stage, total = recipe.zero.stage, FP32 * paper.parameters["total"]
+    buckets = FP32 * zero.settings_of(recipe, stage).buckets
+    if buckets > max(total, GIB // 4):
+        paper.warnings.append(
+            f"zero.options.reduce_bucket_size: {buckets / GIB:.1f} GiB of buckets for {total / GIB:.2f} GiB of weights;"
+            f" zero.options.reduce_bucket_size={paper.parameters['total']} is enough"
+        )
+    if device_bytes is not None and paper.memory[stage].total > device_bytes:
+        paper.failures.append(_too_much(paper, recipe, accum, micro, device_bytes))
+
+
+def _too_much(paper: Paper, recipe: Recipe, accum: int, micro: dict[str, int], device_bytes: int) -> str:
+    """The failure of a rank that needs more than its device holds, with the first change that fits."""
+    stage = recipe.zero.stage
+    if (whole := paper.memory[stage].construction) > device_bytes:
+        return (
+            f"backbones: a rank builds the networks whole before they are cut, {whole / GIB:.2f} GiB of weights and "
+            f"buffers, the device holds {device_bytes / GIB:.2f}; smallest change: a larger device, or smaller networks"
+        )
+    kept = paper.memory[stage].device["activations (estimate)"]
+    rest = sum(paper.memory[stage].device.values()) - kept
+    spared = FP32 * (zero.settings_of(recipe, stage).buckets - paper.parameters["total"])
+    fits = spared > 0 and rest + kept - spared <= device_bytes
+    bucket = [f"zero.options.reduce_bucket_size={paper.parameters['total']}"] if fits else []
+    stages = [f"zero.stage={s}" for s in STAGES if s > stage and paper.memory[s].total <= device_bytes]
+    splits = [k for k in range(2, min(micro.values()) + 1) if all(m % k == 0 for m in micro.values())]
+    accums = [f"batch.accum={accum * k}" for k in splits if rest + kept / k <= device_bytes]
+    change = " or ".join(bucket + stages[:1] + accums[:1]) or (
+        "a larger device, backbones.NAME.activation_checkpointing=true, or more ranks at zero.stage=3"
+    )
+    return (
+        f"zero.stage: a rank needs about {paper.memory[stage].total / GIB:.2f} GiB at stage {stage}, the device holds "
+        f"{device_bytes / GIB:.2f}; smallest change: {change}"
+    )
+
+
+def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
+    """Memory of a rank's loader processes: batches, sidecars of the shards they open, ranges read ahead."""
+    assert paper.activations is not None
+    processes, opened = max(recipe.data.workers, 1), 0
+    for name, row in paper.sources.items():
+        samples = round(row["rank_shards"]["most"] * row["samples"] / row["shards"])
+        opened += plan_data.sidecar_bytes(orders[name], samples, cached=recipe.data.remote.cache is not None)
+    remote = any(order.remote for order in orders.values())
+    paper.host = {
+        "loader processes": recipe.data.workers,
+        "networks built whole, at the start": paper.memory[recipe.zero.stage].construction,
+        "batches prepared ahead": max(recipe.data.workers * AHEAD, 1) * paper.activations.batch,
+        "sidecars (at most)": processes * opened,
+        "remote shards read ahead (at most)": processes * recipe.data.remote.ahead_mb * 2**20 if remote else 0,
+        **paper.memory[recipe.zero.stage].host,
+    }
+
+
+def _disk(paper: Paper, recipe: Recipe, networks: Trial) -> None:
+    each, settings = checkpoint_bytes(networks.objective, recipe), recipe.checkpoint
+    written = recipe.steps // settings.every + (recipe.steps % settings.every > 0)
+    extra = recipe.steps // settings.keep_every if settings.keep_every else 0
+    kept = min(settings.keep + 1, written) + min(extra, max(written - settings.keep, 0))  # one is being written
+    existing = next(path for path in [recipe.folder, *recipe.folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(existing).free
+    paper.disk = {"checkpoint": each, "kept at most": kept, "needed": each * kept, "free": free}
+    if each * kept > free:
+        fits = free // each - 1
+        change = f"checkpoint.keep={fits}" if fits >= 1 else f"out=FOLDER on a disk with {each * 2 / GIB:.1f} GiB free"
+        paper.failures.append(
+            f"checkpoint.keep: {kept} checkpoints of {each / GIB:.2f} GiB need {each * kept / GIB:.2f} GiB, {existing} "
+            f"has {free / GIB:.2f} free; smallest change: {change}"
+        )

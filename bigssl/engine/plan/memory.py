@@ -1,0 +1,116 @@
+"""Bytes per rank by ZeRO stage, counted as DeepSpeed allocates them (a test compares with its tensors).
+
+All weights are fp32, also in bf16 runs, which compute under autocast. With N elements in all, T of them trained, W
+ranks, and S optimizer states per element (AdamW and LAMB 2, LARS 1, Muon 1 for its matrices and 2 for the rest):
+
+    component           stage 0  stage 1                           stage 2                    stage 3
+    parameters          4N       4N                                4N                         4N/W + small layers
+    fp32 master copies  –        4T/W                              4T/W                       4T/W
+    optimizer states    4ST      4ST/W                             4ST/W                      4ST/W
+    gradients           4T       as stage 2; 4T with accumulation  layers that touch a slice  4T/W
+    communication       –        reduce bucket                     reduce bucket              bucket + gathered layers
+    bf16 copies         2 per element of a weight that autocast casts, at every stage
+
+Small layers (stage3_param_persistence_threshold) stay whole. A slice is rounded up where W does not divide its group
+(one group a layer with LAMB and LARS). A layer that is cut between two slices keeps its whole gradient on both ranks.
+Gathered layers are an upper bound: DeepSpeed keeps them up to max_live_parameters. Temporaries of the optimizer step
+are not counted: they come when the activations have gone. Before the first step each rank holds 4N and the buffers,
+whatever the stage: networks are built whole, then cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from bigssl.config.recipe import Recipe
+from bigssl.engine import zero
+from bigssl.engine.optim import Group, parameter_groups
+
+FP32, BF16 = 4, 2
+CAST = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per rank by component, on the device and on the host. construction: what the device holds at the start,
+    when the networks have been moved there whole and not been cut into slices yet."""
+
+    device: dict[str, int]
+    host: dict[str, int]
+    construction: int
+
+    @property
+    def total(self) -> int:
+        """Of the device, when it holds most: in a step, or before the first one."""
+        return max(sum(self.device.values()), self.construction)
+
+
+def memory(objective: nn.Module, recipe: Recipe, *, stage: int, world: int, accum: int, bf16: bool) -> Memory:
+    """What weights, gradients and optimizer take on one rank (the fullest), without activations."""
+    settings, groups = zero.settings_of(recipe, stage), parameter_groups(objective, recipe.optim)
+    ranks = world if stage else 1
+    shapes = [[parameter.numel() for parameter in group["params"]] for group in groups]
+    by_layer = stage == 3
+    slices = [sum(-(-n // ranks) for n in sizes) if by_layer else -(-sum(sizes) // ranks) for sizes in shapes]
+    states = [states_per_element(recipe, group) * part for group, part in zip(groups, slices, strict=True)]
+    everything = [parameter.numel() for parameter in objective.parameters()]
+    whole = sum(n for n in everything if n <= settings.persistent) if stage == 3 else 0
+    elements = {
+        "parameters": sum(everything) if stage < 3 else sum(-(-n // ranks) for n in everything) + whole,
+        "fp32 master copies": sum(slices) if stage else 0,
+        "optimizer states": sum(states),
+        "gradients": _gradients(shapes, stage, ranks, accum),
+        "communication": settings.buckets + (min(sum(everything) - whole, settings.live) if stage == 3 else 0),
+    }
+    sizes = {name: FP32 * count for name, count in elements.items()}
+    sizes["bf16 copies"] = BF16 * sum(weight.numel() for weight in cast_weights(objective)) if bf16 else 0
+    outside = (["fp32 master copies", "optimizer states"] if settings.optimizer_on_host else []) + (
+        ["parameters"] if settings.parameters_on_host else []
+    )
+    host = {name: sizes[name] for name in outside}
+    device = {name: 0 if name in host else size for name, size in sizes.items()}
+    return Memory(device, host, built_bytes(objective))
+
+
+def built_bytes(module: nn.Module) -> int:
+    """Of all weights and buffers, whole."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def states_per_element(recipe: Recipe, group: Group) -> int:
+    """How many numbers the optimizer keeps for each element of a group."""
+    return 1 if recipe.optim.name == "lars" or group.get("use_muon") else 2
+
+
+def cast_weights(module: nn.Module) -> list[Tensor]:
+    """The weights of which autocast keeps a bf16 copy for the length of a forward pass."""
+    return list({id(m.weight): m.weight for m in module.modules() if isinstance(m, CAST)}.values())
+
+
+def _gradients(shapes: list[list[int]], stage: int, ranks: int, accum: int) -> int:
+    """Elements of gradients held after the last backward pass of a step (stage 1: after the one before)."""
+    if stage == 0 or (stage == 1 and accum > 1):
+        return sum(map(sum, shapes))
+    if stage == 3:
+        return sum(-(-n // ranks) for sizes in shapes for n in sizes)
+    held = np.zeros(ranks, dtype=np.int64)
+    for sizes in shapes:
+        stops = np.cumsum(sizes)
+        part = -(-int(stops[-1]) // ranks)
+        first = np.searchsorted(stops, np.arange(ranks) * part, side="right")
+        last = np.searchsorted(stops, (np.arange(ranks) + 1) * part, side="left")
+        begins = np.concatenate([[0], stops])
+        held += begins[np.minimum(last + 1, len(sizes))] - begins[np.minimum(first, len(sizes))]
+    return int(held.max())
+
+
+def checkpoint_bytes(objective: nn.Module, recipe: Recipe) -> int:
+    """Size of one checkpoint over all ranks' files: weights (not at stage 3), master copies (from stage 1), states."""
+    groups = parameter_groups(objective, recipe.optim)
+    trained = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
+    states = sum(states_per_element(recipe, group) * n for group, n in zip(groups, trained, strict=True))
+    weights = sum(p.numel() for p in objective.parameters()) if recipe.zero.stage < 3 else 0
+    return FP32 * (weights + states + (sum(trained) if recipe.zero.stage else 0))

@@ -1,0 +1,211 @@
+"""Everything that can be known to fail before anything is started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from bigssl.config.errors import ConfigError
+from bigssl.config.recipe import BackboneConfig, Recipe
+from bigssl.data.errors import DataError
+from bigssl.data.kinds.text import load_tokenizer
+from bigssl.data.loading import process
+from bigssl.data.order.order import Order
+from bigssl.data.remote.backends import is_secret
+from bigssl.data.remote.cache import DiskCache
+from bigssl.engine import zero
+from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
+from bigssl.engine.plan.sources import source_config, source_order, split_batch
+from bigssl.engine.resume import facts, flat, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
+from bigssl.nets import towers
+from bigssl.objectives.base import Objective, build
+
+_PROBE = 1 << 16  # bytes that a run folder has to take at the start
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe means on a world of ranks: samples per rank and pass, passes per step, streams, the task."""
+
+    micro: int
+    accum: int
+    world: int
+    sizes: dict[str, int]
+    streams: dict[str, Order]
+    objective: Objective
+    backbones: dict[str, towers.Tower]
+    bf16: bool
+
+
+def plan(recipe: Recipe, world: int) -> Plan:
+    """Check a recipe against the files it names and build its networks; no process group is needed.
+
+    From here on this process reads data as the recipe says.
+
+    Raises:
+        ConfigError: field, value, what is allowed.
+    """
+    process.use_data_settings(recipe.data)
+    recipe = taken_over(recipe)
+    micro, accum = split_batch(recipe, world)
+    zero.check_zero(recipe)
+    torch.manual_seed(recipe.seed)
+    objective, built = build_networks(recipe)
+    check_evaluation(recipe, built, objective.export_heads())
+    check_folder(recipe)
+    refuse_secrets(recipe)
+    check_cache(recipe)
+    sizes = batch_sizes(recipe, objective)
+    streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
+    refuse_seen(recipe, {name: order.indexes.values() for name, order in streams.items()})
+    check_passes(objective, sizes, accum)
+    refuse_changed_recipe(recipe)
+    refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built))
+    return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
+
+
+def build_networks(recipe: Recipe) -> tuple[Objective, dict[str, towers.Tower]]:
+    """The task and its backbones, with weights on the current default device.
+
+    Raises:
+        ConfigError: field, value, what is allowed.
+    """
+    for name, backbone in recipe.backbones.items():
+        towers.check_backbone(name, backbone)
+    built = {
+        name: towers.Tower(name, config, _tokenizer(name, config)) for name, config in recipe.backbones.items()
+    }
+    objective = build(recipe.objective, built)
+    _refuse_unused(objective, built)
+    return objective, built
+
+
+def batch_sizes(recipe: Recipe, objective: Objective) -> dict[str, int]:
+    """Samples a step by source, over all ranks. Raises ConfigError for a source that the recipe does not have."""
+    sizes = {name: source_config(recipe, name).batch or recipe.batch.size for name in objective.sources()}
+    unused = sorted(set(recipe.data.sources) - set(sizes))
+    if unused:
+        read = ", ".join(sizes)
+        raise ConfigError(f"data.sources.{unused[0]}: not read by the objective, which reads {read}; remove it")
+    return sizes
+
+
+def check_passes(objective: Objective, sizes: Mapping[str, int], accum: int) -> None:
+    """Refuse a split of the batch that leaves a loss nothing to compare."""
+    for part in objective.modules():
+        if not isinstance(part, Objective) or part.least == 1:
+            continue
+        for source in part.sources():
+            if sizes[source] // accum < part.least:
+                name = type(part).__name__.lower()
+                raise ConfigError(
+                    f"data.sources.{source}.batch: {sizes[source]} samples a step in {accum} passes are "
+                    f"{sizes[source] // accum} a pass over all ranks, from which {name} learns nothing; allowed: >= "
+                    f"{part.least * accum}, or a smaller batch.accum"
+                )
+
+
+def wants_bf16(recipe: Recipe) -> bool:
+    """Resolve `precision: auto`: bf16 on GPUs that have it and on CPUs with bf16 dot products."""
+    if recipe.precision != "auto":
+        return recipe.precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def refuse_secrets(recipe: Recipe) -> None:
+    """The recipe is copied into the run folder, in clear."""
+    for name, value in flat(recipe.data.remote.storage, "data.remote.storage").items():
+        if is_secret(name.rpartition(".")[2], value):
+            raise ConfigError(
+                f"{name}: a credential, which the run folder would show; allowed: the client's own settings "
+                "(environment, ~/.aws, ~/.netrc, application default credentials)"
+            )
+
+
+def _tokenizer(name: str, config: BackboneConfig) -> PreTrainedTokenizerFast | None:
+    if config.tokenizer is None:
+        return None
+    try:
+        return load_tokenizer(config.tokenizer)
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise ConfigError(f"backbones.{name}.tokenizer: value {config.tokenizer!r}: {error}") from None
+
+
+def check_folder(recipe: Recipe) -> None:
+    """Refuse a run folder that cannot be written to."""
+    existing = recipe.folder
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            recipe.folder.lstat()  # is it a name at all?
+        existing = next(path for path in [recipe.folder, *recipe.folder.absolute().parents] if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=existing) as file:  # permission bits tell root nothing, and quotas nobody
+            file.write(bytes(_PROBE))
+            file.flush()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"out: value {str(recipe.folder)!r}: {existing} cannot be written to ({why}); allowed: a folder with room"
+        ) from None
+
+
+def check_cache(recipe: Recipe) -> None:
+    """Refuse a folder for remote shards that cannot be written to."""
+    remote = recipe.data.remote
+    if remote.cache is not None:
+        try:
+            DiskCache(remote.cache, round(remote.cache_gb * 1e9)).close()
+        except DataError as error:
+            raise ConfigError(str(error)) from None
+
+
+def check_port() -> None:
+    """Refuse a port of the launcher on which another program listens. Rank 0 is the one that will listen there, where
+    not torchrun's agent does."""
+    if "RANK" not in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    if os.environ["RANK"] != "0":
+        return
+    port = os.environ.get("MASTER_PORT", "")
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the real one: a port just left is free
+            probe.bind(("", int(port)))
+            probe.listen()
+    except (OSError, ValueError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"--master_port: value {port}: {why}; allowed: a free port, for example --master_port {zero.free_port()}"
+        ) from None
+
+
+def _refuse_unused(objective: Objective, built: Mapping[str, towers.Tower]) -> None:
+    """A backbone that no objective reaches would be exported as if trained."""
+    reached = {id(module) for module in objective.modules()}
+    for name, tower in built.items():
+        if id(tower) not in reached:
+            raise ConfigError(f"backbones.{name}: not used by the objective; remove it, or name it in the objective")
+
+
+def announced_world() -> int:
+    """Ranks the launcher announced, before any process group exists.
+
+    Raises:
+        ConfigError: many tasks were started, but not as ranks of one run: each would train alone into one folder.
+    """
+    if "RANK" in os.environ:
+        return int(os.environ.get("WORLD_SIZE", "1"))
+    for name in ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if int(os.environ.get(name) or 1) > 1:
+            value = os.environ[name]
+            raise ConfigError(f"{name}: value {value}, but RANK is not set; start with deepspeed or torchrun")
+    return 1

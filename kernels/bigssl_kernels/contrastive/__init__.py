@@ -1,0 +1,1 @@
+"""Embeddings of all pairs -> contrastive losses: reference, plain torch, Triton, over ranks."""

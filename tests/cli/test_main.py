@@ -1,0 +1,54 @@
+"""The `bigssl` command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bigssl.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_schema_lists_every_objective_with_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    mapping = schema["properties"]["objective"]["discriminator"]["mapping"]
+    assert set(mapping) >= {"simclr", "mlm", "clip", "joint"}
+    simclr = schema["$defs"][mapping["simclr"].rsplit("/", 1)[-1]]
+    assert simclr["additionalProperties"] is False and "temperature" in simclr["properties"]
+
+
+def test_check_prints_the_resolved_recipe_and_what_it_means(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["config", "check", "launch/recipes/demo.yaml", "--world", "2", f"out={tmp_path}"]) == 0
+    assert "# fits: 2 ranks x 1 passes x 128 samples" in capsys.readouterr().out
+
+
+def test_check_names_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["config", "check", "launch/recipes/demo.yaml", "--world", "3", f"out={tmp_path}"]) == 2
+    assert "batch.size: value 256" in capsys.readouterr().err
+
+
+def test_a_run_is_not_judged_on_what_it_was_trained_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Its section was edited after the run; the training data of one source is gone."""
+    recipe = yaml.safe_load(Path("launch/recipes/demo.yaml").read_text())
+    recipe["evaluate"]["text"]["queries"] = "bigssl/demo/text/train"
+    recipe["data"]["sources"]["captions"]["url"] = "bigssl/demo/gone"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["evaluate", str(tmp_path)]) == 2
+    gone, refused = capsys.readouterr().err.splitlines()
+    assert gone.startswith("bigssl: not checked whether what is judged was trained on: data.sources.captions.url")
+    assert "evaluate.text.queries" in refused and "shards are trained on" in refused and "data.sources.text" in refused
+
+
+def test_report_wants_a_run_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "not a run folder" in capsys.readouterr().err

@@ -1,0 +1,193 @@
+"""`bigssl plan`: all failures at once, each with a change that passes; a thousand ranks on paper."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bigssl.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+DEMO = "launch/recipes/demo.yaml"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def plan(capsys: pytest.CaptureFixture[str], config: Any, *arguments: str, status: int = 0) -> dict[str, Any]:
+    assert main(["plan", "--config", str(config), "--json", *arguments]) == status
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_the_demo_passes_on_four_ranks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", "--config", DEMO, "--world", "4", "--ranks-per-node", "2", f"out={tmp_path}"]) == 0
+    text = capsys.readouterr().out
+    for words in (
+        "source emoji: 3,078 samples in 7 shards",
+        "step      256 samples = 64 x 1 passes x 4 ranks",
+        "12.0 steps; the run is 30.77 epochs",
+        "0 samples come twice",
+        "% of the class entropy of random batches",
+        "stage 1*",
+        "captions and emoji share 7 shards",
+        "4 ranks on 2 nodes: passes",
+    ):
+        assert words in text, text
+
+
+def test_all_failures_are_named_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    changes = ["evaluate.images.bank=nowhere", "zero.options.overlap_com=true", "data.sources.text.min_shards=9"]
+    found = plan(capsys, DEMO, "--world", "3", f"out={tmp_path}", *changes, status=1)
+    failures = "\n".join(found["failures"])
+    for words in (
+        "batch.size: value 256 is not micro 85 × accum 1 × world 3 = 255; allowed: batch.size 255, 258; or a world of",
+        "evaluate.images.bank: value 'nowhere'",
+        "zero.options.overlap_com",
+        "data.sources.text.url: 4 shards",
+    ):
+        assert words in failures, failures
+    assert len(found["failures"]) == 4
+
+
+def test_what_the_device_and_the_disk_cannot_hold(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**30, 2**30 - 12 * 10**7, 12 * 10**7))
+    found = plan(capsys, DEMO, "--world", "1", "--memory", "0.25", f"out={tmp_path}", "steps=1000", status=1)
+    memory, disk = found["failures"]
+    assert memory.startswith("zero.stage: a rank needs about 2.2") and "the device holds 0.25" in memory
+    assert disk.startswith("checkpoint.keep: 3 checkpoints of 0.05 GiB")
+    assert disk.endswith("smallest change: checkpoint.keep=1")
+    smaller = ["--memory", "1", "zero.options.reduce_bucket_size=3600000", "checkpoint.keep=1", f"out={tmp_path}"]
+    assert not plan(capsys, DEMO, "--world", "1", "steps=1000", *smaller)["failures"]
+    found = plan(capsys, DEMO, "--world", "1", "--memory", "1", "steps=1000", "checkpoint.keep=1", f"out={tmp_path}",
+                 status=1)  # fmt: skip
+    assert "smallest change: zero.options.reduce_bucket_size=3307681" in found["failures"][0]
+
+
+def test_what_the_device_cannot_hold_before_it_is_cut(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A ResNet-50 and its head, .10 GiB whole on each of 1,000 ranks, a thousandth of it in a step."""
+    live = "zero.options.stage3_max_live_parameters=1000000"
+    small = ["zero.stage=3", "zero.options.reduce_bucket_size=1000000", live, "batch.accum=8"]
+    assert not plan(capsys, paper, "--world", "1000", "--memory", "1", *small)["failures"]
+    (failure,) = plan(capsys, paper, "--world", "1000", "--memory", "0.09", *small, status=1)["failures"]
+    assert failure.startswith("backbones: a rank builds the networks whole before they are cut, 0.10 GiB")
+    assert "the device holds 0.09; smallest change: a larger device" in failure
+
+
+def test_a_mixture_and_training_on_the_queries(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = yaml.safe_load((ROOT / DEMO).read_text())
+    recipe["data"]["sources"]["emoji"] = {
+        "mix": {
+            "train": {"url": "bigssl/demo/emoji/train", "weight": 3},
+            "val": {"url": "bigssl/demo/emoji/val", "weight": 1},
+        }
+    }
+    (tmp_path / "mix.yaml").write_text(yaml.safe_dump(recipe))
+    found = plan(capsys, tmp_path / "mix.yaml", "--world", "4", "precision=fp32", f"out={tmp_path / 'run'}", status=1)
+    mix = found["sources"]["emoji"]["mix"]
+    assert mix["train"]["share"] == 0.75 and mix["train"]["epochs"] == pytest.approx(370 * 192 / 3078)
+    assert found["memory"]["1"]["device"]["bf16 copies"] == 0
+    (failure,) = found["failures"]  # a run is not started either: tests/config/test_recipe.py
+    assert "probe.queries: value 'bigssl/demo/emoji/val': " in failure and "data.sources.emoji" in failure
+
+
+def test_a_recipe_that_cannot_be_read_is_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", DEMO, "--world", "2", "optim.lrr=1"]) == 2
+    assert "nearest: lr" in capsys.readouterr().err
+
+
+@pytest.fixture
+def paper(tmp_path: Path) -> Path:
+    """A recipe over a manifest of 1,000 shards of 1,000 samples; there are no shards and no sidecars."""
+    shards = [
+        {
+            "path": f"web-{i:04d}.tar", "name": f"web-{i:04d}.tar", "samples": 1000, "bytes": 10**8 + i % 7 * 10**6,
+            "sha256": f"{i:064x}", "index_sha256": f"{i + 5000:064x}", "fields": ["jpg", "txt"],
+        }
+        for i in range(1000)
+    ]  # fmt: skip
+    manifest = {"format": "bigssl-index-1", "samples": 10**6, "shards": shards}
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "index.json").write_text(json.dumps(manifest))
+    recipe = {
+        "name": "paper", "steps": 5000, "out": str(tmp_path / "run"),
+        "objective": {"name": "simclr", "source": "web", "hidden": 2048},
+        "backbones": {"image": {"type": "resnet", "size": 224}},
+        "data": {"workers": 4, "lanes": 8000, "sources": {"web": {"url": str(tmp_path / "web")}}},
+        "batch": {"size": 8000},
+        "zero": {"stage": 1, "options": {"reduce_bucket_size": 30_000_000}},
+    }  # fmt: skip
+    (tmp_path / "paper.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path / "paper.yaml"
+
+
+def test_a_thousand_shards_on_a_thousand_ranks(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each rank reads 1/1000 of the bytes from 2 shards, a node of 8 ranks 1/125 from 9; nothing comes twice."""
+    found = plan(capsys, paper, "--world", "1000")
+    web, total = found["sources"]["web"], found["sources"]["web"]["bytes"]
+    assert web["steps"] == 125 and web["epochs"] == 40 and web["share"] == 1 and web["repeated"] == 0
+    assert web["rank_bytes"]["mean"] == pytest.approx(total / 1000)
+    assert web["node_bytes"]["most"] < 1.05 * total / 125
+    assert web["rank_shards"]["most"] == 2 and web["node_shards"]["most"] == 9 and web["openings"] == 2
+    assert web["rank_imbalance"] < 1.05 and not found["warnings"]
+    by_stage = [found["memory"][stage]["total"] for stage in "0123"]
+    assert by_stage[2] <= by_stage[1] and found["parameters"]["image"] == 23_508_032
+
+
+def test_lanes_that_do_not_fit_the_ranks_are_mended(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = plan(capsys, paper, "--world", "1000", "data.lanes=256", "batch.size=1000")
+    (warning,) = bad["warnings"]
+    assert "data.sources.web: a rank opens" in warning and "its share is 1.0, since 4096 lanes" in warning
+    assert "data.lanes=8000 lets each keep its own" in warning
+
+
+def test_the_table_and_the_warning_agree_on_whose_shards_a_rank_reads(
+    paper: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 10 shards that would be its own, a rank opens 12.4, edges included, or 17.5, some of its neighbours'."""
+    for size, own in ((1000, True), (300, False)):
+        arguments = ["--world", "100", "data.lanes=4096", f"batch.size={size}"]
+        found = plan(capsys, paper, *arguments)["sources"]["web"]
+        assert found["openings"] == pytest.approx(1.24 if own else 1.75, abs=0.01) and found["own"] is own
+        assert main(["plan", "--config", str(paper), *arguments]) == 0
+        text = capsys.readouterr().out
+        assert ("each rank reads shards of its own" in text) is own
+        assert ("a rank opens 17.5 shards, its share is 10.0, since 4096 lanes, steps of 300" in text) is not own
+
+
+def test_badly_mixed_batches_are_said_with_what_mends_them(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 50 million samples, 256 lanes cannot mix a batch of 8,000; as many lanes as samples in a batch can."""
+    manifest = paper.parent / "web" / "index.json"
+    raw = json.loads(manifest.read_text())
+    raw["shards"] = [shard | {"samples": 50_000} for shard in raw["shards"]]
+    manifest.write_text(json.dumps(raw | {"samples": 50 * 10**6}))
+    bad = plan(capsys, paper, "--world", "8", "data.lanes=256", "data.shuffle_window=9")
+    (warning,) = [text for text in bad["warnings"] if "entropy" in text]
+    assert bad["sources"]["web"]["mixing"] < 0.9 and "data.lanes=8192" in warning
+    assert main(["plan", "--config", str(paper), "--world", "8", "data.lanes=8192", "data.shuffle_window=9"]) == 0
+    printed = capsys.readouterr().out
+    assert "entropy" not in printed.split("warning")[-1] and re.search(r"mixing +(99|100)\.\d% of the class", printed)
+
+
+def test_a_source_without_an_index_is_read_by_every_rank(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    url = ROOT / "bigssl/demo/emoji/train"
+    source = f"data.sources.emoji={{url: {url}, sequential: true, samples: 3074, batch: 8}}"
+    found = plan(capsys, DEMO, "--world", "4", source, f"out={tmp_path}", "data.shuffle_window=4096")
+    assert "emoji" not in found["sources"] and "captions" in found["sources"]
+    (warning,) = [text for text in found["warnings"] if "data.sources.emoji.sequential" in text]
+    assert "each of 4 ranks reads all" in warning
+    assert int(re.search(r"batches have (\d+)% of the entropy", warning)[1]) > 90  # the window holds all
+    found = plan(capsys, DEMO, "--world", "4", source, f"out={tmp_path}", "data.shuffle_window=8")
+    (warning,) = [text for text in found["warnings"] if "data.sources.emoji.sequential" in text]
+    assert int(re.search(r"batches have (\d+)% of the entropy", warning)[1]) < 30
