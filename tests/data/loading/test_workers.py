@@ -122,13 +122,14 @@ def test_one_that_nobody_waits_for_is_noticed() -> None:
 SCRIPT = """
 import signal, sys, time, torch
 from bigssl.data.loading.watchdog import Stages, Watchdog
-from bigssl.data.loading.workers import in_order
+from bigssl.data.loading.workers import computed_in_order
 def item(number):
     if number > 40 and sys.argv[1] == "asleep":
         time.sleep(100)
     return torch.zeros(10000)
 stages = Stages(3, {})
-for n, _ in enumerate(in_order(item, range(10**9), 3, stages, Watchdog(stages, rank=0, workers=3, warn=0, abort=0))):
+watchdog = Watchdog(stages, rank=0, workers=3, warn=0, abort=0)
+for n, _ in enumerate(computed_in_order(item, range(10**9), 3, stages, watchdog)):
     print(n, flush=True)
     time.sleep(0.005)
 """
