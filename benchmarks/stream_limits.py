@@ -41,7 +41,7 @@ def large_dataset(folder: Path, shards: int, samples: int) -> Path:
     return folder / "data"
 
 
-def length(sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
+def length(sample: Sample, generator: np.random.Generator, more: object) -> dict[str, Any]:
     return {"length": len(sample.fields["txt"])}
 
 

@@ -52,7 +52,7 @@ def nothing_to_write(samples: Samples, field: str, folder: Path, shards: int) ->
 def ours(folder: Path, transform: Transform, workload: Workload, workers: int) -> Iterator[Batch]:
     stream = Stream(DatasetIndex.load(folder / "tars"), seed=0)
 
-    def prepare(sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
+    def prepare(sample: Sample, generator: np.random.Generator, more: object) -> dict[str, Any]:
         return transform.prepare(sample.fields[workload.field], generator)
 
     def assemble(parts: dict[str, Any]) -> Any:

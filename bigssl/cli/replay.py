@@ -12,7 +12,7 @@ from bigssl.config.recipe import DataConfig, load_recipe, recipe_model
 from bigssl.data.errors import DataError, display
 from bigssl.data.loading import process
 from bigssl.data.loading.ledger import StepKeys, ledger_lines
-from bigssl.data.loading.loader import Loader, MicroBatches
+from bigssl.data.loading.loader import Loader, MicroBatches, Prepare
 from bigssl.data.loading.skipped import Tally
 from bigssl.data.loading.watchdog import Stages, Watchdog
 from bigssl.data.order.order import Order
@@ -28,7 +28,6 @@ name as "source". Where data.on_error is skip, samples are also prepared as the 
 ones are the same. Exit status 2 names the damage that would stop the run.
 """
 ONLY_DATA = ("batch", "seed", "lanes", "window", "on_error")
-Prepare = Callable[[Any, Any], dict[str, Any]]
 
 
 def add_replay(commands: Any) -> None:
@@ -138,7 +137,7 @@ def _of_recipe(args: argparse.Namespace) -> MicroBatches:
     return _batches(streams, sizes, prepare, recipe.seed, args.world)
 
 
-def _nothing(sample: Any, rng: Any) -> dict[str, Any]:
+def _nothing(sample: Any, rng: Any, more: Any) -> dict[str, Any]:
     return {}
 
 

@@ -23,6 +23,7 @@ from bigssl.engine.plan.preflight import Plan
 from bigssl.engine.resume import CONFIG, facts, settled
 from bigssl.engine.zero import Engine
 from bigssl.files import write_atomic
+from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses
 from bigssl.report import environment
 from bigssl.report.blind import verdicts
@@ -142,7 +143,7 @@ class _Run:
         for batch in self._timed(passes):
             data = batch.to(self.device)
             with self.clock("forward"), self.guard.noticing(self.progress.note):
-                losses: Losses = self.engine(data.data)
+                losses: Losses = self.engine(data.data, Progress(step, self.recipe.steps))
             with self.clock("backward"):
                 self.engine.backward(losses.total)
             with self.clock("optimizer"):

@@ -162,8 +162,8 @@ class Engine:
         if self._stage == 3:
             clear_padding(self._engine.module, self._engine.optimizer, distributed.world(), distributed.rank())
 
-    def __call__(self, batch: Any) -> Any:
-        return self._engine(batch)
+    def __call__(self, *arguments: Any) -> Any:
+        return self._engine(*arguments)
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import Section
 from bigssl.data.loading.loader import SEEDS
+from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets import dropout
+from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 
 
@@ -95,8 +97,13 @@ class Objective(nn.Module):
         """Names of the streams this task reads."""
         raise NotImplementedError
 
-    def prepare(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
-        """One sample as arrays, on CPU in a loader process; randomness only from `rng`, keyed by (seed, epoch, key)."""
+    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
+        """One sample as arrays, on CPU in a loader process.
+
+        Args:
+            rng: the only randomness there is, keyed by (seed, epoch, key).
+            more: `more(rng)` is another sample of the same stream, drawn by `rng` (a negative, a second document).
+        """
         raise NotImplementedError
 
     def assemble(self, by_source: dict[str, Any]) -> Any:
@@ -109,7 +116,13 @@ class Objective(nn.Module):
         with dropout.seeded(batch.get(SEEDS) if isinstance(batch, Mapping) else None):
             return super().__call__(batch, *args, **kwargs)
 
-    def forward(self, batch: Any) -> Losses:
+    def forward(self, batch: Any, at: Progress) -> Losses:
+        """The losses of a micro-batch.
+
+        Args:
+            batch: what `assemble` gave, on the device.
+            at: what schedules (a temperature, a ramp) are functions of; a counter of one's own would be lost on resume.
+        """
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:  # noqa: B027 - optional: EMA teachers, queues

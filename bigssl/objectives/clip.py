@@ -19,7 +19,9 @@ from bigssl import distributed
 from bigssl.data.kinds import decode
 from bigssl.data.kinds import text as textual
 from bigssl.data.kinds.augment import SimClrAugment
+from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
+from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Objective, ObjectiveConfig, tower
 from bigssl_kernels import clip_loss
@@ -79,13 +81,13 @@ class Clip(Objective):
     def sources(self) -> list[str]:
         return [self.config.source]
 
-    def prepare(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         caption = decode.running_text(sample)
         input_ids, attention_mask = textual.encode(self.text.tokenizer, caption, self.text.length)
         image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.image.size)
         return {"image": self.augment(image, rng), "input_ids": input_ids, "attention_mask": attention_mask}
 
-    def forward(self, batch: dict[str, Tensor]) -> Losses:
+    def forward(self, batch: dict[str, Tensor], at: Progress) -> Losses:
         image = self.image_projection(self.image.images(batch["image"])).float()
         text = self.text_projection(self.text.text(batch["input_ids"], batch["attention_mask"])).float()
         scale = self._scale()

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Section
 from bigssl.data.loading.loader import SEEDS
+from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets import dropout
+from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Objective, build, union
 
@@ -61,10 +63,10 @@ class Joint(Objective):
     def sources(self) -> list[str]:
         return sorted({source for _, part in self._objectives() for source in part.sources()})
 
-    def prepare(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         seeds = rng.integers(2**63, size=len(self.parts))  # a stream each, so that one part cannot shift another's
         return {
-            name: part.prepare(sample, np.random.default_rng(seed))
+            name: part.prepare(sample, np.random.default_rng(seed), more)
             for (name, part), seed in zip(self._objectives(), seeds, strict=True)
             if sample.source in part.sources()
         }
@@ -75,8 +77,8 @@ class Joint(Objective):
             for name, part in self._objectives()
         }
 
-    def forward(self, batch: dict[str, Any]) -> Losses:
-        losses = {name: part(batch[name]) for name, part in self._objectives()}
+    def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
+        losses = {name: part(batch[name], at) for name, part in self._objectives()}
         total = sum((self.weights[name] * loss.total for name, loss in losses.items()), start=0.0)
         assert isinstance(total, Tensor)
         return Losses(

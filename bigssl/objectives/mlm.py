@@ -23,11 +23,13 @@ from bigssl.data.kinds.masking import IGNORE, Unit, corrupt, select
 from bigssl.data.kinds.packing import pack_rows, split_rows
 from bigssl.data.loading.collate import Ragged
 from bigssl.data.loading.loader import SEEDS
+from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets import dropout
 from bigssl.nets.frequencies import TokenFrequencies
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.nets.packed import check_packable, packed_tokens
+from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Objective, ObjectiveConfig, tower
 
@@ -66,7 +68,7 @@ class Mlm(Objective):
     def sources(self) -> list[str]:
         return [self.config.source]
 
-    def prepare(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         tokenizer, length = self.backbone.tokenizer, self.backbone.length
         document = decode.running_text(sample)
         if self.config.packing:
@@ -117,7 +119,7 @@ class Mlm(Objective):
         unmaskable = (batch["labels"] == IGNORE).all(1).float().mean()
         return hidden, {"padding": (batch["attention_mask"] == 0).float().mean(), "unmaskable": unmaskable}
 
-    def forward(self, batch: dict[str, Any]) -> Losses:
+    def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         hidden, stats = self._hidden(batch)
         total = self.head(hidden, batch["labels"], batch["labelled"]).float()
         blind, everywhere = self.frequencies(batch["labels"])

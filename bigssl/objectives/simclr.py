@@ -17,8 +17,10 @@ from pydantic import Field
 from bigssl import distributed
 from bigssl.data.kinds import decode
 from bigssl.data.kinds.views import AugmentConfig, TwoViews
+from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.heads import ProjectionHead
+from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, tower
 from bigssl_kernels import nt_xent
@@ -54,11 +56,11 @@ class Simclr(Objective):
     def sources(self) -> list[str]:
         return [self.config.source]
 
-    def prepare(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.backbone.size)
         return self.views.prepare(image, rng)
 
-    def forward(self, batch: dict[str, Any]) -> Losses:
+    def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         views = torch.cat(self.views.of(batch))  # [2B, 3, H, W]
         z1, z2 = self.head(self.backbone.images(views)).float().chunk(2)
         loss = nt_xent(z1, z2, self.config.temperature, group=distributed.group())

@@ -48,7 +48,7 @@ def run(stream: Stream, world: int, workers: int, start: int, stop: int, size: i
     """The global batches of steps [start, stop): the parts of `world` loaders, in their order."""
     ranks = []
     for rank in range(world):
-        loader = make_loader({"": stream}, {"": size}, lambda sample, rng: {"n": 1}, dict, seed=0, rank=rank,
+        loader = make_loader({"": stream}, {"": size}, lambda *_: {"n": 1}, dict, seed=0, rank=rank,
                              world=world, accum=1, workers=workers, start_step=start, stop_step=stop,
                              device_pin=False)  # fmt: skip
         ranks.append([batch.keys[""] for batch in loader])

@@ -21,9 +21,16 @@ from bigssl.data.sample import Sample
 from bigssl.nets import towers
 from bigssl.nets.kinds import IMAGE, TEXT, WHY_NOT
 from bigssl.nets.pool import pooled
+from bigssl.nets.progress import Progress
 from bigssl.objectives.mlm import Mlm
 from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import ImageInput, TextInput
+
+AT = Progress(0, 100)
+
+
+def alone(_: np.random.Generator) -> Sample:
+    raise AssertionError("this task asks for no other sample")
 
 DEMO = Path(towers.__file__).parents[1] / "demo"
 MOST = 24  # positions of the tiny text networks
@@ -97,7 +104,7 @@ def longest(kind: str, files: dict[int, Path]) -> towers.Tower:
 def batch(task: Mlm, length: int) -> dict[str, Any]:
     documents = ["the state of the union is strong " * 9, "a \u2603\u2603 cat"]
     samples = [Sample(f"s{n}", {"txt": each.encode()}, n, 0, "x.tar", "t") for n, each in enumerate(documents)]
-    prepared = [task.prepare(sample, np.random.default_rng(n)) for n, sample in enumerate(samples)]
+    prepared = [task.prepare(sample, np.random.default_rng(n), alone) for n, sample in enumerate(samples)]
     assert prepared[0]["attention_mask"].sum() == length  # every position is used
     return task.assemble({"t": collate(prepared)})
 
@@ -106,7 +113,7 @@ def batch(task: Mlm, length: int) -> dict[str, Any]:
 def test_text_networks(kind: str, tokenizers: dict[int, Path], tmp_path: Path) -> None:
     tower = longest(kind, tokenizers)
     task = Mlm(Mlm.Config(source="t", backbone="net", ratio=0.3), {"net": tower})
-    loss = task(batch(task, tower.length)).total
+    loss = task(batch(task, tower.length), AT).total
     loss.backward()
     assert loss.isfinite()
     for name, parameter in task.named_parameters():

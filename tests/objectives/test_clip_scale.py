@@ -12,7 +12,10 @@ import torch.distributed as dist
 from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
 from bigssl.engine.optim import build_optimizer
+from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Objective, discover
+
+AT = Progress(0, 100)
 
 ABOVE = math.log(100) + 0.05
 
@@ -35,7 +38,7 @@ def test_above_its_cap_the_scale_moves_only_down(
     start: float, slope: float, moves: bool, objective: Any, batch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = clip_with_slope(objective, start, monkeypatch, lambda: slope)
-    losses = task(batch(task, size=4))
+    losses = task(batch(task, size=4), AT)
     losses.total.backward()
     assert task.log_scale.grad.item() == pytest.approx(100.0 * slope if moves else 0.0)  # type: ignore[union-attr]
     assert losses.stats["scale"].item() <= 100.0
@@ -48,7 +51,7 @@ def test_below_its_cap_the_scale_has_the_gradient_of_exp(
     slope: float, objective: Any, batch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = clip_with_slope(objective, 2.5, monkeypatch, lambda: slope)
-    task(batch(task, size=4)).total.backward()
+    task(batch(task, size=4), AT).total.backward()
     assert task.log_scale.grad.item() == pytest.approx(slope * math.exp(2.5), rel=1e-6)  # type: ignore[union-attr]
 
 
@@ -66,7 +69,7 @@ def steps_under_zero(objective: Any, batch: Any, stage: int, slopes: tuple[float
         optimizer = build_optimizer(task, recipe.optim, sharded=stage > 0)
         engine = zero.Engine(task, optimizer, recipe, micro=4, accum=1, bf16=False)
         for step in range(3):
-            engine.backward(engine(batch(task, rank=dist.get_rank(), world=2, size=8, step=step)).total)
+            engine.backward(engine(batch(task, rank=dist.get_rank(), world=2, size=8, step=step), AT).total)
             engine.step()
         with zero.gathered([task.log_scale]):  # type: ignore[list-item]
             return task.log_scale.item()  # type: ignore[operator, union-attr]

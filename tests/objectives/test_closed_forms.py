@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.progress import Progress
 from bigssl.objectives.base import discover
+
+AT = Progress(0, 100)
 
 
 def flatten_weights(module: nn.Module, value: float = 0.0) -> None:
@@ -25,7 +28,7 @@ def test_simclr_collapsed_is_ln_of_2n_minus_1(size: int, objective: Any, batch: 
     flatten_weights(task.head)
     with torch.no_grad():
         task.head.layers[-1].bias.fill_(1.0)  # one embedding for every image
-    losses = task(batch(task, size=size))
+    losses = task(batch(task, size=size), AT)
     assert losses.total.item() == pytest.approx(math.log(2 * size - 1), abs=1e-5)
     assert losses.blind == pytest.approx(math.log(2 * size - 1))
 
@@ -33,7 +36,7 @@ def test_simclr_collapsed_is_ln_of_2n_minus_1(size: int, objective: Any, batch: 
 def test_simclr_equals_a_loop_over_pairs(objective: Any, batch: Any) -> None:
     task = objective(discover()["simclr"], "simclr", temperature=0.3)
     data = batch(task, size=5)
-    loss = task(data).total.item()
+    loss = task(data, AT).total.item()
     with torch.no_grad():
         both = torch.cat([data["view1"], data["view2"]])
         z = torch.nn.functional.normalize(task.head(task.backbone.images(both)).double())
@@ -47,21 +50,21 @@ def test_simclr_equals_a_loop_over_pairs(objective: Any, batch: Any) -> None:
 def test_clip_collapsed_is_ln_n_and_its_scale_is_capped(objective: Any, batch: Any) -> None:
     task = objective(discover()["clip"], "clip")
     data = batch(task, size=8)
-    assert task(data).stats["scale"].item() == pytest.approx(1 / 0.07)
+    assert task(data, AT).stats["scale"].item() == pytest.approx(1 / 0.07)
     with torch.no_grad():
         task.log_scale.fill_(9.0)
-    assert task(data).stats["scale"].item() == pytest.approx(100.0)
+    assert task(data, AT).stats["scale"].item() == pytest.approx(100.0)
     flatten_weights(task.image_projection)
-    assert task(data).total.item() == pytest.approx(math.log(8), abs=1e-5)
+    assert task(data, AT).total.item() == pytest.approx(math.log(8), abs=1e-5)
 
 
 def test_mlm_without_knowledge_is_ln_of_the_vocabulary(objective: Any, batch: Any) -> None:
     task = objective(discover()["mlm"], "mlm")
     data = batch(task)
-    start = task(data)
+    start = task(data, AT)
     assert start.total.item() == pytest.approx(start.blind.item(), rel=0.05)
     flatten_weights(task.head)
-    assert task(data).total.item() == pytest.approx(math.log(task.backbone.vocabulary), abs=1e-5)
+    assert task(data, AT).total.item() == pytest.approx(math.log(task.backbone.vocabulary), abs=1e-5)
 
 
 def test_mlm_equals_a_loop_over_the_masked_tokens(objective: Any, batch: Any) -> None:
@@ -75,7 +78,7 @@ def test_mlm_equals_a_loop_over_the_masked_tokens(objective: Any, batch: Any) ->
             -torch.log_softmax(logits[b, t], 0)[data["labels"][b, t]].item()
             for b, t in (data["labels"] != -100).nonzero().tolist()
         ]
-    assert task(data).total.item() == pytest.approx(sum(picked) / len(picked), rel=1e-5)
+    assert task(data, AT).total.item() == pytest.approx(sum(picked) / len(picked), rel=1e-5)
 
 
 def test_mlm_head_without_a_masked_token_is_zero_with_zero_gradient() -> None:
@@ -89,9 +92,9 @@ def test_mlm_head_without_a_masked_token_is_zero_with_zero_gradient() -> None:
 def test_joint_is_the_weighted_sum_of_its_parts(objective: Any, batch: Any) -> None:
     task = objective(discover()["joint"], "joint")
     data, twin = batch(task), objective(discover()["joint"], "joint")  # a pass counts tokens
-    losses = task(data)
+    losses = task(data, AT)
     weights = {"views": 1.0, "captions": 0.5, "words": 0.1}
-    alone = {name: twin.parts[name](data[name]) for name in weights}
+    alone = {name: twin.parts[name](data[name], AT) for name in weights}
     assert losses.total.item() == pytest.approx(sum(w * alone[n].total.item() for n, w in weights.items()), rel=1e-5)
     assert float(losses.blind) == pytest.approx(sum(w * float(alone[n].blind) for n, w in weights.items()))
     assert {name: part.total.item() for name, part in losses.parts.items()} == pytest.approx(

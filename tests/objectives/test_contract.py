@@ -11,7 +11,10 @@ import torch
 import torch.distributed as dist
 
 from bigssl.engine import zero
+from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses, Objective, discover
+
+AT = Progress(0, 100)
 
 TASKS = sorted(discover().items())
 each_task = pytest.mark.parametrize(("name", "kind"), TASKS, ids=[name for name, _ in TASKS])
@@ -19,7 +22,7 @@ each_task = pytest.mark.parametrize(("name", "kind"), TASKS, ids=[name for name,
 
 def gradients(objective: Objective, batch: Any) -> tuple[Losses, dict[str, torch.Tensor]]:
     objective.zero_grad()
-    losses = objective(batch)
+    losses = objective(batch, AT)
     losses.total.backward()
     return losses, {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
 
@@ -40,9 +43,9 @@ def test_gradients_reach_every_trainable_parameter_and_no_frozen_one(
 @each_task
 def test_seed_and_position_fix_the_loss(name: str, kind: type[Objective], objective: Any, batch: Any) -> None:
     first, again = objective(kind, name), objective(kind, name)
-    same = first(batch(first)).total, again(batch(again)).total
+    same = first(batch(first), AT).total, again(batch(again), AT).total
     assert torch.equal(*same)
-    assert not torch.equal(same[0], first(batch(first, step=1)).total)
+    assert not torch.equal(same[0], first(batch(first, step=1), AT).total)
 
 
 @each_task
@@ -50,7 +53,7 @@ def test_losses_are_reported_beside_their_blind_line(
     name: str, kind: type[Objective], objective: Any, batch: Any
 ) -> None:
     task = objective(kind, name)
-    losses = task(batch(task))
+    losses = task(batch(task), AT)
     assert losses.total.shape == () and losses.total.requires_grad
     for path, each in losses.named():
         values = [*each.stats.values()] + [each.total] * bool(path) + [torch.as_tensor(each.blind)]
@@ -63,10 +66,10 @@ def test_one_batch_overfits(name: str, kind: type[Objective], objective: Any, ba
     task = objective(kind, name)
     data = batch(task)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
-    first = task(data).total.item()
+    first = task(data, AT).total.item()
     for _ in range(60):
         optimizer.zero_grad()
-        losses = task(data)
+        losses = task(data, AT)
         losses.total.backward()
         optimizer.step()
     assert losses.total.item() < 0.6 * min(first, float(losses.blind))
@@ -81,7 +84,7 @@ def test_state_round_trips(name: str, kind: type[Objective], objective: Any, bat
     state = copy.deepcopy(task.state_dict())
     other = objective(kind, name)
     other.load_state_dict(state)
-    assert torch.equal(other(batch(other)).total, task(batch(task)).total)
+    assert torch.equal(other(batch(other), AT).total, task(batch(task), AT).total)
 
 
 @each_task
@@ -92,7 +95,7 @@ def test_after_step_moves_what_it_keeps(name: str, kind: type[Objective], object
         task.after_step(0)
         assert all(torch.equal(value, before[key]) for key, value in task.state_dict().items())
         return
-    task(batch(task)).total.backward()
+    task(batch(task), AT).total.backward()
     before = copy.deepcopy(task.state_dict())
     with torch.no_grad():
         for parameter in task.parameters():

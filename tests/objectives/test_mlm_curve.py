@@ -9,7 +9,10 @@ import torch
 import torch.distributed as dist
 
 from bigssl import distributed
+from bigssl.nets.progress import Progress
 from bigssl.objectives.mlm import Mlm
+
+AT = Progress(0, 100)
 
 
 def curve(objective: Any, batch: Any) -> list[float]:
@@ -18,7 +21,7 @@ def curve(objective: Any, batch: Any) -> list[float]:
     optimizer = torch.optim.AdamW(task.parameters(), lr=1e-2)
     losses = []
     for step in range(8):
-        loss = task(batch(task, step=step, rank=rank, world=world)).total
+        loss = task(batch(task, step=step, rank=rank, world=world), AT).total
         optimizer.zero_grad()
         loss.backward()
         for parameter in task.parameters():
@@ -63,7 +66,7 @@ def test_the_head_is_told_how_many_tokens_are_labelled(objective: Any, batch: An
     task, told = objective(Mlm, "mlm"), []
     task.head.register_forward_pre_hook(lambda module, args: told.append(args[2]))
     data = batch(task)
-    loss = task(data).total
+    loss = task(data, AT).total
     assert told == [(data["labels"] != -100).sum()] and 12 <= told[0] < data["labels"].numel()
     data["labels"] = data["input_ids"]  # more than were counted: loud, not left out
-    assert loss.isfinite() and task(data).total.isnan()
+    assert loss.isfinite() and task(data, AT).total.isnan()

@@ -15,7 +15,14 @@ from bigssl.data.loading.collate import collate
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.sample import Sample
 from bigssl.engine import zero
+from bigssl.nets.progress import Progress
 from bigssl.objectives.mlm import Mlm
+
+AT = Progress(0, 100)
+
+
+def alone(_: np.random.Generator) -> Sample:
+    raise AssertionError("this task asks for no other sample")
 
 TEXTS = [
     "grinning face", "the state of the union is strong and it will be strong in all the years to come, I am sure",
@@ -28,7 +35,7 @@ def sample(text: str, number: int = 0) -> Sample:
 
 
 def prepared(task: Mlm, texts: list[str]) -> list[dict[str, Any]]:
-    return [task.prepare(sample(text, n), np.random.default_rng(n)) for n, text in enumerate(texts)]
+    return [task.prepare(sample(text, n), np.random.default_rng(n), alone) for n, text in enumerate(texts)]
 
 
 def assembled(task: Mlm, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -50,7 +57,7 @@ def unpacked(packed: dict[str, Any], length: int) -> dict[str, Any]:
 
 def gradients(task: Mlm, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     task.zero_grad()
-    total = task(batch).total
+    total = task(batch, AT).total
     total.backward()
     return total.detach(), {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
 
@@ -84,7 +91,7 @@ def test_every_token_of_every_text_is_there(objective: Any) -> None:
 def test_stats_say_what_is_wasted(objective: Any) -> None:
     task = objective(Mlm, "mlm", packing=True)
     batch = assembled(task, prepared(task, TEXTS))
-    stats = task(batch).stats
+    stats = task(batch, AT).stats
     assert stats["padding"].item() == pytest.approx((batch["segments"] == 0).float().mean().item())
     assert stats["padding"] < (unpacked(batch, 16)["attention_mask"] == 0).float().mean()
     plain = objective(Mlm, "mlm")
@@ -97,9 +104,9 @@ def test_a_text_with_nothing_to_mask_is_counted_and_changes_nothing(packing: boo
     task = objective(Mlm, "mlm", packing=packing)
     samples = prepared(task, ["a cat", "", "two hearts", " \n [MASK] "])
     full, without = assembled(task, samples), assembled(task, samples[::2])
-    assert torch.isclose(task(full).total, task(without).total)
-    assert task(full).stats["unmaskable"].item() == 0.5
-    assert task(without).stats["unmaskable"].item() == 0.0
+    assert torch.isclose(task(full, AT).total, task(without, AT).total)
+    assert task(full, AT).stats["unmaskable"].item() == 0.5
+    assert task(without, AT).stats["unmaskable"].item() == 0.0
     empty = task(assembled(task, samples[1::2]))
     assert empty.total.item() == 0 and empty.stats["unmaskable"].item() == 1.0
     empty.total.backward()
@@ -108,7 +115,7 @@ def test_a_text_with_nothing_to_mask_is_counted_and_changes_nothing(packing: boo
 
 def test_very_long_texts_give_a_window(objective: Any) -> None:
     task = objective(Mlm, "mlm", packing=True, longest=60)
-    samples = [task.prepare(sample("word " * 500), np.random.default_rng(n)) for n in range(2)]
+    samples = [task.prepare(sample("word " * 500), np.random.default_rng(n), alone) for n in range(2)]
     assert all(12 <= len(s["input_ids"].values) <= 40 for s in samples)
 
 
@@ -121,7 +128,7 @@ def test_documents_of_sentences(objective: Any) -> None:
     task = objective(Mlm, "mlm")
     rng = np.random.default_rng
     spoken = Sample("k", {"json": b'{"sentences": ["a cat", "a dog"], "label": 3}'}, 0, 0, "x.tar", "emoji")
-    ours, plain = task.prepare(spoken, rng(0)), task.prepare(sample("a cat a dog"), rng(0))
+    ours, plain = task.prepare(spoken, rng(0), alone), task.prepare(sample("a cat a dog"), rng(0), alone)
     for name, value in plain.items():
         np.testing.assert_array_equal(ours[name], value)
 
@@ -154,7 +161,7 @@ def test_the_loader_and_joint_recipes_pack_too(objective: Any, batch: Any) -> No
     task = objective(Joint, "joint", parts={n: {**p, "source": "emoji"} for n, p in parts.items()})
     data = batch(task)
     assert data["words"]["segments"].max() > 1
-    losses = task(data)
+    losses = task(data, AT)
     assert losses.total.isfinite() and losses.parts["words"].stats["padding"] < 0.5
 
 
@@ -163,10 +170,10 @@ def test_other_units_learn(unit: str, objective: Any, batch: Any) -> None:
     task = objective(Mlm, "mlm", masking=unit, packing=True)
     data = batch(task)
     optimizer = torch.optim.AdamW(task.parameters(), lr=5e-3)
-    first = task(data).total.item()
+    first = task(data, AT).total.item()
     for _ in range(30):
         optimizer.zero_grad()
-        loss = task(data).total
+        loss = task(data, AT).total
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.6 * first

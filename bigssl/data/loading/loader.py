@@ -19,7 +19,7 @@ from bigssl.data.loading.collate import collate
 from bigssl.data.loading.pinning import Batches, in_thread
 from bigssl.data.loading.watchdog import Stages, Watchdog
 from bigssl.data.loading.workers import computed_in_order
-from bigssl.data.order.order import Order
+from bigssl.data.order.order import More, Order
 from bigssl.data.order.rng import sample_rng, seeds
 from bigssl.data.sample import Sample
 
@@ -27,7 +27,7 @@ _TOGETHER = 32  # samples that are read before they are prepared
 SEEDS = "sample_seeds"
 """Field that the loader adds to the batch of each source, int64 [B]: a function of (run seed, source, position), for
 what is random on the device, such as dropout."""
-Prepare = Callable[[Sample, np.random.Generator], dict[str, Any]]
+Prepare = Callable[[Sample, np.random.Generator, More], dict[str, Any]]
 
 
 class Bad(NamedTuple):
@@ -157,7 +157,7 @@ class MicroBatches:
                 if isinstance(sample, DataError):
                     raise sample
                 self.stages.publish("preparing", name, place, sample.key)
-                return sample.key, self._prepare(sample)
+                return sample.key, self._prepare(sample, stream.another)
             except DataError as error:
                 if stream.on_error == "raise":
                     raise
@@ -168,9 +168,9 @@ class MicroBatches:
             f"for it are bad (data.max_errors {stream.max_errors}, {len(stream)} samples); the last: {errors[-1].cause}"
         )
 
-    def _prepare(self, sample: Sample) -> dict[str, Any]:
+    def _prepare(self, sample: Sample, more: More) -> dict[str, Any]:
         try:
-            return self.prepare(sample, sample_rng(self.seed, sample.epoch, sample.key, sample.source))
+            return self.prepare(sample, sample_rng(self.seed, sample.epoch, sample.key, sample.source), more)
         except DataError as error:
             where = f"source {sample.source!r}, shard {sample.shard}, sample {sample.key!r}"
             raise DataError(f"{where}: {error}") from error
@@ -240,7 +240,7 @@ def make_loader(
 ) -> Loader:
     """Yields the `Batch` of every micro-batch of steps [start_step, stop_step) for `rank`, in order.
 
-    sizes: global samples per step, by source. prepare(sample, generator) -> dict of arrays, in a worker;
+    sizes: global samples per step, by source. prepare(sample, generator, more) -> dict of arrays, in a worker;
     assemble({source: collated dict}) -> the data of the batch. The content does not depend on `workers`.
     warn_after, abort_after: seconds of the `Watchdog`. Raises DataError by the streams' policy, and when a worker ends.
     """

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from bigssl.data.errors import DataError
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
+
+More = Callable[[np.random.Generator], Sample]
+"""Draws another sample of the same source; see `Order.another`."""
 
 
 class Order(ABC):
@@ -73,6 +76,13 @@ class Order(ABC):
     @abstractmethod
     def read(self, position: int) -> Sample:
         """The sample at `position`, verified. Raises DataError naming shard, key, offset and cause."""
+
+    def another(self, rng: np.random.Generator) -> Sample:
+        """A sample drawn by `rng`: the same for the same state of it, wherever and whenever it is asked for.
+
+        Raises DataError.
+        """
+        return self.read(int(rng.integers(len(self))))
 
     @abstractmethod
     def candidates(self, position: int) -> Iterator[int]:

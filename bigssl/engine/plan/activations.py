@@ -27,6 +27,7 @@ from bigssl.data.loading.loader import SEEDS
 from bigssl.data.sample import Sample
 from bigssl.engine.plan.memory import cast_weights
 from bigssl.engine.plan.preflight import build_networks
+from bigssl.nets.progress import Progress
 from bigssl.nets.weightless import quiet, shapes_only
 from bigssl.objectives.base import Objective
 from bigssl.objectives.joint import Joint
@@ -53,6 +54,7 @@ class Trial:
     """
 
     def __init__(self, recipe: Recipe) -> None:
+        self._steps = recipe.steps
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         try:
             with torch.device("meta"):
@@ -83,7 +85,8 @@ class Trial:
     def _batch(self, source: str, count: int) -> Any:
         """Made-up samples, prepared and collated as in a loader."""
         rng = np.random.default_rng(0)
-        samples = collate([self.objective.prepare(_sample(source), rng) for _ in range(count)])
+        sample = _sample(source)
+        samples = collate([self.objective.prepare(sample, rng, lambda _: sample) for _ in range(count)])
         return samples | {SEEDS: torch.zeros(count, dtype=torch.int64)}
 
     def _count(self, found: Activations, name: str, part: Objective, batch: Any, bf16: bool) -> int:
@@ -104,7 +107,7 @@ class Trial:
             saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
             eager = torch.compiler.set_stance("force_eager")  # what `compile` spares cannot be said beforehand
             with self._fake, saved, eager, quiet(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                part(tree_map(_without_numbers, batch))
+                part(tree_map(_without_numbers, batch), Progress(0, self._steps))
         except Exception as error:  # whatever a loss does with numbers that are not there
             complete = reached == towers.keys()
             (found.partly if complete else found.unknown)[name] = _short(error)

@@ -27,19 +27,19 @@ COUNTS = (5, 1, 13, 2, 8, 8)
 AUGMENT = SimClrAugment(16)
 
 
-def two_views(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+def two_views(sample: Sample, rng: np.random.Generator, more: object) -> dict[str, Any]:
     image = decode.image(sample.fields["jpg"])
     return {"a": AUGMENT(image, rng), "b": AUGMENT(image, rng), "at": sample.position, "draw": float(rng.random())}
 
 
-def numbers(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+def numbers(sample: Sample, rng: np.random.Generator, more: object) -> dict[str, Any]:
     return {"number": decode.meta(sample.fields["json"])["number"], "draw": rng.random()}
 
 
-def fussy(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+def fussy(sample: Sample, rng: np.random.Generator, more: object) -> dict[str, Any]:
     if sample.key in ("s-00003", "s-00004", "s-00020"):
         raise DataError("field 'jpg' is blank")
-    return numbers(sample, rng)
+    return numbers(sample, rng, more)
 
 
 def make(streams: Any, size: int, prepare: Any = numbers, **options: Any) -> Loader:
@@ -154,7 +154,7 @@ def test_a_bad_sample_is_the_same_one_in_every_epoch(dataset) -> None:
 
 
 def test_nothing_good_is_an_error(dataset) -> None:
-    def hopeless(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+    def hopeless(sample: Sample, rng: np.random.Generator, more: object) -> dict[str, Any]:
         raise DataError("no")
 
     stream = Stream(dataset((3,)), seed=0, on_error="skip")
@@ -196,7 +196,7 @@ def test_a_worker_obeys_its_parent(dataset, gone) -> None:
     assert gone([pid])
 
 
-def slow(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+def slow(sample: Sample, rng: np.random.Generator, more: object) -> dict[str, Any]:
     time.sleep(0.05)
     return {"draw": rng.random()}
 
@@ -220,7 +220,7 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.loading.loader import make_loader
 from bigssl.data.order.stream import Stream
 stream = Stream(DatasetIndex.load(sys.argv[1]), seed=0)
-loader = make_loader({"": stream}, {"": 4}, lambda s, r: {"n": 1}, dict, seed=0, rank=0, world=1, accum=1, workers=2,
+loader = make_loader({"": stream}, {"": 4}, lambda *_: {"n": 1}, dict, seed=0, rank=0, world=1, accum=1, workers=2,
                      start_step=0, stop_step=10**6, device_pin=False)
 for batch in loader:
     print(batch.keys[""][0], flush=True)

@@ -85,7 +85,7 @@ def test_many_workers_are_not_all_listed() -> None:
     assert "waiting for worker 4 of 30" in said[0] and "and 21 more" in said[0]
 
 
-def stuck(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+def stuck(sample: Sample, rng: np.random.Generator, more: object) -> dict[str, Any]:
     if sample.key == "s-00004":
         time.sleep(60)
     return {"n": 1}
@@ -115,7 +115,7 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.loading.loader import make_loader
 from bigssl.data.order.stream import Stream
 stream = Stream(DatasetIndex.load(sys.argv[1]), seed=0, source="img")
-list(make_loader({"img": stream}, {"img": 2}, lambda s, r: time.sleep(100), dict, seed=0, rank=0, world=1, accum=1,
+list(make_loader({"img": stream}, {"img": 2}, lambda *_: time.sleep(100), dict, seed=0, rank=0, world=1, accum=1,
                  workers=0, start_step=0, stop_step=2, device_pin=False, warn_after=0.2, abort_after=0.5))
 """
 

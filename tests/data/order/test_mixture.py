@@ -179,7 +179,7 @@ def test_stand_ins_are_of_the_same_dataset_and_epoch() -> None:
         assert sorted(n for _, n in found) == (list(range(6)) if number < 6 else list(range(6, 13)))
 
 
-def number_of(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+def number_of(sample: Sample, rng: np.random.Generator, more: object) -> dict[str, Any]:
     if sample.key == "few/s-00002":
         raise DataError("field 'txt' is blank")
     return {"number": decode.meta(sample.fields["json"])["number"]}

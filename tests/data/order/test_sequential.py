@@ -61,7 +61,7 @@ def keys_of(source: SequentialStream, begin: int, end: int) -> list[str]:
         source.close()
 
 
-def key_only(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+def key_only(sample: Sample, rng: np.random.Generator, more: object) -> dict[str, Any]:
     return {"draw": float(rng.random())}
 
 
@@ -110,7 +110,7 @@ def test_worlds_and_workers_see_one_order(tars: Path) -> None:
         assert ledger(world, workers) == expected
 
 
-def not_three(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+def not_three(sample: Sample, rng: np.random.Generator, more: object) -> dict[str, Any]:
     if sample.key in ("k003", "k010", "k036"):
         raise DataError("bad")
     return {"draw": 0.0}

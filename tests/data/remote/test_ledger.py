@@ -49,7 +49,7 @@ def large(folder: Path, shards: int, samples: int) -> DatasetIndex:
     return build_index(tars, folder)
 
 
-def as_it_is(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+def as_it_is(sample: Sample, rng: np.random.Generator, more: object) -> dict[str, Any]:
     return {"bytes": hashlib.sha256(repr(sorted(sample.fields.items())).encode()).hexdigest()}
 
 
@@ -297,7 +297,7 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.loading.loader import make_loader
 from bigssl.data.order.stream import Stream
 stream = Stream(DatasetIndex.load(sys.argv[1], RemoteConfig(cache=sys.argv[2] or None)), seed=0)
-loader = make_loader({"": stream}, {"": 4}, lambda s, r: {"n": 1}, dict, seed=0, rank=0, world=1, accum=1, workers=2,
+loader = make_loader({"": stream}, {"": 4}, lambda *_: {"n": 1}, dict, seed=0, rank=0, world=1, accum=1, workers=2,
                      start_step=0, stop_step=10**6, device_pin=False)
 for batch in loader:
     print(batch.keys[""][0], flush=True)

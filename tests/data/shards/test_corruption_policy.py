@@ -114,7 +114,7 @@ def damages(index: DatasetIndex) -> Iterator[Damage]:
         yield flip_payload(key, body + length - 1)
 
 
-def picture(sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
+def picture(sample: Sample, generator: np.random.Generator, more: object) -> dict[str, Any]:
     decode.image(sample.fields["jpg"])
     return {"position": sample.position}
 

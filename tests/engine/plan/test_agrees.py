@@ -14,7 +14,10 @@ from bigssl.config.recipe import Recipe
 from bigssl.data.loading.loader import make_loader
 from bigssl.engine.plan import preflight
 from bigssl.engine.plan.checks import Paper, draft
+from bigssl.nets.progress import Progress
 from bigssl.objectives.mlm import Mlm
+
+AT = Progress(0, 100)
 
 DEMO = Path(__file__).parents[3] / "bigssl" / "demo"
 VIT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}
@@ -72,7 +75,7 @@ def step(plan: preflight.Plan) -> None:
         plan.streams, plan.sizes, plan.objective.prepare, plan.objective.assemble, seed=0, rank=distributed.rank(),
         world=1, accum=1, workers=0, start_step=0, stop_step=1, device_pin=False,
     )  # fmt: skip
-    loss = plan.objective(next(iter(loader)).data).total
+    loss = plan.objective(next(iter(loader)).data, AT).total
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in plan.objective.parameters())

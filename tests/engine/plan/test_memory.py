@@ -17,7 +17,10 @@ from bigssl.engine import zero
 from bigssl.engine.optim import build_optimizer
 from bigssl.engine.plan import memory, preflight
 from bigssl.engine.plan.activations import Trial
+from bigssl.nets.progress import Progress
 from bigssl.objectives.mlm import Mlm
+
+AT = Progress(0, 100)
 
 OPTIONS = {"reduce_bucket_size": 30_000, "stage3_param_persistence_threshold": 200}
 CASES = [
@@ -162,7 +165,7 @@ def saved_bytes(objective: nn.Module, batch: Any, bf16: bool) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", enabled=bf16):
-        loss = objective(batch).total
+        loss = objective(batch, AT).total
     weights = {parameter.untyped_storage()._cdata for parameter in objective.parameters()}
     assert loss.isfinite()
     return sum(t.untyped_storage().nbytes() for handle, t in kept.items() if handle not in weights)
@@ -204,10 +207,10 @@ def test_activations_say_where_the_count_ends(recipe: Any, joint: dict[str, Any]
     """A loss may ask for numbers, which a tensor without memory does not have: after the backbone, or before it."""
     networks = Trial(recipe(**joint))
     whole = networks.activations({"emoji": 8, "text": 4}, bf16=True)
-    monkeypatch.setattr(Mlm, "forward", lambda self, batch: self._hidden(batch)[0].sum().item())
+    monkeypatch.setattr(Mlm, "forward", lambda self, batch, at: self._hidden(batch)[0].sum().item())
     after = networks.activations({"emoji": 8, "text": 4}, bf16=True)
     assert set(after.partly) == {"words"} and not after.unknown
-    monkeypatch.setattr(Mlm, "forward", lambda self, batch: batch["input_ids"].sum().item())
+    monkeypatch.setattr(Mlm, "forward", lambda self, batch, at: batch["input_ids"].sum().item())
     before = networks.activations({"emoji": 8, "text": 4}, bf16=True)
     assert set(before.unknown) == {"words"} and "DataDependent" in before.unknown["words"]
     assert before.bytes < after.bytes < whole.bytes
