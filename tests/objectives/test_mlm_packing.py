@@ -96,7 +96,7 @@ def test_stats_say_what_is_wasted(objective: Any) -> None:
     assert stats["padding"] < (unpacked(batch, 16)["attention_mask"] == 0).float().mean()
     plain = objective(Mlm, "mlm")
     rows = assembled(plain, prepared(plain, TEXTS))
-    assert plain(rows).stats["padding"].item() == pytest.approx((rows["input_ids"] == 0).float().mean().item())
+    assert plain(rows, AT).stats["padding"].item() == pytest.approx((rows["input_ids"] == 0).float().mean().item())
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -107,7 +107,7 @@ def test_a_text_with_nothing_to_mask_is_counted_and_changes_nothing(packing: boo
     assert torch.isclose(task(full, AT).total, task(without, AT).total)
     assert task(full, AT).stats["unmaskable"].item() == 0.5
     assert task(without, AT).stats["unmaskable"].item() == 0.0
-    empty = task(assembled(task, samples[1::2]))
+    empty = task(assembled(task, samples[1::2]), AT)
     assert empty.total.item() == 0 and empty.stats["unmaskable"].item() == 1.0
     empty.total.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in task.parameters())
