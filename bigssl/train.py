@@ -6,10 +6,10 @@ checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 # Run as a script, Python puts this folder first on the path, where `data` or `config` would shadow other packages.
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
@@ -21,16 +21,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
+from cyclopts import Parameter  # noqa: E402
 from safetensors import SafetensorError  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from bigssl import distributed  # noqa: E402
-from bigssl.config.errors import ConfigError, OneLineParser, say  # noqa: E402
+from bigssl.cli.app import called, new_app  # noqa: E402
+from bigssl.config.errors import ConfigError, say  # noqa: E402
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
-from bigssl.engine.plan import preflight
+from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.objectives.base import config_union  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
@@ -41,13 +43,25 @@ from bigssl.transfer.scorecard import format_table, score  # noqa: E402
 from bigssl.transfer.team import AgreedError, Team  # noqa: E402
 
 
+class Options(NamedTuple):
+    """The command line."""
+
+    config: str
+    overrides: list[str]
+    print_config: bool
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry of the driver; returns the exit code."""
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    app = new_app("deepspeed bigssl/train.py", "Pretrain without labels; resumes.")
+    app.default(_options)
     disable_progress_bar()  # ours is the bar of the run
     rank = os.environ.get("RANK", "0")
     first = rank == "0"
     try:
+        options = called(app, arguments)
+        if options is None:  # --help
+            return 0
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union()))
         plan = preflight.plan(recipe, preflight.announced_world())
         if not options.print_config:
@@ -64,13 +78,17 @@ def main(arguments: list[str] | None = None) -> int:
     return _run(recipe, plan)
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OneLineParser("deepspeed bigssl/train.py", description="Pretrain without labels; resumes.")
-    parser.add_argument("--config", required=True, help="recipe (YAML), for example launch/recipes/demo.yaml")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe fields to change, e.g. zero.stage=2")
-    return parser.parse_intermixed_args(arguments)
+def _options(
+    *overrides: str, config: str, print_config: bool = False,
+    local_rank: Annotated[int | None, Parameter(name="--local_rank", show=False)] = None,  # the launcher passes it
+) -> Options:  # fmt: skip
+    """
+    Args:
+        overrides: recipe fields to change, a.b=c, e.g. zero.stage=2
+        config: recipe (YAML), for example launch/recipes/demo.yaml
+        print_config: print the resolved recipe and stop
+    """
+    return Options(config, list(overrides), print_config)
 
 
 def _run(recipe: Recipe, plan: preflight.Plan) -> int:

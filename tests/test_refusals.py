@@ -89,10 +89,9 @@ def test_a_recipe_may_merge_defaults(tmp_path: Path, capsys: Any) -> None:
 
 @pytest.mark.parametrize("arguments", [["plan", "--config", DEMO, "--world", "0"], ["evaluate", "x", "--device", "?"]])
 def test_wrong_arguments_are_one_line(arguments: list[str], capsys: Any) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main.main(arguments)
+    assert main.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2 and arguments[-1] in line
+    assert arguments[-1] in line
 
 
 @pytest.mark.parametrize(("rank", "local", "who"), [("0", "0", ""), ("8", "0", "rank 8: "), ("9", "1", None)])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,13 +19,6 @@ class ConfigError(ValueError):
 
     def __init__(self, *mistakes: str) -> None:
         super().__init__("\n".join(re.sub(r"\s*\n\s*", " ", mistake.strip()) for mistake in mistakes))
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, not behind a screen of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def say(error: Exception, who: str = "") -> None:

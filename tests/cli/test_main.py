@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from bigssl.cli.main import main
+from bigssl.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,6 +18,22 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+
+
+def test_help_is_there_at_once() -> None:
+    """No command's own imports: torch and transformers take seconds."""
+    code = "import sys; from bigssl.cli.main import main; main(['--help']); main(['shards', '--help'])"
+    code += "; print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "Score a trained run again" in shown and "Sizes, lengths, duplicates" in shown
+    assert not {"torch", "transformers", "deepspeed", "numpy", "webdataset", "fsspec"} & set(shown.split())
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_every_command_has_help(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*path.split(), "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Usage: bigssl {path}" in shown and COMMANDS[path][1].split(".")[0][:30] in shown
 
 
 def test_schema_lists_every_objective_with_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
