@@ -152,7 +152,10 @@ def test_mistakes_are_named(words: list[str], message: str, capsys: pytest.Captu
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--steps", "0"], ["--from", "-1", "--steps", "1"], ["--world", "x", "--steps", "1"], []])
+WRONG = [["--steps", "0"], ["--from", "-1", "--steps", "1"], ["--world", "x", "--steps", "1"], []]
+
+
+@pytest.mark.parametrize("words", WRONG)
 def test_numbers_are_checked(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shards", "replay", "--data", "x", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
