@@ -37,7 +37,7 @@ from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.objectives.base import config_union  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
 from bigssl.transfer.export import export_run  # noqa: E402
-from bigssl.transfer.inputs import ImageInput, TextInput  # noqa: E402
+from bigssl.transfer.inputs import input_of  # noqa: E402
 from bigssl.transfer.probe import KnnProbe  # noqa: E402
 from bigssl.transfer.scorecard import format_table, score  # noqa: E402
 from bigssl.transfer.team import AgreedError, Team  # noqa: E402
@@ -159,7 +159,7 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
         "seed": recipe.seed,
         "data": {name: ", ".join(map(display, source.urls.values())) for name, source in recipe.data.sources.items()},
     }
-    inputs = {name: TextInput(t.tokenizer, t.length) if t.is_text else ImageInput(t.size) for name, t in towers}
+    inputs = {name: input_of(tower) for name, tower in towers}
     path = export_run(recipe.folder, {name: t.model for name, t in towers}, inputs, heads, meta, states=states)
     print(f"exported {', '.join(states)} to {path}", flush=True)
 

@@ -31,7 +31,9 @@ NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 class BackboneConfig(Section):
     """One network: a transformers model type with its own configuration fields, built from scratch or loaded.
 
-    `config` takes the fields of that type's transformers configuration class, e.g. `hidden_sizes` for `resnet`.
+    What it takes follows from the fields: pictures (size), text (tokenizer, length), series (channels, length) or sound
+    (rate, length). `config` takes the fields of that type's transformers configuration class, e.g. `hidden_sizes` for
+    `resnet`.
     """
 
     type: str = Field(description="transformers model type, e.g. resnet, vit, bert")
@@ -39,7 +41,11 @@ class BackboneConfig(Section):
     pretrained: str | None = Field(None, description="folder (or hub name) to start from instead of random weights")
     tokenizer: str | None = Field(None, description="tokenizer.json or tokenizer folder of a text backbone")
     size: PositiveInt | None = Field(None, description="image side in pixels of an image backbone")
-    length: PositiveInt | None = Field(None, description="tokens per sequence of a text backbone")
+    length: PositiveInt | None = Field(
+        None, description="tokens per sequence of a text backbone, steps of a series, samples of a sound"
+    )
+    channels: PositiveInt | None = Field(None, description="values per step of a series backbone")
+    rate: PositiveInt | None = Field(None, description="samples per second of an audio backbone")
     attention: Attention | None = Field(
         None, description="attention implementation; eager is the fastest for short sequences on a CPU"
     )

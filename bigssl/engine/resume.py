@@ -59,7 +59,7 @@ def facts(accum: int, world: int, streams: Mapping[str, Order], backbones: Mappi
         "world": world,
         "accum": accum,
         "data": {name: stream.fingerprint for name, stream in streams.items()},
-        "tokenizers": {name: _fingerprint(tower) for name, tower in backbones.items() if tower.is_text},
+        "tokenizers": {name: _fingerprint(tower) for name, tower in backbones.items() if tower.modality == "text"},
         "networks": {name: _network(tower) for name, tower in backbones.items()},
     }
 

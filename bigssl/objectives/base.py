@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
 
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import Section
+from bigssl.data.kinds.text import lacking
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets import dropout
+from bigssl.nets.modality import MODALITIES
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 
@@ -169,16 +171,34 @@ def build(config: Any, towers: Mapping[str, Tower]) -> Objective:
     return objective
 
 
-def tower(towers: Mapping[str, Tower], name: str, field: str, *, text: bool) -> Tower:
-    """The backbone `name`, checked to be of the right kind.
+def tower(
+    towers: Mapping[str, Tower], name: str, field: str, modality: str = "image", *, sees: str | None = None,
+    tokens: Sequence[str] = (),
+) -> Tower:  # fmt: skip
+    """The backbone `name`, checked to be one that this task can use.
+
+    Args:
+        modality: a name in MODALITIES.
+        sees: "both" where a token has to see both its sides, "before" where only those before it.
+        tokens: what the tokenizer has to have, such as "mask_token".
 
     Raises:
-        ConfigError: naming the recipe field, the value and the backbones there are.
+        ConfigError: naming the recipe field, the value and the backbones that can serve.
     """
-    names = sorted(towers)
-    if name not in towers:
-        raise ConfigError(f"{field}: no backbone {name!r}; allowed: {', '.join(names)}{nearest(name, names)}")
-    if towers[name].is_text != text:
-        kind = "a text backbone (with tokenizer)" if text else "an image backbone (with size)"
-        raise ConfigError(f"{field}: backbone {name!r} is not {kind}; backbones: {', '.join(names)}")
-    return towers[name]
+    reasons = {each: _unfit(towers[each], modality, sees, tokens) for each in towers}
+    fitting = sorted(each for each, reason in reasons.items() if not reason)
+    if reasons.get(name, "there is none") == "":
+        return towers[name]
+    reason = reasons.get(name) or "there is none"
+    allowed = ", ".join(fitting) or f"{MODALITIES[modality].described}, of which there is none that fits"
+    raise ConfigError(f"{field}: backbone {name!r}: {reason}; allowed: {allowed}{nearest(name, fitting)}")
+
+
+def _unfit(tower: Tower, modality: str, sees: str | None, tokens: Sequence[str]) -> str:
+    """Why a task cannot use it; empty where it can."""
+    if tower.modality != modality:
+        return f"it is not {MODALITIES[modality].described}, but takes {MODALITIES[tower.modality].takes}"
+    if sees is not None and tower.sees != sees:
+        side = "those before it only" if tower.sees == "before" else "both its sides"
+        return f"it is of type {tower.model.config.model_type}, in which each token sees {side}"
+    return lacking(tower.tokenizer, tokens) if tokens else ""

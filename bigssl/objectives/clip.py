@@ -65,8 +65,8 @@ class Clip(Objective):
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
-        self.image = tower(towers, config.image, "objective.image", text=False)
-        self.text = tower(towers, config.text, "objective.text", text=True)
+        self.image = tower(towers, config.image, "objective.image")
+        self.text = tower(towers, config.text, "objective.text", "text", sees="both")
         self.image_projection = nn.Linear(self.image.dim, config.dim, bias=False)
         self.text_projection = nn.Linear(self.text.dim, config.dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # [1]: DeepSpeed cannot broadcast a []
@@ -88,8 +88,8 @@ class Clip(Objective):
         return {"image": self.augment(image, rng), "input_ids": input_ids, "attention_mask": attention_mask}
 
     def forward(self, batch: dict[str, Tensor], at: Progress) -> Losses:
-        image = self.image_projection(self.image.images(batch["image"])).float()
-        text = self.text_projection(self.text.text(batch["input_ids"], batch["attention_mask"])).float()
+        image = self.image_projection(self.image.features(batch)).float()
+        text = self.text_projection(self.text.features(batch)).float()
         scale = self._scale()
         loss = clip_loss(image, text, scale, group=distributed.group())
         blind = math.log(len(image) * distributed.world())  # every similarity equal

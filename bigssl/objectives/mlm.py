@@ -33,6 +33,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Objective, ObjectiveConfig, tower
 
+TOKENS = ("mask_token", "pad_token", "cls_token", "sep_token")
 CHARACTERS_PER_TOKEN = 8  # generous: a window cut from a long document must fill the sequence
 
 
@@ -59,7 +60,7 @@ class Mlm(Objective):
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
-        self.backbone = tower(towers, config.backbone, "objective.backbone", text=True)
+        self.backbone = tower(towers, config.backbone, "objective.backbone", "text", sees="both", tokens=TOKENS)
         self.head = MaskedLanguageHead(self.backbone.token_embedding, self.backbone.dim)
         self.frequencies = TokenFrequencies(self.backbone.vocabulary)
         if config.packing:
@@ -115,7 +116,7 @@ class Mlm(Objective):
         if self.config.packing:
             hidden = packed_tokens(self.backbone.model, batch["input_ids"], batch["segments"], batch["positions"])
             return hidden, {"padding": (batch["segments"] == 0).float().mean(), "unmaskable": batch["unmaskable"]}
-        hidden = self.backbone.tokens(batch["input_ids"], batch["attention_mask"])
+        hidden = self.backbone.hidden(batch)
         unmaskable = (batch["labels"] == IGNORE).all(1).float().mean()
         return hidden, {"padding": (batch["attention_mask"] == 0).float().mean(), "unmaskable": unmaskable}
 

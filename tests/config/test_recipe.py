@@ -140,8 +140,6 @@ def test_overrides_are_yaml_and_make_sections() -> None:
         ("probe.k=2000", ["probe.k 2000", "probe.bank_limit 1024"]),
         ("data.remote={timeout: 700}", ["data.remote.timeout 700", "data.remote.deadline 600"]),
         ("data.remote.cache_gb=3", ["data.remote.cache_gb 3", "without data.remote.cache"]),
-        ("backbones.text.size=32", ["backbones.text: size 32", "tokenizer"]),
-        ("backbones.image.length=32", ["backbones.image: length 32", "without a tokenizer"]),
         ("backbones.text.length=2", ["backbones.text.length: value 2", ">= 3"]),
         ("backbones={}", ["backbones", "at least 1"]),
         ("data.sources.spare={url: bigssl/demo/text/train}", ["data.sources.spare", "captions, emoji, text"]),

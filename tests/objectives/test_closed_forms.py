@@ -39,7 +39,7 @@ def test_simclr_equals_a_loop_over_pairs(objective: Any, batch: Any) -> None:
     loss = task(data, AT).total.item()
     with torch.no_grad():
         both = torch.cat([data["view1"], data["view2"]])
-        z = torch.nn.functional.normalize(task.head(task.backbone.images(both)).double())
+        z = torch.nn.functional.normalize(task.head(task.backbone.features({"image": both})).double())
     total = 0.0
     for i in range(10):
         others = [math.exp(float(z[i] @ z[j]) / 0.3) for j in range(10) if j != i]
@@ -71,7 +71,7 @@ def test_mlm_equals_a_loop_over_the_masked_tokens(objective: Any, batch: Any) ->
     task = objective(discover()["mlm"], "mlm")
     data = batch(task)
     with torch.no_grad():
-        hidden = task.backbone.tokens(data["input_ids"], data["attention_mask"])
+        hidden = task.backbone.hidden(data)
         head = task.head
         logits = head.norm(nn.functional.gelu(head.dense(hidden))).double() @ head.weight.double().T + head.bias
         picked = [

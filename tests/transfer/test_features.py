@@ -13,7 +13,8 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds import augment, decode, text
 from bigssl.data.order.stream import read_in_order
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.nets.pool import normalise, pooled
+from bigssl.nets.modality import MODALITIES
+from bigssl.nets.pool import normalise
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
 from bigssl.transfer.features import (
     ImageBatch,
@@ -44,7 +45,7 @@ def one_by_one(model: PreTrainedModel, index: DatasetIndex) -> torch.Tensor:
     for sample in read_in_order(index):
         pixels = augment.center(decode.image(sample.fields["png"]), SIZE)
         with torch.no_grad():
-            rows.append(pooled(model.eval(), {"pixel_values": normalise(torch.from_numpy(pixels)[None])})[0])
+            rows.append(MODALITIES["image"].features(model.eval(), {"image": torch.from_numpy(pixels)[None]})[0])
     return torch.stack(rows)
 
 

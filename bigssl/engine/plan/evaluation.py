@@ -137,9 +137,9 @@ def _check_section(where: str, section: Any, towers: Mapping[str, Tower]) -> Non
 
 
 def _check_backbone(field: str, name: str, towers: Mapping[str, Tower], text: bool) -> None:
-    fitting = sorted(n for n, tower in towers.items() if tower.is_text == text)
+    kind = "text" if text else "image"
+    fitting = sorted(n for n, tower in towers.items() if tower.modality == kind)
     if name not in fitting:
-        kind = "text" if text else "image"
         allowed = ", ".join(fitting) or f"none, there is no {kind} backbone"
         raise ConfigError(f"{field}: no {kind} backbone {name!r}; allowed: {allowed}{nearest(name, fitting)}")
 
