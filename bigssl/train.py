@@ -32,10 +32,11 @@ from bigssl.engine import guards, loop, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
 from bigssl.engine.plan import preflight
 from bigssl.engine.resume import settled  # noqa: E402
-from bigssl.objectives.base import config_union  # noqa: E402
+from bigssl.nets.towers import Tower  # noqa: E402
+from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
 from bigssl.transfer.export import export_run  # noqa: E402
-from bigssl.transfer.inputs import ImageInput, TextInput  # noqa: E402
+from bigssl.transfer.inputs import ImageInput, Input, TextInput  # noqa: E402
 from bigssl.transfer.probe import KnnProbe  # noqa: E402
 from bigssl.transfer.scorecard import format_table, score  # noqa: E402
 from bigssl.transfer.team import AgreedError, Team  # noqa: E402
@@ -108,9 +109,9 @@ def _stopped(outcome: loop.Outcome) -> int:
 def _probe(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> loop.Probe | None:
     if recipe.probe is None:
         return None
-    tower = plan.backbones[recipe.probe.backbone]
-    probe = KnnProbe(recipe.probe, size=tower.size)
-    return lambda: probe(tower.model, device)
+    network = exported_networks(plan.objective, plan.backbones)[recipe.probe.backbone]
+    probe = KnnProbe(recipe.probe, size=plan.backbones[network.backbone].size)
+    return lambda: probe(network.model, device)
 
 
 def _exported(recipe: Recipe, plan: preflight.Plan) -> None:
@@ -125,25 +126,30 @@ def _exported(recipe: Recipe, plan: preflight.Plan) -> None:
 
 def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     """Collective: gathers the weights, rank 0 writes them."""
-    states = {name: zero.full_state(tower.model) for name, tower in plan.backbones.items()}
+    networks = exported_networks(plan.objective, plan.backbones)
+    states = {name: zero.full_state(network.model) for name, network in networks.items()}
     backbone = {id(p) for tower in plan.backbones.values() for p in tower.parameters()}
     with zero.gathered(p for p in plan.objective.parameters() if id(p) not in backbone):
         heads = {
             name: {key: value.detach().cpu().clone() for key, value in head.tensors.items()}
-            for name, head in plan.objective.export_heads().items()
+            for name, head in exported_heads(plan.objective).items()
         }
     if not distributed.is_main():
         return
-    towers = plan.backbones.items()
     meta = {
         "objective": recipe.objective.name,
         "steps": recipe.steps,
         "seed": recipe.seed,
         "data": {name: ", ".join(map(display, source.urls.values())) for name, source in recipe.data.sources.items()},
     }
-    inputs = {name: TextInput(t.tokenizer, t.length) if t.is_text else ImageInput(t.size) for name, t in towers}
-    path = export_run(recipe.folder, {name: t.model for name, t in towers}, inputs, heads, meta, states=states)
+    inputs = {name: _input(plan.backbones[network.backbone]) for name, network in networks.items()}
+    models = {name: network.model for name, network in networks.items()}
+    path = export_run(recipe.folder, models, inputs, heads, meta, states=states)
     print(f"exported {', '.join(states)} to {path}", flush=True)
+
+
+def _input(tower: Tower) -> Input:
+    return TextInput(tower.tokenizer, tower.length) if tower.is_text else ImageInput(tower.size)
 
 
 def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:
