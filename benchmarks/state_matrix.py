@@ -65,7 +65,7 @@ class Counter(nn.Module):
 
 
 class Network(nn.Module):
-    """Odd sizes, BatchNorm, a frozen layer, tied weights, a scale of one element, extra state, a teacher of some of it."""
+    """Odd sizes, BatchNorm, a frozen layer, tied weights, a scale of one element, extra state, a teacher."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
