@@ -3,7 +3,7 @@
 A small network is trained for 3 steps on 1 rank, resumed on 2, on 4 and on 1 again, at each ZeRO stage and with each
 optimizer, and once with another stage in each part. Each part begins with other random weights, so that what a resume
 forgets is seen. The end is compared with plain PyTorch in one process that never stopped: weights, buffers, frozen
-parameters, extra state, the optimizer's state and step count, and the group's settings, all by parameter name.
+parameters, extra state, a teacher, the optimizer's state and step count, the group's settings, by parameter name.
 
 Prints the largest difference of each cell, relative to max(1, |value|); exit status 1 if one is above TOLERANCE.
 About 3 minutes on 2 cores.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import socket
 import sys
@@ -32,7 +33,10 @@ from bigssl.engine import zero
 from bigssl.engine.checkpoint import CheckpointStore
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.saved import MASTER, SavedState
+from bigssl.engine.teaching import teach
+from bigssl.nets.ema import Ema
 from bigssl.nets.norm import GlobalBatchNorm
+from bigssl.nets.progress import CosineRamp, Progress
 
 WORLDS, STEPS, BATCH = (1, 2, 4, 1), 3, 8  # STEPS on each of WORLDS
 STAGES = ((0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 2), (3, 3, 3, 3), (0, 3, 2, 1))
@@ -61,7 +65,7 @@ class Counter(nn.Module):
 
 
 class Network(nn.Module):
-    """Odd sizes, BatchNorm, a frozen layer, tied weights, a scale of one element, extra state."""
+    """Odd sizes, BatchNorm, a frozen layer, tied weights, a scale of one element, extra state, a teacher."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -72,6 +76,8 @@ class Network(nn.Module):
         self.tied = nn.Linear(9, 9, bias=False)
         self.tied.weight = self.third.weight
         self.scale, self.counter = nn.Parameter(torch.full([1], 0.5)), Counter()
+        student = nn.ModuleDict({"first": self.first, "norm": self.norm, "frozen": self.frozen, "second": self.second})
+        self.teacher = Ema(student, CosineRamp(0.7, 1.0))
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         tokens, target = batch
@@ -79,7 +85,10 @@ class Network(nn.Module):
         embedded = self.embed(tokens)
         hidden = self.second(functional.gelu(self.norm(self.first(embedded.flatten(1)))))
         out = self.last(self.third(hidden).tanh() + hidden) * self.scale.exp() + self.frozen(embedded.mean(1))
-        loss: Tensor = (out - target).square().mean()
+        taught = self.teacher.module
+        with torch.no_grad():
+            wanted = taught["second"](taught["norm"](taught["first"](embedded.flatten(1)))).tanh()
+        loss: Tensor = (out - target).square().mean() + (hidden - wanted).square().mean()
         return loss
 
 
@@ -121,7 +130,8 @@ def part(optimizer: str, stage: int, number: int, folder: Path) -> dict[str, Ten
     config, network = recipe(optimizer, stage), Network(seed=number)
     nn.init.normal_(network.frozen.weight)
     engine = zero.Engine(network, optimizer_of(network, config), config, micro=BATCH // world, accum=1, bf16=False)
-    store = CheckpointStore(folder, CheckpointConfig(keep=9), {"world": world}, print)
+    teachers = {"slow": network.teacher}
+    store = CheckpointStore(folder, CheckpointConfig(keep=9), {"world": world}, print, teachers)
     start = store.resume(engine)
     assert start == number * STEPS, f"resumed after step {start}"
     mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
@@ -130,8 +140,10 @@ def part(optimizer: str, stage: int, number: int, folder: Path) -> dict[str, Ten
         tokens, target = samples(step)
         engine.backward(engine((tokens[mine], target[mine])))
         engine.step()
+        teach(teachers, Progress(step, config.steps))
     assert store.save(engine, start + STEPS)
-    return zero.full_state(network)
+    taught = {f"teacher {name}": value for name, value in network.teacher.module.state_dict().items()}
+    return zero.full_state(network) | taught
 
 
 def uninterrupted(optimizer: str) -> State:
@@ -146,7 +158,13 @@ def uninterrupted(optimizer: str) -> State:
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip or 1e9)
         plain.step()
+        momentum = 1 - 0.3 * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        with torch.no_grad():
+            followed = dict(network.teacher.student.named_parameters())
+            for name, mine in network.teacher.module.named_parameters():
+                mine.copy_(momentum * mine + (1 - momentum) * followed[name])
     state: State = {f"weights {name}": value for name, value in network.state_dict().items()}
+    state |= {f"weights teacher {name}": value for name, value in network.teacher.module.state_dict().items()}
     names = {parameter: name for name, parameter in network.named_parameters()}
     for group in plain.param_groups:
         for parameter in group["params"]:

@@ -95,6 +95,27 @@ def gather_rows(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+@torch.no_grad()
+def spread(z: Tensor) -> Tensor:
+    """How different the samples of the global batch are: 1 when z points everywhere, 0 when all samples are alike.
+
+    The standard deviation of the unit-length rows, per dimension, its mean over the D dimensions times √D (what
+    `transfer/collapse.py: feature_std` says of features, Chen and He 2021, but free of D). Collective, no sync of the
+    host: float64 sums of all ranks, which may hold different numbers of rows.
+
+    Args:
+        z: [B, D], any float dtype.
+    Returns:
+        [] float32, the same on every rank.
+    """
+    rows = torch.nn.functional.normalize(z.detach().double(), dim=1)
+    count = rows.new_full((1,), len(rows))
+    sums = all_reduce_sum(torch.cat([rows.sum(0), rows.square().sum(0), count]))
+    mean, squares = (sums[:-1] / sums[-1]).chunk(2)
+    deviation = (squares - mean.square()).clamp(min=0).sqrt()
+    return (deviation.mean() * z.shape[1] ** 0.5).float()
+
+
 class _SumOverRanks(torch.autograd.Function):
     """Sum over ranks whose gradient is the sum over ranks of the gradients: d(Σ_k loss_k)/d input."""
 

@@ -34,7 +34,7 @@ from bigssl.engine import guards, loop, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
-from bigssl.objectives.base import config_union  # noqa: E402
+from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
 from bigssl.transfer.export import export_run  # noqa: E402
 from bigssl.transfer.inputs import input_of  # noqa: E402
@@ -126,9 +126,9 @@ def _stopped(outcome: loop.Outcome) -> int:
 def _probe(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> loop.Probe | None:
     if recipe.probe is None:
         return None
-    tower = plan.backbones[recipe.probe.backbone]
-    probe = KnnProbe(recipe.probe, size=tower.size)
-    return lambda: probe(tower.model, device)
+    network = exported_networks(plan.objective, plan.backbones)[recipe.probe.backbone]
+    probe = KnnProbe(recipe.probe, size=plan.backbones[network.backbone].size)
+    return lambda: probe(network.model, device)
 
 
 def _exported(recipe: Recipe, plan: preflight.Plan) -> None:
@@ -143,24 +143,25 @@ def _exported(recipe: Recipe, plan: preflight.Plan) -> None:
 
 def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     """Collective: gathers the weights, rank 0 writes them."""
-    states = {name: zero.full_state(tower.model) for name, tower in plan.backbones.items()}
+    networks = exported_networks(plan.objective, plan.backbones)
+    states = {name: zero.full_state(network.model) for name, network in networks.items()}
     backbone = {id(p) for tower in plan.backbones.values() for p in tower.parameters()}
     with zero.gathered(p for p in plan.objective.parameters() if id(p) not in backbone):
         heads = {
             name: {key: value.detach().cpu().clone() for key, value in head.tensors.items()}
-            for name, head in plan.objective.export_heads().items()
+            for name, head in exported_heads(plan.objective).items()
         }
     if not distributed.is_main():
         return
-    towers = plan.backbones.items()
     meta = {
         "objective": recipe.objective.name,
         "steps": recipe.steps,
         "seed": recipe.seed,
         "data": {name: ", ".join(map(display, source.urls.values())) for name, source in recipe.data.sources.items()},
     }
-    inputs = {name: input_of(tower) for name, tower in towers}
-    path = export_run(recipe.folder, {name: t.model for name, t in towers}, inputs, heads, meta, states=states)
+    inputs = {name: input_of(plan.backbones[network.backbone]) for name, network in networks.items()}
+    models = {name: network.model for name, network in networks.items()}
+    path = export_run(recipe.folder, models, inputs, heads, meta, states=states)
     print(f"exported {', '.join(states)} to {path}", flush=True)
 
 

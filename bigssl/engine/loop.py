@@ -21,12 +21,14 @@ from bigssl.engine.guards import Guard, TooManyBadSamples
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.plan.preflight import Plan
 from bigssl.engine.resume import CONFIG, facts, settled
+from bigssl.engine.teaching import begin, teach
 from bigssl.engine.zero import Engine
 from bigssl.files import write_atomic
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses
 from bigssl.report import environment
 from bigssl.report.blind import verdicts
+from bigssl.report.collapses import CollapseWatch, collapses
 from bigssl.report.metrics import Measure, MetricsWriter, read_measures, read_metrics
 from bigssl.report.progress import ProgressBar
 
@@ -57,6 +59,7 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
         recipe.checkpoint,
         facts(plan.accum, plan.world, plan.streams, plan.backbones),
         progress_notes.append,
+        plan.objective.teachers(),
     )
     start = store.resume(engine)
     run = _Run(recipe, plan, device, engine, start)
@@ -82,6 +85,8 @@ class _Run:
         self.guard = Guard(recipe.folder, device, keep=recipe.log_every * plan.accum)
         self.clock, self.data_wait = Clock(), DataWait(recipe.data.workers)
         self.skipped = Skipped(recipe.folder, allowed=recipe.data.max_errors, resume_step=start)
+        self.teachers = plan.objective.teachers()
+        self.collapse = CollapseWatch(read_metrics(recipe.folder) if main else [])
         self.logged = start
 
     def steps(self, store: CheckpointStore, start: int, probe: Probe | None) -> Outcome:
@@ -111,8 +116,10 @@ class _Run:
 
     def _say_what_was_learnt(self) -> None:
         if distributed.is_main():
-            for verdict in verdicts(read_metrics(self.recipe.folder), read_measures(self.recipe.folder)):
-                self.progress.note(verdict.sentence)
+            rows = read_metrics(self.recipe.folder)
+            sentences = [verdict.sentence for verdict in verdicts(rows, read_measures(self.recipe.folder))]
+            for sentence in sentences + [each.sentence for each in collapses(rows)]:
+                self.progress.note(sentence)
 
     def _probes(self, done: int) -> bool:
         settings = self.recipe.probe
@@ -138,22 +145,23 @@ class _Run:
         set_learning_rate(self.engine.groups, schedule(self.recipe.optim, step, self.recipe.steps))
         # Nothing should draw from torch's generator. What does (`Guard.noticing` says so) has no state to be saved.
         torch.manual_seed(_step_seed(self.recipe.seed, step, distributed.rank()))
-        done: list[Losses] = []
+        at, done = Progress(step, self.recipe.steps), list[Losses]()
         keys: list[Keys] = []
         for batch in self._timed(passes):
             data = batch.to(self.device)
             with self.clock("forward"), self.guard.noticing(self.progress.note):
-                losses: Losses = self.engine(data.data, Progress(step, self.recipe.steps))
+                losses: Losses = self.engine(data.data, at)
             with self.clock("backward"):
                 self.engine.backward(losses.total)
             with self.clock("optimizer"):
                 self.engine.step()
+                if self.engine.applied:
+                    teach(self.teachers, at)
             self.guard.watch(step + 1, losses.total, batch.keys)
             self._note_errors(batch)
             done.append(losses)
             keys.append(batch.keys)
         self.ledger.write(step, keys)
-        self.plan.objective.after_step(step)
         return done
 
     def _timed(self, passes: Iterator[Batch]) -> Iterator[Batch]:
@@ -195,6 +203,8 @@ class _Run:
                 record |= {f"probe/{name}": value for name, value in probe().items()}
         self.metrics.describe({f"loss{path}": Measure(p.unit, p.blind_name) for path, p in passes[0].named()})
         self.metrics.write(done, record)
+        for text in self.collapse.observe(done, reduced):
+            self.progress.note(text)
         extra = {"knn": record["probe/knn"]} if "probe/knn" in record else {}
         self.progress.update(done, reduced["loss"], reduced["blind"], speed, lap["data_wait"], extra)
         if slow := self.data_wait.observe(lap):
@@ -230,7 +240,9 @@ def _write_recipe(recipe: Recipe, plan: Plan) -> None:
 def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:
     plan.objective.to(device)
     optimizer = build_optimizer(plan.objective, recipe.optim, sharded=recipe.zero.stage > 0)
-    return Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
+    engine = Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
+    begin(plan.objective.teachers())
+    return engine
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
@@ -238,7 +250,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _loss_values(passes: list[Losses]) -> tuple[list[str], Tensor]:
-    """Names and means over the passes of one step: each loss and its blind value, total first, and statistics."""
+    """Names and means over the passes of one step: each loss and its blind value, total first, and the rest."""
     rows = [dict(_flat(losses)) for losses in passes]
     device = passes[0].total.device
     values = [torch.stack([torch.as_tensor(v, device=device).detach().float() for v in row.values()]) for row in rows]
@@ -250,3 +262,4 @@ def _flat(losses: Losses) -> Iterator[tuple[str, float | Tensor]]:
         yield f"loss{path}", part.total
         yield f"blind{path}", part.blind
         yield from ((f"stats{path}/{name}", value) for name, value in part.stats.items())
+        yield from ((f"spread{path}/{name}", value) for name, value in part.spread.items())

@@ -52,7 +52,8 @@ def start() -> torch.device:
         local = int(os.environ["LOCAL_RANK"])
         accelerator.set_device(local)
         device = torch.device(device.type, local)
-    _skip_shared_memory_build()
+    # DeepSpeed would compile a C++ all-reduce on a CPU (minutes; hangs on a stale lock). gloo does without it.
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
     backend = "gloo" if device.type == "cpu" else accelerator.communication_backend_name()
     try:
         deepspeed.init_distributed(dist_backend=backend)
@@ -78,11 +79,6 @@ def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
-
-
-def _skip_shared_memory_build() -> None:
-    """DeepSpeed compiles a C++ all-reduce at start-up on CPU (minutes; hangs on a stale lock). gloo does without it."""
-    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
 def check_zero(recipe: Recipe) -> None:
@@ -189,6 +185,12 @@ class Engine:
         finally:
             del optimizer.step
         self._dropped += 1
+        self._engine._step_applied = False
+
+    @property
+    def applied(self) -> bool:
+        """Whether the last `step` changed weights: it ended an accumulation, and the gradient was finite."""
+        return bool(self._engine.was_step_applied())
 
     @property
     def skipped(self) -> int:
@@ -197,8 +199,7 @@ class Engine:
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = self._engine.optimizer.param_groups
-        return groups
+        return list(self._engine.optimizer.param_groups)
 
     @property
     def grad_norm(self) -> float:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
 
 import numpy as np
 from pydantic import Field, create_model
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import Section
@@ -23,6 +24,7 @@ from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets import dropout
+from bigssl.nets.ema import Ema
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
@@ -40,6 +42,9 @@ class Losses(NamedTuple):
         parts: the losses that make up the total, by name, each with its own blind value, detached; empty where there is
             one loss.
         stats: detached [] other values worth a curve, by name.
+        spread: detached [] for each thing that must not collapse (projections, the use of prototypes), by name: 1 as
+            different as can be, 0 all samples alike, the same on every rank (`distributed.spread`). The loop says in
+            words when one collapses: the loss may look its best then.
     """
 
     total: Tensor
@@ -48,6 +53,7 @@ class Losses(NamedTuple):
     blind_name: str = "guessing"
     parts: dict[str, Losses] = {}  # noqa: RUF012 - nobody writes to it
     stats: dict[str, Tensor] = {}
+    spread: dict[str, Tensor] = {}
 
     def detached(self) -> Losses:
         """The same as a part of another loss."""
@@ -72,6 +78,18 @@ class Head(NamedTuple):
     kind: str
     backbones: dict[str, str]
     tensors: dict[str, Tensor]
+
+
+class Network(NamedTuple):
+    """A network that a run exports under a name of its own: a backbone, or what a task made of one (its teacher).
+
+    Attributes:
+        backbone: the backbone whose input it takes (picture size, tokenizer).
+        model: saved as a backbone is, so that a probe and evaluations may name it.
+    """
+
+    backbone: str
+    model: PreTrainedModel
 
 
 class ObjectiveConfig(Section):
@@ -127,11 +145,21 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def after_step(self, step: int) -> None:  # noqa: B027 - optional: EMA teachers, queues
-        """Called on every rank after each optimizer step."""
+    def teachers(self) -> dict[str, Ema]:
+        """Moving averages of networks, by a name under which checkpoints keep them; most tasks have none.
 
-    def export_heads(self) -> dict[str, Head]:
-        """Heads that transfer needs, by name; most tasks have none."""
+        The engine moves each after every optimizer step that changed weights, once, at every ZeRO stage.
+        """
+        return {}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        for teacher in self.teachers().values():
+            teacher.apply(fn)
+        return self
+
+    def exports(self) -> dict[str, Head | Network]:
+        """What evaluations need besides the backbones, which are exported anyway, by name; most tasks have nothing."""
         return {}
 
 
@@ -168,7 +196,27 @@ def build(config: Any, towers: Mapping[str, Tower]) -> Objective:
     """The task that a validated `objective` section describes, over `towers`."""
     objective = discover()[config.name](config, towers)
     dropout.by_sample(objective)
+    for teacher in objective.teachers().values():
+        dropout.by_sample(teacher.module)
     return objective
+
+
+def exported_networks(objective: Objective, towers: Mapping[str, Tower]) -> dict[str, Network]:
+    """Every network that a run exports, by name: the backbones, and those of the task.
+
+    Raises:
+        ConfigError: a backbone has the name of a network of the task.
+    """
+    of_towers = {name: Network(name, tower.model) for name, tower in towers.items()}
+    of_task = {name: value for name, value in objective.exports().items() if isinstance(value, Network)}
+    for name in sorted(of_towers.keys() & of_task.keys()):
+        raise ConfigError(f"backbones.{name}: the objective exports a network of this name; allowed: another name")
+    return of_towers | of_task
+
+
+def exported_heads(objective: Objective) -> dict[str, Head]:
+    """Every head that a run exports, by name."""
+    return {name: value for name, value in objective.exports().items() if isinstance(value, Head)}
 
 
 def tower(

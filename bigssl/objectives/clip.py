@@ -23,7 +23,7 @@ from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head, Losses, Objective, ObjectiveConfig, tower
+from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, tower
 from bigssl_kernels import clip_loss
 
 MAX_SCALE = 100.0
@@ -93,9 +93,10 @@ class Clip(Objective):
         scale = self._scale()
         loss = clip_loss(image, text, scale, group=distributed.group())
         blind = math.log(len(image) * distributed.world())  # every similarity equal
-        return Losses(loss, blind, stats={"scale": scale.detach()})
+        spread = {"images": distributed.spread(image), "texts": distributed.spread(text)}
+        return Losses(loss, blind, stats={"scale": scale.detach()}, spread=spread)
 
-    def export_heads(self) -> dict[str, Head]:
+    def exports(self) -> dict[str, Head | Network]:
         tensors = {
             "image_projection": self.image_projection.weight,
             "text_projection": self.text_projection.weight,

@@ -31,7 +31,7 @@ from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head, Losses, Objective, ObjectiveConfig, tower
+from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, tower
 
 TOKENS = ("mask_token", "pad_token", "cls_token", "sep_token")
 CHARACTERS_PER_TOKEN = 8  # generous: a window cut from a long document must fill the sequence
@@ -106,7 +106,7 @@ class Mlm(Objective):
         unmaskable = torch.tensor(1 - len(useful) / len(pieces))
         return pack_rows(useful, self.backbone.length, fill) | {"unmaskable": unmaskable}
 
-    def export_heads(self) -> dict[str, Head]:
+    def exports(self) -> dict[str, Head | Network]:
         """Without the decoder's weight, which is the backbone's token embedding."""
         tensors: dict[str, Tensor] = {name: value for name, value in self.head.named_parameters() if name != "weight"}
         return {"mlm": Head("mlm", {"text": self.config.backbone}, tensors)}

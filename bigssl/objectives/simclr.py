@@ -65,4 +65,4 @@ class Simclr(Objective):
         z1, z2 = self.head(self.backbone.features({"image": views})).float().chunk(2)
         loss = nt_xent(z1, z2, self.config.temperature, group=distributed.group())
         blind = math.log(max(2 * len(z1) * distributed.world() - 1, 1))  # every similarity equal
-        return Losses(loss, blind)
+        return Losses(loss, blind, spread={"projections": distributed.spread(z1)})

@@ -1,6 +1,7 @@
 """Figures of the report as SVG text, drawn from the rows of metrics.jsonl and from a scorecard."""
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -126,6 +127,18 @@ def probes(rows: Rows) -> str:
         axis.set_title(titles[name], fontsize=10, loc="left")
         if name != "probe/knn":
             axis.set_ylim(bottom=0)
+    return _svg(figure)
+
+
+def spreads(rows: Rows) -> str:
+    """How different samples are in what must not collapse, one line each."""
+    figure, (axis,) = _axes(1)
+    names = sorted({name for row in rows for name in row if name.startswith("spread/")})
+    for name, colour in zip(names, itertools.cycle((BLUE, ORANGE, GREEN, GREY)), strict=False):
+        _curve(axis, rows, name, colour, label=name.removeprefix("spread/"))
+    axis.set_title("spread (0 = collapsed, 1 = as different as can be)", fontsize=10, loc="left")
+    axis.set_ylim(0, 1)
+    axis.legend(frameon=False, fontsize=9)
     return _svg(figure)
 
 

@@ -10,6 +10,7 @@ import jinja2
 from bigssl.files import write_atomic
 from bigssl.report import environment, figures
 from bigssl.report.blind import BlindVerdict, verdicts
+from bigssl.report.collapses import collapses
 from bigssl.report.metrics import Measure, read_measures, read_metrics
 
 FILE = "report.html"
@@ -68,6 +69,7 @@ def _figures(rows: Rows, measures: dict[str, Measure], tasks: list[dict[str, Any
         "scores": figures.scores(tasks) if tasks else "",
         "losses": figures.losses(rows, measures) if figures.parts(rows) else "",
         "probes": figures.probes(rows) if has & {"probe/knn", "probe/std", "probe/rankme"} else "",
+        "spreads": figures.spreads(rows) if any(name.startswith("spread/") for name in has) else "",
         "speed": figures.speed(rows) if "speed/samples_per_s" in has else "",
     }
 
@@ -85,7 +87,7 @@ def render_report(run_folder: Path) -> str:
     return engine.from_string(TEMPLATE.read_text()).render(
         name=run_folder.resolve().name, subtitle=_subtitle(tasks, rows, learnt), tiles=_tiles(rows), tasks=tasks,
         held=list(card.get("losses", {}).values()), learnt=learnt, notes=card.get("notes", []),
-        figures=_figures(rows, measures, tasks),
+        collapses=collapses(rows), figures=_figures(rows, measures, tasks),
         environment=_environment(_json(run_folder / environment.FILE)),
         recipe=recipe.read_text() if recipe.exists() else "",
     )

@@ -7,6 +7,7 @@ Names (the report plots these; other names are kept as they are):
 
     loss, blind                   total loss and what the best predictor that does not see the input would have
     loss/PART, blind/PART         one part of a joint loss and its blind value
+    spread/NAME, spread/PART/NAME   what must not collapse: 1 as different as can be, 0 all samples alike
     probe/knn, probe/std, probe/rankme   online probe: accuracy, collapse detector, effective rank
     speed/samples_per_s           samples of the global batch per second of wall clock
     speed/data_wait               share (0 to 1) of the time spent waiting for data

@@ -112,12 +112,12 @@ def test_joint_parts_draw_randomness_of_their_own(objective: Any, batch: Any) ->
     assert torch.equal(full["words"]["labels"], less["words"]["labels"])
 
 
-def test_joint_hands_on_steps_and_heads(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joint_hands_on_teachers_and_exports(objective: Any) -> None:
     preset = discover()["joint"].preset["objective"]["parts"]
     twice = {"first": preset["captions"], "second": preset["captions"]}
-    task = objective(discover()["joint"], "joint", parts={**twice, "views": preset["views"], "words": preset["words"]})
-    assert set(task.export_heads()) == {"clip", "second-clip", "mlm"}
-    seen: list[int] = []
-    monkeypatch.setattr(discover()["simclr"], "after_step", lambda self, step: seen.append(step))
-    task.after_step(7)
-    assert seen == [7]
+    slow = {f"slow{n}": {"name": "byol", "hidden": 16, "dim": 8} for n in (1, 2)}
+    task = objective(discover()["joint"], "joint", parts={**twice, **slow, "words": preset["words"]})
+    assert set(task.exports()) == {"clip", "second-clip", "image_teacher", "slow2-image_teacher", "mlm"}
+    assert {name: teacher.student for name, teacher in task.teachers().items()} == {
+        f"{name}/target": task.parts[name].online for name in slow
+    }

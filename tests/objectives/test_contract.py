@@ -88,25 +88,6 @@ def test_state_round_trips(name: str, kind: type[Objective], objective: Any, bat
 
 
 @each_task
-def test_after_step_moves_what_it_keeps(name: str, kind: type[Objective], objective: Any, batch: Any) -> None:
-    task = objective(kind, name)
-    if kind.after_step is Objective.after_step or getattr(kind, "composite", False):
-        before = copy.deepcopy(task.state_dict())
-        task.after_step(0)
-        assert all(torch.equal(value, before[key]) for key, value in task.state_dict().items())
-        return
-    task(batch(task), AT).total.backward()
-    before = copy.deepcopy(task.state_dict())
-    with torch.no_grad():
-        for parameter in task.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1)
-    moved = copy.deepcopy(task.state_dict())
-    task.after_step(0)
-    assert any(not torch.equal(task.state_dict()[key], moved[key]) for key in before)
-
-
-@each_task
 def test_the_reference_kernels_give_the_same_loss(
     name: str, kind: type[Objective], objective: Any, batch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

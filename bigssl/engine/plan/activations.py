@@ -67,6 +67,8 @@ class Trial:
             with torch.random.fork_rng(devices=[]):
                 self.objective, self.towers = build_networks(recipe)
         shapes_only(self.objective, self._fake)
+        for teacher in self.objective.teachers().values():
+            shapes_only(teacher.module, self._fake)
 
     def activations(self, micro: dict[str, int], *, bf16: bool) -> Activations:
         """Of a pass with `micro` samples a rank by source (of many, from a part of them)."""

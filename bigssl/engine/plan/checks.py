@@ -24,9 +24,17 @@ from bigssl.engine.plan.activations import Activations, Trial
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.memory import FP32, Memory, checkpoint_bytes, memory
 from bigssl.engine.plan.order import Reading, lanes_that_keep, simulate
-from bigssl.engine.plan.preflight import batch_sizes, check_cache, check_folder, check_passes, refuse_secrets
+from bigssl.engine.plan.preflight import (
+    batch_sizes,
+    check_cache,
+    check_folder,
+    check_passes,
+    evaluated_towers,
+    refuse_secrets,
+)
 from bigssl.engine.plan.sources import source_order, split_batch
 from bigssl.engine.resume import facts, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
+from bigssl.objectives.base import exported_heads
 
 T = TypeVar("T")
 GIB = 2**30
@@ -76,7 +84,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     networks = paper.attempt(Trial, recipe)
     if networks is None:
         return paper
-    paper.attempt(check_evaluation, recipe, networks.towers, networks.objective.export_heads())
+    paper.attempt(_evaluation, recipe, networks)
     paper.attempt(check_cache, recipe)
     sizes = paper.attempt(batch_sizes, recipe, networks.objective) or {}
     parts = shape[1] * world if shape else 1
@@ -94,6 +102,11 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     _host(paper, recipe, orders)
     _disk(paper, recipe, networks)
     return paper
+
+
+def _evaluation(recipe: Recipe, networks: Trial) -> None:
+    towers = evaluated_towers(networks.objective, networks.towers)
+    check_evaluation(recipe, towers, exported_heads(networks.objective))
 
 
 def _checked_zero(recipe: Recipe) -> bool:

@@ -9,13 +9,14 @@ ranks, and S optimizer states per element (AdamW and LAMB 2, LARS 1, Muon 1 for 
     optimizer states    4ST      4ST/W                             4ST/W                      4ST/W
     gradients           4T       as stage 2; 4T with accumulation  layers that touch a slice  4T/W
     communication       –        reduce bucket                     reduce bucket              bucket + gathered layers
+    teachers            4 per element and buffers, whole on every rank at every stage
     bf16 copies         2 per element of a weight that autocast casts, at every stage
 
 Small layers (stage3_param_persistence_threshold) stay whole. A slice is rounded up where W does not divide its group
 (one group a layer with LAMB and LARS). A layer that is cut between two slices keeps its whole gradient on both ranks.
 Gathered layers are an upper bound: DeepSpeed keeps them up to max_live_parameters. Temporaries of the optimizer step
-are not counted: they come when the activations have gone. Before the first step each rank holds 4N and the buffers,
-whatever the stage: networks are built whole, then cut.
+(and what is gathered at stage 3 to move teachers) are not counted: they come when the activations have gone. Before the
+first step each rank holds 4N, the buffers and the teachers, whatever the stage: networks are built whole, then cut.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
 from bigssl.engine.optim import Group, parameter_groups
+from bigssl.objectives.base import Objective
 
 FP32, BF16 = 4, 2
 CAST = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -66,18 +68,25 @@ def memory(objective: nn.Module, recipe: Recipe, *, stage: int, world: int, accu
         "communication": settings.buckets + (min(sum(everything) - whole, settings.live) if stage == 3 else 0),
     }
     sizes = {name: FP32 * count for name, count in elements.items()}
+    sizes["teachers"] = taught_bytes(objective)
     sizes["bf16 copies"] = BF16 * sum(weight.numel() for weight in cast_weights(objective)) if bf16 else 0
     outside = (["fp32 master copies", "optimizer states"] if settings.optimizer_on_host else []) + (
         ["parameters"] if settings.parameters_on_host else []
     )
     host = {name: sizes[name] for name in outside}
     device = {name: 0 if name in host else size for name, size in sizes.items()}
-    return Memory(device, host, built_bytes(objective))
+    return Memory(device, host, built_bytes(objective) + taught_bytes(objective))
 
 
 def built_bytes(module: nn.Module) -> int:
     """Of all weights and buffers, whole."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def taught_bytes(objective: nn.Module) -> int:
+    """Of all teachers, which are no submodules."""
+    teachers = objective.teachers().values() if isinstance(objective, Objective) else ()
+    return sum(built_bytes(teacher.module) for teacher in teachers)
 
 
 def states_per_element(recipe: Recipe, group: Group) -> int:
@@ -108,9 +117,10 @@ def _gradients(shapes: list[list[int]], stage: int, ranks: int, accum: int) -> i
 
 
 def checkpoint_bytes(objective: nn.Module, recipe: Recipe) -> int:
-    """Size of one checkpoint over all ranks' files: weights (not at stage 3), master copies (from stage 1), states."""
+    """Size of one checkpoint over all ranks' files: weights (not at stage 3), master copies (from stage 1), states,
+    teachers."""
     groups = parameter_groups(objective, recipe.optim)
     trained = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
     states = sum(states_per_element(recipe, group) * n for group, n in zip(groups, trained, strict=True))
     weights = sum(p.numel() for p in objective.parameters()) if recipe.zero.stage < 3 else 0
-    return FP32 * (weights + states + (sum(trained) if recipe.zero.stage else 0))
+    return FP32 * (weights + states + (sum(trained) if recipe.zero.stage else 0)) + taught_bytes(objective)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from bigssl.config.errors import ConfigError
@@ -25,7 +26,7 @@ from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
 from bigssl.engine.resume import facts, flat, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
 from bigssl.nets import towers
-from bigssl.objectives.base import Objective, build
+from bigssl.objectives.base import Objective, build, exported_heads, exported_networks
 
 _PROBE = 1 << 16  # bytes that a run folder has to take at the start
 
@@ -58,7 +59,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
     zero.check_zero(recipe)
     torch.manual_seed(recipe.seed)
     objective, built = build_networks(recipe)
-    check_evaluation(recipe, built, objective.export_heads())
+    check_evaluation(recipe, evaluated_towers(objective, built), exported_heads(objective))
     check_folder(recipe)
     refuse_secrets(recipe)
     check_cache(recipe)
@@ -84,7 +85,13 @@ def build_networks(recipe: Recipe) -> tuple[Objective, dict[str, towers.Tower]]:
     }
     objective = build(recipe.objective, built)
     _refuse_unused(objective, built)
+    _refuse_still_teachers(objective, built)
     return objective, built
+
+
+def evaluated_towers(objective: Objective, built: Mapping[str, towers.Tower]) -> dict[str, towers.Tower]:
+    """By the name of each exported network, the tower whose kind and input it has: what may be evaluated."""
+    return {name: built[network.backbone] for name, network in exported_networks(objective, built).items()}
 
 
 def batch_sizes(recipe: Recipe, objective: Objective) -> dict[str, int]:
@@ -194,6 +201,19 @@ def _refuse_unused(objective: Objective, built: Mapping[str, towers.Tower]) -> N
     for name, tower in built.items():
         if id(tower) not in reached:
             raise ConfigError(f"backbones.{name}: not used by the objective; remove it, or name it in the objective")
+
+
+def _refuse_still_teachers(objective: Objective, built: Mapping[str, towers.Tower]) -> None:
+    """A teacher of what is never trained would stay as it is."""
+    for name, teacher in objective.teachers().items():
+        within = {id(module) for module in teacher.student.modules()}
+        followed: dict[str, nn.Module] = {f"backbones.{key}": t for key, t in built.items() if id(t.model) in within}
+        for where, student in (followed or {"objective": teacher.student}).items():
+            if not any(parameter.requires_grad for parameter in student.parameters()):
+                raise ConfigError(
+                    f"{where}: all of it is frozen, but teacher {name!r} of the objective follows it and would never "
+                    f"move; allowed: a network with trained parameters"
+                )
 
 
 def announced_world() -> int:
