@@ -17,11 +17,13 @@ from pydantic import Field, create_model
 from torch import Tensor, nn
 
 from bigssl.config.errors import ConfigError, nearest
+from bigssl.config.optim import Group
 from bigssl.config.recipe import Section
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets import dropout
+from bigssl.nets.constraint import Constraint
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 
@@ -124,6 +126,15 @@ class Objective(nn.Module):
             at: what schedules (a temperature, a ramp) are functions of; a counter of one's own would be lost on resume.
         """
         raise NotImplementedError
+
+    def groups(self) -> list[Group]:
+        """Parameters with settings of their own (a discriminator, prototypes), by patterns of this task's parameter
+        names; the first that matches counts, those of the recipe (`optim.groups`) before them. Each has to match."""
+        return []
+
+    def constraints(self) -> list[Constraint]:
+        """What trainable weights are made to satisfy after each optimizer step, at every ZeRO stage."""
+        return []
 
     def after_step(self, step: int) -> None:  # noqa: B027 - optional: EMA teachers, queues
         """Called on every rank after each optimizer step."""

@@ -108,7 +108,7 @@ def test_another_network_of_equal_shapes_is_refused(tmp_path: Path, recipe: Any)
     begin(settled(first, plan.backbones, accum=1, bf16=False), backbones__image__attention="eager")
     manifest = tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json"
     manifest.parent.mkdir(parents=True)
-    known = facts(1, 1, plan.streams, plan.backbones)
+    known = facts(1, 1, plan.streams, plan.backbones, plan.objective)
     manifest.write_text(json.dumps(known))
     again = preflight.plan(of(pretrained=str(tmp_path / "moved")), 1)
     assert again.backbones["image"].model.config._attn_implementation == "eager"  # as the run folder has it

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
-from bigssl.engine.optim import Group, parameter_groups
+from bigssl.engine.optim import TorchGroup, parameter_groups
 
 FP32, BF16 = 4, 2
 CAST = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -80,7 +80,7 @@ def built_bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
-def states_per_element(recipe: Recipe, group: Group) -> int:
+def states_per_element(recipe: Recipe, group: TorchGroup) -> int:
     """How many numbers the optimizer keeps for each element of a group."""
     return 1 if recipe.optim.name == "lars" or group.get("use_muon") else 2
 
