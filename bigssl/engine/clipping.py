@@ -38,10 +38,10 @@ def clip_gradients(optimizer: Any, stage: int, device: torch.device) -> Tensor:
     squares = torch.stack([_square(tensors, device) for tensors in gradients.values()])
     if stage:
         distributed.all_reduce_sum(squares)
-    scales = torch.tensor([limits[number] or torch.inf for number in gradients], device=device) / (
-        squares.sqrt() + EPSILON
-    )
-    for number, scale in zip(gradients, scales.clamp(max=1.0), strict=True):
+    most = torch.tensor([limits[number] or torch.inf for number in gradients], device=device)
+    scales = (most / (squares.sqrt() + EPSILON)).clamp(max=1.0)
+    scales = torch.where(squares.isfinite(), scales, 1.0)  # NaN would stay in the padding of stage 3's buffers
+    for number, scale in zip(gradients, scales, strict=True):
         if limits[number] and gradients[number]:
             torch._foreach_mul_(gradients[number], scale.to(gradients[number][0].device))
     return squares.sum().sqrt()

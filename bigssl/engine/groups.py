@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 from torch import nn
 
 from bigssl.config.errors import ConfigError
-from bigssl.config.optim import NOT_DECAYED, Group, OptimConfig
+from bigssl.config.optim import NOT_DECAYED, Group, OptimConfig, PartGroup
 from bigssl.config.recipe import Recipe
 from bigssl.nets.depth import depths
 from bigssl.nets.towers import Tower
@@ -44,9 +44,10 @@ class Asked:
 def asked_groups(module: nn.Module, config: OptimConfig) -> list[Asked]:
     """Those of the recipe, then those of the objective; for each parameter the first that matches counts."""
     own = module.groups() if isinstance(module, Objective) else []
+    whole = type(module).__name__.lower()
     return [
         *(Asked(f"optim.groups.{number}", group) for number, group in enumerate(config.groups)),
-        *(Asked(f"groups() of {type(module).__name__.lower()}", group) for group in own),
+        *(Asked(f"groups() of {_prefix(group).rstrip('.') or whole}", group) for group in own),
     ]
 
 
@@ -88,13 +89,13 @@ def _roles(names: dict[nn.Parameter, list[str]], asked: Sequence[Asked]) -> dict
     for number, each in enumerate(asked):
         takers = {found[0] for found in matches.values() if number in found}
         if not takers:
-            raise ConfigError(f"{_where(each)} matches no trained parameter; nearest: {_nearest(each.group, names)}")
+            raise ConfigError(f"{_where(each)} matches no trained parameter; nearest: {_near(each, names)}")
         # the recipe may take over all of a group that an objective asks for
         if number not in takers and all(_of_recipe(asked[taker]) == _of_recipe(each) for taker in takers):
             others = ", ".join(f"{asked[taker].field} ({asked[taker].group.pattern!r})" for taker in sorted(takers))
             raise ConfigError(
-                f"{_where(each)} matches only parameters that {others} took before; nearest: "
-                f"{_nearest(each.group, {p: n for p, n in names.items() if not matches[p]} or names)}"
+                f"{_where(each)} matches only parameters that {others} took before; nearest of the others: "
+                f"{_near(each, {p: n for p, n in names.items() if not matches[p]} or names)}"
             )
     return {parameter: found[0] if found else REST for parameter, found in matches.items()}
 
@@ -107,16 +108,24 @@ def _where(each: Asked) -> str:
     return f"{each.field}.pattern: value {each.group.pattern!r}"
 
 
-def _nearest(group: Group | str, names: dict[nn.Parameter, list[str]]) -> str:
-    """The parameter whose name has most of the pattern in it."""
-    pattern = group if isinstance(group, str) else getattr(group, "prefix", "") + group.pattern
+def _near(each: Asked, names: dict[nn.Parameter, list[str]]) -> str:
+    return _nearest(each.group.pattern, names, _prefix(each.group))
+
+
+def _prefix(group: Group) -> str:
+    return group.prefix if isinstance(group, PartGroup) else ""
+
+
+def _nearest(pattern: str, names: dict[nn.Parameter, list[str]], prefix: str = "") -> str:
+    """The parameter whose name, below `prefix`, has most of the pattern in it."""
     matcher = SequenceMatcher(None, b=pattern, autojunk=False)
 
     def likeness(name: str) -> tuple[int, int]:
-        matcher.set_seq1(name)
+        matcher.set_seq1(name.removeprefix(prefix))
         return sum(block.size for block in matcher.get_matching_blocks()), -len(name)
 
-    return max((name for spellings in names.values() for name in spellings), key=likeness)
+    every = [name for spellings in names.values() for name in spellings]
+    return max([name for name in every if name.startswith(prefix)] or every, key=likeness)
 
 
 def _not_decayed(names: dict[nn.Parameter, list[str]], patterns: list[str]) -> set[nn.Parameter]:

@@ -20,8 +20,9 @@ def depths(model: PreTrainedModel) -> tuple[dict[str, int], int]:
     """
     kind = model.config.model_type
     blocks, length = _blocks(model)
-    if getattr(model.config, "num_hidden_groups", length) < getattr(model.config, "num_hidden_layers", length):
-        raise ValueError(f"the layers of {kind} share their weights")  # ALBERT
+    groups = getattr(model.config, "num_hidden_groups", None)  # ALBERT
+    if groups is not None and groups < model.config.num_hidden_layers:
+        raise ValueError(f"the layers of {kind} share their weights")
     names = [name for name, _ in model.named_parameters()]
     first = next(index for index, name in enumerate(names) if name in blocks)
     found = {

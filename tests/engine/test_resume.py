@@ -114,6 +114,11 @@ def test_another_network_of_equal_shapes_is_refused(tmp_path: Path, recipe: Any)
     assert again.backbones["image"].model.config._attn_implementation == "eager"  # as the run folder has it
     other = of(pretrained=str(tmp_path / "other"))
     refused(other, "step-00000002 has networks.image.hidden_act gelu, this run relu; allowed: the same")
+    known["groups"] = [{"pattern": "^head", "lr": 2.0}]
+    known["networks"]["image"]["hidden_act"] = "relu"
+    manifest.write_text(json.dumps(known))
+    refused(other, r"step-00000002 has groups \[{'pattern': '\^head', 'lr': 2.0}\], this run \[\]; allowed: the same")
+    del known["groups"]  # an earlier bigssl
     del known["networks"]["image"]["hidden_act"]  # a version that did not know the field
     manifest.write_text(json.dumps(known))
     preflight.plan(other, 1)
@@ -177,6 +182,7 @@ def test_the_table_of_what_may_change(recipe: Any) -> None:
     now = recipe("unused", data={"sources": {"a.b": {"url": "x", "sequential": True, "samples": 9}, "c": {"url": "y"}}})
     yes = ("data.sources.c.mix.d.url", "zero.options.reduce_bucket_size", "data.remote.storage.s3.endpoint_url")
     no = ("data.sources.a.b.url", "data.sources.c.batch", "zero.options.zero_quantized_gradients", "steps", "seed",
-          "data.lanes", "data.sources.c.mix.d.weight", "backbones.image.config.tokenizers", "optim.clip")  # fmt: skip
+          "data.lanes", "data.sources.c.mix.d.weight", "backbones.image.config.tokenizers", "optim.clip",
+          "optim.groups", "optim.no_decay", "optim.layer_decay")  # fmt: skip
     assert [key for key in yes if not may_change(key, now)] == []
     assert [key for key in no if may_change(key, now)] == []

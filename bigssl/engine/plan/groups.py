@@ -58,8 +58,7 @@ def group_table(rows: list[GroupRow]) -> list[str]:
     """Lines of text."""
     names = [", ".join(word for word in (row.pattern or "all others", row.treatment) if word) for row in rows]
     width = max(map(len, names)) + 2
-    heads = "".join(head.rjust(size) for head, size in zip(("parameters", "lr", "decay", "clip"), (15, 22, 9, 8)))
-    lines = ["parameter groups".ljust(width + 2) + heads]
+    lines = [f"{'parameter groups':{width + 2}}{'parameters':>15}{'lr':>22}{'decay':>9}{'clip':>8}"]
     for name, row in zip(names, rows, strict=True):
         least, most = row.lr
         rate = f"{most:g}" if least == most else f"{least:.3g} to {most:g}"
