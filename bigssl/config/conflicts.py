@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bigssl.config.recipe import OptimConfig, Recipe, RemoteConfig
+    from bigssl.config.optim import OptimConfig
+    from bigssl.config.recipe import Recipe, RemoteConfig
 
 
 def conflicts(recipe: Recipe) -> list[str]:

@@ -56,7 +56,7 @@ def _walk(schema: dict[str, Any], location: list[str]) -> tuple[list[str], dict[
             continue
         keys.append(part)
         parent = node
-        node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+        node = node.get("properties", {}).get(part) or node.get("additionalProperties") or node.get("items") or {}
         if not isinstance(node, dict):
             node = {}
     return keys, {"parent": _resolve(schema, parent), "self": _resolve(schema, node)}

@@ -19,11 +19,11 @@ from bigssl.config.conflicts import conflicts
 from bigssl.config.errors import ConfigError, describe
 from bigssl.config.evaluate import Evaluate, ProbeConfig
 from bigssl.config.limits import Limits
-from bigssl.config.section import Fraction, PositiveInt
+from bigssl.config.optim import OptimConfig
+from bigssl.config.section import PositiveInt
 from bigssl.config.section import Section as Section
 from bigssl.config.yaml import apply_override, read_mapping
 
-Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean: 1 would never take anything in
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 
@@ -141,29 +141,6 @@ class BatchConfig(Section):
     size: PositiveInt = Field(description="samples per optimizer step over all ranks")
     micro: PositiveInt | None = Field(None, description="samples per rank and forward pass")
     accum: PositiveInt | None = Field(None, description="forward passes per optimizer step")
-
-
-class OptimConfig(Section):
-    name: Literal["adamw", "lamb", "lars", "muon"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    momentum: Decay = Field(0.9, description="lars and muon")
-    adam_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="muon: rate of its AdamW half; default lr")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not applied to norms, biases and scales")
-    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="gradient norm clipping; 0 switches it off")
-    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
-    schedule: Literal["constant", "cosine", "wsd", "polynomial"] = "cosine"
-    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="wsd: last share of the steps that decays")
-    power: Annotated[float, Field(gt=0)] = Field(1.0, description="polynomial: exponent")
-    final: Fraction = Field(0.0, description="learning rate at the end as a share of lr")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _betas_from_yaml(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("betas"), list):
-            return {**values, "betas": tuple(values["betas"])}
-        return values
 
 
 class ZeroConfig(Section):

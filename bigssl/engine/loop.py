@@ -57,7 +57,7 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
     store = CheckpointStore(
         recipe.folder / "checkpoints",
         recipe.checkpoint,
-        facts(plan.accum, plan.world, plan.streams, plan.backbones),
+        facts(plan.accum, plan.world, plan.streams, plan.backbones, plan.objective),
         progress_notes.append,
         plan.objective.teachers(),
     )
@@ -190,7 +190,7 @@ class _Run:
         speed = sum(self.plan.sizes.values()) * (done - self.logged) / lap["wall"]
         self.logged = done
         record = reduced | {
-            "optim/lr": self.engine.groups[0]["lr"],
+            "optim/lr": self.recipe.optim.lr * schedule(self.recipe.optim, done - 1, self.recipe.steps),
             "speed/samples_per_s": speed,
             "speed/data_wait": lap["data_wait"],
             "speed/driver_overhead": lap["driver_overhead"],

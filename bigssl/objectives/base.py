@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bigssl.config.errors import ConfigError, nearest
+from bigssl.config.optim import Group
 from bigssl.config.recipe import Section
 from bigssl.data.kinds.text import lacking
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets import dropout
+from bigssl.nets.constraint import Constraint
 from bigssl.nets.ema import Ema
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.progress import Progress
@@ -144,6 +146,15 @@ class Objective(nn.Module):
             at: what schedules (a temperature, a ramp) are functions of; a counter of one's own would be lost on resume.
         """
         raise NotImplementedError
+
+    def groups(self) -> list[Group]:
+        """Parameters with settings of their own (a discriminator, prototypes), by patterns of this task's parameter
+        names; the first that matches counts, those of the recipe (`optim.groups`) before them. Each has to match."""
+        return []
+
+    def constraints(self) -> list[Constraint]:
+        """What trainable weights are made to satisfy after each optimizer step, at every ZeRO stage."""
+        return []
 
     def teachers(self) -> dict[str, Ema]:
         """Moving averages of networks, by a name under which checkpoints keep them; most tasks have none.

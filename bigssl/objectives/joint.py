@@ -11,11 +11,13 @@ from pydantic import Field, create_model
 from torch import Tensor, nn
 
 from bigssl.config.errors import ConfigError
+from bigssl.config.optim import Group
 from bigssl.config.recipe import Section
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets import dropout
+from bigssl.nets.constraint import Constraint
 from bigssl.nets.ema import Ema
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
@@ -89,6 +91,12 @@ class Joint(Objective):
             blind_name="its parts' blind predictors",
             parts={name: loss.detached() for name, loss in losses.items()},
         )
+
+    def groups(self) -> list[Group]:
+        return [group.inside(f"parts.{name}.") for name, part in self._objectives() for group in part.groups()]
+
+    def constraints(self) -> list[Constraint]:
+        return [constraint for _, part in self._objectives() for constraint in part.constraints()]
 
     def teachers(self) -> dict[str, Ema]:
         return {

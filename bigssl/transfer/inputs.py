@@ -255,7 +255,8 @@ def exported_input(folder: Path) -> Input:
     try:
         kind = json.loads((folder / CONFIG).read_text())["model_type"]
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder / CONFIG}: no export of a backbone ({error}); run the training command again") from None
+        again = "run the training command again"
+        raise DataError(f"{folder / CONFIG}: no export of a backbone ({error}); {again}") from None
     if (row := modality_of_type(kind)) is None:
         raise DataError(f"{folder / CONFIG}: model_type {kind!r} is of no modality that this version knows")
     return INPUTS[row.name].read(folder)

@@ -44,6 +44,33 @@ def test_the_demo_passes_on_four_ranks(capsys: pytest.CaptureFixture[str], tmp_p
         assert words in text, text
 
 
+def test_parameter_groups_are_shown_with_what_they_get(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    groups = "optim.groups=[{pattern: views.head, lr: 3, clip: 0.5}, {pattern: text, weight_decay: 0.2}]"
+    assert main(["plan", "--config", DEMO, "--world", "2", f"out={tmp_path}", groups, "optim.layer_decay=0.5"]) == 0
+    text = capsys.readouterr().out
+    start = text.index("parameter groups")
+    rows = [line.split() for line in text[start : text.index("\n\n", start)].splitlines()[1:]]
+    assert [" ".join(row) for row in rows if "views.head" in row[0]] == [
+        "views.head 196,608 0.006 0.05 0.5 by its own norm",
+        "views.head, not decayed 1,152 0.006 0 0.5 by its own norm",
+    ]
+    assert any(row[0] == "text" and row[2:] == ["0.0005", "to", "0.001", "0.2", "1"] for row in rows), rows
+    counted = sum(int(word.replace(",", "")) for row in rows for word in row if word.replace(",", "").isdigit()
+                  and len(word) > 2)  # fmt: skip
+    assert f"trained {counted:,}" in text
+
+
+def test_a_group_without_a_match_is_refused_by_plan_and_check(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    changes = ["optim.groups=[{pattern: views.haed}]", f"out={tmp_path}"]
+    found = plan(capsys, DEMO, "--world", "2", *changes, status=1)
+    (failure,) = found["failures"]
+    assert failure.startswith("optim.groups.0.pattern: value 'views.haed' matches no trained parameter; nearest: parts")
+    assert main(["config", "check", DEMO, *changes]) == 2
+    assert failure in capsys.readouterr().err
+
+
 def test_all_failures_are_named_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     changes = ["evaluate.images.bank=nowhere", "zero.options.overlap_com=true", "data.sources.text.min_shards=9"]
     found = plan(capsys, DEMO, "--world", "3", f"out={tmp_path}", *changes, status=1)

@@ -19,6 +19,7 @@ from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.loading.collate import collate
 from bigssl.data.sample import Sample
 from bigssl.nets import towers
+from bigssl.nets.depth import depths
 from bigssl.nets.kinds import AUDIO, CAUSAL, IMAGE, SERIES, TEXT, WHY_NOT
 from bigssl.nets.modality import MODALITIES, modality_of_type
 from bigssl.nets.pool import mean_of
@@ -125,6 +126,7 @@ def test_text_networks(kind: str, tokenizers: dict[int, Path], tmp_path: Path) -
     check_gradients(task)
     _check_reading(tower)
     _check_special_ids(tower)
+    _check_depths(tower)
     _check_export(tower, tmp_path)
 
 
@@ -166,6 +168,23 @@ def _check_special_ids(tower: towers.Tower) -> None:
             assert getattr(settings, field) == getattr(tower.tokenizer, f"{tokens[-1]}_id"), field
 
 
+def _check_depths(tower: towers.Tower) -> None:
+    """Each block lies deeper than the one before it; embeddings and stems come first."""
+    if tower.model.config.model_type == "albert":
+        with pytest.raises(ValueError, match="the layers of albert share their weights"):
+            depths(tower.model)
+        return
+    found, last = depths(tower.model)
+    assert found.keys() == dict(tower.model.named_parameters()).keys()
+    assert set(range(1, last)) <= set(found.values()) <= set(range(last + 1)) and last >= 3
+    for name, depth in found.items():
+        numbers = [int(part) for part in name.split(".") if part.isdigit()]
+        if 0 < depth < last:
+            assert numbers[0] == depth - 1, name
+        if "word_embedding" in name or "cls_token" in name or "conv_stem" in name or name.startswith("embed"):
+            assert depth == 0, name
+
+
 def _check_export(tower: towers.Tower, folder: Path) -> None:
     export_run(folder, {"net": tower.model}, {"net": TextInput(tower.tokenizer, tower.length)}, {}, {})
     again = AutoModel.from_pretrained(folder / "export" / "net").eval()
@@ -204,6 +223,7 @@ def test_image_networks(kind: str, tmp_path: Path) -> None:
     assert features.shape == (4, tower.dim)
     features.square().sum().backward()
     check_gradients(tower)
+    _check_depths(tower)
     export_run(tmp_path, {"net": tower.model}, {"net": ImageInput(size)}, {}, {})
     again = AutoModel.from_pretrained(tmp_path / "export" / "net").eval()
     with torch.no_grad():

@@ -19,9 +19,11 @@ from bigssl.data.order.order import Order
 from bigssl.data.order.sequential import SequentialStream
 from bigssl.data.order.stream import Stream
 from bigssl.engine import zero
+from bigssl.engine.groups import check_groups
 from bigssl.engine.plan import data as plan_data
 from bigssl.engine.plan.activations import Activations, Trial
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
+from bigssl.engine.plan.groups import GroupRow, group_rows
 from bigssl.engine.plan.memory import FP32, Memory, checkpoint_bytes, memory
 from bigssl.engine.plan.order import Reading, lanes_that_keep, simulate
 from bigssl.engine.plan.preflight import (
@@ -54,6 +56,7 @@ class Paper:
     batch: dict[str, int] = field(default_factory=dict)
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
+    groups: list[GroupRow] = field(default_factory=list)
     memory: dict[int, Memory] = field(default_factory=dict)
     activations: Activations | None = None
     host: dict[str, int] = field(default_factory=dict)
@@ -84,6 +87,8 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     networks = paper.attempt(Trial, recipe)
     if networks is None:
         return paper
+    groups_fit = paper.attempt(check_groups, networks.objective, recipe)
+    paper.groups = group_rows(networks.objective, recipe.optim) if groups_fit else []
     paper.attempt(_evaluation, recipe, networks)
     paper.attempt(check_cache, recipe)
     sizes = paper.attempt(batch_sizes, recipe, networks.objective) or {}
@@ -92,9 +97,10 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     orders = {name: order for name, order in found.items() if order is not None}
     if shape and sizes and len(orders) == len(sizes):
         paper.attempt(check_passes, networks.objective, sizes, shape[1])
-        paper.attempt(refuse_unlike_checkpoint, recipe, facts(shape[1], world, orders, networks.towers))
+        mine = facts(shape[1], world, orders, networks.towers, networks.objective)
+        paper.attempt(refuse_unlike_checkpoint, recipe, mine)
     _data(paper, recipe, orders)
-    if shape is None or len(orders) < len(sizes) or not settings_fit:
+    if shape is None or len(orders) < len(sizes) or not settings_fit or not groups_fit:
         return paper
     paper.batch = {"size": recipe.batch.size, "micro": shape[0], "accum": shape[1], "world": world}
     _reading(paper, recipe, orders, sizes)

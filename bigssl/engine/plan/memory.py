@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
-from bigssl.engine.optim import Group, parameter_groups
+from bigssl.engine.optim import TorchGroup, parameter_groups
 from bigssl.objectives.base import Objective
 
 FP32, BF16 = 4, 2
@@ -89,7 +89,7 @@ def taught_bytes(objective: nn.Module) -> int:
     return sum(built_bytes(teacher.module) for teacher in teachers)
 
 
-def states_per_element(recipe: Recipe, group: Group) -> int:
+def states_per_element(recipe: Recipe, group: TorchGroup) -> int:
     """How many numbers the optimizer keeps for each element of a group."""
     return 1 if recipe.optim.name == "lars" or group.get("use_muon") else 2
 

@@ -22,6 +22,7 @@ from bigssl.data.order.order import Order
 from bigssl.data.remote.backends import is_secret
 from bigssl.data.remote.cache import DiskCache
 from bigssl.engine import zero
+from bigssl.engine.groups import check_groups
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
 from bigssl.engine.resume import facts, flat, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
@@ -59,6 +60,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
     zero.check_zero(recipe)
     torch.manual_seed(recipe.seed)
     objective, built = build_networks(recipe)
+    check_groups(objective, recipe)
     check_evaluation(recipe, evaluated_towers(objective, built), exported_heads(objective))
     check_folder(recipe)
     refuse_secrets(recipe)
@@ -68,7 +70,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
     refuse_seen(recipe, {name: order.indexes.values() for name, order in streams.items()})
     check_passes(objective, sizes, accum)
     refuse_changed_recipe(recipe)
-    refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built))
+    refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built, objective))
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
 
 

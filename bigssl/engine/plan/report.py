@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bigssl.engine.plan.checks import Paper
+from bigssl.engine.plan.groups import group_table
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -25,6 +26,8 @@ def to_text(paper: Paper, stage: int) -> str:
     lines: list[str] = []
     for name, row in paper.sources.items():
         lines += [*_source(name, row, paper), ""]
+    if paper.groups:
+        lines += [*group_table(paper.groups), ""]
     if paper.memory:
         lines += [*_memory(paper, stage), ""]
         lines += [*_host(paper), ""]
