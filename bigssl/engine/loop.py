@@ -228,7 +228,8 @@ def _write_recipe(recipe: Recipe, plan: Plan) -> None:
 
 
 def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:
-    plan.objective.to(device)
+    if recipe.zero.stage < 3:
+        plan.objective.to(device)  # at stage 3 the engine brings it there in slices
     optimizer = build_optimizer(plan.objective, recipe.optim, sharded=recipe.zero.stage > 0)
     return Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
 
