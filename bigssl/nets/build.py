@@ -140,10 +140,10 @@ def twin(module: M, gathered: Callable[[Iterable[nn.Parameter]], AbstractContext
 
 
 def largest_layer(root: nn.Module) -> int:
-    """Bytes of what `fill` holds whole at a time, at most."""
+    """Bytes of a described network below `root` that `fill` holds whole at a time, at most."""
     networks = [module for module in root.modules() if isinstance(module, PreTrainedModel)]
     sizes = (_bytes([*_own(s.module), *_of_children(s.module)]) for n in networks for s in _steps("", n))
-    return max([*sizes, *(_bytes([parameter]) for parameter in root.parameters())], default=0)
+    return max(sizes, default=0)
 
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:
@@ -152,7 +152,7 @@ def _bytes(parameters: Iterable[nn.Parameter]) -> int:
 
 def _described(path: str, config: PreTrainedConfig, options: dict[str, Any], *, loaded: bool) -> PreTrainedModel:
     seed = torch.initial_seed()
-    hook = register_module_parameter_registration_hook(_without_numbers)
+    hook = register_module_parameter_registration_hook(_without_numbers)  # type: ignore[arg-type]
     try:
         with no_init_weights(), _own_randomness():
             _sow(seed, path)
@@ -218,16 +218,17 @@ def _initialise(step: Step, tied: set[nn.Parameter]) -> None:
     """As a constructor of torch, then as transformers; a weight that another module has filled stays as it is."""
     module = step.module
     for parameter in tied:
-        parameter._is_hf_initialized = True  # type: ignore[attr-defined] - what transformers' functions look at
+        vars(parameter)["_is_hf_initialized"] = True  # what transformers' functions look at
     if is_parametrized(module):
-        for name in module.parametrizations:  # type: ignore[union-attr]
+        assert isinstance(module.parametrizations, nn.ModuleDict)
+        for name in module.parametrizations:
             value = torch.empty_like(getattr(module, name))
             setattr(module, name, nn.init.kaiming_uniform_(value, a=math.sqrt(5)))  # as Linear and Conv do
-    elif hasattr(module, "reset_parameters"):
-        module.reset_parameters()
+    elif callable(reset := getattr(module, "reset_parameters", None)):
+        reset()
     step.network._init_weights(module)
     for parameter in tied:
-        del parameter._is_hf_initialized  # type: ignore[attr-defined]
+        del vars(parameter)["_is_hf_initialized"]
 
 
 def _allocate(parameter: nn.Parameter) -> None:

@@ -14,8 +14,10 @@ ranks, and S optimizer states per element (AdamW and LAMB 2, LARS 1, Muon 1 for 
 Small layers (stage3_param_persistence_threshold) stay whole. A slice is rounded up where W does not divide its group
 (one group a layer with LAMB and LARS). A layer that is cut between two slices keeps its whole gradient on both ranks.
 Gathered layers are an upper bound: DeepSpeed keeps them up to max_live_parameters. Temporaries of the optimizer step
-are not counted: they come when the activations have gone. Before the first step each rank holds 4N and the buffers,
-whatever the stage: networks are built whole, then cut.
+are not counted: they come when the activations have gone. Before the first step each rank holds 4N and the buffers at
+stages 0 to 2; at stage 3 its slices (4N/W), the buffers and one layer, the largest: backbones are made layer by layer,
+and cut (see nets/build.py). Two things are whole on the host then: what an objective puts on its backbones, and on rank
+0 a backbone that is read from a folder.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
 from bigssl.engine.optim import Group, parameter_groups
+from bigssl.nets.build import largest_layer
 
 FP32, BF16 = 4, 2
 CAST = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -35,12 +39,14 @@ CAST = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per rank by component, on the device and on the host. construction: what the device holds at the start,
-    when the networks have been moved there whole and not been cut into slices yet."""
+    """Bytes per rank by component, on the device and on the host.
+
+    construction: what the device holds at most while networks are made. preparation: what the host does meanwhile."""
 
     device: dict[str, int]
     host: dict[str, int]
     construction: int
+    preparation: int
 
     @property
     def total(self) -> int:
@@ -72,12 +78,26 @@ def memory(objective: nn.Module, recipe: Recipe, *, stage: int, world: int, accu
     )
     host = {name: sizes[name] for name in outside}
     device = {name: 0 if name in host else size for name, size in sizes.items()}
-    return Memory(device, host, built_bytes(objective))
+    loads = any(section.pretrained for section in recipe.backbones.values())
+    return Memory(device, host, construction(objective, stage, ranks), preparation(objective, stage, loads=loads))
 
 
-def built_bytes(module: nn.Module) -> int:
-    """Of all weights and buffers, whole."""
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+def construction(objective: nn.Module, stage: int, ranks: int) -> int:
+    """Bytes on a device, at most, from the first weight to the last: all, or slices and a layer."""
+    buffers = sum(buffer.nbytes for buffer in objective.buffers())
+    if stage < 3:
+        return buffers + sum(parameter.nbytes for parameter in objective.parameters())
+    slices = sum(-(-p.numel() // ranks) * p.element_size() for p in objective.parameters())
+    return buffers + slices + max(largest_layer(objective), *(p.nbytes for p in objective.parameters()))
+
+
+def preparation(objective: nn.Module, stage: int, *, loads: bool) -> int:
+    """As `construction`, on the host of rank 0, where networks are made. loads: whether any is read from a folder."""
+    if stage < 3 or loads:
+        return construction(objective, 0, 1)
+    networks = [module for module in objective.modules() if isinstance(module, PreTrainedModel)]
+    described = {id(p): p.nbytes for network in networks for p in network.parameters()}
+    return construction(objective, 0, 1) - sum(described.values()) + largest_layer(objective)
 
 
 def states_per_element(recipe: Recipe, group: Group) -> int:

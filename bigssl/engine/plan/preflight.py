@@ -191,7 +191,8 @@ def check_port() -> None:
     except (OSError, ValueError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"--master_port: value {port}: {why}; allowed: a free port, for example --master_port {distributed.free_port()}"
+            f"--master_port: value {port}: {why}; allowed: a free port, for example "
+            f"--master_port {distributed.free_port()}"
         ) from None
 
 
