@@ -21,7 +21,7 @@ from bigssl.engine.guards import Guard, TooManyBadSamples
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.plan.preflight import Plan
 from bigssl.engine.resume import CONFIG, facts, settled
-from bigssl.engine.teaching import begin, teach
+from bigssl.engine.teaching import teach
 from bigssl.engine.zero import Engine
 from bigssl.files import write_atomic
 from bigssl.nets.progress import Progress
@@ -238,10 +238,10 @@ def _write_recipe(recipe: Recipe, plan: Plan) -> None:
 
 
 def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:
-    plan.objective.to(device)
+    if recipe.zero.stage < 3:
+        plan.objective.to(device)  # at stage 3 the engine brings it there in slices
     optimizer = build_optimizer(plan.objective, recipe.optim, sharded=recipe.zero.stage > 0)
     engine = Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
-    begin(plan.objective.teachers())
     return engine
 
 

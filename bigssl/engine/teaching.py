@@ -25,14 +25,6 @@ def _whole(teachers: Teachers) -> AbstractContextManager[None]:
     return gathered(students.values())
 
 
-def begin(teachers: Teachers) -> None:
-    """Fill what was built while its student was in slices. Collective."""
-    hollow = {name: teacher for name, teacher in teachers.items() if teacher.hollow}
-    with _whole(hollow):
-        for teacher in hollow.values():
-            teacher.fill()
-
-
 def teach(teachers: Teachers, at: Progress) -> None:
     """Move every teacher once: after an optimizer step that changed weights, and constraints on them. Collective."""
     with _whole(teachers):

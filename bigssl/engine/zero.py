@@ -7,7 +7,6 @@ import importlib
 import logging
 import math
 import os
-import socket
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from bigssl.engine.restore import restore  # noqa: E402
 from bigssl.engine.saved import LAYOUT, SavedState  # noqa: E402
 from bigssl.engine.settings import settings_for  # noqa: E402
 from bigssl.files import write_atomic  # noqa: E402
+from bigssl.nets.build import fill  # noqa: E402
 
 TAG = "state"
 
@@ -49,7 +49,8 @@ def start() -> torch.device:
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed calls what torch 2.13 renamed
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("BIGSSL_DEEPSPEED_LOG", "WARNING"))
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=distributed.free_port())
     accelerator = get_accelerator()
     device = torch.device(accelerator.device_name())
     if device.type != "cpu":
@@ -76,13 +77,6 @@ def stop() -> None:
     """Leave the process group, so that the backend's threads end before the interpreter does."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def free_port() -> str:
-    """A port of this machine on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def check_zero(recipe: Recipe) -> None:
@@ -159,6 +153,8 @@ class Engine:
         self._stage, self._norm, self._dropped = recipe.zero.stage, torch.zeros(()), 0
         self.applied, self._constraints = False, check_constraints(module)
         with _quiet():
+            if self._stage == 3:
+                cut(module, settings)
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         if self._stage == 3:
             clear_padding(self._engine.module, self._engine.optimizer, distributed.world(), distributed.rank())
@@ -247,6 +243,14 @@ class Engine:
         restore(self._engine.module, self._engine.optimizer, self._stage, saved)
         for name, count in saved.counters.items():
             setattr(self._engine, name, count)
+
+
+def cut(module: nn.Module, settings: dict[str, Any]) -> None:
+    """Bring `module` to the ranks' devices in slices, networks that are only described one layer at a time."""
+    init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings)
+    fill(module, init._convert_to_zero_parameters)
+    init._convert_to_zero_parameters(module.parameters())
+    module.to(init.local_device)  # buffers
 
 
 @contextlib.contextmanager

@@ -6,12 +6,12 @@ engine moves it (`bigssl/engine/teaching.py`) after each optimizer step that cha
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from bigssl.nets.build import twin
 from bigssl.nets.progress import Progress
 
 Momentum = float | Callable[[Progress], float]
@@ -26,7 +26,6 @@ class Ema:
     Attributes:
         student: what is followed. At ZeRO-3 its parameters are in slices, but for when the engine calls `update`.
         module: the teacher, with the structure and names of the student; no parameter asks for a gradient.
-        hollow: the student was in slices when this was built: the engine fills the teacher at the start.
     """
 
     def __init__(self, student: nn.Module, momentum: Momentum) -> None:
@@ -34,13 +33,7 @@ class Ema:
         self.student, self.momentum = student, momentum
         if not callable(momentum):
             _checked(momentum)
-        self.module, self.hollow = _twin(student), any(_sliced(p) for p in student.parameters())
-
-    @torch.no_grad()
-    def fill(self) -> None:
-        """Make the teacher's parameters those of the student, which have to be whole."""
-        torch._foreach_copy_(list(self.module.parameters()), self._whole())
-        self.hollow = False
+        self.module = _twin(student)
 
     @torch.no_grad()
     def update(self, at: Progress) -> None:
@@ -79,22 +72,10 @@ def _checked(momentum: float) -> float:
     return momentum
 
 
-def _sliced(parameter: Tensor) -> bool:
-    """Whether ZeRO-3 holds it in slices already: it was built under zero.Init."""
-    return hasattr(parameter, "ds_shape") and parameter.shape != parameter.ds_shape
-
-
 def _twin(student: nn.Module) -> nn.Module:
-    """The same modules, with parameters of their own: none of what DeepSpeed or an optimizer hangs on a parameter."""
-    memo: dict[int, object] = {}
-    for parameter in student.parameters():
-        if _sliced(parameter):
-            value = torch.empty(tuple(parameter.ds_shape), device=parameter.device)  # type: ignore[attr-defined]
-        else:
-            value = parameter.detach().to(torch.float32, copy=True)
-        memo[id(parameter)] = nn.Parameter(value, requires_grad=False)
-    twin = copy.deepcopy(student, memo)
-    for mine, theirs in zip(twin.modules(), student.modules(), strict=True):
+    """A whole copy; of a student that is only described yet (ZeRO-3), it gets its numbers when the student does."""
+    copied = twin(student)
+    for mine, theirs in zip(copied.modules(), student.modules(), strict=True):
         if theirs._compiled_call_impl is not None:  # which is not copied
             mine.compile()
-    return twin
+    return copied

@@ -42,7 +42,7 @@ class MaskedLanguageHead(nn.Module):
         super().__init__()
         vocabulary, width = embedding.shape
         self.weight = embedding
-        self.bias = nn.Parameter(embedding.new_zeros(vocabulary))
+        self.bias = nn.Parameter(torch.zeros(vocabulary))  # of the embedding there may be no more than the shape
         self.dense = nn.Linear(dim or width, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
 

@@ -73,7 +73,7 @@ def with_global_batch_norm(module: nn.Module) -> nn.Module:
 
 def _converted(norm: nn.modules.batchnorm._BatchNorm) -> GlobalBatchNorm:
     new = GlobalBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    new.load_state_dict(norm.state_dict())
+    new._parameters, new._buffers = norm._parameters, norm._buffers  # the same tensors, which may be shapes alone
     return new
 
 

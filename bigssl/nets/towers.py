@@ -7,12 +7,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoModel,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -20,7 +18,7 @@ from transformers import (
 
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import BackboneConfig
-from bigssl.nets import dropout
+from bigssl.nets import build, dropout
 from bigssl.nets.kinds import CAUSAL, STILL, unused_parameters
 from bigssl.nets.modality import MODALITIES, check_fields, modality_of
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
@@ -191,14 +189,9 @@ def _load_or_create(where: str, config: BackboneConfig, hf: PreTrainedConfig) ->
     field = f"{where}.pretrained: value {config.pretrained!r}" if config.pretrained else f"{where}.config"
     options = {"attn_implementation": config.attention} if config.attention else {}
     try:
-        if config.pretrained:
-            with torch.device("cpu"):  # a plan builds on another device, from which transformers refuses to load
-                loaded: PreTrainedModel = AutoModel.from_pretrained(
-                    config.pretrained, config=hf, dtype=torch.float32, **options
-                )
-            return loaded
-        created: PreTrainedModel = AutoModel.from_config(hf, **options)
-        return created
+        return build.load(where, config.pretrained, hf, **options) if config.pretrained else (
+            build.create(where, hf, **options)
+        )
     except Exception as error:  # transformers raises whatever it met
         raise ConfigError(f"{field}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
 

@@ -102,14 +102,19 @@ def test_what_the_device_and_the_disk_cannot_hold(
     assert "smallest change: zero.options.reduce_bucket_size=3307681" in found["failures"][0]
 
 
-def test_what_the_device_cannot_hold_before_it_is_cut(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A ResNet-50 and its head, .10 GiB whole on each of 1,000 ranks, a thousandth of it in a step."""
+def test_what_the_device_cannot_hold_before_the_first_step(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A ResNet-50 and its head, .10 GiB whole on each of 1,000 ranks, a thousandth and a layer where it is cut."""
     live = "zero.options.stage3_max_live_parameters=1000000"
-    small = ["zero.stage=3", "zero.options.reduce_bucket_size=1000000", live, "batch.accum=8"]
-    assert not plan(capsys, paper, "--world", "1000", "--memory", "1", *small)["failures"]
-    (failure,) = plan(capsys, paper, "--world", "1000", "--memory", "0.09", *small, status=1)["failures"]
-    assert failure.startswith("backbones: a rank builds the networks whole before they are cut, 0.10 GiB")
-    assert "the device holds 0.09; smallest change: a larger device" in failure
+    small = ["zero.options.reduce_bucket_size=1000000", live, "batch.accum=8", "backbones.image.size=64"]
+    found = plan(capsys, paper, "--world", "1000", "--memory", "0.09", "zero.stage=3", *small)
+    assert not found["failures"] and found["memory"]["3"]["construction"] < 0.03 * 2**30
+    (failure,) = plan(capsys, paper, "--world", "1000", "--memory", "0.09", "zero.stage=2", *small,
+                      status=1)["failures"]  # fmt: skip
+    assert failure.startswith("backbones: a rank holds the networks whole, before the first step, 0.10 GiB, the device")
+    assert "smallest change: zero.stage=3 or a larger device" in failure
+    (failure,) = plan(capsys, paper, "--world", "1000", "--memory", "0.01", "zero.stage=3", *small,
+                      status=1)["failures"]  # fmt: skip
+    assert "in slices, a layer at a time" in failure and "smallest change: a larger device" in failure
 
 
 def test_a_mixture_and_training_on_the_queries(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -227,10 +227,12 @@ def _memory(paper: Paper, recipe: Recipe, networks: Trial, micro: dict[str, int]
 def _too_much(paper: Paper, recipe: Recipe, accum: int, micro: dict[str, int], device_bytes: int) -> str:
     """The failure of a rank that needs more than its device holds, with the first change that fits."""
     stage = recipe.zero.stage
-    if (whole := paper.memory[stage].construction) > device_bytes:
+    if (built := paper.memory[stage].construction) > device_bytes:
+        how = "in slices, a layer at a time" if stage == 3 else "whole"
+        change = "zero.stage=3 or " if paper.memory[3].total <= device_bytes else ""
         return (
-            f"backbones: a rank builds the networks whole before they are cut, {whole / GIB:.2f} GiB of weights and "
-            f"buffers, the device holds {device_bytes / GIB:.2f}; smallest change: a larger device, or smaller networks"
+            f"backbones: a rank holds the networks {how}, before the first step, {built / GIB:.2f} GiB, the device "
+            f"{device_bytes / GIB:.2f}; smallest change: {change}a larger device, or smaller networks"
         )
     kept = paper.memory[stage].device["activations (estimate)"]
     rest = sum(paper.memory[stage].device.values()) - kept
@@ -259,7 +261,7 @@ def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
     remote = any(order.remote for order in orders.values())
     paper.host = {
         "loader processes": recipe.data.workers,
-        "networks built whole, at the start": paper.memory[recipe.zero.stage].construction,
+        "networks, before the first step": paper.memory[recipe.zero.stage].preparation,
         "batches prepared ahead": max(recipe.data.workers * AHEAD, 1) * paper.activations.batch,
         "sidecars (at most)": processes * opened,
         "remote shards read ahead (at most)": processes * recipe.data.remote.ahead_mb * 2**20 if remote else 0,

@@ -16,7 +16,9 @@ Small layers (stage3_param_persistence_threshold) stay whole. A slice is rounded
 (one group a layer with LAMB and LARS). A layer that is cut between two slices keeps its whole gradient on both ranks.
 Gathered layers are an upper bound: DeepSpeed keeps them up to max_live_parameters. Temporaries of the optimizer step
 (and what is gathered at stage 3 to move teachers) are not counted: they come when the activations have gone. Before the
-first step each rank holds 4N, the buffers and the teachers, whatever the stage: networks are built whole, then cut.
+first step each rank holds 4N, the buffers and the teachers at stages 0 to 2; at stage 3 its slices (4N/W), the buffers,
+the teachers and one layer, the largest: backbones are made layer by layer, and cut (see nets/build.py). Two things are
+whole on the host then: what an objective puts on its backbones, and on rank 0 a backbone that is read from a folder.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
 from bigssl.engine.optim import TorchGroup, parameter_groups
+from bigssl.nets.build import largest_layer
 from bigssl.objectives.base import Objective
 
 FP32, BF16 = 4, 2
@@ -37,12 +41,14 @@ CAST = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per rank by component, on the device and on the host. construction: what the device holds at the start,
-    when the networks have been moved there whole and not been cut into slices yet."""
+    """Bytes per rank by component, on the device and on the host.
+
+    construction: what the device holds at most while networks are made. preparation: what the host does meanwhile."""
 
     device: dict[str, int]
     host: dict[str, int]
     construction: int
+    preparation: int
 
     @property
     def total(self) -> int:
@@ -75,18 +81,34 @@ def memory(objective: nn.Module, recipe: Recipe, *, stage: int, world: int, accu
     )
     host = {name: sizes[name] for name in outside}
     device = {name: 0 if name in host else size for name, size in sizes.items()}
-    return Memory(device, host, built_bytes(objective) + taught_bytes(objective))
+    loads, taught = any(section.pretrained for section in recipe.backbones.values()), taught_bytes(objective)
+    return Memory(device, host, construction(objective, stage, ranks) + taught,
+                  preparation(objective, stage, loads=loads) + taught)  # fmt: skip
 
 
-def built_bytes(module: nn.Module) -> int:
-    """Of all weights and buffers, whole."""
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+def construction(objective: nn.Module, stage: int, ranks: int) -> int:
+    """Bytes on a device, at most, from the first weight to the last: all, or slices and a layer."""
+    buffers = sum(buffer.nbytes for buffer in objective.buffers())
+    if stage < 3:
+        return buffers + sum(parameter.nbytes for parameter in objective.parameters())
+    slices = sum(-(-p.numel() // ranks) * p.element_size() for p in objective.parameters())
+    return buffers + slices + max(largest_layer(objective), *(p.nbytes for p in objective.parameters()))
+
+
+def preparation(objective: nn.Module, stage: int, *, loads: bool) -> int:
+    """As `construction`, on the host of rank 0, where networks are made. loads: whether any is read from a folder."""
+    if stage < 3 or loads:
+        return construction(objective, 0, 1)
+    networks = [module for module in objective.modules() if isinstance(module, PreTrainedModel)]
+    described = {id(p): p.nbytes for network in networks for p in network.parameters()}
+    return construction(objective, 0, 1) - sum(described.values()) + largest_layer(objective)
 
 
 def taught_bytes(objective: nn.Module) -> int:
     """Of all teachers, which are no submodules."""
     teachers = objective.teachers().values() if isinstance(objective, Objective) else ()
-    return sum(built_bytes(teacher.module) for teacher in teachers)
+    modules = [teacher.module for teacher in teachers]
+    return sum(t.nbytes for module in modules for t in (*module.parameters(), *module.buffers()))
 
 
 def states_per_element(recipe: Recipe, group: TorchGroup) -> int:

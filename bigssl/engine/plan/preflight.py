@@ -7,12 +7,14 @@ import os
 import socket
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from bigssl import distributed
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig, Recipe
 from bigssl.data.errors import DataError
@@ -27,6 +29,7 @@ from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
 from bigssl.engine.resume import facts, flat, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
 from bigssl.nets import towers
+from bigssl.nets.build import postponed
 from bigssl.objectives.base import Objective, build, exported_heads, exported_networks
 
 _PROBE = 1 << 16  # bytes that a run folder has to take at the start
@@ -49,6 +52,8 @@ class Plan:
 def plan(recipe: Recipe, world: int) -> Plan:
     """Check a recipe against the files it names and build its networks; no process group is needed.
 
+    For ZeRO-3 the backbones have no numbers yet: the engine fills them layer by layer, in slices.
+
     From here on this process reads data as the recipe says.
 
     Raises:
@@ -59,7 +64,9 @@ def plan(recipe: Recipe, world: int) -> Plan:
     micro, accum = split_batch(recipe, world)
     zero.check_zero(recipe)
     torch.manual_seed(recipe.seed)
-    objective, built = build_networks(recipe)
+    in_slices = postponed(main=os.environ.get("RANK", "0") == "0") if recipe.zero.stage == 3 else nullcontext()
+    with in_slices:
+        objective, built = build_networks(recipe)
     check_groups(objective, recipe)
     check_evaluation(recipe, evaluated_towers(objective, built), exported_heads(objective))
     check_folder(recipe)
@@ -193,7 +200,8 @@ def check_port() -> None:
     except (OSError, ValueError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"--master_port: value {port}: {why}; allowed: a free port, for example --master_port {zero.free_port()}"
+            f"--master_port: value {port}: {why}; allowed: a free port, for example "
+            f"--master_port {distributed.free_port()}"
         ) from None
 
 
