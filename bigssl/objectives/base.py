@@ -108,6 +108,8 @@ class Objective(nn.Module):
     """A tiny configuration for the contract tests: {"objective": fields, "backbones": {name: kind}}."""
     least: ClassVar[int] = 1
     """Samples that a pass over all ranks has to hold: with fewer, there is nothing to learn."""
+    draws_more: ClassVar[bool] = False
+    """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand."""
 
     @classmethod
     def config_type(cls, name: str, others: Mapping[str, type[Section]]) -> type[Section]:
@@ -124,7 +126,8 @@ class Objective(nn.Module):
 
         Args:
             rng: the only randomness there is, keyed by (seed, epoch, key).
-            more: `more(rng)` is another sample of the same stream, drawn by `rng` (a negative, a second document).
+            more: `more(rng, use)` is what `use` makes of another sample of the same dataset that `rng` draws, never of
+                `sample` itself; see `More`. For tasks that say `draws_more`.
         """
         raise NotImplementedError
 

@@ -16,10 +16,10 @@ from bigssl.config.recipe import Section
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets import dropout
 from bigssl.nets.constraint import Constraint
 from bigssl.nets.ema import Ema
 from bigssl.nets.progress import Progress
+from bigssl.nets.seeds import another
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, build, union
 
@@ -113,4 +113,4 @@ class Joint(Objective):
 
 def _share(batch: dict[str, Any], part: str) -> dict[str, Any]:
     """A part's own fields, and its own seeds of the samples: two parts must not drop alike."""
-    return batch[part] | {SEEDS: dropout.another(batch[SEEDS], zlib.crc32(part.encode()))}
+    return batch[part] | {SEEDS: another(batch[SEEDS], zlib.crc32(part.encode()))}

@@ -25,11 +25,11 @@ from bigssl.data.loading.collate import Ragged
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets import dropout
 from bigssl.nets.frequencies import TokenFrequencies
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.progress import Progress
+from bigssl.nets.seeds import another
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, tower
 
@@ -99,7 +99,7 @@ class Mlm(Objective):
 
     def _packed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         texts = zip(batch[SEEDS], batch["input_ids"], strict=True)
-        tokens = [dropout.another(seed, torch.arange(len(ids))) for seed, ids in texts]  # whatever row they come into
+        tokens = [another(seed, torch.arange(len(ids))) for seed, ids in texts]  # whatever row they come into
         pieces = split_rows(batch | {SEEDS: tokens}, "sizes")
         useful = [piece for piece in pieces if (piece["labels"] != IGNORE).any()]
         fill = {"input_ids": self.backbone.tokenizer.pad_token_id, "labels": IGNORE, SEEDS: 0}

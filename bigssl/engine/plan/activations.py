@@ -25,6 +25,7 @@ from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe
 from bigssl.data.loading.collate import collate
 from bigssl.data.loading.loader import SEEDS
+from bigssl.data.order.order import as_it_is
 from bigssl.data.sample import Sample
 from bigssl.engine.plan.memory import cast_weights
 from bigssl.engine.plan.preflight import build_networks
@@ -88,9 +89,12 @@ class Trial:
 
     def _batch(self, source: str, count: int) -> Any:
         """Made-up samples, prepared and collated as in a loader."""
-        rng = np.random.default_rng(0)
-        sample = _sample(source, self.towers.values())
-        samples = collate([self.objective.prepare(sample, rng, lambda _: sample) for _ in range(count)])
+        rng, sample = np.random.default_rng(0), _sample(source, self.towers.values())
+
+        def more(_: np.random.Generator, use: Callable[[Sample], Any] = as_it_is) -> Any:
+            return use(sample)
+
+        samples = collate([self.objective.prepare(sample, rng, more) for _ in range(count)])
         return samples | {SEEDS: torch.zeros(count, dtype=torch.int64)}
 
     def _count(self, found: Activations, name: str, part: Objective, batch: Any, bf16: bool) -> int:

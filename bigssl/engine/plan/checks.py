@@ -29,8 +29,10 @@ from bigssl.engine.plan.order import Reading, lanes_that_keep, simulate
 from bigssl.engine.plan.preflight import (
     batch_sizes,
     check_cache,
+    check_draws,
     check_folder,
     check_passes,
+    drawing,
     evaluated_towers,
     refuse_secrets,
 )
@@ -97,6 +99,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     orders = {name: order for name, order in found.items() if order is not None}
     if shape and sizes and len(orders) == len(sizes):
         paper.attempt(check_passes, networks.objective, sizes, shape[1])
+        paper.attempt(check_draws, networks.objective, orders)
         mine = facts(shape[1], world, orders, networks.towers, networks.objective)
         paper.attempt(refuse_unlike_checkpoint, recipe, mine)
     _data(paper, recipe, orders)
@@ -105,7 +108,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     paper.batch = {"size": recipe.batch.size, "micro": shape[0], "accum": shape[1], "world": world}
     _reading(paper, recipe, orders, sizes)
     _memory(paper, recipe, networks, {name: size // parts for name, size in sizes.items()}, shape[1], device_bytes)
-    _host(paper, recipe, orders)
+    _host(paper, recipe, orders, drawing(networks.objective))
     _disk(paper, recipe, networks)
     return paper
 
@@ -251,12 +254,18 @@ def _too_much(paper: Paper, recipe: Recipe, accum: int, micro: dict[str, int], d
     )
 
 
-def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
+def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], drawn: Mapping[str, str]) -> None:
     """Memory of a rank's loader processes: batches, sidecars of the shards they open, ranges read ahead."""
+    paper.notes += [
+        f"data.sources.{name}: each sample that {task} draws beside another is one more read from anywhere in the "
+        f"dataset, which the bytes and shards per rank leave out"
+        for name, task in drawn.items()
+    ]
     assert paper.activations is not None
     processes, opened = max(recipe.data.workers, 1), 0
     for name, row in paper.sources.items():
-        samples = round(row["rank_shards"]["most"] * row["samples"] / row["shards"])
+        share = 1 if name in drawn else row["rank_shards"]["most"] / row["shards"]
+        samples = round(share * row["samples"])
         opened += plan_data.sidecar_bytes(orders[name], samples, cached=recipe.data.remote.cache is not None)
     remote = any(order.remote for order in orders.values())
     paper.host = {

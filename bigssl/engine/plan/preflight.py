@@ -17,10 +17,11 @@ from transformers import PreTrainedTokenizerFast
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig, Recipe
-from bigssl.data.errors import DataError
+from bigssl.data.errors import DataError, display
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.loading import process
 from bigssl.data.order.order import Order
+from bigssl.data.order.sequential import SequentialStream
 from bigssl.data.remote.backends import is_secret
 from bigssl.data.remote.cache import DiskCache
 from bigssl.engine import zero
@@ -76,6 +77,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
     streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
     refuse_seen(recipe, {name: order.indexes.values() for name, order in streams.items()})
     check_passes(objective, sizes, accum)
+    check_draws(objective, streams)
     refuse_changed_recipe(recipe)
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built, objective))
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
@@ -125,6 +127,30 @@ def check_passes(objective: Objective, sizes: Mapping[str, int], accum: int) -> 
                     f"data.sources.{source}.batch: {sizes[source]} samples a step in {accum} passes are "
                     f"{sizes[source] // accum} a pass over all ranks, from which {name} learns nothing; allowed: >= "
                     f"{part.least * accum}, or a smaller batch.accum"
+                )
+
+
+def drawing(objective: Objective) -> dict[str, str]:
+    """Sources of which samples draw further ones, each with the name of a task that has them do so."""
+    parts = [part for part in objective.modules() if isinstance(part, Objective) and part.draws_more]
+    return {source: type(part).__name__.lower() for part in parts for source in part.sources()}
+
+
+def check_draws(objective: Objective, orders: Mapping[str, Order]) -> None:
+    """Refuse sources that have no other sample to draw."""
+    for source, name in drawing(objective).items():
+        order, where = orders[source], f"data.sources.{source}"
+        if isinstance(order, SequentialStream):
+            raise ConfigError(
+                f"{where}.sequential: value true, but {name} draws further samples, and this source is read from front "
+                f"to back; allowed: one with an index (`bigssl shards index`)"
+            )
+        for dataset, index in order.indexes.items():
+            if len(index) < 2:
+                field = f"{where}.mix.{dataset}" if dataset else f"{where}.url"
+                raise ConfigError(
+                    f"{field}: {display(index.url)} holds {len(index)} sample, but {name} draws another one beside "
+                    f"each; allowed: >= 2 samples"
                 )
 
 
