@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from bigssl.config.errors import ConfigError, OneLineParser, say  # noqa: E402
+from bigssl.config.evaluate import EXAMPLE  # noqa: E402
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.data.errors import DataError, redact  # noqa: E402
 from bigssl.data.loading import process  # noqa: E402
@@ -87,8 +88,9 @@ def _recipe_arguments(parser: argparse.ArgumentParser, run: object) -> None:
 
 def _model() -> type[Recipe]:
     from bigssl.objectives.base import config_union
+    from bigssl.transfer.discovery import evaluation_union
 
-    return recipe_model(config_union())
+    return recipe_model(config_union(), evaluation_union())
 
 
 def _schema(options: argparse.Namespace) -> None:
@@ -109,10 +111,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bigssl.report.html import write_report
     from bigssl.transfer.scorecard import format_table, score
 
-    recipe = _recipe_of(options.run_folder)
+    recipe = load_recipe(_config_of(options.run_folder), [], _model())
     process.use_data_settings(recipe.data)
     if recipe.evaluate is None:
-        raise ConfigError(f"{options.run_folder}/config.yaml: evaluate: missing; add the section and run again")
+        raise ConfigError(f"{options.run_folder}/config.yaml: evaluate: missing; add {{NAME: {EXAMPLE}}} and run again")
     _refuse_trained_on(recipe)
     print(format_table(score(options.run_folder, recipe.evaluate, seed=recipe.seed, device=options.device)))
     print(f"report: {write_report(options.run_folder)}")
@@ -135,14 +137,15 @@ def _refuse_trained_on(recipe: Recipe) -> None:
 def _report(options: argparse.Namespace) -> None:
     from bigssl.report.html import write_report
 
-    _recipe_of(options.run_folder)
+    _config_of(options.run_folder)
     print(f"report: {write_report(options.run_folder)}")
 
 
-def _recipe_of(folder: Path) -> Recipe:
-    if not (folder / "config.yaml").is_file():
+def _config_of(folder: Path) -> Path:
+    path = folder / "config.yaml"
+    if not path.is_file():
         raise ConfigError(f"{folder}: not a run folder (no config.yaml in it); run folders are under runs/")
-    return load_recipe(folder / "config.yaml", [], _model())
+    return path
 
 
 if __name__ == "__main__":

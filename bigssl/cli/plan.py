@@ -33,8 +33,9 @@ def _plan(options: argparse.Namespace) -> int:
     from bigssl.engine.plan.checks import GIB, draft
     from bigssl.engine.plan.report import to_json, to_text
     from bigssl.objectives.base import config_union
+    from bigssl.transfer.discovery import evaluation_union
 
-    recipe: Recipe = load_recipe(options.config, options.overrides, recipe_model(config_union()))
+    recipe: Recipe = load_recipe(options.config, options.overrides, recipe_model(config_union(), evaluation_union()))
     device_bytes = None if options.memory is None else round(options.memory * GIB)
     paper = draft(recipe, options.world, per_node=options.ranks_per_node, device_bytes=device_bytes)
     print(to_json(paper) if options.json else to_text(paper, recipe.zero.stage))

@@ -123,8 +123,9 @@ def _of_recipe(args: argparse.Namespace) -> MicroBatches:
     from bigssl.engine.plan import preflight
     from bigssl.engine.plan.sources import source_order, split_batch
     from bigssl.objectives.base import config_union
+    from bigssl.transfer.discovery import evaluation_union
 
-    recipe = load_recipe(args.config, args.overrides, recipe_model(config_union()))
+    recipe = load_recipe(args.config, args.overrides, recipe_model(config_union(), evaluation_union()))
     process.use_data_settings(recipe.data)
     _, accum = split_batch(recipe, args.world)
     # No weights: of the networks, only what preparing a sample asks for. (transformers loads none onto "meta".)
