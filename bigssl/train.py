@@ -36,10 +36,12 @@ from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
+from bigssl.transfer.discovery import evaluation_union  # noqa: E402
 from bigssl.transfer.export import export_run  # noqa: E402
 from bigssl.transfer.inputs import input_of  # noqa: E402
-from bigssl.transfer.probe import KnnProbe  # noqa: E402
+from bigssl.transfer.probe import LiveProbe  # noqa: E402
 from bigssl.transfer.scorecard import format_table, score  # noqa: E402
+from bigssl.transfer.subjects import Live, Subject, Tensors  # noqa: E402
 from bigssl.transfer.team import AgreedError, Team  # noqa: E402
 
 
@@ -62,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = called(app, arguments)
         if options is None:  # --help
             return 0
-        recipe = load_recipe(options.config, options.overrides, recipe_model(config_union()))
+        recipe = load_recipe(options.config, options.overrides, recipe_model(config_union(), evaluation_union()))
         plan = preflight.plan(recipe, preflight.announced_world())
         if not options.print_config:
             preflight.check_port()
@@ -98,8 +100,9 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
         say(error)
         return 1
     try:
-        team = Team() if recipe.evaluate is not None else None  # now: hours later nobody is there to mend a network
-        outcome = loop.train(recipe, plan, device, _probe(recipe, plan, device))
+        # now: hours later nobody is there to mend a network
+        team = Team() if recipe.evaluate is not None or recipe.probe is not None else None
+        outcome = loop.train(recipe, plan, device, live_probe(recipe, plan, device, team))
         if not outcome.preempted:
             _exported(recipe, plan)
     except guards.Agreed as error:
@@ -123,12 +126,31 @@ def _stopped(outcome: loop.Outcome) -> int:
     return guards.PREEMPTED
 
 
-def _probe(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> loop.Probe | None:
-    if recipe.probe is None:
+def live_probe(recipe: Recipe, plan: preflight.Plan, device: torch.device, team: Team | None) -> LiveProbe | None:
+    """What `recipe.probe` asks for, over the networks that are trained. Collective."""
+    if recipe.probe is None or team is None:
         return None
-    network = exported_networks(plan.objective, plan.backbones)[recipe.probe.backbone]
-    probe = KnnProbe(recipe.probe, size=plan.backbones[network.backbone].size)
-    return lambda: probe(network.model, device)
+    live = Live(subjects(plan), lambda: _heads(plan), zero.gathered)
+    return LiveProbe(recipe.probe.sections, live, team=team, seed=recipe.seed, device=device)
+
+
+def subjects(plan: preflight.Plan) -> list[Subject]:
+    """The networks that are exported, and may be evaluated, under their names."""
+    towers = plan.backbones
+    return [
+        Subject(name, {"trained": network.model}, input_of(towers[network.backbone]), towers[network.backbone].dim)
+        for name, network in exported_networks(plan.objective, towers).items()
+    ]
+
+
+def _heads(plan: preflight.Plan) -> dict[str, Tensors]:
+    """Whole tensors of the heads of the objective, on the CPU. Collective."""
+    backbone = {id(p) for tower in plan.backbones.values() for p in tower.parameters()}
+    with zero.gathered(p for p in plan.objective.parameters() if id(p) not in backbone):
+        return {
+            name: {key: value.detach().cpu().clone() for key, value in head.tensors.items()}
+            for name, head in exported_heads(plan.objective).items()
+        }
 
 
 def _exported(recipe: Recipe, plan: preflight.Plan) -> None:
@@ -143,14 +165,9 @@ def _exported(recipe: Recipe, plan: preflight.Plan) -> None:
 
 def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     """Collective: gathers the weights, rank 0 writes them."""
-    networks = exported_networks(plan.objective, plan.backbones)
-    states = {name: zero.full_state(network.model) for name, network in networks.items()}
-    backbone = {id(p) for tower in plan.backbones.values() for p in tower.parameters()}
-    with zero.gathered(p for p in plan.objective.parameters() if id(p) not in backbone):
-        heads = {
-            name: {key: value.detach().cpu().clone() for key, value in head.tensors.items()}
-            for name, head in exported_heads(plan.objective).items()
-        }
+    networks = subjects(plan)
+    states = {network.name: zero.full_state(network.models["trained"]) for network in networks}
+    heads = _heads(plan)
     if not distributed.is_main():
         return
     meta = {
@@ -159,8 +176,8 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
         "seed": recipe.seed,
         "data": {name: ", ".join(map(display, source.urls.values())) for name, source in recipe.data.sources.items()},
     }
-    inputs = {name: input_of(plan.backbones[network.backbone]) for name, network in networks.items()}
-    models = {name: network.model for name, network in networks.items()}
+    models = {network.name: network.models["trained"] for network in networks}
+    inputs = {network.name: network.takes for network in networks}
     path = export_run(recipe.folder, models, inputs, heads, meta, states=states)
     print(f"exported {', '.join(states)} to {path}", flush=True)
 

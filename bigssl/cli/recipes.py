@@ -11,10 +11,11 @@ from bigssl.data.errors import redact
 
 
 def model() -> type[Recipe]:
-    """The recipe with the sections of all pretext tasks."""
+    """The recipe with the sections of all pretext tasks and evaluations."""
     from bigssl.objectives.base import config_union
+    from bigssl.transfer.discovery import evaluation_union
 
-    return recipe_model(config_union())
+    return recipe_model(config_union(), evaluation_union())
 
 
 def schema() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bigssl.cli.recipes import model
 from bigssl.config.errors import ConfigError, say
+from bigssl.config.evaluate import EXAMPLE
 from bigssl.config.recipe import Recipe, load_recipe
 from bigssl.data.loading import process
 
@@ -23,7 +24,7 @@ def evaluate(run_folder: Path, /, *, device: str = "cpu") -> None:
     recipe = _recipe_of(run_folder)
     process.use_data_settings(recipe.data)
     if recipe.evaluate is None:
-        raise ConfigError(f"{run_folder}/config.yaml: evaluate: missing; add the section and run again")
+        raise ConfigError(f"{run_folder}/config.yaml: evaluate: missing; add {{NAME: {EXAMPLE}}} and run again")
     _refuse_trained_on(recipe)
     print(format_table(score(run_folder, recipe.evaluate, seed=recipe.seed, device=device)))
     print(f"report: {write_report(run_folder)}")

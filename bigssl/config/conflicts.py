@@ -61,9 +61,6 @@ def _of_files(recipe: Recipe) -> Iterator[str]:
     data, default = recipe.data, type(recipe.data).model_fields["max_errors"].default
     if data.on_error == "raise" and data.max_errors != default:
         yield f"data.max_errors {data.max_errors} has no effect with data.on_error raise; allowed: on_error skip"
-    probe = recipe.probe
-    if probe is not None and probe.k > probe.bank_limit:
-        yield f"probe.k {probe.k} neighbours of a bank of probe.bank_limit {probe.bank_limit}; allowed: k <= bank_limit"
 
 
 def _of_remote(remote: RemoteConfig) -> Iterator[str]:

@@ -91,7 +91,8 @@ def _reason(item: Any, keys: list[str], node: dict[str, Any]) -> str:
         given = context.get("tag", value)
         return f"value {_short(given)}; allowed: {', '.join(choices)}{nearest(str(given), choices)}"
     if kind == "union_tag_not_found":
-        return f"needs `name`, one of {', '.join(sorted(node['self'].get('discriminator', {}).get('mapping', {})))}"
+        told_apart = node["self"].get("discriminator", {})
+        return f"needs `{told_apart.get('propertyName')}`, one of {', '.join(sorted(told_apart.get('mapping', {})))}"
     message = item["msg"].removeprefix("Value error, ")
     if isinstance(value, dict):  # a check over several fields, which names them itself
         return message

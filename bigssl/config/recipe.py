@@ -1,8 +1,9 @@
 """The recipe: typed sections, YAML files, `a.b=c` overrides, and errors that name field, value and nearest match.
 
 A recipe is read once, before any process group, file or model exists; what passes here can be started. The sections
-of the pretext tasks live with the tasks (`bigssl/objectives/*.py`, class `Config`) and are handed in by the caller,
-so that a new task brings its own fields without an edit here.
+of the pretext tasks live with the tasks (`bigssl/objectives/*.py`, class `Config`), those of the evaluations with the
+evaluations (`bigssl/transfer/tasks/*.py`); they are handed in by the caller, so that a new one brings its own fields
+without an edit here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pydantic import Field, ValidationError, create_model, model_validator
 
 from bigssl.config.conflicts import conflicts
 from bigssl.config.errors import ConfigError, describe
-from bigssl.config.evaluate import Evaluate, ProbeConfig
+from bigssl.config.evaluate import Evaluation, ProbeConfig, named_sections, probe_model
 from bigssl.config.limits import Limits
 from bigssl.config.optim import OptimConfig
 from bigssl.config.section import PositiveInt
@@ -155,7 +156,8 @@ class CheckpointConfig(Section):
 
 
 class Recipe(Section):
-    """Everything a run depends on. `objective` is replaced by the discriminated union of the discovered tasks."""
+    """Everything a run depends on. `objective` is replaced by the discriminated union of the discovered tasks, and so
+    are the sections of `probe` and `evaluate`, by the names under which they are reported."""
 
     name: str = Field(pattern=NAME)
     out: str = Field("", description="run folder; default runs/NAME")
@@ -171,7 +173,14 @@ class Recipe(Section):
     zero: ZeroConfig = ZeroConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     probe: ProbeConfig | None = None
-    evaluate: Evaluate | None = None
+    evaluate: dict[str, Evaluation] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluations_have_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return values | {name: named_sections(name, values[name]) for name in ("probe", "evaluate") if name in values}
 
     @model_validator(mode="after")
     def _works_together(self) -> Recipe:
@@ -184,9 +193,13 @@ class Recipe(Section):
         return Path(self.out or f"runs/{self.name}")
 
 
-def recipe_model(objective_union: Any) -> type[Recipe]:
-    """Recipe with `objective` typed as the union of task sections (see `bigssl.objectives.base.config_union`)."""
-    fields: dict[str, Any] = {"objective": (objective_union, ...)}
+def recipe_model(objectives: Any, evaluations: Any = None) -> type[Recipe]:
+    """Recipe with `objective` typed as the union of task sections (see `bigssl.objectives.base.config_union`), and
+    `probe` and `evaluate` by that of evaluations (`bigssl.transfer.discovery.evaluation_union`); without it, a recipe
+    has neither."""
+    fields: dict[str, Any] = {"objective": (objectives, ...), "probe": (None, None), "evaluate": (None, None)}
+    if evaluations is not None:
+        fields |= {"probe": (probe_model(evaluations) | None, None), "evaluate": (dict[str, evaluations] | None, None)}
     return create_model("Recipe", __base__=Recipe, **fields)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,7 +33,14 @@ from bigssl.report.collapses import CollapseWatch, collapses
 from bigssl.report.metrics import Measure, MetricsWriter, read_measures, read_metrics
 from bigssl.report.progress import ProgressBar
 
-Probe = Callable[[], dict[str, float]]
+
+class Probe(Protocol):
+    """Called on all ranks: its numbers by the names they have in the metrics. measures: their units."""
+
+    measures: dict[str, Measure]
+
+    def __call__(self) -> dict[str, float]: ...
+
 
 
 @dataclass(frozen=True)
@@ -198,14 +206,16 @@ class _Run:
             "data/errors": len(self.skipped),
             "optim/grad_norm": self.engine.grad_norm,
         }  # fmt: skip
+        probed: dict[str, float] = {}
         if probe is not None and self._probes(done):
             with self.clock("probe"):
-                record |= {f"probe/{name}": value for name, value in probe().items()}
-        self.metrics.describe({f"loss{path}": Measure(p.unit, p.blind_name) for path, p in passes[0].named()})
-        self.metrics.write(done, record)
+                probed = probe()
+        measures = {f"loss{path}": Measure(p.unit, p.blind_name) for path, p in passes[0].named()}
+        self.metrics.describe(measures | (probe.measures if probe is not None else {}))
+        self.metrics.write(done, record | probed)
         for text in self.collapse.observe(done, reduced):
             self.progress.note(text)
-        extra = {"knn": record["probe/knn"]} if "probe/knn" in record else {}
+        extra = {name.removeprefix("probe/"): value for name, value in probed.items() if name.startswith("probe/")}
         self.progress.update(done, reduced["loss"], reduced["blind"], speed, lap["data_wait"], extra)
         if slow := self.data_wait.observe(lap):
             self.progress.note(slow)

@@ -178,7 +178,8 @@ def _read(recipe: Recipe) -> tuple[Recipe | None, dict[str, Any]]:
     path, model = recipe.folder / CONFIG, type(recipe)
     if not os.path.exists(path):  # False also for what can be no name: check_folder says so
         return None, {}
-    values = read_mapping(path)
+    # Evaluations may change, and their form has: one that this version cannot read is no reason to refuse.
+    values = {name: value for name, value in read_mapping(path).items() if name not in ("probe", "evaluate")}
     unknown: dict[str, Any] = {}
     try:
         return model.model_validate(values), {}

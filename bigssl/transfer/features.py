@@ -177,12 +177,3 @@ def text_encoder(model: PreTrainedModel, words: TextInput, device: str | torch.d
         return encode({"input_ids": ids, "attention_mask": mask})
 
     return encode_texts
-
-
-def centre(bank: Tensor, *others: Tensor) -> list[Tensor]:
-    """All of them minus the mean of the bank [N, D]: without it, a common offset hides differences from the cosine.
-
-    Done alike for trained, random and raw features, or the comparison would favour whoever happens to be centred.
-    """
-    mean = bank.mean(0)
-    return [each - mean for each in (bank, *others)]

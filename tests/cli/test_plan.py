@@ -131,7 +131,7 @@ def test_a_mixture_and_training_on_the_queries(capsys: pytest.CaptureFixture[str
     assert mix["train"]["share"] == 0.75 and mix["train"]["epochs"] == pytest.approx(370 * 192 / 3078)
     assert found["memory"]["1"]["device"]["bf16 copies"] == 0
     (failure,) = found["failures"]  # a run is not started either: tests/config/test_recipe.py
-    assert "probe.queries: value 'bigssl/demo/emoji/val': " in failure and "data.sources.emoji" in failure
+    assert "probe.knn.queries: value 'bigssl/demo/emoji/val': " in failure and "data.sources.emoji" in failure
 
 
 def test_a_recipe_that_cannot_be_read_is_2(capsys: pytest.CaptureFixture[str]) -> None:

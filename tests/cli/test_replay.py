@@ -22,6 +22,7 @@ from bigssl.data.tools.sources import Item
 from bigssl.engine import loop, zero
 from bigssl.engine.plan import preflight
 from bigssl.objectives.base import config_union
+from bigssl.transfer.discovery import evaluation_union
 
 DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
 COUNTS = (5, 1, 13, 2, 8, 8)
@@ -203,7 +204,7 @@ def test_a_recipe_with_a_mixture_and_skipping_is_one_order(tmp_path: Path, repla
 
 def train(out: Path, die_before: int) -> None:
     """Trains the tiny recipe; ends this process, as a kill would, when step `die_before` is about to be logged."""
-    recipe = recipe_model(config_union()).model_validate({**TINY, "out": str(out)})
+    recipe = recipe_model(config_union(), evaluation_union()).model_validate({**TINY, "out": str(out)})
     plan = preflight.plan(recipe, preflight.announced_world())
     record = loop._Run._record
 

@@ -128,9 +128,11 @@ def test_another_network_of_equal_shapes_is_refused(tmp_path: Path, recipe: Any)
 
 
 def test_a_folder_of_an_earlier_version_is_gone_on_with(tmp_path: Path, recipe: Any) -> None:
-    """It lacks fields that came since, and has one that was never used and one of an evaluation that are gone."""
-    now = recipe(tmp_path / "run", evaluate={"text": {"bank": "x", "queries": "y", "label": "z"}})
-    begin(now, data__watchdog=..., optim__final=..., objective__hidden_old=None, evaluate__text__gone=64)
+    """It lacks fields that came since, and has one that was never used and evaluations of a form that is gone."""
+    near = {"task": "knn", "bank": "x", "queries": "y", "label": "z"}
+    now = recipe(tmp_path / "run", evaluate={"near": near}, probe={"every": 3, "near": near})
+    begin(now, data__watchdog=..., optim__final=..., objective__hidden_old=None,
+          evaluate={"text": {"bank": "x", "queries": "y"}, "batch": 3}, probe={"every": 5, "bank": "x"})  # fmt: skip
     refuse_changed_recipe(now)
 
 

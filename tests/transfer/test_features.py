@@ -18,7 +18,6 @@ from bigssl.nets.pool import normalise
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
 from bigssl.transfer.features import (
     ImageBatch,
-    centre,
     chosen,
     column,
     evaluating,
@@ -129,11 +128,6 @@ def test_texts_do_not_depend_on_batch_or_padding(
         with torch.no_grad():
             hidden = model.eval()(input_ids=torch.from_numpy(ids[None, :count])).last_hidden_state[0]
         assert torch.allclose(vector, hidden.mean(0), atol=1e-5)
-
-
-def test_centre_uses_the_bank_alone() -> None:
-    bank, queries = centre(torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[2.0, 3]]))
-    assert bank.tolist() == [[-1, -1], [1, 1]] and queries.tolist() == [[0, 0]]
 
 
 def test_damaged_image_names_shard_and_sample(shards: Path, monkeypatch: pytest.MonkeyPatch, val: DatasetIndex) -> None:
