@@ -81,7 +81,7 @@ class Checked:
     def backbone(self, field: str, *modalities: str) -> str:
         """The modality of the backbone, which has to be one of `modalities`; without them, any."""
         name = getattr(self._section, field)
-        kinds = {each: modality_of(tower) for each, tower in self._towers.items()}
+        kinds = {each: tower.modality for each, tower in self._towers.items()}
         fitting = sorted(each for each, kind in kinds.items() if kind in (modalities or FIELDS))
         if name not in fitting:
             kind = " or ".join(modalities) + " " if modalities else ""
@@ -141,11 +141,6 @@ class Checked:
             there = f"the samples of the bank, {len(index)} in {display(url)}"
             raise ConfigError(f"{self._where}.k: value {k}; allowed: <= "
                               + (there if most == len(index) else f"{field}_limit, {most}"))  # fmt: skip
-
-
-def modality_of(tower: Tower) -> str:
-    """What a backbone takes, a key of FIELDS."""
-    return "text" if tower.is_text else "image"
 
 
 def _first(where: str, url: str) -> Sample:
