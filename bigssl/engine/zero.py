@@ -152,7 +152,7 @@ class Engine:
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, *, micro: int, accum: int,
                  bf16: bool) -> None:
         settings = settings_for(recipe, micro=micro, accum=accum, bf16=bf16)
-        self._stage, self._norm, self._dropped = recipe.zero.stage, 0.0, 0
+        self._stage, self._norm, self._dropped, self.applied = recipe.zero.stage, 0.0, 0, False
         with _quiet():
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         if self._stage == 3:
@@ -165,17 +165,19 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> None:
-        """After each backward; applies the update on the last one of an accumulation.
+        """After each backward; applies the update on the last one of an accumulation. `applied`: weights were changed.
 
         A gradient that is NaN or infinite on any rank changes no weights and no optimizer state on any: see `skipped`.
         At stage 0 the host waits for the device once a step, for the norm by which it decides whether to skip.
         """
+        self.applied = False
         if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
             self._norm = _norm_of_gradients(self._engine.module)
             if not math.isfinite(self._norm):  # DeepSpeed skips such a step at the other stages; here it applies it
                 self._step_without_update()
                 return
         self._engine.step()
+        self.applied = bool(self._engine.was_step_applied())
 
     def _step_without_update(self) -> None:
         optimizer = self._engine.optimizer
@@ -185,12 +187,6 @@ class Engine:
         finally:
             del optimizer.step
         self._dropped += 1
-        self._engine._step_applied = False
-
-    @property
-    def applied(self) -> bool:
-        """Whether the last `step` changed weights: it ended an accumulation, and the gradient was finite."""
-        return bool(self._engine.was_step_applied())
 
     @property
     def skipped(self) -> int:
@@ -199,7 +195,8 @@ class Engine:
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        return list(self._engine.optimizer.param_groups)
+        groups: list[dict[str, Any]] = self._engine.optimizer.param_groups
+        return groups
 
     @property
     def grad_norm(self) -> float:
