@@ -24,7 +24,14 @@ from bigssl.data.remote.cache import DiskCache
 from bigssl.engine import zero
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
-from bigssl.engine.resume import facts, flat, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
+from bigssl.engine.resume import (
+    facts,
+    flat,
+    refuse_changed_ramps,
+    refuse_changed_recipe,
+    refuse_unlike_checkpoint,
+    taken_over,
+)
 from bigssl.nets import towers
 from bigssl.objectives.base import Objective, build, exported_heads, exported_networks
 
@@ -68,6 +75,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
     refuse_seen(recipe, {name: order.indexes.values() for name, order in streams.items()})
     check_passes(objective, sizes, accum)
     refuse_changed_recipe(recipe)
+    refuse_changed_ramps(recipe, objective.teachers())
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built))
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
 
