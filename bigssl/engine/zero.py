@@ -212,7 +212,8 @@ class Engine:
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        return list(self._engine.optimizer.param_groups)
+        groups: list[dict[str, Any]] = self._engine.optimizer.param_groups
+        return groups
 
     @property
     def grad_norm(self) -> float:
