@@ -54,7 +54,7 @@ def test_parameter_groups_are_shown_with_what_they_get(capsys: pytest.CaptureFix
         "views.head 196,608 0.006 0.05 0.5 by its own norm",
         "views.head, not decayed 1,152 0.006 0 0.5 by its own norm",
     ]
-    assert any(row[0] == "text" and row[2:] == ["0.0005", "to", "0.001", "0.2", "1"] for row in rows), rows
+    assert any(row[0] == "text" and row[2:] == ["0.0005", "to", "0.002", "0.2", "1"] for row in rows), rows
     counted = sum(int(word.replace(",", "")) for row in rows for word in row if word.replace(",", "").isdigit()
                   and len(word) > 2)  # fmt: skip
     assert f"trained {counted:,}" in text
