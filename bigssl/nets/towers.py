@@ -21,8 +21,9 @@ from transformers import (
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import BackboneConfig
 from bigssl.nets import dropout
+from bigssl.nets.fields import check_fields, modality_of
 from bigssl.nets.kinds import CAUSAL, STILL, unused_parameters
-from bigssl.nets.modality import MODALITIES, check_fields, modality_of
+from bigssl.nets.modality import MODALITIES
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
 from bigssl.nets.pool import mean_of
 from bigssl.nets.weightless import feature_size
