@@ -19,11 +19,11 @@ from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.loading.collate import collate
 from bigssl.data.sample import Sample
 from bigssl.nets import towers
-from bigssl.nets.kinds import AUDIO, CAUSAL, IMAGE, SERIES, TEXT, WHY_NOT
 from bigssl.nets.modality import MODALITIES, modality_of_type
+from bigssl.nets.modality.kinds import AUDIO, CAUSAL, IMAGE, SERIES, TEXT, WHY_NOT
+from bigssl.nets.modality.vocabulary import SPECIAL_IDS
 from bigssl.nets.pool import mean_of
 from bigssl.nets.progress import Progress
-from bigssl.nets.vocabulary import SPECIAL_IDS
 from bigssl.objectives.mlm import Mlm
 from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import ImageInput, TextInput, input_of

@@ -16,7 +16,14 @@ from PIL import Image
 from scipy.signal import resample_poly
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    Wav2Vec2Config,
+)
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
@@ -294,6 +301,19 @@ def test_what_a_mask_hides_does_not_count(make: Callable[..., Tower]) -> None:
         other = batch | {name: batch[name].where(mask, hidden)}
         with torch.no_grad():
             torch.testing.assert_close(tower.features(other), tower.features(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_a_pretrained_network_hides_nothing_at_random(make: Callable[..., Tower], tmp_path: Path) -> None:
+    quiet = dict.fromkeys(["hidden_dropout", "activation_dropout", "attention_dropout"], 0.0)
+    loud = Wav2Vec2Config(**SOUND, **quiet, layerdrop=0.5, mask_time_prob=0.5, mask_time_length=4)
+    AutoModel.from_config(loud).save_pretrained(tmp_path)
+    tower = make("wav2vec2", pretrained=str(tmp_path), config={}).eval()
+    batch = batch_of(tower, range(2))
+    with torch.no_grad():
+        torch.testing.assert_close(tower.train().features(batch), tower.eval().features(batch), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="backbones.net: length 22 and channels 2; allowed: length 22 and channels 3"):
+        make("patchtst").model.save_pretrained(tmp_path / "series")
+        make("patchtst", pretrained=str(tmp_path / "series"), config={}, channels=2)
 
 
 def test_the_sample_of_a_plan_fills_every_window(make: Callable[..., Tower]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import BackboneConfig
-from bigssl.nets.kinds import WHY_NOT
-from bigssl.nets.modality import MODALITIES, Modality, modality_of_type
+from bigssl.nets.modality.kinds import WHY_NOT
+from bigssl.nets.modality.table import MODALITIES, Modality, modality_of_type
 
 
-def modality_of(where: str, config: BackboneConfig) -> Modality:
+def modality_for(where: str, config: BackboneConfig) -> Modality:
     """The row of a backbone: by the fields that only one row has, or else by its type.
 
     Raises:
@@ -30,7 +30,7 @@ def modality_of(where: str, config: BackboneConfig) -> Modality:
 
 def check_fields(where: str, config: BackboneConfig) -> None:
     """Refuse a backbone that lacks a field of its modality, or has one of another. Raises ConfigError."""
-    row = modality_of(where, config)
+    row = modality_for(where, config)
     for field, what in row.fields.items():
         if getattr(config, field) is None:
             raise ConfigError(f"{where}.{field}: missing; {row.described} needs {what}")

@@ -1,4 +1,4 @@
-"""What differs between pictures, text, series and sound, a row each: nothing else asks which of them a backbone takes.
+"""The table of modalities: a row says how batches become inputs, and outputs hidden states and features.
 
     batch ── inputs ── network ── tokens [B, T, D] ── mean over those that count ── features [B, D]
 
@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
-from bigssl.nets import pool, vocabulary
-from bigssl.nets.kinds import AUDIO, CAUSAL, IMAGE, OBSERVED, SERIES, TEXT
+from bigssl.nets import pool
+from bigssl.nets.modality import vocabulary
+from bigssl.nets.modality.kinds import AUDIO, CAUSAL, IMAGE, OBSERVED, SERIES, TEXT
 from bigssl.nets.norm import has_batch_norm
 
 Batch = Mapping[str, Tensor]
