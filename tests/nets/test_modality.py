@@ -316,6 +316,15 @@ def test_a_pretrained_network_hides_nothing_at_random(make: Callable[..., Tower]
         make("patchtst", pretrained=str(tmp_path / "series"), config={}, channels=2)
 
 
+def test_class_tokens_are_no_hidden_states(make: Callable[..., Tower]) -> None:
+    tower = make("patchtst", config=SERIES | {"use_cls_token": True}).eval()
+    batch = batch_of(tower, range(2))
+    with torch.no_grad():
+        found = tower.model(past_values=batch["series"], past_observed_mask=batch["series_mask"]).last_hidden_state
+        assert found.shape == (2, 3, 6, 16)  # [B, channels, class token and patches, D]
+        torch.testing.assert_close(tower.hidden(batch), found[:, :, 1:].reshape(2, 15, 16))
+
+
 def test_the_sample_of_a_plan_fills_every_window(make: Callable[..., Tower]) -> None:
     towers = [make(kind) for kind in TINY]
     made_up = everything_sample("t", towers)
