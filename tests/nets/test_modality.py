@@ -26,11 +26,13 @@ from transformers import (
 )
 
 from bigssl.config.errors import ConfigError
-from bigssl.config.recipe import BackboneConfig
+from bigssl.config.recipe import BackboneConfig, Recipe
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.loading.collate import collate
 from bigssl.data.sample import Sample
+from bigssl.engine import zero
+from bigssl.engine.optim import build_optimizer
 from bigssl.engine.plan.activations import everything_sample
 from bigssl.nets import dropout
 from bigssl.nets.modality import MODALITIES
@@ -332,3 +334,66 @@ def test_the_sample_of_a_plan_fills_every_window(make: Callable[..., Tower]) -> 
         view = input_of(tower).view(made_up)
         mask = MODALITIES[tower.modality].mask
         assert mask is None or view[mask].all(), tower.modality
+
+
+class Regression(torch.nn.Module):
+    """A tower and a head; the loss is a mean, so that ranks' means add up."""
+
+    def __init__(self, tower: Tower) -> None:
+        super().__init__()
+        self.tower, self.head = dropout.by_sample(tower), torch.nn.Linear(tower.dim, 4)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        target = torch.sin(batch["seeds"][:, None] * torch.arange(1, 5))
+        with dropout.seeded(batch["seeds"]):
+            loss: Tensor = (self.head(self.tower.features(batch)) - target).square().mean()
+        return loss
+
+
+def regression(tower: Tower, samples: int = 6) -> tuple[Regression, dict[str, Tensor], Recipe]:
+    recipe = Recipe.model_validate({
+        "name": "towers", "steps": 4, "objective": {}, "backbones": {"unused": {"type": "resnet"}},
+        "data": {"sources": {}}, "batch": {"size": samples}, "optim": {"lr": 0.003},
+        "zero": {"stage": 3, "options": {"stage3_param_persistence_threshold": 0}},
+    })  # fmt: skip
+    return Regression(tower), batch_of(tower, range(samples)) | {"seeds": torch.arange(samples)}, recipe
+
+
+def in_slices(make: Callable[..., Tower], kinds: list[str]) -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+    zero.start()
+    rank, found = torch.distributed.get_rank(), {}
+    for kind in kinds:
+        module, batch, recipe = regression(make(kind))
+        optimizer = build_optimizer(module, recipe.optim, sharded=True)
+        engine = zero.Engine(module, optimizer, recipe, micro=3, accum=1, bf16=False)
+        losses = []
+        for _ in range(4):
+            loss = engine({name: value[3 * rank : 3 * rank + 3] for name, value in batch.items()})
+            engine.backward(loss)
+            engine.step()
+            total = loss.detach().clone()
+            torch.distributed.all_reduce(total)
+            losses.append(total.item() / 2)
+        found[kind] = losses, zero.full_state(module)
+    return found
+
+
+@pytest.mark.distributed
+def test_towers_train_on_two_ranks_at_zero_3_as_on_one(make: Callable[..., Tower], ranks: Any) -> None:
+    kinds = ["gpt2", "patchtst", "wav2vec2"]  # the others are those of the objectives' contract
+    found, _ = ranks(in_slices, 2, make, kinds)
+    for kind in kinds:
+        module, batch, recipe = regression(make(kind))
+        optimizer = build_optimizer(module, recipe.optim, sharded=False)
+        losses = []
+        for _ in range(4):
+            loss = module(batch)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.optim.clip)
+            optimizer.step()
+            losses.append(loss.item())
+        assert found[kind][0] == pytest.approx(losses, rel=2e-4), kind
+        assert losses[-1] < losses[0], kind
+        for name, tensor in module.state_dict().items():
+            torch.testing.assert_close(found[kind][1][name], tensor, rtol=1e-3, atol=1e-4, msg=f"{kind} {name}")
