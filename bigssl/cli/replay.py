@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import DataConfig, load_recipe, recipe_model
 from bigssl.data.errors import DataError, display
 from bigssl.data.loading import process
-from bigssl.data.loading.ledger import StepKeys, ledger_lines
-from bigssl.data.loading.loader import Loader, MicroBatches, Prepare
-from bigssl.data.loading.skipped import Tally
-from bigssl.data.loading.watchdog import Stages, Watchdog
 from bigssl.data.order.order import Order
 from bigssl.data.order.stream import Stream
 from bigssl.data.shards.index import DatasetIndex
+
+if TYPE_CHECKING:  # torch, which loaders need, takes seconds to load, and every command reads this file
+    from bigssl.data.loading.loader import MicroBatches, Prepare
 
 DESCRIPTION = """
 Prints {"step": s, "rank": r, "keys": [...]} as JSON lines, ordered by step and rank: exactly what rank r of --world
@@ -78,6 +77,11 @@ def records(batches: MicroBatches, workers: int, start: int, steps: int, *, chec
     The ranks share `workers` processes. check: see `StepKeys`. Bad samples are
     counted from `start` on. Raises DataError where a run that logs each step would, after the lines of that step.
     """
+    from bigssl.data.loading.ledger import StepKeys, ledger_lines
+    from bigssl.data.loading.loader import Loader
+    from bigssl.data.loading.skipped import Tally
+    from bigssl.data.loading.watchdog import Stages, Watchdog
+
     world, tally = batches.world, Tally(min(stream.max_errors for stream in batches.streams.values()))
     stages = Stages(workers, batches.streams)
     batches.stages = stages
@@ -117,7 +121,7 @@ def _of_recipe(args: argparse.Namespace) -> MicroBatches:
     given = [f"--{name.replace('_', '-')}" for name in ONLY_DATA if getattr(args, name) is not None]
     if given:
         raise ConfigError(f"{', '.join(given)}: for --data only; with --config, override: batch.size=B seed=S data...")
-    # imported here: torch's network classes take seconds to load, and --data needs none
+    # imported here: networks take seconds to load, and --data needs none
     import torch
 
     from bigssl.engine.plan import preflight
@@ -145,4 +149,6 @@ def _batches(
     streams: dict[str, Order], sizes: dict[str, int], prepare: Prepare, seed: int, world: int
 ) -> MicroBatches:
     """One pass per step: the keys of a rank are the same for any accumulation."""
+    from bigssl.data.loading.loader import MicroBatches
+
     return MicroBatches(streams, sizes, prepare, dict, seed, rank=0, world=world, accum=1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,16 @@ def test_a_run_is_not_judged_on_what_it_was_trained_on(capsys: pytest.CaptureFix
 def test_report_wants_a_run_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "not a run folder" in capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_the_networks() -> None:
+    """They take seconds to import; a command that needs them does it when it runs."""
+    code = (
+        "import sys; from bigssl.cli.main import main\n"
+        "for words in ([], ['shards'], ['shards', 'pack'], ['shards', 'replay'], ['plan'], ['evaluate']):\n"
+        "    try: main([*words, '--help'])\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "print(sorted({'torch', 'transformers', 'deepspeed', 'webdataset', 'tokenizers'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
