@@ -72,10 +72,18 @@ class Network(nn.Module):
         self.tied = nn.Linear(9, 9, bias=False)
         self.tied.weight = self.third.weight
         self.scale, self.counter = nn.Parameter(torch.full([1], 0.5)), Counter()
+        self.seen = 0.0  # what a task keeps by itself: extra state of the outermost module
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.seen)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.seen = float(state)
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         tokens, target = batch
         self.counter.calls += 1
+        self.seen = 0.9 * self.seen + 1
         embedded = self.embed(tokens)
         hidden = self.second(functional.gelu(self.norm(self.first(embedded.flatten(1)))))
         out = self.last(self.third(hidden).tanh() + hidden) * self.scale.exp() + self.frozen(embedded.mean(1))
