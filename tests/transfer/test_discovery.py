@@ -83,5 +83,6 @@ def test_a_new_file_is_all(
     assert up["trained"] == down["trained"] > 0 and up["trained_beats_raw"] != down["trained_beats_raw"]
     assert "squares" in format_table(card) and "spread down" in write_report(run).read_text()
     live = Live([Subject("image", {"trained": make_model("resnet")}, ImageInput(32), 16)])
-    found = LiveProbe(asked, live, team=Team(), seed=0, device="cpu")()
-    assert found == pytest.approx({"probe/far/up": up["trained"], "probe/far/down": up["trained"]}, rel=1e-4)
+    probe = LiveProbe(asked, live, team=Team(), seed=0, device="cpu")
+    probe.prepare()
+    assert probe() == pytest.approx({"probe/far/up": up["trained"], "probe/far/down": up["trained"]}, rel=1e-4)
