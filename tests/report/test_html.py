@@ -27,7 +27,8 @@ def run(tmp_path: Path) -> Path:
                   "speed/samples_per_s": 800.0, "speed/data_wait": 0.03, "speed/driver_overhead": 0.01}
         measures = {name: Measure("nats", "guessing") for name in ("loss", "loss/simclr", "loss/mlm")}
         writer.describe(measures | {"probe/near": Measure("share", ""), "probe/lm": Measure("nats", "")})
-        writer.write(step, values | ({"probe/near": 0.615, "probe/lm": 5.5, "health/image/std": 0.08} if step % 10 == 0 else {}))
+        probed = {"probe/near": 0.615, "probe/lm": 5.5, "health/image/std": 0.08}
+        writer.write(step, values | (probed if step % 10 == 0 else {}))
     writer.close()
     (tmp_path / "config.yaml").write_text("name: <demo>\nsteps: 40\n")
     card = {"tasks": {"images": TASK, "words": WORDS}, "notes": ["A note."]}
@@ -42,8 +43,9 @@ def test_page_is_one_file_with_everything_in_it(run: Path) -> None:
     assert page.count("<svg") == 4
     for text in ("66.0 %", "58.0 %", "better than all", "The network &amp; its features.", "A note.", "simclr", "mlm",
                  "kNN over &lt;category&gt;", "name: &lt;demo&gt;", "guessing 6.20", "driver overhead", "torch",
-                 "6.02", "7.13", "4.40 nats", "(lower is better)", "probe near", "61.5 %", "near (%)", "lm (nats)", "5.50 nats",
-                 "image: feature std", "beats every baseline in 2 of 2 tasks", "Masked words &amp; 8 documents.", "simclr: 1.20 nats below its blind line"):
+                 "6.02", "7.13", "4.40 nats", "(lower is better)", "probe near", "61.5 %", "near (%)", "lm (nats)",
+                 "5.50 nats", "image: feature std", "beats every baseline in 2 of 2 tasks",
+                 "Masked words &amp; 8 documents.", "simclr: 1.20 nats below its blind line"):
         assert text in page, text
     assert not list(run.glob("*.tmp"))
 
