@@ -61,7 +61,7 @@ class Mae(Objective):
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
-        self.backbone = tower(towers, config.backbone, "objective.backbone", text=False)
+        self.backbone = tower(towers, config.backbone, "objective.backbone")
         self.patch, self.patches = _grid(config.backbone, self.backbone)
         self.visible = int(self.patches * (1 - config.ratio) + 1e-9)
         if not 1 <= self.visible < self.patches:
