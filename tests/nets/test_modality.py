@@ -332,8 +332,10 @@ def test_the_sample_of_a_plan_fills_every_window(make: Callable[..., Tower]) -> 
     made_up = everything_sample("t", towers)
     for tower in towers:
         view = input_of(tower).view(made_up)
-        mask = MODALITIES[tower.modality].mask
-        assert mask is None or view[mask].all(), tower.modality
+        row = MODALITIES[tower.modality]
+        assert set(view) == {row.batch, row.mask} - {None}
+        assert row.mask is None or view[row.mask].all(), tower.modality
+    assert INPUTS.keys() == MODALITIES.keys() == {tower.modality for tower in towers}
 
 
 class Regression(torch.nn.Module):
