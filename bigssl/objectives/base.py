@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
 
@@ -38,6 +38,8 @@ class Losses(NamedTuple):
         parts: the losses that make up the total, by name, each with its own blind value, detached; empty where there is
             one loss.
         stats: detached [] other values worth a curve, by name.
+        spread: detached [] by name, the same on all ranks: standard deviation over the global batch of what must not
+            collapse, 1 where it is isotropic, 0 where all samples are alike.
     """
 
     total: Tensor
@@ -46,6 +48,7 @@ class Losses(NamedTuple):
     blind_name: str = "guessing"
     parts: dict[str, Losses] = {}  # noqa: RUF012 - nobody writes to it
     stats: dict[str, Tensor] = {}
+    spread: dict[str, Tensor] = {}
 
     def detached(self) -> Losses:
         """The same as a part of another loss."""
@@ -83,9 +86,25 @@ class Objective(nn.Module):
 
     Config: ClassVar[type[Section]]
     preset: ClassVar[dict[str, Any]]
-    """A tiny configuration for the contract tests: {"objective": fields, "backbones": {name: kind}}."""
+    """A tiny configuration, all that the contract tests are told of a task (they run it at every ZeRO stage):
+
+    objective: fields of `Config` without name and source.
+    backbones: by name, a kind of tiny network that tests/objectives/conftest.py knows ("resnet", "vit", "bert", ...) or
+        a whole section as in a recipe, for one that it does not know.
+    data: folder of shards below bigssl/demo; default "emoji/train", pictures with captions.
+    overfits: whether 60 steps on one batch bring the loss below .6 of its blind line; default True.
+    """
     least: ClassVar[int] = 1
     """Samples that a pass over all ranks has to hold: with fewer, there is nothing to learn."""
+    accumulates: ClassVar[bool] = False
+    """Whether k passes of b samples give the gradient of one pass of k · b (with networks without BatchNorm): the loss
+    is a mean over samples, none of which sees another."""
+    draws: ClassVar[bool] = True
+    """Whether `prepare` draws from its generator: views, masks, windows."""
+    symmetric: ClassVar[bool] = False
+    """Whether the loss stays as it is when its two views change places."""
+    causal: ClassVar[bool] = False
+    """Whether the network is shown what the loss asks for, one position late (language models from left to right)."""
 
     @classmethod
     def config_type(cls, name: str, others: Mapping[str, type[Section]]) -> type[Section]:
@@ -127,6 +146,15 @@ class Objective(nn.Module):
 
     def after_step(self, step: int) -> None:  # noqa: B027 - optional: EMA teachers, queues
         """Called on every rank after each optimizer step."""
+
+    def teachers(self) -> dict[str, Any]:
+        """Running means of networks, by a name that stays; the engine moves them."""
+        return {}
+
+    def guards(self) -> dict[str, Callable[[], None]]:
+        """What keeps this task from collapsing (a predictor, a stop-gradient, negatives), by name, each with what takes
+        it out of this instance. For the contract tests, which want to see the spread fall without it."""
+        return {}
 
     def export_heads(self) -> dict[str, Head]:
         """Heads that transfer needs, by name; most tasks have none."""
