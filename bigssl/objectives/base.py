@@ -151,6 +151,14 @@ class Objective(nn.Module):
         """Running means of networks, by a name that stays; the engine moves them."""
         return {}
 
+    def constraints(self) -> list[Any]:
+        """Functions of trained weights that the engine applies after each step."""
+        return []
+
+    def exports(self) -> dict[str, Any]:
+        """What a run exports besides its backbones, by name."""
+        return {}
+
     def guards(self) -> dict[str, Callable[[], None]]:
         """What keeps this task from collapsing (a predictor, a stop-gradient, negatives), by name, each with what takes
         it out of this instance. For the contract tests, which want to see the spread fall without it."""

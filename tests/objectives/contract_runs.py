@@ -225,8 +225,16 @@ def plain(values: dict[str, Any], poisoned: int | None = None) -> Run:
         norms.append(float(nn.utils.clip_grad_norm_(trained, recipe.optim.clip)))
         if step != poisoned:
             optimizer.step()
+            constrain(task)
             move_teachers(task, at)
     return Run(passes, norms, start, whole_state(task), settings_of(optimizer.param_groups))
+
+
+@torch.no_grad()
+def constrain(task: Objective) -> None:
+    for constraint in task.constraints():
+        for parameter in constraint.parameters:
+            parameter.copy_(constraint.function(parameter))
 
 
 @torch.no_grad()

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import contract_runs as runs
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
+from bigssl.cli.main import main
 from bigssl.data.loading.loader import SEEDS
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
@@ -83,6 +86,16 @@ def moves_the_loss(task: Objective, batch: Any, tensors: list[Tensor]) -> bool:
 def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that hold parameters themselves."""
     return ((name, m) for name, m in module.named_modules() if next(m.parameters(recurse=False), None) is not None)
+
+
+@each_task
+def test_the_preset_is_a_recipe_that_can_be_checked_and_planned(
+    name: str, kind: type[Objective], recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(name, tmp_path / "run")))
+    for command in (["config", "check", str(path)], ["plan", "--config", str(path)]):
+        assert main([*command, "--world", "2"]) == 0, capsys.readouterr()
 
 
 # Gradients and state

@@ -16,8 +16,13 @@ import contract_runs as runs
 import pytest
 import torch
 from contract_runs import Cell, Run
+from safetensors.torch import load_file
+from transformers import AutoModel
 
-from bigssl.objectives.base import discover
+from bigssl.data.loading.loader import MicroBatches
+from bigssl.engine.plan import preflight
+from bigssl.nets.progress import Progress
+from bigssl.objectives.base import Objective, discover
 
 MATRIX = os.environ.get("BIGSSL_CONTRACT_MATRIX")  # a file for the rows of the whole matrix
 NAMES = sorted(discover())
@@ -129,17 +134,19 @@ def record(name: str, cell: Cell, found: tuple[float, float, str], ok: bool) -> 
 def test_a_run_is_the_plain_loop_and_goes_on_anywhere(
     name: str, cell: Cell, recipe: Any, plain: Any, halves: Any, crew: Any, tmp_path: Path
 ) -> None:
-    """The curve and the whole state; then from the middle again, from spoilt weights, on other ranks at another stage."""
+    """The curve and the whole state; then from the middle again, from spoilt weights, also on other ranks at another
+    stage."""
     values = recipe(name, tmp_path / "run")
     got = mean_of(crew(runs.driven, cell.world, runs.at_cell(values, cell)))
     found = check(got, cell, name, plain, halves)
-    for there in [cell] * (bool(MATRIX) or cell == runs.HARDEST) + [elsewhere(cell)] * (bool(MATRIX) or cell != runs.HARDEST):
+    here, there = [cell], [elsewhere(cell)]
+    for place in here + there if MATRIX else here if cell == runs.HARDEST else there:
         shutil.rmtree(max((tmp_path / "run" / "checkpoints").glob("step-*")))
-        again = mean_of(crew(runs.driven, there.world, runs.at_cell(values, there), None, True))
+        again = mean_of(crew(runs.driven, place.world, runs.at_cell(values, place), None, True))
         assert len(again.passes) == runs.STEPS // 2, "it did not go on from the checkpoint"
         assert again.settings == got.settings
-        if there.world == cell.world or cell.precision == "fp32":
-            check(again, there, name, plain, halves)
+        if place.world == cell.world or cell.precision == "fp32":  # bf16: the halves before were rounded otherwise
+            check(again, place, name, plain, halves)
     record(name, cell, found, True)
 
 
@@ -161,3 +168,46 @@ def test_a_nan_among_accumulated_passes_moves_nothing(name: str, recipe: Any, pl
     want = plain(name, "fp32", poisoned=1, **changes)
     curve, state, where = distance(got, want, want)
     assert curve <= SAME["fp32"] and state <= 10 * SAME["fp32"], f"{where}: off by {curve:.1e}, {state:.1e}"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", NAMES)
+def test_every_export_loads_and_gives_the_features_of_the_run(name: str, recipe: Any, crew: Any, tmp_path: Path) -> None:
+    values = runs.at_cell(recipe(name, tmp_path / "run"), runs.HARDEST)
+    state = crew(runs.driven, 2, values, None, False, True)[0].state
+    plan = preflight.plan(runs.validated(values | {"out": "", "zero": {"stage": 0}}), 1)
+    networks = {key: tower.model for key, tower in plan.backbones.items()}
+    towers = {id(model) for model in networks.values()}
+    for key, part in plan.objective.exports().items():
+        if model := getattr(part, "model", None):
+            assert id(model) not in towers, f"{key} is a backbone, which is exported anyway"
+            networks[key] = model
+    for key, model in networks.items():
+        loaded = AutoModel.from_pretrained(tmp_path / "run" / "export" / key).eval()
+        model.load_state_dict(part_of_state(plan.objective, model, state), strict=False)
+        stored = load_file(tmp_path / "run" / "export" / key / "model.safetensors")
+        for path, value in model.eval().state_dict().items():
+            assert path not in stored or torch.equal(stored[path], value), f"{key}: {path}"
+        with torch.no_grad():
+            for inputs in inputs_of(plan, model):
+                assert torch.allclose(loaded(**inputs)[0], model(**inputs)[0], atol=1e-5), key
+
+
+def part_of_state(task: Objective, model: torch.nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """What `state` holds of one of the networks of a task or of its teachers."""
+    nets = {"": task} | {f"teacher {name}: ": teacher.module for name, teacher in task.teachers().items()}
+    (start,) = {f"{prefix}{path}." for prefix, net in nets.items() for path, m in net.named_modules() if m is model}
+    found = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+    assert found
+    return found
+
+
+def inputs_of(plan: preflight.Plan, model: torch.nn.Module) -> list[dict[str, Any]]:
+    """What a pass gives to `model`; nothing where a task calls parts of it only."""
+    seen: list[dict[str, Any]] = []
+    handle = model.register_forward_pre_hook(lambda m, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    task = plan.objective
+    loader = MicroBatches(plan.streams, plan.sizes, task.prepare, task.assemble, 0, 0, 1, 1)
+    task(loader[0].data, Progress(0, runs.STEPS))
+    handle.remove()
+    return seen
