@@ -103,6 +103,8 @@ class Objective(nn.Module):
     """Whether `prepare` draws from its generator: views, masks, windows."""
     symmetric: ClassVar[bool] = False
     """Whether the loss stays as it is when its two views change places."""
+    scheduled: ClassVar[bool] = False
+    """Whether the loss, or a teacher's momentum, is another at the end of a run than at its start."""
     causal: ClassVar[bool] = False
     """Whether the network is shown what the loss asks for, one position late (language models from left to right)."""
 

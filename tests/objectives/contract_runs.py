@@ -24,6 +24,7 @@ from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.plan import preflight
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses, Objective, config_union, discover
+from bigssl.report.progress import ProgressBar
 
 DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
 STEPS, SIZE = 4, 8
@@ -67,6 +68,7 @@ class Run:
         norms: of the gradient, by step (of the steps that the loop recorded).
         start, state: whole weights, buffers, teachers and extra state by name, before and after.
         settings: of each parameter group at the end.
+        notes: what the loop told the user.
     """
 
     passes: list[dict[str, float]]
@@ -74,6 +76,7 @@ class Run:
     start: dict[str, Any]
     state: dict[str, Any]
     settings: list[dict[str, Any]]
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def with_source(fields: dict[str, Any], source: str) -> dict[str, Any]:
@@ -152,22 +155,25 @@ def settings_of(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # On ranks
 
 
-def driven(values: dict[str, Any], poisoned: int | None = None, scramble: bool = False, export: bool = False) -> Run:
+def driven(
+    values: dict[str, Any], poisoned: int | None = None, scramble: bool = False, export: bool = False, without: str = ""
+) -> Run:
     """Train as train.py does, from the newest checkpoint of the folder if there is one. Collective.
 
     Args:
         poisoned: step at which the loss of the last rank is NaN.
         scramble: spoil all state first, so that nothing is right after a resume that was not loaded.
         export: export at the end.
+        without: one of the task's guards, to be taken out first.
     """
     recipe = validated(values)
     plan = preflight.plan(recipe, preflight.announced_world())
     device = zero.start()
     passes: list[dict[str, float]] = []
     engines: list[zero.Engine] = []
-    norms: list[float] = []
+    notes: list[str] = []
 
-    def note(module: nn.Module, arguments: tuple[Any, ...], losses: Losses) -> Losses | None:
+    def watch(module: nn.Module, arguments: tuple[Any, ...], losses: Losses) -> Losses | None:
         passes.append(numbers(losses))
         here = poisoned == arguments[1].step and distributed.rank() == distributed.world() - 1
         return losses._replace(total=losses.total * float("nan")) if here else None
@@ -177,16 +183,22 @@ def driven(values: dict[str, Any], poisoned: int | None = None, scramble: bool =
             super().__init__(*arguments, **options)
             engines.append(self)
 
-    plan.objective.register_forward_hook(note)
+    plan.objective.register_forward_hook(watch)
     if scramble:
         scrambled(plan.objective)
-    with exact_autocast(), mock.patch.object(loop, "Engine", Kept), contextlib.redirect_stdout(io.StringIO()):
+    if without:
+        plan.objective.guards()[without]()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exact_autocast())
+        stack.enter_context(mock.patch.object(loop, "Engine", Kept))
+        stack.enter_context(mock.patch.object(ProgressBar, "note", lambda self, text: notes.append(text)))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         with contextlib.suppress(NonFiniteLoss):
             loop.train(recipe, plan, device, None)
         if export:
             train._export(recipe, plan)
     norms = [row["optim/grad_norm"] for row in loop.read_metrics(recipe.folder)] if distributed.is_main() else []
-    return Run(passes, norms, {}, whole_state(plan.objective), settings_of(engines[0].groups))
+    return Run(passes, norms, {}, whole_state(plan.objective), settings_of(engines[0].groups), notes)
 
 
 @torch.no_grad()

@@ -98,6 +98,76 @@ def test_the_preset_is_a_recipe_that_can_be_checked_and_planned(
         assert main([*command, "--world", "2"]) == 0, capsys.readouterr()
 
 
+# Teachers
+
+
+def hidden_networks(thing: Any, seen: set[int], depth: int = 4) -> Iterator[nn.Module]:
+    """Modules that are reached through attributes of our own classes, registered or not."""
+    if id(thing) in seen or depth == 0:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, nn.Module):
+        yield thing
+        inner = [m for m in thing.children()] + [v for k, v in vars(thing).items() if not k.startswith("_")]
+    elif isinstance(thing, list | tuple | dict):
+        inner = list(thing.values() if isinstance(thing, dict) else thing)
+    elif type(thing).__module__.startswith("bigssl"):
+        inner = list(getattr(thing, "__dict__", {}).values())
+    else:
+        return
+    for each in inner:
+        yield from hidden_networks(each, seen, depth - 1 + isinstance(thing, nn.Module))
+
+
+@each_task
+def test_every_network_is_trained_or_a_teacher(name: str, kind: type[Objective], objective: Any) -> None:
+    """A copy that nobody moves stays what it was at the start; one that is listed twice moves twice."""
+    task = objective(kind, name)
+    moved = [id(p) for teacher in task.teachers().values() for p in teacher.module.parameters()]
+    assert len(moved) == len(set(moved)), "a teacher is moved twice"
+    known = {id(p) for p in task.parameters()} | set(moved)
+    for network in hidden_networks(task, set()):
+        for key, parameter in network.named_parameters():
+            assert id(parameter) in known, f"{type(network).__name__}.{key}: neither trained nor a teacher's"
+
+
+@each_task
+def test_teachers_are_slow_copies_of_what_is_trained(
+    name: str, kind: type[Objective], objective: Any, batch: Any
+) -> None:
+    task = objective(kind, name)
+    trained = {id(p) for p in task.parameters()}
+    for key, teacher in task.teachers().items():
+        students = dict(teacher.student.named_parameters())
+        twins = dict(teacher.module.named_parameters())
+        assert students.keys() == twins.keys(), key
+        assert any(p.requires_grad for p in students.values()), f"{key}: its student is frozen"
+        for path, student in students.items():
+            assert id(student) in trained, f"{key}: {path} of its student is no part of the task"
+            assert torch.equal(twins[path], student) and twins[path].data_ptr() != student.data_ptr()
+        curve = [momenta(task, Progress(step, 100))[key] for step in range(100)]
+        assert all(0.5 <= momentum <= 1 for momentum in curve), f"{key}: it keeps {curve[0]} of itself a step"
+        assert curve == sorted(curve) and curve[0] < 1, f"{key}: {curve[0]} to {curve[-1]}"
+
+
+@each_task
+def test_targets_come_from_the_teacher(name: str, kind: type[Objective], objective: Any, batch: Any) -> None:
+    """Every layer of it whose twin is trained counts, and no gradient passes through it."""
+    task = objective(kind, name)
+    data = batch(task)
+    for key, teacher in task.teachers().items():
+        trained = dict(layers(teacher.student))
+        graphs: list[bool] = []
+        handle = teacher.module.register_forward_hook(lambda m, a, out, graphs=graphs: graphs.append(out.requires_grad))
+        task(data, AT)
+        handle.remove()
+        assert not any(graphs), f"{key}: a graph is made through it"
+        for path, layer in layers(teacher.module):
+            if all(p.requires_grad for p in trained[path].parameters(recurse=False)):
+                own = list(layer.parameters(recurse=False))
+                assert moves_the_loss(task, data, own), f"{key}.{path}: no target depends on it"
+
+
 # Gradients and state
 
 
@@ -151,7 +221,25 @@ def test_all_that_a_pass_leaves_behind_is_in_the_state(
     for key, teacher in task.teachers().items():
         other.teachers()[key].module.load_state_dict(teacher.module.state_dict())
     data, at = batch(task, step=3), Progress(3, 100)
+    assert momenta(other, at) == momenta(task, at)
     assert runs.numbers(other(data, at)) == runs.numbers(task(data, at))
+
+
+def momenta(task: Objective, at: Progress) -> dict[str, float]:
+    found = {name: teacher.momentum for name, teacher in task.teachers().items()}
+    return {name: momentum(at) if callable(momentum) else momentum for name, momentum in found.items()}
+
+
+@each_task
+def test_schedules_follow_the_progress_of_the_run(
+    name: str, kind: type[Objective], objective: Any, batch: Any
+) -> None:
+    """Where the class says that it has any, and nowhere else."""
+    task = objective(kind, name)
+    data, (start, end) = batch(task), (Progress(0, 100), Progress(99, 100))
+    moves = value(task, data, start) != value(task, data, end) or momenta(task, start) != momenta(task, end)
+    parts = [part for part in task.modules() if isinstance(part, Objective)]
+    assert moves == any(part.scheduled for part in parts), "what `scheduled` says of the class is not so"
 
 
 @each_task
@@ -403,74 +491,3 @@ def test_the_reference_kernels_give_the_same_loss(
     torch.testing.assert_close(losses.total, slow.total)
     for key, grad in slow_grads.items():
         torch.testing.assert_close(grads[key], grad, rtol=1e-4, atol=1e-5, msg=key)
-
-
-# Teachers
-
-
-def hidden_networks(thing: Any, seen: set[int], depth: int = 4) -> Iterator[nn.Module]:
-    """Modules that are reached through attributes of our own classes, registered or not."""
-    if id(thing) in seen or depth == 0:
-        return
-    seen.add(id(thing))
-    if isinstance(thing, nn.Module):
-        yield thing
-        inner = [m for m in thing.children()] + [v for k, v in vars(thing).items() if not k.startswith("_")]
-    elif isinstance(thing, list | tuple | dict):
-        inner = list(thing.values() if isinstance(thing, dict) else thing)
-    elif type(thing).__module__.startswith("bigssl"):
-        inner = list(getattr(thing, "__dict__", {}).values())
-    else:
-        return
-    for each in inner:
-        yield from hidden_networks(each, seen, depth - 1 + isinstance(thing, nn.Module))
-
-
-@each_task
-def test_every_network_is_trained_or_a_teacher(name: str, kind: type[Objective], objective: Any) -> None:
-    """A copy that nobody moves stays what it was at the start; one that is listed twice moves twice."""
-    task = objective(kind, name)
-    moved = [id(p) for teacher in task.teachers().values() for p in teacher.module.parameters()]
-    assert len(moved) == len(set(moved)), "a teacher is moved twice"
-    known = {id(p) for p in task.parameters()} | set(moved)
-    for network in hidden_networks(task, set()):
-        for key, parameter in network.named_parameters():
-            assert id(parameter) in known, f"{type(network).__name__}.{key}: neither trained nor a teacher's"
-
-
-@each_task
-def test_teachers_are_slow_copies_of_what_is_trained(
-    name: str, kind: type[Objective], objective: Any, batch: Any
-) -> None:
-    task = objective(kind, name)
-    trained = {id(p) for p in task.parameters()}
-    for key, teacher in task.teachers().items():
-        students = dict(teacher.student.named_parameters())
-        twins = dict(teacher.module.named_parameters())
-        assert students.keys() == twins.keys(), key
-        assert any(p.requires_grad for p in students.values()), f"{key}: its student is frozen"
-        for path, student in students.items():
-            assert id(student) in trained, f"{key}: {path} of its student is no part of the task"
-            assert torch.equal(twins[path], student) and twins[path].data_ptr() != student.data_ptr()
-        ramp = teacher.momentum if callable(teacher.momentum) else lambda at, m=teacher.momentum: m
-        curve = [ramp(Progress(step, 100)) for step in range(100)]
-        assert all(0.5 <= momentum <= 1 for momentum in curve), f"{key}: it keeps {curve[0]} of itself a step"
-        assert curve == sorted(curve) and curve[0] < 1, f"{key}: {curve[0]} to {curve[-1]}"
-
-
-@each_task
-def test_targets_come_from_the_teacher(name: str, kind: type[Objective], objective: Any, batch: Any) -> None:
-    """Every layer of it whose twin is trained counts, and no gradient passes through it."""
-    task = objective(kind, name)
-    data = batch(task)
-    for key, teacher in task.teachers().items():
-        trained = dict(layers(teacher.student))
-        graphs: list[bool] = []
-        handle = teacher.module.register_forward_hook(lambda m, a, out, graphs=graphs: graphs.append(out.requires_grad))
-        task(data, AT)
-        handle.remove()
-        assert not any(graphs), f"{key}: a graph is made through it"
-        for path, layer in layers(teacher.module):
-            if all(p.requires_grad for p in trained[path].parameters(recurse=False)):
-                own = list(layer.parameters(recurse=False))
-                assert moves_the_loss(task, data, own), f"{key}.{path}: no target depends on it"

@@ -211,3 +211,17 @@ def inputs_of(plan: preflight.Plan, model: torch.nn.Module) -> list[dict[str, An
     task(loader[0].data, Progress(0, runs.STEPS))
     handle.remove()
     return seen
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", NAMES)
+def test_a_collapse_is_named_while_it_happens(name: str, recipe: Any, objective: Any, crew: Any, tmp_path: Path) -> None:
+    """With all that a task has against it, nothing collapses; without any one of these, the loop says what does."""
+    guards = objective(discover()[name], name).guards()
+    changes = {"steps": 80, "optim": {"lr": 0.03, "weight_decay": 0.0}, "checkpoint": {"every": 80}}
+    for without in ["", *guards] if guards else []:
+        (run,) = crew(runs.driven, 1, recipe(name, tmp_path / without / "run", **changes), None, False, False, without)
+        spreads = {key: value for key, value in run.passes[-1].items() if key.startswith("spread")}
+        said = [note for note in run.notes if "collapse" in note]
+        assert spreads and bool(without) == bool(said), f"without {without or 'nothing'}: {spreads}, said {said}"
+        assert bool(without) == (min(spreads.values()) < 0.1)
