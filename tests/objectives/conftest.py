@@ -96,8 +96,9 @@ def make_stream(kind: type[Objective]) -> Stream:
 
 
 def make_batch(
-    objective: Objective, *, rank: int = 0, world: int = 1, size: int = 12, step: int = 0, accum: int = 1, micro: int = 0
-) -> Any:
+    objective: Objective, *, rank: int = 0, world: int = 1, size: int = 12, step: int = 0, accum: int = 1,
+    micro: int = 0,
+) -> Any:  # fmt: skip
     """A rank's share of a pass over a global batch."""
     sources = dict.fromkeys(objective.sources(), make_stream(type(objective)))
     sizes = dict.fromkeys(sources, size)

@@ -86,16 +86,19 @@ def with_source(fields: dict[str, Any], source: str) -> dict[str, Any]:
     return {**fields, "source": source}
 
 
-def preset_recipe(name: str, section: Callable[[Any], Any], out: Path | str = "unused", **changes: Any) -> dict[str, Any]:
+def preset_recipe(
+    name: str, section: Callable[[Any], Any], out: Path | str = "unused", **changes: Any
+) -> dict[str, Any]:
     """The recipe, as YAML has it, that a preset stands for. section: a backbone's section from the preset's word."""
     preset = discover()[name].preset
+    backbones = {key: section(kind).model_dump(exclude_defaults=True) for key, kind in preset["backbones"].items()}
     return {
         "name": name,
         "out": str(out),
         "steps": STEPS,
         "precision": "fp32",
         "objective": with_source({"name": name, **preset["objective"]}, "shards"),
-        "backbones": {key: section(kind).model_dump(exclude_defaults=True) for key, kind in preset["backbones"].items()},
+        "backbones": backbones,
         "data": {"workers": 0, "sources": {"shards": {"url": str(DEMO / preset.get("data", "emoji/train"))}}},
         "batch": {"size": SIZE},
         # The large eps keeps an update proportional to its gradient: AdamW's usual one makes steps of one size of

@@ -17,8 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from pages import write_section
+
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "contract.md"
 TESTS = ("tests/objectives/test_contract.py", "tests/objectives/test_contract_runs.py")
 
 
@@ -53,7 +54,8 @@ BYOL = [
                                     "        super().update(at)\n\n\nclass Byol(Objective):"),),
     ),
     Plant("momentum swapped with its complement", "byol", TARGET, TARGET.replace("config.m", "1 - config.m")),
-    Plant("momentum does not follow the run", "byol", TARGET, TARGET.replace("CosineRamp(config.momentum, 1.0)", "config.momentum")),
+    Plant("momentum does not follow the run", "byol", TARGET,
+          TARGET.replace("CosineRamp(config.momentum, 1.0)", "config.momentum")),
     Plant(
         "momentum follows a counter that a resume loses", "byol", TARGET,
         TARGET.replace("CosineRamp(config.momentum, 1.0)",
@@ -66,7 +68,8 @@ BYOL = [
     Plant("predictor left out", "byol", "self.predictor(projections)", "(projections)"),
     Plant("views not swapped", "byol", "torch.cat([second, first])", "torch.cat([first, second])"),
     Plant(
-        "stop-gradient missing", "byol", "with torch.no_grad():\n            targets", "with torch.enable_grad():\n            targets",
+        "stop-gradient missing", "byol",
+        "with torch.no_grad():\n            targets", "with torch.enable_grad():\n            targets",
         ((TARGET, f"{TARGET}\n        self.target.module.requires_grad_(True)"),),
     ),
     Plant("blind line of a mean that is not there", "byol", "return (2 - 2 * squared.clamp(0, 1).sqrt()).float()",
@@ -76,7 +79,8 @@ BYOL = [
           ".square().sum() / len(first) / distributed.world()"),
     Plant("views that ignore the generator", "byol", "self.views.prepare(image, rng)",
           "self.views.prepare(image, np.random.default_rng(0))"),
-    Plant("a parameter that nothing uses", "byol", TARGET, f"{TARGET}\n        self.offset = nn.Parameter(torch.zeros(3))"),
+    Plant("a parameter that nothing uses", "byol", TARGET,
+          f"{TARGET}\n        self.offset = nn.Parameter(torch.zeros(3))"),
     Plant("the student exported as the teacher", "byol", 'self.target.module.get_submodule("tower.model")',
           'self.online.get_submodule("tower.model")'),
 ]  # fmt: skip
@@ -128,13 +132,6 @@ def table(rows: list[tuple[Plant, str]]) -> str:
     lines += [f"| {plant.task} | {plant.bug} | {f'`{test}`' if test else '**nothing**'} |" for plant, test in rows]
     caught = sum(bool(test) for _, test in rows)
     return "\n".join([*lines, "", f"{caught} of {len(rows)} were caught."])
-
-
-def write_section(name: str, text: str) -> None:
-    """Replace what stands on the page between the marks of `name`."""
-    page, (begin, end) = PAGE.read_text(), (f"<!-- {name} -->\n", f"\n<!-- end of {name} -->")
-    head, rest = page.split(begin)
-    PAGE.write_text(head + begin + text + end + rest.split(end)[1])
 
 
 def main(words: list[str]) -> None:

@@ -3,19 +3,22 @@ an edit: all that is known of it is its `preset` and what its class says of itse
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import contract_runs as runs
 import numpy as np
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bigssl.cli.main import main
+from bigssl.config.errors import ConfigError
 from bigssl.data.loading.loader import SEEDS
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
@@ -108,7 +111,7 @@ def hidden_networks(thing: Any, seen: set[int], depth: int = 4) -> Iterator[nn.M
     seen.add(id(thing))
     if isinstance(thing, nn.Module):
         yield thing
-        inner = [m for m in thing.children()] + [v for k, v in vars(thing).items() if not k.startswith("_")]
+        inner = list(thing.children()) + [v for k, v in vars(thing).items() if not k.startswith("_")]
     elif isinstance(thing, list | tuple | dict):
         inner = list(thing.values() if isinstance(thing, dict) else thing)
     elif type(thing).__module__.startswith("bigssl"):
@@ -256,14 +259,53 @@ def test_nothing_draws_from_a_global_generator(name: str, kind: type[Objective],
         return [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]  # type: ignore[index]
 
     task = objective(kind, name)
+    data = batch(task)
     for what, action in {
         "prepare": lambda: batch(task),
-        "forward": lambda data=batch(task): task(data, AT).total.backward(),
+        "forward": lambda: task(data, AT).total.backward(),
     }.items():
         before = states()
         action()
         for library, old, new in zip(("torch", "numpy", "random"), before, states(), strict=True):
             assert old == new, f"{what} draws from {library}'s generator, whose state no checkpoint holds"
+
+
+# Configuration
+
+
+def other_values(annotation: Any, value: Any) -> list[Any]:
+    """Some that a field might have in place of `value`; none for names and sections."""
+    if get_origin(annotation) is Literal:
+        return [other for other in get_args(annotation) if other != value]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, 2 * value]
+    if isinstance(value, float):
+        return [value / 2, 2 * value, (1 + value) / 2]
+    return [0.5, 0.9] if value is None else []
+
+
+@each_simple_task
+def test_every_field_of_the_config_does_something(
+    name: str, kind: type[Objective], objective: Any, batch: Any
+) -> None:
+    """To the networks, the samples, the loss or a teacher; an option that is read by nobody is a lie."""
+
+    def outcome(**changes: Any) -> Any:
+        task = objective(kind, name, **changes)
+        data = batch(task)
+        shapes = {key: tuple(value.shape) for key, value in task.state_dict().items()}
+        return shapes, content(data), runs.numbers(task(data, AT)), momenta(task, AT)
+
+    before = outcome()
+    given = objective(kind, name).config  # type: ignore[attr-defined]
+    for field, info in type(given).model_fields.items():
+        others = []
+        for other in other_values(info.annotation, getattr(given, field)):
+            with contextlib.suppress(ValidationError, ConfigError):
+                others.append(outcome(**{field: other}))
+        assert not others or any(other != before for other in others), f"{field} does nothing"
 
 
 # Samples
@@ -420,7 +462,7 @@ def test_the_loss_asks_for_nothing_that_the_network_is_shown(
     then no tower may see it. (With layers and teachers held, a contrastive loss has no targets.)"""
     task = objective(kind, name)
     data, before = batch(task, size=4), None
-    held, calls, seen = list[Any](), list[Any](), dict[int, Any]()
+    held, calls, seen = list[Any](), list[Any](), dict[nn.Module, Any]()
     replay = False
 
     def hold(layer: nn.Module, arguments: Any, output: Any) -> Any:
@@ -432,7 +474,7 @@ def test_the_loss_asks_for_nothing_that_the_network_is_shown(
             layer.register_forward_hook(hold)
     for tower in (module for module in task.modules() if isinstance(module, Tower)):
         for _, layer in layers(tower):
-            layer.register_forward_hook(lambda m, a, output, tower=id(tower): seen.__setitem__(tower, output))
+            layer.register_forward_hook(lambda m, a, output, tower=tower: seen.__setitem__(tower, output))
 
     def passed(data: Any, holding: bool) -> float:
         nonlocal replay
