@@ -105,6 +105,8 @@ class Objective(nn.Module):
     """Whether the loss stays as it is when its two views change places."""
     scheduled: ClassVar[bool] = False
     """Whether the loss, or a teacher's momentum, is another at the end of a run than at its start."""
+    seeded: ClassVar[bool] = False
+    """Whether the loss depends on the seeds of the samples (masks and noise drawn on the device), dropout apart."""
     causal: ClassVar[bool] = False
     """Whether the network is shown what the loss asks for, one position late (language models from left to right)."""
 

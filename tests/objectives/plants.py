@@ -84,7 +84,31 @@ BYOL = [
     Plant("the student exported as the teacher", "byol", 'self.target.module.get_submodule("tower.model")',
           'self.online.get_submodule("tower.model")'),
 ]  # fmt: skip
-MAE: list[Plant] = []
+MASKED = "masked = order[:, self.visible :]"
+ORDER = 'noise.orders(batch[SEEDS], "mask", self.patches)'
+MAE = [
+    Plant("the hidden patches shown", "mae", "seen = order[:, : self.visible]", "seen = order[:, -self.visible :]"),
+    Plant("loss on the visible patches", "mae", MASKED, "masked = order[:, : self.visible]"),
+    Plant("loss on all patches", "mae", MASKED, "masked = order"),
+    Plant("predictions put in other patches' places", "mae", "order.argsort(-1)", "order"),
+    Plant("targets not normalised", "mae",
+          "return (patches - patches.mean(-1, keepdim=True)) / (variance + EPSILON).sqrt(), variance",
+          "return patches, variance"),
+    Plant("mask from the global generator", "mae", ORDER, "torch.rand(len(pixels), self.patches).argsort(-1)"),
+    Plant("one mask for all samples of a pass", "mae", ORDER,
+          'noise.orders(batch[SEEDS][:1], "mask", self.patches).expand(len(pixels), -1)'),
+    Plant("one mask for all samples and steps", "mae", ORDER, ORDER.replace("batch[SEEDS]", "0 * batch[SEEDS]")),
+    Plant("mask by rank", "mae", ORDER, ORDER.replace("batch[SEEDS]", "batch[SEEDS] + distributed.rank()")),
+    Plant("decoder without positions", "mae", "            nn.init.zeros_(module.bias)\n",
+          "            nn.init.zeros_(module.bias)\n    decoder.decoder_pos_embed.data.zero_()\n"),
+    Plant("blind line doubled", "mae", "error = (1 - 1 / pixels) *", "error = 2 *"),
+    Plant("blind line of one rank's samples", "mae", "distributed.all_reduce_sum(sums) / distributed.world()", "sums"),
+    Plant("loss multiplied by the number of ranks", "mae", "_rows(target, masked)).square().mean()",
+          "_rows(target, masked)).square().mean() * distributed.world()"),
+    Plant("the share of hidden patches fixed", "mae", "int(self.patches * (1 - config.ratio) + 1e-9)",
+          "int(self.patches * 0.25)"),
+    Plant("the backbone goes on hiding outside the task", "mae", "        _kept = None\n", "        pass\n"),
+]  # fmt: skip
 PLANTS = BYOL + MAE
 
 
