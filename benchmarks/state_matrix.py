@@ -2,8 +2,9 @@
 
 A small network is trained for 3 steps on 1 rank, resumed on 2, on 4 and on 1 again, at each ZeRO stage and with each
 optimizer, and once with another stage in each part. Each part begins with other random weights, so that what a resume
-forgets is seen. The end is compared with plain PyTorch in one process that never stopped: weights, buffers, frozen
-parameters, extra state, the optimizer's state and step count, and the group's settings, all by parameter name.
+forgets is seen. The end is compared with plain PyTorch in one process that never stopped, whose parameter groups,
+clipping and constraints are written by hand: weights, buffers, frozen parameters, extra state, a teacher, the
+optimizer's state and step count, and the settings of each group, all by parameter name.
 
 Prints the largest difference of each cell, relative to max(1, |value|); exit status 1 if one is above TOLERANCE.
 About 3 minutes on 2 cores.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import socket
 import sys
@@ -27,21 +29,30 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bigssl.config.optim import NOT_DECAYED, Group, OptimConfig
 from bigssl.config.recipe import CheckpointConfig, Recipe
 from bigssl.engine import zero
 from bigssl.engine.checkpoint import CheckpointStore
+from bigssl.engine.layerwise import Lamb, Lars
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.saved import MASTER, SavedState
+from bigssl.engine.teaching import teach
+from bigssl.nets.constraint import Constraint
+from bigssl.nets.ema import Ema
 from bigssl.nets.norm import GlobalBatchNorm
+from bigssl.nets.progress import CosineRamp, Progress
+from bigssl.objectives.base import Objective
 
 WORLDS, STEPS, BATCH = (1, 2, 4, 1), 3, 8  # STEPS on each of WORLDS
 STAGES = ((0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 2), (3, 3, 3, 3), (0, 3, 2, 1))
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adamw": {"lr": 0.01},
-    "lamb": {"lr": 0.02},
-    "lars": {"lr": 0.5, "momentum": 0.8},
+    "adamw": {"lr": 0.01, "clip": 0.2},
+    "lamb": {"lr": 0.02, "clip": 0.2},
+    "lars": {"lr": 0.5, "momentum": 0.8, "clip": 0.2},
     "muon": {"lr": 0.02, "adam_lr": 0.005, "clip": 0.0},
 }
+OWN = {"lr": 0.5, "weight_decay": 0.3, "clip": 0.05}  # of the embedding and the norm
+BETAS = (0.8, 0.95)
 TOLERANCE = 2e-6  # sums of 8 samples in another order, over 12 steps; what is lost shows at 1e-2 and more
 State = dict[str, Any]  # names to tensors or numbers
 
@@ -60,8 +71,9 @@ class Counter(nn.Module):
         self.calls = int(state)
 
 
-class Network(nn.Module):
-    """Odd sizes, BatchNorm, a frozen layer, tied weights, a scale of one element, extra state."""
+class Network(Objective):
+    """Odd sizes, BatchNorm, a frozen layer, tied weights, a scale of one element, extra state, groups, constraints, a
+    teacher."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -72,15 +84,34 @@ class Network(nn.Module):
         self.tied = nn.Linear(9, 9, bias=False)
         self.tied.weight = self.third.weight
         self.scale, self.counter = nn.Parameter(torch.full([1], 0.5)), Counter()
+        student = nn.ModuleDict({"first": self.first, "norm": self.norm, "frozen": self.frozen, "second": self.second})
+        self.teacher = Ema(student, CosineRamp(0.7, 1.0))
 
-    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
         tokens, target = batch
         self.counter.calls += 1
         embedded = self.embed(tokens)
         hidden = self.second(functional.gelu(self.norm(self.first(embedded.flatten(1)))))
         out = self.last(self.third(hidden).tanh() + hidden) * self.scale.exp() + self.frozen(embedded.mean(1))
-        loss: Tensor = (out - target).square().mean()
+        taught = self.teacher.module
+        with torch.no_grad():
+            wanted = taught["second"](taught["norm"](taught["first"](embedded.flatten(1)))).tanh()
+        loss: Tensor = (out - target).square().mean() + (hidden - wanted).square().mean()
         return loss
+
+    def groups(self) -> list[Group]:
+        return [Group(pattern="^last", lr=2.0, weight_decay=0.0), Group(pattern="scale$", clip=9.0)]
+
+    def constraints(self) -> list[Constraint]:
+        return [Constraint([self.second.weight], unit_rows), Constraint([self.scale], capped)]
+
+
+def unit_rows(weight: Tensor) -> Tensor:
+    return functional.normalize(weight, dim=1)
+
+
+def capped(scale: Tensor) -> Tensor:
+    return scale.clamp(max=0.51)
 
 
 def recipe(optimizer: str, stage: int) -> Recipe:
@@ -91,20 +122,58 @@ def recipe(optimizer: str, stage: int) -> Recipe:
     return Recipe.model_validate({
         "name": "state", "steps": steps, "objective": {}, "backbones": {"unused": {"type": "resnet"}},
         "data": {"sources": {}}, "batch": {"size": BATCH}, "zero": {"stage": stage, "options": options},
-        "optim": {"name": optimizer, "warmup": 2, "weight_decay": 0.1, **OPTIMIZERS[optimizer]},
+        "optim": {"name": optimizer, "warmup": 2, "weight_decay": 0.1, "no_decay": [*NOT_DECAYED, "^tied"],
+                  "groups": groups_of(optimizer), **OPTIMIZERS[optimizer]},
     })  # fmt: skip
 
 
+def groups_of(optimizer: str) -> list[dict[str, Any]]:
+    """Of the recipe. The scale has fewer elements than there are ranks, and the network asks for it too."""
+    betas = {"betas": BETAS} if optimizer != "lars" else {}
+    return [{"pattern": "scale$", "lr": 3.0}, {"pattern": "^(embed|norm)", **OWN, **betas}]
+
+
 def optimizer_of(network: Network, config: Recipe) -> torch.optim.Optimizer:
-    """The recipe's, with a group of its own for the scale: fewer elements than ranks."""
-    optimizer = build_optimizer(network, config.optim, sharded=config.zero.stage > 0)
-    (group,) = (g for g in optimizer.param_groups if any(p is network.scale for p in g["params"]))
-    if len(group["params"]) > 1:
-        group["params"] = [p for p in group["params"] if p is not network.scale]
-        settings = {key: value for key, value in group.items() if key != "params"}
-        rate = 3 * group["lr"]
-        optimizer.add_param_group({**settings, "params": [network.scale], "lr": rate, "initial_lr": rate})
-    return optimizer
+    return build_optimizer(network, config.optim, sharded=config.zero.stage > 0)
+
+
+def by_hand(network: Network, config: OptimConfig) -> torch.optim.Optimizer:
+    """What the recipe and the network ask for, a group for each parameter."""
+    settings = {  # factor on the rate, weight decay, group of its own
+        "embed.weight": (0.5, 0.3, True), "norm.weight": (0.5, 0.0, True), "norm.bias": (0.5, 0.0, True),
+        "first.weight": (1.0, 0.1, False), "second.weight": (1.0, 0.1, False), "second.bias": (1.0, 0.0, False),
+        "third.weight": (1.0, 0.0, False), "last.weight": (2.0, 0.0, False), "last.bias": (2.0, 0.0, False),
+        "scale": (3.0, 0.0, False),
+    }  # fmt: skip
+    matrices, kept = ("first.weight", "second.weight", "last.weight"), ("third.weight", "scale")
+    groups = []
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factor, decay, own = settings[name]
+        muon = config.name == "muon" and name in matrices
+        rate = factor * (config.lr if config.name != "muon" or muon else config.adam_lr or 0.0)
+        group = {"params": [parameter], "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        group |= {"clip": 0.05, "clip_group": 1} if own else {"clip": config.clip, "clip_group": -1}
+        if muon or config.name == "lars":
+            group |= {"momentum": config.momentum}
+        else:
+            group |= {"betas": BETAS if own else config.betas, "eps": config.eps}
+        if config.name == "muon":
+            group |= {"use_muon": muon}
+        elif config.name != "adamw":
+            group |= {"adapt": parameter.dim() > 1 and name not in kept}
+        groups.append(group)
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamw": torch.optim.AdamW, "lamb": Lamb, "lars": Lars, "muon": zero.muon
+    }  # fmt: skip
+    return kinds[config.name](groups, **({} if config.name == "muon" else {"lr": config.lr}))
+
+
+@torch.no_grad()
+def constrain_by_hand(network: Network) -> None:
+    network.second.weight.copy_(unit_rows(network.second.weight))
+    network.scale.copy_(capped(network.scale))
 
 
 def samples(step: int) -> tuple[Tensor, Tensor]:
@@ -121,7 +190,8 @@ def part(optimizer: str, stage: int, number: int, folder: Path) -> dict[str, Ten
     config, network = recipe(optimizer, stage), Network(seed=number)
     nn.init.normal_(network.frozen.weight)
     engine = zero.Engine(network, optimizer_of(network, config), config, micro=BATCH // world, accum=1, bf16=False)
-    store = CheckpointStore(folder, CheckpointConfig(keep=9), {"world": world}, print)
+    teachers = {"slow": network.teacher}
+    store = CheckpointStore(folder, CheckpointConfig(keep=9), {"world": world}, print, teachers)
     start = store.resume(engine)
     assert start == number * STEPS, f"resumed after step {start}"
     mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
@@ -130,23 +200,35 @@ def part(optimizer: str, stage: int, number: int, folder: Path) -> dict[str, Ten
         tokens, target = samples(step)
         engine.backward(engine((tokens[mine], target[mine])))
         engine.step()
+        teach(teachers, Progress(step, config.steps))
     assert store.save(engine, start + STEPS)
-    return zero.full_state(network)
+    taught = {f"teacher {name}": value for name, value in network.teacher.module.state_dict().items()}
+    return zero.full_state(network) | taught
 
 
 def uninterrupted(optimizer: str) -> State:
     """The reference: no DeepSpeed, no checkpoint, one process."""
     config, network = recipe(optimizer, 0), Network(seed=0)
     nn.init.normal_(network.frozen.weight)
-    plain = optimizer_of(network, config)
+    plain = by_hand(network, config.optim)
+    own = [*network.embed.parameters(), *network.norm.parameters()]
+    rest = [p for p in network.parameters() if not any(p is other for other in own)]
     for step in range(config.steps):
         set_learning_rate(plain.param_groups, schedule(config.optim, step, config.steps))
         loss = network(samples(step))
         plain.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip or 1e9)
+        nn.utils.clip_grad_norm_(own, 0.05)
+        nn.utils.clip_grad_norm_(rest, config.optim.clip or 1e9)
         plain.step()
+        constrain_by_hand(network)
+        momentum = 1 - 0.3 * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        with torch.no_grad():
+            followed = dict(network.teacher.student.named_parameters())
+            for name, mine in network.teacher.module.named_parameters():
+                mine.copy_(momentum * mine + (1 - momentum) * followed[name])
     state: State = {f"weights {name}": value for name, value in network.state_dict().items()}
+    state |= {f"weights teacher {name}": value for name, value in network.teacher.module.state_dict().items()}
     names = {parameter: name for name, parameter in network.named_parameters()}
     for group in plain.param_groups:
         for parameter in group["params"]:

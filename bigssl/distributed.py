@@ -6,6 +6,7 @@ batch, so that averaging parameter gradients over ranks (what DDP and DeepSpeed 
 
 from __future__ import annotations
 
+import socket
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,13 @@ T = TypeVar("T")
 
 class NoMeeting(RuntimeError):
     """This rank cannot reach the others. The message says what to set."""
+
+
+def free_port() -> str:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def active() -> bool:
@@ -93,6 +101,27 @@ def gather_rows(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def spread(z: Tensor) -> Tensor:
+    """How different the samples of the global batch are: 1 when z points everywhere, 0 when all samples are alike.
+
+    The standard deviation of the unit-length rows, per dimension, its mean over the D dimensions times √D (what
+    `transfer/collapse.py: feature_std` says of features, Chen and He 2021, but free of D). Collective, no sync of the
+    host: float64 sums of all ranks, which may hold different numbers of rows.
+
+    Args:
+        z: [B, D], any float dtype.
+    Returns:
+        [] float32, the same on every rank.
+    """
+    rows = torch.nn.functional.normalize(z.detach().double(), dim=1)
+    count = rows.new_full((1,), len(rows))
+    sums = all_reduce_sum(torch.cat([rows.sum(0), rows.square().sum(0), count]))
+    mean, squares = (sums[:-1] / sums[-1]).chunk(2)
+    deviation = (squares - mean.square()).clamp(min=0).sqrt()
+    return (deviation.mean() * z.shape[1] ** 0.5).float()
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -6,10 +6,10 @@ checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 # Run as a script, Python puts this folder first on the path, where `data` or `config` would shadow other packages.
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
@@ -21,34 +21,50 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
+from cyclopts import Parameter  # noqa: E402
 from safetensors import SafetensorError  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from bigssl import distributed  # noqa: E402
-from bigssl.config.errors import ConfigError, OneLineParser, say  # noqa: E402
+from bigssl.cli.app import called, new_app  # noqa: E402
+from bigssl.config.errors import ConfigError, say  # noqa: E402
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
-from bigssl.engine.plan import preflight
+from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
-from bigssl.objectives.base import config_union  # noqa: E402
+from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
+from bigssl.transfer.discovery import evaluation_union  # noqa: E402
 from bigssl.transfer.export import export_run  # noqa: E402
-from bigssl.transfer.inputs import ImageInput, TextInput  # noqa: E402
-from bigssl.transfer.probe import KnnProbe  # noqa: E402
+from bigssl.transfer.inputs import input_of  # noqa: E402
+from bigssl.transfer.probe import LiveProbe  # noqa: E402
 from bigssl.transfer.scorecard import format_table, score  # noqa: E402
+from bigssl.transfer.subjects import Live, Subject, Tensors  # noqa: E402
 from bigssl.transfer.team import AgreedError, Team  # noqa: E402
+
+
+class Options(NamedTuple):
+    """The command line."""
+
+    config: str
+    overrides: list[str]
+    print_config: bool
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry of the driver; returns the exit code."""
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    app = new_app("deepspeed bigssl/train.py", "Pretrain without labels; resumes.")
+    app.default(_options)
     disable_progress_bar()  # ours is the bar of the run
     rank = os.environ.get("RANK", "0")
     first = rank == "0"
     try:
-        recipe = load_recipe(options.config, options.overrides, recipe_model(config_union()))
+        options = called(app, arguments)
+        if options is None:  # --help
+            return 0
+        recipe = load_recipe(options.config, options.overrides, recipe_model(config_union(), evaluation_union()))
         plan = preflight.plan(recipe, preflight.announced_world())
         if not options.print_config:
             preflight.check_port()
@@ -64,13 +80,17 @@ def main(arguments: list[str] | None = None) -> int:
     return _run(recipe, plan)
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OneLineParser("deepspeed bigssl/train.py", description="Pretrain without labels; resumes.")
-    parser.add_argument("--config", required=True, help="recipe (YAML), for example launch/recipes/demo.yaml")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe fields to change, e.g. zero.stage=2")
-    return parser.parse_intermixed_args(arguments)
+def _options(
+    *overrides: str, config: str, print_config: bool = False,
+    local_rank: Annotated[int | None, Parameter(name="--local_rank", show=False)] = None,  # the launcher passes it
+) -> Options:  # fmt: skip
+    """
+    Args:
+        overrides: recipe fields to change, a.b=c, e.g. zero.stage=2
+        config: recipe (YAML), for example launch/recipes/demo.yaml
+        print_config: print the resolved recipe and stop
+    """
+    return Options(config, list(overrides), print_config)
 
 
 def _run(recipe: Recipe, plan: preflight.Plan) -> int:
@@ -80,8 +100,9 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
         say(error)
         return 1
     try:
-        team = Team() if recipe.evaluate is not None else None  # now: hours later nobody is there to mend a network
-        outcome = loop.train(recipe, plan, device, _probe(recipe, plan, device))
+        # now: hours later nobody is there to mend a network
+        team = Team() if recipe.evaluate is not None or recipe.probe is not None else None
+        outcome = loop.train(recipe, plan, device, live_probe(recipe, plan, device, team))
         if not outcome.preempted:
             _exported(recipe, plan)
     except guards.Agreed as error:
@@ -105,12 +126,31 @@ def _stopped(outcome: loop.Outcome) -> int:
     return guards.PREEMPTED
 
 
-def _probe(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> loop.Probe | None:
-    if recipe.probe is None:
+def live_probe(recipe: Recipe, plan: preflight.Plan, device: torch.device, team: Team | None) -> LiveProbe | None:
+    """What `recipe.probe` asks for, over the networks that are trained. Collective."""
+    if recipe.probe is None or team is None:
         return None
-    tower = plan.backbones[recipe.probe.backbone]
-    probe = KnnProbe(recipe.probe, size=tower.size)
-    return lambda: probe(tower.model, device)
+    live = Live(subjects(plan), lambda: _heads(plan), zero.gathered)
+    return LiveProbe(recipe.probe.sections, live, team=team, seed=recipe.seed, device=device)
+
+
+def subjects(plan: preflight.Plan) -> list[Subject]:
+    """The networks that are exported, and may be evaluated, under their names."""
+    towers = plan.backbones
+    return [
+        Subject(name, {"trained": network.model}, input_of(towers[network.backbone]), towers[network.backbone].dim)
+        for name, network in exported_networks(plan.objective, towers).items()
+    ]
+
+
+def _heads(plan: preflight.Plan) -> dict[str, Tensors]:
+    """Whole tensors of the heads of the objective, on the CPU. Collective."""
+    backbone = {id(p) for tower in plan.backbones.values() for p in tower.parameters()}
+    with zero.gathered(p for p in plan.objective.parameters() if id(p) not in backbone):
+        return {
+            name: {key: value.detach().cpu().clone() for key, value in head.tensors.items()}
+            for name, head in exported_heads(plan.objective).items()
+        }
 
 
 def _exported(recipe: Recipe, plan: preflight.Plan) -> None:
@@ -125,24 +165,20 @@ def _exported(recipe: Recipe, plan: preflight.Plan) -> None:
 
 def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     """Collective: gathers the weights, rank 0 writes them."""
-    states = {name: zero.full_state(tower.model) for name, tower in plan.backbones.items()}
-    backbone = {id(p) for tower in plan.backbones.values() for p in tower.parameters()}
-    with zero.gathered(p for p in plan.objective.parameters() if id(p) not in backbone):
-        heads = {
-            name: {key: value.detach().cpu().clone() for key, value in head.tensors.items()}
-            for name, head in plan.objective.export_heads().items()
-        }
+    networks = subjects(plan)
+    states = {network.name: zero.full_state(network.models["trained"]) for network in networks}
+    heads = _heads(plan)
     if not distributed.is_main():
         return
-    towers = plan.backbones.items()
     meta = {
         "objective": recipe.objective.name,
         "steps": recipe.steps,
         "seed": recipe.seed,
         "data": {name: ", ".join(map(display, source.urls.values())) for name, source in recipe.data.sources.items()},
     }
-    inputs = {name: TextInput(t.tokenizer, t.length) if t.is_text else ImageInput(t.size) for name, t in towers}
-    path = export_run(recipe.folder, {name: t.model for name, t in towers}, inputs, heads, meta, states=states)
+    models = {network.name: network.models["trained"] for network in networks}
+    inputs = {network.name: network.takes for network in networks}
+    path = export_run(recipe.folder, models, inputs, heads, meta, states=states)
     print(f"exported {', '.join(states)} to {path}", flush=True)
 
 

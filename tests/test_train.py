@@ -24,10 +24,9 @@ OVERRIDES = [
     "backbones.image.size=16", "backbones.image.config.hidden_sizes=[8, 16]", "backbones.image.config.depths=[1, 1]",
     "backbones.image.config.embedding_size=8", "backbones.text.config.hidden_size=16",
     "backbones.text.config.num_hidden_layers=1", "backbones.text.config.num_attention_heads=2",
-    "probe={every: 4, bank: bigssl/demo/emoji/val, queries: bigssl/demo/emoji/val, bank_limit: 64, query_limit: 32, "
-    "label: category}",
-    "evaluate.images.bank=bigssl/demo/emoji/val", "evaluate.text.bank=bigssl/demo/emoji/val",
-    "evaluate.zero_shot.captions=bigssl/demo/emoji/val",
+    "probe.every=4", "probe.knn.bank=bigssl/demo/emoji/val", "probe.knn.bank_limit=64", "probe.knn.query_limit=32",
+    *(f"evaluate.{name}.bank=bigssl/demo/emoji/val" for name in ("images", "designs", "captions")),
+    *(f"evaluate.{name}.captions=bigssl/demo/emoji/val" for name in ("names", "class_mean")),
 ]  # fmt: skip
 
 

@@ -1,29 +1,57 @@
-"""`bigssl ...`: everything that is not a distributed run."""
+"""`bigssl ...`: everything that is not a distributed run. A command's file, and what it needs, is imported when it is
+called: the help is there at once."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
-from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from bigssl.config.errors import ConfigError, OneLineParser, say  # noqa: E402
-from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
-from bigssl.data.errors import DataError, redact  # noqa: E402
-from bigssl.data.loading import process  # noqa: E402
+from cyclopts import App  # noqa: E402
+
+from bigssl.cli.app import called, new_app  # noqa: E402
+from bigssl.config.errors import ConfigError, say  # noqa: E402
+
+GROUPS = {
+    "config": "Recipes.",
+    "shards": "Pack, index, check and look into WebDataset shards.",
+    "tokenizer": "Tokenizers.",
+}
+COMMANDS = {
+    "config schema": ("recipes:schema", "Print the JSON schema of recipes, for editors."),
+    "config check": ("recipes:check", "Check a recipe and the files it names, without starting it."),
+    "plan": ("plan:plan", "Check and simulate a run on any number of ranks, without a GPU."),
+    "evaluate": ("runs:evaluate", "Score a trained run again: scorecard.json and report.html."),
+    "report": ("runs:report", "Write report.html of a run, also while it trains."),
+    "shards pack": ("pack:pack", "Write shards and their index."),
+    "shards split": (
+        "clean:split", "Part existing shards into train and val by a hash of the key; samples keep their order."
+    ),
+    "shards clean": (
+        "clean:clean", "Write a dataset anew without what is worthless, by rule; samples keep their order."
+    ),
+    "shards stats": ("clean:stats", "Sizes, lengths, duplicates, and what `clean` would drop."),
+    "shards index": ("shards:index", "Build the index of existing shards."),
+    "shards verify": ("shards:verify", "Read everything; one JSON line per damage, exit status 1 if there is any."),
+    "shards inspect": ("shards:inspect", "What a dataset holds: counts, sizes, the first samples."),
+    "shards replay": ("replay:replay", "The keys each rank trains on, step by step."),
+    "tokenizer train": ("shards:train", "Train a lower-case WordPiece vocabulary on the text of datasets."),
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry of the command; returns the exit code (2: the arguments or the recipe cannot be used)."""
-    options = _parse(arguments)
+    from bigssl.data.errors import DataError
+
     try:
-        return int(options.run(options) or 0)
+        return int(called(_app(), arguments) or 0)
     except (ConfigError, DataError) as error:
         say(error)
         return 2
+    except KeyboardInterrupt as stopped:
+        print(f"bigssl: interrupted{stopped}", file=sys.stderr)
+        return 130  # what a shell reports of a command that Ctrl-C ended
     except BrokenPipeError:  # `| head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it once more when it ends
         return 0
@@ -32,117 +60,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Overrides may stand anywhere: argparse leaves those after an option over."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    takes_overrides = "overrides" in options and all("=" in word and not word.startswith("-") for word in rest)
-    if rest and not takes_overrides:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides = [*options.overrides, *rest]
-    return options
-
-
-def _parser() -> argparse.ArgumentParser:
-    from bigssl.cli import plan as plan_cli
-    from bigssl.cli import shards
-
-    parser = OneLineParser("bigssl", description="Self-supervised pretraining: data, recipes, evaluation.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    config = commands.add_parser("config", help="recipes").add_subparsers(required=True, metavar="COMMAND")
-    schema = config.add_parser("schema", help="print the JSON schema of recipes, for editors")
-    schema.set_defaults(run=_schema)
-    check = config.add_parser("check", help="check a recipe and the files it names, without starting it")
-    check.add_argument("--world", type=int, default=1, help="ranks it is meant for")
-    _recipe_arguments(check, _check)
-    evaluate = commands.add_parser("evaluate", help="score a trained run again: scorecard.json and report.html")
-    evaluate.add_argument("run_folder", type=Path, help="for example runs/demo")
-    evaluate.add_argument("--device", default="cpu", type=_device, help="cpu (default), cuda, cuda:1 ...")
-    evaluate.set_defaults(run=_evaluate)
-    report = commands.add_parser("report", help="write report.html of a run, also while it trains")
-    report.add_argument("run_folder", type=Path)
-    report.set_defaults(run=_report)
-    plan_cli.add_command(commands)
-    shards.add_commands(commands)
-    return parser
-
-
-def _device(text: str) -> str:
-    import torch
-
-    try:
-        torch.empty(0, device=text)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        why = str(error).partition("\n")[0]
-        raise argparse.ArgumentTypeError(f"{text!r} is no device of this machine ({why})") from None
-    return text
-
-
-def _recipe_arguments(parser: argparse.ArgumentParser, run: object) -> None:
-    parser.add_argument("config", help="recipe (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c")
-    parser.set_defaults(run=run)
-
-
-def _model() -> type[Recipe]:
-    from bigssl.objectives.base import config_union
-
-    return recipe_model(config_union())
-
-
-def _schema(options: argparse.Namespace) -> None:
-    print(json.dumps(_model().model_json_schema(), indent=1))
-
-
-def _check(options: argparse.Namespace) -> None:
-    from bigssl.engine.plan import preflight
-
-    recipe = load_recipe(options.config, options.overrides, _model())
-    plan = preflight.plan(recipe, options.world)
-    print(redact(dump_recipe(recipe)), end="")
-    samples = {name: f"{len(stream)} samples, {plan.sizes[name]} a step" for name, stream in plan.streams.items()}
-    print(f"# fits: {options.world} ranks x {plan.accum} passes x {plan.micro} samples; {samples}")
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from bigssl.report.html import write_report
-    from bigssl.transfer.scorecard import format_table, score
-
-    recipe = _recipe_of(options.run_folder)
-    process.use_data_settings(recipe.data)
-    if recipe.evaluate is None:
-        raise ConfigError(f"{options.run_folder}/config.yaml: evaluate: missing; add the section and run again")
-    _refuse_trained_on(recipe)
-    print(format_table(score(options.run_folder, recipe.evaluate, seed=recipe.seed, device=options.device)))
-    print(f"report: {write_report(options.run_folder)}")
-
-
-def _refuse_trained_on(recipe: Recipe) -> None:
-    """The section may have been edited since the run began. Shards that are gone from here cannot be compared."""
-    from bigssl.engine.plan.evaluation import refuse_seen
-    from bigssl.engine.plan.sources import source_indexes
-
-    indexes = {}
-    for name, source in recipe.data.sources.items():
-        try:
-            indexes[name] = source_indexes(source, f"data.sources.{name}").values()
-        except ConfigError as error:
-            say(error, "not checked whether what is judged was trained on: ")
-    refuse_seen(recipe.model_copy(update={"probe": None}), indexes)
-
-
-def _report(options: argparse.Namespace) -> None:
-    from bigssl.report.html import write_report
-
-    _recipe_of(options.run_folder)
-    print(f"report: {write_report(options.run_folder)}")
-
-
-def _recipe_of(folder: Path) -> Recipe:
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder}: not a run folder (no config.yaml in it); run folders are under runs/")
-    return load_recipe(folder / "config.yaml", [], _model())
+def _app() -> App:
+    app = new_app("bigssl", "Self-supervised pretraining: data, recipes, evaluation.")
+    groups = {name: new_app(name, about) for name, about in GROUPS.items()}
+    for path, (function, about) in COMMANDS.items():
+        group, _, name = path.rpartition(" ")
+        (groups[group] if group else app).command(f"bigssl.cli.{function}", name=name, help=about)
+    for group_app in groups.values():
+        app.command(group_app)
+    return app
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from pydantic import ValidationError
 
 from bigssl.config import limits
@@ -19,30 +21,41 @@ from bigssl.data.shards.leftout import LeftOut
 from bigssl.data.shards.urls import meant, place
 
 
-def add_jobs(parser: argparse.ArgumentParser) -> None:
-    """Adds --jobs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument(
-        "--jobs", type=int, default=cores, metavar="N", help="processes (default: all cores, %(default)s)"
-    )
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def add_limits(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
-    """Adds --limit and sets `run`, which is called under the limits that were given."""
-    names = ", ".join(f"{name} ({field.default})" for name, field in limits.Limits.model_fields.items())
-    help = f"refuse what is larger, or allow it; repeatable; names (and defaults): {names}"
-    parser.add_argument("--limit", type=_limit, action="append", default=[], metavar="NAME=VALUE", help=help)
+LIMITS = ", ".join(f"{name} ({info.default})" for name, info in limits.Limits.model_fields.items())
+AGAIN = "; the same command goes on from the finished shards"
 
-    def limited(args: argparse.Namespace) -> int:
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Limited:
+    """What every command that reads shards has."""
+
+    limit: Annotated[
+        list[str],
+        Parameter(help=f"NAME=VALUE: refuse what is larger, or allow it; repeatable; names (and defaults): {LIMITS}"),
+    ] = field(default_factory=list)
+
+    @contextmanager
+    def applied(self, again: str = "") -> Iterator[None]:
+        """Within it, the limits that were given hold. again: what is said besides when Ctrl-C ends the command."""
         try:
-            with limits.applied(limits.Limits(**dict(args.limit))):
-                return run(args)
+            with limits.applied(limits.Limits(**dict(map(_limit, self.limit)))):
+                yield
         except KeyboardInterrupt:
-            again = "; the same command goes on from the finished shards" if "shard_size" in args else ""
-            note(f"bigssl: interrupted{again}")
-            return 130  # what a shell reports of a command that Ctrl-C ended
+            raise KeyboardInterrupt(again) from None
 
-    parser.set_defaults(run=limited)
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Reading(Limited):
+    """What every command that reads whole datasets has besides."""
+
+    jobs: int = field(default_factory=_cores)
+    """processes (default: all cores)"""
 
 
 def _limit(text: str) -> tuple[str, int]:
@@ -51,39 +64,37 @@ def _limit(text: str) -> tuple[str, int]:
         limits.Limits(**{name: int(value)})
     except ValidationError as error:
         problem = error.errors()[0]["msg"].lower()
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: {problem}; names are {', '.join(limits.Limits.model_fields)}"
-        ) from error
+        raise DataError(f"--limit {text}: {problem}; names are {', '.join(limits.Limits.model_fields)}") from error
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE with a whole number") from error
+        raise DataError(f"--limit {text}: is not NAME=VALUE with a whole number") from error
     return name, int(value)
 
 
-def add_writing(parser: argparse.ArgumentParser) -> None:
-    """Adds what every command that writes shards has."""
-    parser.add_argument("--name", help="first part of the shards' names (default: the folder's name)")
-    parser.add_argument("--shard-size", type=int, default=10_000, metavar="N", help="samples per shard (%(default)s)")
-    parser.add_argument(
-        "--compress", action="store_true", help="gzip that stays readable by range; halves small samples"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the folder when the new one is complete")
-    add_jobs(parser)
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Writing(Reading):
+    """What every command that writes shards has besides."""
+
+    name: str | None = None
+    """first part of the shards' names (default: the folder's name)"""
+    shard_size: int = 10_000
+    """samples per shard"""
+    compress: bool = False
+    """gzip that stays readable by range; halves small samples"""
+    overwrite: bool = False
+    """replace the folder when the new one is complete"""
+
+    def arguments(self, folder: Path) -> dict[str, Any]:
+        """The arguments of `pack` that these are."""
+        given = {name: value for name, value in asdict(self).items() if name != "limit"}
+        return given | {"name": self.name or folder.resolve().name, "note": note}
 
 
-def writing(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `pack` that `add_writing` gave."""
-    names = ("shard_size", "compress", "overwrite", "jobs")
-    return {"name": args.name or args.folder.resolve().name, "note": note} | {name: vars(args)[name] for name in names}
-
-
-def path_option(text: str) -> Path:
-    """A local path, for argparse, with `~`, `$VAR` and `file:` as in the URLs of a recipe."""
-    try:
-        url = place(text)
-    except DataError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def local(text: str) -> Path:
+    """A local path, with `~`, `$VAR` and `file:` as in the URLs of a recipe."""
+    url = place(text)
     if not storage.is_local(url):
-        raise argparse.ArgumentTypeError(f"{display(url)} is no local path, which is needed here")
+        raise DataError(f"{display(url)} is no local path, which is needed here")
     return Path(url)
 
 
@@ -110,15 +121,15 @@ def refuse_destroying(source: str, folder: Path) -> None:
             raise DataError(f"the source {source} lies in {folder}, which is to be written; write into another folder")
 
 
-def split_option(text: str) -> tuple[str, float]:
-    """PART=FRACTION, for argparse."""
+def split_of(text: str) -> tuple[str, float]:
+    """PART=FRACTION."""
     part, _, fraction = text.partition("=")
     try:
         value = float(fraction)
     except ValueError:
         value = -1.0
     if not part.isidentifier() or part == "train" or not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not PART=FRACTION with 0 < FRACTION < 1, e.g. val=0.1")
+        raise DataError(f"{text!r} is not PART=FRACTION with 0 < FRACTION < 1, e.g. val=0.1")
     return part, value
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+from cyclopts.types import NonNegativeInt, PositiveInt
 
 from bigssl.config.errors import ConfigError
-from bigssl.config.recipe import DataConfig, load_recipe, recipe_model
+from bigssl.config.recipe import DataConfig, load_recipe
 from bigssl.data.errors import DataError, display
 from bigssl.data.loading import process
 from bigssl.data.loading.ledger import StepKeys, ledger_lines
@@ -19,57 +22,59 @@ from bigssl.data.order.order import Order
 from bigssl.data.order.stream import Stream
 from bigssl.data.shards.index import DatasetIndex
 
-DESCRIPTION = """
-Prints {"step": s, "rank": r, "keys": [...]} as JSON lines, ordered by step and rank: exactly what rank r of --world
-trains on in step s, and what it writes to ledger-rankN.jsonl under data.ledger=true. The keys of a step, ranks in
-order, are the global batch. Steps count from 0: step s is the one that leads to the metrics of step s + 1, and
---from s is what a run does first after checkpoint step-s. With several sources, each has a line of its own, with its
-name as "source". Where data.on_error is skip, samples are also prepared as the run does, so that the stand-ins of bad
-ones are the same. Exit status 2 names the damage that would stop the run.
-"""
-ONLY_DATA = ("batch", "seed", "lanes", "window", "on_error")
+WITH_DATA = Parameter(group=Group("With --data"))
 
 
-def add_replay(commands: Any) -> None:
-    """Adds `replay` to the subparsers of `bigssl shards`; `run` raises ConfigError and DataError."""
-    parser = commands.add_parser("replay", help="the keys each rank trains on, step by step", description=DESCRIPTION)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", metavar="R", help="recipe; overrides a.b=c may follow")
-    what.add_argument("--data", metavar="URL", help="a folder with index.json, a tar, or a brace pattern")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="with --config: recipe fields to change")
-    parser.add_argument("--batch", type=_whole(1), metavar="B", help="with --data: samples per step over all ranks")
-    parser.add_argument("--seed", type=_whole(0), metavar="S", help="with --data: seed of the order")
-    parser.add_argument("--lanes", type=_whole(1), metavar="L", help="with --data: data.lanes (256)")
-    parser.add_argument("--window", type=_whole(1), metavar="K", help="with --data: data.shuffle_window (1024)")
-    parser.add_argument("--on-error", choices=("raise", "skip"), help="with --data: data.on_error (raise)")
-    parser.add_argument("--world", type=_whole(1), default=1, metavar="W", help="ranks (%(default)s)")
-    parser.add_argument(
-        "--workers", type=_whole(0), default=0, metavar="K", help="loader processes, shared by the ranks (%(default)s)"
-    )
-    parser.add_argument("--from", dest="start", type=_whole(0), default=0, metavar="STEP", help="first step (0)")
-    parser.add_argument("--steps", type=_whole(1), required=True, metavar="N", help="how many steps")
-    parser.add_argument("--no-read", action="store_true", help="keys from the index alone, as if nothing were damaged")
-    parser.set_defaults(run=_replay)
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OnlyData:
+    """What a recipe would say."""
+
+    batch: Annotated[PositiveInt | None, WITH_DATA] = None
+    """samples per step over all ranks"""
+    seed: Annotated[NonNegativeInt | None, WITH_DATA] = None
+    """seed of the order"""
+    lanes: Annotated[PositiveInt | None, WITH_DATA] = None
+    """data.lanes (256)"""
+    window: Annotated[PositiveInt | None, WITH_DATA] = None
+    """data.shuffle_window (1024)"""
+    on_error: Annotated[Literal["raise", "skip"] | None, WITH_DATA] = None
+    """data.on_error (raise)"""
 
 
-def _whole(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
-        return int(text)
+def replay(
+    *overrides: str, steps: PositiveInt, config: str | None = None, data: str | None = None, world: PositiveInt = 1,
+    workers: NonNegativeInt = 0, start: Annotated[NonNegativeInt, Parameter(name="--from")] = 0,
+    no_read: bool = False, only: OnlyData | None = None,
+) -> None:  # fmt: skip
+    """
+    Prints {"step": s, "rank": r, "keys": [...]} as JSON lines, ordered by step and rank: exactly what rank r of --world
+    trains on in step s, and what it writes to ledger-rankN.jsonl under data.ledger=true. The keys of a step, ranks in
+    order, are the global batch. Steps count from 0: step s is the one that leads to the metrics of step s + 1, and
+    --from s is what a run does first after checkpoint step-s. With several sources, each has a line of its own, with
+    its name as "source". Where data.on_error is skip, samples are also prepared as the run does, so that the stand-ins
+    of bad ones are the same. Exit status 2 names the damage that would stop the run.
 
-    return parse
-
-
-def _replay(args: argparse.Namespace) -> int:
-    batches = _of_recipe(args) if args.config else _of_data(args)
-    try:
-        for text in records(batches, args.workers, args.start, args.steps, check=not args.no_read):
-            sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head`
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - Python flushes it once more when it ends
-    return 0
+    Args:
+        overrides: with --config: recipe fields to change, a.b=c
+        steps: how many
+        config: recipe
+        data: in its place: a folder with index.json, a tar, or a brace pattern
+        world: ranks
+        workers: loader processes, shared by the ranks
+        start: first step
+        no_read: keys from the index alone, as if nothing were damaged
+    """
+    if (config is None) == (data is None):
+        raise ConfigError("replay: one of --config RECIPE and --data URL is needed")
+    only = only or OnlyData()
+    if config is not None:
+        batches = _of_recipe(config, list(overrides), only, world)
+    else:
+        batches = _of_data(str(data), overrides, only, world)
+    for text in records(batches, workers, start, steps, check=not no_read):
+        sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def records(batches: MicroBatches, workers: int, start: int, steps: int, *, check: bool) -> Iterator[str]:
@@ -94,47 +99,47 @@ def records(batches: MicroBatches, workers: int, start: int, steps: int, *, chec
             raise DataError(tally.excess)
 
 
-def _of_data(args: argparse.Namespace) -> MicroBatches:
-    missing = [f"--{name}" for name in ("batch", "seed") if getattr(args, name) is None]
-    if missing or args.overrides:
-        wrong = f"missing: {', '.join(missing)}" if missing else f"overrides {args.overrides} are for --config"
-        raise DataError(f"--data {args.data} needs --batch and --seed and takes no overrides; {wrong}")
-    name = display(args.data)
+def _of_data(url: str, overrides: tuple[str, ...], only: OnlyData, world: int) -> MicroBatches:
+    missing = [f"--{name}" for name in ("batch", "seed") if getattr(only, name) is None]
+    if only.batch is None or only.seed is None or overrides:
+        wrong = f"missing: {', '.join(missing)}" if missing else f"overrides {list(overrides)} are for --config"
+        raise DataError(f"--data {url} needs --batch and --seed and takes no overrides; {wrong}")
+    name = display(url)
     stream = Stream(
-        DatasetIndex.load(args.data), seed=args.seed, lanes=args.lanes or _default("lanes"),
-        window=args.window or _default("shuffle_window"), on_error=args.on_error or _default("on_error"),
+        DatasetIndex.load(url), seed=only.seed, lanes=only.lanes or _default("lanes"),
+        window=only.window or _default("shuffle_window"), on_error=only.on_error or _default("on_error"),
         max_errors=_default("max_errors"), source=name,
     )  # fmt: skip
-    stream.micro_batch(0, args.batch, 0, args.world, 0, 1)  # refuses what cannot be dealt out
-    return _batches({name: stream}, {name: args.batch}, _nothing, args.seed, args.world)
+    stream.micro_batch(0, only.batch, 0, world, 0, 1)  # refuses what cannot be dealt out
+    return _batches({name: stream}, {name: only.batch}, _nothing, only.seed, world)
 
 
 def _default(field: str) -> Any:
     return DataConfig.model_fields[field].default
 
 
-def _of_recipe(args: argparse.Namespace) -> MicroBatches:
-    given = [f"--{name.replace('_', '-')}" for name in ONLY_DATA if getattr(args, name) is not None]
+def _of_recipe(config: str, overrides: list[str], only: OnlyData, world: int) -> MicroBatches:
+    given = [f"--{name.replace('_', '-')}" for name, value in vars(only).items() if value is not None]
     if given:
         raise ConfigError(f"{', '.join(given)}: for --data only; with --config, override: batch.size=B seed=S data...")
     # imported here: torch's network classes take seconds to load, and --data needs none
     import torch
 
+    from bigssl.cli.recipes import model
     from bigssl.engine.plan import preflight
     from bigssl.engine.plan.sources import source_order, split_batch
-    from bigssl.objectives.base import config_union
 
-    recipe = load_recipe(args.config, args.overrides, recipe_model(config_union()))
+    recipe = load_recipe(config, overrides, model())
     process.use_data_settings(recipe.data)
-    _, accum = split_batch(recipe, args.world)
+    _, accum = split_batch(recipe, world)
     # No weights: of the networks, only what preparing a sample asks for. (transformers loads none onto "meta".)
     loads = any(backbone.pretrained for backbone in recipe.backbones.values())
     with torch.device("cpu" if loads else "meta"):
         objective, _ = preflight.build_networks(recipe)
     sizes = preflight.batch_sizes(recipe, objective)
-    streams = {name: source_order(recipe, name, sizes[name], accum * args.world) for name in sizes}
+    streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
     prepare = objective.prepare if recipe.data.on_error == "skip" else _nothing
-    return _batches(streams, sizes, prepare, recipe.seed, args.world)
+    return _batches(streams, sizes, prepare, recipe.seed, world)
 
 
 def _nothing(sample: Any, rng: Any, more: Any) -> dict[str, Any]:

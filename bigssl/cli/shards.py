@@ -3,16 +3,15 @@ file."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated
 
-from bigssl.cli.clean import add_clean, add_split, add_stats
-from bigssl.cli.options import add_jobs, add_limits, note, note_left_out, path_option, printable, summary
-from bigssl.cli.pack import add_pack
-from bigssl.cli.replay import add_replay
+from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt, PositiveInt
+
+from bigssl.cli.options import Limited, Reading, local, note, note_left_out, printable, summary
 from bigssl.data.errors import DataError, display
 from bigssl.data.kinds import decode
 from bigssl.data.order.stream import read_in_order
@@ -21,73 +20,56 @@ from bigssl.data.shards import storage
 from bigssl.data.shards.index import DatasetIndex, Member, build_index
 from bigssl.data.shards.leftout import LeftOut
 from bigssl.data.shards.urls import expand, place
-from bigssl.data.tools.verify import Finding, verify
+from bigssl.data.tools.verify import Finding
+from bigssl.data.tools.verify import verify as findings
 
+FieldOption = Annotated[
+    str | None, Parameter(name="--field", help="field that holds the text (default: txt, or a document in json)")
+]
 SHOWN = 20  # findings in the table that a person reads; standard output has all
 
 
-def add_commands(subparsers: Any) -> None:
-    """Adds `shards` and `tokenizer` to the subparsers of `bigssl`; each sets `run`, a function of the parsed arguments
-    that returns the exit status and raises DataError."""
-    shards = subparsers.add_parser("shards", help="pack, index, check and look into WebDataset shards")
-    commands = shards.add_subparsers(required=True, metavar="COMMAND")
-    add_pack(commands)
-    add_split(commands)
-    add_clean(commands)
-    add_stats(commands)
-    _add_index(commands)
-    _add_verify(commands)
-    _add_inspect(commands)
-    add_replay(commands)
-    tokenizer = subparsers.add_parser("tokenizer", help="train a tokenizer on shards")
-    _add_train(tokenizer.add_subparsers(required=True, metavar="COMMAND"))
-
-
-def _add_index(commands: Any) -> None:
-    parser = commands.add_parser("index", help="build the index of existing shards")
-    parser.add_argument("urls", nargs="+", help="tars (paths, URLs, brace patterns) or one folder of them")
-    parser.add_argument("--out", help="folder or URL for the index (default: where the shards are)")
-    add_limits(parser, _index)
-
-
-def _index(args: argparse.Namespace) -> int:
+def index(url: str, /, *urls: str, out: str | None = None, limits: Limited | None = None) -> None:
+    """
+    Args:
+        url: tars (paths, URLs, brace patterns) or one folder of them
+        urls: further ones
+        out: folder or URL for the index (default: where the shards are)
+    """
     left_out = LeftOut()
-    tars = expand(args.urls, left_out=left_out)
-    folder = place(args.out) if args.out else storage.parent(tars[0])
-    if args.out is None and any(storage.parent(tar) != folder for tar in tars):
-        raise DataError("the shards are not in one folder; say with --out where their index goes")
-    index = build_index(tars, folder)
+    with (limits or Limited()).applied():
+        tars = expand([url, *urls], left_out=left_out)
+        folder = place(out) if out else storage.parent(tars[0])
+        if out is None and any(storage.parent(tar) != folder for tar in tars):
+            raise DataError("the shards are not in one folder; say with --out where their index goes")
+        index = build_index(tars, folder)
     print(f"{display(folder)}: {summary(index)}")
     left_out.merge(index.left_out)
     note_left_out(left_out)
     if dotted := [name for name in index.fields if "." in name]:
         names = ", ".join(dotted[:SHOWN])
         note(f"by WebDataset's rule a field begins at the first dot of a name; {len(dotted)} fields hold more: {names}")
-    return 0
 
 
-def _add_verify(commands: Any) -> None:
-    parser = commands.add_parser(
-        "verify", help="read everything; one JSON line per damage, exit status 1 if there is any"
-    )
-    parser.add_argument("url", help="a folder, a tar or a brace pattern")
-    add_jobs(parser)
-    add_limits(parser, _verify)
-
-
-def _verify(args: argparse.Namespace) -> int:
+def verify(url: str, /, *, reading: Reading | None = None) -> int:
+    """
+    Args:
+        url: a folder, a tar or a brace pattern
+    """
     shown: list[Finding] = []
     counts: Counter[str] = Counter()
     left_out = LeftOut()
-    for finding in verify(args.url, args.jobs, left_out):
-        counts[finding.shard] += 1
-        shown += [finding] if len(shown) < SHOWN else []
-        print(printable(json.dumps(asdict(finding), ensure_ascii=False)), flush=True)
+    reading = reading or Reading()
+    with reading.applied():
+        for finding in findings(url, reading.jobs, left_out):
+            counts[finding.shard] += 1
+            shown += [finding] if len(shown) < SHOWN else []
+            print(printable(json.dumps(asdict(finding), ensure_ascii=False)), flush=True)
     if counts:
         note(_table(shown, counts))
     total = f"{counts.total()} findings in {len(counts)} shards" if counts else "sound"
     note_left_out(left_out)
-    note(f"{display(args.url)}: {total}")
+    note(f"{display(url)}: {total}")
     return 1 if counts else 0
 
 
@@ -106,48 +88,43 @@ def _table(shown: list[Finding], counts: Counter[str]) -> str:
     return "\n".join(lines)
 
 
-def _add_inspect(commands: Any) -> None:
-    parser = commands.add_parser("inspect", help="what a dataset holds: counts, sizes, the first samples")
-    parser.add_argument("url", help="a folder, a tar or a brace pattern")
-    parser.add_argument("--samples", type=int, default=3, metavar="N", help="samples to show (%(default)s)")
-    parser.set_defaults(run=_inspect)
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    index = DatasetIndex.load(args.url)
+def inspect(url: str, /, *, samples: NonNegativeInt = 3) -> None:
+    """
+    Args:
+        url: a folder, a tar or a brace pattern
+        samples: how many to show
+    """
+    index = DatasetIndex.load(url)
     counts = [shard.samples for shard in index.shards]
     size = sum(shard.bytes for shard in index.shards)
     print(f"{display(index.url)}: {summary(index)}")
     print(f"{min(counts)} to {max(counts)} samples per shard, {size:,} bytes, fingerprint {index.fingerprint[:12]}")
     note_left_out(index.left_out)
-    for number in range(min(args.samples, len(index))):
+    for number in range(min(samples, len(index))):
         shard, key, members = index.entry(number)
         print(f"  {key}  ({shard.name})  {_members(members)}")
-    return 0
 
 
 def _members(members: dict[str, Member]) -> str:
     return ", ".join(f"{name} {member.length} B" for name, member in members.items())
 
 
-def _add_train(commands: Any) -> None:
-    parser = commands.add_parser("train", help="train a lower-case WordPiece vocabulary on the text of datasets")
-    parser.add_argument("urls", nargs="+", help="datasets (give the training part only)")
-    parser.add_argument("out", type=path_option, help="the tokenizer.json to write")
-    parser.add_argument("--vocab-size", type=int, default=8192, metavar="N", help="at most (%(default)s)")
-    parser.add_argument("--field", help="field that holds the text (default: txt, or a document in json)")
-    parser.set_defaults(run=_train)
-
-
-def _train(args: argparse.Namespace) -> int:
+def train(*urls: str, vocab_size: PositiveInt = 8192, text_field: FieldOption = None) -> None:
+    """
+    Args:
+        urls: datasets (give the training part only), then the tokenizer.json to write
+        vocab_size: entries at most
+    """
     # imported here: transformers takes seconds to load
     from bigssl.data.kinds.text import load_tokenizer, train_tokenizer
 
-    indexes = [DatasetIndex.load(url) for url in args.urls]
+    if len(urls) < 2:
+        raise DataError("tokenizer train: DATASETS... tokenizer.json are needed, the last one is written")
+    out = local(urls[-1])
+    indexes = [DatasetIndex.load(url) for url in urls[:-1]]
     samples = (sample for index in indexes for sample in read_in_order(index))
-    train_tokenizer((_text(sample, args.field) for sample in samples), args.vocab_size, args.out)
-    print(f"{args.out}: {len(load_tokenizer(args.out))} entries")
-    return 0
+    train_tokenizer((_text(sample, text_field) for sample in samples), vocab_size, out)
+    print(f"{out}: {len(load_tokenizer(out))} entries")
 
 
 def _text(sample: Sample, field: str | None) -> str:

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bigssl.config.recipe import BackboneConfig, OptimConfig, Recipe, RemoteConfig
+    from bigssl.config.optim import OptimConfig
+    from bigssl.config.recipe import Recipe, RemoteConfig
 
 
 def conflicts(recipe: Recipe) -> list[str]:
     """One line per conflict, naming both fields with their values."""
     found = [*of_schedule(recipe), *_of_optimizer(recipe.optim), *_of_files(recipe)]
     found += _of_remote(recipe.data.remote)
-    for name, backbone in recipe.backbones.items():
-        found += _of_backbone(f"backbones.{name}", backbone)
     return found
 
 
@@ -62,9 +61,6 @@ def _of_files(recipe: Recipe) -> Iterator[str]:
     data, default = recipe.data, type(recipe.data).model_fields["max_errors"].default
     if data.on_error == "raise" and data.max_errors != default:
         yield f"data.max_errors {data.max_errors} has no effect with data.on_error raise; allowed: on_error skip"
-    probe = recipe.probe
-    if probe is not None and probe.k > probe.bank_limit:
-        yield f"probe.k {probe.k} neighbours of a bank of probe.bank_limit {probe.bank_limit}; allowed: k <= bank_limit"
 
 
 def _of_remote(remote: RemoteConfig) -> Iterator[str]:
@@ -75,10 +71,3 @@ def _of_remote(remote: RemoteConfig) -> Iterator[str]:
         )
     if remote.cache is None and remote.cache_gb != type(remote).model_fields["cache_gb"].default:
         yield f"data.remote.cache_gb {remote.cache_gb:g} has no effect without data.remote.cache; add a folder"
-
-
-def _of_backbone(where: str, backbone: BackboneConfig) -> Iterator[str]:
-    if backbone.tokenizer is not None and backbone.size is not None:
-        yield f"{where}: size {backbone.size} has no effect with a tokenizer (a text backbone has a length)"
-    if backbone.tokenizer is None and backbone.length is not None:
-        yield f"{where}: length {backbone.length} has no effect without a tokenizer (an image backbone has a size)"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,13 +19,6 @@ class ConfigError(ValueError):
 
     def __init__(self, *mistakes: str) -> None:
         super().__init__("\n".join(re.sub(r"\s*\n\s*", " ", mistake.strip()) for mistake in mistakes))
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, not behind a screen of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def say(error: Exception, who: str = "") -> None:
@@ -64,7 +56,7 @@ def _walk(schema: dict[str, Any], location: list[str]) -> tuple[list[str], dict[
             continue
         keys.append(part)
         parent = node
-        node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+        node = node.get("properties", {}).get(part) or node.get("additionalProperties") or node.get("items") or {}
         if not isinstance(node, dict):
             node = {}
     return keys, {"parent": _resolve(schema, parent), "self": _resolve(schema, node)}
@@ -99,7 +91,8 @@ def _reason(item: Any, keys: list[str], node: dict[str, Any]) -> str:
         given = context.get("tag", value)
         return f"value {_short(given)}; allowed: {', '.join(choices)}{nearest(str(given), choices)}"
     if kind == "union_tag_not_found":
-        return f"needs `name`, one of {', '.join(sorted(node['self'].get('discriminator', {}).get('mapping', {})))}"
+        told_apart = node["self"].get("discriminator", {})
+        return f"needs `{told_apart.get('propertyName')}`, one of {', '.join(sorted(told_apart.get('mapping', {})))}"
     message = item["msg"].removeprefix("Value error, ")
     if isinstance(value, dict):  # a check over several fields, which names them itself
         return message

@@ -1,93 +1,111 @@
-"""Recipe sections `probe` and `evaluate`: how what was learnt is judged."""
+"""Recipe sections `probe` and `evaluate`: how what was learnt is judged.
+
+Both map names of the reader's choice to sections of evaluations. These live with the evaluations
+(`bigssl/transfer/tasks/*.py`) and are handed in by the caller, as those of the pretext tasks are.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from bigssl.config.section import PositiveInt, Section
 
+EVALUATION_NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]*"  # part of dotted overrides and of names of metrics
+EXAMPLE = "{task: knn, bank: DIR, queries: DIR, label: FIELD}"
+FEW = {"query_limit": 512, "bank_limit": 1024, "caption_limit": 1024}  # of a probe, where its section does not say
+
+Limit = Annotated[PositiveInt | None, Field(description="samples of it, drawn by a fixed seed; default all")]
+METADATA = "metadata"
+Metadata = Annotated[str, METADATA, Field(description="a metadata field of the samples")]
+MaybeMetadata = Annotated[str | None, METADATA]
+
+
+class Evaluation(Section):
+    """What every evaluation has; a file of `bigssl/transfer/tasks` adds what it needs. `task` is added at discovery."""
+
+    queries: str = Field(description="shards that are judged, and never trained on")
+    query_limit: Limit = None
+    batch: PositiveInt = Field(256, description="samples of a forward pass")
+
+    def check(self, seen: Any) -> None:
+        """Refuse, before anything is trained, what `run` could not do.
+
+        Args:
+            seen: `bigssl.engine.plan.evaluation.Checked`, which knows the networks, the heads and the shards.
+        Raises:
+            ConfigError: field, value, what is allowed, nearest match.
+        """
+        raise NotImplementedError
+
+    def run(self, bench: Any) -> list[Any]:
+        """The rows of the scorecard: `bigssl.transfer.scores.Score` each. A collective of all ranks.
+
+        Args:
+            bench: `bigssl.transfer.bench.Bench`, which has the networks and encodes.
+        Raises:
+            DataError: on every rank, where shards are not what `check` took them for.
+        """
+        raise NotImplementedError
+
+    def pictures(self) -> dict[str, str]:
+        """{backbone: the field with shards, no queries, from which the BatchNorm of its random twin may be set}."""
+        return {}
+
+    def metadata(self) -> list[str]:
+        """The metadata fields that it reads."""
+        marked = [name for name, info in type(self).model_fields.items() if METADATA in info.metadata]
+        return [value for value in (getattr(self, name) for name in marked) if value is not None]
+
+    def few(self) -> Evaluation:
+        """The same on few samples, where it has no limits of its own."""
+        limits = {name: most for name, most in FEW.items() if getattr(self, name, most) is None}
+        return self.model_copy(update=limits)
+
 
 class ProbeConfig(Section):
-    """Online kNN probe of an image backbone; labels are read here only, never by an objective."""
+    """Evaluations of the live networks during training, on few samples: `{every: N, NAME: {task: ...}, ...}`. Labels
+    are read here only, never by an objective. A limit that a section leaves out is 512 queries, or 1,024 others."""
 
-    every: PositiveInt
-    backbone: str = "image"
-    bank: str
-    queries: str
-    label: str = Field(description="metadata field that is predicted")
-    k: PositiveInt = 20
-    bank_limit: PositiveInt = 1024
-    query_limit: PositiveInt = 512
-    batch: PositiveInt = 128
+    model_config = ConfigDict(extra="allow")
 
+    every: PositiveInt = Field(description="steps between two probes; there is one at the end, too")
 
-BankLimit = Annotated[PositiveInt | None, Field(description="samples of the bank, drawn by a fixed seed; default all")]
-QueryLimit = Annotated[PositiveInt | None, Field(description="samples judged, drawn by a fixed seed; default all")]
-
-
-class EvalImages(Section):
-    """kNN over a label and retrieval of the same item in its other view, on images never trained on."""
-
-    backbone: str = "image"
-    bank: str
-    queries: str
-    label: str = Field(description="metadata field that is predicted")
-    pair: str | None = Field(None, description="metadata field that views of one item share; default: no retrieval")
-    view: str | None = Field(None, description="metadata field that tells the views of an item apart; only with pair")
-    k: PositiveInt = 20
-    bank_limit: BankLimit = None
-    query_limit: QueryLimit = None
+    @property
+    def sections(self) -> dict[str, Evaluation]:
+        return dict(self.__pydantic_extra__ or {})
 
     @model_validator(mode="after")
-    def _pair_and_view(self) -> EvalImages:
-        if self.pair is not None and self.view is None:
-            raise ValueError(f"pair {self.pair!r} is given without view; allowed: both, or neither for no retrieval")
-        if self.pair is None and self.view is not None:
-            raise ValueError(f"view {self.view!r} is given without pair; allowed: both, or neither for no retrieval")
+    def _of_few_samples(self) -> ProbeConfig:
+        if not self.__pydantic_extra__:
+            raise ValueError(f"nothing is probed; allowed: {{every: {self.every}, NAME: {EXAMPLE}}}")
+        self.__pydantic_extra__.update({name: section.few() for name, section in self.sections.items()})
         return self
 
 
-class EvalText(Section):
-    backbone: str = "text"
-    bank: str
-    queries: str
-    label: str = Field(description="metadata field that is predicted")
-    k: PositiveInt = 20
-    bank_limit: BankLimit = None
-    query_limit: QueryLimit = None
+def probe_model(evaluations: Any) -> type[ProbeConfig]:
+    """ProbeConfig with its sections typed as the union of evaluations."""
+    names = {"__annotations__": {"__pydantic_extra__": dict[str, evaluations]}, "__module__": __name__}
+    return type("ProbeConfig", (ProbeConfig,), names | {"__doc__": ProbeConfig.__doc__})
 
 
-class EvalLanguage(Section):
-    """Loss on masked tokens of held-out documents, beside token frequencies and a random network."""
+def named_sections(where: str, sections: Any) -> Any:
+    """The mapping `probe` or `evaluate` (`where`) of a recipe, without the names that an override set to null.
 
-    head: str = Field("mlm", description="name under export/heads of the head of masked language modelling")
-    backbone: str = "text"
-    bank: str = Field(description="documents trained on, whose token frequencies are the line to beat")
-    queries: str = Field(description="held-out documents")
-    bank_limit: BankLimit = None
-    query_limit: QueryLimit = None
-
-
-class EvalZeroShot(Section):
-    """Images to classes known by texts: by their names alone, and by the mean of captions that carry the label."""
-
-    heads: str = Field("clip", description="name under export/heads of the two projections")
-    image_backbone: str = "image"
-    text_backbone: str = "text"
-    queries: str
-    captions: str = Field(description="shards whose captions and labels describe the classes")
-    label: str = Field(description="metadata field that is predicted")
-    caption_limit: BankLimit = None
-    query_limit: QueryLimit = None
-
-
-class Evaluate(Section):
-    """The scorecard. Picture sizes and lengths of texts are those of the exported backbones."""
-
-    images: EvalImages | None = None
-    text: EvalText | None = None
-    language: EvalLanguage | None = None
-    zero_shot: EvalZeroShot | None = None
-    batch: PositiveInt = 256
+    Raises:
+        ValueError: something in it is no section with a name and a task, in a sentence that shows one.
+    """
+    if not isinstance(sections, dict):
+        return sections
+    kept = {name: section for name, section in sections.items() if section is not None}
+    form = f"{where}: {{{'every: 100, ' if where == 'probe' else ''}NAME: {EXAMPLE}, ...}}"
+    for name, section in kept.items():
+        if where == "probe" and name == "every":
+            continue
+        if not isinstance(section, Evaluation) and not (isinstance(section, dict) and "task" in section):
+            raise ValueError(f"{where}.{name}: no section with a task; allowed: {form}; tasks: `bigssl config schema`")
+        if not re.fullmatch(EVALUATION_NAME, str(name)):
+            raise ValueError(f"{where}: name {name!r}; allowed: letters, digits, _ and -, as in {form}")
+    return kept

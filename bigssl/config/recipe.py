@@ -1,8 +1,9 @@
 """The recipe: typed sections, YAML files, `a.b=c` overrides, and errors that name field, value and nearest match.
 
 A recipe is read once, before any process group, file or model exists; what passes here can be started. The sections
-of the pretext tasks live with the tasks (`bigssl/objectives/*.py`, class `Config`) and are handed in by the caller,
-so that a new task brings its own fields without an edit here.
+of the pretext tasks live with the tasks (`bigssl/objectives/*.py`, class `Config`), those of the evaluations with the
+evaluations (`bigssl/transfer/tasks/*.py`); they are handed in by the caller, so that a new one brings its own fields
+without an edit here.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from pydantic import Field, ValidationError, create_model, model_validator
 
 from bigssl.config.conflicts import conflicts
 from bigssl.config.errors import ConfigError, describe
-from bigssl.config.evaluate import Evaluate, ProbeConfig
+from bigssl.config.evaluate import Evaluation, ProbeConfig, named_sections, probe_model
 from bigssl.config.limits import Limits
-from bigssl.config.section import Fraction, PositiveInt
+from bigssl.config.optim import OptimConfig
+from bigssl.config.section import PositiveInt
 from bigssl.config.section import Section as Section
 from bigssl.config.yaml import apply_override, read_mapping
 
-Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean: 1 would never take anything in
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 
@@ -31,7 +32,9 @@ NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 class BackboneConfig(Section):
     """One network: a transformers model type with its own configuration fields, built from scratch or loaded.
 
-    `config` takes the fields of that type's transformers configuration class, e.g. `hidden_sizes` for `resnet`.
+    What it takes follows from the fields: pictures (size), text (tokenizer, length), series (channels, length) or sound
+    (rate, length). `config` takes the fields of that type's transformers configuration class, e.g. `hidden_sizes` for
+    `resnet`.
     """
 
     type: str = Field(description="transformers model type, e.g. resnet, vit, bert")
@@ -39,7 +42,11 @@ class BackboneConfig(Section):
     pretrained: str | None = Field(None, description="folder (or hub name) to start from instead of random weights")
     tokenizer: str | None = Field(None, description="tokenizer.json or tokenizer folder of a text backbone")
     size: PositiveInt | None = Field(None, description="image side in pixels of an image backbone")
-    length: PositiveInt | None = Field(None, description="tokens per sequence of a text backbone")
+    length: PositiveInt | None = Field(
+        None, description="tokens per sequence of a text backbone, steps of a series, samples of a sound"
+    )
+    channels: PositiveInt | None = Field(None, description="values per step of a series backbone")
+    rate: PositiveInt | None = Field(None, description="samples per second of an audio backbone")
     attention: Attention | None = Field(
         None, description="attention implementation; eager is the fastest for short sequences on a CPU"
     )
@@ -137,29 +144,6 @@ class BatchConfig(Section):
     accum: PositiveInt | None = Field(None, description="forward passes per optimizer step")
 
 
-class OptimConfig(Section):
-    name: Literal["adamw", "lamb", "lars", "muon"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    momentum: Decay = Field(0.9, description="lars and muon")
-    adam_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="muon: rate of its AdamW half; default lr")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not applied to norms, biases and scales")
-    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="gradient norm clipping; 0 switches it off")
-    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
-    schedule: Literal["constant", "cosine", "wsd", "polynomial"] = "cosine"
-    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="wsd: last share of the steps that decays")
-    power: Annotated[float, Field(gt=0)] = Field(1.0, description="polynomial: exponent")
-    final: Fraction = Field(0.0, description="learning rate at the end as a share of lr")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _betas_from_yaml(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("betas"), list):
-            return {**values, "betas": tuple(values["betas"])}
-        return values
-
-
 class ZeroConfig(Section):
     stage: Literal[0, 1, 2, 3] = 1
     options: dict[str, Any] = Field(default_factory=dict, description="further DeepSpeed zero_optimization fields")
@@ -172,7 +156,8 @@ class CheckpointConfig(Section):
 
 
 class Recipe(Section):
-    """Everything a run depends on. `objective` is replaced by the discriminated union of the discovered tasks."""
+    """Everything a run depends on. `objective` is replaced by the discriminated union of the discovered tasks, and so
+    are the sections of `probe` and `evaluate`, by the names under which they are reported."""
 
     name: str = Field(pattern=NAME)
     out: str = Field("", description="run folder; default runs/NAME")
@@ -188,7 +173,14 @@ class Recipe(Section):
     zero: ZeroConfig = ZeroConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     probe: ProbeConfig | None = None
-    evaluate: Evaluate | None = None
+    evaluate: dict[str, Evaluation] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluations_have_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return values | {name: named_sections(name, values[name]) for name in ("probe", "evaluate") if name in values}
 
     @model_validator(mode="after")
     def _works_together(self) -> Recipe:
@@ -201,9 +193,13 @@ class Recipe(Section):
         return Path(self.out or f"runs/{self.name}")
 
 
-def recipe_model(objective_union: Any) -> type[Recipe]:
-    """Recipe with `objective` typed as the union of task sections (see `bigssl.objectives.base.config_union`)."""
-    fields: dict[str, Any] = {"objective": (objective_union, ...)}
+def recipe_model(objectives: Any, evaluations: Any = None) -> type[Recipe]:
+    """Recipe with `objective` typed as the union of task sections (see `bigssl.objectives.base.config_union`), and
+    `probe` and `evaluate` by that of evaluations (`bigssl.transfer.discovery.evaluation_union`); without it, a recipe
+    has neither."""
+    fields: dict[str, Any] = {"objective": (objectives, ...), "probe": (None, None), "evaluate": (None, None)}
+    if evaluations is not None:
+        fields |= {"probe": (probe_model(evaluations) | None, None), "evaluate": (dict[str, evaluations] | None, None)}
     return create_model("Recipe", __base__=Recipe, **fields)
 
 

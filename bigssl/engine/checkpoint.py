@@ -4,7 +4,8 @@
     checkpoints/step-00000500/       after rank 0 wrote manifest.json (sha256 of every file) and renamed the folder
     checkpoints/latest               name of the newest, for people; loading trusts manifests only
 
-In the folder: state/ (DeepSpeed's files), layout.json (see layout.py), zero_to_fp32.py and its `latest`.
+In the folder: state/ (DeepSpeed's files), layout.json (see layout.py), teachers.pt where there are teachers (see
+teaching.py), zero_to_fp32.py and its `latest`.
 
 DeepSpeed alone writes `latest` without a barrier, an fsync or a checksum, so that a rank killed while saving leaves it
 naming a broken checkpoint.
@@ -24,6 +25,7 @@ from bigssl.config.recipe import CheckpointConfig
 from bigssl.engine.restore import StateError
 from bigssl.engine.resume import unlike
 from bigssl.engine.saved import LAYOUT
+from bigssl.engine.teaching import Teachers, load_teachers, save_teachers
 from bigssl.engine.zero import Engine
 from bigssl.files import fsync, write_atomic
 
@@ -42,12 +44,13 @@ class CheckpointStore:
         folder: RUN/checkpoints, on a file system that all ranks see.
         facts: what a manifest records: `world`, and the fields of REASONS, which a resume must match (resume.py).
         note: prints a line for the user.
+        teachers: what is saved and restored besides the engine's state.
     """
 
-    def __init__(
-        self, folder: Path, config: CheckpointConfig, facts: dict[str, Any], note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, folder: Path, config: CheckpointConfig, facts: dict[str, Any], note: Callable[[str], None],
+                 teachers: Teachers | None = None) -> None:
         self.folder, self._config, self._facts, self.note = folder, config, facts, note
+        self._teachers = teachers or {}
 
     def save(self, engine: Engine, step: int) -> bool:
         """Write the state after `step`; False (and a note) where the disk refuses: the earlier checkpoints stay.
@@ -60,6 +63,7 @@ class CheckpointStore:
         stages = (
             lambda: self._make_room(staging) if distributed.is_main() else None,
             lambda: engine.save(staging),
+            lambda: save_teachers(staging, self._teachers) if distributed.is_main() else None,
             lambda: _flush_files(staging),
             lambda: share.update(_describe_share(staging)),
         )
@@ -158,6 +162,7 @@ class CheckpointStore:
         if not (path / LAYOUT).exists():
             raise CheckpointError(f"{path.name} is of an earlier bigssl (no {LAYOUT}): use that, or another `out`")
         try:
+            load_teachers(path, self._teachers)
             engine.load(path)
         except StateError as error:
             raise CheckpointError(f"{path.name} is of other networks: {error}; allowed: another `out` folder") from None

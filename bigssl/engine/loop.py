@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,16 +22,25 @@ from bigssl.engine.guards import Guard, TooManyBadSamples
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.plan.preflight import Plan
 from bigssl.engine.resume import CONFIG, facts, settled
+from bigssl.engine.teaching import teach
 from bigssl.engine.zero import Engine
 from bigssl.files import write_atomic
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses
 from bigssl.report import environment
 from bigssl.report.blind import verdicts
+from bigssl.report.collapses import CollapseWatch, collapses
 from bigssl.report.metrics import Measure, MetricsWriter, read_measures, read_metrics
 from bigssl.report.progress import ProgressBar
 
-Probe = Callable[[], dict[str, float]]
+
+class Probe(Protocol):
+    """Called on all ranks: its numbers by the names they have in the metrics. measures: their units."""
+
+    measures: dict[str, Measure]
+
+    def __call__(self) -> dict[str, float]: ...
+
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,9 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
     store = CheckpointStore(
         recipe.folder / "checkpoints",
         recipe.checkpoint,
-        facts(plan.accum, plan.world, plan.streams, plan.backbones),
+        facts(plan.accum, plan.world, plan.streams, plan.backbones, plan.objective),
         progress_notes.append,
+        plan.objective.teachers(),
     )
     start = store.resume(engine)
     run = _Run(recipe, plan, device, engine, start)
@@ -82,6 +93,8 @@ class _Run:
         self.guard = Guard(recipe.folder, device, keep=recipe.log_every * plan.accum)
         self.clock, self.data_wait = Clock(), DataWait(recipe.data.workers)
         self.skipped = Skipped(recipe.folder, allowed=recipe.data.max_errors, resume_step=start)
+        self.teachers = plan.objective.teachers()
+        self.collapse = CollapseWatch(read_metrics(recipe.folder) if main else [])
         self.logged = start
 
     def steps(self, store: CheckpointStore, start: int, probe: Probe | None) -> Outcome:
@@ -111,8 +124,10 @@ class _Run:
 
     def _say_what_was_learnt(self) -> None:
         if distributed.is_main():
-            for verdict in verdicts(read_metrics(self.recipe.folder), read_measures(self.recipe.folder)):
-                self.progress.note(verdict.sentence)
+            rows = read_metrics(self.recipe.folder)
+            sentences = [verdict.sentence for verdict in verdicts(rows, read_measures(self.recipe.folder))]
+            for sentence in sentences + [each.sentence for each in collapses(rows)]:
+                self.progress.note(sentence)
 
     def _probes(self, done: int) -> bool:
         settings = self.recipe.probe
@@ -138,22 +153,23 @@ class _Run:
         set_learning_rate(self.engine.groups, schedule(self.recipe.optim, step, self.recipe.steps))
         # Nothing should draw from torch's generator. What does (`Guard.noticing` says so) has no state to be saved.
         torch.manual_seed(_step_seed(self.recipe.seed, step, distributed.rank()))
-        done: list[Losses] = []
+        at, done = Progress(step, self.recipe.steps), list[Losses]()
         keys: list[Keys] = []
         for batch in self._timed(passes):
             data = batch.to(self.device)
             with self.clock("forward"), self.guard.noticing(self.progress.note):
-                losses: Losses = self.engine(data.data, Progress(step, self.recipe.steps))
+                losses: Losses = self.engine(data.data, at)
             with self.clock("backward"):
                 self.engine.backward(losses.total)
             with self.clock("optimizer"):
                 self.engine.step()
+                if self.engine.applied:
+                    teach(self.teachers, at)
             self.guard.watch(step + 1, losses.total, batch.keys)
             self._note_errors(batch)
             done.append(losses)
             keys.append(batch.keys)
         self.ledger.write(step, keys)
-        self.plan.objective.after_step(step)
         return done
 
     def _timed(self, passes: Iterator[Batch]) -> Iterator[Batch]:
@@ -182,7 +198,7 @@ class _Run:
         speed = sum(self.plan.sizes.values()) * (done - self.logged) / lap["wall"]
         self.logged = done
         record = reduced | {
-            "optim/lr": self.engine.groups[0]["lr"],
+            "optim/lr": self.recipe.optim.lr * schedule(self.recipe.optim, done - 1, self.recipe.steps),
             "speed/samples_per_s": speed,
             "speed/data_wait": lap["data_wait"],
             "speed/driver_overhead": lap["driver_overhead"],
@@ -190,12 +206,16 @@ class _Run:
             "data/errors": len(self.skipped),
             "optim/grad_norm": self.engine.grad_norm,
         }  # fmt: skip
+        probed: dict[str, float] = {}
         if probe is not None and self._probes(done):
             with self.clock("probe"):
-                record |= {f"probe/{name}": value for name, value in probe().items()}
-        self.metrics.describe({f"loss{path}": Measure(p.unit, p.blind_name) for path, p in passes[0].named()})
-        self.metrics.write(done, record)
-        extra = {"knn": record["probe/knn"]} if "probe/knn" in record else {}
+                probed = probe()
+        measures = {f"loss{path}": Measure(p.unit, p.blind_name) for path, p in passes[0].named()}
+        self.metrics.describe(measures | (probe.measures if probe is not None else {}))
+        self.metrics.write(done, record | probed)
+        for text in self.collapse.observe(done, reduced):
+            self.progress.note(text)
+        extra = {name.removeprefix("probe/"): value for name, value in probed.items() if name.startswith("probe/")}
         self.progress.update(done, reduced["loss"], reduced["blind"], speed, lap["data_wait"], extra)
         if slow := self.data_wait.observe(lap):
             self.progress.note(slow)
@@ -228,9 +248,11 @@ def _write_recipe(recipe: Recipe, plan: Plan) -> None:
 
 
 def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:
-    plan.objective.to(device)
+    if recipe.zero.stage < 3:
+        plan.objective.to(device)  # at stage 3 the engine brings it there in slices
     optimizer = build_optimizer(plan.objective, recipe.optim, sharded=recipe.zero.stage > 0)
-    return Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
+    engine = Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
+    return engine
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
@@ -238,7 +260,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _loss_values(passes: list[Losses]) -> tuple[list[str], Tensor]:
-    """Names and means over the passes of one step: each loss and its blind value, total first, and statistics."""
+    """Names and means over the passes of one step: each loss and its blind value, total first, and the rest."""
     rows = [dict(_flat(losses)) for losses in passes]
     device = passes[0].total.device
     values = [torch.stack([torch.as_tensor(v, device=device).detach().float() for v in row.values()]) for row in rows]
@@ -250,3 +272,4 @@ def _flat(losses: Losses) -> Iterator[tuple[str, float | Tensor]]:
         yield f"loss{path}", part.total
         yield f"blind{path}", part.blind
         yield from ((f"stats{path}/{name}", value) for name, value in part.stats.items())
+        yield from ((f"spread{path}/{name}", value) for name, value in part.spread.items())

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bigssl.config.recipe import OptimConfig
+from bigssl.config.optim import Group, OptimConfig
+from bigssl.engine.groups import REST, Treatment, asked_groups, base_rate, treatments
 from bigssl.engine.layerwise import Lamb, Lars
 
-Group = dict[str, Any]
+TorchGroup = dict[str, Any]
 
 
 def schedule(config: OptimConfig, step: int, steps: int) -> float:
@@ -34,51 +35,57 @@ def schedule(config: OptimConfig, step: int, steps: int) -> float:
     return config.final + (1 - config.final) * shape
 
 
-def set_learning_rate(groups: list[Group], factor: float) -> None:
+def set_learning_rate(groups: list[TorchGroup], factor: float) -> None:
     """lr = base × factor, where a group's base is its `initial_lr` (also what survives in a checkpoint)."""
     for group in groups:
         group["lr"] = group["initial_lr"] * factor
 
 
-def parameter_groups(module: nn.Module, config: OptimConfig) -> list[Group]:
-    """Trainable parameters by treatment. Norms, biases and scales (fewer than two dimensions) are not decayed."""
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+def parameter_groups(module: nn.Module, config: OptimConfig) -> list[TorchGroup]:
+    """Trainable parameters by treatment (see groups.py), those that no group asks for first.
+
+    Each has, beside its optimizer's settings, `clip_group` and `clip`: the norm is taken over all groups of one
+    clip_group together (see clipping.py).
+
+    Raises:
+        ConfigError: what groups ask for cannot be had.
+    """
+    members: dict[Treatment, list[nn.Parameter]] = {}
+    for parameter, treatment in treatments(module, config).items():
+        if config.name == "muon":
+            parameter.use_muon = treatment.muon  # type: ignore[attr-defined] # where DeepSpeed looks
+        members.setdefault(treatment, []).append(parameter)
+    asked = [each.group for each in asked_groups(module, config)]
+    groups: list[TorchGroup] = []
+    for treatment in sorted(members, key=lambda t: (t.role, not t.muon, not t.decayed, -t.factor)):
+        settings = settings_of_group(treatment, asked, config)
+        by_layer = config.name in ("lamb", "lars")  # see layerwise.py
+        parts = [[p] for p in members[treatment]] if by_layer else [members[treatment]]
+        groups += [{"params": part, **settings} for part in parts]
+    return groups
+
+
+def settings_of_group(treatment: Treatment, asked: list[Group], config: OptimConfig) -> TorchGroup:
+    """The settings of an optimizer group, without its parameters."""
+    own = asked[treatment.role] if treatment.role != REST else None
+    rate = base_rate(config, treatment) * treatment.factor
+    decay = config.weight_decay if own is None or own.weight_decay is None else own.weight_decay
+    clips_alone = own is not None and own.clip is not None
+    settings: TorchGroup = {
+        "lr": rate, "initial_lr": rate, "weight_decay": decay if treatment.decayed else 0.0,
+        "clip": own.clip if own is not None and clips_alone else config.clip,
+        "clip_group": treatment.role if clips_alone else REST,
+    }  # fmt: skip
     if config.name == "muon":
-        return _muon_groups(module, named, config)
-    decayed = [p for _, p in named if p.dim() > 1]
-    plain = [p for _, p in named if p.dim() <= 1]
-    groups: list[Group] = [
-        {"params": decayed, "weight_decay": config.weight_decay, "adapt": True},
-        {"params": plain, "weight_decay": 0.0, "adapt": False},
-    ]
-    if config.name in ("lamb", "lars"):  # one group a layer, see layerwise.py
-        groups = [{**group, "params": [p]} for group in groups for p in group["params"]]
+        settings["use_muon"] = treatment.muon
+    if config.name == "lars" or treatment.muon:
+        settings["momentum"] = config.momentum
     else:
-        groups = [{k: v for k, v in group.items() if k != "adapt"} for group in groups]
-    return [{**group, "lr": config.lr, "initial_lr": config.lr} for group in groups if group["params"]]
-
-
-def _muon_groups(module: nn.Module, named: list[tuple[str, nn.Parameter]], config: OptimConfig) -> list[Group]:
-    """Hidden matrices to Muon; embeddings, convolutions, norms and biases to AdamW at `adam_lr`."""
-    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    for _, parameter in named:
-        parameter.use_muon = parameter.dim() == 2 and id(parameter) not in embeddings  # type: ignore[attr-defined]
-    adam_lr = config.adam_lr or config.lr
-    shared = {"use_muon": False, "lr": adam_lr, "initial_lr": adam_lr, "betas": config.betas, "eps": config.eps}
-    adam = [p for _, p in named if not p.use_muon]  # type: ignore[attr-defined]
-    groups: list[Group] = [
-        {
-            "params": [p for _, p in named if p.use_muon],  # type: ignore[attr-defined]
-            "use_muon": True,
-            "lr": config.lr,
-            "initial_lr": config.lr,
-            "momentum": config.momentum,
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for p in adam if p.dim() > 1], "weight_decay": config.weight_decay, **shared},
-        {"params": [p for p in adam if p.dim() <= 1], "weight_decay": 0.0, **shared},
-    ]
-    return [group for group in groups if group["params"]]
+        settings |= {"betas": own.betas if own is not None and own.betas is not None else config.betas}
+        settings |= {"eps": config.eps}
+    if config.name in ("lamb", "lars"):
+        settings["adapt"] = treatment.decayed
+    return settings
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig, *, sharded: bool) -> torch.optim.Optimizer:
@@ -86,6 +93,9 @@ def build_optimizer(module: nn.Module, config: OptimConfig, *, sharded: bool) ->
 
     Args:
         sharded: ZeRO stage ≥ 1, the optimizer will see slices (matters to lamb and lars).
+
+    Raises:
+        ConfigError: as `parameter_groups`.
     """
     groups = parameter_groups(module, config)
     if config.name == "adamw":

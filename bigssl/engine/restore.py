@@ -47,9 +47,9 @@ def restore(module: nn.Module, optimizer: Any, stage: int, saved: SavedState) ->
 
 def _sources(mine: Layout, saved: SavedState) -> Iterator[int]:
     """For each parameter group the one of the checkpoint that it continues."""
-    _refuse("parameters", mine.shapes, saved.layout.shapes)
+    refuse_differing("parameters", mine.shapes, saved.layout.shapes)
     trainable = {name: "trained" for flat in mine.flats for name in flat.names}
-    _refuse("trained parameters", trainable, {n: "trained" for flat in saved.layout.flats for n in flat.names})
+    refuse_differing("trained parameters", trainable, {n: "trained" for flat in saved.layout.flats for n in flat.names})
     for group in range(1 + max(flat.group for flat in mine.flats)):
         names = [name for flat in mine.flats if flat.group == group for name in flat.names]
         found = {saved.group_of(name): name for name in names}
@@ -58,7 +58,8 @@ def _sources(mine: Layout, saved: SavedState) -> Iterator[int]:
         yield next(iter(found))
 
 
-def _refuse(what: str, mine: dict[str, Any], saved: dict[str, Any]) -> None:
+def refuse_differing(what: str, mine: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Raises StateError where two descriptions by name (shapes) are not equal, with the first difference."""
     differing = sorted(name for name in mine.keys() | saved.keys() if mine.get(name) != saved.get(name))
     if differing:
         first = differing[0]
@@ -128,5 +129,5 @@ def _restore_rest(module: nn.Module, saved: SavedState) -> None:
     entries = module.state_dict(keep_vars=True)
     rest = {name for name, value in entries.items() if not isinstance(value, nn.Parameter)}
     known = dict.fromkeys(saved.module.keys() & (rest | (saved.module.keys() - entries.keys())), "saved")
-    _refuse("buffers", dict.fromkeys(rest, "saved"), known)
+    refuse_differing("buffers", dict.fromkeys(rest, "saved"), known)
     module.load_state_dict({name: saved.module[name] for name in rest}, strict=False)

@@ -17,6 +17,7 @@ from bigssl.config.yaml import read_mapping
 from bigssl.data.errors import redact
 from bigssl.data.order.order import Order
 from bigssl.nets.towers import Tower
+from bigssl.objectives.base import Objective
 
 CONFIG = "config.yaml"
 # Fields that may differ (`*`: any name; all fields below one that is listed, too), with what makes that harmless.
@@ -46,6 +47,7 @@ REASONS = {
     "data": "the order of samples follows from the shards",
     "tokenizers": "the weights of a text backbone go with its tokens",
     "networks": "weights of equal shapes mean something else in another network",
+    "groups": "each parameter goes on with the settings of its group; those of the recipe are compared with it",
 }
 # Fields of transformers configurations that shape no backbone (as those that begin with `_`): where it was found, by
 # what and how it was stored, and what a classifier on it would say.
@@ -53,14 +55,17 @@ NOT_OF_THE_NETWORK = {"transformers_version", "architectures", "dtype", "torch_d
                       "problem_type", "finetuning_task"}  # fmt: skip
 
 
-def facts(accum: int, world: int, streams: Mapping[str, Order], backbones: Mapping[str, Tower]) -> dict[str, Any]:
+def facts(
+    accum: int, world: int, streams: Mapping[str, Order], backbones: Mapping[str, Tower], objective: Objective
+) -> dict[str, Any]:
     """What the manifest of a checkpoint records of its run; a resume must match the fields of REASONS."""
     return {
         "world": world,
         "accum": accum,
         "data": {name: stream.fingerprint for name, stream in streams.items()},
-        "tokenizers": {name: _fingerprint(tower) for name, tower in backbones.items() if tower.is_text},
+        "tokenizers": {name: _fingerprint(tower) for name, tower in backbones.items() if tower.modality == "text"},
         "networks": {name: _network(tower) for name, tower in backbones.items()},
+        "groups": [json.loads(group.model_dump_json()) for group in objective.groups()],
     }
 
 
@@ -173,7 +178,8 @@ def _read(recipe: Recipe) -> tuple[Recipe | None, dict[str, Any]]:
     path, model = recipe.folder / CONFIG, type(recipe)
     if not os.path.exists(path):  # False also for what can be no name: check_folder says so
         return None, {}
-    values = read_mapping(path)
+    # Evaluations may change, and their form has: one that this version cannot read is no reason to refuse.
+    values = {name: value for name, value in read_mapping(path).items() if name not in ("probe", "evaluate")}
     unknown: dict[str, Any] = {}
     try:
         return model.model_validate(values), {}

@@ -7,7 +7,6 @@ import importlib
 import logging
 import math
 import os
-import socket
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,14 +23,19 @@ if not torch.accelerator.is_available():
 import deepspeed  # noqa: E402
 from deepspeed.accelerator import get_accelerator  # noqa: E402
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # noqa: E402
+from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param  # noqa: E402
 
 from bigssl import distributed  # noqa: E402
 from bigssl.config.errors import ConfigError, nearest  # noqa: E402
 from bigssl.config.recipe import Recipe  # noqa: E402
+from bigssl.engine.clipping import clip_gradients  # noqa: E402
+from bigssl.engine.constraints import apply_constraints, check_constraints  # noqa: E402
 from bigssl.engine.layout import clear_padding, layout_of  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
 from bigssl.engine.saved import LAYOUT, SavedState  # noqa: E402
+from bigssl.engine.settings import settings_for  # noqa: E402
 from bigssl.files import write_atomic  # noqa: E402
+from bigssl.nets.build import fill  # noqa: E402
 
 TAG = "state"
 
@@ -45,14 +49,16 @@ def start() -> torch.device:
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed calls what torch 2.13 renamed
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("BIGSSL_DEEPSPEED_LOG", "WARNING"))
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=distributed.free_port())
     accelerator = get_accelerator()
     device = torch.device(accelerator.device_name())
     if device.type != "cpu":
         local = int(os.environ["LOCAL_RANK"])
         accelerator.set_device(local)
         device = torch.device(device.type, local)
-    _skip_shared_memory_build()
+    # DeepSpeed would compile a C++ all-reduce on a CPU (minutes; hangs on a stale lock). gloo does without it.
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
     backend = "gloo" if device.type == "cpu" else accelerator.communication_backend_name()
     try:
         deepspeed.init_distributed(dist_backend=backend)
@@ -71,18 +77,6 @@ def stop() -> None:
     """Leave the process group, so that the backend's threads end before the interpreter does."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def free_port() -> str:
-    """A port of this machine on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def _skip_shared_memory_build() -> None:
-    """DeepSpeed compiles a C++ all-reduce at start-up on CPU (minutes; hangs on a stale lock). gloo does without it."""
-    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
 def check_zero(recipe: Recipe) -> None:
@@ -156,8 +150,11 @@ class Engine:
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, *, micro: int, accum: int,
                  bf16: bool) -> None:
         settings = settings_for(recipe, micro=micro, accum=accum, bf16=bf16)
-        self._stage, self._norm, self._dropped = recipe.zero.stage, 0.0, 0
+        self._stage, self._norm, self._dropped = recipe.zero.stage, torch.zeros(()), 0
+        self.applied, self._constraints = False, check_constraints(module)
         with _quiet():
+            if self._stage == 3:
+                cut(module, settings)
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         if self._stage == 3:
             clear_padding(self._engine.module, self._engine.optimizer, distributed.world(), distributed.rank())
@@ -169,17 +166,35 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> None:
-        """After each backward; applies the update on the last one of an accumulation.
+        """After each backward; applies the update on the last one of an accumulation, then the module's constraints.
 
-        A gradient that is NaN or infinite on any rank changes no weights and no optimizer state on any: see `skipped`.
-        At stage 0 the host waits for the device once a step, for the norm by which it decides whether to skip.
+        `applied` says whether this call changed the weights. A gradient that is NaN or infinite on any rank changes no
+        weights and no optimizer state on any: see `skipped`. At stage 0 the host waits for the device once a step, for
+        the norm by which it decides whether to skip.
         """
-        if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
-            self._norm = _norm_of_gradients(self._engine.module)
-            if not math.isfinite(self._norm):  # DeepSpeed skips such a step at the other stages; here it applies it
-                self._step_without_update()
-                return
+        self.applied = False
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+            return
+        self._norm = clip_gradients(self._engine.optimizer, self._stage, self._engine.device)
+        if self._stage == 0 and not math.isfinite(self._norm):  # the other stages skip such a step by themselves
+            self._step_without_update()
+            return
         self._engine.step()
+        self.applied = bool(self._engine.was_step_applied())
+        if self.applied and self._constraints:
+            self._constrain()
+
+    def _constrain(self) -> None:
+        """Weights as constraints have them, on every rank and in the optimizer's masters."""
+        parameters = [p for constraint in self._constraints for p in constraint.parameters]
+        with gathered(parameters, write=True):
+            apply_constraints(self._constraints)
+        for parameter in parameters:
+            if self._stage == 3:
+                safe_set_local_fp32_param(parameter, parameter.ds_tensor)  # type: ignore[attr-defined]
+            else:
+                safe_set_full_fp32_param(parameter, parameter.data)
 
     def _step_without_update(self) -> None:
         optimizer = self._engine.optimizer
@@ -197,13 +212,12 @@ class Engine:
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = self._engine.optimizer.param_groups
-        return groups
+        return list(self._engine.optimizer.param_groups)
 
     @property
     def grad_norm(self) -> float:
         """Norm of the last step's gradient over all ranks, before clipping."""
-        return self._norm if self._stage == 0 else float(self._engine.get_global_grad_norm() or 0.0)
+        return float(self._norm)
 
     def save(self, folder: Path) -> None:
         """DeepSpeed's files in `folder / TAG`, and beside them where in these each parameter stands."""
@@ -231,16 +245,22 @@ class Engine:
             setattr(self._engine, name, count)
 
 
-def _norm_of_gradients(module: nn.Module) -> float:
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+def cut(module: nn.Module, settings: dict[str, Any]) -> None:
+    """Bring `module` to the ranks' devices in slices, networks that are only described one layer at a time."""
+    init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings)
+    fill(module, init._convert_to_zero_parameters)
+    init._convert_to_zero_parameters(module.parameters())
+    module.to(init.local_device)  # buffers
 
 
 @contextlib.contextmanager
-def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Within it, `parameters` are whole on every rank also at ZeRO-3. Collective."""
+def gathered(parameters: Iterable[nn.Parameter], *, write: bool = False) -> Iterator[None]:
+    """Within it, `parameters` are whole on every rank also at ZeRO-3. Collective.
+
+    write: what rank 0 makes of them is kept.
+    """
     sliced = [p for p in parameters if hasattr(p, "ds_id")]
-    with deepspeed.zero.GatheredParameters(sliced, enabled=bool(sliced)):
+    with deepspeed.zero.GatheredParameters(sliced, modifier_rank=0 if write else None, enabled=bool(sliced)):
         yield
 
 
@@ -258,27 +278,6 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
                 if distributed.is_main() and key in names:
                     state[key] = value.detach().cpu().clone()
     return state
-
-
-def settings_for(recipe: Recipe, *, micro: int, accum: int, bf16: bool) -> dict[str, Any]:
-    """The DeepSpeed configuration of a recipe."""
-    return {
-        "train_batch_size": micro * accum * distributed.world(),
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": accum,
-        "gradient_clipping": recipe.optim.clip,
-        "zero_optimization": {"stage": recipe.zero.stage, **_required_options(recipe), **recipe.zero.options},
-        "zero_force_ds_cpu_optimizer": False,  # offloading with torch's AdamW: no C++ compilation at start
-        "zero_allow_untested_optimizer": True,  # lamb and lars are ours; tests compare them with one process
-        # autocast keeps fp32 weights, which BatchNorm needs; the empty list keeps gradients fp32 between ranks
-        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
-        "steps_per_print": 1_000_000_000,
-    }
-
-
-def _required_options(recipe: Recipe) -> dict[str, Any]:
-    """Muon orthogonalises whole gradients, which ZeRO-3 has only without reduce-scatter."""
-    return {"reduce_scatter": False} if recipe.optim.name == "muon" and recipe.zero.stage == 3 else {}
 
 
 def muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

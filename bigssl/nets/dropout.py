@@ -1,7 +1,7 @@
 """Dropout by sample, not by rank: what is dropped is a function of (seed of the sample, call, element).
 
     key  = hash(seed of the row, number of the call in this pass)         one row a sample (or a view, or a token)
-    drop   where hash(key, number of the element in its row) < p
+    drop   where hash(key, number of the element in its row) < p          (the hash of seeds.py)
 
 torch draws masks from a generator of the process, so that a loss depends on how many ranks share a batch and on which
 rows are whose neighbours. Here nothing is drawn: no state is saved, and recomputing (activation checkpointing) gives
@@ -30,8 +30,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bigssl.config.errors import ConfigError
+from bigssl.nets.seeds import element_bits, mixed, row_keys, views
 
-_ODD = 0x1E3779B97F4A7C15  # makes another seed of a seed; < 2^63, for int64
 _PATHS = "DropPath"  # end of the class names of stochastic depth in transformers
 
 
@@ -74,25 +74,6 @@ def recomputing() -> tuple[AbstractContextManager[None], AbstractContextManager[
     return nullcontext(), _From(replace(_now))
 
 
-def another(seeds: Tensor, number: int | Tensor) -> Tensor:
-    """Seeds for use `number` of the same samples: their views, the parts of a joint objective, the tokens of a text."""
-    return seeds ^ (number * _ODD if isinstance(number, Tensor) else number * _ODD % 2**63)
-
-
-def views(seeds: Tensor, rows: int) -> Tensor:
-    """Seeds of `rows` rows that are k views of all samples, one after the other.
-
-    Raises:
-        RuntimeError: rows is not a multiple of the samples.
-    """
-    if rows % len(seeds):
-        raise RuntimeError(
-            f"dropout: {rows} rows from a batch of {len(seeds)} samples; allowed: a row per sample in the order of the "
-            f"batch, or views of all samples one after the other (so that masks do not depend on the number of ranks)"
-        )
-    return torch.cat([another(seeds, view) for view in range(rows // len(seeds))])
-
-
 def drop(values: Tensor, p: float) -> Tensor:
     """`values` [R·m, ...] with a share p of the elements zero and the others scaled by 1 / (1 − p)."""
     if p == 0:
@@ -109,38 +90,17 @@ def _next_hash(values: Tensor) -> Tensor:
     rows = views(_now.seeds, len(values)) if _now.rows is None else _now.rows
     _now.calls += 1
     with torch.no_grad():
-        keys = _keys(rows.to(values.device), _now.calls)
+        keys = row_keys(rows.to(values.device), _now.calls)
         if rows.dim() == 1:
-            return _elements(keys, values.numel() // len(keys)).view(values.shape)
+            return element_bits(keys, values.numel() // len(keys)).view(values.shape)
         if values.dim() == 4:  # attention [R, heads, T, T]: a pair of tokens, whatever the number of heads
             if (*values.shape[:1], *values.shape[2:]) != (*rows.shape, rows.shape[1]):
                 raise RuntimeError(f"dropout: attention {tuple(values.shape)}, but rows and tokens {tuple(rows.shape)}")
             heads = torch.arange(values.shape[1], dtype=torch.int32, device=values.device).view(-1, 1, 1)
-            return _mix(_mix(keys[:, None, :, None] + heads) ^ keys[:, None, None, :])
+            return mixed(mixed(keys[:, None, :, None] + heads) ^ keys[:, None, None, :])
         if values.shape[:2] != rows.shape:
             raise RuntimeError(f"dropout: values {tuple(values.shape)} have no rows and tokens as {tuple(rows.shape)}")
-        return _elements(keys.flatten(), values.numel() // keys.numel()).view(values.shape)
-
-
-def _keys(seeds: Tensor, call: int) -> Tensor:
-    """int32, one per seed: both halves of it and the call go in."""
-    low, high = seeds.to(torch.int32), (seeds >> 32).to(torch.int32)
-    return _mix(low ^ _mix(high + call * 0x3C6EF372 % 2**31))
-
-
-def _elements(keys: Tensor, count: int) -> Tensor:
-    """[n] -> [n, count]"""
-    hashed = _mix(keys[:, None] + torch.arange(count, dtype=torch.int32, device=keys.device))
-    return _mix(hashed.bitwise_xor_(keys[:, None]))
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of MurmurHash3 (Appleby 2011), in int32 with wrap-around; in place where `x` is a temporary."""
-    x = x ^ ((x >> 16) & 0xFFFF)
-    x.mul_(-2048144789)
-    x.bitwise_xor_((x >> 13) & 0x7FFFF)
-    x.mul_(-1028477387)
-    return x.bitwise_xor_((x >> 16) & 0xFFFF)
+        return element_bits(keys.flatten(), values.numel() // keys.numel()).view(values.shape)
 
 
 def _below(hashed: Tensor, p: float) -> Tensor:

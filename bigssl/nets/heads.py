@@ -15,11 +15,14 @@ IGNORED = -100  # label of a token that is not predicted
 class ProjectionHead(nn.Module):
     """Two-layer MLP with BatchNorm (SimCLR, Chen et al. 2020): [B, dim] -> [B, out], dtype kept."""
 
-    def __init__(self, dim: int, hidden: int, out: int) -> None:
+    def __init__(self, dim: int, hidden: int, out: int, *, bias: bool = True) -> None:
+        """bias: of the last layer. Without, where a BatchNorm follows: it would undo the bias, whose gradient would be
+        rounding noise that Adam walks along."""
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(dim, hidden, bias=False), GlobalBatchNorm(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out)
-        )
+            nn.Linear(dim, hidden, bias=False), GlobalBatchNorm(hidden), nn.ReLU(inplace=True),
+            nn.Linear(hidden, out, bias=bias),
+        )  # fmt: skip
 
     def forward(self, features: Tensor) -> Tensor:
         projected: Tensor = self.layers(features)
@@ -39,7 +42,7 @@ class MaskedLanguageHead(nn.Module):
         super().__init__()
         vocabulary, width = embedding.shape
         self.weight = embedding
-        self.bias = nn.Parameter(embedding.new_zeros(vocabulary))
+        self.bias = nn.Parameter(torch.zeros(vocabulary))  # of the embedding there may be no more than the shape
         self.dense = nn.Linear(dim or width, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
 

@@ -1,15 +1,14 @@
 """Which types of transformers networks serve as backbones, and why some others, which might train, do not.
 
 A type stands here once the tests have seen a tiny one train, export and load again (`tests/nets/test_kinds.py`): image
-types give the same features for the same picture, text types see both sides of a token, do not see padding, and have a
-position for every token of the length they allow. A network outside the tables could break one of these in silence.
+types give the same features for the same picture, text types see both sides of a token (CAUSAL: those before it only,
+which not every task allows), do not see padding, and have a position for every token of the length they allow. A
+network outside the tables could break one of these in silence.
 """
 
 from __future__ import annotations
 
 from transformers import PreTrainedModel
-
-from bigssl.config.errors import ConfigError, nearest
 
 IMAGE = (
     "beit", "bit", "clip_vision_model", "convnext", "convnextv2", "data2vec-vision", "deit", "dinov2",
@@ -22,9 +21,22 @@ TEXT = (
     "ernie", "eurobert", "flaubert", "gte", "ibert", "megatron-bert", "modernbert", "mpnet", "nomic_bert",
     "rembert", "roberta", "roberta-prelayernorm", "roformer", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl",
 )  # fmt: skip
-_DECODER = "each token sees those before it only"
+CAUSAL = (
+    "gemma", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "opt", "phi", "qwen2", "qwen3", "smollm3",
+    "stablelm", "starcoder2",
+)  # fmt: skip
+OBSERVED = {"patchtst": "past_observed_mask", "patchtsmixer": "observed_mask"}
+"""Types of series networks, and what each calls the mask of values that were observed."""
+SERIES = tuple(OBSERVED)
+AUDIO = (
+    "data2vec-audio", "hubert", "sew", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-conformer", "wavlm",
+)  # fmt: skip
+STILL = {
+    "layerdrop": 0.0, "encoder_layerdrop": 0.0, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "do_mask_input": False,
+}  # fmt: skip
+"""Fields with which a network hides parts of its input or of itself by a generator of the process, and their values
+without that. A task that hides something does it by the samples' own randomness."""
 WHY_NOT = {
-    **dict.fromkeys(("gemma", "gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen2", "qwen3"), _DECODER),
     "convbert": "its convolutions see the padding",
     "fnet": "it sees the padding",
     "mobilebert": "the last token of a text sees the padding behind it",
@@ -43,18 +55,5 @@ _UNUSED = {
 
 def unused_parameters(model: PreTrainedModel) -> set[str]:
     """Names of what our features do not pass through (a pooler, a mask token): it learns nothing."""
-    parts = ("pooler", "embeddings.mask_token", *_UNUSED.get(model.config.model_type, ()))
+    parts = ("pooler", "embeddings.mask_token", "masked_spec_embed", *_UNUSED.get(model.config.model_type, ()))
     return {n for n, _ in model.named_parameters() if any(n == part or n.startswith(part + ".") for part in parts)}
-
-
-def check_kind(where: str, kind: str, *, text: bool) -> None:
-    """Refuse a model type that is in no table. `where`: the recipe field that names it, for the error."""
-    tried = TEXT if text else IMAGE
-    if kind in tried:
-        return
-    given = "a text backbone (with tokenizer and length)" if text else "an image backbone (with size)"
-    reason = WHY_NOT.get(kind, "it was not tried as one")
-    if kind in (IMAGE if text else TEXT):
-        reason = f"it takes {'pictures' if text else 'tokens'}"
-    allowed = ", ".join(tried)
-    raise ConfigError(f"{where}: value {kind!r} is not for {given}: {reason}; allowed: {allowed}{nearest(kind, tried)}")

@@ -12,13 +12,15 @@ from bigssl import distributed
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm (Ioffe and Szegedy 2015) with statistics over all ranks; state dict as nn.BatchNorm1d/2d.
 
-    Input [N, C] or [N, C, H, W], any float dtype; statistics are float32. In a single process, and in eval mode, it is
-    torch's own batch norm. Ranks may hold different N.
+    Input [N, C], [N, C, L] or [N, C, H, W], any float dtype; statistics are float32. In a single process, and in eval
+    mode, it is torch's own batch norm. Ranks may hold different N.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() not in (2, 4):
-            raise ValueError(f"GlobalBatchNorm: input has shape {tuple(input.shape)}; allowed: [N, C] or [N, C, H, W]")
+        if input.dim() not in (2, 3, 4):
+            raise ValueError(
+                f"GlobalBatchNorm: input has shape {tuple(input.shape)}; allowed: [N, C], [N, C, L] or [N, C, H, W]"
+            )
 
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and distributed.active()):
@@ -71,7 +73,7 @@ def with_global_batch_norm(module: nn.Module) -> nn.Module:
 
 def _converted(norm: nn.modules.batchnorm._BatchNorm) -> GlobalBatchNorm:
     new = GlobalBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    new.load_state_dict(norm.state_dict())
+    new._parameters, new._buffers = norm._parameters, norm._buffers  # the same tensors, which may be shapes alone
     return new
 
 

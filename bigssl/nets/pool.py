@@ -1,13 +1,12 @@
-"""One vector per sample from any backbone, and the pixel normalisation that all image backbones share."""
+"""One vector per sample from any backbone, and the normalisation that all backbones of a modality share."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 IMAGE_MEAN, IMAGE_STD = 0.5, 0.5
+SILENCE = 1e-7  # added to the variance of a sound, as transformers does
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -15,26 +14,23 @@ def normalise(images: Tensor) -> Tensor:
     return images.float().div_(255 * IMAGE_STD).sub_(IMAGE_MEAN / IMAGE_STD)
 
 
-def pooled(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """Features [B, dim] of a transformers backbone: what probes, losses and exports all mean by "the embedding".
-
-    Convolutional networks give their average pool, vision transformers the mean of the patch tokens, text networks the
-    mean of the tokens under `attention_mask`.
-
-    Args:
-        inputs: {"pixel_values": float [B, 3, H, W]} or {"input_ids", "attention_mask": int64 [B, T]}.
-    """
-    output: Any = model(**inputs)
-    hidden: Tensor = output.last_hidden_state
-    if hidden.dim() == 4:  # [B, C, h, w]
-        return hidden.mean((2, 3))
-    if "pixel_values" in inputs:  # [B, class and register tokens + patches, dim]
-        return hidden[:, _leading_tokens(model, inputs["pixel_values"], hidden) :].mean(1)
-    mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # [B, T, 1]
-    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+def normalise_sound(sounds: Tensor, mask: Tensor | None) -> Tensor:
+    """float32 [B, T] -> each sound with mean 0 and variance 1; where `mask` [B, T] is 0, 0 and not counted."""
+    heard = sounds.new_ones(sounds.shape) if mask is None else mask.to(sounds.dtype)
+    count = heard.sum(1, keepdim=True).clamp(min=1)
+    centred = (sounds - (sounds * heard).sum(1, keepdim=True) / count) * heard
+    return centred * (centred.square().sum(1, keepdim=True) / count + SILENCE).rsqrt()
 
 
-def _leading_tokens(model: PreTrainedModel, pixels: Tensor, hidden: Tensor) -> int:
+def mean_of(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, T, D] -> [B, D]: the mean of the tokens whose `mask` [B, T] is not 0 (None: all); 0 where there is none."""
+    if mask is None:
+        return tokens.mean(1)
+    counting = mask.unsqueeze(-1).to(tokens.dtype)  # [B, T, 1]
+    return (tokens * counting).sum(1) / counting.sum(1).clamp(min=1)
+
+
+def leading_tokens(model: PreTrainedModel, pixels: Tensor, hidden: Tensor) -> int:
     """Class and register tokens before the patches; none in hierarchical networks, which have fewer tokens."""
     patch = getattr(model.config, "patch_size", None)
     if patch is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -15,3 +17,18 @@ class Progress(NamedTuple):
 
     step: int
     steps: int
+
+
+@dataclass(frozen=True)
+class CosineRamp:
+    """From `start` at the first step towards `stop` at the end of the run, along half a cosine.
+
+    A teacher's momentum in BYOL (Grill et al. 2020, appendix: 1 − (1 − τ)(cos(πk/K) + 1)/2) and DINO.
+    """
+
+    start: float
+    stop: float
+
+    def __call__(self, at: Progress) -> float:
+        left = 0.5 * (math.cos(math.pi * at.step / at.steps) + 1)
+        return self.stop - (self.stop - self.start) * left

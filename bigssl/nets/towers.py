@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoModel,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -18,17 +18,12 @@ from transformers import (
 
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import BackboneConfig
-from bigssl.nets import dropout
-from bigssl.nets.kinds import check_kind, unused_parameters
+from bigssl.nets import build, dropout
+from bigssl.nets.kinds import CAUSAL, STILL, unused_parameters
+from bigssl.nets.modality import MODALITIES, check_fields, modality_of
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
-from bigssl.nets.pool import normalise, pooled
+from bigssl.nets.pool import mean_of
 from bigssl.nets.weightless import feature_size
-
-SPECIAL_IDS = {
-    "pad_token_id": "pad_token", "bos_token_id": "cls_token", "eos_token_id": "sep_token", "cls_token_id": "cls_token",
-    "sep_token_id": "sep_token", "mask_token_id": "mask_token", "unk_token_id": "unk_token",
-}  # fmt: skip
-"""Fields of transformers configurations, and the token of the tokenizer that each is about."""
 
 
 class Tower(nn.Module):
@@ -37,20 +32,29 @@ class Tower(nn.Module):
     Attributes:
         model: the transformers model.
         dim: features per sample.
-        size: image side in pixels, 0 for text.
-        length: tokens per sequence, 0 for images.
+        modality: "image", "text", "series" or "audio", a name in MODALITIES.
+        size: image side in pixels; 0 where it takes no pictures, as for the following.
+        length: tokens per text, steps per series or samples per sound.
+        channels: values per step of a series.
+        rate: samples of sound per second.
     """
 
     def __init__(self, name: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) -> None:
         super().__init__()
         where = f"backbones.{name}"
+        check_fields(where, config)
+        row = modality_of(where, config)
+        self.modality = row.name
         self._tokenizer = tokenizer
         hf = hf_config(where, config, tokenizer)
         _refuse_one_sided(where, hf)
-        self.size = config.size or 0
-        self.length = config.length or 0
+        self.size, self.length = config.size or 0, config.length or 0
+        self.channels, self.rate = config.channels or 0, config.rate or 0
         field = f"{where}.pretrained" if config.pretrained else f"{where}.config"
-        self.dim = feature_size(field, hf, self._inputs, lambda model: self._check(where, model))
+        self.dim = feature_size(
+            field, hf, lambda: row.trial(config, tokenizer), lambda model, inputs: mean_of(*row.run(model, inputs)),
+            lambda model: row.check(where, model, config, tokenizer),
+        )  # fmt: skip
         self.model = _build(where, config, hf)
         _freeze_unused(self.model)
         if has_batch_norm(self.model):
@@ -58,43 +62,30 @@ class Tower(nn.Module):
         if config.compile:
             self.model.compile()
 
-    def _inputs(self) -> dict[str, Tensor]:
-        """Two samples, for a trial."""
-        if not self.is_text:
-            return {"pixel_values": torch.zeros(2, 3, self.size, self.size)}
-        ids = torch.full((2, self.length), self.tokenizer.unk_token_id)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Hidden states [B, T, dim] of collated samples, named as the modality names them (see nets/modality.py)."""
+        return MODALITIES[self.modality].hidden(self.model, batch)
 
-    def _check(self, where: str, model: PreTrainedModel) -> None:
-        if self.is_text:
-            _check_text(where, model, self.length, self.tokenizer)
+    def features(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Features [B, dim] of collated samples: the mean of the hidden states that are not padding."""
+        return MODALITIES[self.modality].features(self.model, batch)
+
+    def twin(self) -> Tower:
+        """Another tower with weights, buffers and settings of its own that are equal to these now."""
+        shared: dict[int, Any] = {id(self._tokenizer): self._tokenizer}
+        return copy.deepcopy(self, shared)
 
     @property
-    def is_text(self) -> bool:
-        return self._tokenizer is not None
+    def sees(self) -> str:
+        """What a token sees: "both" its sides, or those "before" it only."""
+        return "before" if self.model.config.model_type in CAUSAL else "both"
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Of a text backbone; ValueError for an image backbone."""
+        """Of a text backbone; ValueError for another."""
         if self._tokenizer is None:
-            raise ValueError(f"{type(self.model).__name__} is an image backbone: it has no tokenizer")
+            raise ValueError(f"{type(self.model).__name__} is an {self.modality} backbone: it has no tokenizer")
         return self._tokenizer
-
-    def images(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> features [B, dim]."""
-        values = normalise(pixels)
-        if has_batch_norm(self.model):
-            values = values.contiguous(memory_format=torch.channels_last)
-        return pooled(self.model, {"pixel_values": values})
-
-    def text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [B, T] twice -> features [B, dim]."""
-        return pooled(self.model, {"input_ids": input_ids, "attention_mask": attention_mask})
-
-    def tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [B, T] twice -> last hidden states [B, T, dim]."""
-        hidden: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return hidden
 
     @property
     def vocabulary(self) -> int:
@@ -112,15 +103,16 @@ class Tower(nn.Module):
 def hf_config(where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedConfig:
     """The transformers configuration of a backbone; `where` is its recipe field, for errors.
 
-    The size of the vocabulary and the ids of the special tokens are the tokenizer's, the image side is the recipe's.
+    The size of the vocabulary and the ids of the special tokens are the tokenizer's, sizes and lengths the recipe's;
+    what would hide parts of the input by a generator of the process is off.
 
     Raises:
-        ConfigError: unknown type, field or value, with the nearest match; a special id that is not the tokenizer's.
+        ConfigError: unknown type, field or value, with the nearest match; a value that contradicts these.
     """
     if config.type not in CONFIG_MAPPING:
         hint = nearest(config.type, sorted(CONFIG_MAPPING.keys()))
         raise ConfigError(f"{where}.type: value {config.type!r}; allowed: a transformers model type{hint}")
-    check_kind(f"{where}.type", config.type, text=tokenizer is not None)
+    row = modality_of(where, config)
     if config.pretrained is not None:
         return _pretrained_config(where, config.type, config.pretrained)
     kind = CONFIG_MAPPING[config.type]
@@ -130,33 +122,25 @@ def hf_config(where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizer
         if field not in allowed:
             hint = nearest(field, allowed)
             raise ConfigError(f"{where}.config.{field}: unknown field (value {value!r}) of {kind.__name__}{hint}")
-    fields: dict[str, Any] = dict(config.config)
-    if tokenizer is not None:
-        fields = {"vocab_size": len(tokenizer)} | fields | _special_ids(where, fields, tokenizer, allowed)
-    if config.size and "image_size" in allowed:
-        sides = isinstance(defaults["image_size"], list | tuple)
-        fields.setdefault("image_size", [config.size, config.size] if sides else config.size)
+    fields = config.config | row.settings(where, config, tokenizer, {name: defaults[name] for name in allowed})
     try:
-        return kind(**fields)
+        return kind(**(fields | _still(where, config.config, allowed)))
+    except ConfigError:
+        raise
     except Exception as error:  # transformers raises types of its own for a wrong field
         raise ConfigError(f"{where}.config: {' '.join(str(error).split())[:300]}") from None
 
 
-def _special_ids(
-    where: str, fields: dict[str, Any], tokenizer: PreTrainedTokenizerFast, allowed: list[str]
-) -> dict[str, int]:
-    """Ids of the special tokens by the fields that a configuration has for them: the defaults are another tokenizer's,
-    so that a network would take [UNK] for padding."""
-    ids = {}
-    for field, token in SPECIAL_IDS.items():
-        if field in allowed:
-            ids[field] = int(getattr(tokenizer, f"{token}_id"))
-            if fields.get(field, ids[field]) != ids[field]:
-                raise ConfigError(
-                    f"{where}.config.{field}: value {fields[field]!r}; allowed: {ids[field]}, the tokenizer's "
-                    f"{getattr(tokenizer, token)} (taken from it where the field is left out)"
-                )
-    return ids
+def _still(where: str, given: Mapping[str, Any], allowed: Collection[str]) -> dict[str, Any]:
+    """The fields of STILL that a configuration has."""
+    found = {field: value for field, value in STILL.items() if field in allowed}
+    for field, value in found.items():
+        if given.get(field, value) != value:
+            raise ConfigError(
+                f"{where}.config.{field}: value {given[field]!r}; allowed: {value} (it hides by a generator of the "
+                f"process, so that the loss would depend on the number of ranks)"
+            )
+    return found
 
 
 def _pretrained_config(where: str, kind: str, pretrained: str) -> PreTrainedConfig:
@@ -168,6 +152,9 @@ def _pretrained_config(where: str, kind: str, pretrained: str) -> PreTrainedConf
         ) from None
     if loaded.model_type != kind:
         raise ConfigError(f"{where}.type: value {kind!r}; allowed: {loaded.model_type}, which {pretrained} holds")
+    for field, value in STILL.items():
+        if hasattr(loaded, field):
+            setattr(loaded, field, value)
     return loaded
 
 
@@ -175,7 +162,7 @@ def _refuse_one_sided(where: str, hf: PreTrainedConfig) -> None:
     """A masked token would be predicted from those before it only, and nothing else would tell."""
     for field in ("is_decoder", "causal"):
         if getattr(hf, field, False):
-            raise ConfigError(f"{where}.config.{field}: value true; allowed: false (tokens have to see both sides)")
+            raise ConfigError(f"{where}.config.{field}: value true; allowed: false (a {hf.model_type} sees both sides)")
 
 
 def check_backbone(name: str, config: BackboneConfig) -> None:
@@ -185,10 +172,7 @@ def check_backbone(name: str, config: BackboneConfig) -> None:
         raise ConfigError(f"{where}.config: given beside pretrained {config.pretrained!r}; allowed: one of the two")
     if config.tokenizer is not None and not Path(config.tokenizer).exists():
         raise ConfigError(f"{where}.tokenizer: no file {config.tokenizer}; train one with `bigssl tokenizer train`")
-    if config.tokenizer is not None and config.length is None:
-        raise ConfigError(f"{where}.length: missing; a text backbone needs its tokens per sequence, e.g. 128")
-    if config.tokenizer is None and config.size is None:
-        raise ConfigError(f"{where}: neither size (image side in pixels) nor tokenizer (text) is given; allowed: one")
+    check_fields(where, config)
 
 
 def _build(where: str, config: BackboneConfig, hf: PreTrainedConfig) -> PreTrainedModel:
@@ -205,48 +189,11 @@ def _load_or_create(where: str, config: BackboneConfig, hf: PreTrainedConfig) ->
     field = f"{where}.pretrained: value {config.pretrained!r}" if config.pretrained else f"{where}.config"
     options = {"attn_implementation": config.attention} if config.attention else {}
     try:
-        if config.pretrained:
-            with torch.device("cpu"):  # a plan builds on another device, from which transformers refuses to load
-                loaded: PreTrainedModel = AutoModel.from_pretrained(config.pretrained, dtype=torch.float32, **options)
-            return loaded
-        created: PreTrainedModel = AutoModel.from_config(hf, **options)
-        return created
+        return build.load(where, config.pretrained, hf, **options) if config.pretrained else (
+            build.create(where, hf, **options)
+        )
     except Exception as error:  # transformers raises whatever it met
         raise ConfigError(f"{field}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
-
-
-def _check_text(where: str, model: PreTrainedModel, length: int, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Vocabulary, padding and positions: a GPU would only tell by an assertion in a kernel, or not at all."""
-    if length < 3:
-        raise ConfigError(f"{where}.length: value {length}; allowed: >= 3, for [CLS] text [SEP]")
-    rows = model.config.vocab_size
-    if rows < len(tokenizer):
-        raise ConfigError(f"{where}.config.vocab_size: value {rows}; allowed: >= {len(tokenizer)} (the tokenizer)")
-    positions = _position_table(model)
-    for table in (model.get_input_embeddings(), positions):
-        padding = getattr(table, "padding_idx", None)
-        if padding is not None and padding != tokenizer.pad_token_id:
-            raise ConfigError(
-                f"{where}.tokenizer: its {tokenizer.pad_token} is {tokenizer.pad_token_id}, but this "
-                f"{type(model).__name__} takes {padding} for padding; allowed: a tokenizer with padding {padding}"
-            )
-    most = getattr(model.config, "max_position_embeddings", None)
-    if most is None:
-        return
-    padding = getattr(positions, "padding_idx", None)
-    first = 0 if padding is None else padding + 1
-    if length > most - first:
-        why = f"max_position_embeddings {most}" + (f", and positions begin at {first}" if first else "")
-        raise ConfigError(
-            f"{where}.length: value {length}; allowed: <= {most - first} ({why}), or a network with "
-            f"max_position_embeddings={length + first}"
-        )
-
-
-def _position_table(model: PreTrainedModel) -> nn.Module | None:
-    """The embedding of the positions. RoBERTa and its kin count from the one after the padding's, which they mark."""
-    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
-    return tables[0] if tables else None
 
 
 def _recompute(model: PreTrainedModel) -> None:

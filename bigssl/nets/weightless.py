@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from bigssl.config.errors import ConfigError
-from bigssl.nets.pool import pooled
 
-Inputs = Callable[[], dict[str, Tensor]]
+Inputs = Callable[[], dict[str, Any]]
 
 
 def shapes_only(module: nn.Module, mode: FakeTensorMode) -> None:
@@ -41,7 +41,11 @@ def shapes_only(module: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def feature_size(
-    field: str, config: PreTrainedConfig, inputs: Inputs, check: Callable[[PreTrainedModel], None]
+    field: str,
+    config: PreTrainedConfig,
+    inputs: Inputs,
+    features: Callable[[PreTrainedModel, dict[str, Any]], Tensor],
+    check: Callable[[PreTrainedModel], None],
 ) -> int:
     """Features per sample of the network that `config` describes, found by a pass of two samples through it.
 
@@ -52,6 +56,7 @@ def feature_size(
     Args:
         field: recipe field that says what the network is, for the error.
         inputs: makes the model's inputs for two samples.
+        features: of the model and these, [2, D].
         check: refuses a network by a ConfigError, before the pass.
     Raises:
         ConfigError: the network cannot be built, is refused, or cannot take the inputs.
@@ -61,10 +66,10 @@ def feature_size(
         with torch.device(device), torch.no_grad():
             model = AutoModel.from_config(copy.deepcopy(config), attn_implementation="eager").eval()  # shapes are equal
             check(model)
-            features = _features(model, inputs())
-        if features.shape[:-1] != (2,):
-            raise ValueError(f"features of 2 samples have shape {tuple(features.shape)}")
-        return int(features.shape[-1])
+            found = features(model, inputs())
+        if found.shape[:-1] != (2,):
+            raise ValueError(f"features of 2 samples have shape {tuple(found.shape)}")
+        return int(found.shape[-1])
 
     try:
         return width("meta")
@@ -79,18 +84,9 @@ def feature_size(
         raise
     except Exception as error:  # whatever the network raises
         text = " ".join(str(error).split())[:300]
-        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs().items())
+        shapes = ", ".join(f"{n} {list(value.shape)}" for n, value in inputs().items() if isinstance(value, Tensor))
         given = f"{field}: no such network, or it takes no {shapes}"
         raise ConfigError(f"{given}: {type(error).__name__}: {text}") from None
-
-
-def _features(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    ids = inputs.get("input_ids")
-    if ids is None or ids.device.type != "meta":
-        return pooled(model, inputs)
-    mask = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1])  # of another, transformers looks at the numbers
-    hidden: Tensor = model(input_ids=ids, attention_mask=mask).last_hidden_state
-    return hidden.mean(1)
 
 
 @contextlib.contextmanager

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
 
 import numpy as np
 from pydantic import Field, create_model
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bigssl.config.errors import ConfigError, nearest
+from bigssl.config.optim import Group
 from bigssl.config.recipe import Section
+from bigssl.data.kinds.text import lacking
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets import dropout
+from bigssl.nets.constraint import Constraint
+from bigssl.nets.ema import Ema
+from bigssl.nets.modality import MODALITIES
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 
@@ -38,8 +44,9 @@ class Losses(NamedTuple):
         parts: the losses that make up the total, by name, each with its own blind value, detached; empty where there is
             one loss.
         stats: detached [] other values worth a curve, by name.
-        spread: detached [] by name, the same on all ranks: standard deviation over the global batch of what must not
-            collapse, 1 where it is isotropic, 0 where all samples are alike.
+        spread: detached [] for each thing that must not collapse (projections, the use of prototypes), by name: 1 as
+            different as can be, 0 all samples alike, the same on every rank (`distributed.spread`). The loop says in
+            words when one collapses: the loss may look its best then.
     """
 
     total: Tensor
@@ -73,6 +80,18 @@ class Head(NamedTuple):
     kind: str
     backbones: dict[str, str]
     tensors: dict[str, Tensor]
+
+
+class Network(NamedTuple):
+    """A network that a run exports under a name of its own: a backbone, or what a task made of one (its teacher).
+
+    Attributes:
+        backbone: the backbone whose input it takes (picture size, tokenizer).
+        model: saved as a backbone is, so that a probe and evaluations may name it.
+    """
+
+    backbone: str
+    model: PreTrainedModel
 
 
 class ObjectiveConfig(Section):
@@ -109,6 +128,8 @@ class Objective(nn.Module):
     """Whether the loss depends on the seeds of the samples (masks and noise drawn on the device), dropout apart."""
     causal: ClassVar[bool] = False
     """Whether the network is shown what the loss asks for, one position late (language models from left to right)."""
+    draws_more: ClassVar[bool] = False
+    """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand."""
 
     @classmethod
     def config_type(cls, name: str, others: Mapping[str, type[Section]]) -> type[Section]:
@@ -125,7 +146,8 @@ class Objective(nn.Module):
 
         Args:
             rng: the only randomness there is, keyed by (seed, epoch, key).
-            more: `more(rng)` is another sample of the same stream, drawn by `rng` (a negative, a second document).
+            more: `more(rng, use)` is what `use` makes of another sample of the same dataset that `rng` draws, never of
+                `sample` itself; see `More`. For tasks that say `draws_more`.
         """
         raise NotImplementedError
 
@@ -148,19 +170,20 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def after_step(self, step: int) -> None:  # noqa: B027 - optional: EMA teachers, queues
-        """Called on every rank after each optimizer step."""
-
-    def teachers(self) -> dict[str, Any]:
-        """Running means of networks, by a name that stays; the engine moves them."""
-        return {}
-
-    def constraints(self) -> list[Any]:
-        """Functions of trained weights that the engine applies after each step."""
+    def groups(self) -> list[Group]:
+        """Parameters with settings of their own (a discriminator, prototypes), by patterns of this task's parameter
+        names; the first that matches counts, those of the recipe (`optim.groups`) before them. Each has to match."""
         return []
 
-    def exports(self) -> dict[str, Any]:
-        """What a run exports besides its backbones, by name."""
+    def constraints(self) -> list[Constraint]:
+        """What trainable weights are made to satisfy after each optimizer step, at every ZeRO stage."""
+        return []
+
+    def teachers(self) -> dict[str, Ema]:
+        """Moving averages of networks, by a name under which checkpoints keep them; most tasks have none.
+
+        The engine moves each after every optimizer step that changed weights, once, at every ZeRO stage.
+        """
         return {}
 
     def guards(self) -> dict[str, Callable[[], None]]:
@@ -168,8 +191,14 @@ class Objective(nn.Module):
         it out of this instance. For the contract tests, which want to see the spread fall without it."""
         return {}
 
-    def export_heads(self) -> dict[str, Head]:
-        """Heads that transfer needs, by name; most tasks have none."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        for teacher in self.teachers().values():
+            teacher.apply(fn)
+        return self
+
+    def exports(self) -> dict[str, Head | Network]:
+        """What evaluations need besides the backbones, which are exported anyway, by name; most tasks have nothing."""
         return {}
 
 
@@ -206,19 +235,57 @@ def build(config: Any, towers: Mapping[str, Tower]) -> Objective:
     """The task that a validated `objective` section describes, over `towers`."""
     objective = discover()[config.name](config, towers)
     dropout.by_sample(objective)
+    for teacher in objective.teachers().values():
+        dropout.by_sample(teacher.module)
     return objective
 
 
-def tower(towers: Mapping[str, Tower], name: str, field: str, *, text: bool) -> Tower:
-    """The backbone `name`, checked to be of the right kind.
+def exported_networks(objective: Objective, towers: Mapping[str, Tower]) -> dict[str, Network]:
+    """Every network that a run exports, by name: the backbones, and those of the task.
 
     Raises:
-        ConfigError: naming the recipe field, the value and the backbones there are.
+        ConfigError: a backbone has the name of a network of the task.
     """
-    names = sorted(towers)
-    if name not in towers:
-        raise ConfigError(f"{field}: no backbone {name!r}; allowed: {', '.join(names)}{nearest(name, names)}")
-    if towers[name].is_text != text:
-        kind = "a text backbone (with tokenizer)" if text else "an image backbone (with size)"
-        raise ConfigError(f"{field}: backbone {name!r} is not {kind}; backbones: {', '.join(names)}")
-    return towers[name]
+    of_towers = {name: Network(name, tower.model) for name, tower in towers.items()}
+    of_task = {name: value for name, value in objective.exports().items() if isinstance(value, Network)}
+    for name in sorted(of_towers.keys() & of_task.keys()):
+        raise ConfigError(f"backbones.{name}: the objective exports a network of this name; allowed: another name")
+    return of_towers | of_task
+
+
+def exported_heads(objective: Objective) -> dict[str, Head]:
+    """Every head that a run exports, by name."""
+    return {name: value for name, value in objective.exports().items() if isinstance(value, Head)}
+
+
+def tower(
+    towers: Mapping[str, Tower], name: str, field: str, modality: str = "image", *, sees: str | None = None,
+    tokens: Sequence[str] = (),
+) -> Tower:  # fmt: skip
+    """The backbone `name`, checked to be one that this task can use.
+
+    Args:
+        modality: a name in MODALITIES.
+        sees: "both" where a token has to see both its sides, "before" where only those before it.
+        tokens: what the tokenizer has to have, such as "mask_token".
+
+    Raises:
+        ConfigError: naming the recipe field, the value and the backbones that can serve.
+    """
+    reasons = {each: _unfit(towers[each], modality, sees, tokens) for each in towers}
+    fitting = sorted(each for each, reason in reasons.items() if not reason)
+    if reasons.get(name, "there is none") == "":
+        return towers[name]
+    reason = reasons.get(name) or "there is none"
+    allowed = ", ".join(fitting) or f"{MODALITIES[modality].described}, of which there is none that fits"
+    raise ConfigError(f"{field}: backbone {name!r}: {reason}; allowed: {allowed}{nearest(name, fitting)}")
+
+
+def _unfit(tower: Tower, modality: str, sees: str | None, tokens: Sequence[str]) -> str:
+    """Why a task cannot use it; empty where it can."""
+    if tower.modality != modality:
+        return f"it is not {MODALITIES[modality].described}, but takes {MODALITIES[tower.modality].takes}"
+    if sees is not None and tower.sees != sees:
+        side = "those before it only" if tower.sees == "before" else "both its sides"
+        return f"it is of type {tower.model.config.model_type}, in which each token sees {side}"
+    return lacking(tower.tokenizer, tokens) if tokens else ""

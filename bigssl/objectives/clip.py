@@ -23,7 +23,7 @@ from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head, Losses, Objective, ObjectiveConfig, tower
+from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, tower
 from bigssl_kernels import clip_loss
 
 MAX_SCALE = 100.0
@@ -65,8 +65,8 @@ class Clip(Objective):
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
-        self.image = tower(towers, config.image, "objective.image", text=False)
-        self.text = tower(towers, config.text, "objective.text", text=True)
+        self.image = tower(towers, config.image, "objective.image")
+        self.text = tower(towers, config.text, "objective.text", "text", sees="both")
         self.image_projection = nn.Linear(self.image.dim, config.dim, bias=False)
         self.text_projection = nn.Linear(self.text.dim, config.dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # [1]: DeepSpeed cannot broadcast a []
@@ -88,14 +88,15 @@ class Clip(Objective):
         return {"image": self.augment(image, rng), "input_ids": input_ids, "attention_mask": attention_mask}
 
     def forward(self, batch: dict[str, Tensor], at: Progress) -> Losses:
-        image = self.image_projection(self.image.images(batch["image"])).float()
-        text = self.text_projection(self.text.text(batch["input_ids"], batch["attention_mask"])).float()
+        image = self.image_projection(self.image.features(batch)).float()
+        text = self.text_projection(self.text.features(batch)).float()
         scale = self._scale()
         loss = clip_loss(image, text, scale, group=distributed.group())
         blind = math.log(len(image) * distributed.world())  # every similarity equal
-        return Losses(loss, blind, stats={"scale": scale.detach()})
+        spread = {"images": distributed.spread(image), "texts": distributed.spread(text)}
+        return Losses(loss, blind, stats={"scale": scale.detach()}, spread=spread)
 
-    def export_heads(self) -> dict[str, Head]:
+    def exports(self) -> dict[str, Head | Network]:
         tensors = {
             "image_projection": self.image_projection.weight,
             "text_projection": self.text_projection.weight,

@@ -11,14 +11,17 @@ from pydantic import Field, create_model
 from torch import Tensor, nn
 
 from bigssl.config.errors import ConfigError
+from bigssl.config.optim import Group
 from bigssl.config.recipe import Section
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets import dropout
+from bigssl.nets.constraint import Constraint
+from bigssl.nets.ema import Ema
 from bigssl.nets.progress import Progress
+from bigssl.nets.seeds import another
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head, Losses, Objective, build, union
+from bigssl.objectives.base import Head, Losses, Network, Objective, build, union
 
 
 class Joint(Objective):
@@ -89,18 +92,25 @@ class Joint(Objective):
             parts={name: loss.detached() for name, loss in losses.items()},
         )
 
-    def after_step(self, step: int) -> None:
-        for _, part in self._objectives():
-            part.after_step(step)
+    def groups(self) -> list[Group]:
+        return [group.inside(f"parts.{name}.") for name, part in self._objectives() for group in part.groups()]
 
-    def export_heads(self) -> dict[str, Head]:
-        heads: dict[str, Head] = {}
+    def constraints(self) -> list[Constraint]:
+        return [constraint for _, part in self._objectives() for constraint in part.constraints()]
+
+    def teachers(self) -> dict[str, Ema]:
+        return {
+            f"{name}/{key}": teacher for name, part in self._objectives() for key, teacher in part.teachers().items()
+        }
+
+    def exports(self) -> dict[str, Head | Network]:
+        exports: dict[str, Head | Network] = {}
         for name, part in self._objectives():
-            for head, exported in part.export_heads().items():
-                heads[f"{name}-{head}" if head in heads else head] = exported  # a second one of a kind
-        return heads
+            for key, exported in part.exports().items():
+                exports[f"{name}-{key}" if key in exports else key] = exported  # a second one of a kind
+        return exports
 
 
 def _share(batch: dict[str, Any], part: str) -> dict[str, Any]:
     """A part's own fields, and its own seeds of the samples: two parts must not drop alike."""
-    return batch[part] | {SEEDS: dropout.another(batch[SEEDS], zlib.crc32(part.encode()))}
+    return batch[part] | {SEEDS: another(batch[SEEDS], zlib.crc32(part.encode()))}

@@ -25,14 +25,15 @@ from bigssl.data.loading.collate import Ragged
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets import dropout
 from bigssl.nets.frequencies import TokenFrequencies
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.progress import Progress
+from bigssl.nets.seeds import another
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head, Losses, Objective, ObjectiveConfig, tower
+from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, tower
 
+TOKENS = ("mask_token", "pad_token", "cls_token", "sep_token")
 CHARACTERS_PER_TOKEN = 8  # generous: a window cut from a long document must fill the sequence
 
 
@@ -59,7 +60,7 @@ class Mlm(Objective):
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
-        self.backbone = tower(towers, config.backbone, "objective.backbone", text=True)
+        self.backbone = tower(towers, config.backbone, "objective.backbone", "text", sees="both", tokens=TOKENS)
         self.head = MaskedLanguageHead(self.backbone.token_embedding, self.backbone.dim)
         self.frequencies = TokenFrequencies(self.backbone.vocabulary)
         if config.packing:
@@ -98,14 +99,14 @@ class Mlm(Objective):
 
     def _packed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         texts = zip(batch[SEEDS], batch["input_ids"], strict=True)
-        tokens = [dropout.another(seed, torch.arange(len(ids))) for seed, ids in texts]  # whatever row they come into
+        tokens = [another(seed, torch.arange(len(ids))) for seed, ids in texts]  # whatever row they come into
         pieces = split_rows(batch | {SEEDS: tokens}, "sizes")
         useful = [piece for piece in pieces if (piece["labels"] != IGNORE).any()]
         fill = {"input_ids": self.backbone.tokenizer.pad_token_id, "labels": IGNORE, SEEDS: 0}
         unmaskable = torch.tensor(1 - len(useful) / len(pieces))
         return pack_rows(useful, self.backbone.length, fill) | {"unmaskable": unmaskable}
 
-    def export_heads(self) -> dict[str, Head]:
+    def exports(self) -> dict[str, Head | Network]:
         """Without the decoder's weight, which is the backbone's token embedding."""
         tensors: dict[str, Tensor] = {name: value for name, value in self.head.named_parameters() if name != "weight"}
         return {"mlm": Head("mlm", {"text": self.config.backbone}, tensors)}
@@ -115,7 +116,7 @@ class Mlm(Objective):
         if self.config.packing:
             hidden = packed_tokens(self.backbone.model, batch["input_ids"], batch["segments"], batch["positions"])
             return hidden, {"padding": (batch["segments"] == 0).float().mean(), "unmaskable": batch["unmaskable"]}
-        hidden = self.backbone.tokens(batch["input_ids"], batch["attention_mask"])
+        hidden = self.backbone.hidden(batch)
         unmaskable = (batch["labels"] == IGNORE).all(1).float().mean()
         return hidden, {"padding": (batch["attention_mask"] == 0).float().mean(), "unmaskable": unmaskable}
 

@@ -48,7 +48,7 @@ class Simclr(Objective):
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
-        self.backbone = tower(towers, config.backbone, "objective.backbone", text=False)
+        self.backbone = tower(towers, config.backbone, "objective.backbone")
         self.head = ProjectionHead(self.backbone.dim, config.hidden, config.dim)
         self.views = TwoViews(
             config.augment, self.backbone.size, min_scale=config.min_scale, jitter=config.jitter, blur=config.blur
@@ -63,7 +63,7 @@ class Simclr(Objective):
 
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         views = torch.cat(self.views.of(batch))  # [2B, 3, H, W]
-        z1, z2 = self.head(self.backbone.images(views)).float().chunk(2)
+        z1, z2 = self.head(self.backbone.features({"image": views})).float().chunk(2)
         loss = nt_xent(z1, z2, self.config.temperature, group=distributed.group())
         blind = math.log(max(2 * len(z1) * distributed.world() - 1, 1))  # every similarity equal
-        return Losses(loss, blind)
+        return Losses(loss, blind, spread={"projections": distributed.spread(z1)})

@@ -30,9 +30,10 @@ def verdicts(rows: Sequence[Mapping[str, float]], measures: Mapping[str, Measure
 
     Args:
         rows: of `metrics.jsonl`.
-        measures: what each loss is measured in, by its name there.
+        measures: what each loss is measured in, by its name there (and others, which are passed over).
     """
-    leaves = [name for name in measures if not any(other.startswith(f"{name}/") for other in measures)]
+    losses = [name for name in measures if name.partition("/")[0] == "loss"]
+    leaves = [name for name in losses if not any(other.startswith(f"{name}/") for other in losses)]
     found = [_verdict(name, rows, measures[name]) for name in leaves]
     return [verdict for verdict in found if verdict is not None]
 

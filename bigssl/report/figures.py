@@ -1,6 +1,7 @@
 """Figures of the report as SVG text, drawn from the rows of metrics.jsonl and from a scorecard."""
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bigssl.report.metrics import Measure
+from bigssl.report.values import SHARE
 
 BLUE, ORANGE, GREEN, GREY, INK = "#1f5fa8", "#c8641c", "#2f8f5b", "#9aa0a6", "#202124"
 POINTS = 600  # a curve of more points than pixels only makes the file larger
@@ -115,17 +117,39 @@ def losses(rows: Rows, measures: Mapping[str, Measure]) -> str:
     return _svg(figure)
 
 
-def probes(rows: Rows) -> str:
-    """The online probes, one panel each."""
-    titles = {"probe/knn": "kNN accuracy (%)", "probe/std": "feature std (0 = collapsed)",
-              "probe/rankme": "RankMe (effective rank)"}
-    names = [name for name in titles if curve_points(rows, name)[0]]
+def probed(rows: Rows) -> list[str]:
+    """Names of the online probes, then of the measures of collapse, in order of appearance."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name.startswith(("probe/", "health/"))))
+    finite = [name for name in names if curve_points(rows, name)[0]]
+    return sorted(finite, key=lambda name: not name.startswith("probe/"))
+
+
+def probes(rows: Rows, measures: Mapping[str, Measure]) -> str:
+    """The online probes and the health of the features, one panel each."""
+    titles = {"std": "feature std (0 = collapsed)", "rankme": "RankMe (effective rank)"}
+    names = probed(rows)
     figure, axes = _axes(len(names))
     for axis, name in zip(axes, names, strict=True):
-        _curve(axis, rows, name, GREEN, scale=100.0 if name == "probe/knn" else 1.0)
-        axis.set_title(titles[name], fontsize=10, loc="left")
-        if name != "probe/knn":
+        kind, _, rest = name.partition("/")
+        unit = measures[name].unit if name in measures else ""
+        _curve(axis, rows, name, GREEN, scale=100.0 if unit == SHARE else 1.0)
+        backbone, _, measure = rest.rpartition("/")
+        title = f"{rest} ({'%' if unit == SHARE else unit})" if kind == "probe" else f"{backbone}: {titles[measure]}"
+        axis.set_title(title, fontsize=10, loc="left")
+        if kind == "health":
             axis.set_ylim(bottom=0)
+    return _svg(figure)
+
+
+def spreads(rows: Rows) -> str:
+    """How different samples are in what must not collapse, one line each."""
+    figure, (axis,) = _axes(1)
+    names = sorted({name for row in rows for name in row if name.startswith("spread/")})
+    for name, colour in zip(names, itertools.cycle((BLUE, ORANGE, GREEN, GREY)), strict=False):
+        _curve(axis, rows, name, colour, label=name.removeprefix("spread/"))
+    axis.set_title("spread (0 = collapsed, 1 = as different as can be)", fontsize=10, loc="left")
+    axis.set_ylim(0, 1)
+    axis.legend(frameon=False, fontsize=9)
     return _svg(figure)
 
 
@@ -147,7 +171,7 @@ def speed(rows: Rows) -> str:
 
 
 def scores(tasks: Sequence[dict]) -> str:
-    """One line per task: the trained network's number among those of its baselines, in percent."""
+    """One line per task that is judged by shares: the trained network's among those of its baselines, in percent."""
     markers = (("majority", INK, "|", "majority class"), ("random_net", ORANGE, "s", "random network"),
                ("raw", INK, "D", "raw input"), ("trained", BLUE, "o", "trained network"))
     figure, (axis,) = _axes(1, height=0.9 + 0.42 * len(tasks))

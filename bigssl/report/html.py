@@ -10,36 +10,35 @@ import jinja2
 from bigssl.files import write_atomic
 from bigssl.report import environment, figures
 from bigssl.report.blind import BlindVerdict, verdicts
+from bigssl.report.collapses import collapses
 from bigssl.report.metrics import Measure, read_measures, read_metrics
+from bigssl.report.values import SHARE, shown, with_unit
 
 FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("template.html")
 Rows = list[dict[str, float]]
 
 
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _tiles(rows: Rows) -> list[tuple[str, str]]:
+def _tiles(rows: Rows, measures: dict[str, Measure]) -> list[tuple[str, str]]:
     """The few numbers a reader wants first; medians, since the first steps compile and warm up."""
     tiles = [("steps", f"{rows[-1]['step']:.0f}")] if rows else []
     _, losses = figures.curve_points(rows, "loss")
     if losses:
         tiles.append(("final loss", f"{losses[-1]:.3f}"))
-    _, knn = figures.curve_points(rows, "probe/knn")
-    if knn:
-        tiles.append(("kNN probe", percent(knn[-1])))
+    for name in figures.probed(rows):
+        if name in measures:
+            last = figures.curve_points(rows, name)[1][-1]
+            tiles.append((f"probe {name.removeprefix('probe/')}", with_unit(last, measures[name].unit)))
     shares = (("samples / s", "speed/samples_per_s"), ("data wait", "speed/data_wait"),
               ("driver overhead", "speed/driver_overhead"))
     for label, name in shares:
         _, values = figures.curve_points(rows, name)
         if values:
-            tiles.append((label, f"{median(values):.0f}" if name.endswith("_per_s") else percent(median(values))))
+            tiles.append((label, f"{median(values):.0f}" if name.endswith("_per_s") else shown(median(values))))
     return tiles
 
 
@@ -65,9 +64,10 @@ def _subtitle(tasks: list[dict[str, Any]], rows: Rows, learnt: list[BlindVerdict
 def _figures(rows: Rows, measures: dict[str, Measure], tasks: list[dict[str, Any]]) -> dict[str, str]:
     has = {name for row in rows for name in row}
     return {
-        "scores": figures.scores(tasks) if tasks else "",
+        "scores": figures.scores(shares) if (shares := [task for task in tasks if task["unit"] == SHARE]) else "",
         "losses": figures.losses(rows, measures) if figures.parts(rows) else "",
-        "probes": figures.probes(rows) if has & {"probe/knn", "probe/std", "probe/rankme"} else "",
+        "probes": figures.probes(rows, measures) if figures.probed(rows) else "",
+        "spreads": figures.spreads(rows) if any(name.startswith("spread/") for name in has) else "",
         "speed": figures.speed(rows) if "speed/samples_per_s" in has else "",
     }
 
@@ -81,10 +81,10 @@ def render_report(run_folder: Path) -> str:
     measures = read_measures(run_folder)
     learnt = verdicts(rows, measures)
     engine = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    engine.filters["percent"] = percent
+    engine.filters |= {"shown": shown, "with_unit": with_unit}
     return engine.from_string(TEMPLATE.read_text()).render(
-        name=run_folder.resolve().name, subtitle=_subtitle(tasks, rows, learnt), tiles=_tiles(rows), tasks=tasks,
-        held=list(card.get("losses", {}).values()), learnt=learnt, notes=card.get("notes", []),
+        name=run_folder.resolve().name, subtitle=_subtitle(tasks, rows, learnt), tiles=_tiles(rows, measures),
+        tasks=tasks, learnt=learnt, notes=card.get("notes", []), collapses=collapses(rows),
         figures=_figures(rows, measures, tasks),
         environment=_environment(_json(run_folder / environment.FILE)),
         recipe=recipe.read_text() if recipe.exists() else "",

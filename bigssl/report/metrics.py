@@ -1,13 +1,15 @@
 """Metrics on disk: one JSON line per step in `metrics.jsonl`, the same numbers as TensorBoard scalars.
 
-`losses.json` beside it says of each loss what it is measured in and compared with:
-{"loss/PART": {"unit": "nats", "blind": "token frequencies"}}.
+`losses.json` beside it says of each loss what it is measured in and compared with, and the unit of each probe:
+{"loss/PART": {"unit": "nats", "blind": "token frequencies"}, "probe/NAME": {"unit": "share", "blind": ""}}.
 
 Names (the report plots these; other names are kept as they are):
 
     loss, blind                   total loss and what the best predictor that does not see the input would have
     loss/PART, blind/PART         one part of a joint loss and its blind value
-    probe/knn, probe/std, probe/rankme   online probe: accuracy, collapse detector, effective rank
+    spread/NAME, spread/PART/NAME   what must not collapse: 1 as different as can be, 0 all samples alike
+    probe/NAME                    what the probe of that name found, e.g. the share of right neighbours, 0 to 1
+    health/BACKBONE/std, health/BACKBONE/rankme   collapse detector and effective rank of the features it looked at
     speed/samples_per_s           samples of the global batch per second of wall clock
     speed/data_wait               share (0 to 1) of the time spent waiting for data
     speed/driver_overhead         share (0 to 1) of the time outside forward, backward, optimizer and data wait
@@ -60,14 +62,14 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 class Measure(NamedTuple):
-    """The unit of a loss, and the name of the blind predictor it is compared with."""
+    """The unit of a loss or a probe, and the name of the blind predictor that a loss is compared with."""
 
     unit: str
     blind: str
 
 
 def read_measures(folder: Path) -> dict[str, Measure]:
-    """Of each loss by its name in the metrics, in order; {} where no step was recorded."""
+    """Of each loss and probe by its name in the metrics, in order; {} where no step was recorded."""
     path = folder / LOSSES
     found = json.loads(path.read_text()) if path.exists() else {}
     return {name: Measure(**measure) for name, measure in found.items()}

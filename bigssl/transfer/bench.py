@@ -1,152 +1,233 @@
-"""Where the tasks of the scorecard are worked on: features of whole datasets, dealt over ranks, in bounded memory.
+"""Where evaluations are worked on: features of whole datasets, dealt over ranks, in bounded memory.
 
 A rank encodes its contiguous share of each dataset into a file (`Matrix`), and judges its share of the queries against
 all rows, piece by piece. It holds at a time: the networks, one batch, a piece of each of two matrices with their unit
 vectors and similarities (`matrix.VALUES` numbers each, 5 × 64 MiB), D × D numbers in float64, and of each sample its
-key, its label and, for texts, the text.
+key, the metadata that an evaluation asks for and, for texts, the text.
+
+During training the same evaluations work on few samples: a rank then keeps its prepared samples and all features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from bigssl.data.errors import display
 from bigssl.data.kinds import decode
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.collapse import stored_health
-from bigssl.transfer.features import (
-    chosen,
-    column,
-    image_batches,
-    metadata,
-    network,
-    raw,
-    samples_at,
-    text_encoder,
-)
-from bigssl.transfer.inputs import TextInput
-from bigssl.transfer.matrix import Matrix, Scratch, joined
+from bigssl.transfer.features import RAW_SIDE, ImageBatch, chosen, column, image_batches, metadata, raw, samples_at
+from bigssl.transfer.inputs import ImageInput
+from bigssl.transfer.matrix import Matrix, Store, joined
+from bigssl.transfer.subjects import Captions, Encoded, Notes, Subject, Subjects, Tensors
 from bigssl.transfer.team import AgreedError, Team
 
-Encoder = Callable[[Tensor], Tensor]
-Task = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Networks:
-    """A trained network and the same one with random weights."""
-
-    trained: PreTrainedModel
-    random_net: PreTrainedModel
-
-    def items(self) -> list[tuple[str, PreTrainedModel]]:
-        return [("trained", self.trained), ("random_net", self.random_net)]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Features of a dataset by contender, and of each sample its key and the metadata fields asked for."""
-
-    matrices: dict[str, Matrix]
-    keys: list[str]
-    columns: dict[str, list[str]]
-
-
-@dataclass(frozen=True)
-class Captions:
-    """Different texts with their labels (the same text twice is no second observation), and all different metadata of
-    the label and its finer `sub<label>`."""
-
-    texts: list[str]
-    labels: list[str]
-    meta: list[dict[str, str]]
+T = TypeVar("T")
+R = TypeVar("R")
+RAW = f"Raw pixels are those of pictures at most {RAW_SIDE} pixels a side."
 
 
 @dataclass
 class Bench:
-    """batch: samples of a forward pass. notes: what a reader of the scorecard has to know."""
+    """What an evaluation works with.
+
+    Attributes:
+        subjects: where networks and heads come from.
+        seed: of the run.
+        fields: metadata fields that any evaluation asks for.
+        where, batch: of the evaluation at work: its field in the recipe, and its samples of a forward pass.
+        notes: what a reader of the scorecard has to know.
+        health: {backbone: {contender: {std, rankme}}} of the banks that were looked at.
+        kept: what the evaluations read and prepared, where it may stay in memory.
+        rehearsal: no forward pass is made: features are zeros.
+    """
 
     team: Team
-    scratch: Scratch
-    batch: int
+    store: Store
+    subjects: Subjects
     device: str | torch.device
+    seed: int = 0
+    fields: Sequence[str] = ()
+    where: str = ""
+    batch: int = 256
     notes: list[str] = field(default_factory=list)
+    health: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    kept: dict[Any, Any] = field(default_factory=dict)
+    encoded: dict[Any, Encoded] = field(default_factory=dict)
+    rehearsal: bool = False
+
+    def at(self, where: str, batch: int) -> Bench:
+        """The same for an evaluation."""
+        return replace(self, where=where, batch=batch)
+
+    def again(self) -> Bench:
+        """The same for networks that have changed; what was read is kept."""
+        return replace(self, encoded={}, health={}, rehearsal=False)
+
+    @property
+    def live(self) -> bool:
+        return self.subjects.live
+
+    def note(self, text: str) -> None:
+        self.notes += [] if text in self.notes else [text]
+
+    # What there is. Collectives, as everything that may fail on one rank.
+
+    def subject(self, name: str, kind: str | None = None) -> Subject:
+        """The network of that name. Raises AgreedError where it is not of the `kind` that is needed."""
+        found = self.team.each(lambda: self.subjects.subject(name, batch=self.batch, device=self.device))
+        if kind not in (None, found.kind):
+            raise AgreedError(f"{self.where}: backbone {name!r} takes {found.kind}s; allowed: one that takes {kind}s")
+        return found
+
+    def head(self, name: str) -> Tensors:
+        return self.team.each(lambda: self.subjects.head(name))
 
     def index(self, url: str) -> DatasetIndex:
-        """The index of a dataset. A collective, as everything that may fail on one rank."""
         return self.team.each(lambda: DatasetIndex.load(url))
 
-    def numbers(self, index: DatasetIndex, limit: int | None, where: str) -> Sequence[int]:
-        """This rank's share of the samples; `where`: the recipe's field, for the note on a limit."""
+    def numbers(self, index: DatasetIndex, limit: int | None, field: str) -> Sequence[int]:
+        """This rank's share of the samples; `field`: that of the section, for the note on a limit."""
         everything = chosen(index, limit)
         if len(everything) < len(index):
-            note = f"{where}: {len(everything):,} of {len(index):,} samples, drawn by a fixed seed."
-            self.notes += [note] if note not in self.notes else []
+            self.note(f"{self.where}.{field}: {len(everything):,} of {len(index):,} samples, drawn by a fixed seed.")
         share = self.team.share(len(everything))
         return everything[share.start : share.stop]
 
-    def images(self, networks: Networks, url: str, *, size: int, fields: Sequence[str], limit: int | None, where: str
-               ) -> Encoded:
-        """Encode the pictures of a dataset, by both networks and as raw pixels. A collective."""
-        encoders: dict[str, Encoder] = {name: network(model, self.device) for name, model in networks.items()}
-        encoders["raw"] = raw
+    def read(self, key: Any, make: Callable[[], Iterable[T]]) -> Iterable[T]:
+        """What `make` reads and prepares on this rank. While a network trains, it is kept under `key` and the ranks
+        agree on it before any pass: one that cannot read must not leave the others in a pass. A collective."""
+        if not self.live:
+            return make()
+        if key not in self.kept:
+            self.kept[key] = self.team.each(lambda: list(make()))
+        found: list[T] = self.kept[key]
+        return found
+
+    # Forward passes.
+
+    def passes(self, items: Iterable[T], run: Callable[[T], R], blank: Callable[[T], R]) -> Iterator[R]:
+        """What `run`, a forward pass, makes of each item. While a network trains, a collective: ranks with fewer items
+        make passes in vain. blank: what stands for it in a rehearsal."""
+        if self.rehearsal or not self.live:
+            yield from map(blank if self.rehearsal else run, items)
+            return
+        mine = list(items)
+        counts = self.team.gather(lambda: len(mine))
+        spare = mine[:1]
+        if 0 in counts:
+            spare = next((part for part in self.team.gather(lambda: spare) if part), [])
+        for number in range(max(counts)):
+            if number < len(mine):
+                yield run(mine[number])
+            else:
+                run(spare[0])
+
+    def encode(self, subject: Subject, url: str, *, limit: int | None, field: str, columns: Sequence[str]) -> Encoded:
+        """Features of the pictures or texts of a dataset, whichever the network takes. A collective.
+
+        Args:
+            field: that of the section with the `url`, for errors and notes.
+            columns: metadata fields that are needed. Texts are told apart by them.
+        """
+        images = subject.kind == "image"
+        key = (subject.name, url, limit, *([] if images else columns))
+        if key not in self.encoded:
+            encode = self._pictures if images else partial(self._texts, columns=columns)
+            self.encoded[key] = encode(subject, url, limit, field)
+        return self.encoded[key]
+
+    def _pictures(self, subject: Subject, url: str, limit: int | None, field: str) -> Encoded:
+        encoders: dict[str, Callable[[Tensor], Tensor]] = dict(subject.encoders(self.device))
+        if not self.live:
+            encoders["raw"] = raw
+        batches = self.pictures(subject, url, limit, field)
+        notes = Notes(self.fields)
+
+        def encode(images: ImageBatch) -> dict[str, Tensor]:
+            return {name: make(images.pixels) for name, make in encoders.items()}
+
+        def blank(images: ImageBatch) -> dict[str, Tensor]:
+            return {"trained": torch.zeros(len(images.keys), subject.width)}
+
+        made = self.team.gather(lambda: (self.store.store(self.passes(notes.of(batches), encode, blank)), notes))
+        keys = [key for _, part in made for key in part.keys]
+        if not keys:
+            raise AgreedError(f"{self.where}.{field}: no samples in {display(url)}")
+        return Encoded(subject, joined([parts for parts, _ in made]), keys, [part for _, part in made])
+
+    def pictures(self, subject: Subject, url: str, limit: int | None, field: str) -> Iterable[ImageBatch]:
+        """This rank's pictures of a dataset, as the network takes them. A collective."""
+        assert isinstance(subject.takes, ImageInput)
+        index, size = self.index(url), subject.takes.size
+        if size > RAW_SIDE:
+            self.note(RAW)
+        numbers = self.numbers(index, limit, field)
+        make = partial(image_batches, size=size, batch=self.batch)
+        return self.read((url, limit, self.batch, size), lambda: make(samples_at(index, numbers)))
+
+    def _texts(self, subject: Subject, url: str, limit: int | None, field: str, columns: Sequence[str]) -> Encoded:
+        found = self.captions(url, columns, limit=limit, field=field)
+        if not found.texts:
+            raise AgreedError(f"{self.where}.{field}: no samples in {display(url)}")
+        notes = Notes(columns, columns=found.columns)
+        return Encoded(subject, self.texts(subject, found.texts), found.texts, [notes])
+
+    def texts(self, subject: Subject, texts: Sequence[str]) -> dict[str, Matrix]:
+        """Features of texts by contender. A collective."""
+        encoders, mine = subject.encoders(self.device), self.team.share(len(texts))
+        parts = (texts[at : min(at + self.batch, mine.stop)] for at in range(mine.start, mine.stop, self.batch))
+
+        def encode(part: Sequence[str]) -> dict[str, Tensor]:
+            return {name: make(part) for name, make in encoders.items()}
+
+        def blank(part: Sequence[str]) -> dict[str, Tensor]:
+            return {"trained": torch.zeros(len(part), subject.width)}
+
+        return joined(self.team.gather(lambda: self.store.store(self.passes(parts, encode, blank))))
+
+    def captions(self, url: str, columns: Sequence[str], *, limit: int | None, field: str, also: Sequence[str] = ()
+                 ) -> Captions:
+        """The different texts of a dataset. A collective.
+
+        Args:
+            columns: metadata fields by which equal texts differ, too.
+            also: of `meta`, further fields where a sample has them.
+        """
+        key = ("captions", url, limit, *columns, *also)
+        if key not in self.kept:
+            self.kept[key] = self._captions(url, columns, limit, field, [*columns, *also])
+        found: Captions = self.kept[key]
+        return found
+
+    def _captions(self, url: str, columns: Sequence[str], limit: int | None, field: str, named: Sequence[str]
+                  ) -> Captions:
         index = self.index(url)
-        numbers = self.numbers(index, limit, where)
-        keys: list[str] = []
-        columns: dict[str, list[str]] = {name: [] for name in fields}
+        numbers = self.numbers(index, limit, field)
 
-        def batches() -> Iterator[Mapping[str, Tensor]]:
-            for images in image_batches(samples_at(index, numbers), size=size, batch=self.batch):
-                keys.extend(images.keys)
-                for name, values in columns.items():
-                    values += column(images.keys, images.meta, name)
-                yield {name: encode(images.pixels) for name, encode in encoders.items()}
-
-        found = self.team.gather(lambda: (self.scratch.store(batches()), keys, columns))
-        if not any(part[1] for part in found):
-            raise AgreedError(f"{where}: no samples in {display(url)}")
-        return Encoded(
-            joined([parts for parts, _, _ in found]),
-            [key for _, part, _ in found for key in part],
-            {name: [value for _, _, part in found for value in part[name]] for name in columns},
-        )
-
-    def captions(self, url: str, label: str, *, limit: int | None, where: str) -> Captions:
-        """The texts of a dataset. A collective."""
-        index = self.index(url)
-        numbers = self.numbers(index, limit, where)
-
-        def read() -> tuple[list[tuple[str, str]], list[tuple[tuple[str, str], ...]]]:
-            texts: dict[tuple[str, str], None] = {}
+        def read() -> tuple[list[tuple[str, ...]], list[tuple[tuple[str, str], ...]]]:
+            rows: dict[tuple[str, ...], None] = {}
             kinds: dict[tuple[tuple[str, str], ...], None] = {}
             for sample in samples_at(index, numbers):
                 text, meta = decode.text(decode.field(sample, ("txt",))), metadata(sample)
-                texts[text, column([sample.key], [meta], label)[0]] = None
-                kinds[tuple((name, str(meta[name])) for name in (label, f"sub{label}") if name in meta)] = None
-            return list(texts), list(kinds)
+                rows[(text, *(column([sample.key], [meta], name)[0] for name in columns))] = None
+                kinds[tuple((name, str(meta[name])) for name in named if name in meta)] = None
+            return list(rows), list(kinds)
 
         found = self.team.gather(read)
-        texts = dict.fromkeys(pair for part, _ in found for pair in part)
+        rows = list(dict.fromkeys(row for part, _ in found for row in part))
         kinds = dict.fromkeys(kind for _, part in found for kind in part)
-        return Captions([text for text, _ in texts], [name for _, name in texts], [dict(kind) for kind in kinds])
+        texts = [row[0] for row in rows]
+        values = {name: [row[at] for row in rows] for at, name in enumerate(columns, 1)}
+        return Captions(texts, values, [dict(kind) for kind in kinds])
 
-    def texts(self, networks: Networks, words: TextInput, texts: Sequence[str]) -> dict[str, Matrix]:
-        """Encode texts by both networks. A collective."""
-        encoders = {name: text_encoder(model, words, self.device) for name, model in networks.items()}
-
-        def batches() -> Iterator[Mapping[str, Tensor]]:
-            mine = self.team.share(len(texts))
-            for start in range(mine.start, mine.stop, self.batch):
-                part = texts[start : min(start + self.batch, mine.stop)]
-                yield {name: encode(part) for name, encode in encoders.items()}
-
-        return joined(self.team.gather(lambda: self.scratch.store(batches())))
+    # What the ranks make of features together.
 
     def means(self, matrices: Mapping[str, Matrix]) -> dict[str, Tensor]:
         """The mean row [D] of each matrix. A collective."""
@@ -160,13 +241,15 @@ class Bench:
         mine = self.team.each(lambda: {name: sums(matrix) for name, matrix in matrices.items()})
         return {name: (self.team.total(part) / len(matrices[name])).float() for name, part in mine.items()}
 
-    def health(self, matrices: Mapping[str, Matrix]) -> dict[str, dict[str, float]]:
-        """`stored_health` of the networks' features, each on a rank of its own. A collective."""
-        names = ["trained", "random_net"]
+    def look_at(self, bank: Encoded) -> None:
+        """Notes the health of a bank's features, each network's on a rank of its own. A collective."""
+        if bank.subject.name in self.health:
+            return
+        names = list(bank.subject.models)
         mine = names[self.team.rank :: self.team.world]
-        found = self.team.gather(lambda: {name: stored_health(matrices[name]) for name in mine})
+        found = self.team.gather(lambda: {name: stored_health(bank.matrices[name]) for name in mine})
         everything = {name: value for part in found for name, value in part.items()}
-        return {name: everything[name] for name in names}
+        self.health[bank.subject.name] = {name: everything[name] for name in names}
 
     def hits(self, judge: Callable[[], Tensor]) -> Tensor:
         """The hits of all ranks one after the other, from what `judge` finds for this rank's. A collective."""

@@ -1,9 +1,10 @@
-"""Frozen features of images and texts: of a network, or of the raw input that a network has to beat."""
+"""Frozen features of samples: of a network, or of the raw input that a network has to beat."""
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,21 +12,28 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bigssl.data.errors import DataError
-from bigssl.data.kinds import augment, decode, text
+from bigssl.data.kinds import decode, text
 from bigssl.data.order.stream import SampleReader, Stream, read_in_order
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.nets.norm import has_batch_norm
-from bigssl.nets.pool import normalise, pooled
-from bigssl.transfer.inputs import TextInput
+from bigssl.nets.modality import modality_of_type
+from bigssl.transfer.inputs import RAW_SIDE as RAW_SIDE
+from bigssl.transfer.inputs import ImageInput, Input, TextInput
 
-RAW_SIDE = 64  # pixels a side at most of raw pictures as a baseline
 TOGETHER = 256  # samples that are fetched at once from remote shards
+
+
+@dataclass(frozen=True)
+class Views:
+    """arrays: collated views by name, [B, ...], with keys and metadata."""
+
+    arrays: dict[str, Tensor]
+    keys: list[str]
+    meta: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -53,16 +61,8 @@ def read_samples(index: DatasetIndex, limit: int | None = None) -> Iterator[Samp
 
 
 def decode_pixels(sample: Sample, size: int) -> np.ndarray:
-    """uint8 [3, size, size]: the centre of the image, shorter side resized to `size`.
-
-    A JPEG is decoded whole: what a decoder makes of it at a half or a quarter is not what the exported preprocessor
-    makes of it.
-    """
-    data = decode.field(sample, decode.IMAGES)
-    try:
-        return augment.center(decode.image(data), size)
-    except DataError as error:
-        raise DataError(f"shard {sample.shard}, sample {sample.key!r}: {error}") from error
+    """uint8 [3, size, size]: the view of a picture that evaluation has."""
+    return ImageInput(size).view(sample)["image"]
 
 
 def has_picture(index: DatasetIndex) -> bool:
@@ -101,22 +101,21 @@ def samples_at(index: DatasetIndex, numbers: Sequence[int]) -> Iterator[Sample]:
         reader.close()
 
 
+def view_batches(samples: Iterable[Sample], taken: Input, *, batch: int) -> Iterator[Views]:
+    """What a backbone takes of samples, in batches of `batch` (the last one smaller). Reading is in order, decoding on
+    all cores."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        reading = iter(samples)
+        while group := list(itertools.islice(reading, batch)):
+            found = list(pool.map(taken.view, group))
+            arrays = {name: torch.from_numpy(np.stack([each[name] for each in found])) for name in found[0]}
+            yield Views(arrays, [s.key for s in group], [metadata(s) for s in group])
+
+
 def image_batches(samples: Iterable[Sample], *, size: int, batch: int) -> Iterator[ImageBatch]:
     """Decoded images in batches of `batch` (the last one smaller). Reading is in order, decoding on all cores."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        group: list[Sample] = []
-        for sample in samples:
-            group.append(sample)
-            if len(group) == batch:
-                yield _image_batch(group, size, pool)
-                group = []
-        if group:
-            yield _image_batch(group, size, pool)
-
-
-def _image_batch(samples: list[Sample], size: int, pool: ThreadPoolExecutor) -> ImageBatch:
-    pixels = np.stack(list(pool.map(lambda sample: decode_pixels(sample, size), samples)))
-    return ImageBatch(torch.from_numpy(pixels), [s.key for s in samples], [metadata(s) for s in samples])
+    for found in view_batches(samples, ImageInput(size), batch=batch):
+        yield ImageBatch(found.arrays["image"], found.keys, found.meta)
 
 
 @contextmanager
@@ -132,52 +131,49 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def forward_images(model: PreTrainedModel, pixels: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] on the model's device -> float32 [B, D]; in the dtype and memory format of the model."""
-    values = normalise(pixels).to(model.dtype)
-    if has_batch_norm(model):
-        values = values.contiguous(memory_format=torch.channels_last)
-    return pooled(model, {"pixel_values": values}).float()
+def embed(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """Collated views on the model's device, by the names of its modality -> features, float32 [B, D]."""
+    row = modality_of_type(model.config.model_type)
+    if row is None:
+        raise DataError(f"a {model.config.model_type} is of no modality that this version knows")
+    return row.features(model, batch).float()
 
 
-def network(model: PreTrainedModel, device: str | torch.device) -> Callable[[Tensor], Tensor]:
-    """Encoder uint8 [B, 3, H, W] -> float32 [B, D] (both on the CPU) of a model that is moved to `device`."""
+def encoder(model: PreTrainedModel, device: str | torch.device) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """Encoder of collated views to float32 [B, D] (both on the CPU), by a model that is moved to `device`."""
     model.to(device)  # type: ignore[arg-type]
 
-    def encode(pixels: Tensor) -> Tensor:
+    def encode(batch: Mapping[str, Tensor]) -> Tensor:
         with evaluating(model):
-            return forward_images(model, pixels.to(device)).cpu()
+            return embed(model, {name: value.to(device) for name, value in batch.items()}).cpu()
 
     return encode
 
 
+def forward_images(model: PreTrainedModel, pixels: Tensor) -> Tensor:
+    """`embed` of uint8 [B, 3, H, W]."""
+    return embed(model, {"image": pixels})
+
+
+def network(model: PreTrainedModel, device: str | torch.device) -> Callable[[Tensor], Tensor]:
+    """`encoder` of uint8 [B, 3, H, W]."""
+    encode = encoder(model, device)
+    return lambda pixels: encode({"image": pixels})
+
+
 def raw(pixels: Tensor) -> Tensor:
-    """The baseline that has learnt nothing: uint8 [B, 3, H, W] -> the same, flattened, at most RAW_SIDE pixels a side
-    (means of areas)."""
-    if max(pixels.shape[-2:]) > RAW_SIDE:
-        pixels = F.adaptive_avg_pool2d(pixels.float(), RAW_SIDE).round_().to(torch.uint8)
-    return pixels.flatten(1)
+    """`ImageInput.raw` of uint8 [B, 3, H, W]."""
+    return ImageInput(pixels.shape[-1]).raw({"image": pixels})
 
 
 def text_encoder(model: PreTrainedModel, words: TextInput, device: str | torch.device
                  ) -> Callable[[Sequence[str]], Tensor]:
-    """Encoder of texts, each cut or padded to the length of `words`, to float32 [B, D] on the CPU, of a model that is
-    moved to `device`."""
-    model.to(device)  # type: ignore[arg-type]
+    """`encoder` of texts, each cut or padded to the length of `words`."""
+    encode = encoder(model, device)
 
-    def encode(texts: Sequence[str]) -> Tensor:
+    def encode_texts(texts: Sequence[str]) -> Tensor:
         encoded = [text.encode(words.tokenizer, each, words.length) for each in texts]
-        ids, mask = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*encoded, strict=True))
-        with evaluating(model):
-            return pooled(model, {"input_ids": ids, "attention_mask": mask}).float().cpu()
+        ids, mask = (torch.from_numpy(np.stack(part)) for part in zip(*encoded, strict=True))
+        return encode({"input_ids": ids, "attention_mask": mask})
 
-    return encode
-
-
-def centre(bank: Tensor, *others: Tensor) -> list[Tensor]:
-    """All of them minus the mean of the bank [N, D]: without it, a common offset hides differences from the cosine.
-
-    Done alike for trained, random and raw features, or the comparison would favour whoever happens to be centred.
-    """
-    mean = bank.mean(0)
-    return [each - mean for each in (bank, *others)]
+    return encode_texts

@@ -1,43 +1,143 @@
-"""What an exported backbone takes: the picture size or the tokenizer and length it was trained with, and the files that
-tell transformers and `bigssl evaluate` of it."""
+"""What an exported backbone takes, a class per modality: the fixed view that evaluation has of a sample, the baseline
+that has learnt nothing, and the files that tell transformers and `bigssl evaluate` of both.
+
+What is written beside the weights is the view: read again, by us or by transformers, it makes of a sample the same.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
-from bigssl.data.kinds.text import load_tokenizer
+from bigssl.data.kinds import augment, decode
+from bigssl.data.kinds.text import encode, load_tokenizer
+from bigssl.data.sample import Sample
+from bigssl.nets.modality import modality_of_type
 from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
+from bigssl.nets.towers import Tower
 
-PREPROCESSOR, TOKENIZER = "preprocessor_config.json", "tokenizer_config.json"
+PREPROCESSOR, TOKENIZER, CONFIG = "preprocessor_config.json", "tokenizer_config.json", "config.json"
 BICUBIC = 3  # Pillow's number
 UNLIMITED = 10**9  # transformers writes 10^30 where there is no limit
 CLASS = "PreTrainedTokenizerFast"  # transformers 5 writes a name of its own, which 4 does not know; both load this one
+RAW_SIDE = 64  # pixels a side at most of raw pictures as a baseline
+RAW_WIDTH = 4096  # values at most of a raw text or series
+WINDOW = 512  # samples of sound whose spectrum is taken at once
+
+
+class Input(ABC):
+    """What a backbone of one modality takes.
+
+    Attributes:
+        modality: a name in `bigssl.nets.modality.MODALITIES`.
+        fields: fields of a sample that hold it, the first there is.
+        loader: the class of transformers that loads what `write` writes; "" where it has none.
+        described: what the model card says of it.
+    """
+
+    modality: ClassVar[str]
+    fields: ClassVar[Sequence[str]]
+    loader: ClassVar[str]
+    described: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def of(cls, tower: Tower) -> Input:
+        """What a tower takes."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, folder: Path) -> Input:
+        """What the backbone exported to `folder` takes. Raises DataError."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """The files beside the weights."""
+
+    def view(self, sample: Sample) -> dict[str, np.ndarray]:
+        """The sample as evaluation sees it, by the names that the modality has for a batch. Raises DataError."""
+        data = decode.field(sample, self.fields)
+        try:
+            return self._view(data, sample)
+        except DataError as error:
+            raise DataError(f"shard {sample.shard}, sample {sample.key!r}: {error}") from error
+
+    @abstractmethod
+    def _view(self, data: bytes, sample: Sample) -> dict[str, np.ndarray]: ...
+
+    @abstractmethod
+    def raw(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The baseline that has learnt nothing: collated views -> [B, N]."""
 
 
 @dataclass(frozen=True)
-class ImageInput:
-    """size: image side in pixels."""
+class ImageInput(Input):
+    """size: image side in pixels. The view is image uint8 [3, size, size]: the middle square, shorter side resized.
+
+    A JPEG is decoded whole: what a decoder makes of it at a half or a quarter is not what the exported preprocessor
+    makes of it.
+    """
 
     size: int
+    modality, fields, loader = "image", decode.IMAGES, "AutoImageProcessor"
+    described = """\
+Pictures: RGB (transparent ones on white), upright, through the `AutoImageProcessor` beside the weights, which prepares
+them as they were when the scorecard was made."""
+
+    @classmethod
+    def of(cls, tower: Tower) -> ImageInput:
+        return cls(tower.size)
+
+    @classmethod
+    def read(cls, folder: Path) -> ImageInput:
+        return cls(int(_preprocessor(folder)["crop_size"]["height"]))
 
     def write(self, folder: Path) -> None:
         _write_json(folder / PREPROCESSOR, image_preprocessor(self.size))
 
+    def _view(self, data: bytes, sample: Sample) -> dict[str, np.ndarray]:
+        return {"image": augment.center(decode.image(data), self.size)}
+
+    def raw(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """uint8 [B, 3·H·W], at most RAW_SIDE pixels a side (means of areas)."""
+        pixels = batch["image"]
+        if max(pixels.shape[-2:]) > RAW_SIDE:
+            pixels = F.adaptive_avg_pool2d(pixels.float(), RAW_SIDE).round_().to(torch.uint8)
+        return pixels.flatten(1)
+
 
 @dataclass(frozen=True)
-class TextInput:
-    """length: tokens of a sequence at most, special ones included."""
+class TextInput(Input):
+    """length: tokens of a sequence at most, special ones included. The view is input_ids and attention_mask."""
 
     tokenizer: PreTrainedTokenizerFast
     length: int
+    modality, fields, loader = "text", decode.DOCUMENTS, "AutoTokenizer"
+    described = "Texts: through the `AutoTokenizer` beside the weights, with `truncation=True`."
+
+    @classmethod
+    def of(cls, tower: Tower) -> TextInput:
+        return cls(tower.tokenizer, tower.length)
+
+    @classmethod
+    def read(cls, folder: Path) -> TextInput:
+        tokenizer = load_tokenizer(folder)
+        if tokenizer.model_max_length > UNLIMITED:
+            raise DataError(f"{folder / TOKENIZER}: no model_max_length; the export is of an older version: run the "
+                            "training command again")
+        return cls(tokenizer, int(tokenizer.model_max_length))
 
     def write(self, folder: Path) -> None:
         """The tokenizer files: without the padding and truncation of an earlier call, and with a limit of its own."""
@@ -48,8 +148,118 @@ class TextInput:
         settings = json.loads((folder / TOKENIZER).read_text())
         _write_json(folder / TOKENIZER, settings | {"model_max_length": self.length, "tokenizer_class": CLASS})
 
+    def _view(self, data: bytes, sample: Sample) -> dict[str, np.ndarray]:
+        ids, mask = encode(self.tokenizer, decode.running_text(sample), self.length)
+        return {"input_ids": ids, "attention_mask": mask}
 
-Input = ImageInput | TextInput
+    def raw(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """float32 [B, N]: how often each token occurs (those whose ids differ by RAW_WIDTH together)."""
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        width = min(len(self.tokenizer), RAW_WIDTH)
+        return torch.zeros(len(ids), width, device=ids.device).scatter_add_(1, ids % width, mask.float())
+
+
+@dataclass(frozen=True)
+class SeriesInput(Input):
+    """length: steps. channels: values per step. The view is series float32 [length, channels], the first steps, and
+    series_mask bool, False at NaN and behind the end of a shorter one, where the series is 0."""
+
+    length: int
+    channels: int
+    modality, fields, loader = "series", ("npy",), ""
+    described = """\
+Series: float32 [B, length, channels], with length and channels as in `preprocessor_config.json`: the first steps of a
+longer one; 0 behind the end of a shorter one and in place of NaN, and the mask of observed values false there."""
+
+    @classmethod
+    def of(cls, tower: Tower) -> SeriesInput:
+        return cls(tower.length, tower.channels)
+
+    @classmethod
+    def read(cls, folder: Path) -> SeriesInput:
+        settings = _preprocessor(folder)
+        return cls(int(settings["length"]), int(settings["channels"]))
+
+    def write(self, folder: Path) -> None:
+        _write_json(folder / PREPROCESSOR, {"length": self.length, "channels": self.channels, "padding_value": 0.0})
+
+    def _view(self, data: bytes, sample: Sample) -> dict[str, np.ndarray]:
+        values = decode.series(data, non_finite="keep")[: self.length]
+        if values.shape[1] != self.channels:
+            raise DataError(f"series of {values.shape[1]} channels; this backbone takes {self.channels}")
+        observed = np.isfinite(values)
+        if not observed.any():
+            raise DataError(f"series without a finite value in its first {self.length} steps")
+        behind = ((0, self.length - len(values)), (0, 0))
+        return {"series": np.pad(np.where(observed, values, np.float32(0)), behind),
+                "series_mask": np.pad(observed, behind)}
+
+    def raw(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """float32 [B, N]: the values themselves, channel by channel, a long series as means of its parts."""
+        steps = max(1, min(self.length, RAW_WIDTH // self.channels))
+        return F.adaptive_avg_pool1d(batch["series"].transpose(1, 2), steps).flatten(1)
+
+
+@dataclass(frozen=True)
+class AudioInput(Input):
+    """rate: samples per second. length: samples. The view is audio float32 [length], one channel, the beginning of a
+    longer one, and audio_mask int64, 0 in the silence behind a shorter one."""
+
+    rate: int
+    length: int
+    modality, fields, loader = "audio", decode.AUDIO, "AutoFeatureExtractor"
+    described = """\
+Sounds: the mean of the channels at the extractor's `sampling_rate`, through the `AutoFeatureExtractor` beside the
+weights with `max_length=extractor.max_length, truncation=True, padding="max_length"`."""
+
+    @classmethod
+    def of(cls, tower: Tower) -> AudioInput:
+        return cls(tower.rate, tower.length)
+
+    @classmethod
+    def read(cls, folder: Path) -> AudioInput:
+        settings = _preprocessor(folder)
+        return cls(int(settings["sampling_rate"]), int(settings["max_length"]))
+
+    def write(self, folder: Path) -> None:
+        """Settings with which `AutoFeatureExtractor` makes of a sound what the modality makes of the view."""
+        _write_json(folder / PREPROCESSOR, {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": self.rate,
+            "padding_side": "right", "padding_value": 0.0, "do_normalize": True, "return_attention_mask": True,
+            "max_length": self.length,
+        })  # fmt: skip
+
+    def _view(self, data: bytes, sample: Sample) -> dict[str, np.ndarray]:
+        values = decode.audio(data, rate=self.rate, mono=True)[0][: self.length, 0]
+        mask = (np.arange(self.length) < len(values)).astype(np.int64)
+        return {"audio": np.pad(values, (0, self.length - len(values))), "audio_mask": mask}
+
+    def raw(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """float32 [B, N]: the log of the mean power at each frequency."""
+        sounds = batch["audio"]
+        window = torch.hann_window(WINDOW, device=sounds.device)
+        spectrum = torch.stft(sounds, WINDOW, window=window, pad_mode="constant", return_complex=True)
+        return (spectrum.abs().square().mean(-1) + torch.finfo(torch.float32).eps).log()
+
+
+INPUTS: dict[str, type[Input]] = {kind.modality: kind for kind in (ImageInput, TextInput, SeriesInput, AudioInput)}
+
+
+def input_of(tower: Tower) -> Input:
+    """What a tower takes."""
+    return INPUTS[tower.modality].of(tower)
+
+
+def exported_input(folder: Path) -> Input:
+    """What the backbone exported to `folder` takes. Raises DataError."""
+    try:
+        kind = json.loads((folder / CONFIG).read_text())["model_type"]
+    except (OSError, ValueError, KeyError) as error:
+        again = "run the training command again"
+        raise DataError(f"{folder / CONFIG}: no export of a backbone ({error}); {again}") from None
+    if (row := modality_of_type(kind)) is None:
+        raise DataError(f"{folder / CONFIG}: model_type {kind!r} is of no modality that this version knows")
+    return INPUTS[row.name].read(folder)
 
 
 def image_preprocessor(size: int) -> dict[str, Any]:
@@ -70,20 +280,20 @@ def image_preprocessor(size: int) -> dict[str, Any]:
 
 def image_size(folder: Path) -> int:
     """Image side in pixels of an exported image backbone. Raises DataError."""
-    path = folder / PREPROCESSOR
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; the backbone takes no images, or was exported by an older version: run "
-                        "the training command again")
-    return int(json.loads(path.read_text())["crop_size"]["height"])
+    return ImageInput.read(folder).size
 
 
 def text_input(folder: Path) -> TextInput:
     """Tokenizer and length of an exported text backbone. Raises DataError."""
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.model_max_length > UNLIMITED:
-        raise DataError(f"{folder / TOKENIZER}: no model_max_length; the export is of an older version: run the "
-                        "training command again")
-    return TextInput(tokenizer, int(tokenizer.model_max_length))
+    return TextInput.read(folder)
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    path = folder / PREPROCESSOR
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; the export is of an older version: run the training command again")
+    settings: dict[str, Any] = json.loads(path.read_text())
+    return settings
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

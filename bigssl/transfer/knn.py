@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bigssl.transfer.matrix import Matrix
 
-CHUNK = 1 << 24  # similarities held at once: 64 MiB of float32
+TEMPERATURE = 0.07
 
 
 def encode_labels(*label_lists: Sequence[str]) -> tuple[list[Tensor], list[str]]:
@@ -49,29 +49,13 @@ def vote(values: Tensor, labels: Tensor, classes: int, temperature: float) -> Te
     return torch.zeros(len(values), classes, device=values.device).scatter_add_(1, labels, weights).argmax(1)
 
 
-def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, *, k: int = 20,
-                temperature: float = 0.07) -> Tensor:
-    """Class int64 [M] of each query: its k nearest bank rows by cosine vote with weight exp(similarity / temperature).
-
-    bank [N, D], bank_labels int64 [N], queries [M, D]; any float dtype, computed in float32, exactly, in chunks.
-    """
-    if not 1 <= k <= len(bank):
-        raise ValueError(f"k = {k} neighbours of a bank of {len(bank)} rows; allowed: 1 to {len(bank)}")
-    bank, classes, rows = unit(bank), int(bank_labels.max()) + 1, max(1, CHUNK // len(bank))
-    found = (top([part @ bank.T], k) for part in unit(queries).split(rows))
-    return torch.cat([vote(values, bank_labels[columns], classes, temperature) for values, columns in found])
-
-
-def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, k: int = 20,
-                 temperature: float = 0.07) -> float:
-    """Share of the queries (0 to 1) whose class `knn_predict` finds."""
-    found = knn_predict(bank, bank_labels, queries, k=k, temperature=temperature)
-    return (found == query_labels).float().mean().item()
-
-
 def stored_knn(bank: Matrix, bank_labels: Tensor, queries: Matrix, rows: range, mean: Tensor, *, k: int,
-               device: str | torch.device, temperature: float = 0.07) -> Tensor:
-    """`knn_predict` of query `rows` where neither matrix need fit into memory; `mean` [D] is taken from both first."""
+               device: str | torch.device, temperature: float = TEMPERATURE) -> Tensor:
+    """Class int64 [len(rows)] of each of the query `rows`: its k nearest bank rows by cosine vote with weight
+    exp(similarity / temperature), computed in float32, exactly, in pieces: neither matrix need fit into memory.
+
+    bank_labels: int64 [N]. mean: [D], taken from both matrices first. Raises ValueError where the bank has fewer rows.
+    """
     classes, found = int(bank_labels.max()) + 1, [torch.empty(0, dtype=torch.int64)]
     for _, piece in queries.pieces(rows):
         asked = unit(piece - mean).to(device)

@@ -1,13 +1,14 @@
-"""Features that need not fit into memory: written by each rank to a file as they come, read back in pieces."""
+"""Features: written by each rank to a file as they come and read back in pieces, where they need not fit into memory;
+or held by each rank, those of a probe during training."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -21,20 +22,80 @@ ROWS, VALUES = 4096, 1 << 24  # of a piece at most: 64 MiB of float32
 TYPES = {torch.uint8: np.uint8, torch.float32: np.float32}
 
 
+Batches = Iterator[Mapping[str, Tensor]]
+
+
+class Part(Protocol):
+    """One rank's rows: `count` of `width` values each."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def read(self, first: int, last: int) -> Tensor:
+        """float32 [last - first, width], on the CPU."""
+        ...
+
+
 @dataclass(frozen=True)
-class Part:
-    """One rank's rows: `count` of `width` values each, in a file."""
+class FilePart:
+    """In a file, float32 or uint8; uint8 values count as 0..1, in 255 steps."""
 
     path: Path
     count: int
     width: int
     dtype: torch.dtype
 
+    def read(self, first: int, last: int) -> Tensor:
+        kind = np.dtype(TYPES[self.dtype])
+        count, offset = (last - first) * self.width, first * self.width * kind.itemsize
+        values = torch.from_numpy(np.fromfile(self.path, kind, count, offset=offset)).view(-1, self.width)
+        return values.float().div_(255) if self.dtype == torch.uint8 else values
+
+
+@dataclass(frozen=True)
+class HeldPart:
+    """In memory. values: float32 [count, width]."""
+
+    values: Tensor
+
+    @property
+    def count(self) -> int:
+        return len(self.values)
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[1]
+
+    def read(self, first: int, last: int) -> Tensor:
+        return self.values[first:last]
+
+
+class Store(Protocol):
+    """Where a rank's features are put."""
+
+    def store(self, batches: Batches) -> Mapping[str, Part]:
+        """Batches of rows (uint8 or float32 [n, width], by name), one below the other. Not a collective."""
+        ...
+
+
+class Held:
+    """A store in memory."""
+
+    def store(self, batches: Batches) -> dict[str, HeldPart]:
+        rows: dict[str, list[Tensor]] = {}
+        for batch in batches:
+            for name, values in batch.items():
+                rows.setdefault(name, []).append(values)
+        return {name: HeldPart(torch.cat(values)) for name, values in rows.items()}
+
 
 class Matrix:
-    """float32 [len, width], the parts of all ranks one below the other; uint8 parts count as 0..1, in 255 steps."""
+    """float32 [len, width], the parts of all ranks one below the other."""
 
-    def __init__(self, parts: list[Part]) -> None:
+    def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = [part for part in parts if part.count]
         self.width = self.parts[0].width if self.parts else 0
         self._starts = np.cumsum([0, *(part.count for part in self.parts)]).tolist()
@@ -53,7 +114,7 @@ class Matrix:
         for part, begin in zip(self.parts, self._starts, strict=False):
             first, last = max(start - begin, 0), min(stop - begin, part.count)
             if first < last:
-                found.append(_read(part, first, last))
+                found.append(part.read(first, last))
         return torch.cat(found) if len(found) != 1 else found[0]
 
     def pieces(self, rows: range | None = None) -> Iterator[tuple[range, Tensor]]:
@@ -62,13 +123,6 @@ class Matrix:
         for start in range(rows.start, rows.stop, self.rows):
             piece = range(start, min(start + self.rows, rows.stop))
             yield piece, self.read(piece.start, piece.stop)
-
-
-def _read(part: Part, first: int, last: int) -> Tensor:
-    kind = np.dtype(TYPES[part.dtype])
-    count, offset = (last - first) * part.width, first * part.width * kind.itemsize
-    values = torch.from_numpy(np.fromfile(part.path, kind, count, offset=offset)).view(-1, part.width)
-    return values.float().div_(255) if part.dtype == torch.uint8 else values
 
 
 class Scratch:
@@ -93,9 +147,8 @@ class Scratch:
         with suppress(OSError):  # another rank's files are still there
             self._folder.parent.rmdir()
 
-    def store(self, batches: Iterator[Mapping[str, Tensor]]) -> dict[str, Part]:
-        """Write batches of rows (uint8 or float32 [n, width], by name) one below the other. Not a collective."""
-        parts: dict[str, Part] = {}
+    def store(self, batches: Batches) -> dict[str, FilePart]:
+        parts: dict[str, FilePart] = {}
         files: dict[str, BinaryIO] = {}
         self._number += 1
         try:
@@ -104,10 +157,10 @@ class Scratch:
                     if name not in files:
                         path = self._folder / f"{self._number}-{name}"
                         files[name] = path.open("wb")
-                        parts[name] = Part(path, 0, rows.shape[1], rows.dtype)
+                        parts[name] = FilePart(path, 0, rows.shape[1], rows.dtype)
                     files[name].write(rows.contiguous().numpy().tobytes())
                     old = parts[name]
-                    parts[name] = Part(old.path, old.count + len(rows), old.width, old.dtype)
+                    parts[name] = FilePart(old.path, old.count + len(rows), old.width, old.dtype)
         except OSError as error:
             raise DataError(f"{self._folder}: features cannot be kept there: {error}; free some space, or lower "
                             "bank_limit and query_limit of the evaluation") from error
@@ -117,7 +170,7 @@ class Scratch:
         return parts
 
 
-def joined(parts: list[dict[str, Part]]) -> dict[str, Matrix]:
-    """The matrices by name from what `Scratch.store` gave on each rank."""
+def joined(parts: Sequence[Mapping[str, Part]]) -> dict[str, Matrix]:
+    """The matrices by name from what `store` gave on each rank."""
     names = dict.fromkeys(name for each in parts for name in each)
     return {name: Matrix([each[name] for each in parts if name in each]) for name in names}

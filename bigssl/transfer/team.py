@@ -85,7 +85,7 @@ def _gloo() -> dist.ProcessGroup:
         raise distributed.NoMeeting(
             f"evaluate: the ranks cannot meet over gloo, on the hosts' network: {why}; set GLOO_SOCKET_IFNAME on every "
             "node to the interface by which it reaches the others (`ip addr` lists them), for example "
-            "GLOO_SOCKET_IFNAME=eth0; or set evaluate=null and run `bigssl evaluate` afterwards"
+            "GLOO_SOCKET_IFNAME=eth0; or set evaluate=null probe=null and evaluate elsewhere"
         ) from error
     # The only way to have another timeout for what follows than for the connection.
     dist.distributed_c10d._set_pg_timeout(PATIENCE, group)

@@ -6,13 +6,126 @@ shared space, and "logit_scale" [], which does not change which class wins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TextEncoder = Callable[[Sequence[str]], Tensor]
+from bigssl.config.evaluate import Evaluation, Limit, MaybeMetadata, Metadata
+from bigssl.data.errors import display
+from bigssl.transfer.bench import Bench
+from bigssl.transfer.knn import encode_labels, unit
+from bigssl.transfer.matrix import Matrix
+from bigssl.transfer.scores import Score, majority_hits
+from bigssl.transfer.subjects import Captions, Encoded, Tensors
+from bigssl.transfer.team import AgreedError
+
+if TYPE_CHECKING:
+    from bigssl.engine.plan.evaluation import Checked
+
+
+class ByTexts(Evaluation):
+    """Images to classes that are known by texts; which texts is up to the evaluation."""
+
+    heads: str = "clip"  # name under export/heads of the two projections
+    image_backbone: str = "image"
+    text_backbone: str = "text"
+    captions: str  # shards whose captions and labels describe the classes
+    label: Metadata
+    item: MaybeMetadata = None  # what images of one item share: they count as one observation
+    caption_limit: Limit = None
+
+    def pictures(self) -> dict[str, str]:
+        return {self.image_backbone: "captions"}
+
+    def check(self, seen: Checked) -> None:
+        seen.backbone("image_backbone", "image")
+        seen.backbone("text_backbone", "text")
+        seen.head("heads", "clip", {"image": "image_backbone", "text": "text_backbone"})
+        seen.samples("captions", "text", "label")
+        seen.samples("queries", "image", "label", "item")
+
+    def texts(self, captions: Captions) -> tuple[list[str], list[str]]:
+        """(texts, class of each)."""
+        raise NotImplementedError
+
+    def score(self, queries: Encoded, hits: dict[str, Tensor], classes: list[str], texts: int) -> Score:
+        """The row: title and words."""
+        raise NotImplementedError
+
+    def raw(self, bench: Bench, queries: Encoded, classes: list[str], asked: Tensor) -> dict[str, Tensor]:
+        """{"raw": hits [N]} of the raw input, {} where there is nothing to compare with. A collective."""
+        return {}
+
+    def run(self, bench: Bench) -> list[Score]:
+        images, text = bench.subject(self.image_backbone, "image"), bench.subject(self.text_backbone, "text")
+        queries = bench.encode(images, self.queries, limit=self.query_limit, field="queries",
+                               columns=self.metadata())  # fmt: skip
+        captions = bench.captions(self.captions, [self.label], limit=self.caption_limit, field="captions",
+                                  also=[f"sub{self.label}"])  # fmt: skip
+        wanted = queries.column(self.label)
+        missing = ", ".join(sorted(set(wanted) - set(captions.columns[self.label])))
+        if missing:
+            raise AgreedError(f"{bench.where}.captions: {display(self.captions)} has no text for {missing}")
+        sentences, labels = self.texts(captions)
+        described = bench.texts(text, sentences)
+        heads = {"trained": bench.head(self.heads)}
+        widths = queries.matrices["trained"].width, described["trained"].width
+        _check_heads(f"{bench.where}.heads", heads["trained"], *widths)
+        heads["random_net"] = _random_heads(heads["trained"], bench.seed)
+        (known, asked), classes = encode_labels(labels, wanted)
+        hits = {} if bench.live else {"majority": majority_hits(wanted)}
+        for name, matrix in described.items():
+            directions = _directions(bench, matrix, known, len(classes), heads[name]["text_projection"])
+            hits[name] = nearest_class(bench, queries, name, heads[name]["image_projection"], directions) == asked
+        hits |= {} if bench.live else self.raw(bench, queries, classes, asked)
+        return [self.score(queries, hits, classes, len(sentences))]
+
+    def groups(self, queries: Encoded) -> list[str]:
+        """What the queries belong to, for their standard error."""
+        return queries.keys if self.item is None else queries.column(self.item)
+
+
+def _check_heads(where: str, heads: Tensors, image: int, text: int) -> None:
+    """image, text: values of a feature of the two backbones."""
+    for name, width in (("image_projection", image), ("text_projection", text)):
+        if name not in heads or heads[name].shape[1:] != (width,):
+            there = ", ".join(f"{key} {list(value.shape)}" for key, value in sorted(heads.items()))
+            raise AgreedError(
+                f"{where}: {name} [any, {width}] is needed for these backbones, there is: {there}; allowed: two "
+                "projections that were trained on image_backbone and text_backbone"
+            )
+
+
+def _random_heads(heads: Tensors, seed: int) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(value.shape, generator=generator) for name, value in heads.items()}
+
+
+def _directions(bench: Bench, texts: Matrix, labels: Tensor, classes: int, projection: Tensor) -> Tensor:
+    """[classes, P]: the direction of the mean of each class's unit text vectors; each rank sums its share."""
+    sums = torch.zeros(classes, len(projection))
+
+    def add() -> None:
+        for rows, piece in texts.pieces(bench.team.share(len(texts))):
+            sums.add_(class_sums(project(piece, projection), labels[rows.start : rows.stop], classes))
+
+    bench.team.gather(add)
+    return unit(bench.team.total(sums))
+
+
+def nearest_class(bench: Bench, queries: Encoded, name: str, projection: Tensor, directions: Tensor) -> Tensor:
+    """Class int64 [N] of each query by the projected features of a contender. A collective."""
+
+    def mine() -> Tensor:
+        matrix = queries.matrices[name]
+        pieces = matrix.pieces(bench.team.share(len(matrix)))
+        found = [zero_shot_predict(project(piece, projection), directions) for _, piece in pieces]
+        return torch.cat([torch.empty(0, dtype=torch.int64), *found])
+
+    return bench.hits(mine)
 
 
 def project(features: Tensor, weight: Tensor) -> Tensor:

@@ -44,6 +44,33 @@ def test_the_demo_passes_on_four_ranks(capsys: pytest.CaptureFixture[str], tmp_p
         assert words in text, text
 
 
+def test_parameter_groups_are_shown_with_what_they_get(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    groups = "optim.groups=[{pattern: views.head, lr: 3, clip: 0.5}, {pattern: text, weight_decay: 0.2}]"
+    assert main(["plan", "--config", DEMO, "--world", "2", f"out={tmp_path}", groups, "optim.layer_decay=0.5"]) == 0
+    text = capsys.readouterr().out
+    start = text.index("parameter groups")
+    rows = [line.split() for line in text[start : text.index("\n\n", start)].splitlines()[1:]]
+    assert [" ".join(row) for row in rows if "views.head" in row[0]] == [
+        "views.head 196,608 0.006 0.05 0.5 by its own norm",
+        "views.head, not decayed 1,152 0.006 0 0.5 by its own norm",
+    ]
+    assert any(row[0] == "text" and row[2:] == ["0.0005", "to", "0.001", "0.2", "1"] for row in rows), rows
+    counted = sum(int(word.replace(",", "")) for row in rows for word in row if word.replace(",", "").isdigit()
+                  and len(word) > 2)  # fmt: skip
+    assert f"trained {counted:,}" in text
+
+
+def test_a_group_without_a_match_is_refused_by_plan_and_check(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    changes = ["optim.groups=[{pattern: views.haed}]", f"out={tmp_path}"]
+    found = plan(capsys, DEMO, "--world", "2", *changes, status=1)
+    (failure,) = found["failures"]
+    assert failure.startswith("optim.groups.0.pattern: value 'views.haed' matches no trained parameter; nearest: parts")
+    assert main(["config", "check", DEMO, *changes]) == 2
+    assert failure in capsys.readouterr().err
+
+
 def test_all_failures_are_named_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     changes = ["evaluate.images.bank=nowhere", "zero.options.overlap_com=true", "data.sources.text.min_shards=9"]
     found = plan(capsys, DEMO, "--world", "3", f"out={tmp_path}", *changes, status=1)
@@ -75,14 +102,19 @@ def test_what_the_device_and_the_disk_cannot_hold(
     assert "smallest change: zero.options.reduce_bucket_size=3307681" in found["failures"][0]
 
 
-def test_what_the_device_cannot_hold_before_it_is_cut(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A ResNet-50 and its head, .10 GiB whole on each of 1,000 ranks, a thousandth of it in a step."""
+def test_what_the_device_cannot_hold_before_the_first_step(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A ResNet-50 and its head, .10 GiB whole on each of 1,000 ranks, a thousandth and a layer where it is cut."""
     live = "zero.options.stage3_max_live_parameters=1000000"
-    small = ["zero.stage=3", "zero.options.reduce_bucket_size=1000000", live, "batch.accum=8"]
-    assert not plan(capsys, paper, "--world", "1000", "--memory", "1", *small)["failures"]
-    (failure,) = plan(capsys, paper, "--world", "1000", "--memory", "0.09", *small, status=1)["failures"]
-    assert failure.startswith("backbones: a rank builds the networks whole before they are cut, 0.10 GiB")
-    assert "the device holds 0.09; smallest change: a larger device" in failure
+    small = ["zero.options.reduce_bucket_size=1000000", live, "batch.accum=8", "backbones.image.size=64"]
+    found = plan(capsys, paper, "--world", "1000", "--memory", "0.09", "zero.stage=3", *small)
+    assert not found["failures"] and found["memory"]["3"]["construction"] < 0.03 * 2**30
+    (failure,) = plan(capsys, paper, "--world", "1000", "--memory", "0.09", "zero.stage=2", *small,
+                      status=1)["failures"]  # fmt: skip
+    assert failure.startswith("backbones: a rank holds the networks whole, before the first step, 0.10 GiB, the device")
+    assert "smallest change: zero.stage=3 or a larger device" in failure
+    (failure,) = plan(capsys, paper, "--world", "1000", "--memory", "0.01", "zero.stage=3", *small,
+                      status=1)["failures"]  # fmt: skip
+    assert "in slices, a layer at a time" in failure and "smallest change: a larger device" in failure
 
 
 def test_a_mixture_and_training_on_the_queries(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -99,7 +131,7 @@ def test_a_mixture_and_training_on_the_queries(capsys: pytest.CaptureFixture[str
     assert mix["train"]["share"] == 0.75 and mix["train"]["epochs"] == pytest.approx(370 * 192 / 3078)
     assert found["memory"]["1"]["device"]["bf16 copies"] == 0
     (failure,) = found["failures"]  # a run is not started either: tests/config/test_recipe.py
-    assert "probe.queries: value 'bigssl/demo/emoji/val': " in failure and "data.sources.emoji" in failure
+    assert "probe.knn.queries: value 'bigssl/demo/emoji/val': " in failure and "data.sources.emoji" in failure
 
 
 def test_a_recipe_that_cannot_be_read_is_2(capsys: pytest.CaptureFixture[str]) -> None:

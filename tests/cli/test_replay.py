@@ -22,6 +22,7 @@ from bigssl.data.tools.sources import Item
 from bigssl.engine import loop, zero
 from bigssl.engine.plan import preflight
 from bigssl.objectives.base import config_union
+from bigssl.transfer.discovery import evaluation_union
 
 DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
 COUNTS = (5, 1, 13, 2, 8, 8)
@@ -152,11 +153,14 @@ def test_mistakes_are_named(words: list[str], message: str, capsys: pytest.Captu
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--steps", "0"], ["--from", "-1"], ["--world", "x"], []])
+WRONG = [["--steps", "0"], ["--from", "-1", "--steps", "1"], ["--world", "x", "--steps", "1"], []]
+
+
+@pytest.mark.parametrize("words", WRONG)
 def test_numbers_are_checked(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["shards", "replay", "--data", "x", *words])
-    assert "whole number" in capsys.readouterr().err if words else "--steps" in capsys.readouterr().err
+    assert main(["shards", "replay", "--data", "x", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (words[0] if words else "--steps") in line and "shards replay --help" in line
 
 
 def test_a_reader_may_stop_early(data: Path) -> None:
@@ -200,16 +204,16 @@ def test_a_recipe_with_a_mixture_and_skipping_is_one_order(tmp_path: Path, repla
 
 def train(out: Path, die_before: int) -> None:
     """Trains the tiny recipe; ends this process, as a kill would, when step `die_before` is about to be logged."""
-    recipe = recipe_model(config_union()).model_validate({**TINY, "out": str(out)})
+    recipe = recipe_model(config_union(), evaluation_union()).model_validate({**TINY, "out": str(out)})
     plan = preflight.plan(recipe, preflight.announced_world())
-    after_step = plan.objective.after_step
+    record = loop._Run._record
 
-    def dying(step: int) -> None:
-        after_step(step)
-        if step == die_before:
+    def dying(run: Any, done: int, *rest: Any) -> None:
+        if done == die_before + 1:
             os._exit(0)
+        record(run, done, *rest)
 
-    plan.objective.after_step = dying  # type: ignore[method-assign]
+    loop._Run._record = dying  # type: ignore[method-assign]
     loop.train(recipe, plan, zero.start(), None)
 
 

@@ -12,11 +12,12 @@ from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BatchConfig, Recipe, dump_recipe, load_recipe, recipe_model
 from bigssl.engine.plan import preflight, sources
 from bigssl.objectives.base import config_union
+from bigssl.transfer.discovery import evaluation_union
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
 DEMO = ROOT / "launch" / "recipes" / "demo.yaml"
-MODEL = recipe_model(config_union())
+MODEL = recipe_model(config_union(), evaluation_union())
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,15 @@ def test_the_resolved_recipe_loads_to_itself(tmp_path: Path) -> None:
     path.write_text(dump_recipe(recipe))
     assert load_recipe(path, [], MODEL) == recipe
     assert recipe.optim.lr == 0.001 and recipe.zero.stage == 2
+    probe = recipe.probe.sections["knn"]
+    assert (probe.bank_limit, probe.query_limit) == (1024, 512) and recipe.evaluate["images"].query_limit is None
+
+
+def test_an_evaluation_is_left_out_by_null() -> None:
+    recipe = load("evaluate.images=null", "probe.more={task: language, bank: a, queries: b, bank_limit: 7}")
+    assert list(recipe.evaluate) == ["designs", "captions", "words", "names", "class_mean"]
+    more = recipe.probe.sections["more"]
+    assert list(recipe.probe.sections) == ["knn", "more"] and (more.bank_limit, more.query_limit) == (7, 512)
 
 
 def test_overrides_are_yaml_and_make_sections() -> None:
@@ -100,36 +110,48 @@ def test_overrides_are_yaml_and_make_sections() -> None:
         ),
         ("evaluate.images.bank=nowhere", ["evaluate.images.bank", "nowhere"]),
         ("evaluate.images.backbone=imag", ["evaluate.images.backbone", "'imag'", "nearest: image"]),
-        ("probe.backbone=imag", ["probe.backbone", "'imag'"]),
-        ("evaluate.images.backbone=text", ["evaluate.images.backbone", "no image backbone 'text'", "allowed: image"]),
+        ("probe.knn.backbone=imag", ["probe.knn.backbone", "'imag'", "nearest: image"]),
+        ("evaluate.designs.backbone=text", ["evaluate.designs.backbone", "no image backbone 'text'", "allowed: image"]),
+        ("evaluate.words.backbone=image", ["evaluate.words.backbone", "no text backbone 'image'", "prose, text"]),
         ("evaluate.images.k=5000", ["evaluate.images.k", "5000", "3078"]),
         ("evaluate.images.label=categori", ["evaluate.images.label", "'categori'", "nearest: category"]),
-        ("evaluate.zero_shot.heads=clap", ["evaluate.zero_shot.heads", "'clap'", "allowed: clip"]),
-        ("evaluate.zero_shot.heads=mlm", ["evaluate.zero_shot.heads", "'mlm'", "allowed: clip"]),
-        ("evaluate.language.head=clip", ["evaluate.language.head", "'clip'", "allowed: mlm"]),
-        ("evaluate.language.backbone=text",
-         ["evaluate.language.backbone", "'text'", "allowed: prose", "on which head 'mlm' is trained"]),
-        ("evaluate.zero_shot.text_backbone=prose", ["evaluate.zero_shot.text_backbone", "'prose'", "allowed: text"]),
-        ("evaluate.text.length=32", ["evaluate.text.length", "unknown key"]),
-        ("evaluate.images.size=64", ["evaluate.images.size", "unknown key"]),
-        ("evaluate.text={bank: x, queries: y}", ["evaluate.text.label", "missing"]),
-        ("evaluate.images.view=null", ["evaluate.images", "pair 'code' is given without view"]),
-        ("evaluate.images.pair=null", ["evaluate.images", "view 'design' is given without pair"]),
-        ("evaluate.images.view=colour", ["evaluate.images.view", "'colour'", "category, code, design"]),
+        ("evaluate.images.item=cod", ["evaluate.images.item", "'cod'", "nearest: code"]),
+        ("evaluate.names.heads=clap", ["evaluate.names.heads", "'clap'", "allowed: clip", "nearest: clip"]),
+        ("evaluate.names.heads=mlm", ["evaluate.names.heads", "'mlm'", "allowed: clip"]),
+        ("evaluate.words.head=clip", ["evaluate.words.head", "'clip'", "allowed: mlm"]),
+        ("evaluate.words.backbone=text",
+         ["evaluate.words.backbone", "'text'", "allowed: prose", "on which head 'mlm' is trained"]),
+        ("evaluate.class_mean.text_backbone=prose", ["evaluate.class_mean.text_backbone", "'prose'", "allowed: text"]),
+        ("evaluate.captions.length=32", ["evaluate.captions.length", "unknown key"]),
+        ("evaluate.images.task=knm", ["evaluate.images", "'knm'", "class_mean, knn, language", "nearest: knn"]),
+        ("evaluate.captions={task: knn, bank: x, queries: y}", ["evaluate.captions.label", "missing"]),
+        ("evaluate.designs.view=null", ["evaluate.designs.view", "None"]),
+        ("evaluate.designs.view=colour", ["evaluate.designs.view", "'colour'", "category, code, design"]),
         ("evaluate.images.bank_limit=19", ["evaluate.images.k", "value 20", "<= bank_limit, 19"]),
         ("evaluate.images.queries=bigssl/demo/emoji/train",
          ["evaluate.images.queries", "7 of 7 shards are trained on", "data.sources.", "bigssl shards split"]),
-        ("probe.queries=bigssl/demo/emoji/train", ["probe.queries", "shards are trained on"]),
+        ("probe.knn.queries=bigssl/demo/emoji/train", ["probe.knn.queries", "shards are trained on"]),
         ("evaluate.images.bank=bigssl/demo/text/train", ["evaluate.images.bank", "allowed: shards with jpg or jpeg"]),
+        ("evaluate={text: {bank: x, queries: y, label: z}, batch: 64}",  # the form of old
+         ["evaluate.text: no section with a task", "allowed: evaluate: {NAME: {task: knn, bank: DIR"]),
+        ("evaluate.batch=64", ["evaluate.batch: no section with a task", "NAME: {task: knn"]),
+        ("probe={every: 10, bank: x, queries: y, label: z}",
+         ["probe.bank: no section with a task", "allowed: probe: {every: 100, NAME: {task: knn, bank: DIR"]),
+        ("probe={every: 10}", ["probe", "nothing is probed", "NAME: {task: knn"]),
+        ("probe={every: 10, a/b: {task: knn}}", ["probe: name 'a/b'", "letters, digits, _ and -"]),
         (
             "data.sources.emoji={url: bigssl/demo/emoji/val, sequential: true, samples: 738}",
-            ["probe.queries", "2 of 2 shards are trained on", "data.sources.emoji"],  # there is no checksum: by place
+            ["probe.knn.queries", "2 of 2 shards are trained on", "data.sources.emoji"],  # no checksum: by place
         ),
-        ("probe.label=kind", ["probe.label", "'kind'", "category"]),
+        ("probe.knn.label=kind", ["probe.knn.label", "'kind'", "category"]),
         ("zero.options.reduce_bucket_size=many", ["zero.options", "reduce_bucket_size", "'many'"]),
         ("optim.warmup=9999", ["demo.yaml: optim.warmup 9999 does not end within steps"]),
         ("optim.momentum=0.5", ["demo.yaml: optim: momentum 0.5 has no effect with adamw"]),
         ("optim={schedule: wsd, warmup: 300, decay: 0.5}", ["optim.warmup 300", "optim.decay 0.5", "<= 185"]),
+        ("optim.groups=[{pattern: x, lrr: 2}]", ["optim.groups.0.lrr", "unknown key", "weight_decay", "nearest: lr"]),
+        ("optim.groups=[{pattern: x, betas: [0.9, 1.0]}]", ["optim.groups.0.betas.1", "value 1.0", "less than 1"]),
+        ("optim.groups=[{pattern: 'a(b'}]", ["optim.groups.0.pattern", "'a(b'", "no regular expression"]),
+        ("optim.no_decay=['a(b']", ["optim.no_decay", "no regular expression"]),
         ("optim.betas=[0.9, 1.0]", ["optim.betas.1", "value 1.0", "less than 1"]),
         ("optim={name: lars, momentum: 1.0}", ["optim.momentum", "value 1.0", "< 1"]),
         ("optim={schedule: constant, final: 0.1}", ["optim: final 0.1 has no effect with adamw and constant"]),
@@ -137,11 +159,9 @@ def test_overrides_are_yaml_and_make_sections() -> None:
         ("optim={name: muon, clip: 0, adam_lr: 9, weight_decay: 0.2}", ["optim.adam_lr 9", "optim.weight_decay 0.2"]),
         ("checkpoint={every: 200, keep_every: 300}", ["checkpoint.keep_every 300", "checkpoint.every 200"]),
         ("data.max_errors=3", ["data.max_errors 3", "data.on_error raise"]),
-        ("probe.k=2000", ["probe.k 2000", "probe.bank_limit 1024"]),
+        ("probe.knn.k=2000", ["probe.knn.k", "value 2000", "<= bank_limit, 1024"]),
         ("data.remote={timeout: 700}", ["data.remote.timeout 700", "data.remote.deadline 600"]),
         ("data.remote.cache_gb=3", ["data.remote.cache_gb 3", "without data.remote.cache"]),
-        ("backbones.text.size=32", ["backbones.text: size 32", "tokenizer"]),
-        ("backbones.image.length=32", ["backbones.image: length 32", "without a tokenizer"]),
         ("backbones.text.length=2", ["backbones.text.length: value 2", ">= 3"]),
         ("backbones={}", ["backbones", "at least 1"]),
         ("data.sources.spare={url: bigssl/demo/text/train}", ["data.sources.spare", "captions, emoji, text"]),

@@ -13,7 +13,9 @@ from bigssl.config.recipe import Recipe, recipe_model
 from bigssl.engine import loop, zero
 from bigssl.engine.plan import preflight
 from bigssl.objectives.base import config_union
-from bigssl.transfer.probe import KnnProbe
+from bigssl.train import live_probe
+from bigssl.transfer.discovery import evaluation_union
+from bigssl.transfer.team import Team
 
 DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
 TINY: dict[str, Any] = {
@@ -58,22 +60,29 @@ JOINT: dict[str, Any] = {
 
 def make_recipe(out: Path | str = "unused", **changes: Any) -> Recipe:
     """The tiny recipe with top-level sections replaced."""
-    return recipe_model(config_union()).model_validate({**TINY, "out": str(out), **changes})
+    return recipe_model(config_union(), evaluation_union()).model_validate({**TINY, "out": str(out), **changes})
+
+
+class _Disturbed:
+    """A probe during which something else happens."""
+
+    def __init__(self, probe: loop.Probe, during: Callable[[], None]) -> None:
+        self.measures, self._probe, self._during = probe.measures, probe, during
+
+    def __call__(self) -> dict[str, float]:
+        self._during()
+        return self._probe()
 
 
 def run(recipe: Recipe, during: Callable[[], None] | None = None) -> tuple[loop.Outcome, dict[str, Any]]:
     """Train as train.py does: (outcome, whole weights of the objective). Collective. `during`: called at each probe."""
     plan = preflight.plan(recipe, preflight.announced_world())
     device = zero.start()
-    knn = KnnProbe(recipe.probe, size=16) if recipe.probe else None
-
-    def probe() -> dict[str, float]:
-        if during is not None:
-            during()
-        return knn(plan.backbones["image"].model, device) if knn else {}
-
+    probe = live_probe(recipe, plan, device, Team())
+    if probe is not None and during is not None:
+        probe = _Disturbed(probe, during)
     try:
-        outcome = loop.train(recipe, plan, device, probe if recipe.probe else None)
+        outcome = loop.train(recipe, plan, device, probe)
         return outcome, zero.full_state(plan.objective)
     finally:
         zero.stop()

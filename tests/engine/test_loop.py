@@ -31,8 +31,9 @@ class Interrupt:
 
 
 VAL = str(Path(loop.__file__).parents[1] / "demo" / "emoji" / "val")
-PROBE = {"every": 1, "bank": VAL, "queries": VAL, "bank_limit": 64, "query_limit": 30, "batch": 16,
-         "label": "category"}  # fmt: skip
+NEAR = {"task": "knn", "bank": VAL, "queries": VAL, "bank_limit": 64, "query_limit": 30, "batch": 16,
+        "label": "category"}  # fmt: skip
+PROBE = {"every": 1, "near": NEAR}
 
 
 @pytest.mark.distributed
@@ -58,7 +59,7 @@ def test_resume_is_bit_identical(
         assert torch.equal(got[0][1][name], value), name
     rows = curve(tmp_path / "broken")
     assert rows == curve(tmp_path / "whole")
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and all("probe/knn" in row for row in rows)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and all("probe/near" in row for row in rows)
 
 
 @pytest.mark.distributed
@@ -77,6 +78,36 @@ def test_ranks_and_stages_keep_the_curve(
         two = curve(tmp_path / f"two{stage}")
         for name in ("loss", "loss/views", "loss/captions", "loss/words", "blind", "blind/words"):
             assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=2e-4), (stage, name)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (3, "fp32"), (3, "bf16")])
+def test_a_run_is_the_same_whatever_probes_it(
+    stage: int, precision: str, tmp_path: Path, ranks: Any, recipe: Any, joint: Any, train: Any, curve: Any
+) -> None:
+    """Every evaluation, on two ranks of which one has nothing to judge; weights to the bit, and rows of the metrics."""
+    options = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
+    text, shots = str(Path(VAL).parents[1] / "text" / "val"), {"queries": VAL, "captions": VAL, "label": "category"}
+    views = {"queries": VAL, "pair": "code", "view": "design"}
+    few = {"query_limit": 1, "batch": 8}
+    probe = {
+        "every": 2, "near": NEAR | few, "texts": NEAR | few | {"backbone": "text"},
+        "designs": {"task": "retrieval", "bank": VAL, "bank_limit": 9, **views},
+        "names": {"task": "zero_shot", "caption_limit": 400, **shots, **few},
+        "means": {"task": "class_mean", "caption_limit": 400, **shots, **few},
+        "words": {"task": "language", "bank": text, "queries": text, **few},
+    }  # fmt: skip
+    shape = {**joint, "steps": 4, "precision": precision, "zero": {"stage": stage, "options": options}}
+    plain = ranks(train, 2, recipe(tmp_path / "plain", **shape))
+    probed = ranks(train, 2, recipe(tmp_path / "probed", **shape, probe=probe))
+    for name, value in plain[0][1].items():
+        assert torch.equal(probed[0][1][name], value), name
+    rows = curve(tmp_path / "probed")
+    names = {f"probe/{name}" for name in probe if name != "every"}
+    assert names | {"health/image/std", "health/text/rankme"} <= rows[1].keys() and not names & rows[0].keys()
+    assert 2 < rows[1]["probe/words"] < 20 and all(0 <= rows[1][name] <= 1 for name in names - {"probe/words"})
+    without = [{name: row[name] for name in row if not name.startswith(("probe/", "health/"))} for row in rows]
+    assert without == curve(tmp_path / "plain")
 
 
 def test_a_nan_stops_the_run_and_names_the_samples(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bigssl.config.conflicts import of_schedule
-from bigssl.config.recipe import OptimConfig
+from bigssl.config.optim import OptimConfig
 from bigssl.engine.layerwise import Lamb, Lars
 from bigssl.engine.optim import build_optimizer, parameter_groups, schedule, set_learning_rate
 

@@ -108,12 +108,17 @@ def test_another_network_of_equal_shapes_is_refused(tmp_path: Path, recipe: Any)
     begin(settled(first, plan.backbones, accum=1, bf16=False), backbones__image__attention="eager")
     manifest = tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json"
     manifest.parent.mkdir(parents=True)
-    known = facts(1, 1, plan.streams, plan.backbones)
+    known = facts(1, 1, plan.streams, plan.backbones, plan.objective)
     manifest.write_text(json.dumps(known))
     again = preflight.plan(of(pretrained=str(tmp_path / "moved")), 1)
     assert again.backbones["image"].model.config._attn_implementation == "eager"  # as the run folder has it
     other = of(pretrained=str(tmp_path / "other"))
     refused(other, "step-00000002 has networks.image.hidden_act gelu, this run relu; allowed: the same")
+    known["groups"] = [{"pattern": "^head", "lr": 2.0}]
+    known["networks"]["image"]["hidden_act"] = "relu"
+    manifest.write_text(json.dumps(known))
+    refused(other, r"step-00000002 has groups \[{'pattern': '\^head', 'lr': 2.0}\], this run \[\]; allowed: the same")
+    del known["groups"]  # an earlier bigssl
     del known["networks"]["image"]["hidden_act"]  # a version that did not know the field
     manifest.write_text(json.dumps(known))
     preflight.plan(other, 1)
@@ -123,9 +128,11 @@ def test_another_network_of_equal_shapes_is_refused(tmp_path: Path, recipe: Any)
 
 
 def test_a_folder_of_an_earlier_version_is_gone_on_with(tmp_path: Path, recipe: Any) -> None:
-    """It lacks fields that came since, and has one that was never used and one of an evaluation that are gone."""
-    now = recipe(tmp_path / "run", evaluate={"text": {"bank": "x", "queries": "y", "label": "z"}})
-    begin(now, data__watchdog=..., optim__final=..., objective__hidden_old=None, evaluate__text__gone=64)
+    """It lacks fields that came since, and has one that was never used and evaluations of a form that is gone."""
+    near = {"task": "knn", "bank": "x", "queries": "y", "label": "z"}
+    now = recipe(tmp_path / "run", evaluate={"near": near}, probe={"every": 3, "near": near})
+    begin(now, data__watchdog=..., optim__final=..., objective__hidden_old=None,
+          evaluate={"text": {"bank": "x", "queries": "y"}, "batch": 3}, probe={"every": 5, "bank": "x"})  # fmt: skip
     refuse_changed_recipe(now)
 
 
@@ -177,6 +184,7 @@ def test_the_table_of_what_may_change(recipe: Any) -> None:
     now = recipe("unused", data={"sources": {"a.b": {"url": "x", "sequential": True, "samples": 9}, "c": {"url": "y"}}})
     yes = ("data.sources.c.mix.d.url", "zero.options.reduce_bucket_size", "data.remote.storage.s3.endpoint_url")
     no = ("data.sources.a.b.url", "data.sources.c.batch", "zero.options.zero_quantized_gradients", "steps", "seed",
-          "data.lanes", "data.sources.c.mix.d.weight", "backbones.image.config.tokenizers", "optim.clip")  # fmt: skip
+          "data.lanes", "data.sources.c.mix.d.weight", "backbones.image.config.tokenizers", "optim.clip",
+          "optim.groups", "optim.no_decay", "optim.layer_decay")  # fmt: skip
     assert [key for key in yes if not may_change(key, now)] == []
     assert [key for key in no if may_change(key, now)] == []

@@ -14,6 +14,7 @@ from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 
 STEPS, BATCH, ACCUM = 6, 8, 2
 CLIP = {"adamw": 0.1, "lamb": 0.1, "lars": 0.1, "muon": 0.0}
+OWN = {"pattern": r"\b0\.weight$", "lr": 0.5, "weight_decay": 0.3, "clip": 0.02}  # the embedding
 
 
 def recipe(optimizer: dict[str, Any], stage: int) -> Recipe:
@@ -26,7 +27,8 @@ def recipe(optimizer: dict[str, Any], stage: int) -> Recipe:
             "data": {"sources": {}},
             "batch": {"size": BATCH},
             "zero": {"stage": stage},
-            "optim": {"lr": 0.05, "warmup": 2, "clip": CLIP[optimizer["name"]], "weight_decay": 0.1, **optimizer},
+            "optim": {"lr": 0.05, "warmup": 2, "clip": CLIP[optimizer["name"]], "weight_decay": 0.1,
+                      "groups": [OWN], **optimizer},
         }
     )
 
@@ -53,7 +55,8 @@ def plain(config: Recipe) -> tuple[list[float], dict[str, torch.Tensor]]:
         loss = (model(tokens) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or 1e9)
+        nn.utils.clip_grad_norm_(model[0].parameters(), 0.02)
+        nn.utils.clip_grad_norm_(model[1:].parameters(), config.optim.clip or 1e9)
         optimizer.step()
         losses.append(loss.item())
     return losses, model.state_dict()

@@ -43,6 +43,8 @@ def test_parameter_counts_are_the_published_ones(kind: str, config: dict[str, An
     assert sum(parameters.values()) == count
 
 
+SERIES = {"type": "patchtst", "channels": 2, "length": 32}
+SOUND = {"type": "wav2vec2", "rate": 16_000, "length": 400}
 TINY_VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
             "patch_size": 8}  # fmt: skip
 
@@ -52,8 +54,9 @@ def test_vit_takes_its_image_size_and_pools_patches() -> None:
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     hidden = tower.model(pixel_values=normalise(images)).last_hidden_state
     assert hidden.shape == (2, 17, 16)
-    torch.testing.assert_close(tower.images(images), hidden[:, 1:].mean(1))
-    assert tower.size == 32 and tower.dim == 16 and not tower.is_text
+    torch.testing.assert_close(tower.hidden({"image": images}), hidden[:, 1:])
+    torch.testing.assert_close(tower.features({"image": images}), hidden[:, 1:].mean(1))
+    assert tower.size == 32 and tower.dim == 16 and tower.modality == "image"
     with pytest.raises(ValueError, match="no tokenizer"):
         _ = tower.tokenizer
 
@@ -64,7 +67,8 @@ def test_text_features_ignore_padding() -> None:
     tower = towers.Tower("net", config, load_tokenizer(TOKENIZER)).eval()
     ids, mask = torch.tensor([[2, 9, 8, 3]]), torch.ones(1, 4, dtype=torch.long)
     padded = torch.tensor([[2, 9, 8, 3, 0, 0]]), torch.tensor([[1, 1, 1, 1, 0, 0]])
-    torch.testing.assert_close(tower.text(ids, mask), tower.text(*padded), rtol=1e-5, atol=1e-6)
+    alone, filled = ({"input_ids": i, "attention_mask": m} for i, m in ((ids, mask), padded))
+    torch.testing.assert_close(tower.features(alone), tower.features(filled), rtol=1e-5, atol=1e-6)
     assert tower.vocabulary == len(tower.tokenizer) == len(tower.token_embedding)
 
 
@@ -76,7 +80,13 @@ def test_normalise_maps_bytes_to_minus_one_to_one() -> None:
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"type": "resnet"}, ["backbones.image", "size", "tokenizer"]),
+        ({"type": "resnet"}, ["backbones.image.size: missing; an image backbone (with size) needs its image side"]),
+        ({"type": "patchtst", "length": 8}, ["backbones.image.channels: missing; a series backbone"]),
+        ({"type": "hubert", "length": 8}, ["backbones.image.rate: missing; an audio backbone"]),
+        ({"type": "bert", "tokenizer": TOKENIZER, "length": 8, "size": 32}, ["size 32 and tokenizer", "not go togeth"]),
+        ({"type": "resnet", "size": 32, "length": 32}, ["image.length: value 32 has no effect on an image backbone"]),
+        ({"type": "vit_mae", "length": 32}, ["'vit_mae' serves as none (it hides 75 %", "a series backbone (with ch"]),
+        ({"type": "patchtst", "rate": 8, "length": 32}, ["'patchtst' is not for an audio backbone", "it takes series"]),
         ({"type": "bert", "tokenizer": "no/such.json", "length": 8}, ["tokenizer", "no/such.json", "bigssl tokenizer"]),
         ({"type": "bert", "tokenizer": TOKENIZER}, ["backbones.image.length"]),
         ({"type": "vit", "size": 8, "pretrained": "x", "config": {"hidden_size": 8}}, ["pretrained", "one of the two"]),
@@ -96,7 +106,7 @@ def test_activation_checkpointing_changes_nothing_but_memory() -> None:
         torch.manual_seed(0)
         config = BackboneConfig(type="vit", size=32, config=TINY_VIT, activation_checkpointing=flag)
         tower = towers.Tower("net", config, None).train()
-        tower.images(images).square().sum().backward()
+        tower.features({"image": images}).square().sum().backward()
         gradients.append({n: p.grad for n, p in tower.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, grad in gradients[0].items():
@@ -139,9 +149,14 @@ def test_pretrained_folder_is_where_training_starts(tmp_path: Path) -> None:
         ({"type": "roberta", "length": 512}, True, ["<= 511", "positions begin at 1", "max_position_embeddings=513"]),
         ({"type": "mpnet", "length": 8}, True, ["its [PAD] is 0", "takes 1 for padding"]),
         ({"type": "bert", "length": 8, "config": {"pad_token_id": 1}}, True, ["pad_token_id", "allowed: 0, the"]),
+        (SERIES | {"config": {"context_length": 9}}, False, ["config.context_length: value 9; allowed: 32, which is "]),
+        (SERIES | {"config": {"do_mask_input": True}}, False, ["config.do_mask_input: value True; allowed: False (i"]),
+        (SOUND | {"config": {"layerdrop": 0.1}}, False, ["config.layerdrop: value 0.1; allowed: 0.0 (it hides by a"]),
+        (SOUND | {"length": 399}, False, ["backbones.net.length: value 399; allowed: >= 400, samples of one frame"]),
     ],
 )
 def test_networks_that_cannot_serve_are_named(section: dict[str, Any], tokenizer: bool, words: list[str]) -> None:
+    section = section | ({"tokenizer": TOKENIZER} if tokenizer else {})
     with pytest.raises(ConfigError) as caught:
         towers.Tower("net", BackboneConfig.model_validate(section), load_tokenizer(TOKENIZER) if tokenizer else None)
     for word in words:
@@ -153,4 +168,4 @@ def test_images_of_networks_without_a_class_token_keep_every_token() -> None:
     tower = towers.Tower("net", BackboneConfig(type="swin", size=32, config=config), None).eval()
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     hidden = tower.model(pixel_values=normalise(images)).last_hidden_state
-    torch.testing.assert_close(tower.images(images), hidden.mean(1))
+    torch.testing.assert_close(tower.features({"image": images}), hidden.mean(1))

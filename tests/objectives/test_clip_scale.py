@@ -42,8 +42,8 @@ def test_above_its_cap_the_scale_moves_only_down(
     losses.total.backward()
     assert task.log_scale.grad.item() == pytest.approx(100.0 * slope if moves else 0.0)  # type: ignore[union-attr]
     assert losses.stats["scale"].item() <= 100.0
-    assert task.export_heads()["clip"].tensors["logit_scale"].item() == pytest.approx(100.0)
-    assert task.export_heads()["clip"].tensors["logit_scale"].item() <= 100.0
+    assert task.exports()["clip"].tensors["logit_scale"].item() == pytest.approx(100.0)
+    assert task.exports()["clip"].tensors["logit_scale"].item() <= 100.0
 
 
 @pytest.mark.parametrize("slope", [1.0, -1.0])

@@ -39,7 +39,7 @@ def test_simclr_equals_a_loop_over_pairs(objective: Any, batch: Any) -> None:
     loss = task(data, AT).total.item()
     with torch.no_grad():
         both = torch.cat([data["view1"], data["view2"]])
-        z = torch.nn.functional.normalize(task.head(task.backbone.images(both)).double())
+        z = torch.nn.functional.normalize(task.head(task.backbone.features({"image": both})).double())
     total = 0.0
     for i in range(10):
         others = [math.exp(float(z[i] @ z[j]) / 0.3) for j in range(10) if j != i]
@@ -71,7 +71,7 @@ def test_mlm_equals_a_loop_over_the_masked_tokens(objective: Any, batch: Any) ->
     task = objective(discover()["mlm"], "mlm")
     data = batch(task)
     with torch.no_grad():
-        hidden = task.backbone.tokens(data["input_ids"], data["attention_mask"])
+        hidden = task.backbone.hidden(data)
         head = task.head
         logits = head.norm(nn.functional.gelu(head.dense(hidden))).double() @ head.weight.double().T + head.bias
         picked = [
@@ -112,12 +112,12 @@ def test_joint_parts_draw_randomness_of_their_own(objective: Any, batch: Any) ->
     assert torch.equal(full["words"]["labels"], less["words"]["labels"])
 
 
-def test_joint_hands_on_steps_and_heads(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joint_hands_on_teachers_and_exports(objective: Any) -> None:
     preset = discover()["joint"].preset["objective"]["parts"]
     twice = {"first": preset["captions"], "second": preset["captions"]}
-    task = objective(discover()["joint"], "joint", parts={**twice, "views": preset["views"], "words": preset["words"]})
-    assert set(task.export_heads()) == {"clip", "second-clip", "mlm"}
-    seen: list[int] = []
-    monkeypatch.setattr(discover()["simclr"], "after_step", lambda self, step: seen.append(step))
-    task.after_step(7)
-    assert seen == [7]
+    slow = {f"slow{n}": {"name": "byol", "hidden": 16, "dim": 8} for n in (1, 2)}
+    task = objective(discover()["joint"], "joint", parts={**twice, **slow, "words": preset["words"]})
+    assert set(task.exports()) == {"clip", "second-clip", "image_teacher", "slow2-image_teacher", "mlm"}
+    assert {name: teacher.student for name, teacher in task.teachers().items()} == {
+        f"{name}/target": task.parts[name].online for name in slow
+    }

@@ -11,10 +11,12 @@ from bigssl.report import environment, figures
 from bigssl.report.html import write_report
 from bigssl.report.metrics import Measure, MetricsWriter
 
-TASK = {"title": "kNN over <category>", "chance": 0.1, "majority": 0.3, "random_net": 0.58, "raw": 0.63,
-        "trained": 0.66, "passed": True, "verdict": "better than all", "sentence": "The network & its features."}
-HELD = {"title": "masked words", "unit": "nats", "blind": 6.021, "random_net": 7.13, "trained": 4.404, "passed": True,
-        "verdict": "better than all", "sentence": "Masked words & 8 documents."}
+TASK = {"title": "kNN over <category>", "unit": "share", "higher_is_better": True, "chance": 0.1, "majority": 0.3,
+        "blind": None, "random_net": 0.58, "raw": 0.63, "trained": 0.66, "passed": True, "verdict": "better than all",
+        "sentence": "The network & its features."}
+WORDS = {"title": "masked words", "unit": "nats", "higher_is_better": False, "chance": None, "majority": None,
+         "blind": 6.021, "random_net": 7.13, "raw": None, "trained": 4.404, "passed": True,
+         "verdict": "better than all", "sentence": "Masked words & 8 documents."}
 
 
 @pytest.fixture
@@ -23,11 +25,12 @@ def run(tmp_path: Path) -> Path:
     for step in range(1, 41):
         values = {"loss": 9 - step / 10, "blind": 9.0, "loss/simclr": 5.0, "blind/simclr": 6.2, "loss/mlm": 4.0,
                   "speed/samples_per_s": 800.0, "speed/data_wait": 0.03, "speed/driver_overhead": 0.01}
-        writer.describe({name: Measure("nats", "guessing") for name in ("loss", "loss/simclr", "loss/mlm")})
-        writer.write(step, values | ({"probe/knn": 0.6, "probe/std": 0.08} if step % 10 == 0 else {}))
+        measures = {name: Measure("nats", "guessing") for name in ("loss", "loss/simclr", "loss/mlm")}
+        writer.describe(measures | {"probe/near": Measure("share", ""), "probe/lm": Measure("nats", "")})
+        writer.write(step, values | ({"probe/near": 0.615, "probe/lm": 5.5, "health/image/std": 0.08} if step % 10 == 0 else {}))
     writer.close()
     (tmp_path / "config.yaml").write_text("name: <demo>\nsteps: 40\n")
-    card = {"tasks": {"images.knn": TASK}, "losses": {"language": HELD}, "notes": ["A note."]}
+    card = {"tasks": {"images": TASK, "words": WORDS}, "notes": ["A note."]}
     (tmp_path / "scorecard.json").write_text(json.dumps(card))
     environment.record(tmp_path)
     return tmp_path
@@ -39,7 +42,8 @@ def test_page_is_one_file_with_everything_in_it(run: Path) -> None:
     assert page.count("<svg") == 4
     for text in ("66.0 %", "58.0 %", "better than all", "The network &amp; its features.", "A note.", "simclr", "mlm",
                  "kNN over &lt;category&gt;", "name: &lt;demo&gt;", "guessing 6.20", "driver overhead", "torch",
-                 "6.02", "7.13", "4.40", "Masked words &amp; 8 documents.", "simclr: 1.20 nats below its blind line"):
+                 "6.02", "7.13", "4.40 nats", "(lower is better)", "probe near", "61.5 %", "near (%)", "lm (nats)", "5.50 nats",
+                 "image: feature std", "beats every baseline in 2 of 2 tasks", "Masked words &amp; 8 documents.", "simclr: 1.20 nats below its blind line"):
         assert text in page, text
     assert not list(run.glob("*.tmp"))
 

@@ -31,13 +31,13 @@ class Refusing:
 def write_steps(folder: Path, steps: range, resume_step: int = 0) -> None:
     writer = MetricsWriter(folder, resume_step=resume_step, enabled=True)
     for step in steps:
-        writer.write(step, {"loss": step / 10, "probe/knn": 0.5})
+        writer.write(step, {"loss": step / 10, "probe/near": 0.5})
     writer.close()
 
 
 def test_round_trip(tmp_path: Path) -> None:
     write_steps(tmp_path, range(1, 4))
-    assert read_metrics(tmp_path) == [{"step": s, "loss": s / 10, "probe/knn": 0.5} for s in (1, 2, 3)]
+    assert read_metrics(tmp_path) == [{"step": s, "loss": s / 10, "probe/near": 0.5} for s in (1, 2, 3)]
     assert all(isinstance(row["step"], int) for row in read_metrics(tmp_path))
 
 

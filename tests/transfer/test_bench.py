@@ -16,17 +16,16 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from bigssl.config.evaluate import Evaluate
+from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import DataError
 from bigssl.data.shards.index import build_index
 from bigssl.transfer import matrix
-from bigssl.transfer.bench import Captions
 from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import ImageInput
-from bigssl.transfer.knn import knn_predict
-from bigssl.transfer.matrix import Matrix, Scratch, joined
+from bigssl.transfer.knn import stored_knn
+from bigssl.transfer.matrix import HeldPart, Matrix, Scratch, joined
 from bigssl.transfer.scorecard import score
-from bigssl.transfer.tasks import text
+from bigssl.transfer.tasks import knn
 
 SIDE = 64
 MIB = 1 << 20
@@ -53,10 +52,10 @@ def status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def growth(run: Path, asked: Evaluate) -> int:
+def growth(run: Path, asked: dict[str, Evaluation]) -> int:
     """Bytes by which the memory of this process grows at most while it evaluates."""
     matrix.VALUES, matrix.ROWS = 1 << 18, 64
-    score(run, Evaluate.model_validate(asked.model_dump() | {"images": None}), seed=0)  # whatever is imported late
+    score(run, {}, seed=0)  # whatever is imported late
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     score(run, asked, seed=0)
@@ -73,8 +72,8 @@ def test_memory_does_not_grow_with_the_dataset(
     for count in (300, 3000):
         write_pictures(tmp_path / str(count), count)
         url = str(tmp_path / str(count))
-        images = {"bank": url, "queries": str(tmp_path / "300"), "label": "label", "query_limit": 200}
-        (peak,) = ranks(growth, 1, tmp_path, Evaluate.model_validate({"images": images, "batch": 16}))
+        images = knn.Knn(bank=url, queries=str(tmp_path / "300"), label="label", query_limit=200, batch=16)
+        (peak,) = ranks(growth, 1, tmp_path, {"images": images})
         peaks.append(peak)
     assert peaks[1] < 100 * MIB and peaks[1] - peaks[0] < 30 * MIB, [f"{peak / MIB:.0f} MiB" for peak in peaks]
 
@@ -83,18 +82,19 @@ def test_memory_does_not_grow_with_the_dataset(
 def test_bag_of_words_votes_as_the_whole_dense_matrix_does(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    monkeypatch.setattr(text, "ROWS", rows)
+    monkeypatch.setattr(knn, "ROWS", rows)
     rng = np.random.default_rng(0)
     words = np.array(["red", "green", "blue", "cat", "dog", "bird", "house", "tree", "one", "two", "three"])
     texts = [" ".join(words[rng.integers(0, len(words), 4)]) for _ in range(40)] + ["unheard of"]
-    bank = Captions(texts[:25], [str(i % 3) for i in range(25)], [])
+    bank, queries = texts[:25], texts[25:40]
     known = torch.arange(25) % 3
-    vectors = TfidfVectorizer(dtype=np.float32, sublinear_tf=True).fit(bank.texts)
-    dense = [torch.from_numpy(vectors.transform(part).toarray()) for part in (bank.texts, texts[25:40])]
-    expected = knn_predict(dense[0], known, dense[1], k=5)
-    assert text.bag_of_words_knn(bank, texts[25:40], known, 5).tolist() == expected.tolist()
-    assert len(text.bag_of_words_knn(bank, texts[40:], known, 5)) == 1, "words that were never seen are no error"
-    assert text.bag_of_words_knn(bank, [], known, 5).tolist() == []
+    vectors = TfidfVectorizer(dtype=np.float32, sublinear_tf=True).fit(bank)
+    dense = [torch.from_numpy(vectors.transform(part).toarray()) for part in (bank, queries)]
+    vast, asked = (Matrix([HeldPart(rows)]) for rows in dense)
+    expected = stored_knn(vast, known, asked, range(15), torch.zeros(vast.width), k=5, device="cpu")
+    assert knn.bag_of_words_knn(bank, known, queries, 5).tolist() == expected.tolist()
+    assert len(knn.bag_of_words_knn(bank, known, texts[40:], 5)) == 1, "words that were never seen are no error"
+    assert knn.bag_of_words_knn(bank, known, [], 5).tolist() == []
 
 
 def test_parts_of_several_ranks_are_read_as_one_matrix(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:

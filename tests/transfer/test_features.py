@@ -13,11 +13,11 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds import augment, decode, text
 from bigssl.data.order.stream import read_in_order
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.nets.pool import normalise, pooled
+from bigssl.nets.modality import MODALITIES
+from bigssl.nets.pool import normalise
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
 from bigssl.transfer.features import (
     ImageBatch,
-    centre,
     chosen,
     column,
     evaluating,
@@ -44,7 +44,7 @@ def one_by_one(model: PreTrainedModel, index: DatasetIndex) -> torch.Tensor:
     for sample in read_in_order(index):
         pixels = augment.center(decode.image(sample.fields["png"]), SIZE)
         with torch.no_grad():
-            rows.append(pooled(model.eval(), {"pixel_values": normalise(torch.from_numpy(pixels)[None])})[0])
+            rows.append(MODALITIES["image"].features(model.eval(), {"image": torch.from_numpy(pixels)[None]})[0])
     return torch.stack(rows)
 
 
@@ -128,11 +128,6 @@ def test_texts_do_not_depend_on_batch_or_padding(
         with torch.no_grad():
             hidden = model.eval()(input_ids=torch.from_numpy(ids[None, :count])).last_hidden_state[0]
         assert torch.allclose(vector, hidden.mean(0), atol=1e-5)
-
-
-def test_centre_uses_the_bank_alone() -> None:
-    bank, queries = centre(torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[2.0, 3]]))
-    assert bank.tolist() == [[-1, -1], [1, 1]] and queries.tolist() == [[0, 0]]
 
 
 def test_damaged_image_names_shard_and_sample(shards: Path, monkeypatch: pytest.MonkeyPatch, val: DatasetIndex) -> None:

@@ -15,18 +15,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bigssl.config.evaluate import EvalLanguage, Evaluate
 from bigssl.data.errors import DataError
 from bigssl.data.shards.index import build_index
 from bigssl.engine import zero
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.transfer.baselines import random_network
-from bigssl.transfer.bench import Bench, Networks
+from bigssl.transfer.bench import Bench
 from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.scorecard import format_table, score
+from bigssl.transfer.scores import row_of
+from bigssl.transfer.subjects import Exported, Subject
 from bigssl.transfer.tasks import language
+from bigssl.transfer.tasks.language import Language
 from bigssl.transfer.team import Team
 
 Make = Callable[..., PreTrainedModel]
@@ -51,9 +53,9 @@ def story(seed: int, words: int = 150) -> str:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> EvalLanguage:
+def settings(tmp_path: Path) -> Language:
     bank, queries = [story(n) for n in range(12)], [story(100 + n, 40 + 60 * n) for n in range(5)]
-    return EvalLanguage(bank=write(tmp_path / "bank", bank), queries=write(tmp_path / "queries", queries))
+    return Language(bank=write(tmp_path / "bank", bank), queries=write(tmp_path / "queries", queries))
 
 
 @pytest.fixture
@@ -68,23 +70,36 @@ def head_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in head.named_parameters() if name != "weight"}
 
 
-def bench_of(batch: int = 4) -> Bench:
+class Given(Exported):
+    """A network and a head that were never exported."""
+
+    def __init__(self, subject: Subject, head: dict[str, torch.Tensor]) -> None:
+        super().__init__(Path("unused"), 3, {})
+        self._loaded, self._head = {"text": subject}, head
+
+    def head(self, name: str) -> dict[str, torch.Tensor]:
+        return self._head
+
+
+def bench_of(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor], batch: int = 4) -> Bench:
+    models = {"trained": model, "random_net": random_network(model.config, 0)}
     team = Team()
-    return Bench(team, Scratch(Path("unused"), team), batch, "cpu")
+    return Bench(team, Scratch(Path("unused"), team), Given(Subject("text", models, words), head), "cpu", seed=3,
+                 where="evaluate.words", batch=batch)  # fmt: skip
 
 
-def row(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor], settings: EvalLanguage, batch: int = 4
+def row(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor], settings: Language, batch: int = 4
         ) -> dict[str, Any]:
-    networks = Networks(model, random_network(model.config, 0))
-    return language.masked_words(bench_of(batch), networks, words, head, settings, seed=3)
+    (found,) = settings.run(bench_of(model, words, head, batch))
+    return row_of(found)
 
 
-def documents_of(words: TextInput, settings: EvalLanguage, seed: int) -> list[language.Document]:
+def documents_of(words: TextInput, settings: Language, seed: int) -> list[language.Document]:
     return list(language._documents(settings.queries, range(5), words, seed))
 
 
 def test_numbers_are_those_of_loops(
-    make_model: Make, words: TextInput, tokenizer: PreTrainedTokenizerFast, settings: EvalLanguage
+    make_model: Make, words: TextInput, tokenizer: PreTrainedTokenizerFast, settings: Language
 ) -> None:
     model = make_model("bert").eval()
     head = head_of(model)
@@ -117,14 +132,14 @@ def test_numbers_are_those_of_loops(
 
 
 def test_the_same_tokens_are_masked_again_and_the_batch_does_not_matter(
-    make_model: Make, words: TextInput, settings: EvalLanguage
+    make_model: Make, words: TextInput, settings: Language
 ) -> None:
     model = make_model("bert").eval()
     first, second = (row(model, words, head_of(model), settings, batch=batch) for batch in (4, 7))
     assert first["trained"] == pytest.approx(second["trained"], rel=1e-6) and first["tokens"] == second["tokens"]
 
 
-def test_every_piece_of_a_document_is_asked(tokenizer: PreTrainedTokenizerFast, settings: EvalLanguage) -> None:
+def test_every_piece_of_a_document_is_asked(tokenizer: PreTrainedTokenizerFast, settings: Language) -> None:
     """Of about 15 %, and never a special token or padding."""
     documents = documents_of(TextInput(tokenizer, LENGTH), settings, 0)
     tokens = sum(int(document.mask.sum()) - 2 * len(document.mask) for document in documents)
@@ -135,55 +150,50 @@ def test_every_piece_of_a_document_is_asked(tokenizer: PreTrainedTokenizerFast, 
 
 
 def test_a_network_that_knows_frequencies_alone_does_not_pass(
-    make_model: Make, words: TextInput, tokenizer: PreTrainedTokenizerFast, settings: EvalLanguage
+    make_model: Make, words: TextInput, tokenizer: PreTrainedTokenizerFast, settings: Language
 ) -> None:
     model = make_model("bert").eval()
     head = {name: torch.zeros_like(value) for name, value in head_of(model).items()}
-    head["bias"] = -language._frequencies(bench_of(), settings, tokenizer, model.config.vocab_size).surprise()
+    bench = bench_of(model, words, head)
+    head["bias"] = -settings._frequencies(bench, tokenizer, model.config.vocab_size).surprise()
     found = row(model, words, head, settings)
     assert found["trained"] == pytest.approx(found["blind"], rel=1e-5)
-    assert found["verdict"] == "not better than token frequencies" and not found["passed"]
+    assert found["gains"]["blind"]["stderr"] < 1e-5 and "token frequencies" in found["verdict"]
+    assert found["verdict"] != "better than all"
     assert found["gains"]["random_net"]["difference"] > 1
 
 
-def test_documents_are_the_units_of_the_standard_error() -> None:
-    """Two documents, one of them nine times as long: the error of a ratio by hand."""
-    gain = language._gain(torch.tensor([1.0, 18.0]).double(), torch.tensor([1.0, 9.0]).double())
-    mean = 19 / 10
-    spread = math.sqrt((1 - mean) ** 2 + (18 - 9 * mean) ** 2) / 10 * math.sqrt(2)
-    assert gain == {"difference": pytest.approx(mean), "stderr": pytest.approx(spread)}
-    assert language._gain(torch.tensor([5.0]), torch.tensor([5.0]))["stderr"] == math.inf
-
-
 def test_the_scorecard_has_the_row(
-    tmp_path: Path, make_model: Make, tokenizer: PreTrainedTokenizerFast, settings: EvalLanguage
+    tmp_path: Path, make_model: Make, tokenizer: PreTrainedTokenizerFast, settings: Language
 ) -> None:
     model = make_model("bert")
     export_run(tmp_path, {"text": model}, {"text": TextInput(tokenizer, LENGTH)}, {"mlm": head_of(model)}, {})
-    card = score(tmp_path, Evaluate(language=settings), seed=3)
-    assert card["verdicts"] == {"language": card["losses"]["language"]["passed"]}
-    assert card["losses"]["language"]["sentence"] in format_table(card)
+    card = score(tmp_path, {"words": settings}, seed=3)
+    task = card["tasks"]["words"]
+    assert card["verdicts"] == {"words": task["passed"]} and (task["unit"], task["higher_is_better"]) == ("nats", False)
+    (line,) = [line for line in format_table(card).splitlines() if line.startswith(task["title"])]
+    assert f"{task['trained']:.2f} nats" in line and f"{task['blind']:.2f}" in line and line.endswith(task["verdict"])
     wrong = settings.model_copy(update={"head": "nothing"})
     with pytest.raises(DataError, match=r"nothing.safetensors; there is: mlm.safetensors"):
-        score(tmp_path, Evaluate(language=wrong), seed=3)
+        score(tmp_path, {"words": wrong}, seed=3)
 
 
-def test_another_head_is_refused(make_model: Make, words: TextInput, settings: EvalLanguage) -> None:
-    with pytest.raises(DataError, match="evaluate.language.head: not of masked language modelling"):
+def test_another_head_is_refused(make_model: Make, words: TextInput, settings: Language) -> None:
+    with pytest.raises(DataError, match="evaluate.words.head: not of masked language modelling"):
         row(make_model("bert"), words, {"image_projection": torch.zeros(2, 2)}, settings)
     other = head_of(make_model("bert", hidden_size=32))
-    with pytest.raises(DataError, match=r"evaluate.language.head: of another backbone: it has bias \[\d+\], "):
+    with pytest.raises(DataError, match=r"evaluate.words.head: of another backbone: it has bias \[\d+\], "):
         row(make_model("bert"), words, other, settings)
 
 
-def on_ranks(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor], settings: EvalLanguage) -> Any:
+def on_ranks(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor], settings: Language) -> Any:
     zero.start()
     return row(model, words, head, settings)
 
 
 @pytest.mark.distributed
 def test_three_ranks_find_what_one_finds(
-    make_model: Make, words: TextInput, settings: EvalLanguage, ranks: Any
+    make_model: Make, words: TextInput, settings: Language, ranks: Any
 ) -> None:
     model = make_model("bert").eval()
     one = row(model, words, head_of(model), settings)

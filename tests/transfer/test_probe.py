@@ -1,4 +1,6 @@
-"""The online probe: its numbers are those of the offline functions, on one rank and on several."""
+"""The online probe: the evaluations of the scorecard on the live networks, on one rank and on several."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,96 +8,203 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, PreTrainedModel
+from pydantic import TypeAdapter
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from bigssl.config.evaluate import ProbeConfig
+from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import DataError
-from bigssl.data.shards.index import DatasetIndex
-from bigssl.transfer.collapse import feature_std, rankme
-from bigssl.transfer.features import centre, column, image_batches, network, samples_at
-from bigssl.transfer.features import chosen as chosen_numbers
-from bigssl.transfer.knn import encode_labels, knn_accuracy
-from bigssl.transfer.probe import KnnProbe
+from bigssl.data.order.stream import Stream
+from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.report.metrics import Measure
+from bigssl.transfer.discovery import discover_evaluations, evaluation_union
+from bigssl.transfer.export import export_run
+from bigssl.transfer.inputs import ImageInput, TextInput
+from bigssl.transfer.probe import LiveProbe
+from bigssl.transfer.scorecard import score
+from bigssl.transfer.subjects import Live, Subject
+from bigssl.transfer.team import Team
 
 Make = Callable[..., PreTrainedModel]
+parse: Callable[[Any], dict[str, Evaluation]] = TypeAdapter(dict[str, evaluation_union()]).validate_python
 SIZE = 32
 
 
-def settings(shards: Path, **changes: object) -> ProbeConfig:
-    values = {"every": 1, "bank": str(shards / "train"), "queries": str(shards / "val"), "k": 5, "batch": 16,
-              "label": "category"}
-    return ProbeConfig.model_validate(values | changes)
+def knn(shards: Path, **changes: object) -> dict[str, Evaluation]:
+    values = {"task": "knn", "bank": str(shards / "train"), "queries": str(shards / "val"), "k": 5, "batch": 16,
+              "label": "category"}  # fmt: skip
+    return parse({"near": values | changes})
 
 
-def encoded(model: PreTrainedModel, url: str, limit: int) -> tuple[torch.Tensor, list[str]]:
-    """Features and categories of the subset that the scorecard would take."""
-    index = DatasetIndex.load(url)
-    batches = list(image_batches(samples_at(index, chosen_numbers(index, limit)), size=SIZE, batch=200))
-    encode = network(model, "cpu")
-    return (torch.cat([encode(batch.pixels) for batch in batches]),
-            [label for batch in batches for label in column(batch.keys, batch.meta, "category")])
+def everything(shards: Path) -> dict[str, Evaluation]:
+    """Each evaluation that there is."""
+    train, val = str(shards / "train"), str(shards / "val")
+    known: dict[str, dict[str, Any]] = {
+        "knn": {"bank": train, "queries": val, "label": "category", "k": 5, "bank_limit": 53, "query_limit": 21},
+        "retrieval": {"bank": train, "queries": val, "pair": "code", "view": "design", "bank_limit": 30},
+        "zero_shot": {"queries": val, "captions": train, "label": "category", "query_limit": 25},
+        "class_mean": {"queries": val, "captions": train, "label": "category", "caption_limit": 40},
+        "language": {"bank": train, "queries": val, "query_limit": 9},
+    }
+    assert known.keys() == discover_evaluations().keys()
+    return parse({f"my-{task}": section | {"task": task, "batch": 8} for task, section in known.items()})
 
 
-@pytest.mark.parametrize("limits", [{}, {"bank_limit": 37, "query_limit": 11}])
-def test_equals_offline_evaluation(limits: dict[str, int], make_model: Make, shards: Path) -> None:
-    model = make_model("resnet")
-    chosen = settings(shards, **limits)
-    found = KnnProbe(chosen, size=SIZE)(model, "cpu")
-    (bank, known), (queries, asked) = (
-        encoded(model, url, limit)
-        for url, limit in ((chosen.bank, chosen.bank_limit), (chosen.queries, chosen.query_limit))
-    )
-    (labels, wanted), _ = encode_labels(known, asked)
-    vectors, query_vectors = centre(bank, queries)
-    assert found["knn"] == pytest.approx(knn_accuracy(vectors, labels, query_vectors, wanted, k=5))
-    assert found["std"] == pytest.approx(feature_std(bank), rel=1e-4)
-    assert found["rankme"] == pytest.approx(rankme(bank), rel=1e-3)
+def probe_of(model: PreTrainedModel, sections: dict[str, Evaluation]) -> LiveProbe:
+    live = Live([Subject("image", {"trained": model}, ImageInput(SIZE), 16)])
+    return LiveProbe(sections, live, team=Team(), seed=0, device="cpu")
 
 
-def test_training_goes_on_as_if_it_had_not_been_there(make_model: Make, shards: Path) -> None:
-    model = make_model("resnet").train()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    KnnProbe(settings(shards), size=SIZE)(model, "cpu")
-    assert model.training and torch.is_grad_enabled()
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+Towers = tuple[dict[str, PreTrainedModel], dict[str, ImageInput | TextInput], dict[str, dict[str, torch.Tensor]]]
 
 
-def test_collapsed_network_is_seen(make_model: Make, shards: Path) -> None:
+@pytest.fixture
+def towers(make_model: Make, tokenizer: PreTrainedTokenizerFast) -> Towers:
+    models = {"image": make_model("resnet"), "text": make_model("bert")}
+    torch.manual_seed(1)
+    mlm = MaskedLanguageHead(models["text"].get_input_embeddings().weight)  # type: ignore[arg-type]
+    heads = {"clip": {name: torch.randn(8, 16) for name in ("image_projection", "text_projection")},
+             "mlm": {name: value.detach().clone() for name, value in mlm.named_parameters() if name != "weight"}}
+    return models, {"image": ImageInput(SIZE), "text": TextInput(tokenizer, 24)}, heads
+
+
+def live_of(towers: Towers) -> Live:
+    models, inputs, heads = towers
+    return Live([Subject(name, {"trained": model}, inputs[name], 16) for name, model in models.items()], lambda: heads)
+
+
+def test_every_evaluation_probes_what_the_scorecard_would_find(towers: Towers, shards: Path, tmp_path: Path) -> None:
+    models, inputs, heads = towers
+    export_run(tmp_path, models, inputs, heads, {})
+    card = score(tmp_path, everything(shards), seed=4)
+    probe = LiveProbe(everything(shards), live_of(towers), team=Team(), seed=4, device="cpu")
+    for _ in range(2):  # what is kept from the first time is as good the second time
+        found = probe()
+        for name, task in card["tasks"].items():
+            assert found.pop(f"probe/{name}") == pytest.approx(task["trained"], rel=1e-5), name
+        assert found == pytest.approx({
+            f"health/image/{name}": value for name, value in card["health"]["image"]["trained"].items()
+        }, rel=1e-4)  # fmt: skip
+    assert probe.measures == {f"probe/{name}": Measure(task["unit"], "") for name, task in card["tasks"].items()}
+
+
+def test_samples_are_read_once_and_before_the_first_probe(
+    towers: Towers, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = LiveProbe(everything(shards), live_of(towers), team=Team(), seed=4, device="cpu")
+
+    def gone(*args: object) -> None:
+        raise OSError("the shards are gone")
+
+    monkeypatch.setattr(Stream, "read", gone)
+    for module in ("features", "bench", "tasks.language"):
+        monkeypatch.setattr(f"bigssl.transfer.{module}.samples_at", gone)
+    assert probe() == probe()
+
+
+def test_building_a_probe_makes_no_forward_pass(towers: Towers, shards: Path) -> None:
+    passes: list[str] = []
+    for name, model in towers[0].items():
+        model.register_forward_hook(lambda *_, name=name: passes.append(name))
+    probe = LiveProbe(everything(shards), live_of(towers), team=Team(), seed=4, device="cpu")
+    assert not passes
+    probe()
+    assert set(passes) == {"image", "text"}
+
+
+def test_training_goes_on_as_if_it_had_not_been_there(towers: Towers, shards: Path) -> None:
+    models = [model.train() for model in towers[0].values()]
+    before = [{key: value.clone() for key, value in model.state_dict().items()} for model in models]
+    generator = torch.get_rng_state()
+    LiveProbe(everything(shards), live_of(towers), team=Team(), seed=4, device="cpu")()
+    assert torch.equal(torch.get_rng_state(), generator) and torch.is_grad_enabled()
+    for model, state in zip(models, before, strict=True):
+        assert all(module.training for module in model.modules())
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_it_sees_the_network_as_it_is_now(make_model: Make, shards: Path) -> None:
     model = make_model("vit")
+    probe = probe_of(model, knn(shards))
+    healthy = probe()
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.zero_() if "layernorm.weight" in name else None
         model.layernorm.bias.fill_(1.0)  # type: ignore[union-attr, operator]
-    found = KnnProbe(settings(shards), size=SIZE)(model, "cpu")
-    assert found["std"] == pytest.approx(0.0, abs=1e-5) and found["rankme"] == pytest.approx(1.0, abs=1e-2)
+    collapsed = probe()
+    assert collapsed["health/image/std"] < 1e-5 < 0.01 < healthy["health/image/std"]
+    assert collapsed["health/image/rankme"] == pytest.approx(1.0, abs=1e-2)
 
 
-def test_more_neighbours_than_images_is_refused(shards: Path) -> None:
-    with pytest.raises(DataError, match="probe.k: value 5, but .* gives 4 images"):
-        KnnProbe(settings(shards, bank_limit=4), size=SIZE)
+@pytest.mark.parametrize("changes, message", [
+    ({"bank_limit": 4}, "probe.near.k: value 5, but the bank has 4 samples"),
+    ({"label": "colour"}, "no metadata field 'colour'"),
+])
+def test_what_cannot_be_probed_is_known_at_once(
+    changes: dict, message: str, make_model: Make, shards: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        probe_of(make_model("resnet"), knn(shards, **changes))
 
 
-def test_unknown_label_is_refused(shards: Path) -> None:
-    with pytest.raises(DataError, match="no metadata field 'colour'"):
-        KnnProbe(settings(shards, label="colour"), size=SIZE)
-
-
-def probed(folder: Path, chosen: ProbeConfig) -> dict[str, Any]:
-    """One rank: the probe's numbers, and the sizes of its forward passes."""
+def probed(folder: Path, towers: Towers, shards: Path, sections: dict[str, Evaluation]) -> dict[str, Any]:
+    """One rank: the probe's numbers, and how many forward passes it made."""
     torch.distributed.init_process_group("gloo")
-    model = AutoModel.from_pretrained(folder)
-    forwards: list[int] = []
-    model.register_forward_hook(lambda _, __, output: forwards.append(len(output.last_hidden_state)))
-    return {**KnnProbe(chosen, size=SIZE)(model, "cpu"), "forwards": forwards}
+    models = {name: AutoModel.from_pretrained(folder / name) for name in towers[0]}
+    passes = dict.fromkeys(models, 0)
+
+    def count(name: str) -> None:
+        torch.distributed.barrier()  # as ZeRO-3 would: a rank that makes fewer passes hangs the others
+        passes[name] += 1
+
+    for name, model in models.items():
+        model.register_forward_hook(lambda *_, name=name: count(name))
+    probe = LiveProbe(sections, live_of((models, *towers[1:])), team=Team(), seed=4, device="cpu")
+    return {**probe(), "passes": passes}
 
 
 @pytest.mark.distributed
-def test_two_ranks_give_the_numbers_of_one(
-    make_model: Make, shards: Path, tmp_path: Path, ranks: Callable[..., list[Any]]
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_give_the_numbers_of_one_in_as_many_passes_each(
+    world: int, towers: Towers, shards: Path, tmp_path: Path, ranks: Callable[..., list[Any]]
 ) -> None:
-    model = make_model("resnet")
-    model.save_pretrained(tmp_path / "model")
-    chosen = settings(shards, bank_limit=53, query_limit=21)
-    found = ranks(probed, 2, tmp_path / "model", chosen)
-    assert found[0] == found[1] and found[0].pop("forwards") == found[1].pop("forwards") == [14, 14, 11]
-    assert found[0] == pytest.approx(KnnProbe(chosen, size=SIZE)(model, "cpu"), rel=1e-4)
+    for name, model in towers[0].items():
+        model.save_pretrained(tmp_path / name)
+    alone = LiveProbe(everything(shards), live_of(towers), team=Team(), seed=4, device="cpu")()
+    found = ranks(probed, world, tmp_path, towers, shards, everything(shards), timeout=120)
+    assert all(each == found[0] for each in found) and min(found[0].pop("passes").values()) > 3
+    assert found[0] == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.distributed
+def test_a_rank_without_samples_makes_its_passes(
+    towers: Towers, shards: Path, tmp_path: Path, ranks: Callable[..., list[Any]]
+) -> None:
+    for name, model in towers[0].items():
+        model.save_pretrained(tmp_path / name)
+    sections = knn(shards, query_limit=1)
+    alone = LiveProbe(sections, live_of(towers), team=Team(), seed=4, device="cpu")()
+    for each in ranks(probed, 2, tmp_path, towers, shards, sections, timeout=120):
+        assert each.pop("passes") == {"image": 5, "text": 0}  # 60 pictures of the bank in batches of 16, and a query
+        assert each == pytest.approx(alone, rel=1e-4)
+
+
+def half_readable(folder: Path, towers: Towers, sections: dict[str, Evaluation]) -> str:
+    torch.distributed.init_process_group("gloo")
+    try:
+        LiveProbe(sections, live_of(towers), team=Team(), seed=4, device="cpu")
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.distributed
+def test_what_one_rank_cannot_read_ends_all(
+    towers: Towers, shards: Path, tmp_path: Path, ranks: Callable[..., list[Any]], make_shards: Callable[..., None]
+) -> None:
+    """The last samples, which only the last rank reads, have no label."""
+    folder = tmp_path / "unlabelled"
+    make_shards(folder, range(4), shards=1, lacking="category", of=range(3, 4))
+    sections = knn(shards, queries=str(folder))
+    texts = ranks(half_readable, 2, tmp_path, towers, sections, timeout=60)
+    assert texts[0] == texts[1] and "sample '0003-google': no metadata field 'category'" in texts[0]

@@ -7,7 +7,7 @@ import torch
 
 from bigssl.transfer import matrix
 from bigssl.transfer.matrix import Matrix
-from bigssl.transfer.retrieval import retrieval_hits
+from bigssl.transfer.tasks.retrieval import retrieval_hits
 
 Stored = Callable[[torch.Tensor], Matrix]
 

@@ -8,35 +8,48 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bigssl.config.evaluate import Evaluate
+from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import DataError
 from bigssl.data.order.stream import read_in_order
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.report.html import write_report
-from bigssl.transfer import scorecard
-from bigssl.transfer.bench import Bench, Captions
+from bigssl.transfer import scorecard, subjects
+from bigssl.transfer.bench import Bench
+from bigssl.transfer.discovery import evaluation_union
 from bigssl.transfer.export import export_run
 from bigssl.transfer.features import column, image_batches, network, raw, text_encoder
 from bigssl.transfer.inputs import ImageInput, TextInput
+from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.scorecard import format_table, score
+from bigssl.transfer.subjects import Captions
 
 Make = Callable[..., PreTrainedModel]
 Ranks = Callable[..., list[Any]]
-TASKS = ["images.knn", "images.retrieval", "text.knn", "zero_shot.names", "class_mean.captions"]
+Sections = dict[str, Evaluation]
+parse: Callable[[Any], Sections] = TypeAdapter(dict[str, evaluation_union()]).validate_python
+NAMES = ["images", "designs", "captions", "names", "class_mean"]
 
 
-def settings(shards: Path, **changes: Any) -> Evaluate:
-    train, val, label = str(shards / "train"), str(shards / "val"), "category"
-    values: dict[str, Any] = {
-        "images": {"bank": train, "queries": val, "label": label, "pair": "code", "view": "design", "k": 5},
-        "text": {"bank": train, "queries": val, "label": label, "k": 5},
-        "zero_shot": {"queries": val, "captions": train, "label": label},
-        "batch": 32,
+def sections(shards: Path) -> dict[str, dict[str, Any]]:
+    train, val = str(shards / "train"), str(shards / "val")
+    knn = {"task": "knn", "bank": train, "queries": val, "label": "category", "k": 5, "batch": 32}
+    texts = {"queries": val, "captions": train, "label": "category", "item": "code", "batch": 32}
+    return {
+        "images": knn | {"item": "code"},
+        "designs": {"task": "retrieval", "bank": train, "queries": val, "pair": "code", "view": "design", "batch": 32},
+        "captions": knn | {"backbone": "text"},
+        "names": texts | {"task": "zero_shot"},
+        "class_mean": texts | {"task": "class_mean"},
     }
-    return Evaluate.model_validate(values | changes)
+
+
+def settings(shards: Path, *names: str, **changes: Any) -> Sections:
+    """Those of `sections` with these names, or all; with changes in each."""
+    return parse({name: each | changes for name, each in sections(shards).items() if name in (names or NAMES)})
 
 
 def pictures(index: DatasetIndex, encode: Callable[[torch.Tensor], torch.Tensor]
@@ -48,20 +61,20 @@ def pictures(index: DatasetIndex, encode: Callable[[torch.Tensor], torch.Tensor]
 
 def test_card_is_complete_and_repeatable(run: Path, shards: Path) -> None:
     card = score(run, settings(shards), seed=3)
-    assert list(card["tasks"]) == TASKS == list(card["verdicts"])
+    assert list(card["tasks"]) == NAMES == list(card["verdicts"])
     stored = json.loads((run / "scorecard.json").read_text())
     assert stored == card and sorted(path.name for path in run.iterdir()) == ["export", "scorecard.json"]
     again = score(run, settings(shards), seed=3)
     assert again["tasks"] == card["tasks"] and again["health"] == card["health"]
     for name, task in card["tasks"].items():
         assert 0 <= task["trained"] <= 1 and 0 < task["chance"] < 1 and task["verdict"] and task["sentence"]
-        assert (task["raw"] is None) == (name == "zero_shot.names")
-        assert (task["majority"] is None) == (name == "images.retrieval")
+        assert (task["raw"] is None) == (name == "names")
+        assert (task["majority"] is None) == (name == "designs")
     assert set(card["health"]) == {"image", "text"} and any("BatchNorm" in note for note in card["notes"])
 
 
 def test_trained_and_raw_numbers_are_those_of_loops(run: Path, shards: Path, make_model: Make) -> None:
-    card = score(run, settings(shards, text=None, zero_shot=None), seed=3)
+    card = score(run, settings(shards, "images", "designs"), seed=3)
     bank, queries = (DatasetIndex.load(shards / part) for part in ("train", "val"))
     encoders = {"trained": network(make_model("resnet"), "cpu"), "raw": lambda pixels: raw(pixels) / 255}
     for name, encode in encoders.items():
@@ -73,8 +86,8 @@ def test_trained_and_raw_numbers_are_those_of_loops(run: Path, shards: Path, mak
         for i, row in enumerate(rows):
             others = [j for j in range(len(rows)) if designs[j] != designs[i]]
             found += codes[max(others, key=lambda j: float(row @ rows[j]))] == codes[i]
-        assert card["tasks"]["images.retrieval"][name] == pytest.approx(found / len(rows))
-        assert card["tasks"]["images.retrieval"]["chance"] == pytest.approx(1 / 21)
+        assert card["tasks"]["designs"][name] == pytest.approx(found / len(rows))
+        assert card["tasks"]["designs"]["chance"] == pytest.approx(1 / 21)
         categories, wanted, right = column(known_keys, known_meta, "category"), column(keys, meta, "category"), 0
         for row, category in zip(rows, wanted, strict=True):
             cosines = torch.nn.functional.normalize(known - mean, dim=1) @ row
@@ -82,16 +95,16 @@ def test_trained_and_raw_numbers_are_those_of_loops(run: Path, shards: Path, mak
             for value, j in zip(*(part.tolist() for part in cosines.topk(5)), strict=True):
                 votes[categories[j]] = votes.get(categories[j], 0.0) + float(torch.tensor(value / 0.07).exp())
             right += max(sorted(votes), key=lambda each: votes[each]) == category
-        assert card["tasks"]["images.knn"][name] == pytest.approx(right / len(rows))
+        assert card["tasks"]["images"][name] == pytest.approx(right / len(rows))
 
 
 def test_colours_are_found_by_raw_pixels(run: Path, shards: Path) -> None:
-    task = score(run, settings(shards, text=None, zero_shot=None), seed=0)["tasks"]["images.knn"]
+    task = score(run, settings(shards, "images", "designs"), seed=0)["tasks"]["images"]
     assert task["raw"] == 1.0 and task["majority"] == pytest.approx(1 / 3) == task["chance"]
 
 
 def test_captions_that_name_their_class_are_found_by_words(run: Path, shards: Path) -> None:
-    task = score(run, settings(shards, images=None, zero_shot=None), seed=0)["tasks"]["text.knn"]
+    task = score(run, settings(shards, "captions"), seed=0)["tasks"]["captions"]
     assert task["raw"] == 1.0 and task["queries"] == 21, "the two designs share a caption, which counts once"
 
 
@@ -103,10 +116,10 @@ def test_texts_without_words_have_no_bag_of_words(run: Path, shards: Path, monke
         return replace(found, texts=["a ! " * (number + 1) for number in range(len(found.texts))])
 
     monkeypatch.setattr(Bench, "captions", signs)
-    card = score(run, settings(shards, images=None, zero_shot=None), seed=0)
-    task = card["tasks"]["text.knn"]
+    card = score(run, settings(shards, "captions"), seed=0)
+    task = card["tasks"]["captions"]
     assert task["raw"] is None and "raw" not in task["gains"] and task["trained"] is not None
-    assert sum("evaluate.text.bank: the texts hold no word" in note for note in card["notes"]) == 1
+    assert sum("evaluate.captions.bank: the texts hold no word" in note for note in card["notes"]) == 1
 
 
 def test_zero_shot_of_towers_that_agree(run: Path, shards: Path, tokenizer: PreTrainedTokenizerFast,
@@ -127,7 +140,7 @@ def test_zero_shot_of_towers_that_agree(run: Path, shards: Path, tokenizer: PreT
             "logit_scale": torch.tensor(1.0)}
     inputs = {"image": ImageInput(32), "text": TextInput(tokenizer, 32)}
     export_run(run, {"image": image, "text": words}, inputs, {"clip": head}, {})
-    task = score(run, settings(shards, images=None, text=None), seed=0)["tasks"]["zero_shot.names"]
+    task = score(run, settings(shards, "names", "class_mean"), seed=0)["tasks"]["names"]
     assert task["trained"] > 0.9 and task["passed"] and task["texts"] == 6 and task["title"].startswith("zero-shot")
 
 
@@ -137,8 +150,8 @@ def test_captions_with_labels_are_called_a_class_mean_and_have_a_supervised_base
     """Against loops: class means of unit caption vectors; and of the raw pixels of the labelled pictures."""
     from safetensors.torch import load_file
 
-    card = score(run, settings(shards, images=None, text=None), seed=0)
-    task, head = card["tasks"]["class_mean.captions"], load_file(run / "export/heads/clip.safetensors")
+    card = score(run, settings(shards, "names", "class_mean"), seed=0)
+    task, head = card["tasks"]["class_mean"], load_file(run / "export/heads/clip.safetensors")
     assert "zero-shot" not in task["title"] + task["sentence"] and task["raw_name"] == "class means of raw pixels"
     encode = text_encoder(make_model("bert"), TextInput(tokenizer, 32), "cpu")
     seen = {}
@@ -166,9 +179,9 @@ def test_captions_with_labels_are_called_a_class_mean_and_have_a_supervised_base
     assert task["raw"] == pytest.approx(sum(right) / len(right)) and task["raw"] > task["majority"]
 
 
-@pytest.mark.parametrize("sections", [{}, {"images": None}])
+@pytest.mark.parametrize("names", [["images", "names"], ["class_mean"]])
 def test_no_query_sets_the_statistics_of_the_random_network(
-    sections: dict, run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+    names: list[str], run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
 
@@ -176,9 +189,9 @@ def test_no_query_sets_the_statistics_of_the_random_network(
         seen.extend(batches)
         return calibrate(model, iter(seen), device)
 
-    calibrate = scorecard.calibrate_batch_norm
-    monkeypatch.setattr(scorecard, "calibrate_batch_norm", record)
-    score(run, settings(shards, text=None, **sections), seed=0)
+    calibrate = subjects.calibrate_batch_norm
+    monkeypatch.setattr(subjects, "calibrate_batch_norm", record)
+    score(run, settings(shards, *names), seed=0)
     known, _, _ = pictures(DatasetIndex.load(shards / "train"), raw)
     assert sorted(row.tolist() for row in raw(torch.cat(seen))) == sorted(row.tolist() for row in known)
 
@@ -191,23 +204,39 @@ def test_sizes_and_lengths_are_those_of_the_export(
     inputs = {"image": ImageInput(48), "text": TextInput(tokenizer, 8)}
     heads = {"clip": {name: torch.randn(8, 16) for name in ("image_projection", "text_projection")}}
     export_run(run, backbones, inputs, heads, {})
-    assert list(score(run, settings(shards), seed=0)["tasks"]) == TASKS
+    assert list(score(run, settings(shards), seed=0)["tasks"]) == NAMES
 
 
 def test_limits_are_told_and_kept(run: Path, shards: Path) -> None:
-    asked = settings(shards).model_dump()
-    asked["images"] |= {"bank_limit": 50, "query_limit": 20, "pair": None, "view": None}
-    asked["text"] |= {"bank_limit": 30}
-    asked["zero_shot"] |= {"query_limit": 10, "caption_limit": 90}
-    card = score(run, Evaluate.model_validate(asked), seed=0)
-    assert (card["tasks"]["images.knn"]["bank"], card["tasks"]["images.knn"]["queries"]) == (50, 20)
-    assert card["tasks"]["text.knn"]["bank"] <= 30 and card["tasks"]["zero_shot.names"]["queries"] == 10
+    asked = sections(shards)
+    asked["images"] |= {"bank_limit": 50, "query_limit": 20}
+    asked["captions"] |= {"bank_limit": 30}
+    asked["names"] |= {"query_limit": 10, "caption_limit": 90}
+    card = score(run, parse({name: asked[name] for name in ("images", "captions", "names")}), seed=0)
+    assert (card["tasks"]["images"]["bank"], card["tasks"]["images"]["queries"]) == (50, 20)
+    assert card["tasks"]["captions"]["bank"] <= 30 and card["tasks"]["names"]["queries"] == 10
     for note in ("images.bank: 50 of 120 samples, drawn by a fixed seed", "images.queries: 20 of 42",
-                 "text.bank: 30 of 120", "zero_shot.queries: 10 of 42", "zero_shot.captions: 90 of 120"):  # fmt: skip
+                 "captions.bank: 30 of 120", "names.queries: 10 of 42", "names.captions: 90 of 120"):  # fmt: skip
         assert sum(f"evaluate.{note}" in text for text in card["notes"]) == 1, card["notes"]
 
 
-def joined_score(run: Path, asked: Evaluate) -> dict[str, Any] | str:
+def test_what_several_evaluations_ask_for_is_encoded_once(
+    run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bank and queries of the images, for all of four evaluations."""
+    stored: list[int] = []
+    store = Scratch.store
+
+    def counted(self: Scratch, batches: Any) -> Any:
+        stored.append(1)
+        return store(self, batches)
+
+    monkeypatch.setattr(Scratch, "store", counted)
+    score(run, settings(shards, "images", "designs", "names", "class_mean"), seed=0)
+    assert len(stored) == 2 + 2, "pictures of bank and queries; names and captions"
+
+
+def joined_score(run: Path, asked: Sections) -> dict[str, Any] | str:
     torch.distributed.init_process_group("gloo")
     try:
         return score(run, asked, seed=3)
@@ -236,11 +265,9 @@ def test_ranks_without_a_query_of_their_own_do_no_harm(
     run: Path, shards: Path, tmp_path: Path, ranks: Ranks, make_shards: Callable[..., None]
 ) -> None:
     make_shards(tmp_path / "few", range(2), shards=1)
-    asked = settings(shards).model_dump()
-    for section in ("images", "text", "zero_shot"):
-        asked[section]["queries"] = str(tmp_path / "few")
-    alone = score(run, Evaluate.model_validate(asked), seed=3)
-    for card in ranks(joined_score, 5, run, Evaluate.model_validate(asked)):
+    asked = settings(shards, queries=str(tmp_path / "few"))
+    alone = score(run, asked, seed=3)
+    for card in ranks(joined_score, 5, run, asked):
         assert {name: task["sentence"] for name, task in card["tasks"].items()} == {
             name: task["sentence"] for name, task in alone["tasks"].items()
         }
@@ -253,9 +280,7 @@ def test_what_one_rank_cannot_read_ends_all(
     """The last samples, which only the last rank reads, have no label."""
     folder = tmp_path / "unlabelled"
     make_shards(folder, range(4), shards=1, lacking="category", of=range(3, 4))
-    asked = settings(shards, text=None, zero_shot=None)
-    texts = ranks(joined_score, 2, run, asked.model_copy(update={
-        "images": asked.images.model_copy(update={"queries": str(folder)})}), timeout=60)  # fmt: skip
+    texts = ranks(joined_score, 2, run, settings(shards, "images", queries=str(folder)), timeout=60)
     assert texts[0] == texts[1] and "sample '0003-google': no metadata field 'category'" in texts[0]
 
 
@@ -265,25 +290,25 @@ def test_heads_of_other_backbones_are_refused(run: Path, shards: Path) -> None:
                          r"text_projection \[any, 16\] is needed.* text_projection \[8, 4\]"),
                         ({"bias": torch.zeros(3)}, r"image_projection \[any, 16\] is needed.*there is: bias \[3\]")):
         save_file(heads, file)
-        with pytest.raises(DataError, match=f"evaluate.zero_shot.heads: {said}"):
-            score(run, settings(shards, images=None, text=None), seed=0)
+        with pytest.raises(DataError, match=f"evaluate.names.heads: {said}"):
+            score(run, settings(shards, "names", "class_mean"), seed=0)
     file.write_bytes(b"half")
     with pytest.raises(DataError, match="clip.safetensors: not whole"):
-        score(run, settings(shards, images=None, text=None), seed=0)
+        score(run, settings(shards, "names", "class_mean"), seed=0)
 
 
 def test_an_evaluation_that_was_killed_leaves_nothing_to_the_next(run: Path, shards: Path) -> None:
     (run / ".scorecard" / "rank-0").mkdir(parents=True)
     (run / ".scorecard" / "rank-0" / "1-raw").write_bytes(b"x" * 1000)
-    score(run, settings(shards, text=None, zero_shot=None), seed=3)
+    score(run, settings(shards, "images", "designs"), seed=3)
     assert not (run / ".scorecard").exists()
 
 
 def test_table_has_one_row_per_task(run: Path, shards: Path) -> None:
     card = score(run, settings(shards), seed=3)
     lines = format_table(card).splitlines()
-    assert len(lines) == 2 + len(TASKS) + len(card["notes"])
-    assert lines[0].split()[:4] == ["task", "chance", "majority", "random"] and set(lines[1]) == {"-"}
+    assert len(lines) == 2 + len(NAMES) + len(card["notes"])
+    assert lines[0].split()[:4] == ["task", "chance", "blind", "random"] and set(lines[1]) == {"-"}
     for line, task in zip(lines[2:], card["tasks"].values(), strict=False):
         assert line.startswith(task["title"]) and line.endswith(task["verdict"])
 
@@ -295,12 +320,12 @@ def test_report_shows_the_card(run: Path, shards: Path) -> None:
 
 
 def test_nothing_asked_gives_an_empty_card(run: Path) -> None:
-    card = score(run, Evaluate(), seed=0)
+    card = score(run, {}, seed=0)
     assert card["tasks"] == {} and format_table(card)
 
 
 def test_crash_midway_leaves_the_older_card(run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    score(run, settings(shards, text=None, zero_shot=None), seed=3)
+    score(run, settings(shards, "images", "designs"), seed=3)
     before = (run / "scorecard.json").read_bytes()
 
     def crash(*args: object, **kwargs: object) -> None:
@@ -308,18 +333,18 @@ def test_crash_midway_leaves_the_older_card(run: Path, shards: Path, monkeypatch
 
     monkeypatch.setattr(scorecard, "write_atomic", crash)
     with pytest.raises(OSError, match="gone"):
-        score(run, settings(shards, text=None, zero_shot=None), seed=4)
+        score(run, settings(shards, "images", "designs"), seed=4)
     assert (run / "scorecard.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"k": 121}, "evaluate.images.k: value 121, but the bank has 120"),
-    ({"label": "colour"}, "no metadata field 'colour'"),
-    ({"view": "code"}, "evaluate.images.pair: value 'code', but none occurs in two 'code's"),
-    ({"backbone": "audio"}, "no export at .*there is: README.md, heads, image, text"),
-    ({"backbone": "text"}, "text/preprocessor_config.json: no such file; the backbone takes no images"),
+@pytest.mark.parametrize("name, changes, message", [
+    ("images", {"k": 121}, "evaluate.images.k: value 121, but the bank has 120"),
+    ("images", {"label": "colour"}, "no metadata field 'colour' in its json; it has category, code, design"),
+    ("captions", {"label": "colour"}, "no metadata field 'colour'"),
+    ("designs", {"view": "code"}, "evaluate.designs.pair: value 'code', but none occurs in two 'code's"),
+    ("images", {"backbone": "audio"}, "no export at .*there is: README.md, heads, image, text"),
+    ("names", {"image_backbone": "text"}, "evaluate.names: backbone 'text' takes texts; allowed: one"),
 ])
-def test_impossible_settings_are_named(run: Path, shards: Path, changes: dict, message: str) -> None:
-    asked = settings(shards).model_dump()["images"] | changes
+def test_impossible_settings_are_named(run: Path, shards: Path, name: str, changes: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        score(run, settings(shards, images=asked, text=None, zero_shot=None), seed=0)
+        score(run, settings(shards, name, **changes), seed=0)

@@ -10,19 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
-from bigssl.config.evaluate import Evaluate
+from bigssl.config.evaluate import Evaluation
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.distributed import NoMeeting
-from bigssl.transfer import export, matrix, scorecard
+from bigssl.transfer import export, matrix, scorecard, subjects
 from bigssl.transfer import team as teams
+from bigssl.transfer.discovery import evaluation_union
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.team import AgreedError, Team
 
 Ranks = Callable[..., list[Any]]
 
 
-def lonely_score(run: Path, asked: Evaluate, culprit: int, what: str) -> str:
+def lonely_score(run: Path, asked: dict[str, Evaluation], culprit: int, what: str) -> str:
     """What all ranks are told where one cannot do one thing."""
 
     def fail(*args: Any, **kwargs: Any) -> Any:
@@ -39,9 +41,9 @@ def lonely_score(run: Path, asked: Evaluate, culprit: int, what: str) -> str:
 
 
 FAULTS: dict[str, tuple[Any, str]] = {
-    "network": (export, "load_backbone"), "head": (export, "load_heads"), "tokenizer": (scorecard, "text_input"),
-    "calibration": (scorecard, "calibrate_batch_norm"), "size": (scorecard, "image_size"),
-    "index": (DatasetIndex, "load"), "folder": (shutil, "rmtree"), "features": (matrix, "_read"),
+    "network": (export, "load_backbone"), "head": (export, "load_heads"), "tokenizer": (subjects, "text_input"),
+    "calibration": (subjects, "calibrate_batch_norm"), "size": (subjects, "image_size"),
+    "index": (DatasetIndex, "load"), "folder": (shutil, "rmtree"), "features": (matrix.FilePart, "read"),
     "card": (scorecard, "write_atomic"),
 }  # fmt: skip
 
@@ -50,10 +52,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("what", FAULTS)
 def test_whatever_fails_on_one_rank_ends_all_with_its_words(what: str, run: Path, shards: Path, ranks: Ranks) -> None:
     train, val, label = str(shards / "train"), str(shards / "val"), "category"
-    asked = Evaluate.model_validate({
-        "images": {"bank": train, "queries": val, "label": label, "k": 5},
-        "text": {"bank": train, "queries": val, "label": label, "k": 5},
-        "zero_shot": {"queries": val, "captions": train, "label": label},
+    knn = {"task": "knn", "bank": train, "queries": val, "label": label, "k": 5}
+    asked = TypeAdapter(dict[str, evaluation_union()]).validate_python({
+        "images": knn, "captions": knn | {"backbone": "text"},
+        "names": {"task": "zero_shot", "queries": val, "captions": train, "label": label},
     })  # fmt: skip
     culprit = 0 if what == "card" else 1
     assert ranks(lonely_score, 2, run, asked, culprit, what, timeout=60) == 2 * [f"no {what} here"]

@@ -62,37 +62,48 @@ def _letters_inside_words(tokenizer: Tokenizer, texts: Iterable[str]) -> set[str
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer from a tokenizer.json or from a folder as `save_pretrained` writes it.
+    """A tokenizer from a tokenizer.json or from a folder as `save_pretrained` writes it, with those special tokens that
+    its vocabulary has (`lacking` tells what is missing).
 
-    Raises DataError when there is none, when it lacks one of the pad, unk, cls, sep and mask tokens, or when it does
-    not put cls and sep around a text.
+    Raises DataError when there is none.
     """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"tokenizer {file}: no such file; train one with `bigssl tokenizer train SHARDS {file}`")
     if (file.parent / "tokenizer_config.json").is_file():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent)
-    else:
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **SPECIALS)
-    # asked of the file: the class above has by now added what was missing
-    known = Tokenizer.from_file(str(file)).get_vocab()
-    missing = [name for name in SPECIALS if getattr(tokenizer, name) not in known]
+        named: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(file.parent)
+        return named
+    known = Tokenizer.from_file(str(file)).get_vocab()  # asked of the file: the class would add what is missing
+    there = {name: token for name, token in SPECIALS.items() if token in known}
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), **there)
+
+
+def lacking(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[str]) -> str:
+    """What a tokenizer lacks of the special tokens `tokens` (names as in SPECIALS), in words; "" where nothing. One
+    that has to have cls and sep has to put them around a text."""
+    missing = [name for name in tokens if getattr(tokenizer, name) is None]
     if missing:
-        raise DataError(f"tokenizer {file}: no {', '.join(missing)} in its vocabulary; masking and padding need them")
+        return f"its tokenizer has no {', '.join(missing)}"
     frame = [tokenizer.cls_token_id, tokenizer.sep_token_id]
-    if (empty := tokenizer("")["input_ids"]) != frame:
-        raise DataError(
-            f"tokenizer {file}: an empty text is {tokenizer.convert_ids_to_tokens(empty)}, not "
-            f"{tokenizer.cls_token} {tokenizer.sep_token}; set such a post_processor in it"
-        )
-    return tokenizer
+    if {"cls_token", "sep_token"} <= set(tokens) and (empty := tokenizer("")["input_ids"]) != frame:
+        found = tokenizer.convert_ids_to_tokens(empty)
+        ends = f"{tokenizer.cls_token} {tokenizer.sep_token}"
+        return f"its tokenizer makes {found} of an empty text, not {ends}; set such a post_processor in it"
+    return ""
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(input_ids, attention_mask), both int64 [length]: [CLS] text [SEP], cut or padded."""
+    """(input_ids, attention_mask), both int64 [length]: [CLS] text [SEP], or what the tokenizer puts around a text in
+    place of these, cut or padded (by 0 where it has no padding; the mask hides it).
+
+    Raises DataError for a text of which a tokenizer without such a frame makes no token.
+    """
     ids = tokenizer(text, truncation=True, max_length=length, return_attention_mask=False)["input_ids"]
-    return _padded(ids, length, tokenizer.pad_token_id), (np.arange(length) < len(ids)).astype(np.int64)
+    if not ids:
+        raise DataError(f"text of {len(text)} characters has no token; leave such samples out, or have the tokenizer's "
+                        "post_processor begin each text with one")
+    return _padded(ids, length, tokenizer.pad_token_id or 0), (np.arange(length) < len(ids)).astype(np.int64)
 
 
 def encode_words(
@@ -141,7 +152,7 @@ def _words(
 def special_mask(tokenizer: PreTrainedTokenizerFast, input_ids: np.ndarray) -> np.ndarray:
     """bool, same shape: True at [PAD], [CLS], [SEP] and [MASK], which masking must leave alone ([UNK] is a word)."""
     kept = [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id]
-    return np.isin(input_ids, kept)
+    return np.isin(input_ids, [token for token in kept if token is not None])
 
 
 def random_window(text: str, rng: np.random.Generator, characters: int) -> str:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from bigssl.data.errors import DataError
 from bigssl.data.loading.collate import collate
+from bigssl.data.loading.drawn import Bad, Draws, NotHereYet, NothingToDraw, Shelf, where
 from bigssl.data.loading.pinning import Batches, in_thread
-from bigssl.data.loading.watchdog import Stages, Watchdog
+from bigssl.data.loading.watchdog import PREPARING, Stages, Watchdog
 from bigssl.data.loading.workers import computed_in_order
 from bigssl.data.order.order import More, Order
 from bigssl.data.order.rng import sample_rng, seeds
@@ -28,14 +29,8 @@ SEEDS = "sample_seeds"
 """Field that the loader adds to the batch of each source, int64 [B]: a function of (run seed, source, position), for
 what is random on the device, such as dropout."""
 Prepare = Callable[[Sample, np.random.Generator, More], dict[str, Any]]
-
-
-class Bad(NamedTuple):
-    """A bad sample that another stands in for. sample: the same for the same sample of `source`."""
-
-    source: str
-    sample: str
-    cause: str
+Prepared = tuple[str, dict[str, Any]]
+"""Key and content of a sample."""
 
 
 @dataclass
@@ -103,41 +98,56 @@ class MicroBatches:
         deal = (self.rank, self.world, micro, self.accum)
         return {name: s.micro_batch(step, self.sizes[name], *deal).tolist() for name, s in self.streams.items()}
 
-    def samples(self, step: int, micro: int) -> tuple[dict[str, list[tuple[str, dict[str, Any]]]], list[Bad]]:
+    def samples(self, step: int, micro: int) -> tuple[dict[str, list[Prepared]], list[Bad]]:
         """({source: (key, prepared sample) in order}, what was skipped and why) of one micro-batch."""
         return self._samples(step * self.accum + micro, self.places(step, micro))
 
-    def _samples(
-        self, item: int, wanted: dict[str, list[int]]
-    ) -> tuple[dict[str, list[tuple[str, dict[str, Any]]]], list[Bad]]:
-        loaded: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    def _samples(self, item: int, wanted: dict[str, list[int]]) -> tuple[dict[str, list[Prepared]], list[Bad]]:
+        later = self._announce(item, wanted)
         errors: list[Bad] = []
-        self._announce(item, wanted)
-        for name, places in wanted.items():
-            loaded[name] = list(self._load(name, places, errors))
+        loaded = {name: list(self._load(name, places, later.get(name, []), errors)) for name, places in wanted.items()}
         return loaded, errors
 
-    def _announce(self, item: int, wanted: dict[str, list[int]]) -> None:
-        """Have remote samples fetched together: those of this micro-batch and of the next of this process."""
+    def _announce(self, item: int, wanted: dict[str, list[int]]) -> dict[str, list[int]]:
+        """Have remote samples fetched together: those of this micro-batch and of the next of this process, which are
+        returned."""
         remote = [name for name, stream in self.streams.items() if stream.remote]
         later = self.places(*divmod(item + self.stride, self.accum)) if remote and self.stride else {}
         for name in remote:
             self.streams[name].announce(wanted[name], later.get(name, []))
+        return later
 
     def close(self) -> None:
         """End threads and connections of the streams: a fork would get half of them."""
         for stream in self.streams.values():
             stream.close()
 
-    def _load(self, name: str, places: list[int], errors: list[Bad]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Key and prepared sample of each of the positions `places`.
+    def _load(self, name: str, places: list[int], later: list[int], errors: list[Bad]) -> Iterator[Prepared]:
+        """Key and prepared sample of each of the positions `places`. later: what was announced to come after them.
 
         Some are read, then prepared: in turn, each would find the processor's caches full of the other's code.
         """
         for begin in range(0, len(places), _TOGETHER):
-            part = places[begin : begin + _TOGETHER]
-            for place, sample in zip(part, [self._read(name, place) for place in part], strict=True):
-                yield self._good(name, place, sample, errors)
+            part, rest = places[begin : begin + _TOGETHER], places[begin + _TOGETHER :]
+            firsts = {place: self._read(name, place) for place in part}
+            shelf = Shelf(self.streams[name], name, self.stages)
+            done: dict[int, tuple[Prepared, list[Bad]]] = {}
+            while self._prepare_some(shelf, firsts, done):
+                shelf.fetch(rest, later)
+            for place in part:
+                prepared, bad = done[place]
+                errors += bad
+                yield prepared
+
+    def _prepare_some(
+        self, shelf: Shelf, firsts: dict[int, Sample | DataError], done: dict[int, tuple[Prepared, list[Bad]]]
+    ) -> bool:
+        """Prepare those of `firsts` that are not `done`; whether some wait for what they drew."""
+        for place, first in firsts.items():
+            if place not in done:
+                with contextlib.suppress(NotHereYet):
+                    done[place] = self._good(shelf, place, first)
+        return len(done) < len(firsts)
 
     def _read(self, name: str, place: int) -> Sample | DataError:
         self.stages.publish("reading", name, place)
@@ -146,18 +156,17 @@ class MicroBatches:
         except DataError as error:
             return error
 
-    def _good(
-        self, name: str, position: int, first: Sample | DataError, errors: list[Bad]
-    ) -> tuple[str, dict[str, Any]]:
-        """Key and content of `first`, the sample at `position`, or of the first good one that stands in for it."""
-        stream = self.streams[name]
+    def _good(self, shelf: Shelf, position: int, first: Sample | DataError) -> tuple[Prepared, list[Bad]]:
+        """`first`, the sample at `position`, or the first good one that stands in for it; and what was bad."""
+        stream, name, errors = shelf.stream, shelf.name, list[Bad]()
         for place in stream.candidates(position):
             sample = first if place == position else self._read(name, place)
             try:
                 if isinstance(sample, DataError):
                     raise sample
-                self.stages.publish("preparing", name, place, sample.key)
-                return sample.key, self._prepare(sample, stream.another)
+                return (sample.key, self._prepare(shelf, sample, errors)), errors
+            except NothingToDraw:
+                raise
             except DataError as error:
                 if stream.on_error == "raise":
                     raise
@@ -168,12 +177,15 @@ class MicroBatches:
             f"for it are bad (data.max_errors {stream.max_errors}, {len(stream)} samples); the last: {errors[-1].cause}"
         )
 
-    def _prepare(self, sample: Sample, more: More) -> dict[str, Any]:
+    def _prepare(self, shelf: Shelf, sample: Sample, errors: list[Bad]) -> dict[str, Any]:
+        self.stages.publish(PREPARING, shelf.name, sample.position, sample.key)
+        more = Draws(shelf, sample, errors)
         try:
             return self.prepare(sample, sample_rng(self.seed, sample.epoch, sample.key, sample.source), more)
+        except NothingToDraw:
+            raise
         except DataError as error:
-            where = f"source {sample.source!r}, shard {sample.shard}, sample {sample.key!r}"
-            raise DataError(f"{where}: {error}") from error
+            raise DataError(f"source {sample.source!r}, {where(sample)}{more.given}: {error}") from error
 
 
 @dataclass

@@ -14,7 +14,8 @@ from typing import NamedTuple, Protocol
 
 from bigssl.data.errors import DataError
 
-STAGES = ("starting", "idle", "reading", "preparing", "collating")
+PREPARING, DRAWING = "preparing", "reading a drawn sample of"
+STAGES = ("starting", "idle", "reading", PREPARING, DRAWING, "collating")
 OTHERS = 8  # workers beside the awaited one that a message describes
 _SLOT = struct.Struct("<dqB64s160s")  # since, position, stage, source, key; names are cut off at the end
 

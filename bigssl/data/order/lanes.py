@@ -52,7 +52,7 @@ def lane_pieces(lanes: int) -> list[int]:
     return [odd << level for level in range((lanes // odd).bit_length())]
 
 
-def spread(lanes: int, seed: int, epoch: int) -> np.ndarray:
+def spread_lanes(lanes: int, seed: int, epoch: int) -> np.ndarray:
     """int64 [lanes]: π, the lane of each of `lanes` places in a row."""
     levels = lane_pieces(lanes)
     cells = rng.permutation(levels[0], "lanes", seed, epoch)
@@ -85,7 +85,7 @@ class Epoch:
         self._row = _Row.shuffled(counts, seed, epoch)
         self._starts, self._jumps = self._row.starts.tolist(), self._row.jumps.tolist()
         self._key = rng.key("block", seed, epoch)
-        self.slots = spread(lanes, seed, epoch)
+        self.slots = spread_lanes(lanes, seed, epoch)
         self._slots: list[int] = self.slots.tolist()
         short, longer = divmod(self._size, lanes)
         self._lengths = np.full(lanes, short)

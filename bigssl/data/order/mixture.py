@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -34,7 +34,8 @@ class Mixture(Order):
 
     Keys of samples are `NAME/key`, so that equal keys of two datasets do not look alike nor draw one augmentation;
     epochs are those of the sample's dataset. Numbers of samples go on from one dataset to the next. A bad sample is
-    replaced from its own dataset. Raises DataError for names with a slash and weights that are not > 0.
+    replaced from its own dataset, from which further samples are drawn, too. Raises DataError for names with a slash
+    and weights that are not > 0.
     """
 
     def __init__(
@@ -122,6 +123,11 @@ class Mixture(Order):
 
     def _qualified(self, dataset: int, key: str) -> str:
         return f"{self._names[dataset]}{SEPARATOR}{key}"
+
+    def another(self, position: int, rng: np.random.Generator, without: Collection[int] = ()) -> int:
+        dataset, place = self.schedule.deal_one(position)
+        taken = [self.schedule.deal_one(other)[1] for other in without]
+        return self.schedule.position(dataset, self._streams[dataset].another(place, rng, taken))
 
     def candidates(self, position: int) -> Iterator[int]:
         """`position`, then, where bad samples are skipped, the next ones of the same dataset and epoch of it."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,8 +12,36 @@ from bigssl.data.errors import DataError
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 
-More = Callable[[np.random.Generator], Sample]
-"""Draws another sample of the same source; see `Order.another`."""
+
+def as_it_is(sample: Sample) -> Sample:
+    """The sample."""
+    return sample
+
+
+class More(Protocol):
+    """How a sample that is prepared gets at others of its source (a negative, a second document)."""
+
+    def __call__(self, rng: np.random.Generator, /, use: Callable[[Sample], Any] = as_it_is) -> Any:
+        """What `use` makes of another sample, which `rng` draws as `Order.another` says.
+
+        A sample that cannot be read, or for which `use` raises DataError (it cannot be decoded), is bad by the policy
+        of the source: another is drawn (and the bad one counted), or the error names both. What is decoded outside of
+        `use` counts as a fault of the sample that is prepared. Two calls may draw the same sample. Draw before costly
+        work: where samples are remote, prepare is begun again once those that it drew are here.
+        """
+
+
+def position_beside(position: int, size: int, rng: np.random.Generator, without: Collection[int]) -> int:
+    """A position of the same epoch of `size` samples, drawn by one number of `rng` from all but `position` and
+    `without`. Raises DataError where none is left."""
+    first = position - position % size
+    taken = sorted({position, *without})
+    if len(taken) >= size:
+        raise DataError(f"the dataset holds {size} samples, of which none is left")
+    place = first + int(rng.integers(size - len(taken)))
+    for other in taken:
+        place += place >= other
+    return place
 
 
 class Order(ABC):
@@ -77,12 +106,15 @@ class Order(ABC):
     def read(self, position: int) -> Sample:
         """The sample at `position`, verified. Raises DataError naming shard, key, offset and cause."""
 
-    def another(self, rng: np.random.Generator) -> Sample:
-        """A sample drawn by `rng`: the same for the same state of it, wherever and whenever it is asked for.
+    @abstractmethod
+    def another(self, position: int, rng: np.random.Generator, without: Collection[int] = ()) -> int:
+        """A position that `rng` draws among the samples beside which the one at `position` is seen.
 
-        Raises DataError.
+        They are those of its dataset (a negative from another one would be told by its style) in its epoch, each as
+        likely, without the one at `position` and those at `without` (which are of these). Takes one number of `rng`: a
+        pure function of it and the position, for any ranks, workers and history. Costs no read. Raises DataError where
+        there is none, and where samples cannot be read in any order.
         """
-        return self.read(int(rng.integers(len(self))))
 
     @abstractmethod
     def candidates(self, position: int) -> Iterator[int]:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import AbstractContextManager, closing
 from functools import lru_cache
 from itertools import islice
@@ -141,6 +141,13 @@ class SequentialStream(Stream):
         block, inside = divmod(place, self.window)
         key, fields, shard = self._block(epoch, block)[inside]
         return Sample(key, fields, int(position), epoch, shard, self.source)
+
+    def another(self, position: int, rng: np.random.Generator, without: Collection[int] = ()) -> int:
+        """Raises DataError: there is no way back to what has passed."""
+        raise DataError(
+            f"{display(self.index.url)} is read from front to back, so that no further sample can be drawn; run "
+            "`bigssl shards index`"
+        )
 
     def close(self) -> None:
         """End the commands and connections of the pass; a later read begins it anew."""

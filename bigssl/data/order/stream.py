@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from bigssl.config import limits
 from bigssl.data.errors import DataError, damaged, display
 from bigssl.data.order.lanes import Epoch, lanes_of
-from bigssl.data.order.order import Order
+from bigssl.data.order.order import Order, position_beside
 from bigssl.data.remote.client import RemoteError
 from bigssl.data.sample import Sample
 from bigssl.data.shards import storage, tarwalk
@@ -137,6 +137,9 @@ class Stream(Order):
 
     def close(self) -> None:
         self._reader.close()
+
+    def another(self, position: int, rng: np.random.Generator, without: Collection[int] = ()) -> int:
+        return position_beside(position, len(self), rng, without)
 
     def candidates(self, position: int) -> Iterator[int]:
         """`position`, then, where bad samples are skipped, what stands in for it: the next ones of the same epoch."""

@@ -9,7 +9,8 @@ contrastive loss, and what a loss computes from numbers, where the count ends. A
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+import wave
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +25,12 @@ from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe
 from bigssl.data.loading.collate import collate
 from bigssl.data.loading.loader import SEEDS
+from bigssl.data.order.order import as_it_is
 from bigssl.data.sample import Sample
 from bigssl.engine.plan.memory import cast_weights
 from bigssl.engine.plan.preflight import build_networks
 from bigssl.nets.progress import Progress
+from bigssl.nets.towers import Tower
 from bigssl.nets.weightless import quiet, shapes_only
 from bigssl.objectives.base import Objective
 from bigssl.objectives.joint import Joint
@@ -65,6 +68,8 @@ class Trial:
             with torch.random.fork_rng(devices=[]):
                 self.objective, self.towers = build_networks(recipe)
         shapes_only(self.objective, self._fake)
+        for teacher in self.objective.teachers().values():
+            shapes_only(teacher.module, self._fake)
 
     def activations(self, micro: dict[str, int], *, bf16: bool) -> Activations:
         """Of a pass with `micro` samples a rank by source (of many, from a part of them)."""
@@ -84,9 +89,12 @@ class Trial:
 
     def _batch(self, source: str, count: int) -> Any:
         """Made-up samples, prepared and collated as in a loader."""
-        rng = np.random.default_rng(0)
-        sample = _sample(source)
-        samples = collate([self.objective.prepare(sample, rng, lambda _: sample) for _ in range(count)])
+        rng, sample = np.random.default_rng(0), _sample(source, self.towers.values())
+
+        def more(_: np.random.Generator, use: Callable[[Sample], Any] = as_it_is) -> Any:
+            return use(sample)
+
+        samples = collate([self.objective.prepare(sample, rng, more) for _ in range(count)])
         return samples | {SEEDS: torch.zeros(count, dtype=torch.int64)}
 
     def _count(self, found: Activations, name: str, part: Objective, batch: Any, bf16: bool) -> int:
@@ -135,12 +143,19 @@ def _parts(objective: Objective, batch: Any) -> Iterator[tuple[str, Objective, A
         yield type(objective).__name__.lower(), objective, batch
 
 
-def _sample(source: str) -> Sample:
-    """One of everything: a picture, and a text longer than any window."""
-    picture = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(picture, "PNG")
+def _sample(source: str, towers: Collection[Tower]) -> Sample:
+    """One of everything: a picture, and a text, a series and a sound longer than any window of `towers`."""
+    rng, picture, series, sound = np.random.default_rng(0), io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(picture, "PNG")
+    longest = {row: max((t.length for t in towers if t.modality == row), default=1) for row in ("series", "audio")}
+    channels = max((tower.channels for tower in towers), default=0) or 1
+    np.save(series, rng.standard_normal((2 * longest["series"], channels), dtype=np.float32))
+    with wave.open(sound, "wb") as file:
+        file.setparams((1, 2, max((tower.rate for tower in towers), default=0) or 16_000, 0, "NONE", ""))
+        file.writeframes(rng.integers(-(2**15), 2**15, 2 * longest["audio"], dtype=np.int16).tobytes())
     text = b"The quick brown fox jumps over the lazy dog. " * 1000
-    return Sample("made-up", {"png": picture.getvalue(), "txt": text}, 0, 0, "made-up", source)
+    fields = {"png": picture.getvalue(), "txt": text, "npy": series.getvalue(), "wav": sound.getvalue()}
+    return Sample("made-up", fields, 0, 0, "made-up", source)
 
 
 def _without_numbers(value: Any) -> Any:

@@ -19,14 +19,26 @@ from bigssl.data.order.order import Order
 from bigssl.data.order.sequential import SequentialStream
 from bigssl.data.order.stream import Stream
 from bigssl.engine import zero
+from bigssl.engine.groups import check_groups
 from bigssl.engine.plan import data as plan_data
 from bigssl.engine.plan.activations import Activations, Trial
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
+from bigssl.engine.plan.groups import GroupRow, group_rows
 from bigssl.engine.plan.memory import FP32, Memory, checkpoint_bytes, memory
 from bigssl.engine.plan.order import Reading, lanes_that_keep, simulate
-from bigssl.engine.plan.preflight import batch_sizes, check_cache, check_folder, check_passes, refuse_secrets
+from bigssl.engine.plan.preflight import (
+    batch_sizes,
+    check_cache,
+    check_draws,
+    check_folder,
+    check_passes,
+    drawing,
+    evaluated_towers,
+    refuse_secrets,
+)
 from bigssl.engine.plan.sources import source_order, split_batch
 from bigssl.engine.resume import facts, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
+from bigssl.objectives.base import exported_heads
 
 T = TypeVar("T")
 GIB = 2**30
@@ -46,6 +58,7 @@ class Paper:
     batch: dict[str, int] = field(default_factory=dict)
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
+    groups: list[GroupRow] = field(default_factory=list)
     memory: dict[int, Memory] = field(default_factory=dict)
     activations: Activations | None = None
     host: dict[str, int] = field(default_factory=dict)
@@ -76,7 +89,9 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     networks = paper.attempt(Trial, recipe)
     if networks is None:
         return paper
-    paper.attempt(check_evaluation, recipe, networks.towers, networks.objective.export_heads())
+    groups_fit = paper.attempt(check_groups, networks.objective, recipe)
+    paper.groups = group_rows(networks.objective, recipe.optim) if groups_fit else []
+    paper.attempt(_evaluation, recipe, networks)
     paper.attempt(check_cache, recipe)
     sizes = paper.attempt(batch_sizes, recipe, networks.objective) or {}
     parts = shape[1] * world if shape else 1
@@ -84,16 +99,23 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     orders = {name: order for name, order in found.items() if order is not None}
     if shape and sizes and len(orders) == len(sizes):
         paper.attempt(check_passes, networks.objective, sizes, shape[1])
-        paper.attempt(refuse_unlike_checkpoint, recipe, facts(shape[1], world, orders, networks.towers))
+        paper.attempt(check_draws, networks.objective, orders)
+        mine = facts(shape[1], world, orders, networks.towers, networks.objective)
+        paper.attempt(refuse_unlike_checkpoint, recipe, mine)
     _data(paper, recipe, orders)
-    if shape is None or len(orders) < len(sizes) or not settings_fit:
+    if shape is None or len(orders) < len(sizes) or not settings_fit or not groups_fit:
         return paper
     paper.batch = {"size": recipe.batch.size, "micro": shape[0], "accum": shape[1], "world": world}
     _reading(paper, recipe, orders, sizes)
     _memory(paper, recipe, networks, {name: size // parts for name, size in sizes.items()}, shape[1], device_bytes)
-    _host(paper, recipe, orders)
+    _host(paper, recipe, orders, drawing(networks.objective))
     _disk(paper, recipe, networks)
     return paper
+
+
+def _evaluation(recipe: Recipe, networks: Trial) -> None:
+    towers = evaluated_towers(networks.objective, networks.towers)
+    check_evaluation(recipe, towers, exported_heads(networks.objective))
 
 
 def _checked_zero(recipe: Recipe) -> bool:
@@ -208,10 +230,12 @@ def _memory(paper: Paper, recipe: Recipe, networks: Trial, micro: dict[str, int]
 def _too_much(paper: Paper, recipe: Recipe, accum: int, micro: dict[str, int], device_bytes: int) -> str:
     """The failure of a rank that needs more than its device holds, with the first change that fits."""
     stage = recipe.zero.stage
-    if (whole := paper.memory[stage].construction) > device_bytes:
+    if (built := paper.memory[stage].construction) > device_bytes:
+        how = "in slices, a layer at a time" if stage == 3 else "whole"
+        change = "zero.stage=3 or " if paper.memory[3].total <= device_bytes else ""
         return (
-            f"backbones: a rank builds the networks whole before they are cut, {whole / GIB:.2f} GiB of weights and "
-            f"buffers, the device holds {device_bytes / GIB:.2f}; smallest change: a larger device, or smaller networks"
+            f"backbones: a rank holds the networks {how}, before the first step, {built / GIB:.2f} GiB, the device "
+            f"{device_bytes / GIB:.2f}; smallest change: {change}a larger device, or smaller networks"
         )
     kept = paper.memory[stage].device["activations (estimate)"]
     rest = sum(paper.memory[stage].device.values()) - kept
@@ -230,17 +254,23 @@ def _too_much(paper: Paper, recipe: Recipe, accum: int, micro: dict[str, int], d
     )
 
 
-def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
+def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], drawn: Mapping[str, str]) -> None:
     """Memory of a rank's loader processes: batches, sidecars of the shards they open, ranges read ahead."""
+    paper.notes += [
+        f"data.sources.{name}: each sample that {task} draws beside another is one more read from anywhere in the "
+        f"dataset, which the bytes and shards per rank leave out"
+        for name, task in drawn.items()
+    ]
     assert paper.activations is not None
     processes, opened = max(recipe.data.workers, 1), 0
     for name, row in paper.sources.items():
-        samples = round(row["rank_shards"]["most"] * row["samples"] / row["shards"])
+        share = 1 if name in drawn else row["rank_shards"]["most"] / row["shards"]
+        samples = round(share * row["samples"])
         opened += plan_data.sidecar_bytes(orders[name], samples, cached=recipe.data.remote.cache is not None)
     remote = any(order.remote for order in orders.values())
     paper.host = {
         "loader processes": recipe.data.workers,
-        "networks built whole, at the start": paper.memory[recipe.zero.stage].construction,
+        "networks, before the first step": paper.memory[recipe.zero.stage].preparation,
         "batches prepared ahead": max(recipe.data.workers * AHEAD, 1) * paper.activations.batch,
         "sidecars (at most)": processes * opened,
         "remote shards read ahead (at most)": processes * recipe.data.remote.ahead_mb * 2**20 if remote else 0,

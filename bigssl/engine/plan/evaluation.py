@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from bigssl.config.errors import ConfigError, nearest
+from bigssl.config.evaluate import Evaluation
 from bigssl.config.recipe import Recipe
 from bigssl.data.errors import DataError, display
 from bigssl.data.kinds import decode
@@ -19,11 +19,9 @@ from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head
 
-# Evaluations with a head: the field that names it, its kind, and the field of the backbone in each of its roles.
-HEADS = {
-    "evaluate.language": ("head", "mlm", {"text": "backbone"}),
-    "evaluate.zero_shot": ("heads", "clip", {"image": "image_backbone", "text": "text_backbone"}),
-}
+FIELDS = {"image": decode.IMAGES, "text": ("txt",)}
+"""The fields of a sample, by the modality of the backbone that takes one of them."""
+JUDGED = "that is what is judged"
 
 
 def load_index(url: str, field: str) -> DatasetIndex:
@@ -50,49 +48,121 @@ def _nearest_path(url: str) -> str:
     return nearest(path.name, sorted(p.name for p in path.parent.iterdir()))
 
 
-def evaluated(recipe: Recipe) -> dict[str, Any]:
-    """The probe and evaluation sections that a recipe has, by field."""
-    sections: dict[str, Any] = {"probe": recipe.probe}
-    if recipe.evaluate is not None:
-        names = ("images", "text", "language", "zero_shot")
-        sections |= {f"evaluate.{name}": getattr(recipe.evaluate, name) for name in names}
-    return {where: section for where, section in sections.items() if section is not None}
+def evaluated(recipe: Recipe) -> dict[str, Evaluation]:
+    """The sections of `probe` and `evaluate`, by field."""
+    probed = recipe.probe.sections if recipe.probe is not None else {}
+    sections = {f"probe.{name}": section for name, section in probed.items()}
+    return sections | {f"evaluate.{name}": section for name, section in (recipe.evaluate or {}).items()}
 
 
 def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: Mapping[str, Head]) -> None:
-    """Shards, backbones, labels, k and heads that `probe` and `evaluate` name.
+    """Shards, backbones, metadata fields and heads that `probe` and `evaluate` name.
 
     Raises:
         ConfigError: field, value, what is allowed.
     """
     for where, section in evaluated(recipe).items():
-        _check_section(where, section, towers)
-        if where in HEADS:
-            _check_head(where, section, heads)
-    zero_shot = recipe.evaluate.zero_shot if recipe.evaluate else None
-    if zero_shot is None:
-        return
-    images = recipe.evaluate.images if recipe.evaluate else None
-    calibrated = images is not None and images.backbone == zero_shot.image_backbone
-    if not calibrated and has_batch_norm(towers[zero_shot.image_backbone].model):
-        need = "the random network's BatchNorm is set from them, or from evaluate.images.bank for the same backbone"
-        field = "evaluate.zero_shot.captions"
-        with _reading(field, zero_shot.captions):
-            sample = next(read_in_order(load_index(zero_shot.captions, field), 1))
-        _check_field(field, zero_shot.captions, sample, decode.IMAGES, need)
+        section.check(Checked(where, section, towers, heads))
+    _check_pictures(recipe.evaluate or {}, towers)
 
 
-def _check_head(where: str, section: Any, heads: Mapping[str, Head]) -> None:
-    """Does this objective export such a head, and is it that of the backbones that are judged with it?"""
-    field, kind, roles = HEADS[where]
-    name, fitting = getattr(section, field), sorted(n for n, head in heads.items() if head.kind == kind)
-    if name not in fitting:
-        allowed = ", ".join(fitting) or f"none: this objective exports no head of the kind {kind}"
-        raise ConfigError(f"{where}.{field}: value {name!r}; allowed: {allowed}{nearest(name, fitting)}")
-    for role, backbone in roles.items():
-        given, own = getattr(section, backbone), heads[name].backbones[role]
-        if given != own:
-            raise ConfigError(f"{where}.{backbone}: value {given!r}; allowed: {own}, on which head {name!r} is trained")
+class Checked:
+    """What the check of an evaluation may ask; a field is one of its section, whose value it looks at.
+
+    Every method raises ConfigError: field, value, what is allowed, nearest match.
+    """
+
+    def __init__(
+        self, where: str, section: Evaluation, towers: Mapping[str, Tower], heads: Mapping[str, Head]
+    ) -> None:
+        """where: the section's field in the recipe."""
+        self._where, self._section, self._towers, self._heads = where, section, towers, heads
+
+    def backbone(self, field: str, *modalities: str) -> str:
+        """The modality of the backbone, which has to be one of `modalities`; without them, any."""
+        name = getattr(self._section, field)
+        kinds = {each: tower.modality for each, tower in self._towers.items()}
+        fitting = sorted(each for each, kind in kinds.items() if kind in (modalities or FIELDS))
+        if name not in fitting:
+            kind = " or ".join(modalities) + " " if modalities else ""
+            allowed = ", ".join(fitting) or f"none, there is no {kind}backbone"
+            raise ConfigError(f"{self._where}.{field}: no {kind}backbone {name!r}; allowed: {allowed}"
+                              f"{nearest(name, fitting)}")  # fmt: skip
+        return kinds[name]
+
+    def head(self, field: str, kind: str, roles: Mapping[str, str]) -> None:
+        """Does this objective export such a head, and is it that of the backbones that are judged with it?
+
+        Args:
+            roles: the section's field of the backbone in each role of the head.
+        """
+        name, fitting = getattr(self._section, field), sorted(n for n, h in self._heads.items() if h.kind == kind)
+        if name not in fitting:
+            allowed = ", ".join(fitting) or f"none: this objective exports no head of the kind {kind}"
+            raise ConfigError(f"{self._where}.{field}: value {name!r}; allowed: {allowed}{nearest(name, fitting)}")
+        for role, backbone in roles.items():
+            given, own = getattr(self._section, backbone), self._heads[name].backbones[role]
+            if given != own:
+                raise ConfigError(
+                    f"{self._where}.{backbone}: value {given!r}; allowed: {own}, on which head {name!r} is trained"
+                )
+
+    def samples(self, field: str, modality: str, *metadata: str) -> None:
+        """Does the first sample have what a backbone of this modality takes, and the metadata that the fields
+        `metadata` name?"""
+        url, where = getattr(self._section, field), f"{self._where}.{field}"
+        sample = _first(where, url)
+        _check_field(where, url, sample, FIELDS[modality], JUDGED)
+        wanted = {name: value for name in metadata if (value := getattr(self._section, name)) is not None}
+        if not wanted:
+            return
+        with _reading(where, url):
+            there = sorted(decode.meta(decode.field(sample, ("json",))))
+        for name, value in wanted.items():
+            if value not in there:
+                raise ConfigError(
+                    f"{self._where}.{name}: value {value!r} is not in the metadata of {display(url)} (sample "
+                    f"{sample.key}); allowed: {', '.join(there)}{nearest(value, there)}"
+                )
+
+    def documents(self, field: str) -> None:
+        """Is the first sample a document?"""
+        url, where = getattr(self._section, field), f"{self._where}.{field}"
+        sample = _first(where, url)
+        with _reading(where, url):
+            decode.running_text(sample)
+
+    def neighbours(self, field: str) -> None:
+        """Does the bank have `k` samples, within its limit?"""
+        url, k, limit = (getattr(self._section, name) for name in (field, "k", f"{field}_limit"))
+        index = load_index(url, f"{self._where}.{field}")
+        most = min(len(index), limit or len(index))
+        if k > most:
+            there = f"the samples of the bank, {len(index)} in {display(url)}"
+            raise ConfigError(f"{self._where}.k: value {k}; allowed: <= "
+                              + (there if most == len(index) else f"{field}_limit, {most}"))  # fmt: skip
+
+
+def _first(where: str, url: str) -> Sample:
+    index = load_index(url, where)
+    with _reading(where, url):
+        sample = next(read_in_order(index, 1), None)
+    if sample is None:
+        raise ConfigError(f"{where}: value {display(url)!r}: no samples; allowed: shards that hold some")
+    return sample
+
+
+def _check_pictures(evaluate: Mapping[str, Evaluation], towers: Mapping[str, Tower]) -> None:
+    """The random twin of a network with BatchNorm takes its statistics from pictures that are not judged."""
+    offered: dict[str, list[tuple[str, str]]] = {}
+    for name, section in evaluate.items():
+        for backbone, field in section.pictures().items():
+            offered.setdefault(backbone, []).append((f"evaluate.{name}.{field}", getattr(section, field)))
+    for backbone, shards in offered.items():
+        samples = [_first(where, url) for where, url in shards] if has_batch_norm(towers[backbone].model) else []
+        if samples and not any(kind in sample.fields for sample in samples for kind in decode.IMAGES):
+            need = f"the BatchNorm of the random twin of {backbone!r} is set from them"
+            _check_field(*shards[0], samples[0], decode.IMAGES, need)
 
 
 def refuse_seen(recipe: Recipe, indexes: Mapping[str, Iterable[DatasetIndex]]) -> None:
@@ -123,53 +193,6 @@ def _marks(shard: ShardInfo) -> list[str]:
     """What two shards that hold the same have in common; a sequential source has no checksums."""
     place = shard.url if "://" in shard.url else os.path.realpath(shard.url)
     return [mark for mark in (shard.checksum, place) if mark]
-
-
-def _check_section(where: str, section: Any, towers: Mapping[str, Tower]) -> None:
-    text_by_default = where in ("evaluate.text", "evaluate.language")
-    for field in ("backbone", "image_backbone", "text_backbone"):
-        if hasattr(section, field):
-            text = text_by_default if field == "backbone" else field == "text_backbone"
-            _check_backbone(f"{where}.{field}", getattr(section, field), towers, text)
-    for field in ("bank", "queries", "captions"):
-        if hasattr(section, field):
-            _check_shards(where, field, section)
-
-
-def _check_backbone(field: str, name: str, towers: Mapping[str, Tower], text: bool) -> None:
-    fitting = sorted(n for n, tower in towers.items() if tower.is_text == text)
-    if name not in fitting:
-        kind = "text" if text else "image"
-        allowed = ", ".join(fitting) or f"none, there is no {kind} backbone"
-        raise ConfigError(f"{field}: no {kind} backbone {name!r}; allowed: {allowed}{nearest(name, fitting)}")
-
-
-def _check_shards(where: str, field: str, section: Any) -> None:
-    """One sample is read: does it have what is judged and the label, and can the bank answer k neighbours?"""
-    url = getattr(section, field)
-    index, shown = load_index(url, f"{where}.{field}"), display(url)
-    if field == "bank" and hasattr(section, "k"):
-        most = min(len(index), section.bank_limit or len(index))
-        if section.k > most:
-            what = f"the samples of the bank, {len(index)} in {shown}" if most == len(index) else f"bank_limit, {most}"
-            raise ConfigError(f"{where}.k: value {section.k}; allowed: <= {what}")
-    with _reading(f"{where}.{field}", url):
-        sample = next(read_in_order(index, 1))
-        if where == "evaluate.language":
-            decode.running_text(sample)  # raises where there is none
-            return
-    kinds = ("txt",) if where == "evaluate.text" or field == "captions" else decode.IMAGES
-    _check_field(f"{where}.{field}", url, sample, kinds, "that is what is judged")
-    with _reading(f"{where}.{field}", url):
-        meta = decode.meta(decode.field(sample, ("json",)))
-    for name in ("label", "pair", "view") if field == "queries" and getattr(section, "pair", None) else ("label",):
-        wanted = getattr(section, name, None)
-        if wanted is not None and wanted not in meta:
-            there = sorted(meta)
-            raise ConfigError(
-                f"{where}.{name}: value {wanted!r} is not in the metadata of {shown} (sample {sample.key}); allowed: "
-                f"{', '.join(there)}{nearest(wanted, there)}"
-            )
 
 
 def _check_field(field: str, url: str, sample: Sample, kinds: Sequence[str], why: str) -> None:

@@ -9,13 +9,16 @@ ranks, and S optimizer states per element (AdamW and LAMB 2, LARS 1, Muon 1 for 
     optimizer states    4ST      4ST/W                             4ST/W                      4ST/W
     gradients           4T       as stage 2; 4T with accumulation  layers that touch a slice  4T/W
     communication       –        reduce bucket                     reduce bucket              bucket + gathered layers
+    teachers            4 per element and buffers, whole on every rank at every stage
     bf16 copies         2 per element of a weight that autocast casts, at every stage
 
 Small layers (stage3_param_persistence_threshold) stay whole. A slice is rounded up where W does not divide its group
 (one group a layer with LAMB and LARS). A layer that is cut between two slices keeps its whole gradient on both ranks.
 Gathered layers are an upper bound: DeepSpeed keeps them up to max_live_parameters. Temporaries of the optimizer step
-are not counted: they come when the activations have gone. Before the first step each rank holds 4N and the buffers,
-whatever the stage: networks are built whole, then cut.
+(and what is gathered at stage 3 to move teachers) are not counted: they come when the activations have gone. Before the
+first step each rank holds 4N, the buffers and the teachers at stages 0 to 2; at stage 3 its slices (4N/W), the buffers,
+the teachers and one layer, the largest: backbones are made layer by layer, and cut (see nets/build.py). Two things are
+whole on the host then: what an objective puts on its backbones, and on rank 0 a backbone that is read from a folder.
 """
 
 from __future__ import annotations
@@ -24,10 +27,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
-from bigssl.engine.optim import Group, parameter_groups
+from bigssl.engine.optim import TorchGroup, parameter_groups
+from bigssl.nets.build import largest_layer
+from bigssl.objectives.base import Objective
 
 FP32, BF16 = 4, 2
 CAST = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -35,12 +41,14 @@ CAST = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per rank by component, on the device and on the host. construction: what the device holds at the start,
-    when the networks have been moved there whole and not been cut into slices yet."""
+    """Bytes per rank by component, on the device and on the host.
+
+    construction: what the device holds at most while networks are made. preparation: what the host does meanwhile."""
 
     device: dict[str, int]
     host: dict[str, int]
     construction: int
+    preparation: int
 
     @property
     def total(self) -> int:
@@ -66,21 +74,44 @@ def memory(objective: nn.Module, recipe: Recipe, *, stage: int, world: int, accu
         "communication": settings.buckets + (min(sum(everything) - whole, settings.live) if stage == 3 else 0),
     }
     sizes = {name: FP32 * count for name, count in elements.items()}
+    sizes["teachers"] = taught_bytes(objective)
     sizes["bf16 copies"] = BF16 * sum(weight.numel() for weight in cast_weights(objective)) if bf16 else 0
     outside = (["fp32 master copies", "optimizer states"] if settings.optimizer_on_host else []) + (
         ["parameters"] if settings.parameters_on_host else []
     )
     host = {name: sizes[name] for name in outside}
     device = {name: 0 if name in host else size for name, size in sizes.items()}
-    return Memory(device, host, built_bytes(objective))
+    loads, taught = any(section.pretrained for section in recipe.backbones.values()), taught_bytes(objective)
+    return Memory(device, host, construction(objective, stage, ranks) + taught,
+                  preparation(objective, stage, loads=loads) + taught)  # fmt: skip
 
 
-def built_bytes(module: nn.Module) -> int:
-    """Of all weights and buffers, whole."""
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+def construction(objective: nn.Module, stage: int, ranks: int) -> int:
+    """Bytes on a device, at most, from the first weight to the last: all, or slices and a layer."""
+    buffers = sum(buffer.nbytes for buffer in objective.buffers())
+    if stage < 3:
+        return buffers + sum(parameter.nbytes for parameter in objective.parameters())
+    slices = sum(-(-p.numel() // ranks) * p.element_size() for p in objective.parameters())
+    return buffers + slices + max(largest_layer(objective), *(p.nbytes for p in objective.parameters()))
 
 
-def states_per_element(recipe: Recipe, group: Group) -> int:
+def preparation(objective: nn.Module, stage: int, *, loads: bool) -> int:
+    """As `construction`, on the host of rank 0, where networks are made. loads: whether any is read from a folder."""
+    if stage < 3 or loads:
+        return construction(objective, 0, 1)
+    networks = [module for module in objective.modules() if isinstance(module, PreTrainedModel)]
+    described = {id(p): p.nbytes for network in networks for p in network.parameters()}
+    return construction(objective, 0, 1) - sum(described.values()) + largest_layer(objective)
+
+
+def taught_bytes(objective: nn.Module) -> int:
+    """Of all teachers, which are no submodules."""
+    teachers = objective.teachers().values() if isinstance(objective, Objective) else ()
+    modules = [teacher.module for teacher in teachers]
+    return sum(t.nbytes for module in modules for t in (*module.parameters(), *module.buffers()))
+
+
+def states_per_element(recipe: Recipe, group: TorchGroup) -> int:
     """How many numbers the optimizer keeps for each element of a group."""
     return 1 if recipe.optim.name == "lars" or group.get("use_muon") else 2
 
@@ -108,9 +139,10 @@ def _gradients(shapes: list[list[int]], stage: int, ranks: int, accum: int) -> i
 
 
 def checkpoint_bytes(objective: nn.Module, recipe: Recipe) -> int:
-    """Size of one checkpoint over all ranks' files: weights (not at stage 3), master copies (from stage 1), states."""
+    """Size of one checkpoint over all ranks' files: weights (not at stage 3), master copies (from stage 1), states,
+    teachers."""
     groups = parameter_groups(objective, recipe.optim)
     trained = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
     states = sum(states_per_element(recipe, group) * n for group, n in zip(groups, trained, strict=True))
     weights = sum(p.numel() for p in objective.parameters()) if recipe.zero.stage < 3 else 0
-    return FP32 * (weights + states + (sum(trained) if recipe.zero.stage else 0))
+    return FP32 * (weights + states + (sum(trained) if recipe.zero.stage else 0)) + taught_bytes(objective)

@@ -7,25 +7,31 @@ import os
 import socket
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from bigssl import distributed
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig, Recipe
-from bigssl.data.errors import DataError
+from bigssl.data.errors import DataError, display
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.loading import process
 from bigssl.data.order.order import Order
+from bigssl.data.order.sequential import SequentialStream
 from bigssl.data.remote.backends import is_secret
 from bigssl.data.remote.cache import DiskCache
 from bigssl.engine import zero
+from bigssl.engine.groups import check_groups
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
 from bigssl.engine.resume import facts, flat, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
 from bigssl.nets import towers
-from bigssl.objectives.base import Objective, build
+from bigssl.nets.build import postponed
+from bigssl.objectives.base import Objective, build, exported_heads, exported_networks
 
 _PROBE = 1 << 16  # bytes that a run folder has to take at the start
 
@@ -47,6 +53,8 @@ class Plan:
 def plan(recipe: Recipe, world: int) -> Plan:
     """Check a recipe against the files it names and build its networks; no process group is needed.
 
+    For ZeRO-3 the backbones have no numbers yet: the engine fills them layer by layer, in slices.
+
     From here on this process reads data as the recipe says.
 
     Raises:
@@ -57,8 +65,11 @@ def plan(recipe: Recipe, world: int) -> Plan:
     micro, accum = split_batch(recipe, world)
     zero.check_zero(recipe)
     torch.manual_seed(recipe.seed)
-    objective, built = build_networks(recipe)
-    check_evaluation(recipe, built, objective.export_heads())
+    in_slices = postponed(main=os.environ.get("RANK", "0") == "0") if recipe.zero.stage == 3 else nullcontext()
+    with in_slices:
+        objective, built = build_networks(recipe)
+    check_groups(objective, recipe)
+    check_evaluation(recipe, evaluated_towers(objective, built), exported_heads(objective))
     check_folder(recipe)
     refuse_secrets(recipe)
     check_cache(recipe)
@@ -66,8 +77,9 @@ def plan(recipe: Recipe, world: int) -> Plan:
     streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
     refuse_seen(recipe, {name: order.indexes.values() for name, order in streams.items()})
     check_passes(objective, sizes, accum)
+    check_draws(objective, streams)
     refuse_changed_recipe(recipe)
-    refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built))
+    refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built, objective))
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
 
 
@@ -84,7 +96,13 @@ def build_networks(recipe: Recipe) -> tuple[Objective, dict[str, towers.Tower]]:
     }
     objective = build(recipe.objective, built)
     _refuse_unused(objective, built)
+    _refuse_still_teachers(objective, built)
     return objective, built
+
+
+def evaluated_towers(objective: Objective, built: Mapping[str, towers.Tower]) -> dict[str, towers.Tower]:
+    """By the name of each exported network, the tower whose kind and input it has: what may be evaluated."""
+    return {name: built[network.backbone] for name, network in exported_networks(objective, built).items()}
 
 
 def batch_sizes(recipe: Recipe, objective: Objective) -> dict[str, int]:
@@ -109,6 +127,30 @@ def check_passes(objective: Objective, sizes: Mapping[str, int], accum: int) -> 
                     f"data.sources.{source}.batch: {sizes[source]} samples a step in {accum} passes are "
                     f"{sizes[source] // accum} a pass over all ranks, from which {name} learns nothing; allowed: >= "
                     f"{part.least * accum}, or a smaller batch.accum"
+                )
+
+
+def drawing(objective: Objective) -> dict[str, str]:
+    """Sources of which samples draw further ones, each with the name of a task that has them do so."""
+    parts = [part for part in objective.modules() if isinstance(part, Objective) and part.draws_more]
+    return {source: type(part).__name__.lower() for part in parts for source in part.sources()}
+
+
+def check_draws(objective: Objective, orders: Mapping[str, Order]) -> None:
+    """Refuse sources that have no other sample to draw."""
+    for source, name in drawing(objective).items():
+        order, where = orders[source], f"data.sources.{source}"
+        if isinstance(order, SequentialStream):
+            raise ConfigError(
+                f"{where}.sequential: value true, but {name} draws further samples, and this source is read from front "
+                f"to back; allowed: one with an index (`bigssl shards index`)"
+            )
+        for dataset, index in order.indexes.items():
+            if len(index) < 2:
+                field = f"{where}.mix.{dataset}" if dataset else f"{where}.url"
+                raise ConfigError(
+                    f"{field}: {display(index.url)} holds {len(index)} sample, but {name} draws another one beside "
+                    f"each; allowed: >= 2 samples"
                 )
 
 
@@ -184,7 +226,8 @@ def check_port() -> None:
     except (OSError, ValueError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"--master_port: value {port}: {why}; allowed: a free port, for example --master_port {zero.free_port()}"
+            f"--master_port: value {port}: {why}; allowed: a free port, for example "
+            f"--master_port {distributed.free_port()}"
         ) from None
 
 
@@ -194,6 +237,19 @@ def _refuse_unused(objective: Objective, built: Mapping[str, towers.Tower]) -> N
     for name, tower in built.items():
         if id(tower) not in reached:
             raise ConfigError(f"backbones.{name}: not used by the objective; remove it, or name it in the objective")
+
+
+def _refuse_still_teachers(objective: Objective, built: Mapping[str, towers.Tower]) -> None:
+    """A teacher of what is never trained would stay as it is."""
+    for name, teacher in objective.teachers().items():
+        within = {id(module) for module in teacher.student.modules()}
+        followed: dict[str, nn.Module] = {f"backbones.{key}": t for key, t in built.items() if id(t.model) in within}
+        for where, student in (followed or {"objective": teacher.student}).items():
+            if not any(parameter.requires_grad for parameter in student.parameters()):
+                raise ConfigError(
+                    f"{where}: all of it is frozen, but teacher {name!r} of the objective follows it and would never "
+                    f"move; allowed: a network with trained parameters"
+                )
 
 
 def announced_world() -> int:

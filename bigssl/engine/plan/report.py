@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bigssl.engine.plan.checks import Paper
+from bigssl.engine.plan.groups import group_table
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -25,6 +26,8 @@ def to_text(paper: Paper, stage: int) -> str:
     lines: list[str] = []
     for name, row in paper.sources.items():
         lines += [*_source(name, row, paper), ""]
+    if paper.groups:
+        lines += [*group_table(paper.groups), ""]
     if paper.memory:
         lines += [*_memory(paper, stage), ""]
         lines += [*_host(paper), ""]
@@ -70,8 +73,8 @@ def _memory(paper: Paper, stage: int) -> Iterator[str]:
     for component in paper.memory[stages[0]].device:
         sizes = [size(paper.memory[s].device[component]) for s in stages]
         yield f"  {component}".ljust(26) + "".join(text.rjust(12) for text in sizes)
-    whole = [size(paper.memory[s].construction) for s in stages]
-    yield "  built whole, at the start".ljust(26) + "".join(text.rjust(12) for text in whole)
+    built = [size(paper.memory[s].construction) for s in stages]
+    yield "  before the first step".ljust(26) + "".join(text.rjust(12) for text in built)
     yield "  most at a time".ljust(26) + "".join(size(paper.memory[s].total).rjust(12) for s in stages)
     if paper.activations is not None:
         yield "  activations: bytes autograd keeps in one forward pass of a micro-batch, counted on shapes, + the batch"

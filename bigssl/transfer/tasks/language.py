@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bigssl.config.evaluate import EvalLanguage
+from bigssl.config.evaluate import Evaluation, Limit
 from bigssl.data.errors import display
 from bigssl.data.kinds import decode
 from bigssl.data.kinds.masking import IGNORE, corrupt, select_tokens
@@ -20,72 +20,122 @@ from bigssl.data.kinds.text import encode_pieces
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.frequencies import TokenFrequencies
 from bigssl.nets.heads import MaskedLanguageHead
-from bigssl.transfer.bench import Bench, Networks, Task
+from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating, samples_at
 from bigssl.transfer.inputs import TextInput
+from bigssl.transfer.scores import Score
+from bigssl.transfer.subjects import Subject, Tensors
 from bigssl.transfer.team import AgreedError
 
+if TYPE_CHECKING:
+    from bigssl.engine.plan.evaluation import Checked
+
 CHARACTERS = 1 << 16  # of a document; the rest of a longer one is left out
+Heads = dict[str, MaskedLanguageHead]
+Sums = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Document:
     """ids and labels int64 [P, length] of its pieces, padded; mask int64, 1 at tokens; labels -100 where not asked."""
 
+    key: str
     ids: Tensor
     labels: Tensor
     mask: Tensor
 
 
-def masked_words(
-    bench: Bench, networks: Networks, words: TextInput, head: dict[str, Tensor], settings: EvalLanguage, *, seed: int
-) -> Task:
-    """Cross-entropy of BERT's masked tokens in every document of `settings.queries`, a row of the scorecard's `losses`:
+class Pieces(NamedTuple):
+    """Some pieces of a document, as many as a forward pass takes. document: its key."""
 
-        title, sentence, verdict, unit      for people
-        trained, random_net, blind          mean per masked token: lower is better. blind: token frequencies of the bank
-        gains                               {blind | random_net: {difference, stderr}}: how far `trained` is below it
-        passed                              below both by more than two standard errors
-        documents, tokens                   how many were asked
+    document: str
+    ids: Tensor
+    labels: Tensor
+    mask: Tensor
 
-    The same tokens are masked for all (from `seed` and the document's key); documents are the independent units of the
-    standard error. They are dealt over the ranks: a collective.
 
-    Args:
-        head: tensors of the exported head.
+class Language(Evaluation):
+    """Loss on masked tokens of held-out documents, beside token frequencies and a random network.
+
+    The same tokens are masked for all (from the seed and the document's key); documents are the independent units of
+    the standard error. They are dealt over the ranks.
     """
-    surprise = _frequencies(bench, settings, words.tokenizer, networks.trained.config.vocab_size).surprise()
-    heads = {name: _head(model, head if name == "trained" else None, seed) for name, model in networks.items()}
-    numbers = bench.numbers(bench.index(settings.queries), settings.query_limit, "evaluate.language.queries")
 
-    def sums(document: Document) -> dict[str, float]:
-        asked = document.labels[document.labels != IGNORE]
-        losses = {name: _loss(model, heads[name], document, bench) for name, model in networks.items()}
-        return losses | {"blind": surprise[asked].sum().item(), "tokens": len(asked)}
+    head: str = "mlm"  # name under export/heads of the head of masked language modelling
+    backbone: str = "text"
+    bank: str  # documents trained on, whose token frequencies are the line to beat
+    bank_limit: Limit = None
 
-    def mine() -> list[dict[str, float]]:
-        return [sums(document) for document in _documents(settings.queries, numbers, words, seed)]
+    def check(self, seen: Checked) -> None:
+        seen.backbone("backbone", "text")
+        seen.head("head", "mlm", {"text": "backbone"})
+        seen.documents("bank")
+        seen.documents("queries")
 
-    rows = [row for part in bench.team.gather(mine) for row in part]
-    names = ("trained", "random_net", "blind", "tokens")
-    return _row({name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in names}, settings)
+    def run(self, bench: Bench) -> list[Score]:
+        subject = bench.subject(self.backbone, "text")
+        words = subject.takes
+        assert isinstance(words, TextInput)
+        heads = _heads(bench, subject, bench.head(self.head))
+        vocabulary = subject.models["trained"].config.vocab_size
+        surprise = None if bench.live else self._frequencies(bench, words.tokenizer, vocabulary).surprise()
+        numbers = bench.numbers(bench.index(self.queries), self.query_limit, "queries")
+        documents = bench.read(("documents", self.queries, self.query_limit, words.length),
+                               lambda: _documents(self.queries, numbers, words, bench.seed))  # fmt: skip
+        pieces = (part for document in documents for part in _parts(document, bench.batch))
+        run = partial(_sums, subject, heads, surprise, bench)
+        found = bench.team.gather(lambda: _by_document(bench.passes(pieces, run, _nothing)))
+        return [self._score(bench, [sums for part in found for sums in part.items()])]
+
+    def _frequencies(self, bench: Bench, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> TokenFrequencies:
+        """Of all tokens of the bank. A collective."""
+        numbers = bench.numbers(bench.index(self.bank), self.bank_limit, "bank")
+
+        def mine() -> Tensor:
+            counted = TokenFrequencies(vocabulary)
+            for _, text in _texts(self.bank, numbers):
+                ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+                counted.count(torch.tensor(ids, dtype=torch.int64))
+            return counted.counts
+
+        everywhere = TokenFrequencies(vocabulary)
+        everywhere.counts += sum(bench.team.gather(mine))
+        return everywhere
+
+    def _score(self, bench: Bench, documents: list[tuple[str, Sums]]) -> Score:
+        if not documents:
+            raise AgreedError(f"{bench.where}.queries: {display(self.queries)} has no token to mask")
+        values: dict[str, Tensor] = {name: torch.tensor([sums[name] for _, sums in documents], dtype=torch.float64)
+                  for name in ("blind", "random_net", "trained", "tokens") if name in documents[0][1]}  # fmt: skip
+        tokens = values.pop("tokens")
+        return Score(
+            "masked words, held-out documents", f"a masked token of {len(documents)} held-out documents", values,
+            [key for key, _ in documents], weights=tokens, unit="nats", higher_is_better=False,
+            names={"blind": "token frequencies"}, facts={"documents": len(documents), "tokens": int(tokens.sum())},
+        )  # fmt: skip
 
 
-def _head(model: PreTrainedModel, tensors: dict[str, Tensor] | None, seed: int) -> MaskedLanguageHead:
-    """Tied to the model's embedding; without `tensors`, at random from `seed`."""
-    embedding = model.get_input_embeddings().weight
-    assert isinstance(embedding, nn.Parameter)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        head = MaskedLanguageHead(embedding, model.config.hidden_size)
-    if tensors is not None:
-        wanted = {name: list(value.shape) for name, value in head.named_parameters() if name != "weight"}
-        there = {name: list(value.shape) for name, value in tensors.items()}
-        if there != wanted:
-            kind = "of another backbone" if there.keys() == wanted.keys() else "not of masked language modelling"
-            raise AgreedError(f"evaluate.language.head: {kind}: it has {_shapes(there)}; allowed: {_shapes(wanted)}")
-        head.load_state_dict(tensors, strict=False)
-    return head
+def _heads(bench: Bench, subject: Subject, tensors: Tensors) -> Heads:
+    """The trained head, and for a random network a random one from the seed, tied to the embedding of each."""
+    found = {}
+    for name, model in subject.models.items():
+        embedding = bench.subjects.whole(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+        with torch.random.fork_rng():
+            torch.manual_seed(bench.seed)
+            head = MaskedLanguageHead(embedding, model.config.hidden_size)
+        if name == "trained":
+            _refuse_other_head(f"{bench.where}.head", head, tensors)
+            head.load_state_dict(tensors, strict=False)
+        found[name] = head.to(bench.device)
+    return found
+
+
+def _refuse_other_head(where: str, head: MaskedLanguageHead, tensors: Tensors) -> None:
+    wanted = {name: list(value.shape) for name, value in head.named_parameters() if name != "weight"}
+    there = {name: list(value.shape) for name, value in tensors.items()}
+    if there != wanted:
+        kind = "of another backbone" if there.keys() == wanted.keys() else "not of masked language modelling"
+        raise AgreedError(f"{where}: {kind}: it has {_shapes(there)}; allowed: {_shapes(wanted)}")
 
 
 def _shapes(tensors: dict[str, list[int]]) -> str:
@@ -97,24 +147,6 @@ def _texts(url: str, numbers: Sequence[int]) -> Iterator[tuple[str, str]]:
         yield sample.key, decode.running_text(sample)[:CHARACTERS]
 
 
-def _frequencies(
-    bench: Bench, settings: EvalLanguage, tokenizer: PreTrainedTokenizerFast, vocabulary: int
-) -> TokenFrequencies:
-    """Of all tokens of the bank. A collective."""
-    numbers = bench.numbers(bench.index(settings.bank), settings.bank_limit, "evaluate.language.bank")
-
-    def mine() -> Tensor:
-        counted = TokenFrequencies(vocabulary)
-        for _, text in _texts(settings.bank, numbers):
-            ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-            counted.count(torch.tensor(ids, dtype=torch.int64))
-        return counted.counts
-
-    everywhere = TokenFrequencies(vocabulary)
-    everywhere.counts += sum(bench.team.gather(mine))
-    return everywhere
-
-
 def _documents(url: str, numbers: Sequence[int], words: TextInput, seed: int) -> Iterator[Document]:
     for key, text in _texts(url, numbers):
         rng = np.random.default_rng([seed, *key.encode()])
@@ -122,7 +154,42 @@ def _documents(url: str, numbers: Sequence[int], words: TextInput, seed: int) ->
         rows = [_masked(ids, borders, words.tokenizer, words.length, rng) for ids, borders in pieces]
         ids, labels, mask = (torch.from_numpy(np.stack(parts)) for parts in zip(*rows, strict=True))
         if (labels != IGNORE).any():
-            yield Document(ids, labels, mask)
+            yield Document(key, ids, labels, mask)
+
+
+def _parts(document: Document, batch: int) -> Iterator[Pieces]:
+    for start in range(0, len(document.ids), batch):
+        part = slice(start, start + batch)
+        yield Pieces(document.key, document.ids[part], document.labels[part], document.mask[part])
+
+
+def _sums(subject: Subject, heads: Heads, surprise: Tensor | None, bench: Bench, part: Pieces) -> tuple[str, Sums]:
+    """(document, sums over the masked tokens of a part of it, in nats, and their number)."""
+    asked = part.labels[part.labels != IGNORE]
+    sums = {name: _loss(model, heads[name], part, bench) for name, model in subject.models.items()}
+    blind = {} if surprise is None else {"blind": surprise[asked].sum().item()}
+    return part.document, sums | blind | {"tokens": float(len(asked))}
+
+
+def _nothing(part: Pieces) -> tuple[str, Sums]:
+    return part.document, {"trained": 0.0, "tokens": 1.0}
+
+
+def _by_document(parts: Iterator[tuple[str, Sums]]) -> dict[str, Sums]:
+    found: dict[str, Sums] = {}
+    for document, sums in parts:
+        before = found.setdefault(document, dict.fromkeys(sums, 0.0))
+        found[document] = {name: before[name] + value for name, value in sums.items()}
+    return found
+
+
+def _loss(model: PreTrainedModel, head: MaskedLanguageHead, part: Pieces, bench: Bench) -> float:
+    model.to(bench.device)  # type: ignore[arg-type]
+    ids, labels, mask = (each.to(bench.device) for each in (part.ids, part.labels, part.mask))
+    with evaluating(model):
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        loss: float = head(hidden.float(), labels).item()
+        return loss
 
 
 def _masked(
@@ -136,48 +203,3 @@ def _masked(
         np.pad(labels, fill, constant_values=IGNORE),
         (np.arange(length) < len(ids)).astype(np.int64),
     )
-
-
-def _loss(model: PreTrainedModel, head: MaskedLanguageHead, document: Document, bench: Bench) -> float:
-    """Sum over the masked tokens, in nats."""
-    model.to(bench.device)  # type: ignore[arg-type]
-    head.to(bench.device)
-    total = 0.0
-    with evaluating(model):
-        for start in range(0, len(document.ids), bench.batch):
-            part = slice(start, start + bench.batch)
-            ids, labels, mask = (x[part].to(bench.device) for x in (document.ids, document.labels, document.mask))
-            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
-            total += head(hidden, labels).item()
-    return total
-
-
-def _row(sums: dict[str, Tensor], settings: EvalLanguage) -> dict[str, Any]:
-    """sums float64 [documents] each."""
-    count = sums["tokens"].sum()
-    if not count:
-        raise AgreedError(f"evaluate.language.queries: {display(settings.queries)} has no token to mask")
-    mean = {name: (sums[name].sum() / count).item() for name in ("trained", "random_net", "blind")}
-    gains = {name: _gain(sums[name] - sums["trained"], sums["tokens"]) for name in ("blind", "random_net")}
-    names = {"blind": "token frequencies", "random_net": "the same network with random weights"}
-    behind = [names[name] for name, gain in gains.items() if not gain["difference"] > 2 * gain["stderr"]]
-    compared = ", ".join(
-        f"{mean[name]:.2f} has {names[name]} ({gain['difference']:+.2f} ± {gain['stderr']:.2f})"
-        for name, gain in gains.items()
-    )
-    documents = len(sums["tokens"])
-    verdict = f"not better than {', '.join(behind)}" if behind else "better than all"
-    said = f"masked words of {documents} held-out documents: {mean['trained']:.2f} nats a token; {compared}: {verdict}"
-    return {
-        "title": "masked words, held-out documents", "unit": "nats", **mean, "gains": gains, "passed": not behind,
-        "verdict": verdict, "sentence": said, "documents": documents, "tokens": int(count),
-    }  # fmt: skip
-
-
-def _gain(differences: Tensor, tokens: Tensor) -> dict[str, float]:
-    """Per token, from sums over documents; the standard error of a ratio of sums over independent documents."""
-    mean = differences.sum() / tokens.sum()
-    spread = (differences - mean * tokens).square().sum().sqrt() / tokens.sum()
-    documents = len(tokens)
-    stderr = spread.item() * math.sqrt(documents / (documents - 1)) if documents > 1 else math.inf
-    return {"difference": mean.item(), "stderr": stderr}

@@ -16,6 +16,7 @@ from bigssl.data.kinds.text import (
     encode,
     encode_pieces,
     encode_words,
+    lacking,
     load_tokenizer,
     random_window,
     special_mask,
@@ -106,18 +107,25 @@ def test_saved_tokenizers_load_from_their_folder(tokenizer_file: Path, tmp_path:
     assert load_tokenizer(tokenizer_file.parent).get_vocab() == tokenizer.get_vocab()
 
 
-def test_what_is_no_tokenizer(tmp_path: Path) -> None:
+def test_what_is_no_tokenizer_and_what_one_lacks(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
 
     with pytest.raises(DataError, match=r"x\.json: no such file; train one with `bigssl tokenizer train"):
         load_tokenizer(tmp_path / "x.json")
     Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1}, unk_token="[UNK]")).save(str(tmp_path / "y.json"))
-    with pytest.raises(DataError, match="no cls_token, sep_token, mask_token in its vocabulary"):
-        load_tokenizer(tmp_path / "y.json")
+    found = load_tokenizer(tmp_path / "y.json")
+    assert (found.unk_token, found.pad_token_id, found.mask_token, len(found)) == ("[UNK]", 1, None, 2)
+    assert lacking(found, ["mask_token", "pad_token", "cls_token"]) == "its tokenizer has no mask_token, cls_token"
+    assert lacking(found, ["pad_token"]) == ""
     bare = Tokenizer(models.WordLevel({token: i for i, token in enumerate(SPECIALS.values())}, unk_token="[UNK]"))
     bare.save(str(tmp_path / "z.json"))
-    with pytest.raises(DataError, match=r"an empty text is \[\], not \[CLS\] \[SEP\]; set such a post_processor"):
-        load_tokenizer(tmp_path / "z.json")
+    said = lacking(load_tokenizer(tmp_path / "z.json"), ["cls_token", "sep_token"])
+    assert said == "its tokenizer makes [] of an empty text, not [CLS] [SEP]; set such a post_processor in it"
+    Tokenizer(models.BPE({"a": 0, "b": 1}, [])).save(str(tmp_path / "bytes.json"))
+    ids, mask = encode(load_tokenizer(tmp_path / "bytes.json"), "ba", 4)  # padded by some id, which the mask hides
+    assert (ids.tolist()[:2], mask.tolist()) == ([1, 0], [1, 1, 0, 0])
+    with pytest.raises(DataError, match="text of 0 characters has no token"):
+        encode(load_tokenizer(tmp_path / "bytes.json"), "", 4)
 
 
 def test_special_mask(tokenizer_file: Path) -> None:

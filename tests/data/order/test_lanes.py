@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigssl.data.order.lanes import MIXING, Epoch, block_order, lane_pieces, lanes_of, spread
+from bigssl.data.order.lanes import MIXING, Epoch, block_order, lane_pieces, lanes_of, spread_lanes
 from bigssl.data.order.stream import Stream
 from bigssl.data.shards.index import DatasetIndex, ShardInfo
 
@@ -24,7 +24,7 @@ def paper_stream(*counts: int, **options: int) -> Stream:
 @given(allowed, st.integers(0, 2**63), st.integers(0, 10**6))
 def test_any_places_in_a_row_take_equal_pieces_of_the_list_equally(lanes: int, seed: int, epoch: int) -> None:
     """Every run of p places, over the end of π as well, takes each of p equal pieces once, for every p of `pieces`."""
-    order = spread(lanes, seed, epoch)
+    order = spread_lanes(lanes, seed, epoch)
     assert sorted(order.tolist()) == list(range(lanes))
     for number in lane_pieces(lanes):
         piece = np.concatenate([order, order])[: lanes + number] * number // lanes
@@ -34,7 +34,7 @@ def test_any_places_in_a_row_take_equal_pieces_of_the_list_equally(lanes: int, s
 
 def coins(epoch: int) -> np.ndarray:
     """int64 [63]: of each of 1, 2, 4 ... 32 equal pieces, whether its right half comes first."""
-    order = spread(64, 5, epoch)
+    order = spread_lanes(64, 5, epoch)
     levels = []
     for number in (1, 2, 4, 8, 16, 32):
         halves = order[:number] * 2 * number // 64
@@ -52,7 +52,7 @@ def test_below_a_piece_the_order_of_halves_is_a_coin_of_its_own() -> None:
 
 
 def test_an_odd_number_of_pieces_is_taken_in_a_random_order() -> None:
-    firsts = np.array([spread(5, 0, epoch) for epoch in range(500)])
+    firsts = np.array([spread_lanes(5, 0, epoch) for epoch in range(500)])
     for place in range(5):
         assert np.abs(np.bincount(firsts[:, place], minlength=5) - 100).max() < 45
 

@@ -111,7 +111,7 @@ def test_the_number_sees_what_would_spoil_it(monkeypatch: pytest.MonkeyPatch, fa
     """Each part of the order is needed: without it, one of the layouts is badly mixed."""
     window = 1024
     if fault == "contiguous lanes":
-        monkeypatch.setattr(lanes, "spread", lambda lanes, *_: np.arange(lanes))
+        monkeypatch.setattr(lanes, "spread_lanes", lambda lanes, *_: np.arange(lanes))
     elif fault == "no coins":
         monkeypatch.setattr(lanes.rng, "words", lambda key, numbers: np.zeros(np.shape(numbers), np.uint64))
     elif fault == "two lanes":

@@ -1,0 +1,276 @@
+"""Networks of transformers, made module by module: the same numbers at every ZeRO stage and on any number of ranks.
+
+A network is first described: its modules, buffers and small parameters as the constructor makes them, its weights as
+shapes on `meta`. Then it is filled, modules before those that hold them, each from a seed of its own. At ZeRO-3 the
+engine takes each layer away in slices once it is filled (`cut`), so that no rank holds more than its share and a layer:
+
+    describe ── allocate a layer ── initialise ── cut ── allocate the next ...
+
+What a parent's initialisation may rewrite are its own weights and those of its children, which are cut after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.utils.parametrize import is_parametrized
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import guard_torch_init_functions, no_init_weights
+
+from bigssl import distributed
+
+Cut = Callable[[list[nn.Parameter]], None]
+M = TypeVar("M", bound=nn.Module)
+_PLAN = "_to_be_filled"  # attribute of a network that is described and not filled
+_TWINS = "_twins"  # attribute of a parameter: those that take its value once it has one
+
+
+class Step(NamedTuple):
+    """A module and its path, with the network whose rules initialise it."""
+
+    path: str
+    module: nn.Module
+    network: PreTrainedModel
+
+
+@dataclass
+class _Plan:
+    """How a network is filled. loaded: from a folder, on rank 0, whence the others get it."""
+
+    seed: int
+    steps: list[Step]
+    loaded: bool
+
+
+_postponed: list[bool] = []
+
+
+@contextlib.contextmanager
+def postponed(*, main: bool) -> Iterator[None]:
+    """Networks made within are only described, until `fill`. main: whether this is rank 0, the one that reads folders
+    (it then holds what it read whole in host memory, until it is filled)."""
+    _postponed.append(main)
+    try:
+        yield
+    finally:
+        _postponed.pop()
+
+
+def create(path: str, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """The bare network of `config`, initialised as transformers does it, from the seed last given to torch.
+
+    Args:
+        path: its name in the run, which its seeds depend on.
+        options: of AutoModel.from_config.
+    """
+    model = _described(path, config, options, loaded=False)
+    if not _postponed and torch.get_default_device().type != "meta":
+        fill(model)
+    return model
+
+
+def load(path: str, folder: str, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """The bare network in `folder`, in float32. Where it is postponed, rank 0 alone reads it.
+
+    Args:
+        config: what `folder` holds.
+        options: of AutoModel.from_pretrained.
+    """
+    options = {"dtype": torch.float32, **options}
+    if _postponed and not _postponed[-1]:
+        return _described(path, config, options, loaded=True)
+    seed = torch.initial_seed()
+    with torch.device("cpu"), _own_randomness():  # on another default device transformers refuses to load
+        _sow(seed, path)
+        model: PreTrainedModel = AutoModel.from_pretrained(folder, config=config, **options)
+    if _postponed:
+        vars(model)[_PLAN] = _Plan(seed, list(_steps(path, model)), loaded=True)
+    return model
+
+
+def fill(root: nn.Module, cut: Cut | None = None) -> None:
+    """Give the networks below `root` that are only described their weights. Collective where they were loaded.
+
+    Args:
+        cut: takes whole parameters away, in slices; called for each layer once it has its numbers.
+    Raises:
+        RuntimeError: a parameter of `root` itself was derived from weights that had no numbers.
+    """
+    for module in list(root.modules()):
+        plan: _Plan | None = vars(module).pop(_PLAN, None)
+        if plan is not None:
+            _fill(module, plan, cut)
+    for name, parameter in root.named_parameters():
+        if parameter.is_meta:
+            raise RuntimeError(
+                f"{type(root).__name__}.{name} was made from the weights of a backbone, which at zero.stage 3 have no "
+                f"numbers yet; allowed: a parameter made from their shape (torch.zeros(...)), or tied to them"
+            )
+
+
+def twin(module: M, gathered: Callable[[Iterable[nn.Parameter]], AbstractContextManager[None]] | None = None) -> M:
+    """A copy of `module` that is whole on this rank and is not trained, wherever the weights of `module` are.
+
+    Of a network that is only described, the copy gets its numbers when `module` does.
+
+    Args:
+        gathered: a context within which parameters are whole, for a module that ZeRO-3 holds in slices; it is entered
+            for one layer at a time. Collective then.
+    """
+    empty = {id(p): _like(p) for p in module.parameters()}
+    other = copy.deepcopy(module, dict[int, Any](empty))
+    for each in other.modules():
+        vars(each).pop(_PLAN, None)
+    for layer in module.modules():
+        own = list(layer.parameters(recurse=False))
+        with gathered(own) if gathered else nullcontext():
+            for parameter in own:
+                _copy(parameter, empty[id(parameter)])
+    return other
+
+
+def largest_layer(root: nn.Module) -> int:
+    """Bytes of a described network below `root` that `fill` holds whole at a time, at most."""
+    networks = [module for module in root.modules() if isinstance(module, PreTrainedModel)]
+    sizes = (_bytes([*_own(s.module), *_of_children(s.module)]) for n in networks for s in _steps("", n))
+    return max(sizes, default=0)
+
+
+def _bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum({id(parameter): parameter.nbytes for parameter in parameters}.values())
+
+
+def _described(path: str, config: PreTrainedConfig, options: dict[str, Any], *, loaded: bool) -> PreTrainedModel:
+    seed = torch.initial_seed()
+    hook = register_module_parameter_registration_hook(_without_numbers)  # type: ignore[arg-type]
+    try:
+        with no_init_weights(), _own_randomness():
+            _sow(seed, path)
+            model: PreTrainedModel = AutoModel.from_config(config, **options)
+    finally:
+        hook.remove()
+    model.tie_weights()
+    vars(model)[_PLAN] = _Plan(seed, list(_steps(path, model)), loaded)
+    return model
+
+
+def _without_numbers(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+    """Weights that their module can initialise again; others keep what the constructor gave them."""
+    if parameter is None or parameter.is_meta or not hasattr(module, "reset_parameters"):
+        return None
+    return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+
+def _steps(path: str, network: PreTrainedModel) -> Iterator[Step]:
+    """Every module once, after those within it, with the nearest network around it."""
+    seen: set[int] = set()
+
+    def visit(path: str, module: nn.Module, network: PreTrainedModel) -> Iterator[Step]:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        for name, child in module.named_children() if not is_parametrized(module) else ():
+            yield from visit(f"{path}.{name}", child, child if isinstance(child, PreTrainedModel) else network)
+        yield Step(path, module, network)
+
+    return visit(path, network, network)
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    """The module's parameters without its children's; a parametrized one (weight norm) counts as one with its parts."""
+    return list(module.parameters(recurse=is_parametrized(module)))
+
+
+def _of_children(module: nn.Module) -> list[nn.Parameter]:
+    return [] if is_parametrized(module) else [p for child in module.children() for p in _own(child)]
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, plan: _Plan, cut: Cut | None) -> None:
+    filled: set[nn.Parameter] = set()
+    with _own_randomness(), guard_torch_init_functions():
+        for step in plan.steps:
+            tied = filled.intersection(_own(step.module))
+            filled.update(_own(step.module))
+            for parameter in _own(step.module):
+                _allocate(parameter)
+            if not plan.loaded:
+                _sow(plan.seed, step.path)
+                _initialise(step, tied)
+            _done(_of_children(step.module), cut)
+    _done(_own(model), cut)
+    if plan.loaded:
+        for mine, theirs in zip(model.buffers(), distributed.from_main(list(model.buffers())), strict=True):
+            mine.copy_(theirs)
+
+
+def _initialise(step: Step, tied: set[nn.Parameter]) -> None:
+    """As a constructor of torch, then as transformers; a weight that another module has filled stays as it is."""
+    module = step.module
+    for parameter in tied:
+        vars(parameter)["_is_hf_initialized"] = True  # what transformers' functions look at
+    if is_parametrized(module):
+        assert isinstance(module.parametrizations, nn.ModuleDict)
+        for name in module.parametrizations:
+            value = torch.empty_like(getattr(module, name))
+            setattr(module, name, nn.init.kaiming_uniform_(value, a=math.sqrt(5)))  # as Linear and Conv do
+    elif callable(reset := getattr(module, "reset_parameters", None)):
+        reset()
+    step.network._init_weights(module)
+    for parameter in tied:
+        del vars(parameter)["_is_hf_initialized"]
+
+
+def _allocate(parameter: nn.Parameter) -> None:
+    """Memory for a parameter on `meta`, which stays the same object: others may be tied to it."""
+    if parameter.is_meta:
+        attributes = dict(vars(parameter))
+        fresh = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+        torch.utils.swap_tensors(parameter, nn.Parameter(fresh, parameter.requires_grad))
+        vars(parameter).update(attributes)
+
+
+def _done(parameters: list[nn.Parameter], cut: Cut | None) -> None:
+    for parameter in parameters:
+        for other in vars(parameter).pop(_TWINS, ()):
+            _allocate(other)
+            other.copy_(parameter)
+    if cut is not None:
+        cut(parameters)
+
+
+def _like(parameter: nn.Parameter) -> nn.Parameter:
+    """An empty one, whole, that is not trained."""
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return nn.Parameter(torch.empty(shape, dtype=parameter.dtype, device=parameter.device), requires_grad=False)
+
+
+@torch.no_grad()
+def _copy(parameter: nn.Parameter, other: nn.Parameter) -> None:
+    if parameter.is_meta:
+        vars(parameter).setdefault(_TWINS, []).append(other)
+    else:
+        other.copy_(parameter)
+
+
+@contextlib.contextmanager
+def _own_randomness() -> Iterator[None]:
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def _sow(seed: int, path: str) -> None:
+    torch.default_generator.manual_seed(zlib.crc32(f"{seed}{path}".encode()))

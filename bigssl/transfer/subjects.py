@@ -1,0 +1,211 @@
+"""What evaluations judge: networks by name, of an export or as they are while they are trained; and what they make of
+data: features with what is known of each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bigssl.data.errors import DataError
+from bigssl.data.shards.index import DatasetIndex
+from bigssl.nets.norm import has_batch_norm
+from bigssl.transfer import export
+from bigssl.transfer.baselines import calibrate_batch_norm, random_network
+from bigssl.transfer.features import (
+    ImageBatch,
+    column,
+    has_picture,
+    image_batches,
+    network,
+    read_samples,
+    text_encoder,
+)
+from bigssl.transfer.inputs import PREPROCESSOR, ImageInput, Input, TextInput, image_size, text_input
+from bigssl.transfer.matrix import Matrix
+from bigssl.transfer.team import AgreedError
+
+CALIBRATION_BATCHES = 8
+NORM = "The random network's BatchNorm statistics were set from unlabelled images that are no queries."
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network by the name under which it is exported.
+
+    Attributes:
+        models: "trained", and "random_net": the same with random weights.
+        takes: its input.
+        width: features of a sample, where it is known before the first one.
+    """
+
+    name: str
+    models: dict[str, PreTrainedModel]
+    takes: Input
+    width: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What it takes: "image" or "text"."""
+        return "image" if isinstance(self.takes, ImageInput) else "text"
+
+    def encoders(self, device: str | torch.device) -> dict[str, Callable[[Any], Tensor]]:
+        """By contender: pictures uint8 [B, 3, H, W] or B texts -> float32 [B, D], on the CPU."""
+        if isinstance(self.takes, TextInput):
+            return {name: text_encoder(model, self.takes, device) for name, model in self.models.items()}
+        return {name: network(model, device) for name, model in self.models.items()}
+
+
+class Subjects(Protocol):
+    """Where networks and heads come from. live: they are being trained: nothing but "trained" is compared, and all
+    ranks have to make the same passes, in each of which ZeRO-3 gathers the weights."""
+
+    live: bool
+    notes: list[str]
+
+    def subject(self, name: str, *, batch: int, device: str | torch.device) -> Subject: ...
+
+    def head(self, name: str) -> Tensors: ...
+
+    def whole(self, parameter: nn.Parameter) -> nn.Parameter:
+        """It, or a copy where this rank may hold a slice alone."""
+        ...
+
+
+class Exported:
+    """The networks of an export folder, each loaded once, beside its random twin.
+
+    The twin has fresh weights from the seed. Where it has BatchNorm, the running statistics are first set from
+    unlabelled images that are no queries; the trained network keeps its own. Judged with the statistics of an untrained
+    module it would lose for want of bookkeeping.
+
+    Args:
+        pictures: URLs of shards by backbone that such images may come from: the first is taken that has any.
+    """
+
+    live = False
+
+    def __init__(self, folder: Path, seed: int, pictures: Mapping[str, Sequence[str]]) -> None:
+        self.folder, self.seed, self._pictures = folder, seed, pictures
+        self.notes: list[str] = []
+        self._loaded: dict[str, Subject] = {}
+
+    def subject(self, name: str, *, batch: int, device: str | torch.device) -> Subject:
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name, batch, device)
+        return self._loaded[name]
+
+    def _load(self, name: str, batch: int, device: str | torch.device) -> Subject:
+        folder = self.folder / name
+        trained = export.load_backbone(folder)
+        takes = ImageInput(image_size(folder)) if (folder / PREPROCESSOR).is_file() else text_input(folder)
+        fresh = random_network(trained.config, self.seed)
+        indexes = map(DatasetIndex.load, self._pictures.get(name, ()) if has_batch_norm(fresh) else ())
+        index = next((each for each in indexes if has_picture(each)), None)
+        if index is not None and isinstance(takes, ImageInput):
+            samples = read_samples(index, CALIBRATION_BATCHES * batch)
+            calibration = (each.pixels for each in image_batches(samples, size=takes.size, batch=batch))
+            calibrate_batch_norm(fresh, calibration, device)
+            self.notes += [NORM] if NORM not in self.notes else []
+        return Subject(name, {"trained": trained, "random_net": fresh}, takes)
+
+    def head(self, name: str) -> Tensors:
+        return export.load_heads(self.folder / "heads" / f"{name}.safetensors")
+
+    def whole(self, parameter: nn.Parameter) -> nn.Parameter:
+        return parameter
+
+
+class Live:
+    """The networks of a run while it trains, on the device that they are on.
+
+    Args:
+        subjects: by name; the model of each is "trained".
+        heads: whole tensors of the heads by name. A collective.
+        gathered: a context in which parameters are whole. A collective.
+    """
+
+    live = True
+
+    def __init__(
+        self,
+        subjects: Iterable[Subject],
+        heads: Callable[[], Mapping[str, Tensors]] = dict,
+        gathered: Callable[[list[nn.Parameter]], AbstractContextManager[None]] = lambda parameters: nullcontext(),
+    ) -> None:
+        self._subjects = {subject.name: subject for subject in subjects}
+        self._heads, self._gathered = heads, gathered
+        self.notes: list[str] = []
+
+    def subject(self, name: str, *, batch: int, device: str | torch.device) -> Subject:
+        return self._subjects[name]
+
+    def head(self, name: str) -> Tensors:
+        return dict(self._heads()[name])
+
+    def whole(self, parameter: nn.Parameter) -> nn.Parameter:
+        with self._gathered([parameter]), torch.no_grad():
+            return nn.Parameter(parameter.detach().float().clone(), requires_grad=False)
+
+
+@dataclass
+class Notes:
+    """What is kept of samples beside their features: keys, and columns of the metadata that evaluations ask for.
+
+    lacking: of a field that a sample does not have, what to say of the first such one.
+    """
+
+    fields: Sequence[str]
+    keys: list[str] = field(default_factory=list)
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    lacking: dict[str, str] = field(default_factory=dict)
+
+    def of(self, batches: Iterable[ImageBatch]) -> Iterator[ImageBatch]:
+        for batch in batches:
+            self.keys += batch.keys
+            for name in self.fields:
+                if name not in self.lacking:
+                    try:
+                        self.columns.setdefault(name, []).extend(column(batch.keys, batch.meta, name))
+                    except DataError as error:
+                        self.lacking[name] = str(error)
+            yield batch
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Features of a dataset by contender ("trained", "random_net", "raw" where that is a vector), and of each sample
+    what it is known by: its key, or the text itself."""
+
+    subject: Subject
+    matrices: dict[str, Matrix]
+    keys: list[str]
+    notes: Sequence[Notes]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def column(self, name: str) -> list[str]:
+        """A metadata field that the evaluation has among its own, of each sample. Raises AgreedError where one lacks
+        it."""
+        for part in self.notes:
+            if name in part.lacking:
+                raise AgreedError(part.lacking[name])
+        return [value for part in self.notes for value in part.columns.get(name, ())]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Different texts with their metadata (the same text twice is no second observation): `columns` of each, and the
+    different `meta` of all."""
+
+    texts: list[str]
+    columns: dict[str, list[str]]
+    meta: list[dict[str, str]]

@@ -1,0 +1,104 @@
+"""Finding the same item in its other view by nearest neighbour, among images never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bigssl.config.evaluate import Evaluation, Limit, Metadata
+from bigssl.transfer.bench import Bench
+from bigssl.transfer.knn import top, unit
+from bigssl.transfer.matrix import Matrix
+from bigssl.transfer.scores import Score
+from bigssl.transfer.team import AgreedError
+
+if TYPE_CHECKING:
+    from bigssl.engine.plan.evaluation import Checked
+
+
+class Retrieval(Evaluation):
+    """Nearest neighbour of an item among all items in another view: is it the same item?"""
+
+    backbone: str = "image"
+    bank: str  # its mean is taken from all features before each cosine
+    pair: Metadata  # what the views of one item share
+    view: Metadata  # what tells them apart
+    bank_limit: Limit = None
+
+    def pictures(self) -> dict[str, str]:
+        return {self.backbone: "bank"}
+
+    def check(self, seen: Checked) -> None:
+        modality = seen.backbone("backbone", "image")
+        seen.samples("bank", modality)
+        seen.samples("queries", modality, "pair", "view")
+
+    def run(self, bench: Bench) -> list[Score]:
+        network = bench.subject(self.backbone, "image")
+        bank = bench.encode(network, self.bank, limit=self.bank_limit, field="bank", columns=[])
+        queries = bench.encode(network, self.queries, limit=self.query_limit, field="queries",
+                               columns=self.metadata())  # fmt: skip
+        means = bench.means(bank.matrices)
+        names = [name for name in ("random_net", "raw", "trained") if name in means]
+        ids, views = queries.column(self.pair), queries.column(self.view)
+        rows = bench.team.share(len(ids))
+        hits: dict[str, list[Tensor]] = {name: [] for name in names}
+        groups: list[str] = []
+        chances: list[float] = []
+        for asking, gallery in _rounds(ids, views):
+            groups += [ids[i] for i in asking]
+            chances += [1 / len(gallery)] * len(asking)
+            for name in names:
+                found = partial(retrieval_hits, queries.matrices[name], means[name], asking, gallery, ids, rows,
+                                bench.device)  # fmt: skip
+                hits[name].append(bench.hits(found))
+        if not groups:
+            raise AgreedError(f"{bench.where}.pair: value {self.pair!r}, but none occurs in two {self.view!r}s; "
+                              "allowed: a metadata field that views of one item share")  # fmt: skip
+        subject = f"of {len(groups)} unseen images have the same {self.pair} in the other {self.view} as their " \
+                  "nearest neighbour"
+        return [Score(
+            f"retrieval: same {self.pair}, other {self.view}", subject,
+            {name: torch.cat(parts) for name, parts in hits.items()}, groups, chance=sum(chances) / len(chances),
+            names={"raw": "raw pixels"}, facts={"gallery": max(views.count(view) for view in set(views))},
+        )]  # fmt: skip
+
+
+def _rounds(ids: list[str], views: list[str]) -> Iterator[tuple[list[int], list[int]]]:
+    """(samples of one view that have a counterpart in another, all samples of that) for each ordered pair of views."""
+    members = {name: [i for i, each in enumerate(views) if each == name] for name in sorted(set(views))}
+    for one, other in ((a, b) for a in members for b in members if a != b):
+        there = {ids[i] for i in members[other]}
+        if asking := [i for i in members[one] if ids[i] in there]:
+            yield asking, members[other]
+
+
+def retrieval_hits(matrix: Matrix, mean: Tensor, asking: Sequence[int], gallery: Sequence[int], ids: Sequence[str],
+                   rows: range, device: str | torch.device = "cpu") -> Tensor:
+    """bool: for each asking row that lies in `rows`, in order, whether the gallery row nearest to it has its id.
+
+    asking, gallery: ascending row numbers of the matrix [N, D], from which `mean` [D] is taken. ids: of all N rows.
+    Cosine, float32, exact, in pieces. Raises ValueError where an id has no counterpart in the gallery: such a query
+    could only fail.
+    """
+    alone = sorted({ids[row] for row in asking} - {ids[row] for row in gallery})
+    if alone:
+        raise ValueError(f"{len(alone)} query ids are not in the gallery, the first {alone[0]!r}; leave them out")
+    wanted, members = set(asking), set(gallery)
+    hits: list[bool] = []
+    for numbers, piece in matrix.pieces(rows):
+        mine = [row for row in numbers if row in wanted]
+        if not mine:
+            continue
+        queries = unit(piece[[row - numbers.start for row in mine]] - mean).to(device)
+        parts = (
+            unit(part[[row - there.start for row in there if row in members]] - mean).to(device)
+            for there, part in matrix.pieces()
+        )
+        _, nearest = top((queries @ part.T for part in parts if len(part)), 1)
+        hits += [ids[gallery[found]] == ids[row] for row, found in zip(mine, nearest[:, 0].tolist(), strict=True)]
+    return torch.tensor(hits, dtype=torch.bool)

@@ -1,0 +1,156 @@
+"""A run begins from the same weights at every ZeRO stage; at stage 3 its backbones are made in slices, never whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bigssl import distributed
+from bigssl.engine import zero
+from bigssl.engine.optim import build_optimizer
+from bigssl.engine.plan import preflight
+from bigssl.nets import build
+from bigssl.nets.progress import Progress
+from bigssl.nets.towers import Tower
+from bigssl.objectives import simclr
+
+
+def engine_of(recipe: Any) -> tuple[preflight.Plan, zero.Engine]:
+    """As the loop does it."""
+    plan = preflight.plan(recipe, preflight.announced_world())
+    zero.start()
+    optimizer = build_optimizer(plan.objective, recipe.optim, sharded=recipe.zero.stage > 0)
+    return plan, zero.Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=False)
+
+
+def beginning(recipe: Any) -> tuple[dict[str, Tensor], dict[str, tuple[bool, int]]]:
+    """Whole weights and buffers before the first step; of each weight whether it is trained, and its decay's group."""
+    plan, engine = engine_of(recipe)
+    state = zero.full_state(plan.objective)
+    buffers = dict(plan.objective.named_buffers())
+    trained = {n: p.requires_grad for n, p in plan.objective.named_parameters()}
+    zero.stop()
+    return {**state, **{name: value.clone() for name, value in buffers.items()}}, trained
+
+
+def save_pretrained(recipe: Any, folder: Path) -> dict[str, Any]:
+    """The backbones of `recipe` as folders, with statistics of BatchNorm that no constructor gives."""
+    sections = {}
+    for name, section in recipe.backbones.items():
+        model = preflight.plan(recipe, 1).backbones[name].model
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 1.5)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        model.save_pretrained(folder / name)
+        sections[name] = section.model_dump() | {"pretrained": str(folder / name), "config": {}}
+    return sections
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("source", ["created", "recomputing", "pretrained"])
+def test_a_run_begins_alike_at_stage_0_and_in_slices(
+    source: str, ranks: Any, recipe: Any, joint: dict[str, Any], tmp_path: Path
+) -> None:
+    """ResNet with BatchNorm over ranks, BERT with a head tied to its embedding and a pooler that is frozen."""
+    changes = {**joint}
+    if source == "recomputing":
+        text = joint["backbones"]["text"] | {"activation_checkpointing": True, "compile": True}
+        changes["backbones"] = joint["backbones"] | {"text": text}
+    if source == "pretrained":
+        changes["backbones"] = save_pretrained(recipe(**joint), tmp_path)
+    (whole, trained), *_ = ranks(beginning, 1, recipe(**changes))
+    for world in (1, 2):
+        slices = ranks(beginning, world, recipe(**changes, zero={"stage": 3}))
+        for rank, (state, also_trained) in enumerate(slices):
+            assert also_trained == trained and not all(trained.values())
+            assert state.keys() == whole.keys() if rank == 0 else state
+            for name, value in state.items():
+                assert torch.equal(value, whole[name]), f"{name} on rank {rank} of {world}"
+
+
+def most_whole(recipe: Any) -> tuple[int, int, int]:
+    """Bytes: of the backbones, whole after planning; whole at a time while they are cut; of the largest layer."""
+    plan = preflight.plan(recipe, preflight.announced_world())
+    zero.start()
+    parameters = [p for tower in plan.backbones.values() for p in tower.parameters()]
+    planned = sum(p.nbytes for p in parameters if not p.is_meta)
+    most, layer, plain = 0, build.largest_layer(plan.objective), zero.deepspeed.zero.Init._convert_to_zero_parameters
+
+    def watched(init: Any, given: Any) -> None:
+        nonlocal most
+        most = max(most, sum(p.nbytes for p in parameters if not p.is_meta))
+        plain(init, given)
+
+    zero.deepspeed.zero.Init._convert_to_zero_parameters = watched
+    zero.cut(plan.objective, zero.settings_for(recipe, micro=plan.micro, accum=plan.accum, bf16=False))
+    zero.stop()
+    return planned, most, layer
+
+
+@pytest.mark.distributed
+def test_no_rank_holds_more_of_a_backbone_than_its_share_and_a_layer(
+    ranks: Any, recipe: Any, joint: dict[str, Any]
+) -> None:
+    wide = joint["backbones"]["text"]["config"] | {"num_hidden_layers": 12, "hidden_size": 64}
+    changes = {**joint, "backbones": joint["backbones"] | {"text": joint["backbones"]["text"] | {"config": wide}}}
+    for planned, most, layer in ranks(most_whole, 2, recipe(**changes, zero={"stage": 3})):
+        assert planned < 10_000, "backbones are whole before the engine exists"
+        assert 0 < most <= layer + planned
+
+
+def teacher(stage: int, when: str, recipe: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Whole student and its twin, made by an objective, or once the student is in slices."""
+    with build.postponed(main=distributed.is_main()):
+        objective, towers = preflight.build_networks(recipe)
+    student = nn.ModuleList([towers["image"], objective.head])
+    zero.start()
+    other = build.twin(student) if when == "described" else None
+    zero.cut(objective, zero.settings_for(recipe, micro=4, accum=1, bf16=False))
+    other = other or build.twin(student, zero.gathered)
+    state = zero.full_state(student)
+    assert not any(p.requires_grad for p in other.parameters()) and all(p.requires_grad for p in student.parameters())
+    zero.stop()
+    return state, other.state_dict()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("when", ["described", "in slices"])
+def test_a_twin_is_whole_on_every_rank(when: str, ranks: Any, recipe: Any) -> None:
+    (student, first), (_, second) = ranks(teacher, 2, 3, when, recipe(zero={"stage": 3}))
+    assert first.keys() == student.keys() == second.keys()
+    for name, value in student.items():
+        assert torch.equal(first[name], value) and torch.equal(second[name], value), name
+
+
+def test_a_twin_of_a_whole_network_is_a_copy_of_it(recipe: Any) -> None:
+    tower: Tower = preflight.plan(recipe(), 1).backbones["image"]
+    other = build.twin(tower)
+    assert all(torch.equal(value, tower.state_dict()[name]) for name, value in other.state_dict().items())
+    next(tower.parameters()).data.add_(1)
+    assert not torch.equal(next(other.parameters()), next(tower.parameters()))
+
+
+class Derived(simclr.Simclr):
+    """Makes a parameter of the backbone's numbers."""
+
+    def __init__(self, config: Any, towers: Any) -> None:
+        super().__init__(config, towers)
+        self.start = nn.Parameter(next(self.backbone.parameters()).detach() * 2)
+
+    def forward(self, batch: Any, at: Progress) -> Any:
+        raise NotImplementedError
+
+
+def test_a_parameter_made_from_numbers_that_are_not_there_is_named(recipe: Any) -> None:
+    used = recipe()
+    with build.postponed(main=True):
+        tower = Tower("image", used.backbones["image"], None)
+        task = Derived(used.objective, {"image": tower})
+    with pytest.raises(RuntimeError, match=r"Derived.start was made from the weights of a backbone.*torch.zeros"):
+        build.fill(task)
