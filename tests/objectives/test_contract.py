@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from bigssl.cli.main import main
 from bigssl.config.errors import ConfigError
 from bigssl.data.loading.loader import SEEDS
+from bigssl.data.order.order import More, as_it_is
+from bigssl.data.order.stream import Stream
+from bigssl.data.sample import Sample
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, discover
@@ -321,6 +324,11 @@ def content(prepared: Any) -> Any:
     return array.dtype.str, array.shape, array.tobytes()
 
 
+def beside(order: Stream, sample: Sample) -> More:
+    """Other samples of the same stream, as the loader draws them."""
+    return lambda rng, use=as_it_is: use(order.read(order.another(sample.position, rng)))
+
+
 @each_task
 def test_prepare_is_a_function_of_sample_and_generator(
     name: str, kind: type[Objective], objective: Any, stream: Any
@@ -330,7 +338,7 @@ def test_prepare_is_a_function_of_sample_and_generator(
 
     def prepared(number: int, seed: int, by: Objective = task) -> Any:
         kept = {key: bytes(part) for key, part in samples[number].fields.items()}
-        found = content(by.prepare(samples[number], np.random.default_rng(seed), order.another))
+        found = content(by.prepare(samples[number], np.random.default_rng(seed), beside(order, samples[number])))
         assert samples[number].fields == kept, "prepare changes the sample"
         return found
 
@@ -380,7 +388,8 @@ def test_two_views_differ_and_are_held_against_each_other(
     for one, two in views_of(data):
         first, second = (dict(fields(data))[path] for path in (one, two))
         assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True)), "two views are the same"
-        drawn = [task.prepare(order.read(0), np.random.default_rng(n), order.another) for n in range(4)]
+        sample = order.read(0)
+        drawn = [task.prepare(sample, np.random.default_rng(n), beside(order, sample)) for n in range(4)]
         for view in (one[-1], two[-1]):
             assert len({np.asarray(each[view]).tobytes() for each in drawn}) > 1, f"{view} is drawn by nothing"
         swapped = replaced(replaced(data, one, second), two, first)
