@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # Install, lint, check types, test. Ends with pytest's summary; arguments go to pytest.
 # Files are dealt to two processes (more: -n 8; none: -n 0).
+# --matrix: instead, every pretext task at every ZeRO stage, number of ranks and precision, into docs/contract.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 arguments=("$@")
 set -- dev
 . launch/setup.sh dev
+if [ "${arguments[0]:-}" = --matrix ]; then
+  exec python tests/objectives/matrix.py "${arguments[@]:1}"
+fi
 ruff check .
 mypy bigssl kernels/bigssl_kernels
 exec python -m pytest -q -n 2 --dist loadfile ${arguments[@]+"${arguments[@]}"}

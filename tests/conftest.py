@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -26,9 +27,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 Ranks = Callable[..., list[Any]]
 
 
-def _rank_main(function: Callable[..., Any], rank: int, world: int, port: int, folder: Path, args: tuple) -> None:
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _launched(rank: int, world: int, port: int) -> None:
+    """What a launcher tells a rank."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+
+
+def _rank_main(function: Callable[..., Any], rank: int, world: int, port: int, folder: Path, args: tuple) -> None:
+    _launched(rank, world, port)
     try:
         torch.save(function(*args), folder / f"{rank}.pt")
     except BaseException:
@@ -55,9 +67,7 @@ def ranks(tmp_path: Path) -> Ranks:
     def run(function: Callable[..., Any], world: int, *args: Any, timeout: float = 240) -> list[Any]:
         folder = tmp_path / f"ranks-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = _free_port()
         context = mp.get_context("fork")
         workers = [
             context.Process(target=_rank_main, args=(function, r, world, port, folder, args)) for r in range(world)
@@ -78,3 +88,75 @@ def ranks(tmp_path: Path) -> Ranks:
         return [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(world)]
 
     return run
+
+
+class Crew:
+    """Ranks that live as long as a session and serve one case after another, so that a case costs no start of one.
+
+    They stay in the process group that the first case joins. When a case fails on one of them, all are ended (the
+    others may wait for it in a collective), and the next case starts new ones.
+    """
+
+    def __init__(self) -> None:
+        self._members: dict[int, list[tuple[Any, Any]]] = {}
+
+    def __call__(self, function: Callable[..., Any], world: int, *args: Any, timeout: float = 120) -> list[Any]:
+        """What `function(*args)`, a function of a module, returns on each of `world` ranks."""
+        members = self._members.get(world) or self._start(world)
+        for _, pipe in members:
+            pipe.send_bytes(pickle.dumps((function, args)))
+        deadline, answers = time.monotonic() + timeout, {}
+        while len(answers) < world:
+            for rank, (worker, pipe) in enumerate(members):
+                if rank not in answers and worker.is_alive() and pipe.poll(0.002):
+                    answers[rank] = pickle.loads(pipe.recv_bytes())
+                failed = rank in answers and not answers[rank][0]
+                if failed or not worker.is_alive() or time.monotonic() > deadline:
+                    self.end(world)
+                    why = answers[rank][1] if failed else f"it has died, or gave no answer in {timeout} s"
+                    raise AssertionError(f"rank {rank} of {world}: {why}")
+        return [answers[rank][1] for rank in range(world)]
+
+    def _start(self, world: int) -> list[tuple[Any, Any]]:
+        context, port, members = mp.get_context("fork"), _free_port(), []
+        for rank in range(world):
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=_serve, args=(theirs, rank, world, port), daemon=True)
+            worker.start()
+            theirs.close()
+            members.append((worker, ours))
+        self._members[world] = members
+        return members
+
+    def end(self, world: int) -> None:
+        for worker, pipe in self._members.pop(world, []):
+            worker.kill()
+            worker.join()
+            pipe.close()
+
+
+def _serve(pipe: Any, rank: int, world: int, port: int) -> None:
+    _launched(rank, world, port)
+    parent = os.getppid()
+    while os.getppid() == parent:
+        if not pipe.poll(2.0):
+            continue
+        function, args = pickle.loads(pipe.recv_bytes())
+        try:
+            answer = (True, function(*args))
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        pipe.send_bytes(pickle.dumps(answer))
+    os._exit(0)
+
+
+@pytest.fixture(scope="session")
+def crew() -> Iterator[Crew]:
+    """`crew(function, world, *args)`: as `ranks`, with ranks that are already there, for many short cases.
+
+    `function` joins the group by `zero.start()` and leaves the process as it found it.
+    """
+    members = Crew()
+    yield members
+    for world in (1, 2):
+        members.end(world)

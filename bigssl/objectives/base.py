@@ -105,9 +105,29 @@ class Objective(nn.Module):
 
     Config: ClassVar[type[Section]]
     preset: ClassVar[dict[str, Any]]
-    """A tiny configuration for the contract tests: {"objective": fields, "backbones": {name: kind}}."""
+    """A tiny configuration, all that the contract tests are told of a task (they run it at every ZeRO stage):
+
+    objective: fields of `Config` without name and source.
+    backbones: by name, a kind of tiny network that tests/objectives/conftest.py knows ("resnet", "vit", "bert", ...) or
+        a whole section as in a recipe, for one that it does not know.
+    data: folder of shards below bigssl/demo; default "emoji/train", pictures with captions.
+    overfits: whether 60 steps on one batch bring the loss below .6 of its blind line; default True.
+    """
     least: ClassVar[int] = 1
     """Samples that a pass over all ranks has to hold: with fewer, there is nothing to learn."""
+    accumulates: ClassVar[bool] = False
+    """Whether k passes of b samples give the gradient of one pass of k · b (with networks without BatchNorm): the loss
+    is a mean over samples, none of which sees another."""
+    draws: ClassVar[bool] = True
+    """Whether `prepare` draws from its generator: views, masks, windows."""
+    symmetric: ClassVar[bool] = False
+    """Whether the loss stays as it is when its two views change places."""
+    scheduled: ClassVar[bool] = False
+    """Whether the loss, or a teacher's momentum, is another at the end of a run than at its start."""
+    seeded: ClassVar[bool] = False
+    """Whether the loss depends on the seeds of the samples (masks and noise drawn on the device), dropout apart."""
+    causal: ClassVar[bool] = False
+    """Whether the network is shown what the loss asks for, one position late (language models from left to right)."""
     draws_more: ClassVar[bool] = False
     """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand."""
 
@@ -164,6 +184,11 @@ class Objective(nn.Module):
 
         The engine moves each after every optimizer step that changed weights, once, at every ZeRO stage.
         """
+        return {}
+
+    def guards(self) -> dict[str, Callable[[], None]]:
+        """What keeps this task from collapsing (a predictor, a stop-gradient, negatives), by name, each with what takes
+        it out of this instance. For the contract tests, which want to see the spread fall without it."""
         return {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

@@ -11,7 +11,7 @@ loss and blind line are both 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,8 @@ class Byol(Objective):
         augment: AugmentConfig = AugmentConfig(preset="byol")
 
     least = 2  # BatchNorm makes of one sample a constant
-    preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
+    symmetric = scheduled = True
+    preset = {"objective": {"hidden": 16, "dim": 8, "momentum": 0.9}, "backbones": {"image": "resnet"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
@@ -90,6 +91,9 @@ class Byol(Objective):
 
     def teachers(self) -> dict[str, Ema]:
         return {"target": self.target}
+
+    def guards(self) -> dict[str, Callable[[], None]]:
+        return {"predictor": lambda: setattr(self, "predictor", nn.Identity())}
 
     def exports(self) -> dict[str, Head | Network]:
         model = self.target.module.get_submodule("tower.model")

@@ -42,6 +42,7 @@ class Simclr(Objective):
         blur: float | None = Field(None, ge=0, le=1, description="probability of blur; default the preset's")
 
     least = 2  # one sample is compared with itself
+    symmetric = True
     preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:

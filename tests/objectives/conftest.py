@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import contract_runs as runs
 import pytest
 import torch
 from pydantic import TypeAdapter
+from transformers import CONFIG_MAPPING
 
 from bigssl.config.recipe import BackboneConfig
 from bigssl.data.kinds.text import load_tokenizer
@@ -18,8 +19,7 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective, build, config_union
 
-DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
-TOKENIZER = str(DEMO / "tokenizer.json")
+TOKENIZER = str(runs.DEMO / "tokenizer.json")
 TINY = {
     "resnet": BackboneConfig(
         type="resnet",
@@ -39,7 +39,7 @@ TINY = {
         type="vit",
         size=32,
         config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
-                "patch_size": 8},
+                "patch_size": 8, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     ),
 }  # fmt: skip
 
@@ -62,33 +62,55 @@ DROPPING = {
 }  # fmt: skip
 
 
-def with_source(fields: dict[str, Any], source: str) -> dict[str, Any]:
-    """A preset's fields with every objective reading `source`."""
-    if "parts" in fields:
-        return {**fields, "parts": {name: with_source(part, source) for name, part in fields["parts"].items()}}
-    return {**fields, "source": source}
+def section_of(kind: str | dict[str, Any]) -> BackboneConfig:
+    """What a preset says of a backbone: one of TINY by name, or a section."""
+    return TINY[kind] if isinstance(kind, str) else BackboneConfig.model_validate(kind)
 
 
-def make_towers(kinds: dict[str, str], configs: dict[str, BackboneConfig]) -> dict[str, Tower]:
-    tokenizers = {"bert": load_tokenizer(TOKENIZER)}
-    return {name: Tower(name, configs[kind], tokenizers.get(kind)) for name, kind in kinds.items()}
+def dropping_twin(kind: str | dict[str, Any]) -> BackboneConfig:
+    """The same kind of network where every rate of dropout that it has is a tenth."""
+    if isinstance(kind, str) and kind in DROPPING:
+        return DROPPING[kind]
+    section = section_of(kind)
+    fields = CONFIG_MAPPING[section.type]().to_dict()
+    rates = {name: 0.1 for name, value in fields.items() if "dropout" in name and isinstance(value, float)}
+    return section.model_copy(update={"config": section.config | rates})
+
+
+def make_towers(sections: dict[str, BackboneConfig]) -> dict[str, Tower]:
+    return {
+        name: Tower(name, section, load_tokenizer(section.tokenizer) if section.tokenizer else None)
+        for name, section in sections.items()
+    }
 
 
 def make_objective(kind: type[Objective], name: str, *, dropping: bool = False, **changes: Any) -> Objective:
     """The tiny preset of an objective, always with the same weights. dropping: with networks that drop a tenth."""
-    fields = with_source({"name": name, **kind.preset["objective"], **changes}, "emoji")
+    section = dropping_twin if dropping else section_of
+    fields = runs.with_source({"name": name, **kind.preset["objective"], **changes}, "emoji")
     config = TypeAdapter(config_union()).validate_python(fields)
     torch.manual_seed(0)
-    return build(config, make_towers(kind.preset["backbones"], DROPPING if dropping else TINY))
+    return build(config, make_towers({n: section(k) for n, k in kind.preset["backbones"].items()}))
 
 
-def make_batch(objective: Objective, *, rank: int = 0, world: int = 1, size: int = 12, step: int = 0) -> Any:
-    """A rank's share of a global batch of emoji with captions."""
-    stream = Stream(DatasetIndex.load(str(DEMO / "emoji" / "train")), seed=0, source="emoji")
-    sources = dict.fromkeys(objective.sources(), stream)
+def make_stream(kind: type[Objective]) -> Stream:
+    """The preset's data."""
+    folder = runs.DEMO / kind.preset.get("data", "emoji/train")
+    return Stream(DatasetIndex.load(str(folder)), seed=0, source="emoji")
+
+
+def make_batch(
+    objective: Objective, *, rank: int = 0, world: int = 1, size: int = 12, step: int = 0, accum: int = 1,
+    micro: int = 0,
+) -> Any:  # fmt: skip
+    """A rank's share of a pass over a global batch."""
+    sources = dict.fromkeys(objective.sources(), make_stream(type(objective)))
     sizes = dict.fromkeys(sources, size)
-    loader = MicroBatches(sources, sizes, objective.prepare, objective.assemble, 0, rank, world, 1)
-    return loader[step].data
+    loader = MicroBatches(sources, sizes, objective.prepare, objective.assemble, 0, rank, world, accum)
+    found = loader[step * accum + micro]
+    if isinstance(found, Exception):
+        raise found
+    return found.data
 
 
 @pytest.fixture
@@ -99,3 +121,14 @@ def objective() -> Callable[..., Objective]:
 @pytest.fixture
 def batch() -> Callable[..., Any]:
     return make_batch
+
+
+@pytest.fixture
+def stream() -> Callable[[type[Objective]], Stream]:
+    return make_stream
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Callable[..., dict[str, Any]]:
+    """`recipe(name, out, section=value, ...)`: the recipe that a preset stands for, with sections replaced."""
+    return lambda name, out="unused", **changes: runs.preset_recipe(name, section_of, out, **changes)

@@ -37,7 +37,7 @@ def on_ranks(make: Callable[..., Objective], batch: Callable[..., Any], name: st
 @pytest.mark.distributed
 @pytest.mark.parametrize(("name", "options"), CASES, ids=[name + "-packed" * bool(o) for name, o in CASES])
 def test_two_ranks_drop_what_one_rank_drops(
-    name: str, options: dict[str, Any], objective: Any, batch: Any, ranks: Any
+    name: str, options: dict[str, Any], objective: Any, batch: Any, crew: Any
 ) -> None:
     task = objective(discover()[name], name, dropping=True, **options)
     state = torch.get_rng_state()
@@ -45,7 +45,7 @@ def test_two_ranks_drop_what_one_rank_drops(
     assert torch.equal(state, torch.get_rng_state()), "something draws from torch's generator"
     assert not torch.equal(total, task.eval()(batch(task), AT).total)
     largest = max(grad.abs().max().item() for grad in grads.values())
-    for their_total, their_grads in ranks(on_ranks, 2, objective, batch, name, options):
+    for their_total, their_grads in crew(on_ranks, 2, objective, batch, name, options):
         torch.testing.assert_close(their_total, total, rtol=1e-5, atol=1e-5)
         for key, grad in grads.items():
             # fp32 in another order; another mask errs by tens of percents. (A bias before BatchNorm has no gradient.)

@@ -1,0 +1,262 @@
+"""A preset as a run: by the driver's own loop on any ranks and at any stage, and by a plain loop in PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from bigssl import distributed, train
+from bigssl.config.recipe import Recipe, recipe_model
+from bigssl.data.loading.loader import MicroBatches
+from bigssl.engine import loop, zero
+from bigssl.engine.guards import NonFiniteLoss
+from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
+from bigssl.engine.plan import preflight
+from bigssl.nets.progress import Progress
+from bigssl.objectives.base import Losses, Objective, config_union, discover
+from bigssl.report.progress import ProgressBar
+
+DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
+STEPS, SIZE = 4, 8
+SETTINGS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
+
+
+class Cell(NamedTuple):
+    """Where a preset is trained. persistence: parameters smaller than this are whole on every rank at stage 3."""
+
+    stage: int
+    persistence: int | None
+    world: int
+    precision: str
+
+    def __str__(self) -> str:
+        small = "" if self.persistence is None else f"-threshold{self.persistence}"
+        return f"zero{self.stage}{small}-{self.world}rank{'s' * (self.world > 1)}-{self.precision}"
+
+
+PLACES = ((0, None), (1, None), (2, None), (3, 0), (3, None))
+CELLS = [Cell(*place, world, dtype) for place in PLACES for world in (1, 2) for dtype in ("fp32", "bf16")]
+HARDEST = Cell(3, 0, 2, "fp32")
+"""What a task is likeliest to get wrong: nothing but slices of its weights, half of the samples."""
+
+
+def covering(names: list[str]) -> list[tuple[str, Cell]]:
+    """Every name at HARDEST and at one more cell at least, every cell for some name. A cell's place among the others is
+    that of a hash, so that a name does not get one dtype or one stage only."""
+    shuffled = sorted(CELLS, key=lambda cell: zlib.crc32(str(cell).encode()))
+    pairs = zip(range(max(len(names), len(CELLS))), itertools.cycle(names), itertools.cycle(shuffled))  # noqa: B905
+    found = {(name, HARDEST) for name in names} | {(name, cell) for _, name, cell in pairs}
+    return sorted(found, key=str)
+
+
+@dataclasses.dataclass
+class Run:
+    """What came of a run on one rank.
+
+    Attributes:
+        passes: of each forward pass, its numbers by name: "loss", "loss/PART", "blind", "spread/NAME", "stats/NAME".
+        norms: of the gradient, by step (of the steps that the loop recorded).
+        start, state: whole weights, buffers, teachers and extra state by name, before and after.
+        settings: of each parameter group at the end.
+        notes: what the loop told the user.
+    """
+
+    passes: list[dict[str, float]]
+    norms: list[float]
+    start: dict[str, Any]
+    state: dict[str, Any]
+    settings: list[dict[str, Any]]
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def with_source(fields: dict[str, Any], source: str) -> dict[str, Any]:
+    """A preset's fields with every objective reading `source`."""
+    if "parts" in fields:
+        return {**fields, "parts": {name: with_source(part, source) for name, part in fields["parts"].items()}}
+    return {**fields, "source": source}
+
+
+def preset_recipe(
+    name: str, section: Callable[[Any], Any], out: Path | str = "unused", **changes: Any
+) -> dict[str, Any]:
+    """The recipe, as YAML has it, that a preset stands for. section: a backbone's section from the preset's word."""
+    preset = discover()[name].preset
+    backbones = {key: section(kind).model_dump(exclude_defaults=True) for key, kind in preset["backbones"].items()}
+    return {
+        "name": name,
+        "out": str(out),
+        "steps": STEPS,
+        "precision": "fp32",
+        "objective": with_source({"name": name, **preset["objective"]}, "shards"),
+        "backbones": backbones,
+        "data": {"workers": 0, "sources": {"shards": {"url": str(DEMO / preset.get("data", "emoji/train"))}}},
+        "batch": {"size": SIZE},
+        # The large eps keeps an update proportional to its gradient: AdamW's usual one makes steps of one size of
+        # rounding errors (a bias before BatchNorm has nothing else), and hides a wrong scale of the gradient.
+        "optim": {"lr": 0.005, "eps": 1e-2, "weight_decay": 0.05, "clip": 2.0, "warmup": 2},
+        "checkpoint": {"every": 2},
+    } | changes
+
+
+def at_cell(values: dict[str, Any], cell: Cell) -> dict[str, Any]:
+    options = {} if cell.persistence is None else {"stage3_param_persistence_threshold": cell.persistence}
+    return values | {"precision": cell.precision, "zero": {"stage": cell.stage, "options": options}}
+
+
+def validated(values: dict[str, Any]) -> Recipe:
+    return recipe_model(config_union()).model_validate(values)
+
+
+def numbers(losses: Losses) -> dict[str, float]:
+    found = {}
+    for path, each in losses.named():
+        found |= {f"loss{path}": each.total.item(), f"blind{path}": float(each.blind)}
+        found |= {f"stats{path}/{name}": float(value) for name, value in each.stats.items()}
+        found |= {f"spread{path}/{name}": float(value) for name, value in each.spread.items()}
+    return found
+
+
+@contextlib.contextmanager
+def exact_autocast() -> Iterator[None]:
+    """Without the cache of casts, through which two uses of a weight would add their gradients in bfloat16 (at stage 3
+    DeepSpeed goes around it and adds them in float32)."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    yield
+    torch.set_autocast_cache_enabled(before)
+
+
+def rest_of_state(task: Objective) -> dict[str, Any]:
+    """Teachers, and what modules return from `get_extra_state`."""
+    state = {
+        f"teacher {name}: {key}": value.detach().clone()
+        for name, teacher in task.teachers().items()
+        for key, value in teacher.module.state_dict().items()
+    }
+    return state | {key: value for key, value in task.state_dict().items() if not isinstance(value, Tensor)}
+
+
+def whole_state(task: Objective) -> dict[str, Any]:
+    """Weights, buffers, teachers and extra state, what is shared by several names once."""
+    return zero.full_state(task) | rest_of_state(task)
+
+
+def settings_of(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: group[key] for key in SETTINGS if key in group} for group in groups]
+
+
+# On ranks
+
+
+def driven(
+    values: dict[str, Any], poisoned: int | None = None, scramble: bool = False, export: bool = False, without: str = ""
+) -> Run:
+    """Train as train.py does, from the newest checkpoint of the folder if there is one. Collective.
+
+    Args:
+        poisoned: step at which the loss of the last rank is NaN.
+        scramble: spoil all state first, so that nothing is right after a resume that was not loaded.
+        export: export at the end.
+        without: one of the task's guards, to be taken out first.
+    """
+    recipe = validated(values)
+    plan = preflight.plan(recipe, preflight.announced_world())
+    device = zero.start()
+    passes: list[dict[str, float]] = []
+    engines: list[zero.Engine] = []
+    notes: list[str] = []
+
+    def watch(module: nn.Module, arguments: tuple[Any, ...], losses: Losses) -> Losses | None:
+        passes.append(numbers(losses))
+        here = poisoned == arguments[1].step and distributed.rank() == distributed.world() - 1
+        return losses._replace(total=losses.total * float("nan")) if here else None
+
+    class Kept(zero.Engine):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            engines.append(self)
+
+    plan.objective.register_forward_hook(watch)
+    if scramble:
+        scrambled(plan.objective)
+    if without:
+        plan.objective.guards()[without]()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exact_autocast())
+        stack.enter_context(mock.patch.object(loop, "Engine", Kept))
+        stack.enter_context(mock.patch.object(ProgressBar, "note", lambda self, text: notes.append(text)))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        with contextlib.suppress(NonFiniteLoss):
+            loop.train(recipe, plan, device, None)
+        if export:
+            train._export(recipe, plan)
+    norms = [row["optim/grad_norm"] for row in loop.read_metrics(recipe.folder)] if distributed.is_main() else []
+    return Run(passes, norms, {}, whole_state(plan.objective), settings_of(engines[0].groups), notes)
+
+
+@torch.no_grad()
+def scrambled(task: Objective) -> None:
+    """Other weights, teachers and saved buffers than those a seed gives."""
+    modules = [task, *(teacher.module for teacher in task.teachers().values())]
+    for tensor in itertools.chain.from_iterable(module.state_dict().values() for module in modules):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            tensor.add_(0.37)
+        elif isinstance(tensor, Tensor):
+            tensor.add_(1)
+
+
+# In one process
+
+
+def plain(values: dict[str, Any], poisoned: int | None = None) -> Run:
+    """The same steps over the same global batches by PyTorch alone: AdamW, clipping, and the teachers' rule by hand."""
+    recipe = validated(values | {"zero": {"stage": 0}})
+    plan = preflight.plan(recipe, 1)
+    task, passes, norms = plan.objective, [], []
+    start = whole_state(task)
+    optimizer = build_optimizer(task, recipe.optim, sharded=False)
+    assert type(optimizer) is torch.optim.AdamW
+    trained = [p for p in task.parameters() if p.requires_grad]
+    loader = MicroBatches(plan.streams, plan.sizes, task.prepare, task.assemble, recipe.seed, 0, 1, plan.accum)
+    for step in range(recipe.steps):
+        at = Progress(step, recipe.steps)
+        set_learning_rate(optimizer.param_groups, schedule(recipe.optim, step, recipe.steps))
+        optimizer.zero_grad()
+        for micro in range(plan.accum):
+            with exact_autocast(), torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
+                losses = task(loader[step * plan.accum + micro].data, at)
+            (losses.total / plan.accum).backward()
+            passes.append(numbers(losses))
+        norms.append(float(nn.utils.clip_grad_norm_(trained, recipe.optim.clip)))
+        if step != poisoned:
+            optimizer.step()
+            constrain(task)
+            move_teachers(task, at)
+    return Run(passes, norms, start, whole_state(task), settings_of(optimizer.param_groups))
+
+
+@torch.no_grad()
+def constrain(task: Objective) -> None:
+    for constraint in task.constraints():
+        for parameter in constraint.parameters:
+            parameter.copy_(constraint.function(parameter))
+
+
+@torch.no_grad()
+def move_teachers(task: Objective, at: Progress) -> None:
+    """m · teacher + (1 − m) · student for every parameter of every teacher."""
+    for teacher in task.teachers().values():
+        momentum = teacher.momentum(at) if callable(teacher.momentum) else teacher.momentum
+        students = dict(teacher.student.named_parameters())
+        for name, parameter in teacher.module.named_parameters():
+            parameter.copy_(momentum * parameter + (1 - momentum) * students[name])

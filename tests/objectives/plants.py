@@ -1,0 +1,181 @@
+"""Do the contract tests find bugs? Plants some, one at a time, in a copy of the repository, and runs the tests there.
+
+    python tests/objectives/plants.py [PART_OF_A_NAME ...]
+
+By hand, not in CI (some minutes): only the tests of the task that has the bug, up to the first that fails. The table
+goes to docs/contract.md. A bug whose place is not found, because the task was rewritten, ends the command.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from pages import write_section
+
+ROOT = Path(__file__).parents[2]
+TESTS = ("tests/objectives/test_contract.py", "tests/objectives/test_contract_runs.py")
+
+
+class Plant(NamedTuple):
+    """A bug: in the file of `task`, `old` (which stands there once) becomes `new`; further pairs in `more`."""
+
+    bug: str
+    task: str
+    old: str
+    new: str
+    more: tuple[tuple[str, str], ...] = ()
+
+
+TARGET = "self.target = Ema(self.online, CosineRamp(config.momentum, 1.0))"
+BYOL = [
+    Plant("teacher never updated", "byol", 'return {"target": self.target}', "return {}"),
+    Plant(
+        "half of the teacher updated", "byol", 'return {"target": self.target}', 'return {"target": self.half}',
+        ((TARGET, f"{TARGET}\n        self.half = Ema(self.backbone, CosineRamp(config.momentum, 1.0))\n"
+                  "        self.half.module = self.target.module.tower"),),
+    ),
+    Plant(
+        "teacher follows the tensors of before ZeRO", "byol", TARGET,
+        TARGET.replace("Ema(", "Early(")
+        + "\n        self.target.early = [p.data for p in self.online.parameters()]",
+        (("class Byol(Objective):", "class Early(Ema):\n    def _whole(self):\n        return self.early\n\n\n"
+                                    "class Byol(Objective):"),),
+    ),
+    Plant(
+        "teacher updated twice a step", "byol", TARGET, TARGET.replace("Ema(", "Twice("),
+        (("class Byol(Objective):", "class Twice(Ema):\n    def update(self, at):\n        super().update(at)\n"
+                                    "        super().update(at)\n\n\nclass Byol(Objective):"),),
+    ),
+    Plant("momentum swapped with its complement", "byol", TARGET, TARGET.replace("config.m", "1 - config.m")),
+    Plant("momentum does not follow the run", "byol", TARGET,
+          TARGET.replace("CosineRamp(config.momentum, 1.0)", "config.momentum")),
+    Plant(
+        "momentum follows a counter that a resume loses", "byol", TARGET,
+        TARGET.replace("CosineRamp(config.momentum, 1.0)",
+                       "lambda at: CosineRamp(config.momentum, 1.0)(Progress(min(self.passes, at.steps), at.steps))")
+        + "\n        self.passes = 0",
+        (("        views = torch.cat(self.views.of(batch))", "        self.passes += 1\n"
+                                                             "        views = torch.cat(self.views.of(batch))"),),
+    ),
+    Plant("targets from the student", "byol", "self.target.module(views)", "self.online(views)"),
+    Plant("predictor left out", "byol", "self.predictor(projections)", "(projections)"),
+    Plant("views not swapped", "byol", "torch.cat([second, first])", "torch.cat([first, second])"),
+    Plant(
+        "stop-gradient missing", "byol",
+        "with torch.no_grad():\n            targets", "with torch.enable_grad():\n            targets",
+        ((TARGET, f"{TARGET}\n        self.target.module.requires_grad_(True)"),),
+    ),
+    Plant("blind line of a mean that is not there", "byol", "return (2 - 2 * squared.clamp(0, 1).sqrt()).float()",
+          "return 0 * squared.float() + 2"),
+    Plant("blind line of one rank's samples", "byol", "distributed.all_reduce_sum(rows.sum(0))", "rows.sum(0)"),
+    Plant("loss divided by the number of ranks", "byol", ".square().sum() / len(first)",
+          ".square().sum() / len(first) / distributed.world()"),
+    Plant("views that ignore the generator", "byol", "self.views.prepare(image, rng)",
+          "self.views.prepare(image, np.random.default_rng(0))"),
+    Plant("a parameter that nothing uses", "byol", TARGET,
+          f"{TARGET}\n        self.offset = nn.Parameter(torch.zeros(3))"),
+    Plant("the student exported as the teacher", "byol", 'self.target.module.get_submodule("tower.model")',
+          'self.online.get_submodule("tower.model")'),
+]  # fmt: skip
+MASKED = "masked = order[:, self.visible :]"
+ORDER = 'noise.orders(batch[SEEDS], "mask", self.patches)'
+MAE = [
+    Plant("the hidden patches shown", "mae", "seen = order[:, : self.visible]", "seen = order[:, -self.visible :]"),
+    Plant("loss on the visible patches", "mae", MASKED, "masked = order[:, : self.visible]"),
+    Plant("loss on all patches", "mae", MASKED, "masked = order"),
+    Plant("predictions put in other patches' places", "mae", "order.argsort(-1)", "order"),
+    Plant("targets not normalised", "mae",
+          "return (patches - patches.mean(-1, keepdim=True)) / (variance + EPSILON).sqrt(), variance",
+          "return patches, variance"),
+    Plant("mask from the global generator", "mae", ORDER, "torch.rand(len(pixels), self.patches).argsort(-1)"),
+    Plant("one mask for all samples of a pass", "mae", ORDER,
+          'noise.orders(batch[SEEDS][:1], "mask", self.patches).expand(len(pixels), -1)'),
+    Plant("one mask for all samples and steps", "mae", ORDER, ORDER.replace("batch[SEEDS]", "0 * batch[SEEDS]")),
+    Plant("mask by rank", "mae", ORDER, ORDER.replace("batch[SEEDS]", "batch[SEEDS] + distributed.rank()")),
+    Plant("decoder without positions", "mae", "            nn.init.zeros_(module.bias)\n",
+          "            nn.init.zeros_(module.bias)\n    decoder.decoder_pos_embed.data.zero_()\n"),
+    Plant("blind line doubled", "mae", "error = (1 - 1 / pixels) *", "error = 2 *"),
+    Plant("blind line of one rank's samples", "mae", "distributed.all_reduce_sum(sums) / distributed.world()", "sums"),
+    Plant("loss multiplied by the number of ranks", "mae", "_rows(target, masked)).square().mean()",
+          "_rows(target, masked)).square().mean() * distributed.world()"),
+    Plant("the share of hidden patches fixed", "mae", "int(self.patches * (1 - config.ratio) + 1e-9)",
+          "int(self.patches * 0.25)"),
+    Plant("the backbone goes on hiding outside the task", "mae", "        _kept = None\n", "        pass\n"),
+]  # fmt: skip
+PLANTS = BYOL + MAE
+
+
+def planted(folder: Path, plant: Plant) -> None:
+    """Write the bug into the copy in `folder`."""
+    path = Path("bigssl") / "objectives" / f"{plant.task}.py"
+    text = (ROOT / path).read_text()
+    for old, new in ((plant.old, plant.new), *plant.more):
+        if text.count(old) != 1:
+            raise SystemExit(f"plants.py: {plant.bug!r}: {path} has {text.count(old)} times, not once: {old!r}")
+        text = text.replace(old, new)
+    (folder / path).write_text(text)
+
+
+def copied(folder: Path) -> dict[str, str]:
+    """Copy what the tests need; the environment in which the copy is imported, and not the installed one."""
+    for name in ("bigssl", "kernels", "tests", "pyproject.toml"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    paths = folder / "paths"  # not the folder itself, in which `kernels` would become a package
+    paths.mkdir()
+    (paths / "bigssl").symlink_to(folder / "bigssl")
+    (paths / "bigssl_kernels").symlink_to(folder / "kernels" / "bigssl_kernels")
+    return {**os.environ, "PYTHONPATH": str(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def first_failure(folder: Path, environment: dict[str, str], task: str) -> str:
+    """Name of the first test of `task` that fails in the copy, and why; empty where all pass."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", task, *TESTS]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode == 0:
+        return ""
+    failed = re.search(r"^(?:FAILED|ERROR) \S+?::(\S+)(.*)$", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or failed is None:
+        raise SystemExit(f"plants.py: pytest ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
+    print(f"    {failed[0][:300]}", flush=True)
+    return failed[1]
+
+
+def table(rows: list[tuple[Plant, str]]) -> str:
+    lines = ["| planted in | bug | caught by |", "|---|---|---|"]
+    lines += [f"| {plant.task} | {plant.bug} | {f'`{test}`' if test else '**nothing**'} |" for plant, test in rows]
+    caught = sum(bool(test) for _, test in rows)
+    return "\n".join([*lines, "", f"{caught} of {len(rows)} were caught."])
+
+
+def main(words: list[str]) -> None:
+    chosen = [p for p in PLANTS if not words or any(word in f"{p.task}: {p.bug}" for word in words)]
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        environment = copied(folder)
+        for task in sorted({plant.task for plant in chosen}):
+            if failed := first_failure(folder, environment, task):
+                raise SystemExit(f"plants.py: {task} fails {failed} as it is; mend that first")
+        for plant in chosen:
+            print(f"{plant.task}: {plant.bug}", flush=True)
+            planted(folder, plant)
+            rows.append((plant, first_failure(folder, environment, plant.task)))
+            shutil.copy(ROOT / "bigssl" / "objectives" / f"{plant.task}.py", folder / "bigssl" / "objectives")
+    print(table(rows))
+    if not words:
+        write_section("plants", table(rows))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
