@@ -136,10 +136,10 @@ class Bench:
             field: that of the section with the `url`, for errors and notes.
             columns: metadata fields that are needed. Texts are told apart by them.
         """
-        images = subject.kind == "image"
-        key = (subject.name, url, limit, *([] if images else columns))
+        texts = subject.kind == "text"
+        key = (subject.name, url, limit, *(columns if texts else ()))
         if key not in self.encoded:
-            encode = self._pictures if images else partial(self._texts, columns=columns)
+            encode = partial(self._texts, columns=columns) if texts else self._pictures
             self.encoded[key] = encode(subject, url, limit, field)
         return self.encoded[key]
 

@@ -10,6 +10,7 @@ import pytest
 from bigssl.report import environment, figures
 from bigssl.report.html import write_report
 from bigssl.report.metrics import Measure, MetricsWriter
+from bigssl.report.values import CARD_VERSION
 
 TASK = {"title": "kNN over <category>", "unit": "share", "higher_is_better": True, "chance": 0.1, "majority": 0.3,
         "blind": None, "random_net": 0.58, "raw": 0.63, "trained": 0.66, "passed": True, "verdict": "better than all",
@@ -31,7 +32,7 @@ def run(tmp_path: Path) -> Path:
         writer.write(step, values | (probed if step % 10 == 0 else {}))
     writer.close()
     (tmp_path / "config.yaml").write_text("name: <demo>\nsteps: 40\n")
-    card = {"tasks": {"images": TASK, "words": WORDS}, "notes": ["A note."]}
+    card = {"version": CARD_VERSION, "tasks": {"images": TASK, "words": WORDS}, "notes": ["A note."]}
     (tmp_path / "scorecard.json").write_text(json.dumps(card))
     environment.record(tmp_path)
     return tmp_path
@@ -60,6 +61,12 @@ def test_absent_file_is_said(run: Path, absent: str) -> None:
     said = {"scorecard.json": "Not evaluated yet.", "config.yaml": "No config.yaml", "metrics.jsonl": "No losses",
             "environment.json": "were not recorded"}
     assert said[absent] in write_report(run).read_text()
+
+
+def test_a_scorecard_of_another_version_is_said(run: Path) -> None:
+    """Its rows hold something else."""
+    (run / "scorecard.json").write_text(json.dumps({"version": 1, "tasks": {"text.knn": {"trained": 0.3}}}))
+    assert "bigssl evaluate</code> makes it again" in (page := write_report(run).read_text()) and "30.0 %" not in page
 
 
 def test_empty_folder_has_a_report(tmp_path: Path) -> None:
