@@ -19,6 +19,7 @@ import torch
 from stream_samples import Transform, Workload
 from torch.utils.data import DataLoader, default_collate
 
+from bigssl.data.loading import loader
 from bigssl.data.loading.loader import SEEDS, make_loader
 from bigssl.data.order.stream import Stream
 from bigssl.data.sample import Sample
@@ -59,12 +60,20 @@ def ours(folder: Path, transform: Transform, workload: Workload, workers: int) -
         return {name: value for name, value in parts[""].items() if name != SEEDS}
 
     steps = -(-len(stream) // workload.batch)
-    loader = make_loader(
+    batches = make_loader(
         {"": stream}, {"": workload.batch}, prepare, assemble, seed=0, rank=0, world=1, accum=1,
         workers=workers, start_step=0, stop_step=steps, device_pin=False,
     )  # fmt: skip
-    for batch in loader:
+    for batch in batches:
         yield batch.keys[""], batch.data
+
+
+def dataloader(folder: Path, transform: Transform, workload: Workload, workers: int) -> Iterator[Batch]:
+    """Ours with torch's workers in the place of our own; the process is not used for anything else."""
+    from libraries.workers_dataloader import computed_in_order
+
+    loader.computed_in_order = computed_in_order
+    return ours(folder, transform, workload, workers)
 
 
 def webdataset(folder: Path, transform: Transform, workload: Workload, workers: int) -> Iterator[Batch]:
@@ -154,6 +163,7 @@ def _keyed(loader: Iterable[dict[str, Any]]) -> Iterator[Batch]:
 
 PROVIDERS = {
     "ours": Provider("bigssl", write_tars, ours),
+    "dataloader": Provider("torch", nothing_to_write, dataloader),
     "webdataset": Provider("webdataset", nothing_to_write, webdataset),
     "mosaic": Provider("mosaicml-streaming", write_mds, mosaic),
     "litdata": Provider("litdata", write_chunks, litdata),
@@ -174,9 +184,9 @@ def available() -> tuple[dict[str, Provider], dict[str, str]]:
 
 
 def versions() -> str:
-    names = ["torch", "numpy", "pillow", "tokenizers", *(provider.package for provider in PROVIDERS.values())]
-    found = {name for name in names if _installed(name)}
-    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in names if name in found)
+    names = ["numpy", "pillow", "tokenizers", *(provider.package for provider in PROVIDERS.values())]
+    found = [name for name in dict.fromkeys(names) if _installed(name)]
+    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in found)
 
 
 def _installed(name: str) -> bool:

@@ -1,5 +1,5 @@
-"""BatchNorm over the global batch, on any device. torch's SyncBatchNorm runs on GPUs only, and plain BatchNorm makes
-a loss curve depend on how many ranks share a batch."""
+"""BatchNorm over the global batch, on any device: plain BatchNorm makes a loss curve depend on how many ranks share a
+batch. On CUDA devices torch's SyncBatchNorm computes it, which runs nowhere else (not run on a GPU so far)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bigssl import distributed
 
 
-class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+class GlobalBatchNorm(nn.SyncBatchNorm):
     """BatchNorm (Ioffe and Szegedy 2015) with statistics over all ranks; state dict as nn.BatchNorm1d/2d.
 
     Input [N, C], [N, C, L] or [N, C, H, W], any float dtype; statistics are float32. In a single process, and in eval
@@ -24,8 +24,10 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and distributed.active()):
-            return super().forward(input)
+            return nn.modules.batchnorm._BatchNorm.forward(self, input)  # SyncBatchNorm refuses a lone CPU
         self._check_input_dim(input)
+        if input.is_cuda:
+            return super().forward(input)
         mean, variance, count = _global_moments(input)
         self._track(mean, variance, count)
         shape = [1, -1] + [1] * (input.dim() - 2)

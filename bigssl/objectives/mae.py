@@ -97,7 +97,8 @@ class Mae(Objective):
         masked = order[:, self.visible :]
         error = (_rows(predicted, masked) - _rows(target, masked)).square().mean()
         blind, flat = blind_error(_rows(variance, masked), target.shape[-1])
-        return Losses(error, blind, "squared error", "each hidden patch's mean", stats={"flat": flat})
+        spread = {"features": distributed.spread(hidden[:, 1:].mean(1))}
+        return Losses(error, blind, "squared error", "each hidden patch's mean", stats={"flat": flat}, spread=spread)
 
 
 def patches_of(pixels: Tensor, patch: int) -> Tensor:

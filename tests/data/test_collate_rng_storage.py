@@ -14,7 +14,7 @@ import torch
 
 from bigssl.data.errors import DataError, damaged
 from bigssl.data.loading.collate import collate
-from bigssl.data.order.rng import offset, permutation, sample_rng
+from bigssl.data.order.rng import offset, permutation, sample_rng, seeds
 from bigssl.data.shards.storage import RangeReader, exists, join, read_whole
 
 
@@ -134,3 +134,9 @@ def test_generators_are_philox_with_the_hash_as_key() -> None:
     key = np.frombuffer(hashlib.blake2b(b"sample\x1f1\x1f2\x1fy\x1fx", digest_size=16).digest(), dtype="<u8")
     expected = np.random.Generator(np.random.Philox(key=key)).random(9)
     assert sample_rng(1, 2, "x", "y").random(9).tolist() == expected.tolist()
+
+
+def test_seeds_of_positions_stay() -> None:
+    """A change here changes the dropout of runs that were started with an earlier version."""
+    expected = [3451981812934758190, 1000869415286312183, 8351576148750700904]
+    assert seeds(np.array([0, 5, 10**9]), 7, "img").tolist() == expected

@@ -33,13 +33,13 @@ def objective(output: torch.Tensor) -> torch.Tensor:
     return (output**3).sum()
 
 
-def on_rank() -> Any:
+def on_rank(device: str) -> Any:
     zero.start()
-    return [on_share(with_global_batch_norm(network(kind))) for kind in KINDS]
+    return [on_share(with_global_batch_norm(network(kind)).to(device), device) for kind in KINDS]
 
 
-def on_share(model: nn.Module) -> Any:
-    share = images().split(SPLIT)[dist.get_rank()]
+def on_share(model: nn.Module, device: str) -> Any:
+    share = images().split(SPLIT)[dist.get_rank()].to(device)
     for _ in range(3):
         model.zero_grad()
         output = model(share)
@@ -47,12 +47,16 @@ def on_share(model: nn.Module) -> Any:
     grads = {name: p.grad for name, p in model.named_parameters()}
     for grad in grads.values():
         dist.all_reduce(grad)
-    return output.detach(), grads, dict(model.named_buffers())
+    buffers = {name: value.cpu() for name, value in model.named_buffers()}
+    return output.detach().cpu(), {name: grad.cpu() for name, grad in grads.items()}, buffers
 
 
 @pytest.mark.distributed
-def test_two_uneven_ranks_equal_torch_on_the_whole_batch(ranks: Any) -> None:
-    for kind, (first, grads, buffers), (second, _, _) in zip(KINDS, *ranks(on_rank, 2), strict=True):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_two_uneven_ranks_equal_torch_on_the_whole_batch(ranks: Any, device: str) -> None:
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("needs a CUDA device for each of two ranks")
+    for kind, (first, grads, buffers), (second, _, _) in zip(KINDS, *ranks(on_rank, 2, device), strict=True):
         check_equal(network(kind), torch.cat([first, second]), grads, buffers)
 
 
@@ -80,3 +84,14 @@ def test_conversion_keeps_weights_and_state_names() -> None:
     assert has_batch_norm(converted) and isinstance(converted[1], GlobalBatchNorm)
     assert list(converted.state_dict()) == list(before)
     torch.testing.assert_close(converted.eval()(x), expected)
+
+
+def alone() -> torch.Tensor:
+    zero.start()
+    return network(GlobalBatchNorm)(images()).detach()
+
+
+@pytest.mark.distributed
+def test_a_group_of_one_rank_is_torch_alone(ranks: Any) -> None:
+    """SyncBatchNorm itself refuses a CPU as soon as there is a process group."""
+    torch.testing.assert_close(ranks(alone, 1)[0], network(nn.BatchNorm2d)(images()).detach())

@@ -49,11 +49,8 @@ def permutation(size: int, *parts: object) -> np.ndarray:
 
 
 def seeds(positions: np.ndarray, *parts: object) -> np.ndarray:
-    """int64 [n] >= 0 for int64 [n] positions, keyed by `parts`: SplitMix64 (Steele et al. 2014) at these places."""
-    x = positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + _philox("seeds", *parts).random_raw(1)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)
+    """int64 [n] >= 0 for int64 [n] positions, keyed by `parts`: the upper bits of their `words`."""
+    return (words(int(_philox("seeds", *parts).random_raw()), positions) >> np.uint64(1)).astype(np.int64)
 
 
 def offset(size: int, *parts: object) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from bigssl.data.remote.client import Remote, RemoteError
 
@@ -80,21 +81,26 @@ def _ranges(remote: Remote, url: str, size: int, chunk: int) -> Iterator[bytes]:
 
 
 def _restarting(remote: Remote, url: str, size: int) -> Iterator[bytes]:
-    passed, failures = 0, 0
-    while True:
+    """As many attempts at every piece as the policy allows."""
+    passed, whole = 0, _from(remote, url, 0)
+
+    def piece() -> bytes:
+        nonlocal whole
         try:
-            for piece in _from(remote, url, passed):
-                passed += len(piece)
-                failures = 0
-                yield piece
+            if found := next(whole, b""):
+                return found
             if passed != size:
                 raise RemoteError(f"the answer has {passed} of {size} bytes")
-            return
         except RemoteError:
-            failures += 1
-            if failures >= remote.policy.attempts or passed > size:
-                raise
-            time.sleep(remote.policy.wait(failures, 0.0))
+            whole = _from(remote, url, passed)
+            raise
+        return b""
+
+    stop, retry = stop_after_attempt(remote.policy.attempts), retry_if_exception_type(RemoteError)
+    again = Retrying(stop=stop, wait=remote.policy.waits, retry=retry, reraise=True)
+    while found := again(piece):
+        passed += len(found)
+        yield found
 
 
 def _from(remote: Remote, url: str, passed: int) -> Iterator[bytes]:

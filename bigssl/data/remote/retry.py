@@ -1,20 +1,22 @@
-"""Which failures of a read pass by themselves, and how long to wait for that.
+"""Which failures of a read pass by themselves, and when to stop waiting for that; tenacity does the waiting.
 
-Exponential backoff with full jitter: the wait before attempt n is uniform in [0, min(cap, base · 2^n)], so that a
-thousand ranks that lost one server do not come back to it in step.
+Exponential backoff with full jitter, beyond what the server asks for: the wait after failure n is uniform in
+[0, min(cap, base · 2^(n-1))], so that a thousand ranks that lost one server do not come back to it in step.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import random
 import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
+
+import tenacity
+from tenacity.wait import wait_base
 
 Result = TypeVar("Result")
 
@@ -73,10 +75,11 @@ class RetryPolicy:
     base: float = 0.2
     cap: float = 30.0
 
-    def wait(self, attempt: int, retry_after: float) -> float:
-        """Seconds to wait after failure number `attempt`, counted from 0."""
-        jitter = random.uniform(0, min(self.cap, self.base * 2.0**attempt))
-        return max(jitter, retry_after)
+    @property
+    def waits(self) -> wait_base:
+        """Seconds from a failure to the next attempt."""
+        asked = tenacity.wait_exception(lambda error: getattr(error, "retry_after", 0.0))
+        return tenacity.wait_random_exponential(self.base, self.cap) + asked
 
 
 def is_transient(error: BaseException) -> bool:
@@ -107,18 +110,23 @@ async def retrying(
 
     An attempt holds one of `slots`, a wait does not; time spent queueing for the first slot is not the server's.
     """
-    begin: float | None = None
-    number = 0
-    while True:
-        try:
-            async with slots:
-                begin = begin or time.monotonic()
-                left = policy.deadline - (time.monotonic() - begin)
-                return await asyncio.wait_for(attempt(), min(policy.timeout, left))
-        except Exception as error:
-            number += 1
-            seconds, transient = time.monotonic() - (begin or 0.0), is_transient(error)
-            wait = policy.wait(number - 1, getattr(error, "retry_after", 0.0))
-            if not transient or number == policy.attempts or seconds + wait >= policy.deadline:
-                raise GaveUp(error, number, seconds, not transient) from None
-        await asyncio.sleep(wait)
+    begin = 0.0
+
+    async def once() -> Result:
+        nonlocal begin
+        async with slots:
+            begin = begin or time.monotonic()
+            left = begin + policy.deadline - time.monotonic()
+            return await asyncio.wait_for(attempt(), min(policy.timeout, left))
+
+    def is_over(state: tenacity.RetryCallState) -> bool:
+        late = time.monotonic() + state.upcoming_sleep >= begin + policy.deadline
+        return late or state.attempt_number >= policy.attempts
+
+    retry = tenacity.retry_if_exception(is_transient)
+    again = tenacity.AsyncRetrying(asyncio.sleep, is_over, policy.waits, retry, reraise=True)
+    try:
+        return await again(once)
+    except Exception as error:
+        attempts = again.statistics["attempt_number"]
+        raise GaveUp(error, attempts, time.monotonic() - begin, not is_transient(error)) from None

@@ -17,7 +17,6 @@ from bigssl_kernels.checks import (
     compute_dtype,
 )
 from bigssl_kernels.contrastive import dense as _dense
-from bigssl_kernels.contrastive import small
 from bigssl_kernels.contrastive.clip import clip_rows
 from bigssl_kernels.contrastive.info_nce import info_nce_rows
 from bigssl_kernels.contrastive.nt_xent import nt_xent_rows
@@ -78,9 +77,7 @@ def nt_xent(
         scale = as_scalar("nt_xent", "temperature", temperature, view1).reciprocal()
         chosen = choose("nt_xent", "similarity", impl, view1)
     dense = _dense.products_in("nt_xent", chosen, 2 * view1.shape[0], group, view1)
-    if dense is not None and chosen == "torch" and small.fits(view1, scale, normalize):
-        rows = small.NTXent.apply(view1, view2, scale)
-    elif dense is not None:
+    if dense is not None:
         rows = _dense.nt_xent(view1, view2, scale, normalize, group, dense)
     else:
         z = prepare(torch.cat([view1, view2]), normalize, compute_dtype(view1))
@@ -132,9 +129,7 @@ def clip_loss(
         scale = as_scalar("clip_loss", "logit_scale", logit_scale, image)
         chosen = choose("clip_loss", "similarity", impl, image)
     dense = _dense.products_in("clip_loss", chosen, image.shape[0], group, image)
-    if dense is not None and chosen == "torch" and small.fits(image, scale, normalize):
-        rows = small.Clip.apply(image, text, scale)
-    elif dense is not None:
+    if dense is not None:
         rows = _dense.clip_loss(image, text, scale, normalize, group, dense)
     else:
         dtype, name = compute_dtype(image), group_name(group)

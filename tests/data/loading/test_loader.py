@@ -6,13 +6,10 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -80,21 +77,6 @@ def test_resume_gives_the_rest(dataset) -> None:
     for start in range(9):
         assert flat(make(stream, 12, accum=2, start_step=start, stop_step=8)) == whole[2 * start :]
     assert flat(make(stream, 12, accum=2, start_step=5, stop_step=8, workers=3)) == whole[10:]
-
-
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_ledger_over_worlds(dataset, workers: int) -> None:
-    """37 steps of 24 samples are 24 epochs of 37: each key 24 times, one order, whatever the number of ranks."""
-    stream = Stream(dataset(COUNTS), seed=9, lanes=6, window=4)
-    ledgers = []
-    for world in (1, 2, 3, 4, 8) if workers == 0 else (1, 4):
-        loaders = [make(stream, 24, rank=r, world=world, workers=workers, stop_step=37) for r in range(world)]
-        steps = [list(loader) for loader in loaders]
-        assert {len(batches) for batches in steps} == {37}
-        ledgers.append([[key for batch in ranks for key in batch.keys[""]] for ranks in zip(*steps, strict=True)])
-    assert all(ledger == ledgers[0] for ledger in ledgers)
-    keys = [key for step in ledgers[0] for key in step]
-    assert {key: keys.count(key) for key in set(keys)} == {f"s-{i:05d}": 24 for i in range(37)}
 
 
 def test_randomness_belongs_to_the_sample(dataset) -> None:
@@ -212,30 +194,3 @@ def test_a_killed_worker_is_reported(dataset) -> None:
     where = r"preparing sample 's-000\d\d' of shard .*shard-00\d\.tar of source ''"
     with pytest.raises(RuntimeError, match=rf"data worker 0 \(pid {child.pid}\) was killed by SIGKILL while {where}"):
         list(batches)
-
-
-SCRIPT = """
-import sys, time
-from bigssl.data.shards.index import DatasetIndex
-from bigssl.data.loading.loader import make_loader
-from bigssl.data.order.stream import Stream
-stream = Stream(DatasetIndex.load(sys.argv[1]), seed=0)
-loader = make_loader({"": stream}, {"": 4}, lambda *_: {"n": 1}, dict, seed=0, rank=0, world=1, accum=1, workers=2,
-                     start_step=0, stop_step=10**6, device_pin=False)
-for batch in loader:
-    print(batch.keys[""][0], flush=True)
-    time.sleep(0.02)
-"""
-
-
-def test_an_interrupt_leaves_no_process(dataset, gone, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SCRIPT, dataset(COUNTS).url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-        assert len(children) == 2
-        os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
-    assert b"KeyboardInterrupt" in errors
-    assert gone(children)

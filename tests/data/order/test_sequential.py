@@ -256,16 +256,6 @@ def test_credentials_of_commands_are_not_shown(tmp_path: Path) -> None:
         assert not [secret for secret in ("abcd1234", "xyzw9876", "pass1234", "qqqq5555") if secret in text], text
 
 
-def test_webdataset_groups_the_same(tars: Path) -> None:
-    from webdataset.tariterators import group_by_keys, tar_file_iterator
-
-    for path in sorted(tars.glob("*.tar")):
-        with path.open("rb") as file:
-            files = [{**found, "__url__": str(path)} for found in tar_file_iterator(file)]
-            theirs = [(s["__key__"], s["txt"], s["cls"]) for s in group_by_keys(files)]
-        assert theirs == [(key, fields["txt"], fields["cls"]) for key, fields in samples_of(str(path))]
-
-
 def test_workers_end_their_commands(tars: Path) -> None:
     """A killed worker's producer ends with its pipe."""
     script = f"""

@@ -19,7 +19,6 @@ from bigssl.data.order.stream import Stream, read_in_order
 from bigssl.data.shards.index import DatasetIndex, ShardInfo
 
 COUNTS = (5, 1, 13, 2, 8, 8)  # 37 samples, uneven
-SIZE = 24  # divisible by every world size below
 
 
 def paper_index(counts: tuple[int, ...]) -> DatasetIndex:
@@ -80,26 +79,6 @@ def test_ranks_deal_out_the_global_batch(
         parts = [stream.micro_batch(step, size, rank, world, micro, accum) for rank in range(world)]
         assert {len(part) for part in parts} == {size // world // accum}
         assert np.concatenate(parts).tolist() == whole[micro::accum].tolist()
-
-
-@pytest.mark.parametrize("lanes", [1, 4, 7, 256])
-def test_ledger_over_worlds(dataset, lanes: int) -> None:
-    """Keys that were really read: N steps of 24 are 24 epochs of N samples, each key once in each, in one order."""
-    with with_least(1):
-        stream = Stream(dataset(COUNTS), seed=7, lanes=lanes, window=3)
-    ledgers = {}
-    for world in (1, 2, 3, 4, 8):
-        ledger = []
-        for step in range(len(stream)):
-            ranks = [stream.micro_batch(step, SIZE, rank, world, 0, 1) for rank in range(world)]
-            ledger.append([(int(p), stream.read(int(p)).key) for part in ranks for p in part])
-        ledgers[world] = ledger
-    assert all(ledger == ledgers[1] for ledger in ledgers.values())
-    seen = sorted(pair for step in ledgers[1] for pair in step)
-    assert [position for position, _ in seen] == list(range(len(stream) * SIZE))
-    for epoch in range(SIZE):
-        keys = [key for _, key in seen[epoch * len(stream) : (epoch + 1) * len(stream)]]
-        assert sorted(keys) == [f"s-{i:05d}" for i in range(len(stream))]
 
 
 def test_epochs_and_seeds_differ() -> None:

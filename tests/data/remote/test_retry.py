@@ -11,8 +11,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bigssl.data.remote.retry import BodyError, FinalError, GaveUp, RetryPolicy, StatusError, is_transient, retrying
 
@@ -52,21 +50,6 @@ def test_what_clients_of_buckets_raise() -> None:
     assert not is_transient(exceptions.NoCredentialsError())
     assert is_transient(pytest.importorskip("gcsfs.retry").HttpError({"code": 503}))
     assert not is_transient(pytest.importorskip("gcsfs.retry").HttpError({"code": 403}))
-
-
-@given(attempt=st.integers(0, 2000), asked=st.floats(0, 100))
-def test_waits_are_jittered_bounded_and_never_shorter_than_asked(attempt: int, asked: float) -> None:
-    policy = RetryPolicy(base=0.2, cap=30)
-    wait = policy.wait(min(attempt, 1000), asked)
-    assert asked <= wait <= max(asked, min(30, 0.2 * 2.0 ** min(attempt, 1000)))
-
-
-def test_full_jitter_spreads_over_the_whole_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # the short waits of this folder
-    waits = [RetryPolicy(base=1, cap=8).wait(2, 0) for _ in range(2000)]
-    assert min(waits) < 0.1
-    assert max(waits) > 3.9
-    assert 1.8 < sum(waits) / 2000 < 2.2
 
 
 @pytest.fixture
@@ -118,9 +101,15 @@ def test_giving_up(clock: list[float], failures: list[Exception], policy: RetryP
         run(failures, policy)
 
 
-def test_retry_after_is_waited_for(clock: list[float]) -> None:
-    assert run([StatusError(503, "", 17)], RetryPolicy(base=1)) == "done"
-    assert clock == [17]
+def test_waits_are_drawn_from_the_whole_interval_and_come_on_top_of_what_a_server_asks_for(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All who were sent away with one Retry-After would else come back at once."""
+    drawn = []
+    monkeypatch.setattr(random, "uniform", lambda low, high: drawn.append((low, high)) or high / 2)
+    assert run([StatusError(503, "", 17), TimeoutError()], RetryPolicy(base=1)) == "done"
+    assert clock == [17.5, 1]
+    assert drawn == [(0, 1), (0, 2)]
 
 
 def test_waits_hold_no_slot() -> None:
@@ -144,3 +133,19 @@ def test_waits_hold_no_slot() -> None:
 
     asyncio.run(main())
     assert order == ["a", "b", "a"]
+
+
+def test_queueing_for_a_slot_takes_nothing_from_the_deadline() -> None:
+    async def main() -> str:
+        slots = asyncio.Semaphore(0)
+        failures = iter([TimeoutError()])
+
+        async def attempt() -> str:
+            for error in failures:
+                raise error
+            return "done"
+
+        asyncio.get_running_loop().call_later(0.3, slots.release)
+        return await retrying(attempt, RetryPolicy(deadline=0.2, base=0.001), slots)
+
+    assert asyncio.run(main()) == "done"

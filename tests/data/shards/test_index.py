@@ -8,7 +8,6 @@ import io
 import json
 import shutil
 import tarfile
-import time
 import zlib
 from pathlib import Path
 
@@ -16,9 +15,7 @@ import pytest
 
 from bigssl.data import errors
 from bigssl.data.order.stream import read_in_order
-from bigssl.data.shards.index import DataError, DatasetIndex, Member, build_index
-from bigssl.data.shards.leftout import NAMELESS
-from bigssl.data.shards.sidecar import FORMAT, SIDECAR, Row, to_line
+from bigssl.data.shards.index import DataError, DatasetIndex, build_index
 from bigssl.data.shards.urls import expand
 
 
@@ -69,21 +66,6 @@ def test_load_by_folder_tar_and_brace_pattern(dataset) -> None:
     assert len(DatasetIndex.load(folder / "shard-002.tar")) == 4
     two = read_in_order(DatasetIndex.load(f"{folder}/shard-00{{2,0}}.tar"))
     assert [s.key for s in two][:2] == ["s-00004", "s-00005"]
-
-
-def test_existing_tars_of_any_writer(tmp_path: Path) -> None:
-    """GNU and pax long names, folders, stray files, several dots, upper case, unicode, empty files."""
-    long = "folder-" + "x" * 120 + "/name"
-    files = {"a/b.seg.PNG": b"1", "a/b.cls": b"", "README": b"no sample", "__meta__.json": b"{}", f"{long}.txt": b"2"}
-    files["größe.txt"] = b"3"
-    for name, form in (("gnu.tar", tarfile.GNU_FORMAT), ("pax.tar", tarfile.PAX_FORMAT)):
-        write_tar(tmp_path / name, files, format=form)
-    index = build_index([tmp_path / "gnu.tar", tmp_path / "pax.tar"], tmp_path)
-    samples = list(read_in_order(index))
-    expected = [("a/b", {"seg.png": b"1", "cls": b""}), ("__meta__", {"json": b"{}"}), (long, {"txt": b"2"}),
-                ("größe", {"txt": b"3"})]  # fmt: skip
-    assert [(sample.key, sample.fields) for sample in samples] == expected * 2
-    assert index.left_out.as_json() == {NAMELESS: [2, ["README", "README"]]}
 
 
 def test_a_missing_index_names_its_command(tmp_path: Path) -> None:
@@ -196,36 +178,7 @@ def test_expand(tmp_path: Path) -> None:
         expand([str(tmp_path / "empty")])
 
 
-def test_a_hundred_thousand_samples_load_in_a_second(tmp_path: Path) -> None:
-    shards = []
-    for number in range(10):
-        facts = {"name": f"{number}.tar", "samples": 10_000, "bytes": 1, "sha256": str(number), "fields": ["jpg"]}
-        rows = [Row(f"{number}-{i}", 2048 * i, 1536, 2048 * i, {"jpg": Member(i, 1000, 7)}) for i in range(10_000)]
-        sidecar = "\n".join([json.dumps({"format": FORMAT, **facts}), *map(to_line, rows)]) + "\n"
-        (tmp_path / f"{number}.tar{SIDECAR}").write_text(sidecar)
-        shards.append({"path": f"{number}.tar", "index_sha256": hashlib.sha256(sidecar.encode()).hexdigest(), **facts})
-    (tmp_path / "index.json").write_text(json.dumps({"format": FORMAT, "shards": shards}))
-    begin = time.process_time()
-    index = DatasetIndex.load(tmp_path)
-    keys = [index.entry(number)[1] for number in range(0, 100_000, 1000)]
-    assert time.process_time() - begin < 1
-    assert keys == [f"{n // 10_000}-{n % 10_000}" for n in range(0, 100_000, 1000)]
-
-
 def test_credentials_stay_out_of_messages() -> None:
     shown = errors.display("https://user:secret@host/x.tar?X-Amz-Signature=abc")
     assert shown == "https://host/x.tar?…"
     assert errors.display("/data/x?y.tar") == "/data/x?y.tar"
-
-
-def test_shards_behind_a_url(dataset) -> None:
-    """Anything that fsspec opens: here its in-memory file system."""
-    import fsspec
-
-    index = dataset((3, 2), compress=False)
-    memory = fsspec.filesystem("memory")
-    for path in Path(index.url).iterdir():
-        memory.pipe(f"/bucket/{path.name}", path.read_bytes())
-    remote = DatasetIndex.load("memory://bucket")
-    assert remote.fingerprint == index.fingerprint
-    assert [s.fields for s in read_in_order(remote)] == [s.fields for s in read_in_order(index)]

@@ -18,8 +18,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds.series import series
 from bigssl.data.order.stream import read_in_order
 from bigssl.data.shards import tarwalk
-from bigssl.data.shards.index import DatasetIndex, build_index
-from bigssl.data.shards.leftout import FOLDERS, HIDDEN, LeftOut
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack, split_by_key
 from bigssl.data.tools.sources import Item
 from bigssl.data.tools.sources_folder import from_folder
@@ -57,16 +56,6 @@ def test_webdataset_reads_the_same(tmp_path_factory, data: dict, size: int, comp
     assert content(index) == by_webdataset(index) == data
     sizes = [min(size, len(data) - begin) for begin in range(0, len(data), size)]
     assert [shard.samples for shard in index.shards] == sizes
-
-
-@unclosed
-def test_shards_of_webdatasets_own_writer(tmp_path: Path) -> None:
-    expected = {f"k{i}": {"txt": b"x" * i, "cls": str(i).encode()} for i in range(10)}
-    with webdataset.ShardWriter(str(tmp_path / "w-%02d.tar"), maxcount=4, verbose=0) as writer:
-        for key, fields in expected.items():
-            writer.write({"__key__": key, **fields})
-    index = build_index(sorted(tmp_path.glob("*.tar")), tmp_path)
-    assert content(index) == by_webdataset(index) == expected
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -169,18 +158,6 @@ def loaded(found: Sequence[Item]) -> dict[str, dict[str, bytes]]:
     return {item.key: item.load() for item in found}
 
 
-def test_folders_keep_names_as_keys(tmp_path: Path) -> None:
-    files = {"b.jpg": b"1", "b.txt": b"2", "sub/b.JPG": b"3", "a.png": b"4", ".hidden": b"", ".git/x.txt": b""}
-    left_out = LeftOut()
-    found = list(from_folder(fill(tmp_path, files), left_out=left_out))
-    assert left_out.as_json() == {HIDDEN: [1, [".hidden"]], FOLDERS: [1, [".git"]]}
-    assert loaded(found) == {
-        "a": {"png": b"4"},
-        "b": {"jpg": b"1", "txt": b"2"},
-        "sub/b": {"jpg": b"3"},
-    }
-
-
 def test_folders_with_a_pattern(tmp_path: Path) -> None:
     root = fill(tmp_path, {"1945_harry_t.dem.txt": b"speech", "1946_x.rep.txt": b"other"})
     found = loaded(list(from_folder(root, r"(?P<key>(?P<year>\d+)_(?P<name>\w+?)(_t)?)\.(?P<party>\w+)")))
@@ -190,13 +167,6 @@ def test_folders_with_a_pattern(tmp_path: Path) -> None:
         list(from_folder(root, r"(?P<key>x)"))
     with pytest.raises(DataError, match="group named `key`"):
         list(from_folder(root, r".*"))
-
-
-def test_folders_refuse_what_has_no_field(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'README' has no extension"):
-        list(from_folder(fill(tmp_path / "a", {"README": b""})))
-    with pytest.raises(DataError, match="second file for sample 'x', field 'jpg'"):
-        list(from_folder(fill(tmp_path / "b", {"x.jpg": b"", "x.JPG": b""})))
 
 
 TABLE = Table(

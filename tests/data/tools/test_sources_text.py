@@ -66,13 +66,7 @@ def test_jsonl_with_templates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "options", "cause"),
     [
-        (b'{"text": ', {}, "not JSON"),
         (b"[" * 100_000, {}, "not JSON"),
-        (b'"text"', {}, "a JSON str, an object is needed"),
-        (b'{"body": "x"}', {}, "no field 'text'; it has body"),
-        (b'{"text": null}', {}, "field 'text' is null; a text is needed"),
-        (b'{"text": ["a"]}', {}, "field 'text' is .*; a text is needed"),
-        (b'{"text": true}', {}, "field 'text' is true; a text is needed"),
         (b'{"text": "x"}', {"meta": ["year"]}, "no field 'year'; it has text"),
     ],
 )
