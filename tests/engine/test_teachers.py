@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -158,14 +159,16 @@ def plain(recipe: Recipe) -> State:
     task = plan.objective
     optimizer = build_optimizer(task, recipe.optim, sharded=False)
     loader = make_loader(plan.streams, plan.sizes, task.prepare, task.assemble, seed=recipe.seed, rank=0, world=1,
-                         accum=1, workers=0, start_step=0, stop_step=recipe.steps, device_pin=False, warn_after=0,
-                         abort_after=0)  # fmt: skip
-    for step, batch in enumerate(loader):
+                         accum=plan.accum, workers=0, start_step=0, stop_step=recipe.steps, device_pin=False,
+                         warn_after=0, abort_after=0)  # fmt: skip
+    batches = iter(loader)
+    for step in range(recipe.steps):
         set_learning_rate(optimizer.param_groups, schedule(recipe.optim, step, recipe.steps))
-        with torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
-            loss = task(batch.data, Progress(step, recipe.steps)).total
         optimizer.zero_grad()
-        loss.backward()
+        for batch in itertools.islice(batches, plan.accum):
+            with torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
+                loss = task(batch.data, Progress(step, recipe.steps)).total
+            (loss / plan.accum).backward()
         nn.utils.clip_grad_norm_(task.parameters(), recipe.optim.clip)
         optimizer.step()
         m = 1 - 0.3 * (math.cos(math.pi * step / recipe.steps) + 1) / 2
@@ -206,6 +209,13 @@ def test_byol_is_plain_torch_at_every_stage(precision: str, tmp_path: Path, rank
             assert worst <= 5e-6 if exact else distance(state, want) <= 2 * rounding, (stage, world, where, worst)
             worst, where = differing(state, states[0])
             assert worst <= 5e-6, (stage, world, where, worst)
+
+
+@pytest.mark.distributed
+def test_two_passes_a_step_move_the_teacher_once(tmp_path: Path, ranks: Any, recipe: Any) -> None:
+    used = [byol(recipe, tmp_path / name, 3, ALL, batch={"size": 8, "accum": 2}) for name in ("plain", "run")]
+    worst, where = differing(ranks(whole_state, 1, used[1])[0], ranks(plain, 1, used[0])[0])
+    assert worst <= 5e-6, (where, worst)
 
 
 @pytest.mark.distributed
