@@ -105,7 +105,7 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
         outcome = loop.train(recipe, plan, device, live_probe(recipe, plan, device, team))
         if not outcome.preempted:
             _exported(recipe, plan)
-    except guards.Agreed as error:
+    except (guards.Agreed, AgreedError) as error:
         if distributed.is_main():
             say(error)
         distributed.barrier()  # before any rank ends, which would have the launcher end rank 0

@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "extend.md"
 FILES = dict(re.findall(r"^```python (\S+)\n(.*?)^```$", PAGE.read_text(), re.M | re.S))
-OBJECTIVE, MODALITY = "bigssl/objectives/latent.py", "bigssl/nets/modality.py"
+OBJECTIVE, MODALITY = "bigssl/objectives/latent.py", "bigssl/nets/modality/table.py"
 EVALUATION = "bigssl/transfer/tasks/alignment.py"
 BESIDE = """
 import sys

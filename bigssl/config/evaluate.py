@@ -18,9 +18,12 @@ EXAMPLE = "{task: knn, bank: DIR, queries: DIR, label: FIELD}"
 FEW = {"query_limit": 512, "bank_limit": 1024, "caption_limit": 1024}  # of a probe, where its section does not say
 
 Limit = Annotated[PositiveInt | None, Field(description="samples of it, drawn by a fixed seed; default all")]
-METADATA = "metadata"
-Metadata = Annotated[str, METADATA, Field(description="a metadata field of the samples")]
-MaybeMetadata = Annotated[str | None, METADATA]
+METADATA = "metadata"  # marks a section's field whose value is one
+Metadata = Annotated[str, METADATA]
+Label = Annotated[str, METADATA, Field(description="metadata field that is predicted")]
+Item = Annotated[
+    str | None, METADATA, Field(description="metadata field that samples of one item share: they count as one")
+]
 
 
 class Evaluation(Section):

@@ -205,10 +205,10 @@ def check_groups(module: nn.Module, recipe: Recipe) -> dict[nn.Parameter, Treatm
     asked = asked_groups(module, recipe.optim)
     for number in sorted({t.role for t in found.values() if t.muon and t.role != REST}):
         clip = asked[number].group.clip
-        if clip and recipe.zero.stage > 0:
+        if clip and recipe.zero.stage in (1, 2):
             raise ConfigError(
                 f"{asked[number].field}.clip: value {clip} of pattern {asked[number].group.pattern!r}; allowed: 0 for "
                 f"matrices under muon at zero.stage {recipe.zero.stage} (their gradient is orthogonalised before it "
-                f"could be clipped), or zero.stage=0"
+                f"could be clipped), or zero.stage=0 or 3"
             )
     return found

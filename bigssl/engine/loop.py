@@ -35,12 +35,16 @@ from bigssl.report.progress import ProgressBar
 
 
 class Probe(Protocol):
-    """Called on all ranks: its numbers by the names they have in the metrics. measures: their units."""
+    """What is looked at during training, by all ranks. measures: the units of its numbers."""
 
     measures: dict[str, Measure]
 
-    def __call__(self) -> dict[str, float]: ...
+    def prepare(self) -> None:
+        """Once, before the first step."""
 
+    def __call__(self) -> dict[str, float]:
+        """Numbers by the names they have in the metrics."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
     """Train to `recipe.steps`, from the newest valid checkpoint of the run folder if there is one. Collective.
 
     Args:
-        probe: called on all ranks every `recipe.probe.every` steps; its numbers go to the metrics.
+        probe: prepared here, and called on all ranks every `recipe.probe.every` steps; its numbers go to the metrics.
     """
     if distributed.world() != plan.world:
         raise RuntimeError(f"planned for {plan.world} ranks, but the process group has {distributed.world()}")
@@ -70,6 +74,8 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
         plan.objective.teachers(),
     )
     start = store.resume(engine)
+    if probe is not None:
+        probe.prepare()
     run = _Run(recipe, plan, device, engine, start)
     for text in progress_notes + ([f"resumed after step {start}"] if start else []):
         run.progress.note(text)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigssl.engine.layout import Flat, Layout, keeps_whole
+from bigssl.engine.layout import Flat, Layout, Piece, keeps_whole
 
 LAYOUT = "layout.json"
 MASTER = "fp32"  # name of the weights themselves among an optimizer's state
@@ -27,6 +27,7 @@ class SavedState:
         self.layout = Layout.loads((folder / LAYOUT).read_text())
         self._folder = folder / tag
         self._open: dict[str, dict[str, Any]] = {}
+        self._whole: dict[tuple[int, int], dict[str, Piece]] = {}
         self._places = {
             name: (number, index)
             for number, flat in enumerate(self.layout.flats)
@@ -84,11 +85,18 @@ class SavedState:
         for rank in owners[:1] if whole else owners:
             piece = layout.piece(flat, index, rank)
             if whole:
-                piece = next(piece for piece in layout.whole_pieces(flat, rank) if piece.name == name)
+                piece = self._whole_pieces(number, rank)[name]
             low, high = max(start, piece.start), min(stop, piece.stop)
             tensor = self._tensor(rank, number, key, flat).flatten()
             parts.append(tensor[piece.at + low - piece.start : piece.at + high - piece.start])
         return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def _whole_pieces(self, number: int, rank: int) -> dict[str, Piece]:
+        """By name; found once, since each depends on those before it."""
+        if (number, rank) not in self._whole:
+            flat = self.layout.flats[number]
+            self._whole[number, rank] = {piece.name: piece for piece in self.layout.whole_pieces(flat, rank)}
+        return self._whole[number, rank]
 
     def _tensor(self, rank: int, number: int, key: str, flat: Flat) -> Tensor:
         if key != MASTER:

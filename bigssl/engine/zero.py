@@ -96,10 +96,10 @@ def check_zero(recipe: Recipe) -> None:
     _refuse_unresumable(recipe, settings)
     if settings.offload_optimizer is not None and recipe.optim.name != "adamw":
         raise ConfigError(f"zero.options.offload_optimizer: given with optim.name {recipe.optim.name}; allowed: adamw")
-    if recipe.optim.name == "muon" and recipe.zero.stage > 0 and recipe.optim.clip:
-        raise ConfigError(  # found by the parity test: losses differ by percents, and nothing says so
+    if recipe.optim.name == "muon" and recipe.zero.stage in (1, 2) and recipe.optim.clip:
+        raise ConfigError(
             f"optim.clip: value {recipe.optim.clip}; allowed: 0 with muon at zero.stage {recipe.zero.stage} (DeepSpeed "
-            f"would clip the orthogonalised update in place of the gradient), or zero.stage=0"
+            f"orthogonalises gradients there before they could be clipped), or zero.stage=0 or 3"
         )
 
 
@@ -151,7 +151,7 @@ class Engine:
                  bf16: bool) -> None:
         settings = settings_for(recipe, micro=micro, accum=accum, bf16=bf16)
         self._stage, self._norm, self._dropped = recipe.zero.stage, torch.zeros(()), 0
-        self.applied, self._constraints = False, check_constraints(module)
+        self._constraints = check_constraints(module)
         with _quiet():
             if self._stage == 3:
                 cut(module, settings)
@@ -168,21 +168,16 @@ class Engine:
     def step(self) -> None:
         """After each backward; applies the update on the last one of an accumulation, then the module's constraints.
 
-        `applied` says whether this call changed the weights. A gradient that is NaN or infinite on any rank changes no
-        weights and no optimizer state on any: see `skipped`. At stage 0 the host waits for the device once a step, for
-        the norm by which it decides whether to skip.
+        A gradient that is NaN or infinite on any rank changes no weights and no optimizer state on any: see `skipped`.
+        At stage 0 the host waits for the device once a step, for the norm by which it decides whether to skip.
         """
-        self.applied = False
-        if not self._engine.is_gradient_accumulation_boundary():
-            self._engine.step()
-            return
-        self._norm = clip_gradients(self._engine.optimizer, self._stage, self._engine.device)
-        if self._stage == 0 and not math.isfinite(self._norm):  # the other stages skip such a step by themselves
-            self._step_without_update()
-            return
+        if self._engine.is_gradient_accumulation_boundary():
+            self._norm = clip_gradients(self._engine.optimizer, self._stage, self._engine.device)
+            if self._stage == 0 and not math.isfinite(self._norm):  # which the other stages skip by themselves
+                self._step_without_update()
+                return
         self._engine.step()
-        self.applied = bool(self._engine.was_step_applied())
-        if self.applied and self._constraints:
+        if self._constraints and self.applied:
             self._constrain()
 
     def _constrain(self) -> None:
@@ -204,6 +199,12 @@ class Engine:
         finally:
             del optimizer.step
         self._dropped += 1
+        self._engine._step_applied = False
+
+    @property
+    def applied(self) -> bool:
+        """Whether the last `step` changed weights: it ended an accumulation, and the gradient was finite."""
+        return bool(self._engine.was_step_applied())
 
     @property
     def skipped(self) -> int:

@@ -17,7 +17,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -45,11 +45,12 @@ class Step(NamedTuple):
 
 @dataclass
 class _Plan:
-    """How a network is filled. loaded: from a folder, on rank 0, whence the others get it."""
+    """How a network is filled. loaded: from a folder, on rank 0, whence the others get it. twins: see `twin`."""
 
     seed: int
     steps: list[Step]
     loaded: bool
+    twins: list[nn.Module] = field(default_factory=list)
 
 
 _postponed: list[bool] = []
@@ -129,8 +130,11 @@ def twin(module: M, gathered: Callable[[Iterable[nn.Parameter]], AbstractContext
     """
     empty = {id(p): _like(p) for p in module.parameters()}
     other = copy.deepcopy(module, dict[int, Any](empty))
-    for each in other.modules():
-        vars(each).pop(_PLAN, None)
+    for mine, theirs in zip(other.modules(), module.modules(), strict=True):
+        if theirs._compiled_call_impl is not None:  # which is not copied
+            mine.compile()
+        if vars(mine).pop(_PLAN, None) is not None:
+            vars(theirs)[_PLAN].twins.append(mine)
     for layer in module.modules():
         own = list(layer.parameters(recurse=False))
         with gathered(own) if gathered else nullcontext():
@@ -204,14 +208,23 @@ def _fill(model: nn.Module, plan: _Plan, cut: Cut | None) -> None:
             filled.update(_own(step.module))
             for parameter in _own(step.module):
                 _allocate(parameter)
-            if not plan.loaded:
+            if plan.loaded:
+                _take_from_main(_own(step.module))
+            else:
                 _sow(plan.seed, step.path)
                 _initialise(step, tied)
             _done(_of_children(step.module), cut)
     _done(_own(model), cut)
     if plan.loaded:
-        for mine, theirs in zip(model.buffers(), distributed.from_main(list(model.buffers())), strict=True):
-            mine.copy_(theirs)
+        _take_from_main(list(model.buffers()))
+    for other in plan.twins:
+        for mine, theirs in zip(model.buffers(), other.buffers(), strict=True):
+            theirs.copy_(mine)
+
+
+def _take_from_main(tensors: list[Any]) -> None:
+    for mine, theirs in zip(tensors, distributed.from_main([tensor.detach() for tensor in tensors]), strict=True):
+        mine.copy_(theirs)
 
 
 def _initialise(step: Step, tied: set[nn.Parameter]) -> None:

@@ -19,8 +19,9 @@ from transformers import (
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import BackboneConfig
 from bigssl.nets import build, dropout
-from bigssl.nets.kinds import CAUSAL, STILL, unused_parameters
-from bigssl.nets.modality import MODALITIES, check_fields, modality_of
+from bigssl.nets.modality import MODALITIES
+from bigssl.nets.modality.fields import check_fields, modality_for
+from bigssl.nets.modality.kinds import CAUSAL, STILL, unused_parameters
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
 from bigssl.nets.pool import mean_of
 from bigssl.nets.weightless import feature_size
@@ -43,7 +44,7 @@ class Tower(nn.Module):
         super().__init__()
         where = f"backbones.{name}"
         check_fields(where, config)
-        row = modality_of(where, config)
+        row = modality_for(where, config)
         self.modality = row.name
         self._tokenizer = tokenizer
         hf = hf_config(where, config, tokenizer)
@@ -63,7 +64,7 @@ class Tower(nn.Module):
             self.model.compile()
 
     def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states [B, T, dim] of collated samples, named as the modality names them (see nets/modality.py)."""
+        """Hidden states [B, T, dim] of collated samples, named as in nets/modality/table.py."""
         return MODALITIES[self.modality].hidden(self.model, batch)
 
     def features(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -112,7 +113,7 @@ def hf_config(where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizer
     if config.type not in CONFIG_MAPPING:
         hint = nearest(config.type, sorted(CONFIG_MAPPING.keys()))
         raise ConfigError(f"{where}.type: value {config.type!r}; allowed: a transformers model type{hint}")
-    row = modality_of(where, config)
+    row = modality_for(where, config)
     if config.pretrained is not None:
         return _pretrained_config(where, config.type, config.pretrained)
     kind = CONFIG_MAPPING[config.type]

@@ -62,18 +62,19 @@ class Byol(Objective):
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
-        self.backbone = tower(towers, config.backbone, "objective.backbone")
-        projector = ProjectionHead(self.backbone.dim, config.hidden, config.dim, bias=False)  # the predictor normalises
-        self.online = Projected(self.backbone, projector)
+        backbone = tower(towers, config.backbone, "objective.backbone")
+        projector = ProjectionHead(backbone.dim, config.hidden, config.dim, bias=False)  # the predictor normalises
+        self.online = Projected(backbone, projector)
         self.predictor = ProjectionHead(config.dim, config.hidden, config.dim)
         self.target = Ema(self.online, CosineRamp(config.momentum, 1.0))
-        self.views = TwoViews(config.augment, self.backbone.size)
+        self.size = backbone.size
+        self.views = TwoViews(config.augment, self.size)
 
     def sources(self) -> list[str]:
         return [self.config.source]
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.backbone.size)
+        image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.size)
         return self.views.prepare(image, rng)
 
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:

@@ -12,7 +12,7 @@ from bigssl.report import environment, figures
 from bigssl.report.blind import BlindVerdict, verdicts
 from bigssl.report.collapses import collapses
 from bigssl.report.metrics import Measure, read_measures, read_metrics
-from bigssl.report.values import SHARE, shown, with_unit
+from bigssl.report.values import CARD_VERSION, SHARE, shown, with_unit
 
 FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -76,7 +76,8 @@ def render_report(run_folder: Path) -> str:
     """The page of a run as HTML text; reads config.yaml, metrics.jsonl, environment.json, scorecard.json as present."""
     rows = read_metrics(run_folder)
     card = _json(run_folder / "scorecard.json")
-    tasks = list(card.get("tasks", {}).values())
+    readable = card.get("version") == CARD_VERSION
+    tasks = list(card["tasks"].values()) if readable else []
     recipe = run_folder / "config.yaml"
     measures = read_measures(run_folder)
     learnt = verdicts(rows, measures)
@@ -84,7 +85,8 @@ def render_report(run_folder: Path) -> str:
     engine.filters |= {"shown": shown, "with_unit": with_unit}
     return engine.from_string(TEMPLATE.read_text()).render(
         name=run_folder.resolve().name, subtitle=_subtitle(tasks, rows, learnt), tiles=_tiles(rows, measures),
-        tasks=tasks, learnt=learnt, notes=card.get("notes", []), collapses=collapses(rows),
+        tasks=tasks, stale=bool(card) and not readable, learnt=learnt, notes=card.get("notes", []),
+        collapses=collapses(rows),
         figures=_figures(rows, measures, tasks),
         environment=_environment(_json(run_folder / environment.FILE)),
         recipe=recipe.read_text() if recipe.exists() else "",

@@ -13,7 +13,7 @@ Names (the report plots these; other names are kept as they are):
     speed/samples_per_s           samples of the global batch per second of wall clock
     speed/data_wait               share (0 to 1) of the time spent waiting for data
     speed/driver_overhead         share (0 to 1) of the time outside forward, backward, optimizer and data wait
-    optim/lr, optim/grad_norm     learning rate, gradient norm before clipping
+    optim/lr, optim/grad_norm     the recipe's learning rate (groups multiply it), gradient norm before clipping
     data/skipped                  how often a sample was replaced since the last record, over all ranks
     data/errors                   different bad samples so far, over all ranks and resumes: what data.max_errors limits
 """

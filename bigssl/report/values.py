@@ -1,7 +1,8 @@
-"""How a score reads."""
+"""How scores read."""
 
 from __future__ import annotations
 
+CARD_VERSION = 2  # of scorecard.json: what its rows hold
 SHARE = "share"  # the unit of shares from 0 to 1, which are shown in percent
 
 

@@ -24,7 +24,7 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.collapse import stored_health
 from bigssl.transfer.features import RAW_SIDE, ImageBatch, chosen, column, image_batches, metadata, raw, samples_at
 from bigssl.transfer.inputs import ImageInput
-from bigssl.transfer.matrix import Matrix, Store, joined
+from bigssl.transfer.matrix import Matrix, Part, Store, joined
 from bigssl.transfer.subjects import Captions, Encoded, Notes, Subject, Subjects, Tensors
 from bigssl.transfer.team import AgreedError, Team
 
@@ -136,31 +136,39 @@ class Bench:
             field: that of the section with the `url`, for errors and notes.
             columns: metadata fields that are needed. Texts are told apart by them.
         """
-        images = subject.kind == "image"
-        key = (subject.name, url, limit, *([] if images else columns))
+        texts = subject.kind == "text"
+        key = (subject.name, url, limit, *(columns if texts else ()))
         if key not in self.encoded:
-            encode = self._pictures if images else partial(self._texts, columns=columns)
+            encode = partial(self._texts, columns=columns) if texts else self._pictures
             self.encoded[key] = encode(subject, url, limit, field)
         return self.encoded[key]
 
     def _pictures(self, subject: Subject, url: str, limit: int | None, field: str) -> Encoded:
-        encoders: dict[str, Callable[[Tensor], Tensor]] = dict(subject.encoders(self.device))
-        if not self.live:
-            encoders["raw"] = raw
         batches = self.pictures(subject, url, limit, field)
-        notes = Notes(self.fields)
-
-        def encode(images: ImageBatch) -> dict[str, Tensor]:
-            return {name: make(images.pixels) for name, make in encoders.items()}
-
-        def blank(images: ImageBatch) -> dict[str, Tensor]:
-            return {"trained": torch.zeros(len(images.keys), subject.width)}
-
-        made = self.team.gather(lambda: (self.store.store(self.passes(notes.of(batches), encode, blank)), notes))
+        notes, baseline = Notes(self.fields), {} if self.live else {"raw": raw}
+        made = self.team.gather(
+            lambda: (self._stored(subject, notes.of(batches), lambda images: images.pixels, baseline), notes)
+        )
         keys = [key for _, part in made for key in part.keys]
         if not keys:
             raise AgreedError(f"{self.where}.{field}: no samples in {display(url)}")
         return Encoded(subject, joined([parts for parts, _ in made]), keys, [part for _, part in made])
+
+    def _stored(
+        self, subject: Subject, items: Iterable[T], inputs: Callable[[T], Any],
+        baseline: Mapping[str, Callable[[Any], Tensor]],
+    ) -> Mapping[str, Part]:  # fmt: skip
+        """Features of this rank's items by contender; `inputs`: what a network takes of an item."""
+        encoders = {**subject.encoders(self.device), **baseline}
+
+        def encode(item: T) -> dict[str, Tensor]:
+            given = inputs(item)
+            return {name: make(given) for name, make in encoders.items()}
+
+        def blank(item: T) -> dict[str, Tensor]:
+            return {"trained": torch.zeros(len(inputs(item)), subject.width)}
+
+        return self.store.store(self.passes(items, encode, blank))
 
     def pictures(self, subject: Subject, url: str, limit: int | None, field: str) -> Iterable[ImageBatch]:
         """This rank's pictures of a dataset, as the network takes them. A collective."""
@@ -181,16 +189,9 @@ class Bench:
 
     def texts(self, subject: Subject, texts: Sequence[str]) -> dict[str, Matrix]:
         """Features of texts by contender. A collective."""
-        encoders, mine = subject.encoders(self.device), self.team.share(len(texts))
+        mine = self.team.share(len(texts))
         parts = (texts[at : min(at + self.batch, mine.stop)] for at in range(mine.start, mine.stop, self.batch))
-
-        def encode(part: Sequence[str]) -> dict[str, Tensor]:
-            return {name: make(part) for name, make in encoders.items()}
-
-        def blank(part: Sequence[str]) -> dict[str, Tensor]:
-            return {"trained": torch.zeros(len(part), subject.width)}
-
-        return joined(self.team.gather(lambda: self.store.store(self.passes(parts, encode, blank))))
+        return joined(self.team.gather(lambda: self._stored(subject, parts, lambda part: part, {})))
 
     def captions(self, url: str, columns: Sequence[str], *, limit: int | None, field: str, also: Sequence[str] = ()
                  ) -> Captions:

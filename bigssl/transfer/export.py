@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from bigssl.data.errors import DataError
 from bigssl.files import fsync
-from bigssl.nets.kinds import unused_parameters
+from bigssl.nets.modality.kinds import unused_parameters
 from bigssl.transfer.card import model_card
 from bigssl.transfer.inputs import Input, image_preprocessor
 

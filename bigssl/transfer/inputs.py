@@ -102,7 +102,7 @@ them as they were when the scorecard was made."""
 
     @classmethod
     def read(cls, folder: Path) -> ImageInput:
-        return cls(int(_preprocessor(folder)["crop_size"]["height"]))
+        return cls(int(_preprocessor(folder, "images")["crop_size"]["height"]))
 
     def write(self, folder: Path) -> None:
         _write_json(folder / PREPROCESSOR, image_preprocessor(self.size))
@@ -177,7 +177,7 @@ longer one; 0 behind the end of a shorter one and in place of NaN, and the mask 
 
     @classmethod
     def read(cls, folder: Path) -> SeriesInput:
-        settings = _preprocessor(folder)
+        settings = _preprocessor(folder, "series")
         return cls(int(settings["length"]), int(settings["channels"]))
 
     def write(self, folder: Path) -> None:
@@ -218,7 +218,7 @@ weights with `max_length=extractor.max_length, truncation=True, padding="max_len
 
     @classmethod
     def read(cls, folder: Path) -> AudioInput:
-        settings = _preprocessor(folder)
+        settings = _preprocessor(folder, "sounds")
         return cls(int(settings["sampling_rate"]), int(settings["max_length"]))
 
     def write(self, folder: Path) -> None:
@@ -255,8 +255,7 @@ def exported_input(folder: Path) -> Input:
     try:
         kind = json.loads((folder / CONFIG).read_text())["model_type"]
     except (OSError, ValueError, KeyError) as error:
-        again = "run the training command again"
-        raise DataError(f"{folder / CONFIG}: no export of a backbone ({error}); {again}") from None
+        raise DataError(f"{folder / CONFIG}: no backbone ({error}); run the training command again") from None
     if (row := modality_of_type(kind)) is None:
         raise DataError(f"{folder / CONFIG}: model_type {kind!r} is of no modality that this version knows")
     return INPUTS[row.name].read(folder)
@@ -288,10 +287,11 @@ def text_input(folder: Path) -> TextInput:
     return TextInput.read(folder)
 
 
-def _preprocessor(folder: Path) -> dict[str, Any]:
+def _preprocessor(folder: Path, what: str) -> dict[str, Any]:
     path = folder / PREPROCESSOR
     if not path.is_file():
-        raise DataError(f"{path}: no such file; the export is of an older version: run the training command again")
+        raise DataError(f"{path}: no such file; the backbone takes no {what}, or was exported by an older version: run "
+                        "the training command again")
     settings: dict[str, Any] = json.loads(path.read_text())
     return settings
 

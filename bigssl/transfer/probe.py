@@ -16,13 +16,10 @@ from bigssl.transfer.team import Team
 
 
 class LiveProbe:
-    """Runs evaluations on few samples again and again. Samples are read and prepared once, here, in a rehearsal without
-    a forward pass: what cannot be probed is known before the first step. Building and calling it are collectives.
+    """Runs evaluations on few samples again and again.
 
     Attributes:
-        measures: {"probe/NAME": its unit}.
-    Raises:
-        DataError: on every rank, where a section asks for what the shards or networks do not have.
+        measures: {"probe/NAME": its unit}, once it is prepared.
     """
 
     def __init__(
@@ -32,6 +29,15 @@ class LiveProbe:
         self._sections = sections
         fields = sorted({name for section in sections.values() for name in section.metadata()})
         self._bench = Bench(team, Held(), subjects, device, seed=seed, fields=fields, rehearsal=True)
+        self.measures: dict[str, Measure] = {}
+
+    def prepare(self) -> None:
+        """Reads and prepares all samples, once, in a rehearsal without a forward pass: what cannot be probed is known
+        before the first step. A collective.
+
+        Raises:
+            DataError: on every rank, where a section asks for what the shards or networks do not have.
+        """
         self.measures = {name: Measure(score.unit, "") for name, score in self._scores(self._bench)}
 
     def _scores(self, bench: Bench) -> Iterator[tuple[str, Score]]:
@@ -41,7 +47,7 @@ class LiveProbe:
 
     def __call__(self) -> dict[str, float]:
         """{"probe/NAME": the trained network's mean, "health/BACKBONE/std": 1/√D when healthy and 0 when collapsed,
-        "health/BACKBONE/rankme": effective rank}, the same on every rank.
+        "health/BACKBONE/rankme": effective rank}, the same on every rank. A collective, once it is prepared.
 
         The networks are in eval mode inside and in their former mode afterwards.
         """

@@ -36,7 +36,7 @@ import torch
 
 from bigssl.config.evaluate import Evaluation
 from bigssl.files import write_atomic
-from bigssl.report.values import shown, with_unit
+from bigssl.report.values import CARD_VERSION, shown, with_unit
 from bigssl.transfer import export
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.matrix import Scratch
@@ -45,7 +45,6 @@ from bigssl.transfer.subjects import Exported
 from bigssl.transfer.team import Team
 
 FILE = "scorecard.json"
-VERSION = 2
 HEADINGS = ("task", "chance", "blind", "random net", "raw", "trained", "verdict")
 NOTES = [
     "± is one standard error of the paired difference; queries that show the same item count as one.",
@@ -78,7 +77,7 @@ def score(
             for each in section.run(bench.at(f"evaluate.{name}", section.batch)):
                 tasks[f"{name}/{each.row}" if each.row else name] = row_of(each)
     card = {
-        "version": VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),
+        "version": CARD_VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),
         "seconds": round(time.monotonic() - start, 1),
         "verdicts": {name: task["passed"] for name, task in tasks.items()},
         "tasks": tasks, "health": bench.health, "notes": NOTES + bench.notes,

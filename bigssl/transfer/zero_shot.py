@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from bigssl.config.evaluate import Evaluation, Limit, MaybeMetadata, Metadata
+from bigssl.config.evaluate import Evaluation, Item, Label, Limit
 from bigssl.data.errors import display
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.knn import encode_labels, unit
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 class ByTexts(Evaluation):
     """Images to classes that are known by texts; which texts is up to the evaluation."""
 
-    heads: str = "clip"  # name under export/heads of the two projections
+    heads: str = Field("clip", description="name under export/heads of the two projections")
     image_backbone: str = "image"
     text_backbone: str = "text"
-    captions: str  # shards whose captions and labels describe the classes
-    label: Metadata
-    item: MaybeMetadata = None  # what images of one item share: they count as one observation
+    captions: str = Field(description="shards whose captions and labels describe the classes")
+    label: Label
+    item: Item = None
     caption_limit: Limit = None
 
     def pictures(self) -> dict[str, str]:

@@ -67,7 +67,11 @@ class _Disturbed:
     """A probe during which something else happens."""
 
     def __init__(self, probe: loop.Probe, during: Callable[[], None]) -> None:
-        self.measures, self._probe, self._during = probe.measures, probe, during
+        self._probe, self._during = probe, during
+
+    def prepare(self) -> None:
+        self._probe.prepare()
+        self.measures = self._probe.measures
 
     def __call__(self) -> dict[str, float]:
         self._during()

@@ -1,4 +1,4 @@
-"""Norms and clipping at every stage, with accumulation and with the optimizer on the host, are torch's."""
+"""Norms, clipping and constraints at every stage, with accumulation and the optimizer on the host, are torch's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
@@ -33,7 +34,8 @@ class Net(Objective):
         return loss
 
     def constraints(self) -> list[Constraint]:
-        return [Constraint([self.ceiling], lambda value: value.clamp(max=0.15))]
+        rows = Constraint([self.body[2].weight], lambda value: functional.normalize(value, dim=1))
+        return [Constraint([self.ceiling], lambda value: value.clamp(max=0.15)), rows]
 
 
 def recipe(stage: int, options: dict[str, Any]) -> Recipe:
@@ -67,6 +69,7 @@ def plain() -> tuple[list[float], dict[str, Tensor]]:
             optimizer.step()
             with torch.no_grad():
                 net.ceiling.clamp_(max=0.15)
+                net.body[2].weight.div_(net.body[2].weight.norm(dim=1, keepdim=True))
     return norms, net.state_dict()
 
 
@@ -93,7 +96,7 @@ def sharded() -> list[tuple[list[float], list[bool], dict[str, Tensor], int]]:
 
 
 @pytest.mark.distributed
-def test_norms_and_clipping_by_group_are_torchs(ranks: Any) -> None:
+def test_norms_clipping_by_group_and_constraints_are_torchs(ranks: Any) -> None:
     """A step of which one rank's gradient is NaN is not applied anywhere, and neither are the constraints."""
     want_norms, want = plain()
     mine, other = ranks(sharded, 2)

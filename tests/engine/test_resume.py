@@ -92,6 +92,23 @@ def test_the_recipe_of_a_run_folder_goes_on_with_it(tmp_path: Path, ranks: Any, 
     assert outcome.step == 4 and curve(tmp_path / "run") == curve(tmp_path / "whole")
 
 
+@pytest.mark.distributed
+def test_groups_go_through_a_run_and_its_resume(
+    tmp_path: Path, ranks: Any, recipe: Any, train: Any, curve: Any
+) -> None:
+    """By config.yaml and the checkpoint; the rate in the metrics is the recipe's, whatever groups make of it."""
+    groups = [{"pattern": "^head", "lr": 2.0, "betas": [0.8, 0.9], "weight_decay": 0.1, "clip": 0.05}]
+    optim = {"lr": 0.01, "schedule": "constant", "layer_decay": 0.5, "no_decay": ["stages.0"], "groups": groups}
+    ranks(train, 1, recipe(tmp_path / "whole", steps=4, optim=optim))
+    ranks(train, 1, recipe(tmp_path / "run", steps=2, optim=optim))
+    ranks(train, 1, load_recipe(tmp_path / "run" / CONFIG, ["steps=4"], type(recipe())))
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+    assert {row["optim/lr"] for row in curve(tmp_path / "run")} == {0.01}
+    changed = {**optim, "groups": [{**groups[0], "clip": 0.06}]}
+    with pytest.raises(ConfigError, match=r"optim.groups: .*'clip': 0.05.* before, .*'clip': 0.06.* now"):
+        preflight.plan(recipe(tmp_path / "run", steps=4, optim=changed), 1)
+
+
 def test_another_network_of_equal_shapes_is_refused(tmp_path: Path, recipe: Any) -> None:
     """`pretrained` may be moved or left out, but it also says which activation the weights were trained for."""
     vit = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,

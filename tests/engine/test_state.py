@@ -9,20 +9,21 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
-from bigssl.engine.layout import inner_optimizer
+from bigssl.engine.layout import Layout, inner_optimizer
 from bigssl.engine.saved import MASTER, SavedState
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "state_matrix.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def load_matrix() -> Any:
-    spec = importlib.util.spec_from_file_location("state_matrix", SCRIPT)
+def load_script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -30,7 +31,8 @@ def load_matrix() -> Any:
     return module
 
 
-matrix = load_matrix()
+matrix = load_script("state_matrix")
+cost = load_script("state_cost")
 
 
 @pytest.mark.distributed
@@ -49,6 +51,24 @@ def test_the_whole_state_moves_between_ranks_and_stages(
     """Cells of benchmarks/state_matrix.py: 1, 2, 4 and 1 ranks against plain PyTorch that never stopped."""
     worst, where = matrix.cell(optimizer, stages, tmp_path / "checkpoints", ranks, matrix.WORLDS)
     assert worst <= matrix.TOLERANCE, where
+
+
+def work_of_a_load(optimizer: str, stage: int, tensors: int, folder: Path) -> dict[str, float]:
+    """What a load of the state of so many tensors calls, and how often it works out where one stands."""
+    cost.save(optimizer, stage, tensors, folder)
+    with mock.patch.object(Layout, "piece", autospec=True, side_effect=Layout.piece) as piece:
+        calls = cost.load(optimizer, stage, tensors, folder)
+    return {**calls, "places": piece.call_count}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("optimizer", "stage"), [("muon", 1), ("adamw", 2), ("adamw", 3)])
+def test_a_load_costs_each_tensor_the_same(optimizer: str, stage: int, tmp_path: Path, ranks: Any) -> None:
+    """Four times the tensors: at most four times the work and a few, no more files, no collective for any."""
+    few, many = (ranks(work_of_a_load, 1, optimizer, stage, n, tmp_path / str(n))[0] for n in (20, 80))
+    assert many["files"] == few["files"] <= 3 and not many.get("collectives")
+    for what in ("reads", "places"):
+        assert many[what] <= 4.5 * few[what], (what, few, many)
 
 
 @pytest.mark.distributed

@@ -13,11 +13,11 @@ from bigssl.engine import zero
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 
 STEPS, BATCH, ACCUM = 6, 8, 2
-CLIP = {"adamw": 0.1, "lamb": 0.1, "lars": 0.1, "muon": 0.0}
 OWN = {"pattern": r"\b0\.weight$", "lr": 0.5, "weight_decay": 0.3, "clip": 0.02}  # the embedding
 
 
 def recipe(optimizer: dict[str, Any], stage: int) -> Recipe:
+    clip = 0.0 if optimizer["name"] == "muon" and stage in (1, 2) else 0.1
     return Recipe.model_validate(
         {
             "name": "parity",
@@ -27,7 +27,7 @@ def recipe(optimizer: dict[str, Any], stage: int) -> Recipe:
             "data": {"sources": {}},
             "batch": {"size": BATCH},
             "zero": {"stage": stage},
-            "optim": {"lr": 0.05, "warmup": 2, "clip": CLIP[optimizer["name"]], "weight_decay": 0.1,
+            "optim": {"lr": 0.05, "warmup": 2, "clip": clip, "weight_decay": 0.1,
                       "groups": [OWN], **optimizer},
         }
     )

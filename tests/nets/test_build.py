@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, Wav2Vec2Co
 from bigssl.config.recipe import BackboneConfig
 from bigssl.engine import zero
 from bigssl.nets import build, towers
-from bigssl.nets.kinds import IMAGE, TEXT
+from bigssl.nets.modality.kinds import IMAGE, TEXT
 
 
 def tiny() -> Any:

@@ -15,9 +15,13 @@ from bigssl.nets.norm import GlobalBatchNorm, has_batch_norm, with_global_batch_
 SPLIT = [5, 2]  # ranks may hold different numbers of samples
 
 
+KINDS = [nn.BatchNorm2d, nn.BatchNorm1d]  # norms of [N, C, H, W] and of [N, C, L]
+
+
 def network(kind: type) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), kind(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 6))
+    norm = nn.Sequential(nn.Flatten(2), kind(4)) if kind is nn.BatchNorm1d else kind(4)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 6))
 
 
 def images() -> torch.Tensor:
@@ -31,7 +35,10 @@ def objective(output: torch.Tensor) -> torch.Tensor:
 
 def on_rank() -> Any:
     zero.start()
-    model = network(GlobalBatchNorm)
+    return [on_share(with_global_batch_norm(network(kind))) for kind in KINDS]
+
+
+def on_share(model: nn.Module) -> Any:
     share = images().split(SPLIT)[dist.get_rank()]
     for _ in range(3):
         model.zero_grad()
@@ -45,13 +52,16 @@ def on_rank() -> Any:
 
 @pytest.mark.distributed
 def test_two_uneven_ranks_equal_torch_on_the_whole_batch(ranks: Any) -> None:
-    model = network(nn.BatchNorm2d)
+    for kind, (first, grads, buffers), (second, _, _) in zip(KINDS, *ranks(on_rank, 2), strict=True):
+        check_equal(network(kind), torch.cat([first, second]), grads, buffers)
+
+
+def check_equal(model: nn.Module, found: torch.Tensor, grads: Any, buffers: Any) -> None:
     for _ in range(3):
         model.zero_grad()
         output = model(images())
         objective(output).backward()
-    (first, grads, buffers), (second, _, _) = ranks(on_rank, 2)
-    torch.testing.assert_close(torch.cat([first, second]), output.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, output.detach(), rtol=1e-4, atol=1e-5)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         scale = parameter.grad.abs().max().item()

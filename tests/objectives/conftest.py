@@ -38,7 +38,7 @@ TINY = {
     "vit": BackboneConfig(
         type="vit",
         size=32,
-        config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+        config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
                 "patch_size": 8, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     ),
 }  # fmt: skip
@@ -51,6 +51,10 @@ DROPPING = {
         config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
                 "patch_size": 8, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
     ),
+    "vit": TINY["vit"].model_copy(update={
+        "activation_checkpointing": True,
+        "config": TINY["vit"].config | {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
+    }),
     "bert": TINY["bert"].model_copy(update={
         "activation_checkpointing": True,
         "config": TINY["bert"].config | {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},

@@ -10,6 +10,7 @@ import pytest
 from bigssl.report import environment, figures
 from bigssl.report.html import write_report
 from bigssl.report.metrics import Measure, MetricsWriter
+from bigssl.report.values import CARD_VERSION
 
 TASK = {"title": "kNN over <category>", "unit": "share", "higher_is_better": True, "chance": 0.1, "majority": 0.3,
         "blind": None, "random_net": 0.58, "raw": 0.63, "trained": 0.66, "passed": True, "verdict": "better than all",
@@ -27,10 +28,11 @@ def run(tmp_path: Path) -> Path:
                   "speed/samples_per_s": 800.0, "speed/data_wait": 0.03, "speed/driver_overhead": 0.01}
         measures = {name: Measure("nats", "guessing") for name in ("loss", "loss/simclr", "loss/mlm")}
         writer.describe(measures | {"probe/near": Measure("share", ""), "probe/lm": Measure("nats", "")})
-        writer.write(step, values | ({"probe/near": 0.615, "probe/lm": 5.5, "health/image/std": 0.08} if step % 10 == 0 else {}))
+        probed = {"probe/near": 0.615, "probe/lm": 5.5, "health/image/std": 0.08}
+        writer.write(step, values | (probed if step % 10 == 0 else {}))
     writer.close()
     (tmp_path / "config.yaml").write_text("name: <demo>\nsteps: 40\n")
-    card = {"tasks": {"images": TASK, "words": WORDS}, "notes": ["A note."]}
+    card = {"version": CARD_VERSION, "tasks": {"images": TASK, "words": WORDS}, "notes": ["A note."]}
     (tmp_path / "scorecard.json").write_text(json.dumps(card))
     environment.record(tmp_path)
     return tmp_path
@@ -42,8 +44,9 @@ def test_page_is_one_file_with_everything_in_it(run: Path) -> None:
     assert page.count("<svg") == 4
     for text in ("66.0 %", "58.0 %", "better than all", "The network &amp; its features.", "A note.", "simclr", "mlm",
                  "kNN over &lt;category&gt;", "name: &lt;demo&gt;", "guessing 6.20", "driver overhead", "torch",
-                 "6.02", "7.13", "4.40 nats", "(lower is better)", "probe near", "61.5 %", "near (%)", "lm (nats)", "5.50 nats",
-                 "image: feature std", "beats every baseline in 2 of 2 tasks", "Masked words &amp; 8 documents.", "simclr: 1.20 nats below its blind line"):
+                 "6.02", "7.13", "4.40 nats", "(lower is better)", "probe near", "61.5 %", "near (%)", "lm (nats)",
+                 "5.50 nats", "image: feature std", "beats every baseline in 2 of 2 tasks",
+                 "Masked words &amp; 8 documents.", "simclr: 1.20 nats below its blind line"):
         assert text in page, text
     assert not list(run.glob("*.tmp"))
 
@@ -58,6 +61,12 @@ def test_absent_file_is_said(run: Path, absent: str) -> None:
     said = {"scorecard.json": "Not evaluated yet.", "config.yaml": "No config.yaml", "metrics.jsonl": "No losses",
             "environment.json": "were not recorded"}
     assert said[absent] in write_report(run).read_text()
+
+
+def test_a_scorecard_of_another_version_is_said(run: Path) -> None:
+    """Its rows hold something else."""
+    (run / "scorecard.json").write_text(json.dumps({"version": 1, "tasks": {"text.knn": {"trained": 0.3}}}))
+    assert "bigssl evaluate</code> makes it again" in (page := write_report(run).read_text()) and "30.0 %" not in page
 
 
 def test_empty_folder_has_a_report(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from bigssl.transfer.features import (
     samples_at,
     text_encoder,
 )
-from bigssl.transfer.inputs import TextInput
+from bigssl.transfer.inputs import ImageInput, TextInput
 
 Make = Callable[..., PreTrainedModel]
 SIZE = 32
@@ -131,7 +131,7 @@ def test_texts_do_not_depend_on_batch_or_padding(
 
 
 def test_damaged_image_names_shard_and_sample(shards: Path, monkeypatch: pytest.MonkeyPatch, val: DatasetIndex) -> None:
-    monkeypatch.setattr(decode, "IMAGES", ("json",))
+    monkeypatch.setattr(ImageInput, "fields", ("json",))
     with pytest.raises(DataError, match=r"part-0\.tar, sample '0060-google'.*undecodable"):
         next(image_batches(read_in_order(val), size=SIZE, batch=4))
 

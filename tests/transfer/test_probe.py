@@ -49,9 +49,15 @@ def everything(shards: Path) -> dict[str, Evaluation]:
     return parse({f"my-{task}": section | {"task": task, "batch": 8} for task, section in known.items()})
 
 
+def prepared(live: Live, sections: dict[str, Evaluation]) -> LiveProbe:
+    probe = LiveProbe(sections, live, team=Team(), seed=4, device="cpu")
+    probe.prepare()
+    return probe
+
+
 def probe_of(model: PreTrainedModel, sections: dict[str, Evaluation]) -> LiveProbe:
     live = Live([Subject("image", {"trained": model}, ImageInput(SIZE), 16)])
-    return LiveProbe(sections, live, team=Team(), seed=0, device="cpu")
+    return prepared(live, sections)
 
 
 Towers = tuple[dict[str, PreTrainedModel], dict[str, ImageInput | TextInput], dict[str, dict[str, torch.Tensor]]]
@@ -76,7 +82,7 @@ def test_every_evaluation_probes_what_the_scorecard_would_find(towers: Towers, s
     models, inputs, heads = towers
     export_run(tmp_path, models, inputs, heads, {})
     card = score(tmp_path, everything(shards), seed=4)
-    probe = LiveProbe(everything(shards), live_of(towers), team=Team(), seed=4, device="cpu")
+    probe = prepared(live_of(towers), everything(shards))
     for _ in range(2):  # what is kept from the first time is as good the second time
         found = probe()
         for name, task in card["tasks"].items():
@@ -90,7 +96,7 @@ def test_every_evaluation_probes_what_the_scorecard_would_find(towers: Towers, s
 def test_samples_are_read_once_and_before_the_first_probe(
     towers: Towers, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe = LiveProbe(everything(shards), live_of(towers), team=Team(), seed=4, device="cpu")
+    probe = prepared(live_of(towers), everything(shards))
 
     def gone(*args: object) -> None:
         raise OSError("the shards are gone")
@@ -101,11 +107,11 @@ def test_samples_are_read_once_and_before_the_first_probe(
     assert probe() == probe()
 
 
-def test_building_a_probe_makes_no_forward_pass(towers: Towers, shards: Path) -> None:
+def test_preparing_makes_no_forward_pass(towers: Towers, shards: Path) -> None:
     passes: list[str] = []
     for name, model in towers[0].items():
         model.register_forward_hook(lambda *_, name=name: passes.append(name))
-    probe = LiveProbe(everything(shards), live_of(towers), team=Team(), seed=4, device="cpu")
+    probe = prepared(live_of(towers), everything(shards))
     assert not passes
     probe()
     assert set(passes) == {"image", "text"}
@@ -115,7 +121,7 @@ def test_training_goes_on_as_if_it_had_not_been_there(towers: Towers, shards: Pa
     models = [model.train() for model in towers[0].values()]
     before = [{key: value.clone() for key, value in model.state_dict().items()} for model in models]
     generator = torch.get_rng_state()
-    LiveProbe(everything(shards), live_of(towers), team=Team(), seed=4, device="cpu")()
+    prepared(live_of(towers), everything(shards))()
     assert torch.equal(torch.get_rng_state(), generator) and torch.is_grad_enabled()
     for model, state in zip(models, before, strict=True):
         assert all(module.training for module in model.modules())
@@ -159,7 +165,7 @@ def probed(folder: Path, towers: Towers, shards: Path, sections: dict[str, Evalu
 
     for name, model in models.items():
         model.register_forward_hook(lambda *_, name=name: count(name))
-    probe = LiveProbe(sections, live_of((models, *towers[1:])), team=Team(), seed=4, device="cpu")
+    probe = prepared(live_of((models, *towers[1:])), sections)
     return {**probe(), "passes": passes}
 
 
@@ -170,7 +176,7 @@ def test_ranks_give_the_numbers_of_one_in_as_many_passes_each(
 ) -> None:
     for name, model in towers[0].items():
         model.save_pretrained(tmp_path / name)
-    alone = LiveProbe(everything(shards), live_of(towers), team=Team(), seed=4, device="cpu")()
+    alone = prepared(live_of(towers), everything(shards))()
     found = ranks(probed, world, tmp_path, towers, shards, everything(shards), timeout=120)
     assert all(each == found[0] for each in found) and min(found[0].pop("passes").values()) > 3
     assert found[0] == pytest.approx(alone, rel=1e-4)
@@ -183,7 +189,7 @@ def test_a_rank_without_samples_makes_its_passes(
     for name, model in towers[0].items():
         model.save_pretrained(tmp_path / name)
     sections = knn(shards, query_limit=1)
-    alone = LiveProbe(sections, live_of(towers), team=Team(), seed=4, device="cpu")()
+    alone = prepared(live_of(towers), sections)()
     for each in ranks(probed, 2, tmp_path, towers, shards, sections, timeout=120):
         assert each.pop("passes") == {"image": 5, "text": 0}  # 60 pictures of the bank in batches of 16, and a query
         assert each == pytest.approx(alone, rel=1e-4)
@@ -192,7 +198,7 @@ def test_a_rank_without_samples_makes_its_passes(
 def half_readable(folder: Path, towers: Towers, sections: dict[str, Evaluation]) -> str:
     torch.distributed.init_process_group("gloo")
     try:
-        LiveProbe(sections, live_of(towers), team=Team(), seed=4, device="cpu")
+        prepared(live_of(towers), sections)
     except DataError as error:
         return str(error)
     return ""

@@ -44,7 +44,7 @@ def _scan(tar: str, file: str, remote: Remote | None, left_out: LeftOut | None) 
     return _compressed_rows(tar, file, rows, hashed.bytes) if compressed else rows, checksum, hashed.bytes
 
 
-def _row(group: tarwalk.TarGroup, start: int, length: int) -> Row:
+def _row(group: tarwalk.FileGroup, start: int, length: int) -> Row:
     members = {field: Member(e.offset, e.length, e.crc32) for field, e in group.fields.items()}
     return Row(group.key, start, length, group.start, members)
 

@@ -50,7 +50,7 @@ class Entry:
 
 
 @dataclass
-class TarGroup:
+class FileGroup:
     """The adjacent files of one sample: key, byte of the first header, byte after the last file, field -> Entry."""
 
     key: str
@@ -188,11 +188,11 @@ class TarStream:
             raise damaged(self._url, key=None, offset=self.position, cause=cause) from error
 
 
-def group_entries(entries: Iterator[Entry], url: str, left_out: LeftOut | None = None) -> Iterator[TarGroup]:
+def group_entries(entries: Iterator[Entry], url: str, left_out: LeftOut | None = None) -> Iterator[FileGroup]:
     """Samples of a shard in order. A key or a field that comes back later is an error: a reader would see two
     halves. left_out: is told what is no member of a sample: hidden files (also `._NAME`, which macOS puts beside
     NAME), names without an extension, and `__NAME__`, which webdataset passes over."""
-    current: TarGroup | None = None
+    current: FileGroup | None = None
     seen: set[str] = set()
     for entry in entries:
         if reason := not_a_member(entry.name):
@@ -206,7 +206,7 @@ def group_entries(entries: Iterator[Entry], url: str, left_out: LeftOut | None =
             if key in seen:
                 raise _not_adjacent(url, key, entry.header)
             seen.add(key)
-            current = TarGroup(key, entry.header, entry.offset + entry.length, {})
+            current = FileGroup(key, entry.header, entry.offset + entry.length, {})
         if field in current.fields:
             raise damaged(url, key=key, offset=entry.header, cause=f"the field {field!r} occurs twice")
         current.fields[field] = entry

@@ -89,7 +89,7 @@ class Trial:
 
     def _batch(self, source: str, count: int) -> Any:
         """Made-up samples, prepared and collated as in a loader."""
-        rng, sample = np.random.default_rng(0), _sample(source, self.towers.values())
+        rng, sample = np.random.default_rng(0), everything_sample(source, self.towers.values())
 
         def more(_: np.random.Generator, use: Callable[[Sample], Any] = as_it_is) -> Any:
             return use(sample)
@@ -143,7 +143,7 @@ def _parts(objective: Objective, batch: Any) -> Iterator[tuple[str, Objective, A
         yield type(objective).__name__.lower(), objective, batch
 
 
-def _sample(source: str, towers: Collection[Tower]) -> Sample:
+def everything_sample(source: str, towers: Collection[Tower]) -> Sample:
     """One of everything: a picture, and a text, a series and a sound longer than any window of `towers`."""
     rng, picture, series, sound = np.random.default_rng(0), io.BytesIO(), io.BytesIO(), io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(picture, "PNG")

@@ -37,7 +37,13 @@ from bigssl.engine.plan.preflight import (
     refuse_secrets,
 )
 from bigssl.engine.plan.sources import source_order, split_batch
-from bigssl.engine.resume import facts, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
+from bigssl.engine.resume import (
+    facts,
+    refuse_changed_ramps,
+    refuse_changed_recipe,
+    refuse_unlike_checkpoint,
+    taken_over,
+)
 from bigssl.objectives.base import exported_heads
 
 T = TypeVar("T")
@@ -91,6 +97,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
         return paper
     groups_fit = paper.attempt(check_groups, networks.objective, recipe)
     paper.groups = group_rows(networks.objective, recipe.optim) if groups_fit else []
+    paper.attempt(refuse_changed_ramps, recipe, networks.objective.teachers())
     paper.attempt(_evaluation, recipe, networks)
     paper.attempt(check_cache, recipe)
     sizes = paper.attempt(batch_sizes, recipe, networks.objective) or {}

@@ -28,7 +28,14 @@ from bigssl.engine import zero
 from bigssl.engine.groups import check_groups
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
-from bigssl.engine.resume import facts, flat, refuse_changed_recipe, refuse_unlike_checkpoint, taken_over
+from bigssl.engine.resume import (
+    facts,
+    flat,
+    refuse_changed_ramps,
+    refuse_changed_recipe,
+    refuse_unlike_checkpoint,
+    taken_over,
+)
 from bigssl.nets import towers
 from bigssl.nets.build import postponed
 from bigssl.objectives.base import Objective, build, exported_heads, exported_networks
@@ -79,6 +86,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
     check_passes(objective, sizes, accum)
     check_draws(objective, streams)
     refuse_changed_recipe(recipe)
+    refuse_changed_ramps(recipe, objective.teachers())
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built, objective))
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from bigssl.config.evaluate import Evaluation, Limit, MaybeMetadata, Metadata
+from bigssl.config.evaluate import Evaluation, Item, Label, Limit
 from bigssl.config.section import PositiveInt
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.knn import TEMPERATURE, encode_labels, stored_knn, top, vote
@@ -33,9 +34,9 @@ class Knn(Evaluation):
     """Label of the nearest neighbours in a labelled bank: weighted vote of k (Wu et al. 2018), no training."""
 
     backbone: str = "image"
-    bank: str
-    label: Metadata
-    item: MaybeMetadata = None  # what samples of one item share: they count as one observation
+    bank: str = Field(description="labelled shards in which neighbours are looked for")
+    label: Label
+    item: Item = None
     k: PositiveInt = 20
     bank_limit: Limit = None
 

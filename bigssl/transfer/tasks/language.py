@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -61,9 +62,9 @@ class Language(Evaluation):
     the standard error. They are dealt over the ranks.
     """
 
-    head: str = "mlm"  # name under export/heads of the head of masked language modelling
+    head: str = Field("mlm", description="name under export/heads of the head of masked language modelling")
     backbone: str = "text"
-    bank: str  # documents trained on, whose token frequencies are the line to beat
+    bank: str = Field(description="documents trained on, whose token frequencies are the line to beat")
     bank_limit: Limit = None
 
     def check(self, seen: Checked) -> None:

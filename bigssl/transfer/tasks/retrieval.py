@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bigssl.config.evaluate import Evaluation, Limit, Metadata
@@ -24,9 +25,9 @@ class Retrieval(Evaluation):
     """Nearest neighbour of an item among all items in another view: is it the same item?"""
 
     backbone: str = "image"
-    bank: str  # its mean is taken from all features before each cosine
-    pair: Metadata  # what the views of one item share
-    view: Metadata  # what tells them apart
+    bank: str = Field(description="shards whose mean is taken from all features before each cosine")
+    pair: Metadata = Field(description="metadata field that views of one item share")
+    view: Metadata = Field(description="metadata field that tells the views of an item apart")
     bank_limit: Limit = None
 
     def pictures(self) -> dict[str, str]:

@@ -49,7 +49,7 @@ CELLS: dict[str, tuple[dict[str, Any], str]] = {
     "deberta-v2": ({"length": 32, "config": BERT}, ""),
     "xlm": ({"length": 32, "config": {"emb_dim": 32, "n_layers": 1, "n_heads": 2}}, ""),
     "mpnet": ({"length": 16, "config": BERT}, "takes 1 for padding; allowed: a tokenizer with padding 1"),
-    "gpt2": ({"length": 32}, "not for a text backbone"),
+    "gpt2": ({"length": 32}, "each token sees those before it only"),
     "fnet": ({"length": 32, "config": BERT}, "it sees the padding"),
 }
 

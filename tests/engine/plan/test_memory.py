@@ -17,7 +17,10 @@ from bigssl.engine import zero
 from bigssl.engine.optim import build_optimizer
 from bigssl.engine.plan import memory, preflight
 from bigssl.engine.plan.activations import Trial
+from bigssl.engine.teaching import teach
+from bigssl.nets.ema import Ema
 from bigssl.nets.progress import Progress
+from bigssl.objectives.base import Objective
 from bigssl.objectives.mlm import Mlm
 
 AT = Progress(0, 100)
@@ -29,15 +32,19 @@ CASES = [
 ]  # fmt: skip
 
 
-class Layers(nn.Module):
-    """Uneven layers, one of them frozen."""
+class Layers(Objective):
+    """Uneven layers, one of them frozen, and a teacher of some."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(*(nn.Linear(a, b) for a, b in ((7, 301), (301, 53), (53, 499), (499, 3))))
         self.frozen = nn.Linear(3, 500).requires_grad_(False)
+        self.slow = Ema(self.layers[:2], 0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def teachers(self) -> dict[str, Ema]:
+        return {"slow": self.slow}
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         total: Tensor = self.frozen(self.layers(x)).square().mean()
         return total
 
@@ -79,6 +86,7 @@ def held(recipes: list[Any], accum: list[int]) -> list[tuple[int, int, int]]:
                 engine.backward(engine(torch.ones(2, 7)))
                 most = max(most if micro else 0, live_bytes() - before)
                 engine.step()
+            teach(module.teachers(), AT)
         found.append((most, live_bytes() - before, whole))
         kept.append(engine)
         gc.freeze()
@@ -102,6 +110,7 @@ def test_deepspeed_holds_what_the_plan_says(world: int, ranks: Any, recipe: Any)
         backward = max(rank[number][0] for rank in measured)
         after = max(rank[number][1] for rank in measured)
         states = parts["parameters"] + parts["fp32 master copies"] + parts["optimizer states"]
+        states += parts["teachers"]
         always = 4 * OPTIONS["reduce_bucket_size"] + parts["gradients"] if case[0] == 3 else 0
         assert after == pytest.approx(states + always, rel=0.02), case
         between = case[0] in (1, 2) and case[2] > 1  # passes: a bucket may live on

@@ -49,7 +49,7 @@ WHY_NOT = {
 
 _UNUSED = {
     "clip_vision_model": ("post_layernorm",), "convnext": ("layernorm",), "convnextv2": ("layernorm",),
-    "siglip_vision_model": ("head",),
+    "siglip_vision_model": ("head",), "wav2vec2-conformer": ("encoder.pos_conv_embed",),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What differs between pictures, text, series and sound, a row each: nothing else asks which of them a backbone takes.
+"""The table of modalities: a row says how batches become inputs, and outputs hidden states and features.
 
     batch ── inputs ── network ── tokens [B, T, D] ── mean over those that count ── features [B, D]
 
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bigssl.config.errors import ConfigError, nearest
+from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
-from bigssl.nets import pool, vocabulary
-from bigssl.nets.kinds import AUDIO, CAUSAL, IMAGE, OBSERVED, SERIES, TEXT, WHY_NOT
+from bigssl.nets import pool
+from bigssl.nets.modality import vocabulary
+from bigssl.nets.modality.kinds import AUDIO, CAUSAL, IMAGE, OBSERVED, SERIES, TEXT
 from bigssl.nets.norm import has_batch_norm
 
 Batch = Mapping[str, Tensor]
@@ -167,8 +168,8 @@ class _Text(Modality):
 
 
 class _Series(Modality):
-    """Batches: series float32 [B, T, C]; series_mask bool [B, T, C], False where no value was observed (and the series
-    holds any finite number)."""
+    """Batches: series float32 [B, T, C]; series_mask bool [B, T, C], False where no value was observed: what stands
+    there is not read, the network sees 0."""
 
     name, takes, kinds, batch, main = "series", "series", SERIES, "series", "past_values"
     fields: ClassVar = {"channels": "its values per step, e.g. 1", "length": "its steps per series, e.g. 96"}
@@ -200,8 +201,10 @@ class _Series(Modality):
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> Inputs:
         values, observed = self._values(batch), batch.get("series_mask")
-        found = {self.main: values.to(model.dtype)}
-        return found if observed is None else found | {OBSERVED[model.config.model_type]: observed.to(model.dtype)}
+        if observed is None:
+            return {self.main: values.to(model.dtype)}
+        values = values.masked_fill(~observed.bool(), 0)
+        return {self.main: values.to(model.dtype), OBSERVED[model.config.model_type]: observed.to(model.dtype)}
 
     def tokens(self, model: PreTrainedModel, inputs: Inputs, hidden: Tensor) -> Tokens:
         """Of [B, C, patches, D]. A patch counts where one of its values was observed."""
@@ -257,44 +260,3 @@ MODALITIES: dict[str, Modality] = {row.name: row for row in (_Image(), _Text(), 
 def modality_of_type(kind: str) -> Modality | None:
     """The row that has this transformers model type."""
     return next((row for row in MODALITIES.values() if kind in row.kinds), None)
-
-
-def modality_of(where: str, config: BackboneConfig) -> Modality:
-    """The row of a backbone: by the fields that only one row has, or else by its type.
-
-    Raises:
-        ConfigError: fields of two rows; a type that is none of the fields' row, with why and the nearest that is.
-    """
-    given = [row for row in MODALITIES.values() if getattr(config, next(iter(row.fields))) is not None]
-    if len(given) > 1:
-        both = " and ".join(f"{f} {getattr(config, f)}" for f in (next(iter(row.fields)) for row in given[:2]))
-        kinds = " or ".join(row.described for row in given[:2])
-        raise ConfigError(f"{where}: {both} do not go together; allowed: {kinds}")
-    row = given[0] if given else modality_of_type(config.type)
-    if row is None:
-        kinds = "; ".join(each.described for each in MODALITIES.values())
-        reason = f" ({WHY_NOT[config.type]})" if config.type in WHY_NOT else ""
-        raise ConfigError(f"{where}.type: value {config.type!r} serves as none{reason}; allowed: {kinds}")
-    check_kind(f"{where}.type", config.type, row)
-    return row
-
-
-def check_fields(where: str, config: BackboneConfig) -> None:
-    """Refuse a backbone that lacks a field of its modality, or has one of another. Raises ConfigError."""
-    row = modality_of(where, config)
-    for field, what in row.fields.items():
-        if getattr(config, field) is None:
-            raise ConfigError(f"{where}.{field}: missing; {row.described} needs {what}")
-    for field in sorted({field for each in MODALITIES.values() for field in each.fields} - row.fields.keys()):
-        if (value := getattr(config, field)) is not None:
-            raise ConfigError(f"{where}.{field}: value {value} has no effect on {row.described}; remove it")
-
-
-def check_kind(where: str, kind: str, row: Modality) -> None:
-    """Refuse a model type that is in no table. `where`: the recipe field that names it, for the error."""
-    if kind in row.kinds:
-        return
-    other = modality_of_type(kind)
-    reason = f"it takes {other.takes}" if other else WHY_NOT.get(kind, "it was not tried as one")
-    allowed = f"{', '.join(row.kinds)}{nearest(kind, row.kinds)}"
-    raise ConfigError(f"{where}: value {kind!r} is not for {row.described}: {reason}; allowed: {allowed}")

@@ -1,0 +1,209 @@
+"""MAE: three quarters of the patches are hidden, and their pixels predicted (He et al. 2022, arXiv 2111.06377).
+
+    image ── crop ── patches ── the visible ones ── vision transformer ── decoder with mask tokens ── squared error on
+                                                                                                      the hidden ones
+
+The backbone is a plain vision transformer: it sees the visible patches only while it is trained here, and all of them
+wherever else it is used (probe, evaluation, export). Which are hidden follows from the sample and the step, not from
+the rank. Targets are the pixels of a patch minus their mean, divided by their standard deviation (section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import ViTMAEConfig
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
+
+from bigssl import distributed
+from bigssl.config.errors import ConfigError
+from bigssl.data.kinds import decode
+from bigssl.data.kinds.augment import SimClrAugment
+from bigssl.data.loading.loader import SEEDS
+from bigssl.data.order.order import More
+from bigssl.data.sample import Sample
+from bigssl.nets import noise
+from bigssl.nets.pool import normalise
+from bigssl.nets.progress import Progress
+from bigssl.nets.towers import Tower
+from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, tower
+
+PATCHES = ("vit", "vit_msn", "deit", "dinov2", "dinov2_with_registers")
+"""Backbones whose embeddings are leading tokens and one token a patch, with its position in it: what the layers after
+them see may be fewer. (Swin's windows, BEiT's and DINOv3's positions within attention need all.)"""
+EPSILON = 1e-6  # added to the variance of a patch, as in the paper's code
+_FLAT = 1e-4  # variance of pixels in -1..1 below which a patch shows nothing: about one grey level
+
+
+class Mae(Objective):
+    """Predict the pixels of hidden patches (MAE)."""
+
+    class Config(ObjectiveConfig):
+        backbone: str = "image"
+        ratio: float = Field(0.75, gt=0, lt=1, description="share of the patches that are hidden")
+        decoder_dim: int = Field(512, ge=4, multiple_of=4, description="width of the decoder")
+        decoder_layers: int = Field(8, ge=1)
+        decoder_heads: int = Field(16, ge=1)
+        min_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the image that a crop keeps")
+        flip: bool = Field(True, description="mirror half of the images")
+
+    preset = {
+        "objective": {"decoder_dim": 32, "decoder_layers": 1, "decoder_heads": 2, "min_scale": 1.0, "flip": False},
+        "backbones": {"image": "vit"},
+    }
+
+    def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = tower(towers, config.backbone, "objective.backbone")
+        self.patch, self.patches = _grid(config.backbone, self.backbone)
+        self.visible = int(self.patches * (1 - config.ratio) + 1e-9)
+        if not 1 <= self.visible < self.patches:
+            raise ConfigError(
+                f"objective.ratio: value {config.ratio} leaves {self.visible} of {self.patches} patches; allowed: "
+                f"from {1 / self.patches:.4g} to {1 - 1 / self.patches:.4g}, so that one is hidden and one is seen"
+            )
+        if config.decoder_dim % config.decoder_heads:
+            raise ConfigError(
+                f"objective.decoder_heads: value {config.decoder_heads}; allowed: a divisor of decoder_dim "
+                f"{config.decoder_dim}"
+            )
+        self.decoder = _decoder(config, self.backbone, self.patch, self.patches)
+        _can_hide(self.backbone)
+        self.augment = SimClrAugment(
+            self.backbone.size, min_scale=config.min_scale, flip=config.flip, jitter=0.0, grey=0.0, blur=0.0
+        )
+
+    def sources(self) -> list[str]:
+        return [self.config.source]
+
+    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
+        image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.backbone.size)
+        return {"image": self.augment(image, rng)}
+
+    def forward(self, batch: dict[str, Tensor], at: Progress) -> Losses:
+        pixels = normalise(batch["image"])
+        order = noise.orders(batch[SEEDS], "mask", self.patches)  # [B, N]; the first are visible
+        seen = order[:, : self.visible]
+        hidden = encode_visible(self.backbone, pixels, seen)  # [B, 1 + visible, D]
+        predicted = self.decoder(hidden, order.argsort(-1)).logits.float()  # [B, N, P]
+        target, variance = targets(patches_of(pixels, self.patch))
+        masked = order[:, self.visible :]
+        error = (_rows(predicted, masked) - _rows(target, masked)).square().mean()
+        blind, flat = blind_error(_rows(variance, masked), target.shape[-1])
+        return Losses(error, blind, "squared error", "each hidden patch's mean", stats={"flat": flat})
+
+
+def patches_of(pixels: Tensor, patch: int) -> Tensor:
+    """[B, C, H, W] -> [B, N, patch · patch · C], row by row: y, x, channel, as transformers' decoder has them."""
+    batch, channels, height, width = pixels.shape
+    cut = pixels.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch * patch * channels)
+
+
+def targets(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, N, P] -> normalised [B, N, P], (x − mean) / √(variance + ε), and the (unbiased) variance [B, N, 1]."""
+    variance = patches.var(-1, keepdim=True)
+    return (patches - patches.mean(-1, keepdim=True)) / (variance + EPSILON).sqrt(), variance
+
+
+@torch.no_grad()
+def blind_error(variance: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
+    """What a predictor has that knows each hidden patch's mean and nothing else, and the share of patches that show
+    nothing; over all ranks.
+
+    In normalised pixels the mean is 0, so its error is that of 0: Σ (x − mean)² / P / (v + ε), where Σ (x − mean)² is
+    (P − 1) v by the definition of the unbiased variance v. That is (1 − 1/P) · v / (v + ε): next to 1 for a patch that
+    shows something, and 0 for one of a single colour, of which there is nothing to predict.
+
+    Args:
+        variance: [B, M, 1] of the hidden patches. pixels: P, numbers in a patch.
+    """
+    error = (1 - 1 / pixels) * (variance / (variance + EPSILON)).mean()
+    sums = torch.stack([error, (variance < _FLAT).float().mean()])
+    blind, flat = distributed.all_reduce_sum(sums) / distributed.world()
+    return blind, flat
+
+
+def encode_visible(backbone: Tower, pixels: Tensor, seen: Tensor) -> Tensor:
+    """float [B, 3, H, W] pixels, int64 [B, V] patches -> last hidden states [B, 1 + V, D]: the class token's, and those
+    of the patches `seen`, in that order. The other patches never enter the layers."""
+    with _only(seen, (pixels.shape[-1] // backbone.model.config.patch_size) ** 2):
+        hidden: Tensor = backbone.model(pixel_values=pixels).last_hidden_state
+    leading = hidden.shape[1] - seen.shape[1]
+    return torch.cat([hidden[:, :1], hidden[:, leading:]], 1)  # without registers and distillation tokens
+
+
+_kept: tuple[Tensor, int] | None = None
+
+
+@contextmanager
+def _only(seen: Tensor, patches: int) -> Iterator[None]:
+    """Within it, backbones that `_can_hide` keep of their embeddings the leading tokens and of `patches` those seen."""
+    global _kept
+    _kept = seen, patches
+    try:
+        yield
+    finally:
+        _kept = None
+
+
+def _hide(embeddings: nn.Module, args: tuple[Any, ...], tokens: Tensor) -> Tensor:
+    """Hook of the embeddings, [B, L + N, D] -> [B, L + V, D]: a function of the module, so that copies of a backbone
+    (teachers, exports) have it, too, and drag no objective along."""
+    if _kept is None:
+        return tokens
+    seen, patches = _kept
+    leading = tokens.shape[1] - patches
+    return torch.cat([tokens[:, :leading], _rows(tokens[:, leading:], seen)], 1)
+
+
+def _can_hide(backbone: Tower) -> None:
+    embeddings = backbone.model.get_submodule("embeddings")
+    if _hide not in embeddings._forward_hooks.values():  # two objectives may share the backbone
+        embeddings.register_forward_hook(_hide)
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """[B, N, D] values, int64 [B, M] -> [B, M, D]"""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _grid(name: str, backbone: Tower) -> tuple[int, int]:
+    """Side of a patch, and how many there are. Raises ConfigError for a backbone without tokens of patches."""
+    config = backbone.model.config
+    where = f"objective.backbone: backbone {name!r} is of type {config.model_type}"
+    if config.model_type not in PATCHES:
+        raise ConfigError(f"{where}, which cannot leave patches out; allowed: a backbone of type {', '.join(PATCHES)}")
+    patch = config.patch_size
+    if not isinstance(patch, int) or backbone.size % patch:
+        raise ConfigError(f"{where} with patch_size {patch}; allowed: a number that divides its size {backbone.size}")
+    return patch, (backbone.size // patch) ** 2
+
+
+def _decoder(config: Mae.Config, backbone: Tower, patch: int, patches: int) -> ViTMAEDecoder:
+    """The paper's: a few transformer layers over the encoded patches and a mask token in the place of each hidden one,
+    with fixed sine and cosine positions. It is transformers'; linear layers begin by Xavier's rule, as in the paper's
+    code."""
+    fields = ViTMAEConfig(
+        hidden_size=backbone.dim,
+        patch_size=patch,
+        image_size=backbone.size,
+        decoder_hidden_size=config.decoder_dim,
+        decoder_num_hidden_layers=config.decoder_layers,
+        decoder_num_attention_heads=config.decoder_heads,
+        decoder_intermediate_size=4 * config.decoder_dim,
+    )
+    fields._attn_implementation = "sdpa"
+    decoder = ViTMAEDecoder(fields, patches)
+    for module in decoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    return decoder

@@ -1,0 +1,31 @@
+"""A task whose `prepare` asks for further samples says so: its sources are checked by that before a run starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bigssl.data.order.stream import SampleReader
+from bigssl.data.sample import Sample
+from bigssl.data.shards.index import DatasetIndex
+from bigssl.objectives.base import Objective, discover
+
+EMOJI = Path(__file__).parents[2] / "bigssl" / "demo" / "emoji" / "train"
+
+
+@pytest.mark.parametrize("name", sorted(discover()))
+def test_a_task_that_draws_says_so(name: str, objective: Any) -> None:
+    task, reader, asked = objective(discover()[name], name), SampleReader(DatasetIndex.load(str(EMOJI))), list[int]()
+
+    def more(rng: np.random.Generator, use: Any = lambda sample: sample) -> Any:
+        asked.append(1)
+        return use(reader.read(int(rng.integers(1, 99)), source="emoji"))
+
+    for number in range(8):  # a task may draw for some samples only
+        sample: Sample = reader.read(number, source="emoji")
+        task.prepare(sample, np.random.default_rng(number), more)
+    says = any(part.draws_more for part in task.modules() if isinstance(part, Objective))
+    assert bool(asked) == says
