@@ -123,7 +123,7 @@ def check(got: Run, cell: Cell, name: str, plain: Any, halves: Any) -> tuple[flo
     else:
         found = distance(got, want, want)
     curve, state, where = found
-    assert curve <= bound and state <= KINKS * bound, f"{where}: the curve is off by {curve:.1e}, the state by {state:.1e}"
+    assert curve <= bound and state <= KINKS * bound, f"{where}: curve off by {curve:.1e}, state by {state:.1e}"
     return found
 
 
