@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -135,18 +136,25 @@ def live_probe(recipe: Recipe, plan: preflight.Plan, device: torch.device, team:
 
 
 def subjects(plan: preflight.Plan) -> list[Subject]:
-    """The networks that are exported, and may be evaluated, under their names."""
+    """The networks that are exported, and may be evaluated, under their names. Collective."""
     towers = plan.backbones
+    with _own_weights(plan):  # a task makes its heads in the same breath
+        networks = exported_networks(plan.objective, towers)
     return [
         Subject(name, {"trained": network.model}, input_of(towers[network.backbone]), towers[network.backbone].dim)
-        for name, network in exported_networks(plan.objective, towers).items()
+        for name, network in networks.items()
     ]
+
+
+def _own_weights(plan: preflight.Plan) -> AbstractContextManager[None]:
+    """Within it, the objective's weights outside of the backbones are whole, also at ZeRO-3."""
+    backbone = {id(p) for tower in plan.backbones.values() for p in tower.parameters()}
+    return zero.gathered(p for p in plan.objective.parameters() if id(p) not in backbone)
 
 
 def _heads(plan: preflight.Plan) -> dict[str, Tensors]:
     """Whole tensors of the heads of the objective, on the CPU. Collective."""
-    backbone = {id(p) for tower in plan.backbones.values() for p in tower.parameters()}
-    with zero.gathered(p for p in plan.objective.parameters() if id(p) not in backbone):
+    with _own_weights(plan):
         return {
             name: {key: value.detach().cpu().clone() for key, value in head.tensors.items()}
             for name, head in exported_heads(plan.objective).items()

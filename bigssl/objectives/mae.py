@@ -53,8 +53,9 @@ class Mae(Objective):
         min_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the image that a crop keeps")
         flip: bool = Field(True, description="mirror half of the images")
 
+    accumulates = seeded = True
     preset = {
-        "objective": {"decoder_dim": 32, "decoder_layers": 1, "decoder_heads": 2, "min_scale": 1.0, "flip": False},
+        "objective": {"decoder_dim": 32, "decoder_layers": 1, "decoder_heads": 2, "min_scale": 1.0},
         "backbones": {"image": "vit"},
     }
 
