@@ -38,7 +38,7 @@ BYOL = [
     Plant("teacher never updated", "byol", 'return {"target": self.target}', "return {}"),
     Plant(
         "half of the teacher updated", "byol", 'return {"target": self.target}', 'return {"target": self.half}',
-        ((TARGET, f"{TARGET}\n        self.half = Ema(self.backbone, CosineRamp(config.momentum, 1.0))\n"
+        ((TARGET, f"{TARGET}\n        self.half = Ema(self.online.tower, CosineRamp(config.momentum, 1.0))\n"
                   "        self.half.module = self.target.module.tower"),),
     ),
     Plant(
