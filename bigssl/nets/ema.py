@@ -33,7 +33,7 @@ class Ema:
         self.student, self.momentum = student, momentum
         if not callable(momentum):
             _checked(momentum)
-        self.module = _twin(student)
+        self.module = _twin(student).float()
 
     @torch.no_grad()
     def update(self, at: Progress) -> None:

@@ -79,7 +79,7 @@ def test_overrides_are_yaml_and_make_sections() -> None:
         ("steps=0", ["steps", "value 0", ">= 1", "allowed"]),
         ("optim.lr=-1", ["optim.lr", "-1", "> 0"]),
         ("optim.name=adamm", ["optim.name", "'adamm'", "adamw, lamb, lars, muon", "nearest: adamw"]),
-        ("objective.name=joynt", ["objective", "'joynt'", "clip, joint, mlm, simclr", "nearest: joint"]),
+        ("objective.name=joynt", ["objective", "'joynt'", "nearest: joint"]),
         ("objective.parts.views.name=simclear", ["objective.parts.views", "'simclear'", "nearest: simclr"]),
         ("objective.parts.views.temprature=1", ["objective.parts.views.temprature", "nearest: temperature"]),
         ("objective.parts.views.temperature=0", ["objective.parts.views.temperature", "value 0", "> 0"]),

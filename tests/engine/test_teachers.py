@@ -25,7 +25,7 @@ from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.plan import preflight
 from bigssl.engine.plan.checks import draft
 from bigssl.engine.plan.memory import memory
-from bigssl.engine.teaching import FILE, begin, teach
+from bigssl.engine.teaching import FILE, teach
 from bigssl.nets.ema import Ema
 from bigssl.nets.norm import GlobalBatchNorm
 from bigssl.nets.progress import Progress
@@ -88,7 +88,6 @@ def moves(recipes: list[Recipe]) -> list[list[tuple[bool, float, str]]]:
         optimizer = build_optimizer(network, recipe.optim, sharded=recipe.zero.stage > 0)
         engine, calls = zero.Engine(network, optimizer, recipe, micro=4, accum=2, bf16=False), []
         teachers = {"slow": network.slow}
-        begin(teachers)
         for call in range(8):
             step = call // 2
             x = torch.randn(4, 6, generator=torch.Generator().manual_seed(10 * call + distributed.rank()))
@@ -120,27 +119,6 @@ def test_a_teacher_moves_exactly_once_per_step_that_changed_weights(world: int, 
             assert [was for was, _, _ in calls] == applied, (stage, options)
             worst, where = max(each[1:] for each in calls)
             assert worst <= 2e-7, (stage, options, where)
-
-
-def filled(recipe: Recipe) -> list[bool]:
-    """A teacher that is built when its student is in slices: hollow before, the student's weights afterwards."""
-    import deepspeed
-
-    zero.start()
-    with deepspeed.zero.Init(config_dict_or_path={"train_batch_size": 2, "zero_optimization": {"stage": 3}},
-                             dtype=torch.float32):  # fmt: skip
-        network = Small()
-    hollow = network.slow.hollow
-    with zero.gathered(network.parameters()):
-        whole = {f"slow {key}": value.detach().clone() for key, value in network.student.named_parameters()}
-    begin({"slow": network.slow})
-    got = taught({"slow": network.slow})
-    return [hollow, not network.slow.hollow, all(torch.equal(got[key], value) for key, value in whole.items())]
-
-
-@pytest.mark.distributed
-def test_a_teacher_of_a_student_in_slices_is_filled_at_the_start(ranks: Any, recipe: Any) -> None:
-    assert ranks(filled, 2, recipe()) == [[True] * 3] * 2
 
 
 # --- byol, whole state ---

@@ -133,15 +133,15 @@ def test_views_of_another_task_on_the_same_backbone_are_whole(batch: Any) -> Non
     """A joint run: SimCLR's features are those of all patches, before, between and after."""
     tower = backbone("vit").eval()
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    alone = tower.images(pixels)
+    alone = tower.features({"image": pixels})
     config = Mae.Config(source="emoji", decoder_dim=8, decoder_layers=1, decoder_heads=2)
     tasks = [Mae(config, {"image": tower}) for _ in range(2)]
     assert len(tower.model.embeddings._forward_hooks) == 1
     for task in tasks:
         task({"image": pixels, "sample_seeds": torch.arange(2)}, AT)
-        assert torch.equal(tower.images(pixels), alone)
+        assert torch.equal(tower.features({"image": pixels}), alone)
     twin = copy.deepcopy(tower)
-    assert torch.equal(twin.images(pixels), alone)
+    assert torch.equal(twin.features({"image": pixels}), alone)
     assert not set(map(id, twin.modules())) & set(map(id, tasks[0].modules()))
 
 
@@ -154,7 +154,7 @@ def test_an_export_is_a_plain_vit_that_sees_all_patches(objective: Any, batch: A
     assert type(loaded).__name__ == "ViTModel"
     hidden = loaded(pixel_values=normalise(pixels)).last_hidden_state
     assert hidden.shape == (2, 17, 32)
-    torch.testing.assert_close(hidden[:, 1:].mean(1), task.eval().backbone.images(pixels))
+    torch.testing.assert_close(hidden[:, 1:].mean(1), task.eval().backbone.features({"image": pixels}))
 
 
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}

@@ -18,32 +18,16 @@ from bigssl.data.order.mixture import Mixture
 from bigssl.data.order.order import Order
 from bigssl.data.order.sequential import SequentialStream
 from bigssl.data.order.stream import Stream
-from bigssl.engine import zero
+from bigssl.engine import resume, zero
 from bigssl.engine.groups import check_groups
 from bigssl.engine.plan import data as plan_data
+from bigssl.engine.plan import preflight
 from bigssl.engine.plan.activations import Activations, Trial
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.groups import GroupRow, group_rows
 from bigssl.engine.plan.memory import FP32, Memory, checkpoint_bytes, memory
 from bigssl.engine.plan.order import Reading, lanes_that_keep, simulate
-from bigssl.engine.plan.preflight import (
-    batch_sizes,
-    check_cache,
-    check_draws,
-    check_folder,
-    check_passes,
-    drawing,
-    evaluated_towers,
-    refuse_secrets,
-)
 from bigssl.engine.plan.sources import source_order, split_batch
-from bigssl.engine.resume import (
-    facts,
-    refuse_changed_ramps,
-    refuse_changed_recipe,
-    refuse_unlike_checkpoint,
-    taken_over,
-)
 from bigssl.objectives.base import exported_heads
 
 T = TypeVar("T")
@@ -86,42 +70,42 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     """
     process.use_data_settings(recipe.data)
     paper = Paper(world, per_node)
-    recipe = paper.attempt(taken_over, recipe) or recipe
+    recipe = paper.attempt(resume.taken_over, recipe) or recipe
     shape = paper.attempt(split_batch, recipe, world)
     settings_fit = paper.attempt(_checked_zero, recipe)
-    paper.attempt(check_folder, recipe)
-    paper.attempt(refuse_secrets, recipe)
-    paper.attempt(refuse_changed_recipe, recipe)
+    paper.attempt(preflight.check_folder, recipe)
+    paper.attempt(preflight.refuse_secrets, recipe)
+    paper.attempt(resume.refuse_changed_recipe, recipe)
     networks = paper.attempt(Trial, recipe)
     if networks is None:
         return paper
     groups_fit = paper.attempt(check_groups, networks.objective, recipe)
     paper.groups = group_rows(networks.objective, recipe.optim) if groups_fit else []
-    paper.attempt(refuse_changed_ramps, recipe, networks.objective.teachers())
+    paper.attempt(resume.refuse_changed_ramps, recipe, networks.objective.teachers())
     paper.attempt(_evaluation, recipe, networks)
-    paper.attempt(check_cache, recipe)
-    sizes = paper.attempt(batch_sizes, recipe, networks.objective) or {}
+    paper.attempt(preflight.check_cache, recipe)
+    sizes = paper.attempt(preflight.batch_sizes, recipe, networks.objective) or {}
     parts = shape[1] * world if shape else 1
     found = {name: paper.attempt(source_order, recipe, name, size, parts) for name, size in sizes.items()}
     orders = {name: order for name, order in found.items() if order is not None}
     if shape and sizes and len(orders) == len(sizes):
-        paper.attempt(check_passes, networks.objective, sizes, shape[1])
-        paper.attempt(check_draws, networks.objective, orders)
-        mine = facts(shape[1], world, orders, networks.towers, networks.objective)
-        paper.attempt(refuse_unlike_checkpoint, recipe, mine)
+        paper.attempt(preflight.check_passes, networks.objective, sizes, shape[1])
+        paper.attempt(preflight.check_draws, networks.objective, orders)
+        mine = resume.facts(shape[1], world, orders, networks.towers, networks.objective)
+        paper.attempt(resume.refuse_unlike_checkpoint, recipe, mine)
     _data(paper, recipe, orders)
     if shape is None or len(orders) < len(sizes) or not settings_fit or not groups_fit:
         return paper
     paper.batch = {"size": recipe.batch.size, "micro": shape[0], "accum": shape[1], "world": world}
     _reading(paper, recipe, orders, sizes)
     _memory(paper, recipe, networks, {name: size // parts for name, size in sizes.items()}, shape[1], device_bytes)
-    _host(paper, recipe, orders, drawing(networks.objective))
+    _host(paper, recipe, orders, preflight.drawing(networks.objective))
     _disk(paper, recipe, networks)
     return paper
 
 
 def _evaluation(recipe: Recipe, networks: Trial) -> None:
-    towers = evaluated_towers(networks.objective, networks.towers)
+    towers = preflight.evaluated_towers(networks.objective, networks.towers)
     check_evaluation(recipe, towers, exported_heads(networks.objective))
 
 
