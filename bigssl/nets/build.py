@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.utils.parametrize import is_parametrized
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.initialization import guard_torch_init_functions, no_init_weights
 
 from bigssl import distributed
@@ -122,14 +122,16 @@ def fill(root: nn.Module, cut: Cut | None = None) -> None:
 def twin(module: M, gathered: Callable[[Iterable[nn.Parameter]], AbstractContextManager[None]] | None = None) -> M:
     """A copy of `module` that is whole on this rank and is not trained, wherever the weights of `module` are.
 
-    Of a network that is only described, the copy gets its numbers when `module` does.
+    Of a network that is only described, the copy gets its numbers when `module` does. Tokenizers are shared.
 
     Args:
         gathered: a context within which parameters are whole, for a module that ZeRO-3 holds in slices; it is entered
             for one layer at a time. Collective then.
     """
     empty = {id(p): _like(p) for p in module.parameters()}
-    other = copy.deepcopy(module, dict[int, Any](empty))
+    held = [value for part in module.modules() for value in vars(part).values()]
+    shared = {id(value): value for value in held if isinstance(value, PreTrainedTokenizerFast)}
+    other = copy.deepcopy(module, dict[int, Any](empty | shared))
     for mine, theirs in zip(other.modules(), module.modules(), strict=True):
         if theirs._compiled_call_impl is not None:  # which is not copied
             mine.compile()

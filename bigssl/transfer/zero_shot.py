@@ -38,7 +38,7 @@ class ByTexts(Evaluation):
     item: Item = None
     caption_limit: Limit = None
 
-    def pictures(self) -> dict[str, str]:
+    def unlabelled(self) -> dict[str, str]:
         return {self.image_backbone: "captions"}
 
     def check(self, seen: Checked) -> None:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bigssl.data.kinds import decode
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.features import column, has_picture, raw
+from bigssl.transfer.features import column, holds
+from bigssl.transfer.inputs import ImageInput
 from bigssl.transfer.knn import unit
 from bigssl.transfer.scores import Score
 from bigssl.transfer.subjects import Captions, Encoded
@@ -33,7 +35,7 @@ class ClassMean(ByTexts):
         """The supervised baseline: the nearest class mean of the raw pixels of the pictures that the captions belong
         to, all centred by their mean. Nothing where they have no pictures."""
         index = bench.index(self.captions)
-        if not bench.team.each(lambda: has_picture(index)):
+        if not bench.team.each(lambda: holds(index, decode.IMAGES)):
             bench.note(NO_PICTURES)
             return {}
         matrix = queries.matrices["raw"]
@@ -50,12 +52,14 @@ class ClassMean(ByTexts):
         """(mean [D] of all pictures, direction [classes, D] of each class's mean from it). A collective."""
         sums, counts = torch.zeros(len(classes), width), torch.zeros(len(classes))
         place = {name: i for i, name in enumerate(classes)}
-        batches = bench.pictures(queries.subject, self.captions, self.caption_limit, "captions")
+        takes = queries.subject.takes
+        assert isinstance(takes, ImageInput)
+        batches = bench.views(takes, self.captions, self.caption_limit, "captions")
 
         def add() -> None:
             for batch in batches:
                 labels = torch.tensor([place[name] for name in column(batch.keys, batch.meta, self.label)])
-                sums.add_(class_sums(raw(batch.pixels).float() / 255, labels, len(classes)))
+                sums.add_(class_sums(takes.raw(batch.arrays).float() / 255, labels, len(classes)))
                 counts.add_(torch.bincount(labels, minlength=len(classes)))
 
         bench.team.gather(add)
