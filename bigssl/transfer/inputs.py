@@ -10,7 +10,7 @@ import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,8 +37,9 @@ RAW_WIDTH = 4096  # values at most of a raw series
 WINDOW = 512  # samples of sound whose spectrum is taken at once
 
 
+@dataclass(frozen=True)
 class Input(ABC):
-    """What a backbone of one modality takes.
+    """What a backbone of one modality takes. The fields of a subclass are attributes of its towers.
 
     Attributes:
         modality: a name in `bigssl.nets.modality.MODALITIES`.
@@ -55,11 +56,6 @@ class Input(ABC):
     once: ClassVar[bool] = False
     loader: ClassVar[str]
     described: ClassVar[str]
-
-    @classmethod
-    @abstractmethod
-    def of(cls, tower: Tower) -> Input:
-        """What a tower takes."""
 
     @classmethod
     @abstractmethod
@@ -107,15 +103,22 @@ Pictures: RGB (transparent ones on white), upright, through the `AutoImageProces
 them as they were when the scorecard was made."""
 
     @classmethod
-    def of(cls, tower: Tower) -> ImageInput:
-        return cls(tower.size)
-
-    @classmethod
     def read(cls, folder: Path) -> ImageInput:
         return cls(int(_preprocessor(folder, "images")["crop_size"]["height"]))
 
     def write(self, folder: Path) -> None:
-        _write_json(folder / PREPROCESSOR, image_preprocessor(self.size))
+        """Settings with which `AutoImageProcessor` makes of an RGB picture exactly the view. To the byte with Pillow;
+        where torchvision resizes in its place, it rounds differently.
+
+        The CLIP processor is the one of transformers that does just this; the networks need not be CLIP's.
+        """
+        _write_json(folder / PREPROCESSOR, {
+            "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True,
+            "do_resize": True, "size": {"shortest_edge": self.size}, "resample": BICUBIC,
+            "do_center_crop": True, "crop_size": {"height": self.size, "width": self.size},
+            "do_rescale": True, "rescale_factor": 1 / 255,
+            "do_normalize": True, "image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3,
+        })  # fmt: skip
 
     def _view(self, data: bytes) -> dict[str, np.ndarray]:
         return {"image": augment.center(decode.image(data), self.size)}
@@ -141,10 +144,6 @@ class TextInput(Input):
     modality, plural, raw_name, loader = "text", "texts", "TF-IDF bag of words", "AutoTokenizer"
     once = True
     described = "Texts: through the `AutoTokenizer` beside the weights, with `truncation=True`."
-
-    @classmethod
-    def of(cls, tower: Tower) -> TextInput:
-        return cls(tower.tokenizer, tower.length)
 
     @classmethod
     def read(cls, folder: Path) -> TextInput:
@@ -186,10 +185,6 @@ class SeriesInput(Input):
     described = """\
 Series: float32 [B, length, channels], with length and channels as in `preprocessor_config.json`: the first steps of a
 longer one; 0 behind the end of a shorter one and in place of NaN, and the mask of observed values false there."""
-
-    @classmethod
-    def of(cls, tower: Tower) -> SeriesInput:
-        return cls(tower.length, tower.channels)
 
     @classmethod
     def read(cls, folder: Path) -> SeriesInput:
@@ -236,10 +231,6 @@ Sounds: the mean of the channels at the extractor's `sampling_rate`, through the
 weights with `max_length=extractor.max_length, truncation=True, padding="max_length"`."""
 
     @classmethod
-    def of(cls, tower: Tower) -> AudioInput:
-        return cls(tower.rate, tower.length)
-
-    @classmethod
     def read(cls, folder: Path) -> AudioInput:
         settings = _preprocessor(folder, "sounds")
         return cls(int(settings["sampling_rate"]), int(settings["max_length"]))
@@ -270,7 +261,8 @@ INPUTS: dict[str, type[Input]] = {kind.modality: kind for kind in (ImageInput, T
 
 def input_of(tower: Tower) -> Input:
     """What a tower takes."""
-    return INPUTS[tower.modality].of(tower)
+    kind = INPUTS[tower.modality]
+    return kind(**{field.name: getattr(tower, field.name) for field in fields(kind)})
 
 
 def exported_input(folder: Path) -> Input:
@@ -282,22 +274,6 @@ def exported_input(folder: Path) -> Input:
     if (row := modality_of_type(kind)) is None:
         raise DataError(f"{folder / CONFIG}: model_type {kind!r} is of no modality that this version knows")
     return INPUTS[row.name].read(folder)
-
-
-def image_preprocessor(size: int) -> dict[str, Any]:
-    """Settings with which `AutoImageProcessor` makes of an RGB picture exactly what evaluation makes of it
-    (`bigssl.data.kinds.augment.center`, `bigssl.nets.pool.normalise`): shorter side to `size`, bicubic, middle square.
-    To the byte with Pillow; where torchvision resizes in its place, it rounds differently.
-
-    The CLIP processor is the one of transformers that does just this; the networks need not be CLIP's.
-    """
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True, "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True,
-        "size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size},
-        "resample": BICUBIC,
-        "rescale_factor": 1 / 255, "image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3,
-    }
 
 
 def _preprocessor(folder: Path, what: str) -> dict[str, Any]:

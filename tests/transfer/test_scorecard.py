@@ -203,7 +203,8 @@ def test_no_query_sets_the_statistics_of_the_random_network(
     monkeypatch.setattr(subjects, "calibrate_batch_norm", record)
     score(run, settings(shards, *names), seed=0)
     known, _, _ = pictures(DatasetIndex.load(shards / "train"), raw)
-    assert sorted(row.tolist() for row in torch.cat([raw(each) for each in seen])) == sorted(row.tolist() for row in known)
+    found = torch.cat([raw(each) for each in seen])
+    assert sorted(row.tolist() for row in found) == sorted(row.tolist() for row in known)
 
 
 def test_sizes_and_lengths_are_those_of_the_export(
