@@ -1,10 +1,11 @@
-"""Evaluations take a backbone of any modality: kNN of series and sounds, against loops, on paper and while it trains."""
+"""Evaluations take a backbone of any modality: series and sounds, against loops, on paper and while it trains."""
 
 from __future__ import annotations
 
 import io
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.towers import Tower
 from bigssl.transfer import subjects
 from bigssl.transfer.baselines import random_network
+from bigssl.transfer.collapse import feature_std
 from bigssl.transfer.discovery import evaluation_union
 from bigssl.transfer.export import export_run
 from bigssl.transfer.features import embed, read_samples, view_batches
@@ -112,7 +114,7 @@ def right_share(tower: Tower, waves: Path, encode: Callable[[dict[str, Tensor]],
 
 
 def calibrated(tower: Tower, waves: Path, seed: int) -> nn.Module:
-    """A random network whose BatchNorm has the mean of what goes into it, batch by batch: hooks, not its own counting."""
+    """A random network whose BatchNorm has the mean over batches of what goes into it; by hooks, not by its counting."""
     model = random_network(tower.model.config, seed)
     batches = list(view_batches(read_samples(DatasetIndex.load(waves / "train"), CALIBRATION_BATCHES * BATCH),
                                 input_of(tower), batch=BATCH))  # fmt: skip
@@ -147,9 +149,11 @@ def test_a_backbone_of_any_modality_is_judged_and_probed(
     assert counted == ([5] if kind == "patchtst" else []) and has_batch_norm(tower.model) == bool(counted)
     model = AutoModel.from_pretrained(tmp_path / "export" / "net").eval()
     twin = calibrated(tower, waves, 5)
-    assert row["trained"] == pytest.approx(right_share(tower, waves, lambda batch: embed(model, batch)))
-    assert row["random_net"] == pytest.approx(right_share(tower, waves, lambda batch: embed(twin, batch)))
-    assert row["raw"] == pytest.approx(right_share(tower, waves, lambda batch: taken.raw(batch)))
+    for name, encode in (("trained", partial(embed, model)), ("random_net", partial(embed, twin)), ("raw", taken.raw)):
+        assert row[name] == pytest.approx(right_share(tower, waves, encode)), name
+        if name != "raw":  # real numbers, which no two networks share
+            std = feature_std(rows(tower, waves / "train", encode)[0])
+            assert card["health"]["net"][name]["std"] == pytest.approx(std, rel=1e-4)
     assert row["title"] == f"{tower.modality} kNN: pitch" and row["raw_name"] == taken.raw_name != ""
     assert f"unseen {taken.plural} get the right pitch of 2" in row["sentence"]
     live = Live([Subject("net", {"trained": tower.model.train()}, taken, tower.dim)])
@@ -158,3 +162,44 @@ def test_a_backbone_of_any_modality_is_judged_and_probed(
     found = probe()
     assert found["probe/near"] == pytest.approx(row["trained"]) and tower.model.training
     assert found["health/net/std"] == pytest.approx(card["health"]["net"]["trained"]["std"], rel=1e-4)
+
+
+def test_what_a_backbone_of_another_modality_is_judged_on_is_looked_into_before(waves: Path, tmp_path: Path) -> None:
+    towers = {"net": tower_of("patchtst"), "ear": tower_of("wav2vec2")}
+
+    def check(**changes: Any) -> None:
+        (section,) = asked(waves, **changes).values()
+        section.check(Checked("evaluate.near", section, towers, {}))
+
+    check()
+    check(backbone="ear", item="item")
+    pack([Item("a", "a", lambda: {"txt": b"a", "json": b'{"pitch": "low"}'})], tmp_path / "texts", name="x")
+    for changes, said in [
+        ({"backbone": "eer"}, "evaluate.near.backbone: no backbone 'eer'; allowed: ear, net; nearest: ear"),
+        ({"queries": str(tmp_path / "texts")}, "evaluate.near.queries: .*sample a has json, txt; allowed: .* npy"),
+        ({"backbone": "ear", "bank": str(tmp_path / "texts")}, "near.bank: .*allowed: shards with flac or wav or ogg"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            check(**changes)
+    (section,) = parse({"x": {"task": "zero_shot", "image_backbone": "net", "queries": str(waves / "val"),
+                              "captions": str(waves / "train"), "label": "pitch"}}).values()  # fmt: skip
+    with pytest.raises(ConfigError, match="evaluate.x.image_backbone: no image backbone 'net'; allowed: none"):
+        section.check(Checked("evaluate.x", section, towers, {}))
+
+
+def test_views_of_one_item_are_found_again_in_any_modality(waves: Path, tmp_path: Path) -> None:
+    """Neighbouring numbers are one item, once low and once high; the raw baseline is that of a loop."""
+    tower = tower_of("patchtst")
+    export_run(tmp_path, {"net": tower.model}, {"net": input_of(tower)}, {}, {})
+    bank, queries = str(waves / "train"), str(waves / "val")
+    asked_for = {"task": "retrieval", "backbone": "net", "bank": bank, "queries": queries, "pair": "item",
+                 "view": "pitch", "batch": BATCH}  # fmt: skip
+    row = score(tmp_path, parse({"pairs": asked_for}), seed=0)["tasks"]["pairs"]
+    assert "of 16 unseen series have the same item" in row["sentence"] and row["raw_name"] == "raw values"
+    (known, _), (found, pitches) = (rows(tower, Path(each), input_of(tower).raw) for each in (bank, queries))
+    unit = torch.nn.functional.normalize(found - known.mean(0), dim=1)
+    right = 0
+    for at in range(16):
+        others = [j for j in range(17) if pitches[j] != pitches[at]]
+        right += max(others, key=lambda j: float(unit[at] @ unit[j])) // 2 == at // 2
+    assert row["raw"] == pytest.approx(right / 16)
