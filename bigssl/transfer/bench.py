@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import display
 from bigssl.data.kinds import decode
 from bigssl.data.shards.index import DatasetIndex
@@ -24,6 +25,7 @@ from bigssl.transfer.collapse import stored_health
 from bigssl.transfer.features import Views, chosen, column, metadata, samples_at, text_batches, view_batches
 from bigssl.transfer.inputs import INPUTS, Input, TextInput
 from bigssl.transfer.matrix import Matrix, Store, joined
+from bigssl.transfer.scores import Score
 from bigssl.transfer.subjects import Captions, Encoded, Notes, Subject, Subjects, Tensors
 from bigssl.transfer.team import AgreedError, Team
 
@@ -67,6 +69,13 @@ class Bench:
     def again(self) -> Bench:
         """The same for networks that have changed; what was read is kept."""
         return replace(self, encoded={}, health={}, rehearsal=False)
+
+    def rows(self, where: str, sections: Mapping[str, Evaluation]) -> Iterator[tuple[str, Score]]:
+        """What the evaluations of a section `where` of the recipe find, by NAME, or NAME/ROW where one has several
+        rows. A collective, at each step."""
+        for name, section in sections.items():
+            for score in section.run(self.at(f"{where}.{name}", section.batch)):
+                yield f"{name}/{score.row}" if score.row else name, score
 
     @property
     def live(self) -> bool:

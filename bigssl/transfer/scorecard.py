@@ -70,12 +70,9 @@ def score(
     team.gather(lambda: export.recover(folder) if team.rank == 0 else None)
     subjects = Exported(folder / export.FOLDER, seed, _unlabelled(evaluate))
     fields = sorted({name for section in evaluate.values() for name in section.metadata()})
-    tasks: dict[str, dict[str, Any]] = {}
     with Scratch(folder, team) as scratch:
         bench = Bench(team, scratch, subjects, device, seed=seed, fields=fields, notes=subjects.notes)
-        for name, section in evaluate.items():
-            for each in section.run(bench.at(f"evaluate.{name}", section.batch)):
-                tasks[f"{name}/{each.row}" if each.row else name] = row_of(each)
+        tasks = {name: row_of(found) for name, found in bench.rows("evaluate", evaluate)}
     card = {
         "version": CARD_VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),
         "seconds": round(time.monotonic() - start, 1),

@@ -176,6 +176,10 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def groups(self, name: str | None) -> list[str]:
+        """What each sample is of, for standard errors: its value in a metadata field, or itself."""
+        return self.keys if name is None else self.column(name)
+
     def column(self, name: str) -> list[str]:
         """A metadata field that the evaluation has among its own, of each sample. Raises AgreedError where one lacks
         it."""

@@ -227,6 +227,7 @@ def test_a_twin_has_equal_weights_of_its_own(kind: str, make: Callable[..., Towe
             parameter.add_(0.1)
         assert torch.equal(twin.features(batch), before)
         assert not torch.equal(tower.features(batch), before)
+    assert not any(parameter.requires_grad for parameter in twin.parameters())
     if tower.modality == "text":
         assert twin.tokenizer is tower.tokenizer
 

@@ -114,7 +114,7 @@ def right_share(tower: Tower, waves: Path, encode: Callable[[dict[str, Tensor]],
 
 
 def calibrated(tower: Tower, waves: Path, seed: int) -> nn.Module:
-    """A random network whose BatchNorm has the mean over batches of what goes into it; by hooks, not by its counting."""
+    """A random network whose BatchNorm has the mean over batches of what goes into it: by hooks of our own."""
     model = random_network(tower.model.config, seed)
     batches = list(view_batches(read_samples(DatasetIndex.load(waves / "train"), CALIBRATION_BATCHES * BATCH),
                                 input_of(tower), batch=BATCH))  # fmt: skip

@@ -13,7 +13,7 @@ from bigssl.transfer.inputs import ImageInput
 from bigssl.transfer.knn import unit
 from bigssl.transfer.scores import Score
 from bigssl.transfer.subjects import Captions, Encoded
-from bigssl.transfer.zero_shot import ByTexts, class_sums, zero_shot_predict
+from bigssl.transfer.zero_shot import ByTexts, class_sums, nearest_class
 
 NO_PICTURES = "The captions have no pictures beside them, so there are no class means of raw pixels to compare with."
 
@@ -27,7 +27,7 @@ class ClassMean(ByTexts):
     def score(self, queries: Encoded, hits: dict[str, Tensor], classes: list[str], texts: int) -> Score:
         subject = f"of {len(queries)} unseen images get the right {self.label} of {len(classes)} from the nearest " \
                   "mean of captions with that label"
-        return Score(f"class mean of captions: {self.label}", subject, hits, self.groups(queries),
+        return Score(f"class mean of captions: {self.label}", subject, hits, queries.groups(self.item),
                      chance=1 / len(classes), names={"raw": "class means of raw pixels"},
                      facts={"classes": len(classes), "texts": texts})  # fmt: skip
 
@@ -40,13 +40,7 @@ class ClassMean(ByTexts):
             return {}
         matrix = queries.matrices["raw"]
         mean, directions = self._means(bench, queries, classes, matrix.width)
-
-        def mine() -> Tensor:
-            pieces = matrix.pieces(bench.team.share(len(matrix)))
-            found = [zero_shot_predict(piece - mean, directions) for _, piece in pieces]
-            return torch.cat([torch.empty(0, dtype=torch.int64), *found])
-
-        return {"raw": bench.hits(mine) == asked}
+        return {"raw": nearest_class(bench, matrix, lambda piece: piece - mean, directions) == asked}
 
     def _means(self, bench: Bench, queries: Encoded, classes: list[str], width: int) -> tuple[Tensor, Tensor]:
         """(mean [D] of all pictures, direction [classes, D] of each class's mean from it). A collective."""

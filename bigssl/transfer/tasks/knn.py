@@ -65,8 +65,8 @@ class Knn(Evaluation):
         subject = f"of {len(wanted)} unseen {takes.plural} get the right {self.label} of {len(classes)} from their " \
                   f"{self.k} nearest neighbours"
         return [Score(
-            f"{takes.modality} kNN: {self.label}", subject, hits, queries.keys if self.item is None else
-            queries.column(self.item), chance=1 / len(classes), names={"raw": takes.raw_name},
+            f"{takes.modality} kNN: {self.label}", subject, hits, queries.groups(self.item),
+            chance=1 / len(classes), names={"raw": takes.raw_name},
             facts={"bank": len(labels), "classes": len(classes), "k": self.k},
         )]  # fmt: skip
 
