@@ -120,7 +120,7 @@ def fill(root: nn.Module, cut: Cut | None = None) -> None:
 
 
 def twin(module: M, gathered: Callable[[Iterable[nn.Parameter]], AbstractContextManager[None]] | None = None) -> M:
-    """A copy of `module` that is whole on this rank and is not trained, wherever the weights of `module` are.
+    """A copy of `module` that is whole on this rank, not trained and in fp32, whatever the weights of `module` are.
 
     Of a network that is only described, the copy gets its numbers when `module` does. Tokenizers are shared.
 
@@ -265,9 +265,10 @@ def _done(parameters: list[nn.Parameter], cut: Cut | None) -> None:
 
 
 def _like(parameter: nn.Parameter) -> nn.Parameter:
-    """An empty one, whole, that is not trained."""
+    """An empty one, whole and in fp32, that is not trained."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
-    return nn.Parameter(torch.empty(shape, dtype=parameter.dtype, device=parameter.device), requires_grad=False)
+    dtype = torch.float32 if parameter.is_floating_point() else parameter.dtype
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device=parameter.device), requires_grad=False)
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ from bigssl.engine.plan.activations import everything_sample
 from bigssl.nets import dropout
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import mean_of
+from bigssl.nets.seeds import another
 from bigssl.nets.towers import Tower, hf_config
 from bigssl.nets.weightless import feature_size
 from bigssl.objectives.base import tower as asked_for
@@ -170,7 +171,7 @@ def trained(tower: Tower, batch: dict[str, Tensor]) -> Iterator[float]:
     head = torch.nn.Linear(tower.dim, 4)
     optimizer = torch.optim.AdamW([*tower.parameters(), *head.parameters()], lr=3e-3)
     for step in range(40):
-        with dropout.seeded(dropout.another(seeds, step)):
+        with dropout.seeded(another(seeds, step)):
             hidden, features = tower.hidden(batch), tower.features(batch)
         assert hidden.dim() == 3 and hidden.shape[::2] == (6, tower.dim) and features.shape == (6, tower.dim)
         loss = (head(features) - target).square().mean()
