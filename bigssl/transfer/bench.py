@@ -152,7 +152,9 @@ class Bench:
                 keys, notes = found.texts, [Notes(columns, columns=found.columns)]
                 matrices = self.texts(subject, keys)
             else:
-                matrices, notes = self._features(subject, self.views(subject.takes, url, limit, field), self.fields)
+                mine = Notes(self.fields)
+                matrices = self._features(subject, mine.of(self.views(subject.takes, url, limit, field)))
+                notes = self.team.gather(lambda: mine)
                 keys = [key for part in notes for key in part.keys]
             if not keys:
                 raise AgreedError(f"{self.where}.{field}: no samples in {display(url)}")
@@ -174,13 +176,11 @@ class Bench:
         assert isinstance(takes, TextInput)
         batches = self.read((subject.name, self.batch, *texts),
                             lambda: text_batches(texts[mine.start : mine.stop], takes, batch=self.batch))  # fmt: skip
-        return self._features(subject, batches, ())[0]
+        return self._features(subject, batches)
 
-    def _features(
-        self, subject: Subject, batches: Iterable[Views], fields: Sequence[str]
-    ) -> tuple[dict[str, Matrix], list[Notes]]:
-        """Features by contender of what all ranks have, and each rank's notes on its own. A collective."""
-        encoders, notes = subject.encoders(self.device), Notes(fields)
+    def _features(self, subject: Subject, batches: Iterable[Views]) -> dict[str, Matrix]:
+        """Features by contender of the batches of all ranks. A collective."""
+        encoders = subject.encoders(self.device)
 
         def encode(views: Views) -> dict[str, Tensor]:
             found = {name: make(views.arrays) for name, make in encoders.items()}
@@ -190,8 +190,7 @@ class Bench:
         def blank(views: Views) -> dict[str, Tensor]:
             return {"trained": torch.zeros(len(views.keys), subject.width)}
 
-        made = self.team.gather(lambda: (self.store.store(self.passes(notes.of(batches), encode, blank)), notes))
-        return joined([parts for parts, _ in made]), [part for _, part in made]
+        return joined(self.team.gather(lambda: self.store.store(self.passes(batches, encode, blank))))
 
     def captions(self, url: str, columns: Sequence[str], *, limit: int | None, field: str, also: Sequence[str] = ()
                  ) -> Captions:
