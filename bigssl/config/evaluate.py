@@ -53,7 +53,7 @@ class Evaluation(Section):
         """
         raise NotImplementedError
 
-    def pictures(self) -> dict[str, str]:
+    def unlabelled(self) -> dict[str, str]:
         """{backbone: the field with shards, no queries, from which the BatchNorm of its random twin may be set}."""
         return {}
 

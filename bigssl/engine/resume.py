@@ -17,6 +17,7 @@ from bigssl.config.yaml import read_mapping
 from bigssl.data.errors import redact
 from bigssl.data.order.order import Order
 from bigssl.nets.ema import Ema
+from bigssl.nets.modality import MODALITIES
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective
@@ -65,7 +66,8 @@ def facts(
         "world": world,
         "accum": accum,
         "data": {name: stream.fingerprint for name, stream in streams.items()},
-        "tokenizers": {name: _fingerprint(tower) for name, tower in backbones.items() if tower.modality == "text"},
+        "tokenizers": {name: _fingerprint(tower) for name, tower in backbones.items()
+                       if "tokenizer" in MODALITIES[tower.modality].fields},
         "networks": {name: _network(tower) for name, tower in backbones.items()},
         "groups": [json.loads(group.model_dump_json()) for group in objective.groups()],
     }

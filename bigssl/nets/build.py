@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.utils.parametrize import is_parametrized
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.initialization import guard_torch_init_functions, no_init_weights
 
 from bigssl import distributed
@@ -120,16 +120,18 @@ def fill(root: nn.Module, cut: Cut | None = None) -> None:
 
 
 def twin(module: M, gathered: Callable[[Iterable[nn.Parameter]], AbstractContextManager[None]] | None = None) -> M:
-    """A copy of `module` that is whole on this rank and is not trained, wherever the weights of `module` are.
+    """A copy of `module` that is whole on this rank, not trained and in fp32, whatever the weights of `module` are.
 
-    Of a network that is only described, the copy gets its numbers when `module` does.
+    Of a network that is only described, the copy gets its numbers when `module` does. Tokenizers are shared.
 
     Args:
         gathered: a context within which parameters are whole, for a module that ZeRO-3 holds in slices; it is entered
             for one layer at a time. Collective then.
     """
     empty = {id(p): _like(p) for p in module.parameters()}
-    other = copy.deepcopy(module, dict[int, Any](empty))
+    held = [value for part in module.modules() for value in vars(part).values()]
+    shared = {id(value): value for value in held if isinstance(value, PreTrainedTokenizerFast)}
+    other = copy.deepcopy(module, dict[int, Any](empty | shared))
     for mine, theirs in zip(other.modules(), module.modules(), strict=True):
         if theirs._compiled_call_impl is not None:  # which is not copied
             mine.compile()
@@ -263,9 +265,10 @@ def _done(parameters: list[nn.Parameter], cut: Cut | None) -> None:
 
 
 def _like(parameter: nn.Parameter) -> nn.Parameter:
-    """An empty one, whole, that is not trained."""
+    """An empty one, whole and in fp32, that is not trained."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
-    return nn.Parameter(torch.empty(shape, dtype=parameter.dtype, device=parameter.device), requires_grad=False)
+    dtype = torch.float32 if parameter.is_floating_point() else parameter.dtype
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device=parameter.device), requires_grad=False)
 
 
 @torch.no_grad()

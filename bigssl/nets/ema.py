@@ -33,7 +33,7 @@ class Ema:
         self.student, self.momentum = student, momentum
         if not callable(momentum):
             _checked(momentum)
-        self.module = _twin(student).float()
+        self.module = twin(student)
 
     @torch.no_grad()
     def update(self, at: Progress) -> None:
@@ -70,12 +70,3 @@ def _checked(momentum: float) -> float:
     if not 0 <= momentum <= 1:
         raise ValueError(f"teacher: momentum {momentum}; allowed: 0 to 1")
     return momentum
-
-
-def _twin(student: nn.Module) -> nn.Module:
-    """A whole copy; of a student that is only described yet (ZeRO-3), it gets its numbers when the student does."""
-    copied = twin(student)
-    for mine, theirs in zip(copied.modules(), student.modules(), strict=True):
-        if theirs._compiled_call_impl is not None:  # which is not copied
-            mine.compile()
-    return copied

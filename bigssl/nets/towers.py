@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,9 +71,8 @@ class Tower(nn.Module):
         return MODALITIES[self.modality].features(self.model, batch)
 
     def twin(self) -> Tower:
-        """Another tower with weights, buffers and settings of its own that are equal to these now."""
-        shared: dict[int, Any] = {id(self._tokenizer): self._tokenizer}
-        return copy.deepcopy(self, shared)
+        """Another tower, not trained, with weights, buffers and settings of its own that are equal to these now."""
+        return build.twin(self)
 
     @property
     def sees(self) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from bigssl.nets.norm import has_batch_norm
-from bigssl.transfer.features import evaluating, forward_images
+from bigssl.transfer.features import embed, evaluating
 
 
 def random_network(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
@@ -21,14 +21,16 @@ def random_network(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     return model.eval()
 
 
-def calibrate_batch_norm(model: PreTrainedModel, pixel_batches: Iterable[Tensor], device: str | torch.device) -> int:
-    """Gives BatchNorm layers the statistics of real images, as the plain mean over batches; returns the batch count.
+def calibrate_batch_norm(
+    model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], device: str | torch.device
+) -> int:
+    """Gives BatchNorm layers the statistics of real samples, as the plain mean over batches; returns the batch count.
 
     An untrained network still has mean 0 and variance 1 in its running statistics, which belong to no data: judged
     with those it would lose for want of bookkeeping, not of learning. Only the statistics are set, by forward passes
     without gradient; weights stay as they are. Networks without BatchNorm are left alone.
 
-    pixel_batches: uint8 [B, 3, H, W] each, B >= 2.
+    batches: collated views each, of two samples or more.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not has_batch_norm(model):
@@ -41,8 +43,8 @@ def calibrate_batch_norm(model: PreTrainedModel, pixel_batches: Iterable[Tensor]
             norm.reset_running_stats()
             norm.momentum = None  # cumulative mean instead of an exponential one
             norm.training = True
-        for pixels in pixel_batches:
-            forward_images(model, pixels.to(device))
+        for batch in batches:
+            embed(model, {name: value.to(device) for name, value in batch.items()})
             count += 1
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

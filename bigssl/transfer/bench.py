@@ -12,25 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import display
 from bigssl.data.kinds import decode
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.collapse import stored_health
-from bigssl.transfer.features import RAW_SIDE, ImageBatch, chosen, column, image_batches, metadata, raw, samples_at
-from bigssl.transfer.inputs import ImageInput
-from bigssl.transfer.matrix import Matrix, Part, Store, joined
+from bigssl.transfer.features import Views, chosen, column, metadata, samples_at, text_batches, view_batches
+from bigssl.transfer.inputs import INPUTS, Input, TextInput
+from bigssl.transfer.matrix import Matrix, Store, joined
+from bigssl.transfer.scores import Score
 from bigssl.transfer.subjects import Captions, Encoded, Notes, Subject, Subjects, Tensors
 from bigssl.transfer.team import AgreedError, Team
 
 T = TypeVar("T")
 R = TypeVar("R")
-RAW = f"Raw pixels are those of pictures at most {RAW_SIDE} pixels a side."
 
 
 @dataclass
@@ -70,6 +70,13 @@ class Bench:
         """The same for networks that have changed; what was read is kept."""
         return replace(self, encoded={}, health={}, rehearsal=False)
 
+    def rows(self, where: str, sections: Mapping[str, Evaluation]) -> Iterator[tuple[str, Score]]:
+        """What the evaluations of a section `where` of the recipe find, by NAME, or NAME/ROW where one has several
+        rows. A collective, at each step."""
+        for name, section in sections.items():
+            for score in section.run(self.at(f"{where}.{name}", section.batch)):
+                yield f"{name}/{score.row}" if score.row else name, score
+
     @property
     def live(self) -> bool:
         return self.subjects.live
@@ -79,11 +86,12 @@ class Bench:
 
     # What there is. Collectives, as everything that may fail on one rank.
 
-    def subject(self, name: str, kind: str | None = None) -> Subject:
-        """The network of that name. Raises AgreedError where it is not of the `kind` that is needed."""
+    def subject(self, name: str, modality: str | None = None) -> Subject:
+        """The network of that name. Raises AgreedError where it is not of the `modality` that is needed."""
         found = self.team.each(lambda: self.subjects.subject(name, batch=self.batch, device=self.device))
-        if kind not in (None, found.kind):
-            raise AgreedError(f"{self.where}: backbone {name!r} takes {found.kind}s; allowed: one that takes {kind}s")
+        if modality not in (None, found.takes.modality):
+            raise AgreedError(f"{self.where}: backbone {name!r} takes {found.takes.plural}; allowed: one that takes "
+                              f"{INPUTS[str(modality)].plural}")  # fmt: skip
         return found
 
     def head(self, name: str) -> Tensors:
@@ -130,68 +138,59 @@ class Bench:
                 run(spare[0])
 
     def encode(self, subject: Subject, url: str, *, limit: int | None, field: str, columns: Sequence[str]) -> Encoded:
-        """Features of the pictures or texts of a dataset, whichever the network takes. A collective.
+        """Features of a dataset, of whatever the network takes. A collective.
 
         Args:
             field: that of the section with the `url`, for errors and notes.
-            columns: metadata fields that are needed. Texts are told apart by them.
+            columns: metadata fields that are needed. By them, too, equal contents are told apart that would else be
+                one observation (`Input.once`).
         """
-        texts = subject.kind == "text"
-        key = (subject.name, url, limit, *(columns if texts else ()))
+        key = (subject.name, url, limit, *(columns if subject.takes.once else ()))
         if key not in self.encoded:
-            encode = partial(self._texts, columns=columns) if texts else self._pictures
-            self.encoded[key] = encode(subject, url, limit, field)
+            if subject.takes.once:
+                found = self.captions(url, columns, limit=limit, field=field)
+                keys, notes = found.texts, [Notes(columns, columns=found.columns)]
+                matrices = self.texts(subject, keys)
+            else:
+                mine = Notes(self.fields)
+                matrices = self._features(subject, mine.of(self.views(subject.takes, url, limit, field)))
+                notes = self.team.gather(lambda: mine)
+                keys = [key for part in notes for key in part.keys]
+            if not keys:
+                raise AgreedError(f"{self.where}.{field}: no samples in {display(url)}")
+            self.encoded[key] = Encoded(subject, matrices, keys, notes)
         return self.encoded[key]
 
-    def _pictures(self, subject: Subject, url: str, limit: int | None, field: str) -> Encoded:
-        batches = self.pictures(subject, url, limit, field)
-        notes, baseline = Notes(self.fields), {} if self.live else {"raw": raw}
-        made = self.team.gather(
-            lambda: (self._stored(subject, notes.of(batches), lambda images: images.pixels, baseline), notes)
-        )
-        keys = [key for _, part in made for key in part.keys]
-        if not keys:
-            raise AgreedError(f"{self.where}.{field}: no samples in {display(url)}")
-        return Encoded(subject, joined([parts for parts, _ in made]), keys, [part for _, part in made])
-
-    def _stored(
-        self, subject: Subject, items: Iterable[T], inputs: Callable[[T], Any],
-        baseline: Mapping[str, Callable[[Any], Tensor]],
-    ) -> Mapping[str, Part]:  # fmt: skip
-        """Features of this rank's items by contender; `inputs`: what a network takes of an item."""
-        encoders = {**subject.encoders(self.device), **baseline}
-
-        def encode(item: T) -> dict[str, Tensor]:
-            given = inputs(item)
-            return {name: make(given) for name, make in encoders.items()}
-
-        def blank(item: T) -> dict[str, Tensor]:
-            return {"trained": torch.zeros(len(inputs(item)), subject.width)}
-
-        return self.store.store(self.passes(items, encode, blank))
-
-    def pictures(self, subject: Subject, url: str, limit: int | None, field: str) -> Iterable[ImageBatch]:
-        """This rank's pictures of a dataset, as the network takes them. A collective."""
-        assert isinstance(subject.takes, ImageInput)
-        index, size = self.index(url), subject.takes.size
-        if size > RAW_SIDE:
-            self.note(RAW)
+    def views(self, takes: Input, url: str, limit: int | None, field: str) -> Iterable[Views]:
+        """This rank's samples of a dataset, as a network takes them. A collective."""
+        index = self.index(url)
+        if takes.reduced:
+            self.note(takes.reduced)
         numbers = self.numbers(index, limit, field)
-        make = partial(image_batches, size=size, batch=self.batch)
-        return self.read((url, limit, self.batch, size), lambda: make(samples_at(index, numbers)))
-
-    def _texts(self, subject: Subject, url: str, limit: int | None, field: str, columns: Sequence[str]) -> Encoded:
-        found = self.captions(url, columns, limit=limit, field=field)
-        if not found.texts:
-            raise AgreedError(f"{self.where}.{field}: no samples in {display(url)}")
-        notes = Notes(columns, columns=found.columns)
-        return Encoded(subject, self.texts(subject, found.texts), found.texts, [notes])
+        return self.read((url, limit, self.batch, takes),
+                         lambda: view_batches(samples_at(index, numbers), takes, batch=self.batch))  # fmt: skip
 
     def texts(self, subject: Subject, texts: Sequence[str]) -> dict[str, Matrix]:
         """Features of texts by contender. A collective."""
-        mine = self.team.share(len(texts))
-        parts = (texts[at : min(at + self.batch, mine.stop)] for at in range(mine.start, mine.stop, self.batch))
-        return joined(self.team.gather(lambda: self._stored(subject, parts, lambda part: part, {})))
+        takes, mine = subject.takes, self.team.share(len(texts))
+        assert isinstance(takes, TextInput)
+        batches = self.read((subject.name, self.batch, *texts),
+                            lambda: text_batches(texts[mine.start : mine.stop], takes, batch=self.batch))  # fmt: skip
+        return self._features(subject, batches)
+
+    def _features(self, subject: Subject, batches: Iterable[Views]) -> dict[str, Matrix]:
+        """Features by contender of the batches of all ranks. A collective."""
+        encoders = subject.encoders(self.device)
+
+        def encode(views: Views) -> dict[str, Tensor]:
+            found = {name: make(views.arrays) for name, make in encoders.items()}
+            raw = None if self.live else subject.takes.raw(views.arrays)
+            return found if raw is None else found | {"raw": raw}
+
+        def blank(views: Views) -> dict[str, Tensor]:
+            return {"trained": torch.zeros(len(views.keys), subject.width)}
+
+        return joined(self.team.gather(lambda: self.store.store(self.passes(batches, encode, blank))))
 
     def captions(self, url: str, columns: Sequence[str], *, limit: int | None, field: str, also: Sequence[str] = ()
                  ) -> Captions:
@@ -216,7 +215,7 @@ class Bench:
             rows: dict[tuple[str, ...], None] = {}
             kinds: dict[tuple[tuple[str, str], ...], None] = {}
             for sample in samples_at(index, numbers):
-                text, meta = decode.text(decode.field(sample, ("txt",))), metadata(sample)
+                text, meta = decode.text(decode.field(sample, decode.FIELDS["text"])), metadata(sample)
                 rows[(text, *(column([sample.key], [meta], name)[0] for name in columns))] = None
                 kinds[tuple((name, str(meta[name])) for name in named if name in meta)] = None
             return list(rows), list(kinds)

@@ -25,9 +25,7 @@ from bigssl.data.errors import DataError
 from bigssl.files import fsync
 from bigssl.nets.modality.kinds import unused_parameters
 from bigssl.transfer.card import model_card
-from bigssl.transfer.inputs import Input, image_preprocessor
-
-__all__ = ["ExportError", "export_run", "image_preprocessor", "load_backbone", "load_heads", "recover"]
+from bigssl.transfer.inputs import Input
 
 FOLDER = "export"
 State = Mapping[str, Tensor]

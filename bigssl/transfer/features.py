@@ -16,31 +16,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bigssl.data.errors import DataError
-from bigssl.data.kinds import decode, text
+from bigssl.data.kinds import decode
+from bigssl.data.loading.collate import collate
 from bigssl.data.order.stream import SampleReader, Stream, read_in_order
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.modality import modality_of_type
-from bigssl.transfer.inputs import RAW_SIDE as RAW_SIDE
-from bigssl.transfer.inputs import ImageInput, Input, TextInput
+from bigssl.transfer.inputs import Input, TextInput
 
 TOGETHER = 256  # samples that are fetched at once from remote shards
 
 
 @dataclass(frozen=True)
 class Views:
-    """arrays: collated views by name, [B, ...], with keys and metadata."""
+    """arrays: collated views by name, [B, ...], with the keys and metadata of the samples."""
 
     arrays: dict[str, Tensor]
-    keys: list[str]
-    meta: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class ImageBatch:
-    """pixels uint8 [B, 3, size, size] with keys and metadata."""
-
-    pixels: Tensor
     keys: list[str]
     meta: list[dict[str, Any]]
 
@@ -60,15 +51,10 @@ def read_samples(index: DatasetIndex, limit: int | None = None) -> Iterator[Samp
     return (stream.read(position) for position in range(min(limit or len(index), len(index))))
 
 
-def decode_pixels(sample: Sample, size: int) -> np.ndarray:
-    """uint8 [3, size, size]: the view of a picture that evaluation has."""
-    return ImageInput(size).view(sample)["image"]
-
-
-def has_picture(index: DatasetIndex) -> bool:
-    """Whether the first sample has a picture."""
+def holds(index: DatasetIndex, fields: Sequence[str]) -> bool:
+    """Whether the first sample has one of these fields."""
     sample = next(read_in_order(index, 1), None)
-    return sample is not None and any(kind in sample.fields for kind in decode.IMAGES)
+    return sample is not None and any(field in sample.fields for field in fields)
 
 
 def metadata(sample: Sample) -> dict[str, Any]:
@@ -107,15 +93,15 @@ def view_batches(samples: Iterable[Sample], taken: Input, *, batch: int) -> Iter
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         reading = iter(samples)
         while group := list(itertools.islice(reading, batch)):
-            found = list(pool.map(taken.view, group))
-            arrays = {name: torch.from_numpy(np.stack([each[name] for each in found])) for name in found[0]}
+            arrays = collate(list(pool.map(taken.view, group)))
             yield Views(arrays, [s.key for s in group], [metadata(s) for s in group])
 
 
-def image_batches(samples: Iterable[Sample], *, size: int, batch: int) -> Iterator[ImageBatch]:
-    """Decoded images in batches of `batch` (the last one smaller). Reading is in order, decoding on all cores."""
-    for found in view_batches(samples, ImageInput(size), batch=batch):
-        yield ImageBatch(found.arrays["image"], found.keys, found.meta)
+def text_batches(texts: Sequence[str], taken: TextInput, *, batch: int) -> Iterator[Views]:
+    """The same of texts, which are their own keys."""
+    for start in range(0, len(texts), batch):
+        part = list(texts[start : start + batch])
+        yield Views(collate([taken.tokens(each) for each in part]), part, [])
 
 
 @contextmanager
@@ -148,32 +134,3 @@ def encoder(model: PreTrainedModel, device: str | torch.device) -> Callable[[Map
             return embed(model, {name: value.to(device) for name, value in batch.items()}).cpu()
 
     return encode
-
-
-def forward_images(model: PreTrainedModel, pixels: Tensor) -> Tensor:
-    """`embed` of uint8 [B, 3, H, W]."""
-    return embed(model, {"image": pixels})
-
-
-def network(model: PreTrainedModel, device: str | torch.device) -> Callable[[Tensor], Tensor]:
-    """`encoder` of uint8 [B, 3, H, W]."""
-    encode = encoder(model, device)
-    return lambda pixels: encode({"image": pixels})
-
-
-def raw(pixels: Tensor) -> Tensor:
-    """`ImageInput.raw` of uint8 [B, 3, H, W]."""
-    return ImageInput(pixels.shape[-1]).raw({"image": pixels})
-
-
-def text_encoder(model: PreTrainedModel, words: TextInput, device: str | torch.device
-                 ) -> Callable[[Sequence[str]], Tensor]:
-    """`encoder` of texts, each cut or padded to the length of `words`."""
-    encode = encoder(model, device)
-
-    def encode_texts(texts: Sequence[str]) -> Tensor:
-        encoded = [text.encode(words.tokenizer, each, words.length) for each in texts]
-        ids, mask = (torch.from_numpy(np.stack(part)) for part in zip(*encoded, strict=True))
-        return encode({"input_ids": ids, "attention_mask": mask})
-
-    return encode_texts

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,29 +33,29 @@ BICUBIC = 3  # Pillow's number
 UNLIMITED = 10**9  # transformers writes 10^30 where there is no limit
 CLASS = "PreTrainedTokenizerFast"  # transformers 5 writes a name of its own, which 4 does not know; both load this one
 RAW_SIDE = 64  # pixels a side at most of raw pictures as a baseline
-RAW_WIDTH = 4096  # values at most of a raw text or series
+RAW_WIDTH = 4096  # values at most of a raw series
 WINDOW = 512  # samples of sound whose spectrum is taken at once
 
 
+@dataclass(frozen=True)
 class Input(ABC):
-    """What a backbone of one modality takes.
+    """What a backbone of one modality takes. The fields of a subclass are attributes of its towers.
 
     Attributes:
         modality: a name in `bigssl.nets.modality.MODALITIES`.
-        fields: fields of a sample that hold it, the first there is.
+        plural: what samples of it are called.
+        raw_name: what the baseline is that has learnt nothing.
+        once: equal contents are one observation, known by what they are, whatever the keys of their samples.
         loader: the class of transformers that loads what `write` writes; "" where it has none.
         described: what the model card says of it.
     """
 
     modality: ClassVar[str]
-    fields: ClassVar[Sequence[str]]
+    plural: ClassVar[str]
+    raw_name: ClassVar[str]
+    once: ClassVar[bool] = False
     loader: ClassVar[str]
     described: ClassVar[str]
-
-    @classmethod
-    @abstractmethod
-    def of(cls, tower: Tower) -> Input:
-        """What a tower takes."""
 
     @classmethod
     @abstractmethod
@@ -68,18 +68,24 @@ class Input(ABC):
 
     def view(self, sample: Sample) -> dict[str, np.ndarray]:
         """The sample as evaluation sees it, by the names that the modality has for a batch. Raises DataError."""
-        data = decode.field(sample, self.fields)
+        data = decode.field(sample, decode.FIELDS[self.modality])
         try:
-            return self._view(data, sample)
+            return self._view(data)
         except DataError as error:
             raise DataError(f"shard {sample.shard}, sample {sample.key!r}: {error}") from error
 
     @abstractmethod
-    def _view(self, data: bytes, sample: Sample) -> dict[str, np.ndarray]: ...
+    def _view(self, data: bytes) -> dict[str, np.ndarray]: ...
 
     @abstractmethod
-    def raw(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The baseline that has learnt nothing: collated views -> [B, N]."""
+    def raw(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The baseline that has learnt nothing: collated views -> [B, N], uint8 or float32. None where a sample alone
+        does not tell its own: an evaluation then makes it of all."""
+
+    @property
+    def reduced(self) -> str:
+        """What a reader of the scorecard has to know of the raw baseline; "" where it is the whole view."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -91,24 +97,35 @@ class ImageInput(Input):
     """
 
     size: int
-    modality, fields, loader = "image", decode.IMAGES, "AutoImageProcessor"
+    modality, plural, raw_name, loader = "image", "images", "raw pixels", "AutoImageProcessor"
     described = """\
 Pictures: RGB (transparent ones on white), upright, through the `AutoImageProcessor` beside the weights, which prepares
 them as they were when the scorecard was made."""
-
-    @classmethod
-    def of(cls, tower: Tower) -> ImageInput:
-        return cls(tower.size)
 
     @classmethod
     def read(cls, folder: Path) -> ImageInput:
         return cls(int(_preprocessor(folder, "images")["crop_size"]["height"]))
 
     def write(self, folder: Path) -> None:
-        _write_json(folder / PREPROCESSOR, image_preprocessor(self.size))
+        """Settings with which `AutoImageProcessor` makes of an RGB picture exactly the view. To the byte with Pillow;
+        where torchvision resizes in its place, it rounds differently.
 
-    def _view(self, data: bytes, sample: Sample) -> dict[str, np.ndarray]:
+        The CLIP processor is the one of transformers that does just this; the networks need not be CLIP's.
+        """
+        _write_json(folder / PREPROCESSOR, {
+            "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True,
+            "do_resize": True, "size": {"shortest_edge": self.size}, "resample": BICUBIC,
+            "do_center_crop": True, "crop_size": {"height": self.size, "width": self.size},
+            "do_rescale": True, "rescale_factor": 1 / 255,
+            "do_normalize": True, "image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3,
+        })  # fmt: skip
+
+    def _view(self, data: bytes) -> dict[str, np.ndarray]:
         return {"image": augment.center(decode.image(data), self.size)}
+
+    @property
+    def reduced(self) -> str:
+        return f"Raw pixels are those of pictures at most {RAW_SIDE} pixels a side." if self.size > RAW_SIDE else ""
 
     def raw(self, batch: Mapping[str, Tensor]) -> Tensor:
         """uint8 [B, 3·H·W], at most RAW_SIDE pixels a side (means of areas)."""
@@ -124,12 +141,9 @@ class TextInput(Input):
 
     tokenizer: PreTrainedTokenizerFast
     length: int
-    modality, fields, loader = "text", decode.DOCUMENTS, "AutoTokenizer"
+    modality, plural, raw_name, loader = "text", "texts", "TF-IDF bag of words", "AutoTokenizer"
+    once = True
     described = "Texts: through the `AutoTokenizer` beside the weights, with `truncation=True`."
-
-    @classmethod
-    def of(cls, tower: Tower) -> TextInput:
-        return cls(tower.tokenizer, tower.length)
 
     @classmethod
     def read(cls, folder: Path) -> TextInput:
@@ -148,15 +162,16 @@ class TextInput(Input):
         settings = json.loads((folder / TOKENIZER).read_text())
         _write_json(folder / TOKENIZER, settings | {"model_max_length": self.length, "tokenizer_class": CLASS})
 
-    def _view(self, data: bytes, sample: Sample) -> dict[str, np.ndarray]:
-        ids, mask = encode(self.tokenizer, decode.running_text(sample), self.length)
+    def _view(self, data: bytes) -> dict[str, np.ndarray]:
+        return self.tokens(decode.text(data))
+
+    def tokens(self, text: str) -> dict[str, np.ndarray]:
+        """The view of a text. Raises DataError."""
+        ids, mask = encode(self.tokenizer, text, self.length)
         return {"input_ids": ids, "attention_mask": mask}
 
-    def raw(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """float32 [B, N]: how often each token occurs (those whose ids differ by RAW_WIDTH together)."""
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        width = min(len(self.tokenizer), RAW_WIDTH)
-        return torch.zeros(len(ids), width, device=ids.device).scatter_add_(1, ids % width, mask.float())
+    def raw(self, batch: Mapping[str, Tensor]) -> None:
+        """The weight of a word depends on all texts."""
 
 
 @dataclass(frozen=True)
@@ -166,14 +181,10 @@ class SeriesInput(Input):
 
     length: int
     channels: int
-    modality, fields, loader = "series", ("npy",), ""
+    modality, plural, raw_name, loader = "series", "series", "raw values", ""
     described = """\
 Series: float32 [B, length, channels], with length and channels as in `preprocessor_config.json`: the first steps of a
 longer one; 0 behind the end of a shorter one and in place of NaN, and the mask of observed values false there."""
-
-    @classmethod
-    def of(cls, tower: Tower) -> SeriesInput:
-        return cls(tower.length, tower.channels)
 
     @classmethod
     def read(cls, folder: Path) -> SeriesInput:
@@ -183,7 +194,7 @@ longer one; 0 behind the end of a shorter one and in place of NaN, and the mask 
     def write(self, folder: Path) -> None:
         _write_json(folder / PREPROCESSOR, {"length": self.length, "channels": self.channels, "padding_value": 0.0})
 
-    def _view(self, data: bytes, sample: Sample) -> dict[str, np.ndarray]:
+    def _view(self, data: bytes) -> dict[str, np.ndarray]:
         values = decode.series(data, non_finite="keep")[: self.length]
         if values.shape[1] != self.channels:
             raise DataError(f"series of {values.shape[1]} channels; this backbone takes {self.channels}")
@@ -194,10 +205,17 @@ longer one; 0 behind the end of a shorter one and in place of NaN, and the mask 
         return {"series": np.pad(np.where(observed, values, np.float32(0)), behind),
                 "series_mask": np.pad(observed, behind)}
 
+    @property
+    def _parts(self) -> int:
+        return max(1, min(self.length, RAW_WIDTH // self.channels))
+
+    @property
+    def reduced(self) -> str:
+        return f"Raw series are the means of {self._parts} parts of each." if self._parts < self.length else ""
+
     def raw(self, batch: Mapping[str, Tensor]) -> Tensor:
         """float32 [B, N]: the values themselves, channel by channel, a long series as means of its parts."""
-        steps = max(1, min(self.length, RAW_WIDTH // self.channels))
-        return F.adaptive_avg_pool1d(batch["series"].transpose(1, 2), steps).flatten(1)
+        return F.adaptive_avg_pool1d(batch["series"].transpose(1, 2), self._parts).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -207,14 +225,10 @@ class AudioInput(Input):
 
     rate: int
     length: int
-    modality, fields, loader = "audio", decode.AUDIO, "AutoFeatureExtractor"
+    modality, plural, raw_name, loader = "audio", "sounds", "log power spectrum", "AutoFeatureExtractor"
     described = """\
 Sounds: the mean of the channels at the extractor's `sampling_rate`, through the `AutoFeatureExtractor` beside the
 weights with `max_length=extractor.max_length, truncation=True, padding="max_length"`."""
-
-    @classmethod
-    def of(cls, tower: Tower) -> AudioInput:
-        return cls(tower.rate, tower.length)
 
     @classmethod
     def read(cls, folder: Path) -> AudioInput:
@@ -229,7 +243,7 @@ weights with `max_length=extractor.max_length, truncation=True, padding="max_len
             "max_length": self.length,
         })  # fmt: skip
 
-    def _view(self, data: bytes, sample: Sample) -> dict[str, np.ndarray]:
+    def _view(self, data: bytes) -> dict[str, np.ndarray]:
         values = decode.audio(data, rate=self.rate, mono=True)[0][: self.length, 0]
         mask = (np.arange(self.length) < len(values)).astype(np.int64)
         return {"audio": np.pad(values, (0, self.length - len(values))), "audio_mask": mask}
@@ -247,7 +261,8 @@ INPUTS: dict[str, type[Input]] = {kind.modality: kind for kind in (ImageInput, T
 
 def input_of(tower: Tower) -> Input:
     """What a tower takes."""
-    return INPUTS[tower.modality].of(tower)
+    kind = INPUTS[tower.modality]
+    return kind(**{field.name: getattr(tower, field.name) for field in fields(kind)})
 
 
 def exported_input(folder: Path) -> Input:
@@ -259,32 +274,6 @@ def exported_input(folder: Path) -> Input:
     if (row := modality_of_type(kind)) is None:
         raise DataError(f"{folder / CONFIG}: model_type {kind!r} is of no modality that this version knows")
     return INPUTS[row.name].read(folder)
-
-
-def image_preprocessor(size: int) -> dict[str, Any]:
-    """Settings with which `AutoImageProcessor` makes of an RGB picture exactly what evaluation makes of it
-    (`bigssl.data.kinds.augment.center`, `bigssl.nets.pool.normalise`): shorter side to `size`, bicubic, middle square.
-    To the byte with Pillow; where torchvision resizes in its place, it rounds differently.
-
-    The CLIP processor is the one of transformers that does just this; the networks need not be CLIP's.
-    """
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True, "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True,
-        "size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size},
-        "resample": BICUBIC,
-        "rescale_factor": 1 / 255, "image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3,
-    }
-
-
-def image_size(folder: Path) -> int:
-    """Image side in pixels of an exported image backbone. Raises DataError."""
-    return ImageInput.read(folder).size
-
-
-def text_input(folder: Path) -> TextInput:
-    """Tokenizer and length of an exported text backbone. Raises DataError."""
-    return TextInput.read(folder)
 
 
 def _preprocessor(folder: Path, what: str) -> dict[str, Any]:

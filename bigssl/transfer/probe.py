@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -10,7 +10,6 @@ from bigssl.config.evaluate import Evaluation
 from bigssl.report.metrics import Measure
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.matrix import Held
-from bigssl.transfer.scores import Score
 from bigssl.transfer.subjects import Live
 from bigssl.transfer.team import Team
 
@@ -38,12 +37,8 @@ class LiveProbe:
         Raises:
             DataError: on every rank, where a section asks for what the shards or networks do not have.
         """
-        self.measures = {name: Measure(score.unit, "") for name, score in self._scores(self._bench)}
-
-    def _scores(self, bench: Bench) -> Iterator[tuple[str, Score]]:
-        for name, section in self._sections.items():
-            for score in section.run(bench.at(f"probe.{name}", section.batch)):
-                yield f"probe/{name}" + (f"/{score.row}" if score.row else ""), score
+        rows = self._bench.rows("probe", self._sections)
+        self.measures = {f"probe/{name}": Measure(score.unit, "") for name, score in rows}
 
     def __call__(self) -> dict[str, float]:
         """{"probe/NAME": the trained network's mean, "health/BACKBONE/std": 1/√D when healthy and 0 when collapsed,
@@ -52,7 +47,7 @@ class LiveProbe:
         The networks are in eval mode inside and in their former mode afterwards.
         """
         bench = self._bench.again()
-        found = {name: score.mean("trained") for name, score in self._scores(bench)}
+        found = {f"probe/{name}": score.mean("trained") for name, score in bench.rows("probe", self._sections)}
         return found | {
             f"health/{backbone}/{name}": value
             for backbone, health in bench.health.items()

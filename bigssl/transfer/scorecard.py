@@ -8,8 +8,8 @@
         unit, higher_is_better         of the numbers; "share" for shares of the queries that are right, 0 to 1
         trained, stderr                mean over the queries and its standard error
         chance, majority, blind, random_net, raw   the same for the baselines; null where a baseline makes no sense
-        raw_name, blind_name           what these are: raw pixels (flattened), their class means over the labelled
-                                       pictures of the captions, TF-IDF bag of words; token frequencies
+        raw_name, blind_name           what these are: `raw_name` of the modality in `bigssl.transfer.inputs`, or class
+                                       means of raw pixels over the labelled pictures of the captions; token frequencies
         gains                          {baseline: {difference, stderr}}: how far trained is ahead of it, paired by query
         trained_beats_BASELINE, raw_beats_random_net   bools, by the plain difference
         passed                         trained is ahead of chance and every baseline
@@ -48,7 +48,7 @@ FILE = "scorecard.json"
 HEADINGS = ("task", "chance", "blind", "random net", "raw", "trained", "verdict")
 NOTES = [
     "± is one standard error of the paired difference; queries that show the same item count as one.",
-    "Network features and raw pixels are centred by the mean of the bank before each cosine, all alike.",
+    "Features and raw vectors are centred by the mean of the bank before each cosine, all alike.",
 ]
 
 
@@ -68,14 +68,11 @@ def score(
     """
     start, folder, team = time.monotonic(), Path(run_folder), team or Team()
     team.gather(lambda: export.recover(folder) if team.rank == 0 else None)
-    subjects = Exported(folder / export.FOLDER, seed, _pictures(evaluate))
+    subjects = Exported(folder / export.FOLDER, seed, _unlabelled(evaluate))
     fields = sorted({name for section in evaluate.values() for name in section.metadata()})
-    tasks: dict[str, dict[str, Any]] = {}
     with Scratch(folder, team) as scratch:
         bench = Bench(team, scratch, subjects, device, seed=seed, fields=fields, notes=subjects.notes)
-        for name, section in evaluate.items():
-            for each in section.run(bench.at(f"evaluate.{name}", section.batch)):
-                tasks[f"{name}/{each.row}" if each.row else name] = row_of(each)
+        tasks = {name: row_of(found) for name, found in bench.rows("evaluate", evaluate)}
     card = {
         "version": CARD_VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),
         "seconds": round(time.monotonic() - start, 1),
@@ -86,11 +83,11 @@ def score(
     return card
 
 
-def _pictures(evaluate: Mapping[str, Evaluation]) -> dict[str, list[str]]:
-    """Shards by backbone, without those of queries, that pictures for BatchNorm may come from."""
+def _unlabelled(evaluate: Mapping[str, Evaluation]) -> dict[str, list[str]]:
+    """Shards by backbone, without those of queries, that samples for BatchNorm may come from."""
     found: dict[str, list[str]] = {}
     for section in evaluate.values():
-        for backbone, field in section.pictures().items():
+        for backbone, field in section.unlabelled().items():
             found.setdefault(backbone, []).append(getattr(section, field))
     return found
 

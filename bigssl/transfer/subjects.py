@@ -7,32 +7,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bigssl.data.errors import DataError
+from bigssl.data.kinds import decode
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.norm import has_batch_norm
 from bigssl.transfer import export
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
-from bigssl.transfer.features import (
-    ImageBatch,
-    column,
-    has_picture,
-    image_batches,
-    network,
-    read_samples,
-    text_encoder,
-)
-from bigssl.transfer.inputs import PREPROCESSOR, ImageInput, Input, TextInput, image_size, text_input
+from bigssl.transfer.features import Views, column, encoder, holds, read_samples, view_batches
+from bigssl.transfer.inputs import Input, exported_input
 from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.team import AgreedError
 
 CALIBRATION_BATCHES = 8
-NORM = "The random network's BatchNorm statistics were set from unlabelled images that are no queries."
+NORM = "The random network's BatchNorm statistics were set from unlabelled samples that are no queries."
 Tensors = dict[str, Tensor]
 
 
@@ -51,16 +44,9 @@ class Subject:
     takes: Input
     width: int = 0
 
-    @property
-    def kind(self) -> str:
-        """What it takes: "image" or "text"."""
-        return "image" if isinstance(self.takes, ImageInput) else "text"
-
-    def encoders(self, device: str | torch.device) -> dict[str, Callable[[Any], Tensor]]:
-        """By contender: pictures uint8 [B, 3, H, W] or B texts -> float32 [B, D], on the CPU."""
-        if isinstance(self.takes, TextInput):
-            return {name: text_encoder(model, self.takes, device) for name, model in self.models.items()}
-        return {name: network(model, device) for name, model in self.models.items()}
+    def encoders(self, device: str | torch.device) -> dict[str, Callable[[Mapping[str, Tensor]], Tensor]]:
+        """By contender: collated views -> float32 [B, D], on the CPU."""
+        return {name: encoder(model, device) for name, model in self.models.items()}
 
 
 class Subjects(Protocol):
@@ -83,17 +69,17 @@ class Exported:
     """The networks of an export folder, each loaded once, beside its random twin.
 
     The twin has fresh weights from the seed. Where it has BatchNorm, the running statistics are first set from
-    unlabelled images that are no queries; the trained network keeps its own. Judged with the statistics of an untrained
-    module it would lose for want of bookkeeping.
+    unlabelled samples that are no queries; the trained network keeps its own. Judged with the statistics of an
+    untrained module it would lose for want of bookkeeping.
 
     Args:
-        pictures: URLs of shards by backbone that such images may come from: the first is taken that has any.
+        unlabelled: URLs of shards by backbone that such samples may come from: the first is taken that has any.
     """
 
     live = False
 
-    def __init__(self, folder: Path, seed: int, pictures: Mapping[str, Sequence[str]]) -> None:
-        self.folder, self.seed, self._pictures = folder, seed, pictures
+    def __init__(self, folder: Path, seed: int, unlabelled: Mapping[str, Sequence[str]]) -> None:
+        self.folder, self.seed, self._unlabelled = folder, seed, unlabelled
         self.notes: list[str] = []
         self._loaded: dict[str, Subject] = {}
 
@@ -105,14 +91,12 @@ class Exported:
     def _load(self, name: str, batch: int, device: str | torch.device) -> Subject:
         folder = self.folder / name
         trained = export.load_backbone(folder)
-        takes = ImageInput(image_size(folder)) if (folder / PREPROCESSOR).is_file() else text_input(folder)
-        fresh = random_network(trained.config, self.seed)
-        indexes = map(DatasetIndex.load, self._pictures.get(name, ()) if has_batch_norm(fresh) else ())
-        index = next((each for each in indexes if has_picture(each)), None)
-        if index is not None and isinstance(takes, ImageInput):
-            samples = read_samples(index, CALIBRATION_BATCHES * batch)
-            calibration = (each.pixels for each in image_batches(samples, size=takes.size, batch=batch))
-            calibrate_batch_norm(fresh, calibration, device)
+        takes, fresh = exported_input(folder), random_network(trained.config, self.seed)
+        indexes = map(DatasetIndex.load, self._unlabelled.get(name, ()) if has_batch_norm(fresh) else ())
+        index = next((each for each in indexes if holds(each, decode.FIELDS[takes.modality])), None)
+        if index is not None:
+            views = view_batches(read_samples(index, CALIBRATION_BATCHES * batch), takes, batch=batch)
+            calibrate_batch_norm(fresh, (each.arrays for each in views), device)
             self.notes += [NORM] if NORM not in self.notes else []
         return Subject(name, {"trained": trained, "random_net": fresh}, takes)
 
@@ -167,7 +151,7 @@ class Notes:
     columns: dict[str, list[str]] = field(default_factory=dict)
     lacking: dict[str, str] = field(default_factory=dict)
 
-    def of(self, batches: Iterable[ImageBatch]) -> Iterator[ImageBatch]:
+    def of(self, batches: Iterable[Views]) -> Iterator[Views]:
         for batch in batches:
             self.keys += batch.keys
             for name in self.fields:
@@ -191,6 +175,10 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def groups(self, name: str | None) -> list[str]:
+        """What each sample is of, for standard errors: its value in a metadata field, or itself."""
+        return self.keys if name is None else self.column(name)
 
     def column(self, name: str) -> list[str]:
         """A metadata field that the evaluation has among its own, of each sample. Raises AgreedError where one lacks

@@ -6,7 +6,8 @@ shared space, and "logit_scale" [], which does not change which class wins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,7 +39,7 @@ class ByTexts(Evaluation):
     item: Item = None
     caption_limit: Limit = None
 
-    def pictures(self) -> dict[str, str]:
+    def unlabelled(self) -> dict[str, str]:
         return {self.image_backbone: "captions"}
 
     def check(self, seen: Checked) -> None:
@@ -79,14 +80,11 @@ class ByTexts(Evaluation):
         (known, asked), classes = encode_labels(labels, wanted)
         hits = {} if bench.live else {"majority": majority_hits(wanted)}
         for name, matrix in described.items():
+            image = partial(project, weight=heads[name]["image_projection"])
             directions = _directions(bench, matrix, known, len(classes), heads[name]["text_projection"])
-            hits[name] = nearest_class(bench, queries, name, heads[name]["image_projection"], directions) == asked
+            hits[name] = nearest_class(bench, queries.matrices[name], image, directions) == asked
         hits |= {} if bench.live else self.raw(bench, queries, classes, asked)
         return [self.score(queries, hits, classes, len(sentences))]
-
-    def groups(self, queries: Encoded) -> list[str]:
-        """What the queries belong to, for their standard error."""
-        return queries.keys if self.item is None else queries.column(self.item)
 
 
 def _check_heads(where: str, heads: Tensors, image: int, text: int) -> None:
@@ -117,13 +115,15 @@ def _directions(bench: Bench, texts: Matrix, labels: Tensor, classes: int, proje
     return unit(bench.team.total(sums))
 
 
-def nearest_class(bench: Bench, queries: Encoded, name: str, projection: Tensor, directions: Tensor) -> Tensor:
-    """Class int64 [N] of each query by the projected features of a contender. A collective."""
+def nearest_class(
+    bench: Bench, queries: Matrix, to_space: Callable[[Tensor], Tensor], directions: Tensor
+) -> Tensor:
+    """Class int64 [N] of each query [D] by the `directions` [classes, P] in the space to which it is taken. A
+    collective."""
 
     def mine() -> Tensor:
-        matrix = queries.matrices[name]
-        pieces = matrix.pieces(bench.team.share(len(matrix)))
-        found = [zero_shot_predict(project(piece, projection), directions) for _, piece in pieces]
+        pieces = queries.pieces(bench.team.share(len(queries)))
+        found = [zero_shot_predict(to_space(piece), directions) for _, piece in pieces]
         return torch.cat([torch.empty(0, dtype=torch.int64), *found])
 
     return bench.hits(mine)

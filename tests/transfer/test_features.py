@@ -17,16 +17,15 @@ from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import normalise
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
 from bigssl.transfer.features import (
-    ImageBatch,
+    Views,
     chosen,
     column,
+    encoder,
     evaluating,
-    image_batches,
-    network,
-    raw,
     read_samples,
     samples_at,
-    text_encoder,
+    text_batches,
+    view_batches,
 )
 from bigssl.transfer.inputs import ImageInput, TextInput
 
@@ -48,13 +47,13 @@ def one_by_one(model: PreTrainedModel, index: DatasetIndex) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def batches_of(index: DatasetIndex, batch: int, size: int = SIZE) -> list[ImageBatch]:
-    return list(image_batches(read_in_order(index), size=size, batch=batch))
+def batches_of(index: DatasetIndex, batch: int, size: int = SIZE) -> list[Views]:
+    return list(view_batches(read_in_order(index), ImageInput(size), batch=batch))
 
 
 def encoded(model: PreTrainedModel, index: DatasetIndex, batch: int = 64) -> torch.Tensor:
-    encode = network(model, "cpu")
-    return torch.cat([encode(images.pixels) for images in batches_of(index, batch)])
+    encode = encoder(model, "cpu")
+    return torch.cat([encode(views.arrays) for views in batches_of(index, batch)])
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
@@ -70,8 +69,8 @@ def test_images_equal_one_by_one(kind: str, batch: int, make_model: Make, val: D
 
 def test_raw_pixels_are_the_picture_or_means_of_its_areas() -> None:
     pixels = torch.randint(0, 256, (3, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(raw(pixels[..., :20, :20]), pixels[..., :20, :20].flatten(1))
-    small = raw(pixels)
+    assert torch.equal(ImageInput(20).raw({"image": pixels[..., :20, :20]}), pixels[..., :20, :20].flatten(1))
+    small = ImageInput(128).raw({"image": pixels})
     assert small.shape == (3, 3 * 64 * 64) and small.dtype == torch.uint8
     mean = pixels[1, 2, 10:12, 40:42].float().mean()
     assert abs(small.view(3, 3, 64, 64)[1, 2, 5, 20].float() - mean) <= 0.5
@@ -120,8 +119,10 @@ def test_texts_do_not_depend_on_batch_or_padding(
     batch: int, make_model: Make, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     model, texts = make_model("bert"), ["red thing", "blue", "green thing number 3", "", "red"]
-    encode = text_encoder(model, TextInput(tokenizer, 24), "cpu")
-    vectors = torch.cat([encode(texts[start : start + batch]) for start in range(0, len(texts), batch)])
+    encode = encoder(model, "cpu")
+    found = list(text_batches(texts, TextInput(tokenizer, 24), batch=batch))
+    assert [key for views in found for key in views.keys] == texts and len(found[0].keys) == min(batch, 5)
+    vectors = torch.cat([encode(views.arrays) for views in found])
     for each, vector in zip(texts, vectors, strict=True):
         ids, mask = text.encode(tokenizer, each, 24)
         count = int(mask.sum())
@@ -131,9 +132,9 @@ def test_texts_do_not_depend_on_batch_or_padding(
 
 
 def test_damaged_image_names_shard_and_sample(shards: Path, monkeypatch: pytest.MonkeyPatch, val: DatasetIndex) -> None:
-    monkeypatch.setattr(ImageInput, "fields", ("json",))
+    monkeypatch.setitem(decode.FIELDS, "image", ("json",))
     with pytest.raises(DataError, match=r"part-0\.tar, sample '0060-google'.*undecodable"):
-        next(image_batches(read_in_order(val), size=SIZE, batch=4))
+        next(view_batches(read_in_order(val), ImageInput(SIZE), batch=4))
 
 
 def test_missing_metadata_names_the_field(val: DatasetIndex) -> None:
@@ -156,12 +157,12 @@ def test_random_network_is_the_seed_and_leaves_the_generator_alone(make_model: M
 
 def test_calibrated_statistics_are_those_of_the_images(make_model: Make, val: DatasetIndex) -> None:
     model = random_network(make_model("resnet").config, 0)
-    batches = [images.pixels for images in batches_of(val, 14)]
+    batches = [views.arrays for views in batches_of(val, 14)]
     weights = {name: value.clone() for name, value in model.named_parameters()}
     assert calibrate_batch_norm(model, batches, "cpu") == 3
     stem = model.embedder.embedder  # type: ignore[union-attr]
     with torch.no_grad():
-        outputs = [stem.convolution(normalise(pixels)) for pixels in batches]  # type: ignore[operator, union-attr]
+        outputs = [stem.convolution(normalise(each["image"])) for each in batches]  # type: ignore[operator, union-attr]
     mean = torch.stack([out.mean((0, 2, 3)) for out in outputs]).mean(0)
     variance = torch.stack([out.var((0, 2, 3)) for out in outputs]).mean(0)
     assert torch.allclose(stem.normalization.running_mean, mean, atol=1e-5)  # type: ignore[union-attr, arg-type]
@@ -172,11 +173,12 @@ def test_calibrated_statistics_are_those_of_the_images(make_model: Make, val: Da
 
 
 def test_networks_without_batch_norm_need_no_calibration(make_model: Make) -> None:
-    assert calibrate_batch_norm(make_model("vit"), [torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)], "cpu") == 0
+    batch = {"image": torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)}
+    assert calibrate_batch_norm(make_model("vit"), [batch], "cpu") == 0
 
 
 def test_pixels_are_uint8_of_the_size_asked_for(val: DatasetIndex) -> None:
     batches = batches_of(val, 40, size=20)
     assert [len(images.keys) for images in batches] == [40, 2]
-    assert batches[0].pixels.shape == (40, 3, 20, 20) and batches[0].pixels.dtype == torch.uint8
-    assert np.ptp(batches[0].pixels.numpy()) > 100
+    pixels = batches[0].arrays["image"]
+    assert pixels.shape == (40, 3, 20, 20) and pixels.dtype == torch.uint8 and np.ptp(pixels.numpy()) > 100

@@ -12,12 +12,12 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
-from bigssl.data.kinds import text
+from bigssl.data.kinds import decode, text
 from bigssl.data.sample import Sample
+from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import normalise
 from bigssl.transfer.export import export_run
-from bigssl.transfer.features import decode_pixels
-from bigssl.transfer.inputs import ImageInput, TextInput, image_size, text_input
+from bigssl.transfer.inputs import INPUTS, ImageInput, TextInput, exported_input
 
 Make = Callable[..., PreTrainedModel]
 SIZE = 32
@@ -43,11 +43,11 @@ def encoded(width: int, height: int, mode: str, kind: str) -> bytes:
 def test_the_exported_preprocessor_is_the_view_of_evaluation(kind: str, make_model: Make, tmp_path: Path) -> None:
     export_run(tmp_path, {"net": make_model(kind)}, {"net": ImageInput(SIZE)}, {}, {})
     processor = AutoImageProcessor.from_pretrained(tmp_path / "export" / "net")
-    assert image_size(tmp_path / "export" / "net") == SIZE
+    assert exported_input(tmp_path / "export" / "net") == ImageInput(SIZE)
     for name, (width, height, mode, form) in PICTURES.items():
         data = encoded(width, height, mode, form)
         sample = Sample(name, {form: data}, 0, 0, "shard.tar", "")
-        view = normalise(torch.from_numpy(decode_pixels(sample, SIZE))[None])
+        view = normalise(torch.from_numpy(ImageInput(SIZE).view(sample)["image"])[None])
         found = processor(Image.open(io.BytesIO(data)), return_tensors="pt")["pixel_values"]
         assert found.shape == view.shape == (1, 3, SIZE, SIZE)
         assert (found - view).abs().max().item() * 127.5 < 0.01, f"{name}: of 255"
@@ -69,7 +69,8 @@ def test_the_exported_tokenizer_cuts_to_what_the_model_takes(
         specials = {name: getattr(loaded, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
         assert specials == {name: getattr(tokenizer, f"{name}_token_id") for name in specials}
         assert model.config.pad_token_id == loaded.pad_token_id
-        assert text_input(folder).length == 24
+        taken = exported_input(folder)
+        assert isinstance(taken, TextInput) and taken.length == 24
 
 
 def test_the_tokenizer_class_is_one_that_transformers_4_knows(
@@ -81,7 +82,11 @@ def test_the_tokenizer_class_is_one_that_transformers_4_knows(
 
 def test_exports_that_do_not_say_what_they_take_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"preprocessor_config.json: no such file.*run the training command again"):
-        image_size(tmp_path)
+        ImageInput.read(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"tokenizer_config.json: no model_max_length.*run the training command again"):
-        text_input(tmp_path)
+        TextInput.read(tmp_path)
+
+
+def test_each_modality_has_a_network_s_side_and_a_sample_s_side() -> None:
+    assert INPUTS.keys() == MODALITIES.keys() == decode.FIELDS.keys()

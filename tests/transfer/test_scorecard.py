@@ -21,7 +21,7 @@ from bigssl.transfer import scorecard, subjects
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.discovery import evaluation_union
 from bigssl.transfer.export import export_run
-from bigssl.transfer.features import column, image_batches, network, raw, text_encoder
+from bigssl.transfer.features import column, encoder, text_batches, view_batches
 from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.scorecard import format_table, score
@@ -52,11 +52,21 @@ def settings(shards: Path, *names: str, **changes: Any) -> Sections:
     return parse({name: each | changes for name, each in sections(shards).items() if name in (names or NAMES)})
 
 
-def pictures(index: DatasetIndex, encode: Callable[[torch.Tensor], torch.Tensor]
+def pictures(index: DatasetIndex, encode: Callable[[Any], torch.Tensor]
              ) -> tuple[torch.Tensor, list[str], list[dict[str, Any]]]:
-    batches = list(image_batches(read_in_order(index), size=32, batch=9))
-    return (torch.cat([encode(each.pixels) for each in batches]), [key for each in batches for key in each.keys],
+    batches = list(view_batches(read_in_order(index), ImageInput(32), batch=9))
+    return (torch.cat([encode(each.arrays) for each in batches]), [key for each in batches for key in each.keys],
             [meta for each in batches for meta in each.meta])
+
+
+def raw(batch: Any) -> torch.Tensor:
+    return ImageInput(32).raw(batch) / 255
+
+
+def vectors_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
+    """[N, D]"""
+    encode = encoder(model, "cpu")
+    return torch.cat([encode(each.arrays) for each in text_batches(texts, TextInput(tokenizer, 32), batch=9)])
 
 
 def test_card_is_complete_and_repeatable(run: Path, shards: Path) -> None:
@@ -76,7 +86,7 @@ def test_card_is_complete_and_repeatable(run: Path, shards: Path) -> None:
 def test_trained_and_raw_numbers_are_those_of_loops(run: Path, shards: Path, make_model: Make) -> None:
     card = score(run, settings(shards, "images", "designs"), seed=3)
     bank, queries = (DatasetIndex.load(shards / part) for part in ("train", "val"))
-    encoders = {"trained": network(make_model("resnet"), "cpu"), "raw": lambda pixels: raw(pixels) / 255}
+    encoders = {"trained": encoder(make_model("resnet"), "cpu"), "raw": raw}
     for name, encode in encoders.items():
         (known, known_keys, known_meta), (asked, keys, meta) = (pictures(index, encode) for index in (bank, queries))
         mean = known.mean(0)
@@ -128,10 +138,10 @@ def test_zero_shot_of_towers_that_agree(run: Path, shards: Path, tokenizer: PreT
     from bigssl.transfer.zero_shot import class_names
 
     image, words = make_model("resnet"), make_model("bert")
-    seen, keys, meta = pictures(DatasetIndex.load(shards / "train"), network(image, "cpu"))
+    seen, keys, meta = pictures(DatasetIndex.load(shards / "train"), encoder(image, "cpu"))
     texts, names = class_names(meta, "category")
     classes = sorted(set(names))
-    vectors = text_encoder(words, TextInput(tokenizer, 32), "cpu")(texts)
+    vectors = vectors_of(words, tokenizer, texts)
     targets = torch.eye(3)
     image_targets = targets[[classes.index(each) for each in column(keys, meta, "category")]]
     text_targets = targets[[classes.index(each) for each in names]]
@@ -153,15 +163,15 @@ def test_captions_with_labels_are_called_a_class_mean_and_have_a_supervised_base
     card = score(run, settings(shards, "names", "class_mean"), seed=0)
     task, head = card["tasks"]["class_mean"], load_file(run / "export/heads/clip.safetensors")
     assert "zero-shot" not in task["title"] + task["sentence"] and task["raw_name"] == "class means of raw pixels"
-    encode = text_encoder(make_model("bert"), TextInput(tokenizer, 32), "cpu")
     seen = {}
     for sample in read_in_order(DatasetIndex.load(shards / "train")):
         seen[sample.fields["txt"].decode(), json.loads(sample.fields["json"])["category"]] = None
     sums: dict[str, torch.Tensor] = {}
-    for text, name in seen:
-        vector = head["text_projection"] @ encode([text])[0]
+    vectors = vectors_of(make_model("bert"), tokenizer, [text for text, _ in seen])
+    for (_, name), each in zip(seen, vectors, strict=True):
+        vector = head["text_projection"] @ each
         sums[name] = sums.get(name, torch.zeros(8)) + vector / vector.norm()
-    asked, keys, meta = pictures(DatasetIndex.load(shards / "val"), network(make_model("resnet"), "cpu"))
+    asked, keys, meta = pictures(DatasetIndex.load(shards / "val"), encoder(make_model("resnet"), "cpu"))
     wanted = column(keys, meta, "category")
 
     def nearest(row: torch.Tensor, means: dict[str, torch.Tensor]) -> str:
@@ -170,7 +180,7 @@ def test_captions_with_labels_are_called_a_class_mean_and_have_a_supervised_base
     right = [nearest(head["image_projection"] @ row, sums) == name for row, name in zip(asked, wanted, strict=True)]
     assert task["trained"] == pytest.approx(sum(right) / len(right)) and task["texts"] == len(seen)
     (known, known_keys, known_meta), (asked, _, _) = (
-        pictures(DatasetIndex.load(shards / part), lambda pixels: raw(pixels) / 255) for part in ("train", "val")
+        pictures(DatasetIndex.load(shards / part), raw) for part in ("train", "val")
     )
     labels = column(known_keys, known_meta, "category")
     means = {name: known[[i for i, each in enumerate(labels) if each == name]].mean(0) - known.mean(0)
@@ -183,7 +193,7 @@ def test_captions_with_labels_are_called_a_class_mean_and_have_a_supervised_base
 def test_no_query_sets_the_statistics_of_the_random_network(
     names: list[str], run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[torch.Tensor] = []
+    seen: list[Any] = []
 
     def record(model: PreTrainedModel, batches: Any, device: str) -> int:
         seen.extend(batches)
@@ -193,7 +203,8 @@ def test_no_query_sets_the_statistics_of_the_random_network(
     monkeypatch.setattr(subjects, "calibrate_batch_norm", record)
     score(run, settings(shards, *names), seed=0)
     known, _, _ = pictures(DatasetIndex.load(shards / "train"), raw)
-    assert sorted(row.tolist() for row in raw(torch.cat(seen))) == sorted(row.tolist() for row in known)
+    found = torch.cat([raw(each) for each in seen])
+    assert sorted(row.tolist() for row in found) == sorted(row.tolist() for row in known)
 
 
 def test_sizes_and_lengths_are_those_of_the_export(

@@ -18,6 +18,7 @@ from bigssl.distributed import NoMeeting
 from bigssl.transfer import export, matrix, scorecard, subjects
 from bigssl.transfer import team as teams
 from bigssl.transfer.discovery import evaluation_union
+from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.team import AgreedError, Team
 
@@ -41,8 +42,8 @@ def lonely_score(run: Path, asked: dict[str, Evaluation], culprit: int, what: st
 
 
 FAULTS: dict[str, tuple[Any, str]] = {
-    "network": (export, "load_backbone"), "head": (export, "load_heads"), "tokenizer": (subjects, "text_input"),
-    "calibration": (subjects, "calibrate_batch_norm"), "size": (subjects, "image_size"),
+    "network": (export, "load_backbone"), "head": (export, "load_heads"), "tokenizer": (TextInput, "read"),
+    "calibration": (subjects, "calibrate_batch_norm"), "size": (ImageInput, "read"),
     "index": (DatasetIndex, "load"), "folder": (shutil, "rmtree"), "features": (matrix.FilePart, "read"),
     "card": (scorecard, "write_atomic"),
 }  # fmt: skip

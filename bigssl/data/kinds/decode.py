@@ -21,6 +21,8 @@ __all__ = ["audio", "check_field", "document", "field", "grey", "image", "meta",
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 AUDIO = ("flac", "wav", "ogg")
 DOCUMENTS = ("txt", "json")
+FIELDS = {"image": IMAGES, "text": ("txt",), "series": ("npy",), "audio": AUDIO}
+"""The fields of a sample that hold what a backbone of a modality takes; json beside them is metadata."""
 BOM = "\ufeff"
 _HALF = re.compile(r"[\ud800-\udfff]")
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")

@@ -147,12 +147,12 @@ def everything_sample(source: str, towers: Collection[Tower]) -> Sample:
     """One of everything: a picture, and a text, a series and a sound longer than any window of `towers`."""
     rng, picture, series, sound = np.random.default_rng(0), io.BytesIO(), io.BytesIO(), io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(picture, "PNG")
-    longest = {row: max((t.length for t in towers if t.modality == row), default=1) for row in ("series", "audio")}
+    steps, frames = (2 * max((t.length for t in towers if getattr(t, own)), default=1) for own in ("channels", "rate"))
     channels = max((tower.channels for tower in towers), default=0) or 1
-    np.save(series, rng.standard_normal((2 * longest["series"], channels), dtype=np.float32))
+    np.save(series, rng.standard_normal((steps, channels), dtype=np.float32))
     with wave.open(sound, "wb") as file:
         file.setparams((1, 2, max((tower.rate for tower in towers), default=0) or 16_000, 0, "NONE", ""))
-        file.writeframes(rng.integers(-(2**15), 2**15, 2 * longest["audio"], dtype=np.int16).tobytes())
+        file.writeframes(rng.integers(-(2**15), 2**15, frames, dtype=np.int16).tobytes())
     text = b"The quick brown fox jumps over the lazy dog. " * 1000
     fields = {"png": picture.getvalue(), "txt": text, "npy": series.getvalue(), "wav": sound.getvalue()}
     return Sample("made-up", fields, 0, 0, "made-up", source)

@@ -184,9 +184,7 @@ def _uneven(paper: Paper, recipe: Recipe, name: str, order: Order, reading: Read
             f"lanes, steps of {size} samples and {world} ranks do not divide one another{change}"
         )
     if nodes > 1 and reading.node_shards.mean > 0.9 * reading.shards:
-        texts.append(
-            f"a node opens {reading.node_shards.mean:.0f} of {reading.shards} shards: nearly the whole dataset"
-        )
+        texts.append(f"a node opens {reading.node_shards.mean:.0f} of {reading.shards} shards: nearly all of the data")
     if reading.rank_bytes.imbalance > 1.2:
         texts.append(f"the busiest rank reads {reading.rank_bytes.imbalance:.2f} times the mean of all ranks")
     return texts

@@ -19,8 +19,6 @@ from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head
 
-FIELDS = {"image": decode.IMAGES, "text": ("txt",)}
-"""The fields of a sample, by the modality of the backbone that takes one of them."""
 JUDGED = "that is what is judged"
 
 
@@ -63,7 +61,7 @@ def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: Mapping
     """
     for where, section in evaluated(recipe).items():
         section.check(Checked(where, section, towers, heads))
-    _check_pictures(recipe.evaluate or {}, towers)
+    _check_unlabelled(recipe.evaluate or {}, towers)
 
 
 class Checked:
@@ -82,7 +80,7 @@ class Checked:
         """The modality of the backbone, which has to be one of `modalities`; without them, any."""
         name = getattr(self._section, field)
         kinds = {each: tower.modality for each, tower in self._towers.items()}
-        fitting = sorted(each for each, kind in kinds.items() if kind in (modalities or FIELDS))
+        fitting = sorted(each for each, kind in kinds.items() if not modalities or kind in modalities)
         if name not in fitting:
             kind = " or ".join(modalities) + " " if modalities else ""
             allowed = ", ".join(fitting) or f"none, there is no {kind}backbone"
@@ -112,7 +110,7 @@ class Checked:
         `metadata` name?"""
         url, where = getattr(self._section, field), f"{self._where}.{field}"
         sample = _first(where, url)
-        _check_field(where, url, sample, FIELDS[modality], JUDGED)
+        _check_field(where, url, sample, decode.FIELDS[modality], JUDGED)
         wanted = {name: value for name in metadata if (value := getattr(self._section, name)) is not None}
         if not wanted:
             return
@@ -152,17 +150,18 @@ def _first(where: str, url: str) -> Sample:
     return sample
 
 
-def _check_pictures(evaluate: Mapping[str, Evaluation], towers: Mapping[str, Tower]) -> None:
-    """The random twin of a network with BatchNorm takes its statistics from pictures that are not judged."""
+def _check_unlabelled(evaluate: Mapping[str, Evaluation], towers: Mapping[str, Tower]) -> None:
+    """The random twin of a network with BatchNorm takes its statistics from samples that are not judged."""
     offered: dict[str, list[tuple[str, str]]] = {}
     for name, section in evaluate.items():
-        for backbone, field in section.pictures().items():
+        for backbone, field in section.unlabelled().items():
             offered.setdefault(backbone, []).append((f"evaluate.{name}.{field}", getattr(section, field)))
     for backbone, shards in offered.items():
+        kinds = decode.FIELDS[towers[backbone].modality]
         samples = [_first(where, url) for where, url in shards] if has_batch_norm(towers[backbone].model) else []
-        if samples and not any(kind in sample.fields for sample in samples for kind in decode.IMAGES):
+        if samples and not any(kind in sample.fields for sample in samples for kind in kinds):
             need = f"the BatchNorm of the random twin of {backbone!r} is set from them"
-            _check_field(*shards[0], samples[0], decode.IMAGES, need)
+            _check_field(*shards[0], samples[0], kinds, need)
 
 
 def refuse_seen(recipe: Recipe, indexes: Mapping[str, Iterable[DatasetIndex]]) -> None:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bigssl.data.kinds import decode
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.features import column, has_picture, raw
+from bigssl.transfer.features import column, holds
+from bigssl.transfer.inputs import ImageInput
 from bigssl.transfer.knn import unit
 from bigssl.transfer.scores import Score
 from bigssl.transfer.subjects import Captions, Encoded
-from bigssl.transfer.zero_shot import ByTexts, class_sums, zero_shot_predict
+from bigssl.transfer.zero_shot import ByTexts, class_sums, nearest_class
 
 NO_PICTURES = "The captions have no pictures beside them, so there are no class means of raw pixels to compare with."
 
@@ -25,7 +27,7 @@ class ClassMean(ByTexts):
     def score(self, queries: Encoded, hits: dict[str, Tensor], classes: list[str], texts: int) -> Score:
         subject = f"of {len(queries)} unseen images get the right {self.label} of {len(classes)} from the nearest " \
                   "mean of captions with that label"
-        return Score(f"class mean of captions: {self.label}", subject, hits, self.groups(queries),
+        return Score(f"class mean of captions: {self.label}", subject, hits, queries.groups(self.item),
                      chance=1 / len(classes), names={"raw": "class means of raw pixels"},
                      facts={"classes": len(classes), "texts": texts})  # fmt: skip
 
@@ -33,29 +35,25 @@ class ClassMean(ByTexts):
         """The supervised baseline: the nearest class mean of the raw pixels of the pictures that the captions belong
         to, all centred by their mean. Nothing where they have no pictures."""
         index = bench.index(self.captions)
-        if not bench.team.each(lambda: has_picture(index)):
+        if not bench.team.each(lambda: holds(index, decode.IMAGES)):
             bench.note(NO_PICTURES)
             return {}
         matrix = queries.matrices["raw"]
         mean, directions = self._means(bench, queries, classes, matrix.width)
-
-        def mine() -> Tensor:
-            pieces = matrix.pieces(bench.team.share(len(matrix)))
-            found = [zero_shot_predict(piece - mean, directions) for _, piece in pieces]
-            return torch.cat([torch.empty(0, dtype=torch.int64), *found])
-
-        return {"raw": bench.hits(mine) == asked}
+        return {"raw": nearest_class(bench, matrix, lambda piece: piece - mean, directions) == asked}
 
     def _means(self, bench: Bench, queries: Encoded, classes: list[str], width: int) -> tuple[Tensor, Tensor]:
         """(mean [D] of all pictures, direction [classes, D] of each class's mean from it). A collective."""
         sums, counts = torch.zeros(len(classes), width), torch.zeros(len(classes))
         place = {name: i for i, name in enumerate(classes)}
-        batches = bench.pictures(queries.subject, self.captions, self.caption_limit, "captions")
+        takes = queries.subject.takes
+        assert isinstance(takes, ImageInput)
+        batches = bench.views(takes, self.captions, self.caption_limit, "captions")
 
         def add() -> None:
             for batch in batches:
                 labels = torch.tensor([place[name] for name in column(batch.keys, batch.meta, self.label)])
-                sums.add_(class_sums(raw(batch.pixels).float() / 255, labels, len(classes)))
+                sums.add_(class_sums(takes.raw(batch.arrays).float() / 255, labels, len(classes)))
                 counts.add_(torch.bincount(labels, minlength=len(classes)))
 
         bench.team.gather(add)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 WORD = re.compile(r"(?u)\b\w\w+\b")
 WORDS = 20_000  # of the bag of words at most
 NO_WORDS = "the texts hold no word of two letters or digits, so there is no bag of words to compare with."
-RAW_NAMES = {"image": "raw pixels", "text": "TF-IDF bag of words"}
 
 
 class Knn(Evaluation):
@@ -40,7 +39,7 @@ class Knn(Evaluation):
     k: PositiveInt = 20
     bank_limit: Limit = None
 
-    def pictures(self) -> dict[str, str]:
+    def unlabelled(self) -> dict[str, str]:
         return {self.backbone: "bank"}
 
     def check(self, seen: Checked) -> None:
@@ -62,11 +61,12 @@ class Knn(Evaluation):
         hits = {} if bench.live else {"majority": majority_hits(wanted)}
         hits |= {name: found == asked for name, found in self._votes(bench, bank, queries, known).items()}
         bench.look_at(bank)
-        subject = f"of {len(wanted)} unseen {network.kind}s get the right {self.label} of {len(classes)} from their " \
+        takes = network.takes
+        subject = f"of {len(wanted)} unseen {takes.plural} get the right {self.label} of {len(classes)} from their " \
                   f"{self.k} nearest neighbours"
         return [Score(
-            f"{network.kind} kNN: {self.label}", subject, hits, queries.keys if self.item is None else
-            queries.column(self.item), chance=1 / len(classes), names={"raw": RAW_NAMES[network.kind]},
+            f"{takes.modality} kNN: {self.label}", subject, hits, queries.groups(self.item),
+            chance=1 / len(classes), names={"raw": takes.raw_name},
             facts={"bank": len(labels), "classes": len(classes), "k": self.k},
         )]  # fmt: skip
 
@@ -78,7 +78,7 @@ class Knn(Evaluation):
                                      k=self.k, device=bench.device))
             for name, mean in means.items()
         }  # fmt: skip
-        if bank.subject.kind == "text" and not bench.live:
+        if bank.subject.takes.once and not bench.live:
             if has_words(bank.keys):
                 mine = queries.keys[rows.start : rows.stop]
                 votes["raw"] = bench.hits(lambda: bag_of_words_knn(bank.keys, known, mine, self.k))

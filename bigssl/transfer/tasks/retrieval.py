@@ -1,4 +1,4 @@
-"""Finding the same item in its other view by nearest neighbour, among images never trained on."""
+"""Finding the same item in its other view by nearest neighbour, among samples never trained on."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class Retrieval(Evaluation):
     view: Metadata = Field(description="metadata field that tells the views of an item apart")
     bank_limit: Limit = None
 
-    def pictures(self) -> dict[str, str]:
+    def unlabelled(self) -> dict[str, str]:
         return {self.backbone: "bank"}
 
     def check(self, seen: Checked) -> None:
-        modality = seen.backbone("backbone", "image")
+        modality = seen.backbone("backbone")
         seen.samples("bank", modality)
         seen.samples("queries", modality, "pair", "view")
 
     def run(self, bench: Bench) -> list[Score]:
-        network = bench.subject(self.backbone, "image")
+        network = bench.subject(self.backbone)
         bank = bench.encode(network, self.bank, limit=self.bank_limit, field="bank", columns=[])
         queries = bench.encode(network, self.queries, limit=self.query_limit, field="queries",
                                columns=self.metadata())  # fmt: skip
@@ -60,12 +60,13 @@ class Retrieval(Evaluation):
         if not groups:
             raise AgreedError(f"{bench.where}.pair: value {self.pair!r}, but none occurs in two {self.view!r}s; "
                               "allowed: a metadata field that views of one item share")  # fmt: skip
-        subject = f"of {len(groups)} unseen images have the same {self.pair} in the other {self.view} as their " \
-                  "nearest neighbour"
+        takes = network.takes
+        subject = f"of {len(groups)} unseen {takes.plural} have the same {self.pair} in the other {self.view} as " \
+                  "their nearest neighbour"
         return [Score(
             f"retrieval: same {self.pair}, other {self.view}", subject,
             {name: torch.cat(parts) for name, parts in hits.items()}, groups, chance=sum(chances) / len(chances),
-            names={"raw": "raw pixels"}, facts={"gallery": max(views.count(view) for view in set(views))},
+            names={"raw": takes.raw_name}, facts={"gallery": max(views.count(view) for view in set(views))},
         )]  # fmt: skip
 
 

@@ -17,5 +17,5 @@ class ZeroShot(ByTexts):
 
     def score(self, queries: Encoded, hits: dict[str, Tensor], classes: list[str], texts: int) -> Score:
         subject = f"of {len(queries)} unseen images get the right {self.label} of {len(classes)} from class names alone"
-        return Score(f"zero-shot {self.label}: names", subject, hits, self.groups(queries), chance=1 / len(classes),
-                     facts={"classes": len(classes), "texts": texts})  # fmt: skip
+        return Score(f"zero-shot {self.label}: names", subject, hits, queries.groups(self.item),
+                     chance=1 / len(classes), facts={"classes": len(classes), "texts": texts})  # fmt: skip

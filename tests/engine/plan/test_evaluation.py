@@ -88,7 +88,7 @@ def test_a_field_that_the_first_sample_lacks_is_refused(
         assert f"of {tmp_path / 'x'} (sample k0); allowed: category, code, design" in message
 
 
-def test_statistics_of_the_random_twin_need_pictures(tmp_path: Path) -> None:
+def test_statistics_of_the_random_twin_need_samples_that_it_takes(tmp_path: Path) -> None:
     meta = json.dumps({"category": "x", "subcategory": "y", "code": "1"}).encode()
     folder = shards(tmp_path / "x", {"txt": b"a cat", "json": meta})
     names = {name: f"evaluate.{name}=null" for name in ("images", "designs", "class_mean")}

@@ -1,0 +1,205 @@
+"""Evaluations take a backbone of any modality: series and sounds, against loops, on paper and while it trains."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from bigssl.config.errors import ConfigError
+from bigssl.config.evaluate import Evaluation
+from bigssl.config.recipe import BackboneConfig
+from bigssl.data.order.stream import read_in_order
+from bigssl.data.shards.index import DatasetIndex
+from bigssl.data.tools.pack import pack
+from bigssl.data.tools.sources import Item
+from bigssl.engine.plan.evaluation import Checked
+from bigssl.nets.norm import has_batch_norm
+from bigssl.nets.towers import Tower
+from bigssl.transfer import subjects
+from bigssl.transfer.baselines import random_network
+from bigssl.transfer.collapse import feature_std
+from bigssl.transfer.discovery import evaluation_union
+from bigssl.transfer.export import export_run
+from bigssl.transfer.features import embed, read_samples, view_batches
+from bigssl.transfer.inputs import input_of
+from bigssl.transfer.probe import LiveProbe
+from bigssl.transfer.scorecard import score
+from bigssl.transfer.subjects import CALIBRATION_BATCHES, Live, Subject
+from bigssl.transfer.team import Team
+
+parse: Callable[[Any], dict[str, Evaluation]] = TypeAdapter(dict[str, evaluation_union()]).validate_python
+BATCH, K = 7, 3
+TINY = {
+    "patchtst": BackboneConfig(type="patchtst", channels=2, length=20, config={
+        "d_model": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32, "patch_length": 5,
+        "patch_stride": 5}),
+    "wav2vec2": BackboneConfig(type="wav2vec2", rate=4000, length=900, config={
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
+        "conv_dim": [8, 8], "conv_kernel": [10, 3], "conv_stride": [5, 2], "num_conv_pos_embeddings": 4,
+        "num_conv_pos_embedding_groups": 2}),
+}  # fmt: skip
+
+
+def wave(number: int) -> dict[str, bytes]:
+    """One second of a tone, as a sound of 8 kHz and as a series of two channels; low or high in noise."""
+    rng, high = np.random.default_rng(number), number % 2
+    series = np.stack([np.sin(np.arange(25) * (0.3 + 0.9 * high) + shift) for shift in rng.random(2)], 1)
+    series = (series + 0.8 * rng.standard_normal(series.shape)).astype(np.float32)
+    series[3 : 5, 0] = np.nan
+    sound = np.sin(np.arange(2000 + 200 * (number % 3)) * (0.2 + 0.5 * high)) + 0.8 * rng.standard_normal(
+        2000 + 200 * (number % 3))
+    npy, wav = io.BytesIO(), io.BytesIO()
+    np.save(npy, series[: 25 - 10 * (number % 3 == 2)])
+    soundfile.write(wav, 0.2 * sound, 8000, format="WAV", subtype="FLOAT")
+    meta = {"pitch": "high" if high else "low", "item": str(number // 2)}
+    return {"npy": npy.getvalue(), "wav": wav.getvalue(), "json": json.dumps(meta).encode()}
+
+
+@pytest.fixture(scope="module")
+def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("waves")
+    for name, numbers in (("train", range(30)), ("val", range(30, 47))):
+        pack([Item(f"w{n:03d}", f"w{n:03d}", lambda n=n: wave(n)) for n in numbers], folder / name, name="x")
+    return folder
+
+
+def tower_of(kind: str) -> Tower:
+    torch.manual_seed(3)
+    tower = Tower("net", TINY[kind], None)
+    with torch.no_grad():
+        for value in tower.model.state_dict().values():  # nothing stays at its default
+            if value.is_floating_point():
+                value.add_(0.05 * torch.rand(value.shape))
+    return tower
+
+
+def asked(waves: Path, **changes: Any) -> dict[str, Evaluation]:
+    section = {"task": "knn", "backbone": "net", "bank": str(waves / "train"), "queries": str(waves / "val"),
+               "label": "pitch", "k": K, "batch": BATCH}  # fmt: skip
+    return parse({"near": section | changes})
+
+
+def rows(tower: Tower, folder: Path, encode: Callable[[dict[str, Tensor]], Tensor]) -> tuple[Tensor, list[str]]:
+    """What is made of each sample alone, and its label."""
+    taken, found, labels = input_of(tower), [], []
+    for sample in read_in_order(DatasetIndex.load(folder)):
+        with torch.no_grad():
+            found.append(encode({n: torch.from_numpy(each)[None] for n, each in taken.view(sample).items()})[0])
+        labels.append(json.loads(sample.fields["json"])["pitch"])
+    return torch.stack(found).double(), labels
+
+
+def right_share(tower: Tower, waves: Path, encode: Callable[[dict[str, Tensor]], Tensor]) -> float:
+    (bank, known), (queries, wanted) = (rows(tower, waves / part, encode) for part in ("train", "val"))
+    mean, right = bank.mean(0), 0
+    for row, label in zip(queries, wanted, strict=True):
+        cosines = torch.cosine_similarity(bank - mean, (row - mean)[None])
+        votes: dict[str, float] = {}
+        for value, at in zip(*(part.tolist() for part in cosines.topk(K)), strict=True):
+            votes[known[at]] = votes.get(known[at], 0.0) + np.exp(value / 0.07)
+        right += max(sorted(votes), key=lambda each: votes[each]) == label
+    return right / len(wanted)
+
+
+def calibrated(tower: Tower, waves: Path, seed: int) -> nn.Module:
+    """A random network whose BatchNorm has the mean over batches of what goes into it: by hooks of our own."""
+    model = random_network(tower.model.config, seed)
+    batches = list(view_batches(read_samples(DatasetIndex.load(waves / "train"), CALIBRATION_BATCHES * BATCH),
+                                input_of(tower), batch=BATCH))  # fmt: skip
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
+    for norm in norms:
+        norm.train().momentum = 0.0
+        norm.register_forward_pre_hook(
+            lambda norm, given: seen[norm].append((given[0].mean((0, 2)), given[0].transpose(0, 1).flatten(1).var(1))))
+    with torch.no_grad():
+        for batch in batches:
+            embed(model, batch.arrays)
+        for norm, found in seen.items():
+            norm.eval()
+            for name, values in zip(("running_mean", "running_var"), zip(*found, strict=True), strict=True):
+                getattr(norm, name).copy_(torch.stack(values).mean(0))
+    return model
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_a_backbone_of_any_modality_is_judged_and_probed(
+    kind: str, waves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = tower_of(kind)
+    taken, sections = input_of(tower), asked(waves, item="item")
+    export_run(tmp_path, {"net": tower.model}, {"net": taken}, {}, {})
+    counted: list[int] = []
+    calibrate = subjects.calibrate_batch_norm
+    monkeypatch.setattr(subjects, "calibrate_batch_norm", lambda *given: counted.append(calibrate(*given)))
+    card = score(tmp_path, sections, seed=5)
+    row = card["tasks"]["near"]
+    assert counted == ([5] if kind == "patchtst" else []) and has_batch_norm(tower.model) == bool(counted)
+    model = AutoModel.from_pretrained(tmp_path / "export" / "net").eval()
+    twin = calibrated(tower, waves, 5)
+    for name, encode in (("trained", partial(embed, model)), ("random_net", partial(embed, twin)), ("raw", taken.raw)):
+        assert row[name] == pytest.approx(right_share(tower, waves, encode)), name
+        if name != "raw":  # real numbers, which no two networks share
+            std = feature_std(rows(tower, waves / "train", encode)[0])
+            assert card["health"]["net"][name]["std"] == pytest.approx(std, rel=1e-4)
+    assert row["title"] == f"{tower.modality} kNN: pitch" and row["raw_name"] == taken.raw_name != ""
+    assert f"unseen {taken.plural} get the right pitch of 2" in row["sentence"]
+    live = Live([Subject("net", {"trained": tower.model.train()}, taken, tower.dim)])
+    probe = LiveProbe(sections, live, team=Team(), seed=5, device="cpu")
+    probe.prepare()
+    found = probe()
+    assert found["probe/near"] == pytest.approx(row["trained"]) and tower.model.training
+    assert found["health/net/std"] == pytest.approx(card["health"]["net"]["trained"]["std"], rel=1e-4)
+
+
+def test_what_a_backbone_of_another_modality_is_judged_on_is_looked_into_before(waves: Path, tmp_path: Path) -> None:
+    towers = {"net": tower_of("patchtst"), "ear": tower_of("wav2vec2")}
+
+    def check(**changes: Any) -> None:
+        (section,) = asked(waves, **changes).values()
+        section.check(Checked("evaluate.near", section, towers, {}))
+
+    check()
+    check(backbone="ear", item="item")
+    pack([Item("a", "a", lambda: {"txt": b"a", "json": b'{"pitch": "low"}'})], tmp_path / "texts", name="x")
+    for changes, said in [
+        ({"backbone": "eer"}, "evaluate.near.backbone: no backbone 'eer'; allowed: ear, net; nearest: ear"),
+        ({"queries": str(tmp_path / "texts")}, "evaluate.near.queries: .*sample a has json, txt; allowed: .* npy"),
+        ({"backbone": "ear", "bank": str(tmp_path / "texts")}, "near.bank: .*allowed: shards with flac or wav or ogg"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            check(**changes)
+    (section,) = parse({"x": {"task": "zero_shot", "image_backbone": "net", "queries": str(waves / "val"),
+                              "captions": str(waves / "train"), "label": "pitch"}}).values()  # fmt: skip
+    with pytest.raises(ConfigError, match="evaluate.x.image_backbone: no image backbone 'net'; allowed: none"):
+        section.check(Checked("evaluate.x", section, towers, {}))
+
+
+def test_views_of_one_item_are_found_again_in_any_modality(waves: Path, tmp_path: Path) -> None:
+    """Neighbouring numbers are one item, once low and once high; the raw baseline is that of a loop."""
+    tower = tower_of("patchtst")
+    export_run(tmp_path, {"net": tower.model}, {"net": input_of(tower)}, {}, {})
+    bank, queries = str(waves / "train"), str(waves / "val")
+    asked_for = {"task": "retrieval", "backbone": "net", "bank": bank, "queries": queries, "pair": "item",
+                 "view": "pitch", "batch": BATCH}  # fmt: skip
+    row = score(tmp_path, parse({"pairs": asked_for}), seed=0)["tasks"]["pairs"]
+    assert "of 16 unseen series have the same item" in row["sentence"] and row["raw_name"] == "raw values"
+    (known, _), (found, pitches) = (rows(tower, Path(each), input_of(tower).raw) for each in (bank, queries))
+    unit = torch.nn.functional.normalize(found - known.mean(0), dim=1)
+    right = 0
+    for at in range(16):
+        others = [j for j in range(17) if pitches[j] != pitches[at]]
+        right += max(others, key=lambda j: float(unit[at] @ unit[j])) // 2 == at // 2
+    assert row["raw"] == pytest.approx(right / 16)
