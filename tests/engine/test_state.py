@@ -146,8 +146,9 @@ def test_deepspeeds_script_gives_the_weights_of_a_step_folder(stage: int, tmp_pa
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     got = torch.load(tmp_path / "out" / "pytorch_model.bin")
-    assert got.keys() >= weights.keys()
-    for name, value in weights.items():
+    own = {name: value for name, value in weights.items() if not name.startswith("teacher ")}  # which is no submodule
+    assert got.keys() >= own.keys()
+    for name, value in own.items():
         assert torch.equal(got[name].to(value.dtype), value), name
 
 
