@@ -6,8 +6,6 @@ name is the task's name in recipes.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
@@ -24,6 +22,7 @@ from bigssl.data.kinds.text import lacking
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
+from bigssl.discovery import classes_in
 from bigssl.nets import dropout
 from bigssl.nets.constraint import Constraint
 from bigssl.nets.ema import Ema
@@ -205,15 +204,7 @@ class Objective(nn.Module):
 @cache
 def discover() -> dict[str, type[Objective]]:
     """Every task in this folder by file name."""
-    package = importlib.import_module("bigssl.objectives")
-    found: dict[str, type[Objective]] = {}
-    for module_info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"bigssl.objectives.{module_info.name}")
-        for value in vars(module).values():
-            of_this_file = isinstance(value, type) and value.__module__ == module.__name__
-            if of_this_file and issubclass(value, Objective) and value is not Objective:
-                found[module_info.name] = value
-    return found
+    return classes_in("bigssl.objectives", Objective)
 
 
 def config_union() -> Any:

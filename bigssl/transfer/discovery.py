@@ -3,27 +3,20 @@ section of a recipe, with `check` and `run`. Nothing else has to be edited; the 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, create_model
 
 from bigssl.config.evaluate import Evaluation
+from bigssl.discovery import classes_in
 
 
 @cache
 def discover_evaluations() -> dict[str, type[Evaluation]]:
     """Every evaluation by file name, its `task` fixed."""
-    package = importlib.import_module("bigssl.transfer.tasks")
-    found: dict[str, type[Evaluation]] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"bigssl.transfer.tasks.{info.name}")
-        for value in vars(module).values():
-            if isinstance(value, type) and value.__module__ == module.__name__ and issubclass(value, Evaluation):
-                found[info.name] = _with_task(value, info.name)
-    return found
+    found = classes_in("bigssl.transfer.tasks", Evaluation)
+    return {name: _with_task(section, name) for name, section in found.items()}
 
 
 def _with_task(section: type[Evaluation], name: str) -> type[Evaluation]:
