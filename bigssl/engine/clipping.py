@@ -5,7 +5,9 @@ DeepSpeed clips all groups by one norm, so its own clipping is switched off. Our
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,13 +40,19 @@ def clip_gradients(optimizer: Any, stage: int, device: torch.device) -> Tensor:
     squares = torch.stack([_square(tensors, device) for tensors in gradients.values()])
     if stage:
         distributed.all_reduce_sum(squares)
-    most = torch.tensor([limits[number] or torch.inf for number in gradients], device=device)
+    most = _limits(tuple(limits[number] or math.inf for number in gradients), device)
     scales = (most / (squares.sqrt() + EPSILON)).clamp(max=1.0)
     scales = torch.where(squares.isfinite(), scales, 1.0)  # NaN would stay in the padding of stage 3's buffers
     for number, scale in zip(gradients, scales, strict=True):
         if limits[number] and gradients[number]:
             torch._foreach_mul_(gradients[number], scale.to(gradients[number][0].device))
     return squares.sum().sqrt()
+
+
+@cache
+def _limits(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Made once: a copy to the device would have the host wait for the backward pass in each step."""
+    return torch.tensor(values, device=device)
 
 
 def _square(tensors: list[Tensor], device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from bigssl.config.errors import ConfigError
 from bigssl.nets.constraint import Constraint
 from bigssl.objectives.base import Objective
 
@@ -15,7 +16,7 @@ def check_constraints(objective: nn.Module) -> list[Constraint]:
     """The constraints of an objective; none of another module.
 
     Raises:
-        ValueError: a parameter is not the objective's, frozen or constrained twice.
+        ConfigError: a parameter is not the objective's, frozen or constrained twice.
     """
     if not isinstance(objective, Objective):
         return []
@@ -23,11 +24,11 @@ def check_constraints(objective: nn.Module) -> list[Constraint]:
     constraints, kind, seen = objective.constraints(), type(objective).__name__.lower(), set()
     for parameter in (p for constraint in constraints for p in constraint.parameters):
         if parameter not in names:
-            raise ValueError(f"constraints() of {kind}: a parameter of shape {tuple(parameter.shape)} is not its own")
+            raise ConfigError(f"constraints() of {kind}: a parameter of shape {tuple(parameter.shape)} is not its own")
         if not parameter.requires_grad:
-            raise ValueError(f"constraints() of {kind}: {names[parameter]} is frozen; allowed: trained parameters")
+            raise ConfigError(f"constraints() of {kind}: {names[parameter]} is frozen; allowed: trained parameters")
         if parameter in seen:
-            raise ValueError(f"constraints() of {kind}: {names[parameter]} is constrained twice; allowed: once")
+            raise ConfigError(f"constraints() of {kind}: {names[parameter]} is constrained twice; allowed: once")
         seen.add(parameter)
     return constraints
 

@@ -16,9 +16,7 @@ from bigssl.config.recipe import Attention, BatchConfig, Recipe
 from bigssl.config.yaml import read_mapping
 from bigssl.data.errors import redact
 from bigssl.data.order.order import Order
-from bigssl.nets.ema import Ema
 from bigssl.nets.modality import MODALITIES
-from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective
 
@@ -162,20 +160,16 @@ def refuse_changed_recipe(recipe: Recipe) -> None:
         )
 
 
-def refuse_changed_ramps(recipe: Recipe, teachers: Mapping[str, Ema]) -> None:
-    """A run may be made longer (`may_change`), but not where a teacher's momentum is a function of its length."""
+def refuse_changed_length(recipe: Recipe, objective: Objective) -> None:
+    """A run may be made longer (`may_change`), but not where a task follows how far the run is."""
     stored, _ = _read(recipe)
-    if stored is None:
-        return
-    step = min(stored.steps, recipe.steps) // 2
-    for name, teacher in teachers.items():
-        ramp = teacher.momentum
-        if callable(ramp) and ramp(Progress(step, stored.steps)) != ramp(Progress(step, recipe.steps)):
-            raise ConfigError(
-                    f"steps: value {recipe.steps}, but {recipe.folder} holds a run of {stored.steps}, along which the "
-                    f"momentum of teacher {name!r} changes; allowed: steps={stored.steps}, or another folder, for "
-                    f"example out={recipe.folder}-2"
-                )
+    scheduled = [type(part).__name__.lower() for part in objective.modules() if getattr(part, "scheduled", False)]
+    if stored is not None and stored.steps != recipe.steps and scheduled:
+        raise ConfigError(
+            f"steps: value {recipe.steps}, but {recipe.folder} holds a run of {stored.steps}, along which "
+            f"{scheduled[0]} changes its loss or the momentum of a teacher; allowed: steps={stored.steps}, or "
+            f"another folder, for example out={recipe.folder}-2"
+        )
 
 
 def may_change(key: str, recipe: Recipe) -> bool:

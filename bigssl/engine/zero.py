@@ -217,7 +217,8 @@ class Engine:
 
     @property
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient over all ranks, before clipping."""
+        """Norm of the last step's gradient over all ranks, before clipping; with Muon at stages 1 and 2, of its update:
+        DeepSpeed orthogonalises there before it can be asked."""
         return float(self._norm)
 
     def save(self, folder: Path) -> None:

@@ -28,6 +28,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTraine
 from transformers.initialization import guard_torch_init_functions, no_init_weights
 
 from bigssl import distributed
+from bigssl.config.errors import ConfigError
 
 Cut = Callable[[list[nn.Parameter]], None]
 M = TypeVar("M", bound=nn.Module)
@@ -104,18 +105,23 @@ def fill(root: nn.Module, cut: Cut | None = None) -> None:
 
     Args:
         cut: takes whole parameters away, in slices; called for each layer once it has its numbers.
-    Raises:
-        RuntimeError: a parameter of `root` itself was derived from weights that had no numbers.
     """
     for module in list(root.modules()):
         plan: _Plan | None = vars(module).pop(_PLAN, None)
         if plan is not None:
             _fill(module, plan, cut)
+
+
+def refuse_derived(root: nn.Module) -> None:
+    """Raises ConfigError where a parameter of `root` itself was derived from weights that have no numbers yet."""
+    networks = [module for module in root.modules() if isinstance(module, PreTrainedModel)]
+    described = {id(parameter) for network in networks for parameter in network.parameters()}
     for name, parameter in root.named_parameters():
-        if parameter.is_meta:
-            raise RuntimeError(
-                f"{type(root).__name__}.{name} was made from the weights of a backbone, which at zero.stage 3 have no "
-                f"numbers yet; allowed: a parameter made from their shape (torch.zeros(...)), or tied to them"
+        if parameter.is_meta and id(parameter) not in described and any(_PLAN in vars(each) for each in networks):
+            raise ConfigError(
+                f"objective: {name} of {type(root).__name__} is made from the weights of a backbone, which at "
+                f"zero.stage 3 have no numbers yet; allowed: made from their shape (torch.zeros(...)) or tied to "
+                f"them, or another zero.stage"
             )
 
 

@@ -1,5 +1,6 @@
 """BatchNorm over the global batch, on any device: plain BatchNorm makes a loss curve depend on how many ranks share a
-batch. On CUDA devices torch's SyncBatchNorm computes it, which runs nowhere else (not run on a GPU so far)."""
+batch. On CUDA devices torch's SyncBatchNorm computes it, which runs nowhere else. (Not run on a GPU so far;
+its forward waits for the device once a layer, to leave out ranks without samples.)"""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Byol(Objective):
         hidden: int = Field(4096, ge=1, description="hidden size of projector and predictor")
         dim: int = Field(256, ge=1, description="size of the predicted embedding")
         momentum: float = Field(0.996, ge=0, lt=1, description="of the target at the start; 1 at the end, by a cosine")
-        augment: AugmentConfig = AugmentConfig(preset="byol")
+        augment: AugmentConfig = AugmentConfig()
 
     least = 2  # BatchNorm makes of one sample a constant
     symmetric = scheduled = True
@@ -68,7 +68,7 @@ class Byol(Objective):
         self.predictor = ProjectionHead(config.dim, config.hidden, config.dim)
         self.target = Ema(self.online, CosineRamp(config.momentum, 1.0))
         self.size = backbone.size
-        self.views = TwoViews(config.augment, self.size)
+        self.views = TwoViews(config.augment, self.size, "byol")
 
     def sources(self) -> list[str]:
         return [self.config.source]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import Field, create_model
 from torch import Tensor, nn
 
 from bigssl.config.errors import ConfigError
+from bigssl.config.evaluate import EVALUATION_NAME
 from bigssl.config.optim import Group
 from bigssl.config.recipe import Section
 from bigssl.data.loading.loader import SEEDS
@@ -55,6 +57,10 @@ class Joint(Objective):
     def __init__(self, config: Any, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
+        for name in config.parts:
+            if not re.fullmatch(EVALUATION_NAME, name) or hasattr(nn.ModuleDict, name):
+                allowed = "letters, digits, _ and -, and no method of torch's ModuleDict"
+                raise ConfigError(f"objective.parts: name {name!r}; allowed: {allowed}")
         self.parts = nn.ModuleDict({name: build(part, towers) for name, part in config.parts.items()})
         self.weights = {name: part.weight for name, part in config.parts.items()}
         if not any(self.weights.values()):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bigssl.config.errors import ConfigError
 from bigssl.engine import zero
 from bigssl.engine.optim import build_optimizer
 from bigssl.engine.plan import preflight
@@ -152,5 +153,5 @@ def test_a_parameter_made_from_numbers_that_are_not_there_is_named(recipe: Any) 
     with build.postponed(main=True):
         tower = Tower("image", used.backbones["image"], None)
         task = Derived(used.objective, {"image": tower})
-    with pytest.raises(RuntimeError, match=r"Derived.start was made from the weights of a backbone.*torch.zeros"):
-        build.fill(task)
+    with pytest.raises(ConfigError, match=r"objective: start of Derived is made from the weights .*torch.zeros"):
+        build.refuse_derived(task)

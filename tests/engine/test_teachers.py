@@ -293,7 +293,7 @@ def test_a_run_along_which_a_momentum_changes_is_not_made_longer(recipe: Any, tm
 
     loop._write_recipe(of(4), preflight.plan(of(4), 1))
     preflight.plan(of(4), 1)
-    with pytest.raises(ConfigError, match=r"^steps: value 8, .*teacher 'target' changes; allowed: steps=4") as caught:
+    with pytest.raises(ConfigError, match=r"^steps: value 8, .*which byol changes .*; allowed: steps=4") as caught:
         preflight.plan(of(8), 1)
     assert draft(of(8), 1, per_node=1, device_bytes=None).failures == [str(caught.value)]
 

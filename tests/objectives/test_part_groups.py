@@ -48,3 +48,9 @@ def test_constraints_of_parts_are_those_of_the_whole(objective: Any, monkeypatch
     task = objective(discover()["joint"], "joint")
     (constraint,) = task.constraints()
     assert constraint.parameters[0] is task.parts["captions"].log_scale
+
+
+@pytest.mark.parametrize("name", ["train", "v1.0", "a/b"])
+def test_a_part_that_torch_cannot_name_is_refused(name: str, objective: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"objective\.parts: name '{name}'; allowed: letters"):
+        objective(discover()["joint"], "joint", parts={name: {"name": "mlm"}})

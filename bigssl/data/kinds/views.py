@@ -39,7 +39,9 @@ PRESETS: dict[Preset, tuple[dict[str, float], dict[str, float]]] = {
 class AugmentConfig(Section):
     """Random views: whose distribution, and who renders them."""
 
-    preset: Preset = Field("simclr", description="the paper whose views are taken; see bigssl/data/kinds/views.py")
+    preset: Preset | None = Field(
+        None, description="the paper whose views are taken, see bigssl/data/kinds/views.py; default the task's own"
+    )
     device: Literal["cpu", "accelerator"] = Field(
         "cpu", description="cpu: by the loader's workers; accelerator: batched, on the device that trains"
     )
@@ -57,12 +59,13 @@ class AugmentConfig(Section):
 class TwoViews:
     """Two views of each sample, rendered where `config` says. The numbers of a view do not depend on where.
 
-    size: side of a view in pixels. changes: fields of `SimClrAugment` that replace the preset's in both views.
+    size: side of a view in pixels. own: the preset of the task, where `config` names none. changes: fields of
+    `SimClrAugment` that replace the preset's in both views.
     """
 
-    def __init__(self, config: AugmentConfig, size: int, **changes: float | None) -> None:
+    def __init__(self, config: AugmentConfig, size: int, own: Preset = "simclr", **changes: float | None) -> None:
         given = {name: value for name, value in changes.items() if value is not None}
-        first, second = PRESETS[config.preset]
+        first, second = PRESETS[config.preset or own]
         self.distributions = [SimClrAugment(size, **(part | given)) for part in (first, second)]  # type: ignore[arg-type]
         # reducing costs more than decoding: by default, the usual photographs of 500 pixels stay as they are for 224
         self.size, self.canvas = size, config.canvas or 9 * size // 4

@@ -19,6 +19,7 @@ from bigssl.data.order.order import Order
 from bigssl.data.order.sequential import SequentialStream
 from bigssl.data.order.stream import Stream
 from bigssl.engine import resume, zero
+from bigssl.engine.constraints import check_constraints
 from bigssl.engine.groups import check_groups
 from bigssl.engine.plan import data as plan_data
 from bigssl.engine.plan import preflight
@@ -81,7 +82,8 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
         return paper
     groups_fit = paper.attempt(check_groups, networks.objective, recipe)
     paper.groups = group_rows(networks.objective, recipe.optim) if groups_fit else []
-    paper.attempt(resume.refuse_changed_ramps, recipe, networks.objective.teachers())
+    paper.attempt(resume.refuse_changed_length, recipe, networks.objective)
+    paper.attempt(check_constraints, networks.objective)
     paper.attempt(_evaluation, recipe, networks)
     paper.attempt(preflight.check_cache, recipe)
     sizes = paper.attempt(preflight.batch_sizes, recipe, networks.objective) or {}

@@ -25,19 +25,20 @@ from bigssl.data.order.sequential import SequentialStream
 from bigssl.data.remote.backends import is_secret
 from bigssl.data.remote.cache import DiskCache
 from bigssl.engine import zero
+from bigssl.engine.constraints import check_constraints
 from bigssl.engine.groups import check_groups
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
 from bigssl.engine.resume import (
     facts,
     flat,
-    refuse_changed_ramps,
+    refuse_changed_length,
     refuse_changed_recipe,
     refuse_unlike_checkpoint,
     taken_over,
 )
 from bigssl.nets import towers
-from bigssl.nets.build import postponed
+from bigssl.nets.build import postponed, refuse_derived
 from bigssl.objectives.base import Objective, build, exported_heads, exported_networks
 
 _PROBE = 1 << 16  # bytes that a run folder has to take at the start
@@ -75,7 +76,9 @@ def plan(recipe: Recipe, world: int) -> Plan:
     in_slices = postponed(main=os.environ.get("RANK", "0") == "0") if recipe.zero.stage == 3 else nullcontext()
     with in_slices:
         objective, built = build_networks(recipe)
+    refuse_derived(objective)
     check_groups(objective, recipe)
+    check_constraints(objective)
     check_evaluation(recipe, evaluated_towers(objective, built), exported_heads(objective))
     check_folder(recipe)
     refuse_secrets(recipe)
@@ -86,7 +89,7 @@ def plan(recipe: Recipe, world: int) -> Plan:
     check_passes(objective, sizes, accum)
     check_draws(objective, streams)
     refuse_changed_recipe(recipe)
-    refuse_changed_ramps(recipe, objective.teachers())
+    refuse_changed_length(recipe, objective)
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built, objective))
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
 
