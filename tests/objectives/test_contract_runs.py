@@ -22,7 +22,7 @@ from transformers import AutoModel
 from bigssl.data.loading.loader import MicroBatches
 from bigssl.engine.plan import preflight
 from bigssl.nets.progress import Progress
-from bigssl.objectives.base import Objective, discover
+from bigssl.objectives.base import Network, Objective, discover, exported_heads, exported_networks
 
 MATRIX = os.environ.get("BIGSSL_CONTRACT_MATRIX")  # a file for the rows of the whole matrix
 NAMES = sorted(discover())
@@ -181,29 +181,63 @@ def test_a_nan_among_accumulated_passes_moves_nothing(
     assert curve <= SAME["fp32"] and state <= KINKS * SAME["fp32"], f"{where}: off by {curve:.1e}, {state:.1e}"
 
 
+@pytest.fixture(scope="module")
+def exported(recipe: Any, crew: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """`exported(name)`: the folder that a preset at HARDEST exports to, its state, and an untrained plan."""
+    known: dict[str, Any] = {}
+
+    def run(name: str) -> Any:
+        if name not in known:
+            values = runs.at_cell(recipe(name, tmp_path_factory.mktemp("exported") / "run"), runs.HARDEST)
+            state = crew(runs.driven, 2, values, None, False, True)[0].state
+            known[name] = Path(values["out"]) / "export", state, values | {"out": "", "zero": {"stage": 0}}
+        folder, state, values = known[name]
+        return folder, state, preflight.plan(runs.validated(values), 1)
+
+    return run
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", NAMES)
-def test_every_export_loads_and_gives_the_features_of_the_run(
-    name: str, recipe: Any, crew: Any, tmp_path: Path
-) -> None:
-    values = runs.at_cell(recipe(name, tmp_path / "run"), runs.HARDEST)
-    state = crew(runs.driven, 2, values, None, False, True)[0].state
-    plan = preflight.plan(runs.validated(values | {"out": "", "zero": {"stage": 0}}), 1)
-    networks = {key: tower.model for key, tower in plan.backbones.items()}
-    towers = {id(model) for model in networks.values()}
+def test_every_export_loads_and_gives_the_features_of_the_run(name: str, exported: Any) -> None:
+    folder, state, plan = exported(name)
+    towers = {id(tower.model) for tower in plan.backbones.values()}
     for key, part in plan.objective.exports().items():
-        if model := getattr(part, "model", None):
-            assert id(model) not in towers, f"{key} is a backbone, which is exported anyway"
-            networks[key] = model
-    for key, model in networks.items():
-        loaded = AutoModel.from_pretrained(tmp_path / "run" / "export" / key).eval()
+        backbone = isinstance(part, Network) and id(part.model) in towers
+        assert not backbone, f"{key} is a backbone, which is exported anyway"
+    for key, (_, model) in exported_networks(plan.objective, plan.backbones).items():
+        loaded = AutoModel.from_pretrained(folder / key).eval()
         model.load_state_dict(part_of_state(plan.objective, model, state), strict=False)
-        stored = load_file(tmp_path / "run" / "export" / key / "model.safetensors")
+        stored = load_file(folder / key / "model.safetensors")
         for path, value in model.eval().state_dict().items():
             assert path not in stored or torch.equal(stored[path], value), f"{key}: {path}"
         with torch.no_grad():
             for inputs in inputs_of(plan, model):
                 assert torch.allclose(loaded(**inputs)[0], model(**inputs)[0], atol=1e-5), key
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", NAMES)
+def test_every_exported_head_is_what_was_trained(name: str, exported: Any) -> None:
+    """Each tensor of it, from slices: what the task says of itself with the weights of the run."""
+    folder, state, plan = exported(name)
+    task = plan.objective
+    untrained = copies_of_heads(task)
+    assert {key for key, _ in task.named_parameters()} <= state.keys()
+    task.load_state_dict({key: value for key, value in state.items() if not key.startswith("teacher ")}, strict=False)
+    trained = copies_of_heads(task)
+    assert {path.stem for path in (folder / "heads").glob("*")} == trained.keys()
+    for key, head in trained.items():
+        stored = load_file(folder / "heads" / f"{key}.safetensors")
+        assert stored.keys() == head.keys()
+        for path, value in head.items():
+            assert torch.equal(stored[path], value), f"{key}: {path}"
+            assert not torch.equal(untrained[key][path], value), f"{key}: {path} is what it was at the start"
+
+
+def copies_of_heads(task: Objective) -> dict[str, dict[str, torch.Tensor]]:
+    heads = exported_heads(task).items()
+    return {key: {path: value.detach().clone() for path, value in head.tensors.items()} for key, head in heads}
 
 
 def part_of_state(task: Objective, model: torch.nn.Module, state: dict[str, Any]) -> dict[str, Any]:
