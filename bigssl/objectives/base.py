@@ -110,6 +110,7 @@ class Objective(nn.Module):
     backbones: by name, a kind of tiny network that tests/objectives/conftest.py knows ("resnet", "vit", "bert", ...) or
         a whole section as in a recipe, for one that it does not know.
     data: folder of shards below bigssl/demo; default "emoji/train", pictures with captions.
+    untried: by name of a field of `Config` ("a.b" in a section) of which the tests find no other value, the reason.
     overfits: whether 60 steps on one batch bring the loss below .6 of its blind line; default True.
     """
     least: ClassVar[int] = 1

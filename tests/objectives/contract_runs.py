@@ -26,6 +26,8 @@ from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses, Objective, config_union, discover
 from bigssl.report.progress import ProgressBar
 
+TWIN = "_2"
+"""Name of a backbone of a preset and this: one of the same kind, for fields that name a backbone."""
 DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
 STEPS, SIZE = 4, 8
 SETTINGS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
