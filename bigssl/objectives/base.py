@@ -11,6 +11,7 @@ from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
 
 import numpy as np
+import torch.nn.functional as F
 from pydantic import Field, create_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -128,6 +129,9 @@ class Objective(nn.Module):
     """Whether the loss depends on the seeds of the samples (masks and noise drawn on the device), dropout apart."""
     causal: ClassVar[bool] = False
     """Whether the network is shown what the loss asks for, one position late (language models from left to right)."""
+    cannot_collapse: ClassVar[bool] = False
+    """Whether the loss by itself keeps samples apart (a reconstruction, which no constant gives): there is a `spread`,
+    but nothing that could be taken away."""
     draws_more: ClassVar[bool] = False
     """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand."""
 
@@ -188,7 +192,8 @@ class Objective(nn.Module):
 
     def guards(self) -> dict[str, Callable[[], None]]:
         """What keeps this task from collapsing (a predictor, a stop-gradient, negatives), by name, each with what takes
-        it out of this instance. For the contract tests, which want to see the spread fall without it."""
+        it out of this instance. For the contract tests, which want to see a spread fall without it: of a task with a
+        `spread` they demand some, unless it says that it `cannot_collapse`."""
         return {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -200,6 +205,11 @@ class Objective(nn.Module):
     def exports(self) -> dict[str, Head | Network]:
         """What evaluations need besides the backbones, which are exported anyway, by name; most tasks have nothing."""
         return {}
+
+
+def attraction(one: Tensor, other: Tensor) -> Tensor:
+    """[] 1 − the mean cosine of pairs of rows, [N, D] each: what a contrastive loss is without its negatives."""
+    return 1 - F.cosine_similarity(one, other).mean()
 
 
 @cache

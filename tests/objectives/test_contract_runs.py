@@ -23,6 +23,7 @@ from bigssl.data.loading.loader import MicroBatches
 from bigssl.engine.plan import preflight
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Network, Objective, discover, exported_heads, exported_networks
+from bigssl.report.collapses import ALIKE, PREFIX
 
 MATRIX = os.environ.get("BIGSSL_CONTRACT_MATRIX")  # a file for the rows of the whole matrix
 NAMES = sorted(discover())
@@ -263,14 +264,23 @@ def inputs_of(plan: preflight.Plan, model: torch.nn.Module) -> list[dict[str, An
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", NAMES)
 def test_a_collapse_is_named_while_it_happens(
-    name: str, recipe: Any, objective: Any, crew: Any, tmp_path: Path
+    name: str, recipe: Any, objective: Any, batch: Any, crew: Any, tmp_path: Path
 ) -> None:
-    """With all that a task has against it, nothing collapses; without any one of these, the loop says what does."""
-    guards = objective(discover()[name], name).guards()
-    changes = {"steps": 80, "optim": {"lr": 0.03, "weight_decay": 0.0}, "checkpoint": {"every": 80}}
-    for without in ["", *guards] if guards else []:
-        (run,) = crew(runs.driven, 1, recipe(name, tmp_path / without / "run", **changes), None, False, False, without)
-        spreads = {key: value for key, value in run.passes[-1].items() if key.startswith("spread")}
-        said = [note for note in run.notes if "collapse" in note]
-        assert spreads and bool(without) == bool(said), f"without {without or 'nothing'}: {spreads}, said {said}"
-        assert bool(without) == (min(spreads.values()) < 0.1)
+    """With all that a task has against it, nothing ends collapsed; without any one of these, something does, of the
+    part that lacks it; and the loop has named, when it happened, what was ever below its line, and nothing else."""
+    task = objective(discover()[name], name)
+    guards = list(task.guards())
+    watched = any(each.spread for _, each in task(batch(task), Progress(0, 60)).named())
+    assert watched == bool(guards or task.cannot_collapse), "guards() has to say what keeps each `spread` from falling"
+    changes = {"steps": 60, "batch": {"size": 16}, "optim": {"lr": 0.01, "weight_decay": 0.0}}
+    for without in ["", *guards] if watched else []:
+        out = tmp_path / without.replace("/", "-") / "run"
+        values = recipe(name, out, checkpoint={"every": 60}, **changes)
+        (run,) = crew(runs.driven, 1, values, None, False, False, without)
+        curves = {key: [row[key] for row in run.passes] for key in run.passes[0] if key.startswith(PREFIX)}
+        low = {key.removeprefix(PREFIX) for key, curve in curves.items() if min(curve) < ALIKE}
+        fallen = {key.removeprefix(PREFIX) for key, curve in curves.items() if sum(curve[-10:]) / 10 < ALIKE}
+        part = without.rpartition("/")[0]
+        assert bool(fallen) == bool(without), f"without {without or 'nothing'}, {fallen or 'nothing'} ends collapsed"
+        assert all(each.startswith(part) for each in fallen), f"without {without}, {fallen} collapsed"
+        assert {note.split(":")[0] for note in run.notes if ": collapsed since" in note} == low
