@@ -11,6 +11,7 @@ from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
 
 import numpy as np
+import torch.nn.functional as F
 from pydantic import Field, create_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -110,6 +111,7 @@ class Objective(nn.Module):
     backbones: by name, a kind of tiny network that tests/objectives/conftest.py knows ("resnet", "vit", "bert", ...) or
         a whole section as in a recipe, for one that it does not know.
     data: folder of shards below bigssl/demo; default "emoji/train", pictures with captions.
+    untried: by name of a field of `Config` ("a.b" in a section) of which the tests find no other value, the reason.
     overfits: whether 60 steps on one batch bring the loss below .6 of its blind line; default True.
     """
     least: ClassVar[int] = 1
@@ -127,6 +129,9 @@ class Objective(nn.Module):
     """Whether the loss depends on the seeds of the samples (masks and noise drawn on the device), dropout apart."""
     causal: ClassVar[bool] = False
     """Whether the network is shown what the loss asks for, one position late (language models from left to right)."""
+    cannot_collapse: ClassVar[bool] = False
+    """Whether the loss by itself keeps samples apart (a reconstruction, which no constant gives): there is a `spread`,
+    but nothing that could be taken away."""
     draws_more: ClassVar[bool] = False
     """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand."""
 
@@ -187,7 +192,8 @@ class Objective(nn.Module):
 
     def guards(self) -> dict[str, Callable[[], None]]:
         """What keeps this task from collapsing (a predictor, a stop-gradient, negatives), by name, each with what takes
-        it out of this instance. For the contract tests, which want to see the spread fall without it."""
+        it out of this instance. For the contract tests, which want to see a spread fall without it: of a task with a
+        `spread` they demand some, unless it says that it `cannot_collapse`."""
         return {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -199,6 +205,11 @@ class Objective(nn.Module):
     def exports(self) -> dict[str, Head | Network]:
         """What evaluations need besides the backbones, which are exported anyway, by name; most tasks have nothing."""
         return {}
+
+
+def attraction(one: Tensor, other: Tensor) -> Tensor:
+    """[] 1 − the mean cosine of pairs of rows, [N, D] each: what a contrastive loss is without its negatives."""
+    return 1 - F.cosine_similarity(one, other).mean()
 
 
 @cache

@@ -81,19 +81,29 @@ class Byol(Objective):
         views = torch.cat(self.views.of(batch))  # [2B, 3, H, W]
         projections = self.online(views)
         predictions = F.normalize(self.predictor(projections).float(), dim=1)
-        with torch.no_grad():
-            targets = F.normalize(self.target.module(views).float(), dim=1)
-        first, second = targets.chunk(2)
+        first, second = self._targets(views).chunk(2)
         loss = (predictions - torch.cat([second, first])).square().sum() / len(first)
         blind = best_constant(first) + best_constant(second)
         spread = {"projections": distributed.spread(projections)}
         return Losses(loss, blind, unit="squared distance", blind_name="the best constant", spread=spread)
 
+    def _targets(self, views: Tensor) -> Tensor:
+        """Unit vectors [2B, dim] that are predicted."""
+        with torch.no_grad():
+            targets = F.normalize(self.target.module(views).float(), dim=1)
+        return targets
+
     def teachers(self) -> dict[str, Ema]:
         return {"target": self.target}
 
     def guards(self) -> dict[str, Callable[[], None]]:
-        return {"predictor": lambda: setattr(self, "predictor", nn.Identity())}
+        def own(views: Tensor) -> Tensor:
+            return F.normalize(self.online(views).float(), dim=1)
+
+        return {
+            "predictor": lambda: setattr(self, "predictor", nn.Identity()),
+            "stop-gradient": lambda: setattr(self, "_targets", own),
+        }
 
     def exports(self) -> dict[str, Head | Network]:
         model = self.target.module.get_submodule("tower.model")

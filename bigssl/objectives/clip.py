@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, tower
+from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, attraction, tower
 from bigssl_kernels import clip_loss
 
 MAX_SCALE = 100.0
@@ -91,10 +91,19 @@ class Clip(Objective):
         image = self.image_projection(self.image.features(batch)).float()
         text = self.text_projection(self.text.features(batch)).float()
         scale = self._scale()
-        loss = clip_loss(image, text, scale, group=distributed.group())
+        loss = self._contrast(image, text, scale)
         blind = math.log(len(image) * distributed.world())  # every similarity equal
         spread = {"images": distributed.spread(image), "texts": distributed.spread(text)}
         return Losses(loss, blind, stats={"scale": scale.detach()}, spread=spread)
+
+    def _contrast(self, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        return clip_loss(image, text, scale, group=distributed.group())
+
+    def guards(self) -> dict[str, Callable[[], None]]:
+        def attracted(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+            return scale * attraction(image, text)
+
+        return {"negatives": lambda: setattr(self, "_contrast", attracted)}
 
     def exports(self) -> dict[str, Head | Network]:
         tensors = {

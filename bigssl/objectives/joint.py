@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,9 @@ class Joint(Objective):
         return {
             f"{name}/{key}": teacher for name, part in self._objectives() for key, teacher in part.teachers().items()
         }
+
+    def guards(self) -> dict[str, Callable[[], None]]:
+        return {f"{name}/{key}": out for name, part in self._objectives() for key, out in part.guards().items()}
 
     def exports(self) -> dict[str, Head | Network]:
         exports: dict[str, Head | Network] = {}

@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from bigssl import distributed
 from bigssl.data.kinds import decode
@@ -22,7 +23,7 @@ from bigssl.data.sample import Sample
 from bigssl.nets.heads import ProjectionHead
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, tower
+from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, attraction, tower
 from bigssl_kernels import nt_xent
 
 
@@ -64,6 +65,12 @@ class Simclr(Objective):
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         views = torch.cat(self.views.of(batch))  # [2B, 3, H, W]
         z1, z2 = self.head(self.backbone.features({"image": views})).float().chunk(2)
-        loss = nt_xent(z1, z2, self.config.temperature, group=distributed.group())
+        loss = self._contrast(z1, z2)
         blind = math.log(max(2 * len(z1) * distributed.world() - 1, 1))  # every similarity equal
         return Losses(loss, blind, spread={"projections": distributed.spread(z1)})
+
+    def _contrast(self, z1: Tensor, z2: Tensor) -> Tensor:
+        return nt_xent(z1, z2, self.config.temperature, group=distributed.group())
+
+    def guards(self) -> dict[str, Callable[[], None]]:
+        return {"negatives": lambda: setattr(self, "_contrast", attraction)}

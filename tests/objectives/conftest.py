@@ -84,13 +84,21 @@ def make_towers(sections: dict[str, BackboneConfig]) -> dict[str, Tower]:
     }
 
 
-def make_objective(kind: type[Objective], name: str, *, dropping: bool = False, **changes: Any) -> Objective:
-    """The tiny preset of an objective, always with the same weights. dropping: with networks that drop a tenth."""
+def make_objective(
+    kind: type[Objective], name: str, *, dropping: bool = False, twins: bool = False, source: str = "emoji",
+    **changes: Any,
+) -> Objective:  # fmt: skip
+    """The tiny preset of an objective, always with the same weights.
+
+    dropping: with networks that drop a tenth. twins: with a second backbone of each kind at hand, of other weights.
+    """
     section = dropping_twin if dropping else section_of
-    fields = runs.with_source({"name": name, **kind.preset["objective"], **changes}, "emoji")
+    fields = runs.with_source({"name": name, **kind.preset["objective"], **changes}, source)
     config = TypeAdapter(config_union()).validate_python(fields)
     torch.manual_seed(0)
-    return build(config, make_towers({n: section(k) for n, k in kind.preset["backbones"].items()}))
+    sections = {n: section(k) for n, k in kind.preset["backbones"].items()}
+    more = {n + runs.TWIN: each for n, each in sections.items()} if twins else {}
+    return build(config, make_towers(sections | more))
 
 
 def make_stream(kind: type[Objective]) -> Stream:

@@ -26,6 +26,8 @@ from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses, Objective, config_union, discover
 from bigssl.report.progress import ProgressBar
 
+TWIN = "_2"
+"""Name of a backbone of a preset and this: one of the same kind, for fields that name a backbone."""
 DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
 STEPS, SIZE = 4, 8
 SETTINGS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
@@ -164,7 +166,7 @@ def driven(
     """Train as train.py does, from the newest checkpoint of the folder if there is one. Collective.
 
     Args:
-        poisoned: step at which the loss of the last rank is NaN.
+        poisoned: number of the forward pass, from 0, whose loss is NaN on the last rank.
         scramble: spoil all state first, so that nothing is right after a resume that was not loaded.
         export: export at the end.
         without: one of the task's guards, to be taken out first.
@@ -177,8 +179,8 @@ def driven(
     notes: list[str] = []
 
     def watch(module: nn.Module, arguments: tuple[Any, ...], losses: Losses) -> Losses | None:
+        here = poisoned == len(passes) and distributed.rank() == distributed.world() - 1
         passes.append(numbers(losses))
-        here = poisoned == arguments[1].step and distributed.rank() == distributed.world() - 1
         return losses._replace(total=losses.total * float("nan")) if here else None
 
     class Kept(zero.Engine):
@@ -218,8 +220,11 @@ def scrambled(task: Objective) -> None:
 # In one process
 
 
-def plain(values: dict[str, Any], poisoned: int | None = None) -> Run:
-    """The same steps over the same global batches by PyTorch alone: AdamW, clipping, and the teachers' rule by hand."""
+def plain(values: dict[str, Any], spared: int | None = None) -> Run:
+    """The same steps over the same global batches by PyTorch alone: AdamW, clipping, and the teachers' rule by hand.
+
+    spared: a step that moves nothing.
+    """
     recipe = validated(values | {"zero": {"stage": 0}})
     plan = preflight.plan(recipe, 1)
     task, passes, norms = plan.objective, [], []
@@ -238,7 +243,7 @@ def plain(values: dict[str, Any], poisoned: int | None = None) -> Run:
             (losses.total / plan.accum).backward()
             passes.append(numbers(losses))
         norms.append(float(nn.utils.clip_grad_norm_(trained, recipe.optim.clip)))
-        if step != poisoned:
+        if step != spared:
             optimizer.step()
             constrain(task)
             move_teachers(task, at)

@@ -4,10 +4,12 @@ an edit: all that is known of it is its `preset` and what its class says of itse
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import contract_runs as runs
 import numpy as np
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from bigssl.cli.main import main
 from bigssl.config.errors import ConfigError
+from bigssl.config.section import Section
 from bigssl.data.loading.collate import Ragged
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More, as_it_is
@@ -280,39 +283,72 @@ def test_nothing_draws_from_a_global_generator(name: str, kind: type[Objective],
 
 
 def other_values(annotation: Any, value: Any) -> list[Any]:
-    """Some that a field might have in place of `value`; none for names and sections."""
+    """Some that a field might have in place of `value`; none where its type does not tell any."""
+    if get_origin(annotation) in (Union, UnionType):  # None is what it often is, and not what is of interest
+        kinds = [each for each in get_args(annotation) if each is not type(None)]
+        return list(itertools.chain.from_iterable(other_values(each, value) for each in kinds))
     if get_origin(annotation) is Literal:
         return [other for other in get_args(annotation) if other != value]
-    if isinstance(value, bool):
+    if annotation is bool:
         return [not value]
-    if isinstance(value, int):
-        return [value + 1, 2 * value]
-    if isinstance(value, float):
-        return [value / 2, 2 * value, (1 + value) / 2]
-    return [0.5, 0.9] if value is None else []
+    if annotation is int:
+        return [value + 1, 2 * value, 1, 8] if value is not None else [1, 8, 64]
+    if annotation is float:
+        return [value / 2, 2 * value, (1 + value) / 2] if value is not None else [0.5, 0.9]
+    return [value + runs.TWIN] if annotation is str and value is not None else []
+
+
+def settings(section: Section, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(path, type, value) of the fields of a section and of those in it, but for names of tasks."""
+    for key, info in type(section).model_fields.items():
+        value = getattr(section, key)
+        if isinstance(value, Section):
+            yield from settings(value, f"{path}{key}.")
+        elif f"{path}{key}" != "name":
+            yield f"{path}{key}", info.annotation, value
+
+
+def set_at(fields: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    head, _, rest = path.partition(".")
+    return {**fields, head: set_at(fields[head], rest, value) if rest else value}
 
 
 @each_simple_task
-def test_every_field_of_the_config_does_something(
-    name: str, kind: type[Objective], objective: Any, batch: Any
-) -> None:
-    """To the networks, the samples, the loss or a teacher; an option that is read by nobody is a lie."""
+def test_every_field_of_the_config_does_something(name: str, kind: type[Objective], objective: Any, batch: Any) -> None:
+    """To the networks, the samples, the loss or a teacher; an option that is read by nobody is a lie. One of which
+    every other value is refused is tried beside other values of each other field; then the preset has to say why."""
 
-    def outcome(**changes: Any) -> Any:
-        task = objective(kind, name, **changes)
+    def outcome(fields: dict[str, Any]) -> Any:
+        task = objective(kind, name, twins=True, **fields)
         data = batch(task)
         shapes = {key: tuple(value.shape) for key, value in task.state_dict().items()}
-        return shapes, content(data), runs.numbers(task(data, AT)), momenta(task, AT)
+        return task.sources(), shapes, content(data), runs.numbers(task(data, AT)), momenta(task, AT)
 
-    before = outcome()
-    assert outcome() == before
-    given = objective(kind, name).config  # type: ignore[attr-defined]
-    for field, info in type(given).model_fields.items():
-        others = []
-        for other in other_values(info.annotation, getattr(given, field)):
+    def tried(fields: dict[str, Any], path: str) -> list[bool]:
+        """Whether another value made a difference, for those that were accepted, up to the first that did."""
+        found: list[bool] = []
+        for other in other_values(*known[path]):
             with contextlib.suppress(ValidationError, ConfigError):
-                others.append(outcome(**{field: other}))
-        assert not others or any(other != before for other in others), f"{field} does nothing"
+                changed = outcome(set_at(fields, path, other))
+                found.append(changed != outcome(fields))
+            if any(found):
+                break
+        return found
+
+    config = objective(kind, name).config  # type: ignore[attr-defined]
+    known = {path: rest for path, *rest in settings(config)}
+    given, untried = config.model_dump(exclude={"name"}), kind.preset.get("untried", {})
+    assert outcome(given) == outcome(given)
+    for path in known:
+        found = tried(given, path)
+        places = [(switch, other) for switch in known for other in other_values(*known[switch]) if switch != path]
+        for switch, other in places if not found else []:
+            if not any(found):
+                found += tried(set_at(given, switch, other), path)
+        assert any(found) or not found, f"{path} does nothing"
+        assert found or untried.get(path), f"{path}: no other value is accepted; preset['untried'] may say why"
+    odd = [path for path in untried if path not in known or tried(given, path)]
+    assert not odd, f"preset['untried'] names {odd}, which can be tried, or is no field"
 
 
 # Samples

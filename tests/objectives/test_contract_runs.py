@@ -22,7 +22,8 @@ from transformers import AutoModel
 from bigssl.data.loading.loader import MicroBatches
 from bigssl.engine.plan import preflight
 from bigssl.nets.progress import Progress
-from bigssl.objectives.base import Objective, discover
+from bigssl.objectives.base import Network, Objective, discover, exported_heads, exported_networks
+from bigssl.report.collapses import ALIKE, PREFIX
 
 MATRIX = os.environ.get("BIGSSL_CONTRACT_MATRIX")  # a file for the rows of the whole matrix
 NAMES = sorted(discover())
@@ -48,8 +49,8 @@ def plain(recipe: Any) -> Callable[..., Run]:
     def run(name: str, precision: str, **changes: Any) -> Run:
         key = name, precision, str(changes)
         if key not in known:
-            poisoned = changes.pop("poisoned", None)
-            known[key] = runs.plain(recipe(name, precision=precision, **changes), poisoned)
+            spared = changes.pop("spared", None)
+            known[key] = runs.plain(recipe(name, precision=precision, **changes), spared)
         return known[key]
 
     return run
@@ -153,8 +154,7 @@ def test_a_run_is_the_plain_loop_and_goes_on_anywhere(
         again = mean_of(crew(runs.driven, place.world, runs.at_cell(values, place), None, True))
         assert len(again.passes) == runs.STEPS // 2, "it did not go on from the checkpoint"
         assert again.settings == got.settings
-        if place.world == cell.world or cell.precision == "fp32":  # bf16: the halves before were rounded otherwise
-            check(again, place, name, plain, halves)
+        check(again, cell, name, plain, halves)  # bf16: where it began, gradients were rounded by `cell`'s ranks
     recorded += [*found, True]
 
 
@@ -166,43 +166,79 @@ def elsewhere(cell: Cell) -> Cell:
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("poisoned", [2, 3], ids=["the-first-of-two", "the-last-of-two"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_nan_among_accumulated_passes_moves_nothing(
-    name: str, recipe: Any, plain: Any, crew: Any, tmp_path: Path
+    name: str, poisoned: int, recipe: Any, plain: Any, crew: Any, tmp_path: Path
 ) -> None:
-    """Two passes a step, and a step whose gradient is NaN on one rank: weights and teachers stay, the rest goes on."""
-    place = runs.PLACES[NAMES.index(name) % len(runs.PLACES)]
+    """Two passes a step, and one pass that is NaN on one rank, the other finite: for the whole step weights and
+    teachers stay, the rest goes on."""
+    place = runs.PLACES[(NAMES.index(name) + 2 * (poisoned % 2)) % len(runs.PLACES)]
     changes = {"batch": {"size": runs.SIZE, "accum": 2}, "log_every": 100, "checkpoint": {"every": 100}}
     values = recipe(name, tmp_path / "run", **changes)
-    got = mean_of(crew(runs.driven, 2, runs.at_cell(values, Cell(*place, 2, "fp32")), 1))
-    want = plain(name, "fp32", poisoned=1, **changes)
+    got = mean_of(crew(runs.driven, 2, runs.at_cell(values, Cell(*place, 2, "fp32")), poisoned))
+    want = plain(name, "fp32", spared=poisoned // 2, **changes)
     curve, state, where = distance(got, want, want)
     assert curve <= SAME["fp32"] and state <= KINKS * SAME["fp32"], f"{where}: off by {curve:.1e}, {state:.1e}"
 
 
+@pytest.fixture(scope="module")
+def exported(recipe: Any, crew: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """`exported(name)`: the folder that a preset at HARDEST exports to, its state, and an untrained plan."""
+    known: dict[str, Any] = {}
+
+    def run(name: str) -> Any:
+        if name not in known:
+            values = runs.at_cell(recipe(name, tmp_path_factory.mktemp("exported") / "run"), runs.HARDEST)
+            state = crew(runs.driven, 2, values, None, False, True)[0].state
+            known[name] = Path(values["out"]) / "export", state, values | {"out": "", "zero": {"stage": 0}}
+        folder, state, values = known[name]
+        return folder, state, preflight.plan(runs.validated(values), 1)
+
+    return run
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", NAMES)
-def test_every_export_loads_and_gives_the_features_of_the_run(
-    name: str, recipe: Any, crew: Any, tmp_path: Path
-) -> None:
-    values = runs.at_cell(recipe(name, tmp_path / "run"), runs.HARDEST)
-    state = crew(runs.driven, 2, values, None, False, True)[0].state
-    plan = preflight.plan(runs.validated(values | {"out": "", "zero": {"stage": 0}}), 1)
-    networks = {key: tower.model for key, tower in plan.backbones.items()}
-    towers = {id(model) for model in networks.values()}
+def test_every_export_loads_and_gives_the_features_of_the_run(name: str, exported: Any) -> None:
+    folder, state, plan = exported(name)
+    towers = {id(tower.model) for tower in plan.backbones.values()}
     for key, part in plan.objective.exports().items():
-        if model := getattr(part, "model", None):
-            assert id(model) not in towers, f"{key} is a backbone, which is exported anyway"
-            networks[key] = model
-    for key, model in networks.items():
-        loaded = AutoModel.from_pretrained(tmp_path / "run" / "export" / key).eval()
+        backbone = isinstance(part, Network) and id(part.model) in towers
+        assert not backbone, f"{key} is a backbone, which is exported anyway"
+    for key, (_, model) in exported_networks(plan.objective, plan.backbones).items():
+        loaded = AutoModel.from_pretrained(folder / key).eval()
         model.load_state_dict(part_of_state(plan.objective, model, state), strict=False)
-        stored = load_file(tmp_path / "run" / "export" / key / "model.safetensors")
+        stored = load_file(folder / key / "model.safetensors")
         for path, value in model.eval().state_dict().items():
             assert path not in stored or torch.equal(stored[path], value), f"{key}: {path}"
         with torch.no_grad():
             for inputs in inputs_of(plan, model):
                 assert torch.allclose(loaded(**inputs)[0], model(**inputs)[0], atol=1e-5), key
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", NAMES)
+def test_every_exported_head_is_what_was_trained(name: str, exported: Any) -> None:
+    """Each tensor of it, from slices: what the task says of itself with the weights of the run."""
+    folder, state, plan = exported(name)
+    task = plan.objective
+    untrained = copies_of_heads(task)
+    assert {key for key, _ in task.named_parameters()} <= state.keys()
+    task.load_state_dict({key: value for key, value in state.items() if not key.startswith("teacher ")}, strict=False)
+    trained = copies_of_heads(task)
+    assert {path.stem for path in (folder / "heads").glob("*")} == trained.keys()
+    for key, head in trained.items():
+        stored = load_file(folder / "heads" / f"{key}.safetensors")
+        assert stored.keys() == head.keys()
+        for path, value in head.items():
+            assert torch.equal(stored[path], value), f"{key}: {path}"
+            assert not torch.equal(untrained[key][path], value), f"{key}: {path} is what it was at the start"
+
+
+def copies_of_heads(task: Objective) -> dict[str, dict[str, torch.Tensor]]:
+    heads = exported_heads(task).items()
+    return {key: {path: value.detach().clone() for path, value in head.tensors.items()} for key, head in heads}
 
 
 def part_of_state(task: Objective, model: torch.nn.Module, state: dict[str, Any]) -> dict[str, Any]:
@@ -228,14 +264,23 @@ def inputs_of(plan: preflight.Plan, model: torch.nn.Module) -> list[dict[str, An
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", NAMES)
 def test_a_collapse_is_named_while_it_happens(
-    name: str, recipe: Any, objective: Any, crew: Any, tmp_path: Path
+    name: str, recipe: Any, objective: Any, batch: Any, crew: Any, tmp_path: Path
 ) -> None:
-    """With all that a task has against it, nothing collapses; without any one of these, the loop says what does."""
-    guards = objective(discover()[name], name).guards()
-    changes = {"steps": 80, "optim": {"lr": 0.03, "weight_decay": 0.0}, "checkpoint": {"every": 80}}
-    for without in ["", *guards] if guards else []:
-        (run,) = crew(runs.driven, 1, recipe(name, tmp_path / without / "run", **changes), None, False, False, without)
-        spreads = {key: value for key, value in run.passes[-1].items() if key.startswith("spread")}
-        said = [note for note in run.notes if "collapse" in note]
-        assert spreads and bool(without) == bool(said), f"without {without or 'nothing'}: {spreads}, said {said}"
-        assert bool(without) == (min(spreads.values()) < 0.1)
+    """With all that a task has against it, nothing ends collapsed; without any one of these, something does, of the
+    part that lacks it; and the loop has named, when it happened, what was ever below its line, and nothing else."""
+    task = objective(discover()[name], name)
+    guards = list(task.guards())
+    watched = any(each.spread for _, each in task(batch(task), Progress(0, 60)).named())
+    assert watched == bool(guards or task.cannot_collapse), "guards() has to say what keeps each `spread` from falling"
+    changes = {"steps": 60, "batch": {"size": 16}, "optim": {"lr": 0.01, "weight_decay": 0.0}}
+    for without in ["", *guards] if watched else []:
+        out = tmp_path / without.replace("/", "-") / "run"
+        values = recipe(name, out, checkpoint={"every": 60}, **changes)
+        (run,) = crew(runs.driven, 1, values, None, False, False, without)
+        curves = {key: [row[key] for row in run.passes] for key in run.passes[0] if key.startswith(PREFIX)}
+        low = {key.removeprefix(PREFIX) for key, curve in curves.items() if min(curve) < ALIKE}
+        fallen = {key.removeprefix(PREFIX) for key, curve in curves.items() if sum(curve[-10:]) / 10 < ALIKE}
+        part = without.rpartition("/")[0]
+        assert bool(fallen) == bool(without), f"without {without or 'nothing'}, {fallen or 'nothing'} ends collapsed"
+        assert all(each.startswith(part) for each in fallen), f"without {without}, {fallen} collapsed"
+        assert {note.split(":")[0] for note in run.notes if ": collapsed since" in note} == low
