@@ -13,6 +13,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import DataError
+from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.order.stream import Stream
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.report.metrics import Measure
@@ -115,6 +116,26 @@ def test_preparing_makes_no_forward_pass(towers: Towers, shards: Path) -> None:
     assert not passes
     probe()
     assert set(passes) == {"image", "text"}
+
+
+def test_networks_of_two_tokenizers_are_asked_in_tokens_of_their_own(
+    make_model: Make, tokenizer: PreTrainedTokenizerFast, shards: Path
+) -> None:
+    """After a network that reads the same documents in other tokens, the loss is the one that it has alone."""
+    demo = load_tokenizer(Path(__file__).parents[2] / "bigssl" / "demo" / "tokenizer.json")
+    kinds = {"small": tokenizer, "demo": demo}
+    models = {name: make_model("bert", vocab_size=len(words)) for name, words in kinds.items()}
+    heads = {name: {key: value.detach() for key, value in MaskedLanguageHead(
+        model.get_input_embeddings().weight).named_parameters() if key != "weight"}  # type: ignore[arg-type]
+        for name, model in models.items()}  # fmt: skip
+    asked = parse({name: {"task": "language", "backbone": name, "head": name, "bank": str(shards / "train"),
+                          "queries": str(shards / "val"), "query_limit": 9} for name in kinds})  # fmt: skip
+
+    def found(*names: str) -> dict[str, float]:
+        live = Live([Subject(n, {"trained": models[n]}, TextInput(kinds[n], 24), 16) for n in names], lambda: heads)
+        return prepared(live, {name: asked[name] for name in names})()
+
+    assert found("small", "demo") == found("small") | found("demo")
 
 
 def test_training_goes_on_as_if_it_had_not_been_there(towers: Towers, shards: Path) -> None:
