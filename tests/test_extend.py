@@ -74,6 +74,12 @@ def test_the_contract_is_tested_of_a_file_that_it_has_never_seen(beside: Path) -
     assert int(re.search(r"(\d+) passed", shown)[1]) >= 12 and "failed" not in shown  # type: ignore[index]
 
 
+def test_the_evaluation_is_tested_by_what_has_never_seen_it(beside: Path) -> None:
+    code = "import pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', 'tests/transfer', '-k', 'alignment']))"
+    shown = run(beside, code)
+    assert int(re.search(r"(\d+) passed", shown)[1]) >= 2 and "failed" not in shown  # type: ignore[index]
+
+
 def test_the_modality_gives_features() -> None:
     code = FILES[MODALITY] + """
 from transformers import VideoMAEConfig, VideoMAEModel

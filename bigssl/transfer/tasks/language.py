@@ -62,6 +62,8 @@ class Language(Evaluation):
     the standard error. They are dealt over the ranks.
     """
 
+    preset = {"bank": "bigssl/demo/text/train", "queries": "bigssl/demo/text/val"}
+
     head: str = Field("mlm", description="name under export/heads of the head of masked language modelling")
     backbone: str = "text"
     bank: str = Field(description="documents trained on, whose token frequencies are the line to beat")
