@@ -14,7 +14,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "extend.md"
 FILES = dict(re.findall(r"^```python (\S+)\n(.*?)^```$", PAGE.read_text(), re.M | re.S))
-OBJECTIVE, MODALITY = "bigssl/objectives/latent.py", "bigssl/nets/modality/table.py"
+OBJECTIVE, INPUT = "bigssl/objectives/latent.py", "bigssl/transfer/inputs.py"
+MODALITY = "bigssl/nets/modality/table.py"
 EVALUATION = "bigssl/transfer/tasks/alignment.py"
 BESIDE = """
 import sys
@@ -53,7 +54,7 @@ def run(folder: Path, code: str, *arguments: str) -> str:
 
 
 def test_the_page_has_what_it_speaks_of() -> None:
-    assert set(FILES) == {OBJECTIVE, MODALITY, EVALUATION}
+    assert set(FILES) == {OBJECTIVE, MODALITY, INPUT, EVALUATION}
     for path in re.findall(r"`((?:bigssl|tests|launch)/[\w/.]+)`", PAGE.read_text()):
         assert (ROOT / path).exists(), path
 
@@ -74,15 +75,62 @@ def test_the_contract_is_tested_of_a_file_that_it_has_never_seen(beside: Path) -
     assert int(re.search(r"(\d+) passed", shown)[1]) >= 12 and "failed" not in shown  # type: ignore[index]
 
 
-def test_the_modality_gives_features() -> None:
-    code = FILES[MODALITY] + """
+def test_the_evaluation_is_tested_by_what_has_never_seen_it(beside: Path) -> None:
+    code = "import pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', 'tests/transfer', '-k', 'alignment']))"
+    shown = run(beside, code)
+    assert int(re.search(r"(\d+) passed", shown)[1]) >= 2 and "failed" not in shown  # type: ignore[index]
+
+
+def test_the_modality_gives_views_and_features() -> None:
+    """Each block at the end of its file, where it is to stand."""
+    code = """
+import io, sys, tempfile
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
 from transformers import VideoMAEConfig, VideoMAEModel
-config = VideoMAEConfig(image_size=16, patch_size=8, num_frames=4, tubelet_size=2, hidden_size=16, num_hidden_layers=1,
-                        num_attention_heads=2, intermediate_size=16)
-model, row = VideoMAEModel(config).eval(), MODALITIES["video"]
-videos = torch.randint(0, 256, (3, 4, 3, 16, 16), dtype=torch.uint8)
-hidden, features = row.hidden(model, {"video": videos}), row.features(model, {"video": videos})
-print(tuple(hidden.shape), torch.allclose(features, hidden.mean(1)))
+from bigssl.data.errors import DataError
+from bigssl.data.kinds import decode
+from bigssl.data.sample import Sample
+from bigssl.nets.modality import table
+from bigssl.transfer import inputs
+exec(sys.argv[1], vars(table))
+exec(sys.argv[2], vars(inputs))
+decode.FIELDS["video"] = ("video.npy",)
+row, taken, config = table.MODALITIES["video"], inputs.INPUTS["video"](4, 16), SimpleNamespace(frames=4, side=16)
+network = VideoMAEConfig(**row.settings("backbones.net", config, None, {}), patch_size=8, tubelet_size=2,
+                         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+model = VideoMAEModel(network).eval()
+def sample(pictures):
+    out = io.BytesIO()
+    np.save(out, pictures)
+    return Sample("s", {"video.npy": out.getvalue()}, 0, 0, "x.tar", "t")
+pictures = np.random.default_rng(0).integers(0, 256, (5, 20, 30, 3), dtype=np.uint8)
+folder = Path(tempfile.mkdtemp())
+taken.write(folder)
+view = inputs.INPUTS["video"].read(folder).view(sample(pictures))
+batch = {name: table.torch.from_numpy(each)[None] for name, each in view.items()}
+hidden, features = row.hidden(model, batch), row.features(model, batch)
+trial = model(**row.trial(config, None)).last_hidden_state
+print(view["video"].shape, tuple(taken.raw(batch).shape), tuple(hidden.shape), tuple(trial.shape),
+      table.torch.allclose(features, hidden.mean(1)))
+try:
+    taken.view(sample(pictures[:3]))
+except DataError as error:
+    print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.stdout == "(3, 8, 16) True\n", done.stderr[-2000:]
+    command = [sys.executable, "-c", code, FILES[MODALITY], FILES[INPUT]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.stdout.splitlines() == [
+        "(4, 3, 16, 16) (1, 768) (1, 8, 16) (2, 8, 16) True",
+        "shard x.tar, sample 's': uint8 [3, 20, 30, 3]; allowed: uint8 [4 or more, H, W, 3]",
+    ], done.stderr[-2000:]
+
+
+def test_the_places_of_a_modality_are_there() -> None:
+    """Each row of the page's table: a file, and the name in it that is to be edited."""
+    rows = re.findall(r"^\| `([\w/.]+)` \| (.*) \|$", PAGE.read_text(), re.M)
+    assert len(rows) == 7 and {MODALITY, INPUT} <= {path for path, _ in rows}
+    for path, what in rows:
+        name = re.match(r"`(\w+)`", what)
+        assert name is None or re.search(rf"^(class |def )?{name[1]}\b", (ROOT / path).read_text(), re.M), what

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import reduce
+from inspect import getdoc
+from operator import getitem
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -45,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     from bigssl.data.errors import DataError
 
     try:
-        return int(called(_app(), arguments) or 0)
+        words = sys.argv[1:] if arguments is None else arguments
+        return int(called(_app(words), words) or 0)
     except (ConfigError, DataError) as error:
         say(error)
         return 2
@@ -60,7 +64,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _app() -> App:
+def _app(words: list[str]) -> App:
+    """All commands; the one that the `words` call says in its help also what its function says.
+
+    Raises:
+        ConfigError: they name none, and ask for no help.
+    """
     app = new_app("bigssl", "Self-supervised pretraining: data, recipes, evaluation.")
     groups = {name: new_app(name, about) for name, about in GROUPS.items()}
     for path, (function, about) in COMMANDS.items():
@@ -68,6 +77,16 @@ def _app() -> App:
         (groups[group] if group else app).command(f"bigssl.cli.{function}", name=name, help=about)
     for group_app in groups.values():
         app.command(group_app)
+    if " ".join(words) in ("", *GROUPS):
+        below = dict.fromkeys(name.split()[len(words)] for name in COMMANDS if name.split()[: len(words)] == words)
+        said = "".join(f"{word}: " for word in words)
+        help = " ".join(["bigssl", *words, "--help"])
+        raise ConfigError(f"{said}no command; allowed: {', '.join(below)}. See {help}")
+    names = [word for word in words if not word.startswith("-")]
+    for parts in (names[:1], names[:2]):
+        if " ".join(parts) in COMMANDS:
+            command: App = reduce(getitem, parts, app)  # imports the command's file
+            command.help = f"{command.help}\n\n{getdoc(command.default_command) or ''}"
     return app
 
 

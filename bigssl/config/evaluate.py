@@ -7,7 +7,7 @@ Both map names of the reader's choice to sections of evaluations. These live wit
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -28,6 +28,11 @@ Item = Annotated[
 
 class Evaluation(Section):
     """What every evaluation has; a file of `bigssl/transfer/tasks` adds what it needs. `task` is added at discovery."""
+
+    preset: ClassVar[dict[str, Any]]
+    """The section on the demo's data, all that tests/transfer/test_tasks.py is told of an evaluation: there are tiny
+    backbones "image", "text" and "series" (six channels, as in bigssl/demo/series/basic_motions), with heads "clip" and
+    "mlm" of the first two. A limit that it leaves out is small there."""
 
     queries: str = Field(description="shards that are judged, and never trained on")
     query_limit: Limit = None

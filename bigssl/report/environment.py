@@ -62,7 +62,7 @@ def installed() -> dict[str, object]:
 
 
 def record(folder: Path) -> dict[str, object]:
-    """Writes `describe()` to `folder/environment.json` and returns it. A resumed run describes its latest machine."""
+    """Writes `installed()` to `folder/environment.json` and returns it. A resumed run describes its latest machine."""
     facts = installed()
     write_atomic(folder / FILE, (json.dumps(facts, indent=1) + "\n").encode())
     return facts

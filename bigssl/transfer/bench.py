@@ -200,7 +200,7 @@ class Bench:
             columns: metadata fields by which equal texts differ, too.
             also: of `meta`, further fields where a sample has them.
         """
-        key = ("captions", url, limit, *columns, *also)
+        key = ("captions", url, limit, tuple(columns), tuple(also))
         if key not in self.kept:
             self.kept[key] = self._captions(url, columns, limit, field, [*columns, *also])
         found: Captions = self.kept[key]

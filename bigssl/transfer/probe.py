@@ -10,6 +10,7 @@ from bigssl.config.evaluate import Evaluation
 from bigssl.report.metrics import Measure
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.matrix import Held
+from bigssl.transfer.scores import row_of
 from bigssl.transfer.subjects import Live
 from bigssl.transfer.team import Team
 
@@ -37,8 +38,8 @@ class LiveProbe:
         Raises:
             DataError: on every rank, where a section asks for what the shards or networks do not have.
         """
-        rows = self._bench.rows("probe", self._sections)
-        self.measures = {f"probe/{name}": Measure(score.unit, "") for name, score in rows}
+        rows = {name: row_of(score) for name, score in self._bench.rows("probe", self._sections)}
+        self.measures = {f"probe/{name}": Measure(row["unit"], "") for name, row in rows.items()}
 
     def __call__(self) -> dict[str, float]:
         """{"probe/NAME": the trained network's mean, "health/BACKBONE/std": 1/√D when healthy and 0 when collapsed,

@@ -14,8 +14,9 @@ from torch import Tensor
 from bigssl.report.values import SHARE, with_unit
 
 BASELINES = ("majority", "blind", "random_net", "raw")
-SHORT = {"majority": "majority class", "random_net": "random network"}
-NAMES = {"majority": "the most frequent class", "random_net": "the same network with random weights"}
+SHORT = {"majority": "majority class", "blind": "a blind guess", "random_net": "random network", "raw": "raw input"}
+NAMES = {"majority": "the most frequent class", "blind": "the best guess that does not see the input",
+         "random_net": "the same network with random weights", "raw": "the raw input"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,12 @@ class Score:
         chance: what guessing reaches.
         weights: [N] how many parts (tokens) each query has.
         unit: of the values; `SHARE` for hits.
-        names: "raw" and "blind" in words, e.g. "raw pixels".
+        names: "raw" and "blind" in words of its own, e.g. "raw pixels".
         facts: sizes and settings.
         row: name beside the evaluation's, of one that has several rows.
+
+    Raises:
+        ValueError: another contender, none that is trained, or values of another number of queries.
     """
 
     title: str
@@ -48,6 +52,16 @@ class Score:
     names: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     row: str = ""
+
+    def __post_init__(self) -> None:
+        known = {*BASELINES, "trained"}
+        if "trained" not in self.values or (self.values.keys() | self.names.keys()) - known:
+            there, allowed = ", ".join([*self.values, *self.names]), ", ".join(BASELINES)
+            raise ValueError(f"{self.title}: values and names of {there}; allowed: trained, and of {allowed}")
+        sizes = {name: len(each) for name, each in self.values.items()}
+        sizes |= {} if self.weights is None else {"weights": len(self.weights)}
+        if set(sizes.values()) != {len(self.groups)}:
+            raise ValueError(f"{self.title}: {sizes} of {len(self.groups)} queries; allowed: one value of each query")
 
     def better(self, one: float, other: float) -> bool:
         return one > other if self.higher_is_better else one < other
@@ -101,7 +115,8 @@ def row_of(score: Score) -> dict[str, Any]:
     row: dict[str, Any] = {"title": score.title, **score.facts, "queries": len(score.groups), "unit": score.unit}
     row |= {"higher_is_better": score.higher_is_better, "chance": score.chance}
     row |= {name: means.get(name) for name in (*BASELINES, "trained")}
-    row |= {f"{name}_name": words for name, words in score.names.items() if name in means}
+    row |= {f"{name}_name": words for name, words in (NAMES | dict(score.names)).items()
+            if name in means and name in ("blind", "raw")}  # fmt: skip
     row |= {"stderr": error if math.isfinite(error) else None, "gains": gains}
     row |= {f"trained_beats_{name}": gain["difference"] > 0 for name, gain in gains.items()}
     if "raw" in means and "random_net" in means:

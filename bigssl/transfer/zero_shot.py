@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class ByTexts(Evaluation):
     """Images to classes that are known by texts; which texts is up to the evaluation."""
 
+    preset = {"captions": "bigssl/demo/emoji/train", "queries": "bigssl/demo/emoji/val", "label": "category"}
+
     heads: str = Field("clip", description="name under export/heads of the two projections")
     image_backbone: str = "image"
     text_backbone: str = "text"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from importlib import import_module
+from inspect import getdoc
 from pathlib import Path
 
 import pytest
 import yaml
 
-from bigssl.cli.main import COMMANDS, main
+from bigssl.cli.main import COMMANDS, GROUPS, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +37,40 @@ def test_every_command_has_help(path: str, capsys: pytest.CaptureFixture[str]) -
     assert main([*path.split(), "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"Usage: bigssl {path}" in shown and COMMANDS[path][1].split(".")[0][:30] in shown
+    file, name = COMMANDS[path][0].split(":")
+    said = getdoc(getattr(import_module(f"bigssl.cli.{file}"), name)) or ""
+    assert " ".join(said.partition("Args:")[0].split()) in shown, "what the function says, in full"
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in GROUPS)], ids=str)
+def test_without_a_command_they_are_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    shown, said = capsys.readouterr()
+    below = {path.split()[len(words)] for path in COMMANDS if path.split()[: len(words)] == words}
+    assert not shown and set(re.findall(r"\w+", said.split("allowed: ")[1].split(".")[0])) == below
+    assert said.endswith(f"See {' '.join(['bigssl', *words, '--help'])}\n") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["1.5", "2.0", "0x10", "1e3", "none", "two", ""])
+@pytest.mark.parametrize("command", [
+    "plan --config x --world", "plan --config x --world 2 --ranks-per-node", "config check x --world",
+    "shards replay --steps", "shards replay --steps 1 --world", "shards replay --steps 1 --workers",
+    "shards replay --steps 1 --from", "shards replay --steps 1 --batch", "shards replay --steps 1 --seed",
+    "shards replay --steps 1 --lanes", "shards replay --steps 1 --window", "shards pack a b --seed",
+    "shards pack a b --window", "shards pack a b --stride", "shards pack a b --jobs", "shards pack a b --shard-size",
+    "shards split a b --seed", "shards stats a --min-text", "shards inspect a --samples",
+    "tokenizer train a b --vocab-size",
+])  # fmt: skip
+def test_what_is_no_whole_number_is_not_rounded(command: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), text]) == 2
+    said = capsys.readouterr().err
+    assert f"Invalid value for {command.split()[-1]}: {text!r}; allowed: a whole number. See bigssl" in said
+
+
+def test_an_option_that_may_be_left_out_does_not_take_none(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ("plan --config x --world 2 --memory none", "shards pack a b --as none"):
+        assert main(words.split()) == 2
+        assert "nvalid value" in (said := capsys.readouterr().err) and "none" in said
 
 
 def test_schema_lists_every_objective_with_its_fields(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from bigssl.transfer.inputs import ImageInput
 from bigssl.transfer.knn import stored_knn
 from bigssl.transfer.matrix import HeldPart, Matrix, Scratch, joined
 from bigssl.transfer.scorecard import score
-from bigssl.transfer.tasks import knn
+from bigssl.transfer.tasks import knn, zero_shot
 
 SIDE = 64
 MIB = 1 << 20
@@ -116,6 +116,15 @@ def test_bytes_are_read_back_as_shares_of_255(scratch: Scratch) -> None:
     pixels = torch.arange(256, dtype=torch.uint8).view(2, 128)
     found = joined([scratch.store(iter([{"raw": pixels[:1]}, {"raw": pixels[1:]}]))])["raw"]
     assert torch.equal(found.read(0, 2), pixels.float() / 255)
+
+
+def test_texts_are_kept_apart_by_the_fields_that_are_asked_for(run: Path, shards: Path) -> None:
+    """A field by which texts differ is no field that is noted besides: of class names, then of nearest neighbours."""
+    train, val = str(shards / "train"), str(shards / "val")
+    names = zero_shot.ZeroShot(queries=val, captions=train, label="category")
+    near = knn.Knn(backbone="text", bank=train, queries=train, label="category", item="subcategory", k=5)
+    both = score(run, {"names": names, "near": near}, seed=0)["tasks"]
+    assert both == score(run, {"near": near, "names": names}, seed=0)["tasks"]
 
 
 def test_a_full_disk_is_one_line(scratch: Scratch) -> None:

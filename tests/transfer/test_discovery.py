@@ -60,7 +60,20 @@ def new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     discover_evaluations.cache_clear()
     yield
     discover_evaluations.cache_clear()
-    del sys.modules["bigssl.transfer.tasks.spread"]
+    sys.modules.pop("bigssl.transfer.tasks.spread", None)
+
+
+@pytest.mark.parametrize("shared", ["Base", "_Base"])
+def test_a_file_defines_one_evaluation(shared: str, new_file: None, tmp_path: Path) -> None:
+    """Of two the last would win, without a word."""
+    path = tmp_path / "more" / "spread.py"
+    path.write_text(FILE.replace("class Spread(Evaluation)", f"class {shared}(Evaluation):\n    pass\n\n"
+                                                             f"class Spread({shared})"))  # fmt: skip
+    if shared == "_Base":
+        assert discover_evaluations()["spread"].__name__ == "Spread"
+    else:
+        with pytest.raises(ValueError, match=r"spread.py: 2 classes of Evaluation, Base, Spread; allowed: one, and"):
+            discover_evaluations()
 
 
 def recipe(*overrides: str) -> Recipe:

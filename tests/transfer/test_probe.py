@@ -13,6 +13,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import DataError
+from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.order.stream import Stream
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.report.metrics import Measure
@@ -36,17 +37,16 @@ def knn(shards: Path, **changes: object) -> dict[str, Evaluation]:
 
 
 def everything(shards: Path) -> dict[str, Evaluation]:
-    """Each evaluation that there is."""
-    train, val = str(shards / "train"), str(shards / "val")
-    known: dict[str, dict[str, Any]] = {
-        "knn": {"bank": train, "queries": val, "label": "category", "k": 5, "bank_limit": 53, "query_limit": 21},
-        "retrieval": {"bank": train, "queries": val, "pair": "code", "view": "design", "bank_limit": 30},
-        "zero_shot": {"queries": val, "captions": train, "label": "category", "query_limit": 25},
-        "class_mean": {"queries": val, "captions": train, "label": "category", "caption_limit": 40},
-        "language": {"bank": train, "queries": val, "query_limit": 9},
-    }
-    assert known.keys() == discover_evaluations().keys()
-    return parse({f"my-{task}": section | {"task": task, "batch": 8} for task, section in known.items()})
+    """Each evaluation whose preset is of pictures or texts, on a few of ours."""
+    limits = {"query_limit": 25, "bank_limit": 53, "caption_limit": 40}
+    found = {}
+    for task, kind in discover_evaluations().items():
+        urls = {name: Path(value) for name, value in kind.preset.items() if str(value).startswith("bigssl/demo/")}
+        if {url.parent.name for url in urls.values()} <= {"emoji", "text"}:
+            ours = {name: str(shards / url.name) for name, url in urls.items()}
+            some = {name: most for name, most in limits.items() if name in kind.model_fields}
+            found[f"my-{task}"] = kind.preset | some | ours | {"task": task, "batch": 8}
+    return parse(found)
 
 
 def prepared(live: Live, sections: dict[str, Evaluation]) -> LiveProbe:
@@ -115,6 +115,26 @@ def test_preparing_makes_no_forward_pass(towers: Towers, shards: Path) -> None:
     assert not passes
     probe()
     assert set(passes) == {"image", "text"}
+
+
+def test_networks_of_two_tokenizers_are_asked_in_tokens_of_their_own(
+    make_model: Make, tokenizer: PreTrainedTokenizerFast, shards: Path
+) -> None:
+    """After a network that reads the same documents in other tokens, the loss is the one that it has alone."""
+    demo = load_tokenizer(Path(__file__).parents[2] / "bigssl" / "demo" / "tokenizer.json")
+    kinds = {"small": tokenizer, "demo": demo}
+    models = {name: make_model("bert", vocab_size=len(words)) for name, words in kinds.items()}
+    heads = {name: {key: value.detach() for key, value in MaskedLanguageHead(
+        model.get_input_embeddings().weight).named_parameters() if key != "weight"}  # type: ignore[arg-type]
+        for name, model in models.items()}  # fmt: skip
+    asked = parse({name: {"task": "language", "backbone": name, "head": name, "bank": str(shards / "train"),
+                          "queries": str(shards / "val"), "query_limit": 9} for name in kinds})  # fmt: skip
+
+    def found(*names: str) -> dict[str, float]:
+        live = Live([Subject(n, {"trained": models[n]}, TextInput(kinds[n], 24), 16) for n in names], lambda: heads)
+        return prepared(live, {name: asked[name] for name in names})()
+
+    assert found("small", "demo") == found("small") | found("demo")
 
 
 def test_training_goes_on_as_if_it_had_not_been_there(towers: Towers, shards: Path) -> None:

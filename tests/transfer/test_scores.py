@@ -100,6 +100,26 @@ def test_a_loss_reads_as_one() -> None:
     assert row["verdict"] == "ahead of all, but within noise of frequencies" and row["blind_name"] == "frequencies"
 
 
+def test_a_baseline_without_words_of_its_own_has_plain_ones() -> None:
+    values = {name: torch.tensor([float(n), 1.0]) for n, name in enumerate(("blind", "random_net", "raw", "trained"))}
+    row = row_of(Score("t", "of 2", values, ["a", "b"], unit="squares"))
+    assert row["blind_name"] == "the best guess that does not see the input" and row["raw_name"] == "the raw input"
+    assert "than the raw input" in row["sentence"]
+    assert row["verdict"].endswith("within noise of a blind guess, random network, raw input")
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"values": {"raw": bits("10")}}, "t: values and names of raw; allowed: trained, and of majority, blind, random_n"),
+    ({"values": {"trained": bits("10"), "mine": bits("10")}}, "t: values and names of trained, mine; allowed: trained"),
+    ({"names": {"row": "raw pixels"}}, "t: values and names of trained, row; allowed"),
+    ({"groups": ["a"]}, r"t: {'trained': 2} of 1 queries; allowed: one value of each query"),
+    ({"weights": torch.ones(3)}, r"t: {'trained': 2, 'weights': 3} of 2 queries"),
+])
+def test_a_row_that_could_not_be_written_is_refused_where_it_is_made(changes: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Score(**{"title": "t", "subject": "of 2", "values": {"trained": bits("10")}, "groups": ["a", "b"]} | changes)
+
+
 def test_majority_is_the_best_constant_answer() -> None:
     assert majority_hits(["b", "a", "b"]).tolist() == [True, False, True]
     assert majority_hits(["b", "a"]).tolist() == [False, True]

@@ -32,6 +32,8 @@ NO_WORDS = "the texts hold no word of two letters or digits, so there is no bag 
 class Knn(Evaluation):
     """Label of the nearest neighbours in a labelled bank: weighted vote of k (Wu et al. 2018), no training."""
 
+    preset = {"bank": "bigssl/demo/emoji/train", "queries": "bigssl/demo/emoji/val", "label": "category"}
+
     backbone: str = "image"
     bank: str = Field(description="labelled shards in which neighbours are looked for")
     label: Label

@@ -62,6 +62,8 @@ class Language(Evaluation):
     the standard error. They are dealt over the ranks.
     """
 
+    preset = {"bank": "bigssl/demo/text/train", "queries": "bigssl/demo/text/val"}
+
     head: str = Field("mlm", description="name under export/heads of the head of masked language modelling")
     backbone: str = "text"
     bank: str = Field(description="documents trained on, whose token frequencies are the line to beat")
@@ -81,7 +83,7 @@ class Language(Evaluation):
         vocabulary = subject.models["trained"].config.vocab_size
         surprise = None if bench.live else self._frequencies(bench, words.tokenizer, vocabulary).surprise()
         numbers = bench.numbers(bench.index(self.queries), self.query_limit, "queries")
-        documents = bench.read(("documents", self.queries, self.query_limit, words.length),
+        documents = bench.read(("documents", self.queries, self.query_limit, words),
                                lambda: _documents(self.queries, numbers, words, bench.seed))  # fmt: skip
         pieces = (part for document in documents for part in _parts(document, bench.batch))
         run = partial(_sums, subject, heads, surprise, bench)

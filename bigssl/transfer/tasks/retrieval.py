@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class Retrieval(Evaluation):
     """Nearest neighbour of an item among all items in another view: is it the same item?"""
 
+    preset = {"bank": "bigssl/demo/emoji/train", "queries": "bigssl/demo/emoji/val", "pair": "code", "view": "design"}
+
     backbone: str = "image"
     bank: str = Field(description="shards whose mean is taken from all features before each cosine")
     pair: Metadata = Field(description="metadata field that views of one item share")
