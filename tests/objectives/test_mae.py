@@ -176,3 +176,27 @@ def test_what_cannot_be_is_refused(kind: str, fields: dict[str, Any], words: str
     with pytest.raises(ConfigError, match=words) as caught:
         build(config, {"image": tower})
     assert "\n" not in str(caught.value)
+
+
+def test_the_decoder_finds_every_state_at_the_place_of_its_patch(
+    objective: Any, batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network can learn a wrong order by heart, so that no loss tells: states are numbered, and looked for."""
+    task, held = objective(Mae, "mae"), []
+
+    def numbered(tower: Tower, pixels: Tensor, seen: Tensor) -> Tensor:
+        numbers = torch.cat([seen.new_zeros(len(seen), 1), seen + 1], 1).float()  # class token, patch n as n + 1
+        return numbers.unsqueeze(-1).expand(-1, -1, task.backbone.dim)
+
+    def restore(module: Any, args: tuple[Tensor, Tensor]) -> None:
+        states, places = args
+        filled = torch.cat([states[:, 1:, 0], states.new_zeros(len(states), places.shape[1] - states.shape[1] + 1)], 1)
+        held.append(filled.gather(1, places))
+
+    monkeypatch.setattr("bigssl.objectives.mae.encode_visible", numbered)
+    task.decoder.register_forward_pre_hook(restore)
+    data = batch(task)
+    task(data, AT)
+    visible = noise.orders(data["sample_seeds"], "mask", task.patches)[:, : task.visible]
+    wanted = torch.zeros_like(held[0]).scatter(1, visible, (visible + 1).float())
+    assert torch.equal(held[0], wanted)
