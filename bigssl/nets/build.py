@@ -16,7 +16,6 @@ import copy
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -125,14 +124,13 @@ def refuse_derived(root: nn.Module) -> None:
             )
 
 
-def twin(module: M, gathered: Callable[[Iterable[nn.Parameter]], AbstractContextManager[None]] | None = None) -> M:
+def twin(module: M) -> M:
     """A copy of `module` that is whole on this rank, not trained and in fp32, whatever the weights of `module` are.
 
     Of a network that is only described, the copy gets its numbers when `module` does. Tokenizers are shared.
 
-    Args:
-        gathered: a context within which parameters are whole, for a module that ZeRO-3 holds in slices; it is entered
-            for one layer at a time. Collective then.
+    Raises:
+        RuntimeError: the engine has cut `module` into slices.
     """
     empty = {id(p): _like(p) for p in module.parameters()}
     held = [value for part in module.modules() for value in vars(part).values()]
@@ -143,11 +141,8 @@ def twin(module: M, gathered: Callable[[Iterable[nn.Parameter]], AbstractContext
             mine.compile()
         if vars(mine).pop(_PLAN, None) is not None:
             vars(theirs)[_PLAN].twins.append(mine)
-    for layer in module.modules():
-        own = list(layer.parameters(recurse=False))
-        with gathered(own) if gathered else nullcontext():
-            for parameter in own:
-                _copy(parameter, empty[id(parameter)])
+    for parameter in module.parameters():
+        _copy(parameter, empty[id(parameter)])
     return other
 
 
@@ -271,10 +266,11 @@ def _done(parameters: list[nn.Parameter], cut: Cut | None) -> None:
 
 
 def _like(parameter: nn.Parameter) -> nn.Parameter:
-    """An empty one, whole and in fp32, that is not trained."""
-    shape = getattr(parameter, "ds_shape", parameter.shape)
+    """An empty one in fp32 that is not trained."""
+    if parameter.shape != getattr(parameter, "ds_shape", parameter.shape):
+        raise RuntimeError("twin: its original is in slices (ZeRO-3); allowed: before the engine exists")
     dtype = torch.float32 if parameter.is_floating_point() else parameter.dtype
-    return nn.Parameter(torch.empty(shape, dtype=dtype, device=parameter.device), requires_grad=False)
+    return nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=parameter.device), requires_grad=False)
 
 
 @torch.no_grad()
