@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from state_network import Network, capped, unit_rows
 from torch import Tensor, nn
-from torch.nn import functional
 
-from bigssl.config.optim import NOT_DECAYED, Group, OptimConfig
+from bigssl.config.optim import NOT_DECAYED, OptimConfig
 from bigssl.config.recipe import CheckpointConfig, Recipe
 from bigssl.engine import zero
 from bigssl.engine.checkpoint import CheckpointStore
@@ -37,11 +37,7 @@ from bigssl.engine.layerwise import Lamb, Lars
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.saved import MASTER, SavedState
 from bigssl.engine.teaching import teach
-from bigssl.nets.constraint import Constraint
-from bigssl.nets.ema import Ema
-from bigssl.nets.norm import GlobalBatchNorm
-from bigssl.nets.progress import CosineRamp, Progress
-from bigssl.objectives.base import Objective
+from bigssl.nets.progress import Progress
 
 WORLDS, STEPS, BATCH = (1, 2, 4, 1), 3, 8  # STEPS on each of WORLDS
 STAGES = ((0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 2), (3, 3, 3, 3), (0, 3, 2, 1))
@@ -55,71 +51,6 @@ OWN = {"lr": 0.5, "weight_decay": 0.3, "clip": 0.05}  # of the embedding and the
 BETAS = (0.8, 0.95)
 TOLERANCE = 2e-6  # sums of 8 samples in another order, over 12 steps; what is lost shows at 1e-2 and more
 State = dict[str, Any]  # names to tensors or numbers
-
-
-class Counter(nn.Module):
-    """State that is neither parameter nor buffer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.calls)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.calls = int(state)
-
-
-class Network(Objective):
-    """Odd sizes, BatchNorm, a frozen layer, tied weights, a scale of one element, extra state, groups, constraints, a
-    teacher."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.embed, self.frozen = nn.Embedding(11, 6), nn.Linear(6, 5).requires_grad_(False)
-        self.first, self.norm = nn.Linear(18, 33, bias=False), GlobalBatchNorm(33)
-        self.second, self.third, self.last = nn.Linear(33, 9), nn.Linear(9, 9, bias=False), nn.Linear(9, 5)
-        self.tied = nn.Linear(9, 9, bias=False)
-        self.tied.weight = self.third.weight
-        self.scale, self.counter = nn.Parameter(torch.full([1], 0.5)), Counter()
-        student = nn.ModuleDict({"first": self.first, "norm": self.norm, "frozen": self.frozen, "second": self.second})
-        self.teacher = Ema(student, CosineRamp(0.7, 1.0))
-        self.seen = 0.0  # what a task keeps by itself: extra state of the outermost module
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.seen)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.seen = float(state)
-
-    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
-        tokens, target = batch
-        self.counter.calls += 1
-        self.seen = 0.9 * self.seen + 1
-        embedded = self.embed(tokens)
-        hidden = self.second(functional.gelu(self.norm(self.first(embedded.flatten(1)))))
-        out = self.last(self.third(hidden).tanh() + hidden) * self.scale.exp() + self.frozen(embedded.mean(1))
-        taught = self.teacher.module
-        with torch.no_grad():
-            wanted = taught["second"](taught["norm"](taught["first"](embedded.flatten(1)))).tanh()
-        loss: Tensor = (out - target).square().mean() + (hidden - wanted).square().mean()
-        return loss
-
-    def groups(self) -> list[Group]:
-        return [Group(pattern="^last", lr=2.0, weight_decay=0.0), Group(pattern="scale$", clip=9.0)]
-
-    def constraints(self) -> list[Constraint]:
-        return [Constraint([self.second.weight], unit_rows), Constraint([self.scale], capped)]
-
-
-def unit_rows(weight: Tensor) -> Tensor:
-    return functional.normalize(weight, dim=1)
-
-
-def capped(scale: Tensor) -> Tensor:
-    return scale.clamp(max=0.51)
 
 
 def recipe(optimizer: str, stage: int) -> Recipe:

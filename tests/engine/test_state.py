@@ -31,6 +31,7 @@ def load_script(name: str) -> Any:
     return module
 
 
+load_script("state_network")  # which the others import
 matrix = load_script("state_matrix")
 cost = load_script("state_cost")
 
