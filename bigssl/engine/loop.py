@@ -20,6 +20,7 @@ from bigssl.engine.checkpoint import CheckpointStore, NotSaved
 from bigssl.engine.clock import Clock, DataWait
 from bigssl.engine.guards import Guard, TooManyBadSamples
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
+from bigssl.engine.plan.folder import clear
 from bigssl.engine.plan.memory import checkpoint_bytes
 from bigssl.engine.plan.preflight import Plan
 from bigssl.engine.resume import CONFIG, facts, settled
@@ -64,10 +65,9 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
     """
     if distributed.world() != plan.world:
         raise RuntimeError(f"planned for {plan.world} ranks, but the process group has {distributed.world()}")
-    _open_folder(recipe, plan)
+    progress_notes = _open_folder(recipe, plan)
     expected = checkpoint_bytes(plan.objective, recipe)
     engine = _engine(recipe, plan, device)
-    progress_notes: list[str] = []
     store = CheckpointStore(
         recipe.folder / "checkpoints",
         recipe.checkpoint,
@@ -237,24 +237,23 @@ class _Run:
         self.guard.flag.restore()
 
 
-def _open_folder(recipe: Recipe, plan: Plan) -> None:
-    problem = ""
+def _open_folder(recipe: Recipe, plan: Plan) -> list[str]:
+    """Make the folder with what describes the run; what there is to say about it. Collective."""
+    problem, left = "", list[str]()
     if distributed.is_main():
         try:
-            _write_recipe(recipe, plan)
+            recipe.folder.mkdir(parents=True, exist_ok=True)
+            left = clear(recipe.folder)
+            resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
+            write_atomic(recipe.folder / CONFIG, dump_recipe(resolved).encode())
+            environment.record(recipe.folder)
         except OSError as error:
             problem = error.strerror or str(error)
     if problem := distributed.from_main(problem):
         raise NotSaved(f"out: {recipe.folder} cannot be written to ({problem}); allowed: a folder with room")
     if not distributed.agree((recipe.folder / CONFIG).exists()):
         raise NotSaved(f"{recipe.folder} is not seen by every rank; out has to be on a shared file system")
-
-
-def _write_recipe(recipe: Recipe, plan: Plan) -> None:
-    recipe.folder.mkdir(parents=True, exist_ok=True)
-    resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
-    write_atomic(recipe.folder / CONFIG, dump_recipe(resolved).encode())
-    environment.record(recipe.folder)
+    return [f"begins anew: {recipe.folder} held no checkpoint; removed {', '.join(left)}"] if left else []
 
 
 def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:

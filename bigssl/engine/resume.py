@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -54,6 +56,14 @@ REASONS = {
 # what and how it was stored, and what a classifier on it would say.
 NOT_OF_THE_NETWORK = {"transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id",
                       "problem_type", "finetuning_task"}  # fmt: skip
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in the folder of a run, whole or not, by step. Where there is none, no run has begun: what a
+    first try has left binds nobody."""
+    place = folder / "checkpoints"
+    found = place.iterdir() if os.path.isdir(place) else []
+    return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
 
 
 def facts(
@@ -188,9 +198,9 @@ def _automatic(key: str, *values: Any) -> bool:
 
 
 def _read(recipe: Recipe) -> tuple[Recipe | None, dict[str, Any]]:
-    """The recipe of the run folder, None if there is none, and its fields that this version does not know."""
+    """The recipe of the run folder, None if no run has begun there, and its fields that this version does not know."""
     path, model = recipe.folder / CONFIG, type(recipe)
-    if not os.path.exists(path):  # False also for what can be no name: check_folder says so
+    if not checkpoints(recipe.folder) or not path.exists():
         return None, {}
     # Evaluations may change, and their form has: one that this version cannot read is no reason to refuse.
     values = {name: value for name, value in read_mapping(path).items() if name not in ("probe", "evaluate")}

@@ -32,8 +32,7 @@ from bigssl.engine.clipping import clip_gradients  # noqa: E402
 from bigssl.engine.constraints import apply_constraints, check_constraints  # noqa: E402
 from bigssl.engine.layout import clear_padding  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
-from bigssl.engine.saved import SavedState  # noqa: E402
-from bigssl.engine.saving import TAG, Saver  # noqa: E402
+from bigssl.engine.saved import TAG, SavedState, Saver  # noqa: E402
 from bigssl.engine.settings import settings_for  # noqa: E402
 from bigssl.nets.build import fill  # noqa: E402
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
-import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,6 +26,8 @@ from bigssl.engine import zero
 from bigssl.engine.constraints import check_constraints
 from bigssl.engine.groups import check_groups
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
+from bigssl.engine.plan.folder import check_folder, check_room, refuse_foreign, room
+from bigssl.engine.plan.order import refuse_twice, repeats
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
 from bigssl.engine.resume import (
     facts,
@@ -40,8 +40,6 @@ from bigssl.engine.resume import (
 from bigssl.nets import towers
 from bigssl.nets.build import postponed, refuse_derived
 from bigssl.objectives.base import Objective, build, exported_heads, exported_networks
-
-_PROBE = 1 << 16  # bytes that a run folder has to take at the start
 
 
 @dataclass(frozen=True)
@@ -81,16 +79,20 @@ def plan(recipe: Recipe, world: int) -> Plan:
     check_constraints(objective)
     check_evaluation(recipe, evaluated_towers(objective, built), exported_heads(objective))
     check_folder(recipe)
+    refuse_foreign(recipe)
     refuse_secrets(recipe)
     check_cache(recipe)
     sizes = batch_sizes(recipe, objective)
     streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
+    for name, order in streams.items():
+        refuse_twice(name, repeats(order))
     refuse_seen(recipe, {name: order.indexes.values() for name, order in streams.items()})
     check_passes(objective, sizes, accum)
     check_draws(objective, streams)
     refuse_changed_recipe(recipe)
     refuse_changed_length(recipe, objective)
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built, objective))
+    check_room(recipe, room(objective, recipe))
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
 
 
@@ -192,23 +194,6 @@ def _tokenizer(name: str, config: BackboneConfig) -> PreTrainedTokenizerFast | N
         return load_tokenizer(config.tokenizer)
     except Exception as error:  # tokenizers raises bare exceptions
         raise ConfigError(f"backbones.{name}.tokenizer: value {config.tokenizer!r}: {error}") from None
-
-
-def check_folder(recipe: Recipe) -> None:
-    """Refuse a run folder that cannot be written to."""
-    existing = recipe.folder
-    try:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            recipe.folder.lstat()  # is it a name at all?
-        existing = next(path for path in [recipe.folder, *recipe.folder.absolute().parents] if os.path.lexists(path))
-        with tempfile.TemporaryFile(dir=existing) as file:  # permission bits tell root nothing, and quotas nobody
-            file.write(bytes(_PROBE))
-            file.flush()
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"out: value {str(recipe.folder)!r}: {existing} cannot be written to ({why}); allowed: a folder with room"
-        ) from None
 
 
 def check_cache(recipe: Recipe) -> None:
