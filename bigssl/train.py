@@ -27,7 +27,7 @@ from safetensors import SafetensorError  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from bigssl import distributed  # noqa: E402
-from bigssl.cli.app import called, new_app  # noqa: E402
+from bigssl.cli.app import Change, called, fields_of, new_app  # noqa: E402
 from bigssl.config.errors import ConfigError, say  # noqa: E402
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
@@ -52,6 +52,7 @@ class Options(NamedTuple):
     config: str
     overrides: list[str]
     print_config: bool
+    change: list[str]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options is None:  # --help
             return 0
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union(), evaluation_union()))
-        plan = preflight.plan(recipe, preflight.announced_world())
+        plan = preflight.plan(recipe, preflight.announced_world(), options.change)
         if not options.print_config:
             preflight.check_port()
     except (ConfigError, DataError) as error:
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(
-    *overrides: str, config: str, print_config: bool = False,
+    *overrides: str, config: str, print_config: bool = False, change: Change = "",
     local_rank: Annotated[int | None, Parameter(name="--local_rank", show=False)] = None,  # the launcher passes it
 ) -> Options:  # fmt: skip
     """
@@ -91,7 +92,7 @@ def _options(
         config: recipe (YAML), for example launch/recipes/demo.yaml
         print_config: print the resolved recipe and stop
     """
-    return Options(config, list(overrides), print_config)
+    return Options(config, list(overrides), print_config, fields_of(change))
 
 
 def _run(recipe: Recipe, plan: preflight.Plan) -> int:

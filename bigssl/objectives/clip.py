@@ -60,6 +60,7 @@ class Clip(Objective):
         flip: bool = Field(False, description="mirror images (wrong for captions that say left and right)")
 
     least = 2  # one sample is compared with itself
+    adjustable = ("min_scale", "flip")
     preset = {"objective": {"dim": 8}, "backbones": {"image": "resnet", "text": "bert"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:

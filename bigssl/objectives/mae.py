@@ -54,6 +54,7 @@ class Mae(Objective):
         flip: bool = Field(True, description="mirror half of the images")
 
     accumulates = seeded = True
+    adjustable = ("ratio", "min_scale", "flip")
     cannot_collapse = True  # one picture's pixels are not another's
     preset = {
         "objective": {"decoder_dim": 32, "decoder_layers": 1, "decoder_heads": 2, "min_scale": 1.0},

@@ -55,6 +55,7 @@ class Mlm(Objective):
                 raise ValueError(f"longest {self.longest} has no effect without packing")
             return self
 
+    adjustable = ("ratio", "masking", "packing", "longest")
     preset = {"objective": {}, "backbones": {"text": "bert"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:

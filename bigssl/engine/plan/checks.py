@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from bigssl.engine.plan import data as plan_data
 from bigssl.engine.plan import preflight
 from bigssl.engine.plan.activations import Activations, Trial
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
+from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
 from bigssl.engine.plan.groups import GroupRow, group_rows
 from bigssl.engine.plan.memory import FP32, Memory, checkpoint_bytes, memory
 from bigssl.engine.plan.order import Reading, lanes_that_keep, simulate
@@ -64,10 +65,10 @@ class Paper:
             return None
 
 
-def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None) -> Paper:
+def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None, change: Sequence[str] = ()) -> Paper:
     """Check and simulate `recipe` on `world` ranks, `per_node` on a node; no GPU, no process group, no payload.
 
-    device_bytes: what a rank's device holds; more is a failure. None: unknown.
+    device_bytes: what a rank's device holds; more is a failure. None: unknown. change: as for `preflight.plan`.
     """
     process.use_data_settings(recipe.data)
     paper = Paper(world, per_node)
@@ -76,13 +77,14 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     settings_fit = paper.attempt(_checked_zero, recipe)
     paper.attempt(preflight.check_folder, recipe)
     paper.attempt(preflight.refuse_secrets, recipe)
-    paper.attempt(resume.refuse_changed_recipe, recipe)
+    paper.attempt(resume.refuse_changed_recipe, recipe, change)
     networks = paper.attempt(Trial, recipe)
     if networks is None:
         return paper
     groups_fit = paper.attempt(check_groups, networks.objective, recipe)
     paper.groups = group_rows(networks.objective, recipe.optim) if groups_fit else []
-    paper.attempt(resume.refuse_changed_length, recipe, networks.objective)
+    paper.attempt(resume.refuse_changed_length, recipe, networks.objective, change)
+    paper.notes += resume.notes_of_length(recipe, networks.objective)
     paper.attempt(check_constraints, networks.objective)
     paper.attempt(_evaluation, recipe, networks)
     paper.attempt(preflight.check_cache, recipe)
@@ -93,8 +95,8 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     if shape and sizes and len(orders) == len(sizes):
         paper.attempt(preflight.check_passes, networks.objective, sizes, shape[1])
         paper.attempt(preflight.check_draws, networks.objective, orders)
-        mine = resume.facts(shape[1], world, orders, networks.towers, networks.objective)
-        paper.attempt(resume.refuse_unlike_checkpoint, recipe, mine)
+        mine = facts(shape[1], world, orders, networks.towers, networks.objective)
+        paper.attempt(refuse_unlike_checkpoint, recipe, mine)
     _data(paper, recipe, orders)
     if shape is None or len(orders) < len(sizes) or not settings_fit or not groups_fit:
         return paper

@@ -6,9 +6,9 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -28,13 +28,13 @@ from bigssl.engine import zero
 from bigssl.engine.constraints import check_constraints
 from bigssl.engine.groups import check_groups
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
+from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
 from bigssl.engine.resume import (
-    facts,
     flat,
+    notes_of_length,
     refuse_changed_length,
     refuse_changed_recipe,
-    refuse_unlike_checkpoint,
     taken_over,
 )
 from bigssl.nets import towers
@@ -46,7 +46,8 @@ _PROBE = 1 << 16  # bytes that a run folder has to take at the start
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe means on a world of ranks: samples per rank and pass, passes per step, streams, the task."""
+    """What a recipe means on a world of ranks: samples per rank and pass, passes per step, streams, the task; `notes`
+    are what to know of it."""
 
     micro: int
     accum: int
@@ -56,15 +57,18 @@ class Plan:
     objective: Objective
     backbones: dict[str, towers.Tower]
     bf16: bool
+    notes: list[str] = field(default_factory=list)
 
 
-def plan(recipe: Recipe, world: int) -> Plan:
+def plan(recipe: Recipe, world: int, change: Sequence[str] = ()) -> Plan:
     """Check a recipe against the files it names and build its networks; no process group is needed.
 
     For ZeRO-3 the backbones have no numbers yet: the engine fills them layer by layer, in slices.
 
     From here on this process reads data as the recipe says.
 
+    Args:
+        change: fields in which the recipe differs on purpose from that of the run in its folder.
     Raises:
         ConfigError: field, value, what is allowed.
     """
@@ -88,10 +92,11 @@ def plan(recipe: Recipe, world: int) -> Plan:
     refuse_seen(recipe, {name: order.indexes.values() for name, order in streams.items()})
     check_passes(objective, sizes, accum)
     check_draws(objective, streams)
-    refuse_changed_recipe(recipe)
-    refuse_changed_length(recipe, objective)
+    refuse_changed_recipe(recipe, change)
+    refuse_changed_length(recipe, objective, change)
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built, objective))
-    return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
+    notes = notes_of_length(recipe, objective)
+    return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe), notes)
 
 
 def build_networks(recipe: Recipe) -> tuple[Objective, dict[str, towers.Tower]]:
