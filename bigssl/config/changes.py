@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 from bigssl.config.errors import ConfigError, nearest
 
@@ -58,7 +57,7 @@ def never(key: str, adjustable: Collection[str], optimizer: str) -> str:
 
 
 def refuse_idle_change(
-    change: Sequence[str], known: Collection[str], differing: Collection[str], made: Mapping[str, Any], folder: str
+    change: Sequence[str], known: Collection[str], differing: Collection[str], made: Collection[str], folder: str
 ) -> None:
     """Refuse names of `--change` that stand for nothing.
 
@@ -73,7 +72,7 @@ def refuse_idle_change(
     for field in change:
         if field not in sections | set(known):
             hint = nearest(field, sorted(sections | set(known)))
-            raise ConfigError(f"--change: no field {field!r} in the recipe; allowed: names of fields, as optim.lr{hint}")
+            raise ConfigError(f"--change: no field {field!r} in the recipe; allowed: names of its fields{hint}")
         if not any(covers(field, key) for key in (*differing, *made)):
             others = f"; what differs: {', '.join(sorted(differing))}" if differing else ""
             raise ConfigError(

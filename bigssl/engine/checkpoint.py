@@ -22,8 +22,8 @@ from typing import Any
 
 from bigssl import distributed
 from bigssl.config.recipe import CheckpointConfig
-from bigssl.engine.restore import StateError
 from bigssl.engine.plan.facts import unlike
+from bigssl.engine.restore import StateError
 from bigssl.engine.saved import LAYOUT
 from bigssl.engine.teaching import Teachers, load_teachers, save_teachers
 from bigssl.engine.zero import Engine

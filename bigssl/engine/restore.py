@@ -9,7 +9,7 @@ and the step count of group 0, and do not know LARS and Muon.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch

@@ -148,7 +148,7 @@ def _record_changes(resolved: Recipe, start: int) -> list[Change]:
     """What changes after `start`, written down. A change that no saved step was trained with (it was made at `start` or
     later: nothing was saved, or what was is damaged) is as if it had not been made."""
     stored, record = _read(resolved)[0], read_changes(resolved.folder)
-    before = {} if stored is None else _flat_recipe(stored)
+    before = _flat_recipe(stored or resolved)
     for change in reversed([change for change in record if change.step >= start]):
         before[change.field] = change.before
     found = _differences(before, _flat_recipe(resolved)) if start else {}
@@ -215,8 +215,8 @@ def notes_of_length(recipe: Recipe, objective: Objective) -> list[str]:
     if stored is None or made is None or stored.steps == recipe.steps or not task:
         return []
     return [
-        f"steps: {task} changes its loss or the momentum of a teacher along the run; it goes on as after step {made} of "
-        f"{recipe.steps}, where it was as after step {made} of {stored.steps}"
+        f"steps: {task} changes its loss or the momentum of a teacher along the run; it goes on as after step {made} "
+        f"of {recipe.steps}, where it was as after step {made} of {stored.steps}"
     ]
 
 
