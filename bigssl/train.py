@@ -34,6 +34,7 @@ from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
+from bigssl.engine.plan.start_from import rest_of_objective  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
@@ -177,6 +178,8 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     networks = subjects(plan)
     states = {network.name: zero.full_state(network.models["trained"]) for network in networks}
     heads = _heads(plan)
+    with _own_weights(plan):
+        rest = rest_of_objective(plan.objective, recipe, plan.backbones)
     if not distributed.is_main():
         return
     meta = {
@@ -187,7 +190,7 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     }
     models = {network.name: network.models["trained"] for network in networks}
     inputs = {network.name: network.takes for network in networks}
-    path = export_run(recipe.folder, models, inputs, heads, meta, states=states)
+    path = export_run(recipe.folder, models, inputs, heads, meta, states=states, rest=rest)
     print(f"exported {', '.join(states)} to {path}", flush=True)
 
 

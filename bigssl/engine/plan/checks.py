@@ -30,6 +30,7 @@ from bigssl.engine.plan.groups import GroupRow, group_rows
 from bigssl.engine.plan.memory import FP32, Memory, checkpoint_bytes, memory
 from bigssl.engine.plan.order import Reading, lanes_that_keep, simulate
 from bigssl.engine.plan.sources import source_order, split_batch
+from bigssl.engine.plan.start_from import begin_from
 from bigssl.objectives.base import exported_heads
 
 T = TypeVar("T")
@@ -81,6 +82,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     networks = paper.attempt(Trial, recipe)
     if networks is None:
         return paper
+    paper.notes += beginning.notes() if (beginning := begin_from(recipe)) is not None else []
     groups_fit = paper.attempt(check_groups, networks.objective, recipe)
     paper.groups = group_rows(networks.objective, recipe.optim) if groups_fit else []
     paper.attempt(resume.refuse_changed_length, recipe, networks.objective, change)

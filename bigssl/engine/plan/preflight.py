@@ -30,6 +30,7 @@ from bigssl.engine.groups import check_groups
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
+from bigssl.engine.plan.start_from import Beginning, begin_from, refuse_other_network
 from bigssl.engine.resume import (
     flat,
     notes_of_length,
@@ -58,6 +59,7 @@ class Plan:
     backbones: dict[str, towers.Tower]
     bf16: bool
     notes: list[str] = field(default_factory=list)
+    beginning: Beginning | None = None
 
 
 def plan(recipe: Recipe, world: int, change: Sequence[str] = ()) -> Plan:
@@ -81,6 +83,8 @@ def plan(recipe: Recipe, world: int, change: Sequence[str] = ()) -> Plan:
     with in_slices:
         objective, built = build_networks(recipe)
     refuse_derived(objective)
+    if (beginning := begin_from(recipe)) is not None:
+        beginning.take(objective, built)
     check_groups(objective, recipe)
     check_constraints(objective)
     check_evaluation(recipe, evaluated_towers(objective, built), exported_heads(objective))
@@ -95,8 +99,8 @@ def plan(recipe: Recipe, world: int, change: Sequence[str] = ()) -> Plan:
     refuse_changed_recipe(recipe, change)
     refuse_changed_length(recipe, objective, change)
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built, objective))
-    notes = notes_of_length(recipe, objective)
-    return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe), notes)
+    notes = notes_of_length(recipe, objective) + (beginning.notes() if beginning is not None else [])
+    return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe), notes, beginning)
 
 
 def build_networks(recipe: Recipe) -> tuple[Objective, dict[str, towers.Tower]]:
@@ -107,13 +111,22 @@ def build_networks(recipe: Recipe) -> tuple[Objective, dict[str, towers.Tower]]:
     """
     for name, backbone in recipe.backbones.items():
         towers.check_backbone(name, backbone)
-    built = {
-        name: towers.Tower(name, config, _tokenizer(name, config)) for name, config in recipe.backbones.items()
-    }
+    beginning = begin_from(recipe)
+    built = {name: _tower(name, config, beginning) for name, config in recipe.backbones.items()}
     objective = build(recipe.objective, built)
+    if beginning is not None:
+        beginning.check(objective, built)
     _refuse_unused(objective, built)
     _refuse_still_teachers(objective, built)
     return objective, built
+
+
+def _tower(name: str, config: BackboneConfig, beginning: Beginning | None) -> towers.Tower:
+    tokenizer = _tokenizer(name, config)
+    if beginning is not None:
+        refuse_other_network(beginning, name, towers.hf_config(f"backbones.{name}", config, tokenizer), tokenizer)
+    meta = torch.get_default_device().type == "meta"  # where weights would only be counted
+    return towers.Tower(name, config, tokenizer, None if beginning is None or meta else beginning.weights(name))
 
 
 def evaluated_towers(objective: Objective, built: Mapping[str, towers.Tower]) -> dict[str, towers.Tower]:
