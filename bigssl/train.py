@@ -34,9 +34,9 @@ from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
-from bigssl.engine.plan.start_from import rest_of_objective  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
+from bigssl.objectives.exported import rest_of_objective  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
 from bigssl.transfer.discovery import evaluation_union  # noqa: E402
 from bigssl.transfer.export import export_run  # noqa: E402
@@ -179,7 +179,7 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     states = {network.name: zero.full_state(network.models["trained"]) for network in networks}
     heads = _heads(plan)
     with _own_weights(plan):
-        rest = rest_of_objective(plan.objective, recipe, plan.backbones)
+        rest = rest_of_objective(plan.objective, recipe.objective, plan.backbones, recipe.steps)
     if not distributed.is_main():
         return
     meta = {

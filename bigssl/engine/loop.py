@@ -76,7 +76,7 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
     start = store.resume(engine)
     progress_notes += plan.notes + settle_folder(resolved, start)
     if plan.beginning is not None:  # there is no checkpoint
-        plan.beginning.take_teachers(plan.objective, plan.backbones)
+        plan.beginning.begin(plan.objective, plan.backbones)
     if probe is not None:
         probe.prepare()
     run = _Run(recipe, plan, device, engine, start)

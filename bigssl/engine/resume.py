@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -16,8 +17,8 @@ from bigssl.config.errors import ConfigError, describe
 from bigssl.config.recipe import Attention, BatchConfig, Recipe, dump_recipe
 from bigssl.config.yaml import read_mapping
 from bigssl.data.errors import redact
-from bigssl.engine.changes import adjustable_fields, made_before, newest_step, refuse_change_of_nothing, ways_out
 from bigssl.engine.checkpoint import CheckpointError
+from bigssl.engine.plan.changes import adjustable_fields, made_before, newest_step, refuse_change_of_nothing, ways_out
 from bigssl.files import write_atomic
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective
@@ -114,7 +115,7 @@ def open_folder(resolved: Recipe) -> None:
     Raises:
         CheckpointError: the disk refuses, or does not show its files to every rank.
     """
-    _on_main(resolved, lambda: _begin(resolved))
+    on_main(resolved.folder, lambda: _begin(resolved))
     if not distributed.agree((resolved.folder / CONFIG).exists()):
         raise CheckpointError(f"{resolved.folder} is not seen by every rank; out has to be on a shared file system")
 
@@ -140,7 +141,7 @@ def settle_folder(resolved: Recipe, start: int) -> list[str]:
         made.extend(_record_changes(resolved, start))
         _write(resolved)
 
-    _on_main(resolved, write)
+    on_main(resolved.folder, write)
     return [f"changed on purpose: {change.sentence}" for change in made]
 
 
@@ -162,7 +163,8 @@ def _write(resolved: Recipe) -> None:
     write_atomic(resolved.folder / CONFIG, dump_recipe(resolved).encode())
 
 
-def _on_main(resolved: Recipe, write: Callable[[], None]) -> None:
+def on_main(folder: Path, write: Callable[[], None]) -> None:
+    """Run `write` on rank 0. Raises CheckpointError on every rank where the disk refuses. Collective."""
     problem = ""
     if distributed.is_main():
         try:
@@ -170,7 +172,7 @@ def _on_main(resolved: Recipe, write: Callable[[], None]) -> None:
         except OSError as error:
             problem = error.strerror or str(error)
     if problem := distributed.from_main(problem):
-        raise CheckpointError(f"out: {resolved.folder} cannot be written to ({problem}); allowed: a folder with room")
+        raise CheckpointError(f"out: {folder} cannot be written to ({problem}); allowed: a folder with room")
 
 
 def _flat_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe, load_recipe, recipe_model
 from bigssl.data.loading.loader import MicroBatches
 from bigssl.engine import loop, zero
-from bigssl.engine.changes import adjustable_fields
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.plan import preflight
+from bigssl.engine.plan.changes import adjustable_fields
 from bigssl.engine.plan.checks import draft
 from bigssl.engine.resume import CONFIG, flat, may_change, refuse_changed_recipe, settle_folder, settled
 from bigssl.engine.saved import MASTER, SavedState

@@ -219,6 +219,29 @@ def test_every_export_loads_and_gives_the_features_of_the_run(name: str, exporte
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", NAMES)
+def test_a_run_begins_with_all_that_another_exported(name: str, exported: Any, recipe: Any, tmp_path: Path) -> None:
+    """Weights, buffers, heads, teachers and extra state, from another seed; what no feature needs (a pooler) apart."""
+    folder, state, _ = exported(name)
+    plan = preflight.plan(runs.validated(recipe(name, tmp_path / "run", seed=1, start_from=str(folder))), 1)
+    (tmp_path / "run").mkdir()
+    plan.beginning.begin(plan.objective, plan.backbones)  # type: ignore[union-attr]
+    got, unused = runs.whole_state(plan.objective), 0
+    assert got.keys() == state.keys()
+    for key, value in state.items():
+        if "pooler.dense" in key:
+            unused += 1
+        elif isinstance(value, torch.Tensor):
+            assert torch.equal(got[key], value), key
+        else:
+            assert got[key] == value, key
+    assert unused < len(state) / 4
+    record = json.loads((tmp_path / "run" / "started_from.json").read_text())
+    assert record["folder"] == str(folder) and record["steps"] == runs.STEPS and len(record["sha256"]) == 64
+    assert len(plan.notes) == 1 and "the optimizer is fresh" in plan.notes[0]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", NAMES)
 def test_every_exported_head_is_what_was_trained(name: str, exported: Any) -> None:
     """Each tensor of it, from slices: what the task says of itself with the weights of the run."""
     folder, state, plan = exported(name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,79 +23,29 @@ from transformers import AutoConfig
 from bigssl import distributed
 from bigssl.config.changes import under
 from bigssl.config.errors import ConfigError
-from bigssl.config.recipe import Recipe, Section
+from bigssl.config.recipe import Recipe
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.text import load_tokenizer
-from bigssl.engine.changes import adjustable_fields, newest_step
+from bigssl.engine.plan.changes import adjustable_fields, newest_step
 from bigssl.engine.plan.facts import first_difference, network_fields, tokenizer_fingerprint
+from bigssl.engine.resume import on_main
 from bigssl.files import write_atomic
 from bigssl.nets import build
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Objective, discover, exported_networks
+from bigssl.objectives.base import Objective
+from bigssl.objectives.exported import (
+    ABOUT,
+    BETWEEN,
+    called,
+    models_of,
+    networks_of_teachers,
+    rest_of_task,
+    task_at,
+    tasks_of,
+)
 
 FILE = "objective.safetensors"
-ABOUT = "bigssl"  # key of the file's metadata: JSON with `tasks`, `steps` and `extra`
 RECORD = "started_from.json"
-BETWEEN = "|"  # in names of tensors: TASK|NAME, TASK|teacher NAME: NAME
-
-
-def tasks_of(section: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The tasks of a section `objective` that hold no others, by the path of their modules ("" where it is one)."""
-    if isinstance(section, Section):
-        kind = discover().get(getattr(section, "name", ""))
-        if kind is not None and not kind.__dict__.get("composite"):
-            yield path, section
-            return
-        section = {name: getattr(section, name) for name in type(section).model_fields}
-    if isinstance(section, dict):
-        for name, below in section.items():
-            yield from tasks_of(below, f"{path}.{name}" if path else name)
-
-
-def rest_of_task(task: Objective, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """All state of a task that is not of `networks`, those that are exported by themselves: live tensors (and what
-    else `get_extra_state` gives) by name. At ZeRO-3 weights are whole where they are gathered."""
-    elsewhere = {id(t) for net in networks.values() for t in [*net.parameters(), *net.buffers()]}
-    found = task.state_dict(keep_vars=True)
-    for name, teacher in task.teachers().items():
-        found |= {f"teacher {name}: {key}": v for key, v in teacher.module.state_dict(keep_vars=True).items()}
-    return {key: value for key, value in found.items() if id(value) not in elsewhere}
-
-
-def rest_of_objective(objective: Objective, recipe: Recipe, towers: Mapping[str, Tower]) -> tuple[dict[str, Tensor],
-                                                                                                  dict[str, str]]:
-    """(tensors, metadata) of FILE, copied to the CPU. Weights outside of backbones have to be whole."""
-    networks = {name: network.model for name, network in exported_networks(objective, towers).items()}
-    tensors: dict[str, Tensor] = {}
-    extra: dict[str, Any] = {}
-    tasks = dict(tasks_of(recipe.objective))
-    for path in tasks:
-        for key, value in rest_of_task(_task(objective, path), networks).items():
-            if isinstance(value, Tensor):
-                tensors[path + BETWEEN + key] = value.detach().cpu().clone().contiguous()
-            else:
-                extra[path + BETWEEN + key] = value
-    sections = {path: json.loads(section.model_dump_json()) for path, section in tasks.items()}
-    about = {"tasks": sections, "steps": recipe.steps, "extra": _in_json(extra)}
-    return tensors, {ABOUT: json.dumps(about)}
-
-
-def _in_json(extra: dict[str, Any]) -> dict[str, Any]:
-    """What JSON can hold; the rest is made anew, which a run that begins with it says."""
-    kept = {}
-    for key, value in extra.items():
-        try:
-            if json.loads(json.dumps(value)) == value:
-                kept[key] = value
-        except (TypeError, ValueError):
-            continue
-    return kept
-
-
-def _task(objective: Objective, path: str) -> Objective:
-    found = objective.get_submodule(path)
-    assert isinstance(found, Objective)
-    return found
 
 
 @dataclass
@@ -105,15 +55,15 @@ class Beginning:
     Attributes:
         about: the metadata of FILE.
         pairs: {path of a task: path of the task in the export that it goes on with}.
-        fresh: path of each other task: its name.
-        towers: backbones that go on with weights of the export, and those that are made anew.
+        fresh: paths of the other tasks.
+        towers: backbones that go on with weights of the export; the others are made anew.
     """
 
     folder: Path
     recipe: Recipe
     about: dict[str, Any]
     pairs: dict[str, str] = field(default_factory=dict)
-    fresh: dict[str, str] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)
     towers: list[str] = field(default_factory=list)
 
     def weights(self, name: str) -> str | None:
@@ -122,79 +72,92 @@ class Beginning:
 
     def check(self, objective: Objective, towers: Mapping[str, Tower]) -> None:
         """Raises ConfigError where a task does not fit what it would go on with."""
-        networks = {name: network.model for name, network in exported_networks(objective, towers).items()}
-        for name in networks.keys() - towers.keys():
-            followed = [teacher.module for teacher in objective.teachers().values()]
-            if not any(networks[name] is module for each in followed for module in each.modules()):
-                raise self._refusal(f"this objective exports a network {name!r} that is neither a backbone nor a "
-                                    f"teacher's", "another objective")  # fmt: skip
+        networks = models_of(objective, towers)
+        of_teachers = {name for path in self.named() for name in self._teachers(path, objective, networks)}
+        if other := sorted(networks.keys() - towers.keys() - of_teachers):
+            raise self.refusal(f"{other[0]!r}, a network of this objective, is neither a backbone nor a teacher's",
+                               "another objective")  # fmt: skip
         with self._file() as stored:
             there = set(stored.keys()) | set(self.about["extra"])
             for path, old in self.pairs.items():
-                task = _task(objective, path)
+                task, known = task_at(objective, path), self.about["teachers"][old]
                 self._refuse_lacking_networks(path, task, towers)
+                for where in networks_of_teachers(task, networks):
+                    if known.get(where) not in self.held():
+                        raise self.refusal(f"it has no network of teacher {where} of {self.named()[path]}", "another")
                 for key, value in rest_of_task(task, networks).items():
                     self._compare(path, key, value, stored, old + BETWEEN + key, there)
+
+    def _teachers(self, path: str, objective: Objective, networks: Mapping[str, nn.Module]) -> list[str]:
+        return list(networks_of_teachers(task_at(objective, path), networks).values())
 
     def _refuse_lacking_networks(self, path: str, task: Objective, towers: Mapping[str, Tower]) -> None:
         within = {id(module) for module in task.modules()}
         for name, tower in towers.items():
             if id(tower) in within and name not in self.towers:
-                raise self._refusal(f"it has no network {name!r}, on which {_named(path, self.recipe)} was trained",
-                                    f"backbones {', '.join(self.held())}")  # fmt: skip
+                raise self.refusal(f"it has no network {name!r}, on which {self.named()[path]} is trained here",
+                                   f"backbones of the names {', '.join(self.held())}")  # fmt: skip
 
     def _compare(self, path: str, key: str, value: Any, stored: Any, name: str, there: set[str]) -> None:
         if not isinstance(value, Tensor):
             return
-        task = _named(path, self.recipe)
         if name not in there:
-            raise self._refusal(f"it has no {key} of {task}", "an export of this version of the task")
-        shape, mine = stored.get_slice(name).get_shape(), list(getattr(value, "ds_shape", value.shape))
+            raise self.refusal(f"it has no {key} of {self.named()[path]}", "an export of this version of the task")
+        shape, mine = stored.get_slice(name).get_shape(), list(value.shape)
         if shape != mine:
-            raise self._refusal(f"{key} of {task} is {shape} there, {mine} here", "the same")
+            raise self.refusal(f"{key} of {self.named()[path]} is {shape} there, {mine} here", "the same")
 
     def take(self, objective: Objective, towers: Mapping[str, Tower]) -> None:
-        """Give heads and buffers their values, before the engine exists. (Backbones have theirs already; those of
-        teachers may have no numbers yet, see `take_teachers`.)"""
-        networks = {name: network.model for name, network in exported_networks(objective, towers).items()}
+        """Give heads and buffers their values, before the engine exists. (Backbones have theirs already; the networks
+        of teachers may have no numbers yet, see `begin`.)
+
+        Raises:
+            ConfigError: a head has none either.
+        """
         for path in self.pairs:
-            task = _task(objective, path)
-            mine = {key: value for key, value in rest_of_task(task, networks).items() if not key.startswith("teacher ")}
+            task = task_at(objective, path)
+            mine = {key: value for key, value in rest_of_task(task, models_of(objective, towers)).items()
+                    if not key.startswith("teacher ")}  # fmt: skip
             for key, value in mine.items():
                 if isinstance(value, Tensor) and value.is_meta:
-                    raise ConfigError(f"start_from: {key} of {_named(path, self.recipe)} has no numbers before training "
-                                      f"at zero.stage 3; allowed: another zero.stage")  # fmt: skip
+                    raise ConfigError(f"start_from: {key} of {self.named()[path]} has no numbers yet at zero.stage 3; "
+                                      f"allowed: another zero.stage")  # fmt: skip
             task.load_state_dict(self._values(path, mine), strict=False)
 
-    def take_teachers(self, objective: Objective, towers: Mapping[str, Tower]) -> None:
-        """Give teachers theirs, once the engine has filled the networks. Collective: rank 0 reads for all."""
-        networks = exported_networks(objective, towers)
-        own = {id(network.model): name for name, network in networks.items() if name not in towers}
-        rest = {name: network.model for name, network in networks.items()}
-        for path in self.pairs:
-            task = _task(objective, path)
-            mine = [key for key in rest_of_task(task, rest) if key.startswith("teacher ")]
+    def begin(self, objective: Objective, towers: Mapping[str, Tower]) -> None:
+        """Give teachers their values, once the engine has filled the networks, and write down in the run folder what
+        the run began with. Collective: rank 0 reads for all.
+
+        Raises:
+            CheckpointError: the disk refuses.
+        """
+        networks = models_of(objective, towers)
+        for path, old in self.pairs.items():
+            task = task_at(objective, path)
+            mine = [key for key in rest_of_task(task, networks) if key.startswith("teacher ")]
             values = distributed.from_main(self._values(path, mine) if distributed.is_main() else {})
             for name, teacher in task.teachers().items():
                 start = f"teacher {name}: "
                 state = {key.removeprefix(start): v for key, v in values.items() if key.startswith(start)}
                 teacher.module.load_state_dict(state, strict=False)
-                for model in (module for module in teacher.module.modules() if id(module) in own):
-                    model.load_state_dict(self._network(own[id(model)], model), strict=False)
+            for where, name in networks_of_teachers(task, networks).items():
+                networks[name].load_state_dict(self._network(self.about["teachers"][old][where], networks[name]))
+        on_main(self.recipe.folder, self._record)
 
-    def _network(self, name: str, model: Any) -> dict[str, Tensor]:
-        def read() -> dict[str, Tensor]:
-            return dict(build.load(f"start_from.{name}", str(self.folder / name), model.config).state_dict())
+    def _network(self, name: str, like: Any) -> dict[str, Tensor]:
+        """All weights and buffers of a network in the export; those that no features need as they are in `like`."""
+        state: dict[str, Tensor] = {}
+        if distributed.is_main():
+            state = dict(build.load(f"start_from.{name}", str(self.folder / name), like.config).state_dict())
+        return distributed.from_main(state)
 
-        return distributed.from_main(read() if distributed.is_main() else {})
-
-    def _values(self, path: str, keys: Any) -> dict[str, Any]:
-        """What FILE holds for these names of a task."""
-        start = self.pairs[path] + BETWEEN
+    def _values(self, path: str, keys: Collection[str]) -> dict[str, Any]:
+        """What FILE holds of these names of a task."""
+        start, extra = self.pairs[path] + BETWEEN, self.about["extra"]
         with self._file() as stored:
             names = set(stored.keys())
             found = {key: stored.get_tensor(start + key) for key in keys if start + key in names}
-        return found | {key: self.about["extra"][start + key] for key in keys if start + key in self.about["extra"]}
+        return found | {key: extra[start + key] for key in keys if start + key in extra}
 
     def _file(self) -> Any:
         return safe_open(self.folder / FILE, framework="pt")
@@ -203,47 +166,43 @@ class Beginning:
         """Names of the networks in the export."""
         return sorted(path.parent.name for path in self.folder.glob("*/config.json"))
 
-    def _refusal(self, what: str, allowed: str) -> ConfigError:
+    def named(self) -> dict[str, str]:
+        """The tasks of the run by path, as they are called in sentences."""
+        return {path: called(path, section.name) for path, section in tasks_of(self.recipe.objective)}
+
+    def refusal(self, what: str, allowed: str) -> ConfigError:
         return ConfigError(f"start_from: value {str(self.folder)!r}: {what}; allowed: {allowed}")
 
     def notes(self) -> list[str]:
         """What is taken, made anew, and left over, in sentences."""
-        tasks = [_named(path, self.recipe) for path in self.pairs]
+        tasks = ", ".join(self.named()[path] for path in self.pairs)
         notes = [f"start_from: {self.folder}, after {self.about['steps']} steps: networks {', '.join(self.towers)}; "
-                 f"heads of {', '.join(tasks)}; the optimizer is fresh"]  # fmt: skip
+                 f"heads of {tasks}; the optimizer is fresh"]  # fmt: skip
         anew = [f"backbones.{name}" for name in self.recipe.backbones if name not in self.towers]
-        anew += [_named(path, self.recipe) for path in self.fresh]
+        anew += [f"heads of {self.named()[path]}" for path in self.fresh]
         if anew:
             notes.append(f"start_from: made anew, since the export has none: {', '.join(anew)}")
-        if left := self.left_over():
+        if left := self._left_over():
             notes.append(f"start_from: in the export, not used here: {', '.join(left)}")
         return notes
 
-    def left_over(self) -> list[str]:
-        used = {old for old in self.pairs.values()}
-        tasks = [f"heads of {_name(path, section['name'])}" for path, section in self.about["tasks"].items()
-                 if path not in used]  # fmt: skip
-        teachers = {f"{name}_teacher" for name in self.towers}  # which have a name of their own only in the export
-        return [name for name in self.held() if name not in self.towers and name not in teachers] + tasks
+    def _left_over(self) -> list[str]:
+        used = {name for old in self.pairs.values() for name in self.about["teachers"][old].values()}
+        networks = [name for name in self.held() if name not in used.union(self.towers)]
+        return networks + [f"heads of {called(path, section['name'])}" for path, section in self.about["tasks"].items()
+                           if path not in self.pairs.values()]  # fmt: skip
 
-    def record(self, folder: Path) -> None:
-        """Write RECORD in a run folder: from what it began, by content. Call it on one rank."""
-        digest, files = hashlib.sha256(), sorted([self.folder / FILE, *self.folder.glob("*/*.safetensors")])
-        for path in files:
+    def _record(self) -> None:
+        """Write RECORD in the run folder: from what it began, by content."""
+        digest = hashlib.sha256()
+        for path in sorted([self.folder / FILE, *self.folder.glob("*/*.safetensors")]):
             digest.update(str(path.relative_to(self.folder)).encode())
             with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                while block := file.read(1 << 22):
+                    digest.update(block)
         facts = {"folder": str(self.folder), "sha256": digest.hexdigest(), "steps": self.about["steps"],
                  "notes": self.notes()}  # fmt: skip
-        write_atomic(folder / RECORD, (json.dumps(facts, indent=1) + "\n").encode())
-
-
-def _name(path: str, name: str) -> str:
-    return f"{path} ({name})" if path else name
-
-
-def _named(path: str, recipe: Recipe) -> str:
-    return _name(path, dict(tasks_of(recipe.objective))[path].name)
+        write_atomic(self.recipe.folder / RECORD, (json.dumps(facts, indent=1) + "\n").encode())
 
 
 def begin_from(recipe: Recipe) -> Beginning | None:
@@ -291,19 +250,19 @@ def _pair(found: Beginning) -> None:
         if path in same:
             found.pairs[path] = path
         elif len(same) > 1:
-            raise found._refusal(f"it holds {section.name} more than once ({', '.join(same)}), this run as "
+            raise found.refusal(f"it holds {section.name} more than once ({', '.join(same)}), this run as "
                                  f"{path or 'its only task'}", "parts of a joint objective of these names")  # fmt: skip
         elif same:
             found.pairs[path] = same[0]
         else:
-            found.fresh[path] = section.name
+            found.fresh.append(path)
     twice = {old: path for path, old in found.pairs.items() if list(found.pairs.values()).count(old) > 1}
     for path, old_path in found.pairs.items():
         if old_path in twice and path != twice[old_path]:
-            raise found._refusal(f"{path} and {twice[old_path]} would both go on with its {old[old_path]}",
+            raise found.refusal(f"{path} and {twice[old_path]} would both go on with its {old[old_path]}",
                                  "one of the name")  # fmt: skip
     if not found.pairs:
-        raise found._refusal(f"it holds heads of {', '.join(map(_name, old, old.values()))}, none of this objective",
+        raise found.refusal(f"it holds heads of {', '.join(map(called, old, old.values()))}, none of this objective",
                              f"the same objective, or backbones.NAME.pretrained={found.folder}/NAME")  # fmt: skip
 
 
@@ -314,7 +273,7 @@ def _refuse_other_fields(found: Beginning, path: str, old: str) -> None:
     for key in sorted(mine.keys() & theirs.keys() - {"source"}):
         where = ".".join(part for part in ("objective", path, key) if part)
         if mine[key] != theirs[key] and not any(under(each, where) for each in adjustable_fields(found.recipe)):
-            raise found._refusal(f"{where} is {theirs[key]!r} there, {mine[key]!r} here", "the same")
+            raise found.refusal(f"{where} is {theirs[key]!r} there, {mine[key]!r} here", "the same")
 
 
 def refuse_other_network(found: Beginning, name: str, config: Any, tokenizer: Any) -> None:
@@ -327,16 +286,17 @@ def refuse_other_network(found: Beginning, name: str, config: Any, tokenizer: An
         return
     there = AutoConfig.from_pretrained(found.folder / name)
     if there.model_type != config.model_type:
-        raise found._refusal(f"network {name!r} is a {there.model_type} there, a {config.model_type} here", "the same")
+        raise found.refusal(f"network {name!r} is a {there.model_type} there, a {config.model_type} here", "the same")
     where, before, now = first_difference({name: network_fields(there)}, {name: network_fields(config)})
     if before != now:
-        raise found._refusal(f"{where} is {before} there, {now} here", "the same")
+        raise found.refusal(f"{where} is {before} there, {now} here",
+                            f"the same, see {found.folder / name / 'config.json'}")  # fmt: skip
     if tokenizer is not None:
         try:
             same = tokenizer_fingerprint(load_tokenizer(found.folder / name)) == tokenizer_fingerprint(tokenizer)
         except DataError as error:
-            raise found._refusal(str(error), "a whole export") from None
+            raise found.refusal(str(error), "a whole export") from None
         if not same:
-            raise found._refusal(f"network {name!r} was trained with another tokenizer than "
+            raise found.refusal(f"network {name!r} was trained with another tokenizer than "
                                  f"{found.recipe.backbones[name].tokenizer}",
                                  f"backbones.{name}.tokenizer={found.folder / name}")  # fmt: skip
