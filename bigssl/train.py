@@ -199,7 +199,8 @@ def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:
     try:
         card = None
         if recipe.evaluate is not None:
-            card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device, team=team)
+            made = f"Made with {recipe.folder}/config.yaml, of the export after {recipe.steps} steps."
+            card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device, team=team, made=made)
         if distributed.is_main():
             if card is not None:
                 print(format_table(card), flush=True)

@@ -25,7 +25,7 @@ COMMANDS = {
     "config schema": ("recipes:schema", "Print the JSON schema of recipes, for editors."),
     "config check": ("recipes:check", "Check a recipe and the files it names, without starting it."),
     "plan": ("plan:plan", "Check and simulate a run on any number of ranks, without a GPU."),
-    "evaluate": ("runs:evaluate", "Score a trained run again: scorecard.json and report.html."),
+    "evaluate": ("runs:evaluate", "Score a trained run again, or in another way: scorecard.json and report.html."),
     "report": ("runs:report", "Write report.html of a run, also while it trains."),
     "shards pack": ("pack:pack", "Write shards and their index."),
     "shards split": (

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bigssl.config.recipe import Section
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective, discover, exported_networks
 
-ABOUT = "bigssl"  # key of the metadata: JSON with `tasks`, `steps`, `teachers` and `extra`
+FILE = "objective.safetensors"  # in the export folder
+ABOUT = "bigssl"  # key of its metadata: JSON with `tasks`, `steps`, `teachers` and `extra`
 BETWEEN = "|"  # in names of tensors: TASK|NAME, TASK|teacher NAME: NAME
 
 
@@ -57,9 +60,9 @@ def models_of(objective: Objective, towers: Mapping[str, Tower]) -> dict[str, nn
 
 def rest_of_objective(
     objective: Objective, section: Any, towers: Mapping[str, Tower], steps: int
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, copied to the CPU, and metadata of `objective.safetensors` after `steps`. Weights outside of backbones
-    have to be whole.
+) -> tuple[str, dict[str, Tensor], dict[str, str]]:
+    """FILE, its tensors, copied to the CPU, and its metadata after `steps`. Weights outside of backbones have to be
+    whole.
 
     Args:
         section: `objective` of the recipe.
@@ -79,7 +82,7 @@ def rest_of_objective(
         "steps": steps,
         "extra": _in_json(extra),
     }
-    return tensors, {ABOUT: json.dumps(about)}
+    return FILE, tensors, {ABOUT: json.dumps(about)}
 
 
 def _in_json(extra: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +95,20 @@ def _in_json(extra: dict[str, Any]) -> dict[str, Any]:
         except (TypeError, ValueError):
             continue
     return kept
+
+
+def about_export(folder: Path) -> dict[str, Any]:
+    """What FILE in an export says of its run: `tasks`, `teachers`, `steps`, `extra`.
+
+    Raises:
+        OSError, ValueError: there is none, or it is not whole.
+    """
+    try:
+        with safe_open(folder / FILE, framework="pt") as stored:
+            about: dict[str, Any] = json.loads(stored.metadata()[ABOUT])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / FILE} is not whole ({error})") from None
+    return about
 
 
 def called(path: str, name: str) -> str:

@@ -3,7 +3,7 @@
     RUN/export/README.md                 model card
     RUN/export/BACKBONE/                 config.json, model.safetensors (float32), tokenizer or image preprocessor files
     RUN/export/heads/NAME.safetensors    projections that zero-shot evaluation needs, see `bigssl.transfer.zero_shot`
-    RUN/export/objective.safetensors     what else a run needs that begins with it, see `bigssl.engine.plan.start_from`
+    RUN/export/objective.safetensors     what else a run needs that begins with it, see `bigssl.objectives.exported`
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from bigssl.data.errors import DataError
-from bigssl.engine.plan.start_from import FILE
 from bigssl.files import fsync
 from bigssl.nets.modality.kinds import unused_parameters
 from bigssl.transfer.card import model_card
@@ -44,7 +43,7 @@ def export_run(
     heads: Mapping[str, State],
     meta: Mapping[str, Any],
     states: Mapping[str, State] | None = None,
-    rest: tuple[State, dict[str, str]] | None = None,
+    rest: tuple[str, State, dict[str, str]] | None = None,
 ) -> Path:
     """Writes `folder/export` (folder: the run folder) in one step and returns its path; an older export is replaced.
 
@@ -57,7 +56,7 @@ def export_run(
         heads: float tensors of each head, by head name.
         meta: facts for the model card (any keys, JSON-like values).
         states: state dicts to export in place of the live weights (partitioned or averaged ones).
-        rest: tensors of any dtype and metadata of objective.safetensors.
+        rest: a further safetensors file: its name, tensors of any dtype, metadata.
     Raises:
         ExportError: a state dict lacks tensors of the architecture or has others.
     """
@@ -73,7 +72,8 @@ def export_run(
     for name, tensors in heads.items():
         _write_head(staging / "heads" / f"{name}.safetensors", tensors)
     if rest is not None:
-        save_file(dict(rest[0]), staging / FILE, metadata=rest[1])
+        name, tensors, about = rest
+        save_file(dict(tensors), staging / name, metadata=about)
     card = staging / "README.md"
     card.write_text(model_card(Path(folder).resolve().name, backbones, inputs, heads, meta))
     _readable(staging, card.stat().st_mode)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig
 
@@ -34,8 +34,9 @@ from bigssl.nets import build
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective
 from bigssl.objectives.exported import (
-    ABOUT,
     BETWEEN,
+    FILE,
+    about_export,
     called,
     models_of,
     networks_of_teachers,
@@ -44,7 +45,6 @@ from bigssl.objectives.exported import (
     tasks_of,
 )
 
-FILE = "objective.safetensors"
 RECORD = "started_from.json"
 
 
@@ -229,10 +229,8 @@ def begin_from(recipe: Recipe) -> Beginning | None:
 
 def _about(folder: Path) -> dict[str, Any]:
     try:
-        with safe_open(folder / FILE, framework="pt") as stored:
-            about: dict[str, Any] = json.loads(stored.metadata()[ABOUT])
-            return about
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        return about_export(folder)
+    except (OSError, ValueError) as error:
         why = "no such folder" if not folder.is_dir() else f"no {FILE} in it" if not (folder / FILE).exists() else error
         raise ConfigError(f"start_from: value {str(folder)!r}: {why}{_instead(folder)}") from None
 
