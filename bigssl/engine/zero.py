@@ -33,7 +33,7 @@ from bigssl.engine.constraints import apply_constraints, check_constraints  # no
 from bigssl.engine.layout import clear_padding, layout_of  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
 from bigssl.engine.saved import LAYOUT, SavedState  # noqa: E402
-from bigssl.engine.settings import settings_for  # noqa: E402
+from bigssl.engine.settings import settings_for, zero_options  # noqa: E402
 from bigssl.files import write_atomic  # noqa: E402
 from bigssl.nets.build import fill  # noqa: E402
 
@@ -131,9 +131,9 @@ class Settings:
     parameters_on_host: bool
 
 
-def settings_of(recipe: Recipe, stage: int) -> Settings:
-    """The recipe's (checked) options at `stage`: its own, or another that it might use."""
-    config = DeepSpeedZeroConfig(stage=stage, **recipe.zero.options)
+def settings_of(recipe: Recipe, stage: int, module: nn.Module) -> Settings:
+    """The recipe's (checked) options for `module` at `stage`: its own, or another that it might use."""
+    config = DeepSpeedZeroConfig(**zero_options(recipe, stage, module))
     doubled = 2 if stage in (1, 2) and config.overlap_comm else 1
     return Settings(
         buckets=doubled * config.reduce_bucket_size if stage and config.contiguous_gradients else 0,
@@ -149,7 +149,7 @@ class Engine:
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, *, micro: int, accum: int,
                  bf16: bool) -> None:
-        settings = settings_for(recipe, micro=micro, accum=accum, bf16=bf16)
+        settings = settings_for(recipe, module, micro=micro, accum=accum, bf16=bf16)
         self._stage, self._norm, self._dropped = recipe.zero.stage, torch.zeros(()), 0
         self._constraints = check_constraints(module)
         with _quiet():

@@ -207,18 +207,19 @@ def _memory(paper: Paper, recipe: Recipe, networks: Trial, micro: dict[str, int]
         held = memory(networks.objective, recipe, stage=stage, world=paper.world, accum=accum, bf16=bf16)
         estimate = {"activations (estimate)": paper.activations.bytes + paper.activations.batch}
         paper.memory[stage] = dataclasses.replace(held, device=held.device | estimate)
-    stage, total = recipe.zero.stage, FP32 * paper.parameters["total"]
-    buckets = FP32 * zero.settings_of(recipe, stage).buckets
-    if buckets > max(total, GIB // 4):
+    stage, buckets = recipe.zero.stage, zero.settings_of(recipe, recipe.zero.stage, networks.objective).buckets
+    asked = recipe.zero.options.get("reduce_bucket_size", 0)
+    if buckets and asked > sum(trained) and FP32 * buckets > GIB // 4:
         paper.warnings.append(
-            f"zero.options.reduce_bucket_size: {buckets / GIB:.1f} GiB of buckets for {total / GIB:.2f} GiB of weights;"
-            f" zero.options.reduce_bucket_size={paper.parameters['total']} is enough"
+            f"zero.options.reduce_bucket_size: value {asked}: {FP32 * buckets / GIB:.1f} GiB of buckets for "
+            f"{FP32 * sum(trained) / GIB:.2f} GiB of gradients; leave it out: by default a bucket holds these"
         )
     if device_bytes is not None and paper.memory[stage].total > device_bytes:
-        paper.failures.append(_too_much(paper, recipe, accum, micro, device_bytes))
+        paper.failures.append(_too_much(paper, recipe, networks, accum, micro, device_bytes))
 
 
-def _too_much(paper: Paper, recipe: Recipe, accum: int, micro: dict[str, int], device_bytes: int) -> str:
+def _too_much(paper: Paper, recipe: Recipe, networks: Trial, accum: int, micro: dict[str, int],
+              device_bytes: int) -> str:
     """The failure of a rank that needs more than its device holds, with the first change that fits."""
     stage = recipe.zero.stage
     if (built := paper.memory[stage].construction) > device_bytes:
@@ -230,9 +231,10 @@ def _too_much(paper: Paper, recipe: Recipe, accum: int, micro: dict[str, int], d
         )
     kept = paper.memory[stage].device["activations (estimate)"]
     rest = sum(paper.memory[stage].device.values()) - kept
-    spared = FP32 * (zero.settings_of(recipe, stage).buckets - paper.parameters["total"])
+    largest = max(p.numel() for p in networks.objective.parameters() if p.requires_grad)
+    spared = FP32 * (zero.settings_of(recipe, stage, networks.objective).buckets - 2 * largest)  # there may be two
     fits = spared > 0 and rest + kept - spared <= device_bytes
-    bucket = [f"zero.options.reduce_bucket_size={paper.parameters['total']}"] if fits else []
+    bucket = [f"zero.options.reduce_bucket_size={largest}"] if fits else []
     stages = [f"zero.stage={s}" for s in STAGES if s > stage and paper.memory[s].total <= device_bytes]
     splits = [k for k in range(2, min(micro.values()) + 1) if all(m % k == 0 for m in micro.values())]
     accums = [f"batch.accum={accum * k}" for k in splits if rest + kept / k <= device_bytes]
