@@ -1,7 +1,6 @@
 """Pretrain: `deepspeed bigssl/train.py --config launch/recipes/demo.yaml [a.b=c ...]`.
 
-The same command again resumes. Exit codes: 0 done, 1 failed, 2 the recipe cannot be run, 75 preempted after a
-checkpoint.
+The same command again resumes. Exit codes: `bigssl/exits.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from cyclopts import Parameter  # noqa: E402
 from safetensors import SafetensorError  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
-from bigssl import distributed  # noqa: E402
+from bigssl import distributed, exits  # noqa: E402
 from bigssl.cli.app import called, new_app  # noqa: E402
 from bigssl.config.errors import ConfigError, say  # noqa: E402
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
@@ -64,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = called(app, arguments)
         if options is None:  # --help
-            return 0
+            return exits.DONE
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union(), evaluation_union()))
         plan = preflight.plan(recipe, preflight.announced_world())
         if not options.print_config:
@@ -73,11 +72,11 @@ def main(arguments: list[str] | None = None) -> int:
         # What is wrong with the files of one machine is not seen on the first; on a machine, one rank speaks.
         if first or os.environ.get("LOCAL_RANK", "0") == "0":
             say(error, "" if first else f"rank {rank}: ")
-        return 2
+        return exits.REFUSED
     if options.print_config:
         resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
         print(redact(dump_recipe(resolved)) if first else "", end="")
-        return 0
+        return exits.DONE
     return _run(recipe, plan)
 
 
@@ -99,7 +98,7 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
         device = zero.start()
     except distributed.NoMeeting as error:
         say(error)
-        return 1
+        return exits.FAILED
     try:
         # now: hours later nobody is there to mend a network
         team = Team() if recipe.evaluate is not None or recipe.probe is not None else None
@@ -111,10 +110,10 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
             say(error)
         distributed.barrier()  # before any rank ends, which would have the launcher end rank 0
         zero.stop()
-        return 1
+        return exits.FAILED
     except (CheckpointError, DataError, distributed.NoMeeting) as error:
         print(f"bigssl: rank {distributed.rank()}: {error}", file=sys.stderr, flush=True)
-        os._exit(1)  # leaving the group would wait for ranks that wait for this one; the launcher ends them
+        os._exit(exits.FAILED)  # leaving the group would wait for ranks that wait for this one; the launcher ends them
     distributed.barrier()
     code = _stopped(outcome) if outcome.preempted else _evaluate(recipe, device, team)
     zero.stop()
@@ -124,7 +123,7 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
 def _stopped(outcome: loop.Outcome) -> int:
     if distributed.is_main():
         print(f"stopped by {outcome.preempted} after step {outcome.step}; the same command goes on from there")
-    return guards.PREEMPTED
+    return exits.STOPPED
 
 
 def live_probe(recipe: Recipe, plan: preflight.Plan, device: torch.device, team: Team | None) -> LiveProbe | None:
@@ -208,9 +207,9 @@ def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:
             print(f"bigssl: {who}trained and exported, not evaluated: {error}; after mending it: {again}",
                   file=sys.stderr, flush=True)  # fmt: skip
         if not agreed:
-            os._exit(1)  # others may wait for this rank; the launcher ends them
-        return 1
-    return 0
+            os._exit(exits.FAILED)  # others may wait for this rank; the launcher ends them
+        return exits.FAILED
+    return exits.DONE
 
 
 if __name__ == "__main__":

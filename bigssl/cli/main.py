@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from cyclopts import App  # noqa: E402
 
+from bigssl import exits  # noqa: E402
 from bigssl.cli.app import called, new_app  # noqa: E402
 from bigssl.config.errors import ConfigError, say  # noqa: E402
 
@@ -44,24 +45,24 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry of the command; returns the exit code (2: the arguments or the recipe cannot be used)."""
+    """Entry of the command; returns the exit code, one of `bigssl/exits.py`."""
     from bigssl.data.errors import DataError
 
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        return int(called(_app(words), words) or 0)
+        return int(called(_app(words), words) or exits.DONE)
     except (ConfigError, DataError) as error:
         say(error)
-        return 2
+        return exits.REFUSED
     except KeyboardInterrupt as stopped:
         print(f"bigssl: interrupted{stopped}", file=sys.stderr)
-        return 130  # what a shell reports of a command that Ctrl-C ended
+        return exits.INTERRUPTED
     except BrokenPipeError:  # `| head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it once more when it ends
-        return 0
+        return exits.DONE
     except OSError as error:  # a full disk, a folder that is not writable
         say(OSError(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")))
-        return 1
+        return exits.FAILED
 
 
 def _app(words: list[str]) -> App:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from bigssl import distributed
 
-PREEMPTED = 75  # EX_TEMPFAIL: "run me again", for schedulers
 REPEATS = 10.0  # seconds in which the launcher passes on a signal that the whole process group had already
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
