@@ -191,6 +191,8 @@ def _load_or_create(where: str, config: BackboneConfig, hf: PreTrainedConfig) ->
         return build.load(where, config.pretrained, hf, **options) if config.pretrained else (
             build.create(where, hf, **options)
         )
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from None
     except Exception as error:  # transformers raises whatever it met
         raise ConfigError(f"{field}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
 
