@@ -203,7 +203,7 @@ def _of_each_file(source: Path, fields: Fields, found: Listing, target: Path, pa
         return
     names = files_below(source, found.left_out)
     wanted = [name for name in names if name.lower().endswith(suffix)]
-    for name in set(names) - set(wanted):
+    for name in sorted(set(names) - set(wanted)):
         found.left_out.add(leftout.OTHERS, name)
     found.note(questions.ask_of_parts(source, [f"{_stem(name, suffix)}/" for name in wanted], target, parted))
     labels = _labels_of_files(wanted, found.kind) if fields.labels == "names" else {}

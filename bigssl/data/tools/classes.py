@@ -62,7 +62,7 @@ def file_labels(names: Sequence[str]) -> dict[str, str]:
     return stems if len({re.sub(r"\d+", "", stem) for stem in stems.values()}) > 1 else {}
 
 
-def labelled(data: bytes, label: str) -> bytes:
+def with_label(data: bytes, label: str) -> bytes:
     """The JSON object `data` with `label` in it, every other byte as it was. What has a `label` of its own, and what is
     no object, stays as it is."""
     try:

@@ -14,7 +14,7 @@ from bigssl.data.kinds.decode import AUDIO, IMAGES
 from bigssl.data.shards import leftout, unpack
 from bigssl.data.shards.leftout import LeftOut
 from bigssl.data.shards.tarwalk import split_name
-from bigssl.data.tools.classes import LABEL, folder_labels, labelled
+from bigssl.data.tools.classes import LABEL, folder_labels, with_label
 from bigssl.data.tools.sources import Item, is_utf8, json_bytes, read_file, version
 
 
@@ -66,7 +66,7 @@ class Files(NamedTuple):
         facts = self.facts()
         fields = {field: read_file(f"{self.root}/{name}") for field, name in self.names}
         if self.label is not None and "json" in fields:
-            return fields | {"json": labelled(fields["json"], self.label)}
+            return fields | {"json": with_label(fields["json"], self.label)}
         facts = facts if self.label is None else {LABEL: self.label} | facts
         return fields | ({"json": json_bytes(facts)} if facts else {})
 
