@@ -1,4 +1,5 @@
-"""Pretrain: `deepspeed bigssl/train.py --config launch/recipes/demo.yaml [a.b=c ...]`.
+"""A rank of a run: `bigssl train launch/recipes/demo.yaml [a.b=c ...]` starts it, or on a cluster
+`deepspeed bigssl/train.py --config launch/recipes/demo.yaml [a.b=c ...]`.
 
 The same command again resumes. Exit codes: `bigssl/exits.py`.
 """
@@ -19,6 +20,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are
 # Compute threads share the cores with loader processes: spinning at each barrier for one that waits for its turn made
 # a step of the demo a third longer on 2 cores. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from bigssl.engine import stopping  # noqa: E402
+
+ATTENTION: stopping.Attention | None = None
+if __name__ == "__main__":  # before the seconds that the other imports take
+    stopping.keep_speaking()
+    ATTENTION = stopping.Attention()
+    ATTENTION.start()
 
 import torch  # noqa: E402
 from cyclopts import Parameter  # noqa: E402
@@ -104,6 +113,8 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
         team = Team() if recipe.evaluate is not None or recipe.probe is not None else None
         outcome = loop.train(recipe, plan, device, live_probe(recipe, plan, device, team))
         if not outcome.preempted:
+            if ATTENTION is not None:
+                ATTENTION.heed()
             _exported(recipe, plan)
     except (guards.Agreed, AgreedError) as error:
         if distributed.is_main():

@@ -25,6 +25,7 @@ GROUPS = {
 COMMANDS = {
     "config schema": ("recipes:schema", "Print the JSON schema of recipes, for editors."),
     "config check": ("recipes:check", "Check a recipe and the files it names, without starting it."),
+    "train": ("train:train", "Pretrain on this machine, or on several; the same command again goes on."),
     "plan": ("plan:plan", "Check and simulate a run on any number of ranks, without a GPU."),
     "evaluate": ("runs:evaluate", "Score a trained run again: scorecard.json and report.html."),
     "report": ("runs:report", "Write report.html of a run, also while it trains."),

@@ -49,7 +49,7 @@ class Probe(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """step: optimizer steps done in all; preempted: name of the signal that ended the run early, or empty."""
+    """step: optimizer steps done in all; preempted: what ended the run early (a signal's name), or empty."""
 
     step: int
     preempted: str = ""
@@ -117,7 +117,7 @@ class _Run:
                     saved = done if store.save(self.engine, done) else saved
             self._refuse_excess(saved)
             if self.guard.stop:
-                return Outcome(saved, self.guard.flag.name or "signal on another rank")
+                return Outcome(saved, next(filter(None, distributed.gather_objects(self.guard.flag.name))))
         self._say_what_was_learnt()
         return Outcome(self.recipe.steps)
 

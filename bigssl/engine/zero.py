@@ -30,6 +30,7 @@ from bigssl.config.errors import ConfigError, nearest  # noqa: E402
 from bigssl.config.recipe import Recipe  # noqa: E402
 from bigssl.engine.clipping import clip_gradients  # noqa: E402
 from bigssl.engine.constraints import apply_constraints, check_constraints  # noqa: E402
+from bigssl.engine.launcher import free_port  # noqa: E402
 from bigssl.engine.layout import clear_padding, layout_of  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
 from bigssl.engine.saved import LAYOUT, SavedState  # noqa: E402
@@ -50,7 +51,7 @@ def start() -> torch.device:
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("BIGSSL_DEEPSPEED_LOG", "WARNING"))
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=distributed.free_port())
+                          MASTER_PORT=free_port())
     accelerator = get_accelerator()
     device = torch.device(accelerator.device_name())
     if device.type != "cpu":

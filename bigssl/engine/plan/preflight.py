@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from bigssl import distributed
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig, Recipe
 from bigssl.data.errors import DataError, display
@@ -27,6 +26,7 @@ from bigssl.data.remote.cache import DiskCache
 from bigssl.engine import zero
 from bigssl.engine.constraints import check_constraints
 from bigssl.engine.groups import check_groups
+from bigssl.engine.launcher import free_port
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
 from bigssl.engine.resume import (
@@ -238,7 +238,7 @@ def check_port() -> None:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"--master_port: value {port}: {why}; allowed: a free port, for example "
-            f"--master_port {distributed.free_port()}"
+            f"--master_port {free_port()}"
         ) from None
 
 
