@@ -22,6 +22,7 @@ GROUPS = {
     "tokenizer": "Tokenizers.",
 }
 COMMANDS = {
+    "init": ("init:init", "Write a small recipe that learns from your data."),
     "config schema": ("recipes:schema", "Print the JSON schema of recipes, for editors."),
     "config check": ("recipes:check", "Check a recipe and the files it names, without starting it."),
     "plan": ("plan:plan", "Check and simulate a run on any number of ranks, without a GPU."),

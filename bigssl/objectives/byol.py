@@ -57,6 +57,7 @@ class Byol(Objective):
         augment: AugmentConfig = AugmentConfig()
 
     takes = {"backbone": Takes("image")}
+    starts = {"hidden": 512, "dim": 128, "momentum": 0.98}
     least = 2  # BatchNorm makes of one sample a constant
     symmetric = scheduled = True
     preset = {"objective": {"hidden": 16, "dim": 8, "momentum": 0.9}, "backbones": {"image": "resnet"}}

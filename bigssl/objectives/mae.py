@@ -55,6 +55,7 @@ class Mae(Objective):
         flip: bool = Field(True, description="mirror half of the images")
 
     takes = {"backbone": Takes("image", PATCHES, "which cannot leave patches out")}
+    starts = {"decoder_dim": 64, "decoder_layers": 2, "decoder_heads": 4, "min_scale": 0.5}
     accumulates = seeded = True
     cannot_collapse = True  # one picture's pixels are not another's
     preset = {

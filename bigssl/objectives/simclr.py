@@ -44,6 +44,7 @@ class Simclr(Objective):
         blur: float | None = Field(None, ge=0, le=1, description="probability of blur; default the preset's")
 
     takes = {"backbone": Takes("image")}
+    starts = {"temperature": 0.2, "min_scale": 0.3}
     least = 2  # one sample is compared with itself
     symmetric = True
     preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
