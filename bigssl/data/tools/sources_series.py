@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bigssl.data.errors import DataError
+from bigssl.data.tools.classes import LABEL
 from bigssl.data.tools.sources import Item, json_bytes
 from bigssl.data.tools.sources_text import LineFile, decoded, document_lines, line_file
 
@@ -133,9 +134,10 @@ class Rows(NamedTuple):
     length: int
     columns: tuple[int, ...]
     width: int
+    facts: bytes = b""
 
     def load(self) -> dict[str, bytes]:
-        """npy, float32 [T, C]. Raises DataError naming the line."""
+        """npy, float32 [T, C], and json where there are facts. Raises DataError naming the line."""
         text = self.file.text(self.offset, self.length, self.first_line)
         lines, values = _Lines(text), list[list[float]]()
         reader = csv.reader(lines, strict=True)
@@ -147,7 +149,7 @@ class Rows(NamedTuple):
         except (ValueError, csv.Error) as error:
             where = f"{self.file.path}, line {self.first_line + reader.line_num - 1}"
             raise DataError(f"{where}: {error}; mend it, or choose the columns of numbers with --columns") from error
-        return {"npy": _npy(np.asarray(values, dtype=np.float32))}
+        return {"npy": _npy(np.asarray(values, dtype=np.float32))} | ({"json": self.facts} if self.facts else {})
 
     def _values(self, row: list[str]) -> list[float]:
         if len(row) != self.width:
@@ -156,10 +158,10 @@ class Rows(NamedTuple):
 
     def stamp(self) -> object:
         """Which version of the file, and what is taken from it."""
-        return [self.file.version, self.offset, self.length, self.columns]
+        return [self.file.version, self.offset, self.length, self.columns, self.facts.decode()]
 
 
-def from_csv(path: Path, stem: str, how: Windows) -> Iterator[Item]:
+def from_csv(path: Path, stem: str, how: Windows, label: str | None = None) -> Iterator[Item]:
     """Series of a csv file: one, or one per value of `how.by`, whole or in windows, with npy float32 [T, C].
 
     Keys: STEM, `STEM-VALUE`, with `-000000` behind it where there are windows. The pieces of a series are one group.
@@ -175,13 +177,15 @@ def from_csv(path: Path, stem: str, how: Windows) -> Iterator[Item]:
     if double:
         raise DataError(f"{path}: column {double[0]!r} has no name of its own; rename it, or choose with --columns")
     columns = tuple(names.index(name) for name in wanted)
+    facts = b"" if label is None else json_bytes({LABEL: label})
     for value, first, stop in table.runs:
         series = stem if how.by is None else f"{stem}-{value}"
         for number, begin in enumerate(how.begins(stop - first)):
             end = stop if how.window is None else min(stop, first + begin + how.window)
             offset = table.offsets[first + begin]
-            rows = Rows(file, table.lines[first + begin], offset, table.offsets[end] - offset, columns, len(names))
-            yield Item(series if how.window is None else f"{series}-{number:06d}", series, rows.load, rows.stamp)
+            length = table.offsets[end] - offset
+            rows = Rows(file, table.lines[first + begin], offset, length, columns, len(names), facts)
+            yield Item(series if how.window is None else f"{series}-{number:06d}", series, rows.load, rows.stamp, label)
 
 
 class _Table(NamedTuple):
