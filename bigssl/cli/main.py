@@ -23,6 +23,7 @@ GROUPS = {
     "tokenizer": "Tokenizers.",
 }
 COMMANDS = {
+    "init": ("init:init", "Write a small recipe that learns from your data."),
     "config schema": ("recipes:schema", "Print the JSON schema of recipes, for editors."),
     "config check": ("recipes:check", "Check a recipe and the files it names, without starting it."),
     "train": ("train:train", "Pretrain on this machine, or on several; the same command again goes on."),
