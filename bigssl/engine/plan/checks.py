@@ -26,8 +26,10 @@ from bigssl.engine.plan import preflight
 from bigssl.engine.plan.activations import Activations, Trial
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.groups import GroupRow, group_rows
+from bigssl.engine.plan.look import with_shards
 from bigssl.engine.plan.memory import FP32, Memory, checkpoint_bytes, memory
 from bigssl.engine.plan.order import Reading, lanes_that_keep, simulate
+from bigssl.engine.plan.passes import examine
 from bigssl.engine.plan.sources import source_order, split_batch
 from bigssl.objectives.base import exported_heads
 
@@ -96,6 +98,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
         mine = resume.facts(shape[1], world, orders, networks.towers, networks.objective)
         paper.attempt(resume.refuse_unlike_checkpoint, recipe, mine)
     _data(paper, recipe, orders)
+    _look(paper, recipe, networks, orders, sizes, parts)
     if shape is None or len(orders) < len(sizes) or not settings_fit or not groups_fit:
         return paper
     paper.batch = {"size": recipe.batch.size, "micro": shape[0], "accum": shape[1], "world": world}
@@ -121,6 +124,17 @@ def _data(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
     paper.warnings += warnings
     paper.notes += notes
     paper.attempt(refuse_seen, recipe, {name: order.indexes.values() for name, order in orders.items()})
+
+
+def _look(
+    paper: Paper, recipe: Recipe, networks: Trial, orders: Mapping[str, Order], sizes: Mapping[str, int], parts: int
+) -> None:
+    there, notes = with_shards(orders)
+    trained, numbers = (networks.objective, networks.towers), lambda: preflight.build_networks(recipe)
+    looked = examine(recipe, trained, there, sizes, parts, numbers)
+    paper.failures += looked.failures
+    paper.warnings += looked.warnings
+    paper.notes += notes
 
 
 def _reading(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], sizes: Mapping[str, int]) -> None:

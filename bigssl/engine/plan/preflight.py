@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -28,6 +29,7 @@ from bigssl.engine.constraints import check_constraints
 from bigssl.engine.groups import check_groups
 from bigssl.engine.launcher import free_port
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
+from bigssl.engine.plan.passes import examine
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
 from bigssl.engine.resume import (
     facts,
@@ -91,6 +93,11 @@ def plan(recipe: Recipe, world: int) -> Plan:
     refuse_changed_recipe(recipe)
     refuse_changed_length(recipe, objective)
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built, objective))
+    looked = examine(recipe, (objective, built), streams, sizes, accum * world, lambda: build_networks(recipe))
+    for warning in looked.warnings if os.environ.get("RANK", "0") == "0" else ():
+        print(f"bigssl: warning: {warning}", file=sys.stderr, flush=True)
+    if looked.failures:
+        raise ConfigError(*looked.failures)
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
 
 
