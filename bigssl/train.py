@@ -32,6 +32,7 @@ if __name__ == "__main__":  # before the seconds that the other imports take
 import torch  # noqa: E402
 from cyclopts import Parameter  # noqa: E402
 from safetensors import SafetensorError  # noqa: E402
+from torch import Tensor  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from bigssl import distributed, exits  # noqa: E402
@@ -40,13 +41,13 @@ from bigssl.config.errors import ConfigError, say  # noqa: E402
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, zero  # noqa: E402
-from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
+from bigssl.engine.checkpoint import CheckpointError, NotSaved  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
 from bigssl.transfer.discovery import evaluation_union  # noqa: E402
-from bigssl.transfer.export import export_run  # noqa: E402
+from bigssl.transfer.export import ExportError, export_run  # noqa: E402
 from bigssl.transfer.inputs import input_of  # noqa: E402
 from bigssl.transfer.probe import LiveProbe  # noqa: E402
 from bigssl.transfer.scorecard import format_table, score  # noqa: E402
@@ -115,7 +116,7 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
         if not outcome.preempted:
             if ATTENTION is not None:
                 ATTENTION.heed()
-            _exported(recipe, plan)
+            _export(recipe, plan)
     except (guards.Agreed, AgreedError) as error:
         if distributed.is_main():
             say(error)
@@ -171,23 +172,30 @@ def _heads(plan: preflight.Plan) -> dict[str, Tensors]:
         }
 
 
-def _exported(recipe: Recipe, plan: preflight.Plan) -> None:
-    try:
-        _export(recipe, plan)
-    except (OSError, SafetensorError) as error:  # which has its own for a full disk
-        raise CheckpointError(
-            f"trained, not exported to {recipe.folder}: {getattr(error, 'strerror', None) or error}; after mending it, "
-            f"the same command goes on there"
-        ) from None
-
-
 def _export(recipe: Recipe, plan: preflight.Plan) -> None:
-    """Collective: gathers the weights, rank 0 writes them."""
+    """Collective: gathers the weights, rank 0 writes them.
+
+    Raises:
+        NotSaved: on every rank, where they cannot be written.
+    """
     networks = subjects(plan)
     states = {network.name: zero.full_state(network.models["trained"]) for network in networks}
     heads = _heads(plan)
-    if not distributed.is_main():
-        return
+    problem = ""
+    if distributed.is_main():
+        try:
+            print(f"exported {', '.join(states)} to {_write_export(recipe, networks, states, heads)}", flush=True)
+        except (OSError, SafetensorError, ExportError) as error:
+            problem = str(getattr(error, "strerror", None) or error)
+    if problem := distributed.from_main(problem):
+        raise NotSaved(
+            f"trained, not exported to {recipe.folder}: {problem}; after mending it, the same command goes on there"
+        )
+
+
+def _write_export(
+    recipe: Recipe, networks: list[Subject], states: dict[str, dict[str, Tensor]], heads: dict[str, Tensors]
+) -> Path:
     meta = {
         "objective": recipe.objective.name,
         "steps": recipe.steps,
@@ -196,8 +204,7 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     }
     models = {network.name: network.models["trained"] for network in networks}
     inputs = {network.name: network.takes for network in networks}
-    path = export_run(recipe.folder, models, inputs, heads, meta, states=states)
-    print(f"exported {', '.join(states)} to {path}", flush=True)
+    return export_run(recipe.folder, models, inputs, heads, meta, states=states)
 
 
 def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:

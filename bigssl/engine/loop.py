@@ -16,10 +16,11 @@ from bigssl.config.recipe import Recipe, dump_recipe
 from bigssl.data.loading.ledger import Keys, Ledger
 from bigssl.data.loading.loader import Batch, make_loader
 from bigssl.data.loading.skipped import Skipped
-from bigssl.engine.checkpoint import CheckpointError, CheckpointStore
+from bigssl.engine.checkpoint import CheckpointStore, NotSaved
 from bigssl.engine.clock import Clock, DataWait
 from bigssl.engine.guards import Guard, TooManyBadSamples
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
+from bigssl.engine.plan.memory import checkpoint_bytes
 from bigssl.engine.plan.preflight import Plan
 from bigssl.engine.resume import CONFIG, facts, settled
 from bigssl.engine.teaching import teach
@@ -64,6 +65,7 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
     if distributed.world() != plan.world:
         raise RuntimeError(f"planned for {plan.world} ranks, but the process group has {distributed.world()}")
     _open_folder(recipe, plan)
+    expected = checkpoint_bytes(plan.objective, recipe)
     engine = _engine(recipe, plan, device)
     progress_notes: list[str] = []
     store = CheckpointStore(
@@ -72,6 +74,7 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
         facts(plan.accum, plan.world, plan.streams, plan.backbones, plan.objective),
         progress_notes.append,
         plan.objective.teachers(),
+        expected,
     )
     start = store.resume(engine)
     if probe is not None:
@@ -114,7 +117,8 @@ class _Run:
             if self.guard.stop or self.skipped.excess or self._due(done) or done == self.recipe.steps:
                 with self.clock("checkpoint"):
                     self.ledger.flush()
-                    saved = done if store.save(self.engine, done) else saved
+                    store.save(self.engine, done, lambda: self.guard.flag.name)
+                saved = done
             self._refuse_excess(saved)
             if self.guard.stop:
                 return Outcome(saved, next(filter(None, distributed.gather_objects(self.guard.flag.name))))
@@ -241,9 +245,9 @@ def _open_folder(recipe: Recipe, plan: Plan) -> None:
         except OSError as error:
             problem = error.strerror or str(error)
     if problem := distributed.from_main(problem):
-        raise CheckpointError(f"out: {recipe.folder} cannot be written to ({problem}); allowed: a folder with room")
+        raise NotSaved(f"out: {recipe.folder} cannot be written to ({problem}); allowed: a folder with room")
     if not distributed.agree((recipe.folder / CONFIG).exists()):
-        raise CheckpointError(f"{recipe.folder} is not seen by every rank; out has to be on a shared file system")
+        raise NotSaved(f"{recipe.folder} is not seen by every rank; out has to be on a shared file system")
 
 
 def _write_recipe(recipe: Recipe, plan: Plan) -> None:

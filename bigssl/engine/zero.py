@@ -31,14 +31,12 @@ from bigssl.config.recipe import Recipe  # noqa: E402
 from bigssl.engine.clipping import clip_gradients  # noqa: E402
 from bigssl.engine.constraints import apply_constraints, check_constraints  # noqa: E402
 from bigssl.engine.launcher import free_port  # noqa: E402
-from bigssl.engine.layout import clear_padding, layout_of  # noqa: E402
+from bigssl.engine.layout import clear_padding  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
-from bigssl.engine.saved import LAYOUT, SavedState  # noqa: E402
+from bigssl.engine.saved import SavedState  # noqa: E402
+from bigssl.engine.saving import TAG, Saver  # noqa: E402
 from bigssl.engine.settings import settings_for, zero_options  # noqa: E402
-from bigssl.files import write_atomic  # noqa: E402
 from bigssl.nets.build import fill  # noqa: E402
-
-TAG = "state"
 
 
 def start() -> torch.device:
@@ -157,6 +155,7 @@ class Engine:
             if self._stage == 3:
                 cut(module, settings)
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        self._saver = Saver(self._engine, self._stage)
         if self._stage == 3:
             clear_padding(self._engine.module, self._engine.optimizer, distributed.world(), distributed.rank())
 
@@ -223,18 +222,8 @@ class Engine:
         return float(self._norm)
 
     def save(self, folder: Path) -> None:
-        """DeepSpeed's files in `folder / TAG`, and beside them where in these each parameter stands."""
-        engine = self._engine
-        frozen = {}
-        if self._stage == 1:  # left out by DeepSpeed at this stage only; zero_to_fp32.py needs them
-            frozen = {
-                "frozen_param_shapes": engine._get_zero_frozen_param_attributes(engine._get_param_shape_func),
-                "frozen_param_fragments": engine._get_zero_frozen_param_attributes(engine._get_param_fragment_func),
-            }
-        engine.save_checkpoint(str(folder), tag=TAG, client_state=frozen)
-        if distributed.is_main():
-            layout = layout_of(engine.module, engine.optimizer, self._stage, distributed.world())
-            write_atomic(folder / LAYOUT, layout.dumps().encode())
+        """See `Saver.save`."""
+        self._saver.save(folder)
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, on any number of ranks and at any stage.
