@@ -27,9 +27,10 @@ from bigssl.engine.plan.activations import Activations, Trial
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.groups import GroupRow, group_rows
 from bigssl.engine.plan.look import with_shards
-from bigssl.engine.plan.memory import FP32, Memory, checkpoint_bytes, memory
+from bigssl.engine.plan.memory import Memory, checkpoint_bytes, memory
 from bigssl.engine.plan.order import Reading, lanes_that_keep, simulate
 from bigssl.engine.plan.passes import examine
+from bigssl.engine.plan.room import large_bucket, too_much
 from bigssl.engine.plan.sources import source_order, split_batch
 from bigssl.objectives.base import exported_heads
 
@@ -221,44 +222,9 @@ def _memory(paper: Paper, recipe: Recipe, networks: Trial, micro: dict[str, int]
         held = memory(networks.objective, recipe, stage=stage, world=paper.world, accum=accum, bf16=bf16)
         estimate = {"activations (estimate)": paper.activations.bytes + paper.activations.batch}
         paper.memory[stage] = dataclasses.replace(held, device=held.device | estimate)
-    stage, buckets = recipe.zero.stage, zero.settings_of(recipe, recipe.zero.stage, networks.objective).buckets
-    asked = recipe.zero.options.get("reduce_bucket_size", 0)
-    if buckets and asked > sum(trained) and FP32 * buckets > GIB // 4:
-        paper.warnings.append(
-            f"zero.options.reduce_bucket_size: value {asked}: {FP32 * buckets / GIB:.1f} GiB of buckets for "
-            f"{FP32 * sum(trained) / GIB:.2f} GiB of gradients; leave it out: by default a bucket holds these"
-        )
-    if device_bytes is not None and paper.memory[stage].total > device_bytes:
-        paper.failures.append(_too_much(paper, recipe, networks, accum, micro, device_bytes))
-
-
-def _too_much(paper: Paper, recipe: Recipe, networks: Trial, accum: int, micro: dict[str, int],
-              device_bytes: int) -> str:
-    """The failure of a rank that needs more than its device holds, with the first change that fits."""
-    stage = recipe.zero.stage
-    if (built := paper.memory[stage].construction) > device_bytes:
-        how = "in slices, a layer at a time" if stage == 3 else "whole"
-        change = "zero.stage=3 or " if paper.memory[3].total <= device_bytes else ""
-        return (
-            f"backbones: a rank holds the networks {how}, before the first step, {built / GIB:.2f} GiB, the device "
-            f"{device_bytes / GIB:.2f}; smallest change: {change}a larger device, or smaller networks"
-        )
-    kept = paper.memory[stage].device["activations (estimate)"]
-    rest = sum(paper.memory[stage].device.values()) - kept
-    largest = max(p.numel() for p in networks.objective.parameters() if p.requires_grad)
-    spared = FP32 * (zero.settings_of(recipe, stage, networks.objective).buckets - 2 * largest)  # there may be two
-    fits = spared > 0 and rest + kept - spared <= device_bytes
-    bucket = [f"zero.options.reduce_bucket_size={largest}"] if fits else []
-    stages = [f"zero.stage={s}" for s in STAGES if s > stage and paper.memory[s].total <= device_bytes]
-    splits = [k for k in range(2, min(micro.values()) + 1) if all(m % k == 0 for m in micro.values())]
-    accums = [f"batch.accum={accum * k}" for k in splits if rest + kept / k <= device_bytes]
-    change = " or ".join(bucket + stages[:1] + accums[:1]) or (
-        "a larger device, backbones.NAME.activation_checkpointing=true, or more ranks at zero.stage=3"
-    )
-    return (
-        f"zero.stage: a rank needs about {paper.memory[stage].total / GIB:.2f} GiB at stage {stage}, the device holds "
-        f"{device_bytes / GIB:.2f}; smallest change: {change}"
-    )
+    paper.warnings += large_bucket(networks.objective, recipe)
+    if device_bytes is not None and paper.memory[recipe.zero.stage].total > device_bytes:
+        paper.failures.append(too_much(paper.memory, networks.objective, recipe, micro, accum, device_bytes))
 
 
 def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], drawn: Mapping[str, str]) -> None:
