@@ -11,6 +11,7 @@ KINDS = """what the source is (default: by its name). files: a folder; NAME.jpg,
 the fields of sample NAME. table: .csv or .tsv with a header, pictures (--image) and captions. lines: .txt, a document a
 line. jsonl: a JSON object a line. series: .csv with a row per time; a file is a series, or several by --by, or many
 windows. ts: .ts of the UEA & UCR archive. For lines, jsonl, series and ts the source may be a folder of such files."""
+Kind = Literal["files", "table", "lines", "jsonl", "series", "ts"]
 TABLE = Parameter(group=Group("Table and jsonl (templates with {column}; a bare word is a column)", sort_key=1))
 SERIES = Parameter(group=Group("Series", sort_key=2))
 
@@ -20,8 +21,7 @@ SERIES = Parameter(group=Group("Series", sort_key=2))
 class Fields:
     """How the parts of a source become fields."""
 
-    kind: Annotated[Literal["files", "table", "lines", "jsonl", "series", "ts"] | None,
-                    Parameter(name="--as", help=KINDS)] = None  # fmt: skip
+    kind: Annotated[Kind | None, Parameter(name="--as", help=KINDS)] = None
     pattern: str | None = None
     """REGEX; files: names without the last extension -> group `key` (dots become _), group `field` (put before the
     extension); other groups become the json"""

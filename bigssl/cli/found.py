@@ -7,9 +7,10 @@ from dataclasses import fields as fields_of
 from dataclasses import replace
 from pathlib import Path
 from shlex import join
+from typing import cast
 
 from bigssl.cli.clean import split
-from bigssl.cli.fields import Fields
+from bigssl.cli.fields import Fields, Kind
 from bigssl.cli.listing import listed
 from bigssl.cli.options import local
 from bigssl.cli.pack import pack
@@ -18,9 +19,13 @@ from bigssl.data.errors import DataError
 from bigssl.data.sample import Sample
 from bigssl.data.shards import storage, unpack
 from bigssl.data.shards.index import MANIFEST, DatasetIndex
+from bigssl.data.shards.leftout import LeftOut
 from bigssl.data.shards.urls import place
+from bigssl.data.tools.classes import dataset_parts
+from bigssl.data.tools.guess import SUFFIXES, head, holds_numbers, picture_templates
 from bigssl.data.tools.pack import split_by_key
 from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources_folder import files_below
 from bigssl.starter.drafting import Parts
 from bigssl.starter.looking import Look, look_at, spread_numbers, stored
 
@@ -110,18 +115,42 @@ def _packed(data: str, fields: Fields, refuse: Refuse) -> tuple[tuple[str, str],
     source = local(data)
     if not source.exists():
         raise DataError(f"source {source}: no such file or folder")
-    target, label = target_of(source), None
-    if source.is_dir():
+    target, label, names = target_of(source), None, files_below(source, LeftOut()) if source.is_dir() else []
+    fields = replace(fields, kind=fields.kind or cast(Kind | None, _kind(source, names)))
+    if fields.kind in (None, "files") and source.is_dir():
         label, fields = fields.label, replace(fields, label=None)
     items = listed(source, fields, target).items
     refuse(look_at(map(_sample, (items[number] for number in spread_numbers(len(items), FIRST))), len(items)))
+    there = _there(target, len(items), data)
+    if parts := dataset_parts(source, names):
+        for name, folder in {} if there else parts.items():
+            _pack(str(folder), f"{target}/{name}", fields, None)
+        held = next((name for name in ("val", "test") if name in parts), "")
+        return (f"{target}/train", f"{target}/{held}" if held else ""), label
     share = share_of([item.group for item in items])
+    if not there:
+        _pack(data, str(target), fields, share)
+    return ((str(target), "") if share is None else (f"{target}/train", f"{target}/val")), label
+
+
+def _pack(source: str, target: str, fields: Fields, share: float | None) -> None:
+    """Says the command, and does what it does."""
     part = None if share is None else f"val={share}"
-    if not _there(target, len(items), data):
-        words = [*words_of(fields), *([] if part is None else ["--split", part])]
-        print(join(["bigssl", "shards", "pack", data, str(target), *words]))
-        pack(data, str(target), split=part, fields=fields)
-    return ((str(target), "") if part is None else (f"{target}/train", f"{target}/val")), label
+    words = [*words_of(fields), *([] if part is None else ["--split", part])]
+    print(join(["bigssl", "shards", "pack", source, target, *words]), flush=True)
+    pack(source, target, split=part, fields=fields)
+
+
+def _kind(source: Path, names: Sequence[str]) -> str | None:
+    """What a source is that `pack` takes for something else, or asks about: files of one kind that are no samples by
+    themselves, and a table of numbers."""
+    suffixes = {Path(name).suffix.lower() for name in names}
+    if len(suffixes) == 1 and not suffixes & {SUFFIXES["lines"]}:
+        return next((kind for kind, suffix in SUFFIXES.items() if suffix in suffixes), None)
+    if names or source.suffix.lower() != SUFFIXES["series"]:
+        return None
+    first = head(source)
+    return "series" if first and holds_numbers(first) and not picture_templates(first, source.parent) else None
 
 
 def target_of(source: Path) -> Path:
@@ -147,8 +176,8 @@ def _there(target: Path, samples: int, data: str) -> bool:
     except DataError:
         there = 0
     if there != samples:
-        raise ConfigError(f"init: {target} is there already and holds {there} samples, {data} has {samples}; remove it, "
-                          f"or give it as DATA")  # fmt: skip
+        raise ConfigError(f"init: {target} is there already and holds {there} samples, but {data} {samples}; remove "
+                          "it, or give it as DATA")  # fmt: skip
     print(f"{target}: there already, {there} samples")
     return True
 

@@ -17,12 +17,13 @@ from bigssl.cli.recipes import model
 from bigssl.cli.shards import train
 from bigssl.config.errors import ConfigError, describe, nearest
 from bigssl.config.recipe import Recipe
+from bigssl.data.tools.classes import LABEL
 from bigssl.engine.plan import preflight
 from bigssl.files import write_atomic
 from bigssl.objectives.base import Objective, discover
 from bigssl.starter.drafting import Parts, drafted, missing, refuse_unservable
 from bigssl.starter.judging import evaluations
-from bigssl.starter.looking import LABEL, Look, check_label
+from bigssl.starter.looking import Look, check_label
 from bigssl.starter.notes import classes_in_words, head, minutes_of, remarks, unjudged
 from bigssl.starter.vocabulary import vocabulary_size
 from bigssl.starter.writing import page
@@ -95,17 +96,17 @@ def _refuse_unserved(objective: str, kind: type[Objective], data: str, look: Loo
         return
     simple = {name: each for name, each in discover().items() if not each.__dict__.get("composite")}
     serving = [name for name, each in simple.items() if not missing(each, look)]
-    then = f"allowed with these data: {', '.join(serving)}" if serving else _unserved(look)
+    then = f"allowed with these data: {', '.join(serving)}" if serving else _unserved(look, data)
     raise ConfigError(f"init {objective}: {data} has {look.described()}, but {lack}; {then}")
 
 
-def _unserved(look: Look) -> str:
+def _unserved(look: Look, data: str) -> str:
     found = ", ".join(look.held)
     if not found:
-        return "no objective takes such data; README, Data, says what does"
+        return "no objective takes such data; `bigssl shards pack --help` says what becomes samples"
     return (
-        f"no objective takes {found} yet: `bigssl shards pack`, `stats` and `clean` work on them, there are backbones "
-        "for them (README), and docs/extend.md shows how an objective is added in one file"
+        f"no objective takes {found} yet: `bigssl shards pack`, `stats`, `clean` and `split` work on them, there are "
+        "backbones for them (README), and docs/extend.md shows how an objective is added, in one file"
     )
 
 

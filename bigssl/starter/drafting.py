@@ -54,8 +54,8 @@ def refuse_unservable(name: str, kind: type[Objective]) -> None:
 def missing(kind: type[Objective], look: Look) -> str:
     """What the data lack for a task, in words; "" where they serve it."""
     reasons = dict.fromkeys(look.why_not(takes.modality) for takes in kind.takes.values())
-    few = f"{look.samples} samples, of which it needs {kind.least} at least" if look.samples < kind.least else ""
-    return " and ".join(reason for reason in (*reasons, few) if reason)
+    few = f"no {kind.least} samples, which it needs at least" if look.samples < kind.least else ""
+    return " and ".join(filter(None, reasons)) or few
 
 
 def sizes_of(modality: str, held: Held, tokenizer: str) -> dict[str, Any]:

@@ -16,10 +16,9 @@ from bigssl.data.kinds.pictures import size_of
 from bigssl.data.order.stream import SampleReader
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
+from bigssl.data.tools.classes import LABEL
 from bigssl.transfer.inputs import INPUTS
 
-LABEL = "label"
-"""The field of the json that `bigssl shards pack` makes of class folders."""
 MOST = 2000  # samples that are looked at
 CHARACTERS = 1 << 14  # of a text that are looked at
 CLASSES = range(2, 101)  # values of a field that may be a label

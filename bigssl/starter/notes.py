@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from bigssl.data.tools.classes import LABEL
 from bigssl.objectives.base import Objective
 from bigssl.starter.drafting import Parts
-from bigssl.starter.looking import LABEL, Look
+from bigssl.starter.looking import Look
 
 SHOWN = 8  # classes by name
 

@@ -101,8 +101,7 @@ def pictureless(path: Path, root: Path, first: Rows) -> DataError:
         cell = first[0][named[0]]
         what = f"the pictures of column {named[0]!r}, e.g. {cell!r}, are not below {root}"
         return DataError(f"source {path}: {what}; say with --root where they are")
-    numbers = [name for name in first[0] if all(is_number(row[name]) for row in first)]
-    if len(numbers) > len(first[0]) / 2 and len(first[0]) - len(numbers) < 2:
+    if holds_numbers(first):
         advice = "a table of numbers needs --as series, e.g. --as series --window 96"
     elif texts := text_columns(first):
         advice = f"a table of texts needs --text, e.g. --text {_quoted(max(texts, key=lambda n: _length(first, n)))}"
@@ -110,6 +109,12 @@ def pictureless(path: Path, root: Path, first: Rows) -> DataError:
         advice = "a table of texts needs --text, a table of numbers needs --as series"
     needs = "a table needs --image, e.g. --image 'images/{name}.jpg', where no column names pictures"
     return DataError(f"source {path}: {needs} (it has {there}); {advice}")
+
+
+def holds_numbers(first: Rows) -> bool:
+    """Whether a table is one of numbers, with at most one other column, such as the time."""
+    numbers = [name for name in first[0] if all(is_number(row[name]) for row in first)]
+    return len(numbers) > len(first[0]) / 2 and len(first[0]) - len(numbers) < 2
 
 
 def _quoted(name: str) -> str:
