@@ -153,6 +153,7 @@ class CheckpointConfig(Section):
     every: PositiveInt = Field(500, description="steps between checkpoints; one is always written at the end")
     keep: PositiveInt = Field(2, description="newest checkpoints kept")
     keep_every: PositiveInt | None = Field(None, description="also keep every checkpoint whose step divides by this")
+    on_full: Literal["stop", "wait"] = Field("stop", description="when one does not fit: end the run, or wait for room")
 
 
 class Recipe(Section):

@@ -21,6 +21,7 @@ from bigssl.engine.clock import Clock, DataWait
 from bigssl.engine.guards import Guard, TooManyBadSamples
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.plan.facts import facts
+from bigssl.engine.plan.memory import checkpoint_bytes
 from bigssl.engine.plan.preflight import Plan
 from bigssl.engine.resume import open_folder, settle_folder, settled
 from bigssl.engine.teaching import teach
@@ -48,7 +49,7 @@ class Probe(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """step: optimizer steps done in all; preempted: name of the signal that ended the run early, or empty."""
+    """step: optimizer steps done in all; preempted: what ended the run early (a signal's name), or empty."""
 
     step: int
     preempted: str = ""
@@ -64,6 +65,7 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
         raise RuntimeError(f"planned for {plan.world} ranks, but the process group has {distributed.world()}")
     resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
     open_folder(resolved)
+    expected = checkpoint_bytes(plan.objective, recipe)
     engine = _engine(recipe, plan, device)
     progress_notes: list[str] = []
     store = CheckpointStore(
@@ -72,6 +74,7 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
         facts(plan.accum, plan.world, plan.streams, plan.backbones, plan.objective),
         progress_notes.append,
         plan.objective.teachers(),
+        expected,
     )
     start = store.resume(engine)
     progress_notes += plan.notes + settle_folder(resolved, start)
@@ -117,10 +120,11 @@ class _Run:
             if self.guard.stop or self.skipped.excess or self._due(done) or done == self.recipe.steps:
                 with self.clock("checkpoint"):
                     self.ledger.flush()
-                    saved = done if store.save(self.engine, done) else saved
+                    store.save(self.engine, done, lambda: self.guard.flag.name)
+                saved = done
             self._refuse_excess(saved)
             if self.guard.stop:
-                return Outcome(saved, self.guard.flag.name or "signal on another rank")
+                return Outcome(saved, next(filter(None, distributed.gather_objects(self.guard.flag.name))))
         self._say_what_was_learnt()
         return Outcome(self.recipe.steps)
 

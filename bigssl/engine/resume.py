@@ -17,7 +17,7 @@ from bigssl.config.errors import ConfigError, describe
 from bigssl.config.recipe import Attention, BatchConfig, Recipe, dump_recipe
 from bigssl.config.yaml import read_mapping
 from bigssl.data.errors import redact
-from bigssl.engine.checkpoint import CheckpointError
+from bigssl.engine.checkpoint import NotSaved
 from bigssl.engine.plan.changes import adjustable_fields, made_before, newest_step, refuse_change_of_nothing, ways_out
 from bigssl.files import write_atomic
 from bigssl.nets.towers import Tower
@@ -113,11 +113,11 @@ def open_folder(resolved: Recipe) -> None:
     """Make the run folder of a recipe whose automatic values are found (`settled`). Collective.
 
     Raises:
-        CheckpointError: the disk refuses, or does not show its files to every rank.
+        NotSaved: the disk refuses, or does not show its files to every rank.
     """
     on_main(resolved.folder, lambda: _begin(resolved))
     if not distributed.agree((resolved.folder / CONFIG).exists()):
-        raise CheckpointError(f"{resolved.folder} is not seen by every rank; out has to be on a shared file system")
+        raise NotSaved(f"{resolved.folder} is not seen by every rank; out has to be on a shared file system")
 
 
 def _begin(resolved: Recipe) -> None:
@@ -133,7 +133,7 @@ def settle_folder(resolved: Recipe, start: int) -> list[str]:
     Returns:
         on rank 0, sentences on what changes.
     Raises:
-        CheckpointError: the disk refuses.
+        NotSaved: the disk refuses.
     """
     made: list[Change] = []
 
@@ -164,7 +164,7 @@ def _write(resolved: Recipe) -> None:
 
 
 def on_main(folder: Path, write: Callable[[], None]) -> None:
-    """Run `write` on rank 0. Raises CheckpointError on every rank where the disk refuses. Collective."""
+    """Run `write` on rank 0. Raises NotSaved on every rank where the disk refuses. Collective."""
     problem = ""
     if distributed.is_main():
         try:
@@ -172,7 +172,7 @@ def on_main(folder: Path, write: Callable[[], None]) -> None:
         except OSError as error:
             problem = error.strerror or str(error)
     if problem := distributed.from_main(problem):
-        raise CheckpointError(f"out: {folder} cannot be written to ({problem}); allowed: a folder with room")
+        raise NotSaved(f"out: {folder} cannot be written to ({problem}); allowed: a folder with room")
 
 
 def _flat_recipe(recipe: Recipe) -> dict[str, Any]:

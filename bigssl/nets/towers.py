@@ -197,6 +197,8 @@ def _load_or_create(
         return build.load(where, folder, hf, **options) if folder else (
             build.create(where, hf, **options)
         )
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from None
     except Exception as error:  # transformers raises whatever it met
         raise ConfigError(f"{field}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
 

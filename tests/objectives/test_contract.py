@@ -108,6 +108,28 @@ def test_the_preset_is_a_recipe_that_can_be_checked_and_planned(
         assert main([*command, "--world", "2"]) == 0, capsys.readouterr()
 
 
+@each_simple_task
+def test_a_backbone_that_is_not_what_the_task_takes_is_refused(
+    name: str, kind: type[Objective], objective: Any
+) -> None:
+    """`takes` has a field for each backbone of the preset; there, one that takes something else is refused."""
+    config = objective(kind, name).config
+    assert {getattr(config, field) for field in kind.takes} == set(kind.preset["backbones"])
+    for field, needs in kind.takes.items():
+        beside = {"stranger": "bert" if needs.modality == "image" else "vit"}
+        with pytest.raises(ConfigError, match=f"^objective.{field}: backbone 'stranger': it is not an? "):
+            objective(kind, name, beside=beside, **{field: "stranger"})
+
+
+@each_simple_task
+def test_a_first_run_has_a_value_for_every_field(name: str, kind: type[Objective]) -> None:
+    """`starts` gives those that a section of a recipe needs, all of them fields, none of them a backbone."""
+    given = kind.config_type(name, {}).model_validate({"name": name, "source": "data", **kind.starts})
+    assert not set(kind.starts) & {"name", "source", *kind.takes}
+    same = [field for field in kind.starts if getattr(given, field) == type(given).model_fields[field].default]
+    assert not same, f"starts: {same} are the defaults"
+
+
 # Teachers
 
 

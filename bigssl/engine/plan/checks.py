@@ -27,8 +27,11 @@ from bigssl.engine.plan.activations import Activations, Trial
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
 from bigssl.engine.plan.groups import GroupRow, group_rows
-from bigssl.engine.plan.memory import FP32, Memory, checkpoint_bytes, memory
+from bigssl.engine.plan.look import with_shards
+from bigssl.engine.plan.memory import Memory, checkpoint_bytes, memory
 from bigssl.engine.plan.order import Reading, lanes_that_keep, simulate
+from bigssl.engine.plan.passes import examine
+from bigssl.engine.plan.room import large_bucket, too_much
 from bigssl.engine.plan.sources import source_order, split_batch
 from bigssl.engine.plan.start_from import begin_from
 from bigssl.objectives.base import exported_heads
@@ -100,6 +103,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
         mine = facts(shape[1], world, orders, networks.towers, networks.objective)
         paper.attempt(refuse_unlike_checkpoint, recipe, mine)
     _data(paper, recipe, orders)
+    _look(paper, recipe, networks, orders, sizes, parts)
     if shape is None or len(orders) < len(sizes) or not settings_fit or not groups_fit:
         return paper
     paper.batch = {"size": recipe.batch.size, "micro": shape[0], "accum": shape[1], "world": world}
@@ -125,6 +129,17 @@ def _data(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
     paper.warnings += warnings
     paper.notes += notes
     paper.attempt(refuse_seen, recipe, {name: order.indexes.values() for name, order in orders.items()})
+
+
+def _look(
+    paper: Paper, recipe: Recipe, networks: Trial, orders: Mapping[str, Order], sizes: Mapping[str, int], parts: int
+) -> None:
+    there, notes = with_shards(orders)
+    trained, numbers = (networks.objective, networks.towers), lambda: preflight.build_networks(recipe)
+    looked = examine(recipe, trained, there, sizes, parts, numbers)
+    paper.failures += looked.failures
+    paper.warnings += looked.warnings
+    paper.notes += notes
 
 
 def _reading(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], sizes: Mapping[str, int]) -> None:
@@ -211,42 +226,9 @@ def _memory(paper: Paper, recipe: Recipe, networks: Trial, micro: dict[str, int]
         held = memory(networks.objective, recipe, stage=stage, world=paper.world, accum=accum, bf16=bf16)
         estimate = {"activations (estimate)": paper.activations.bytes + paper.activations.batch}
         paper.memory[stage] = dataclasses.replace(held, device=held.device | estimate)
-    stage, total = recipe.zero.stage, FP32 * paper.parameters["total"]
-    buckets = FP32 * zero.settings_of(recipe, stage).buckets
-    if buckets > max(total, GIB // 4):
-        paper.warnings.append(
-            f"zero.options.reduce_bucket_size: {buckets / GIB:.1f} GiB of buckets for {total / GIB:.2f} GiB of weights;"
-            f" zero.options.reduce_bucket_size={paper.parameters['total']} is enough"
-        )
-    if device_bytes is not None and paper.memory[stage].total > device_bytes:
-        paper.failures.append(_too_much(paper, recipe, accum, micro, device_bytes))
-
-
-def _too_much(paper: Paper, recipe: Recipe, accum: int, micro: dict[str, int], device_bytes: int) -> str:
-    """The failure of a rank that needs more than its device holds, with the first change that fits."""
-    stage = recipe.zero.stage
-    if (built := paper.memory[stage].construction) > device_bytes:
-        how = "in slices, a layer at a time" if stage == 3 else "whole"
-        change = "zero.stage=3 or " if paper.memory[3].total <= device_bytes else ""
-        return (
-            f"backbones: a rank holds the networks {how}, before the first step, {built / GIB:.2f} GiB, the device "
-            f"{device_bytes / GIB:.2f}; smallest change: {change}a larger device, or smaller networks"
-        )
-    kept = paper.memory[stage].device["activations (estimate)"]
-    rest = sum(paper.memory[stage].device.values()) - kept
-    spared = FP32 * (zero.settings_of(recipe, stage).buckets - paper.parameters["total"])
-    fits = spared > 0 and rest + kept - spared <= device_bytes
-    bucket = [f"zero.options.reduce_bucket_size={paper.parameters['total']}"] if fits else []
-    stages = [f"zero.stage={s}" for s in STAGES if s > stage and paper.memory[s].total <= device_bytes]
-    splits = [k for k in range(2, min(micro.values()) + 1) if all(m % k == 0 for m in micro.values())]
-    accums = [f"batch.accum={accum * k}" for k in splits if rest + kept / k <= device_bytes]
-    change = " or ".join(bucket + stages[:1] + accums[:1]) or (
-        "a larger device, backbones.NAME.activation_checkpointing=true, or more ranks at zero.stage=3"
-    )
-    return (
-        f"zero.stage: a rank needs about {paper.memory[stage].total / GIB:.2f} GiB at stage {stage}, the device holds "
-        f"{device_bytes / GIB:.2f}; smallest change: {change}"
-    )
+    paper.warnings += large_bucket(networks.objective, recipe)
+    if device_bytes is not None and paper.memory[recipe.zero.stage].total > device_bytes:
+        paper.failures.append(too_much(paper.memory, networks.objective, recipe, micro, accum, device_bytes))
 
 
 def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], drawn: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -14,7 +15,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from bigssl import distributed
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig, Recipe
 from bigssl.data.errors import DataError, display
@@ -27,8 +27,10 @@ from bigssl.data.remote.cache import DiskCache
 from bigssl.engine import zero
 from bigssl.engine.constraints import check_constraints
 from bigssl.engine.groups import check_groups
+from bigssl.engine.launcher import free_port
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
+from bigssl.engine.plan.passes import examine
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
 from bigssl.engine.plan.start_from import Beginning, begin_from, refuse_other_network
 from bigssl.engine.resume import (
@@ -99,6 +101,11 @@ def plan(recipe: Recipe, world: int, change: Sequence[str] = ()) -> Plan:
     refuse_changed_recipe(recipe, change)
     refuse_changed_length(recipe, objective, change)
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built, objective))
+    looked = examine(recipe, (objective, built), streams, sizes, accum * world, lambda: build_networks(recipe))
+    for warning in looked.warnings if os.environ.get("RANK", "0") == "0" else ():
+        print(f"bigssl: warning: {warning}", file=sys.stderr, flush=True)
+    if looked.failures:
+        raise ConfigError(*looked.failures)
     notes = notes_of_length(recipe, objective) + (beginning.notes() if beginning is not None else [])
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe), notes, beginning)
 
@@ -256,7 +263,7 @@ def check_port() -> None:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"--master_port: value {port}: {why}; allowed: a free port, for example "
-            f"--master_port {distributed.free_port()}"
+            f"--master_port {free_port()}"
         ) from None
 
 

@@ -129,7 +129,7 @@ class Beginning:
         the run began with. Collective: rank 0 reads for all.
 
         Raises:
-            CheckpointError: the disk refuses.
+            NotSaved: the disk refuses.
         """
         networks = models_of(objective, towers)
         for path, old in self.pairs.items():
