@@ -64,10 +64,9 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
     if distributed.world() != plan.world:
         raise RuntimeError(f"planned for {plan.world} ranks, but the process group has {distributed.world()}")
     resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
-    open_folder(resolved)
+    progress_notes = open_folder(resolved)
     expected = checkpoint_bytes(plan.objective, recipe)
     engine = _engine(recipe, plan, device)
-    progress_notes: list[str] = []
     store = CheckpointStore(
         recipe.folder / "checkpoints",
         recipe.checkpoint,

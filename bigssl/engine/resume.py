@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,14 +17,22 @@ from bigssl.config.recipe import Attention, BatchConfig, Recipe, dump_recipe
 from bigssl.config.yaml import read_mapping
 from bigssl.data.errors import redact
 from bigssl.engine.checkpoint import NotSaved
-from bigssl.engine.plan.changes import adjustable_fields, made_before, newest_step, refuse_change_of_nothing, ways_out
+from bigssl.engine.plan.changes import (
+    CONFIG,
+    adjustable_fields,
+    checkpoints,
+    made_before,
+    newest_step,
+    refuse_change_of_nothing,
+    ways_out,
+)
+from bigssl.engine.plan.folder import clear
 from bigssl.files import write_atomic
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective
 from bigssl.report import environment
 from bigssl.report.changes import Change, read_changes, write_changes
 
-CONFIG = "config.yaml"
 # Fields that may differ (`*`: any name; all fields below one that is listed, too), with what makes that harmless.
 # Every other field shapes the loss curve: config/changes.py says which of them may change on purpose.
 MAY_CHANGE = {
@@ -109,22 +116,27 @@ def refuse_changed_recipe(recipe: Recipe, change: Sequence[str] = ()) -> None:
         raise ConfigError(f"out: {recipe.folder} holds a run with another recipe ({text}); allowed: {allowed}")
 
 
-def open_folder(resolved: Recipe) -> None:
+def open_folder(resolved: Recipe) -> list[str]:
     """Make the run folder of a recipe whose automatic values are found (`settled`). Collective.
 
+    Returns:
+        on rank 0, what there is to say about it.
     Raises:
         NotSaved: the disk refuses, or does not show its files to every rank.
     """
-    on_main(resolved.folder, lambda: _begin(resolved))
+    left: list[str] = []
+
+    def write() -> None:
+        resolved.folder.mkdir(parents=True, exist_ok=True)
+        left.extend(clear(resolved.folder))
+        if not checkpoints(resolved.folder) or not (resolved.folder / CONFIG).exists():
+            _write(resolved)  # else it says what the steps so far were trained with
+        environment.record(resolved.folder)
+
+    on_main(resolved.folder, write)
     if not distributed.agree((resolved.folder / CONFIG).exists()):
         raise NotSaved(f"{resolved.folder} is not seen by every rank; out has to be on a shared file system")
-
-
-def _begin(resolved: Recipe) -> None:
-    resolved.folder.mkdir(parents=True, exist_ok=True)
-    if not (resolved.folder / CONFIG).exists():  # one that is there says what the steps so far were trained with
-        _write(resolved)
-    environment.record(resolved.folder)
+    return [f"begins anew: {resolved.folder} held no checkpoint; removed {', '.join(left)}"] if left else []
 
 
 def settle_folder(resolved: Recipe, start: int) -> list[str]:
@@ -238,9 +250,9 @@ def _automatic(key: str, *values: Any) -> bool:
 
 
 def _read(recipe: Recipe) -> tuple[Recipe | None, dict[str, Any]]:
-    """The recipe of the run folder, None if there is none, and its fields that this version does not know."""
+    """The recipe of the run folder, None if no run has begun there, and its fields that this version does not know."""
     path, model = recipe.folder / CONFIG, type(recipe)
-    if not os.path.exists(path):  # False also for what can be no name: check_folder says so
+    if not checkpoints(recipe.folder) or not path.exists():
         return None, {}
     # Evaluations may change, and their form has: one that this version cannot read is no reason to refuse.
     values = {name: value for name, value in read_mapping(path).items() if name not in ("probe", "evaluate")}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bigssl.config.errors import ConfigError
@@ -10,7 +13,15 @@ from bigssl.config.recipe import Recipe, Section
 from bigssl.objectives.base import discover
 from bigssl.report.changes import read_changes
 
-EXPORT = "export"
+CONFIG, EXPORT = "config.yaml", "export"  # in a run folder
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in the folder of a run, whole or not, by step. Where there is none, no run has begun: what a
+    first try has left binds nobody."""
+    place = folder / "checkpoints"
+    found = place.iterdir() if os.path.isdir(place) else []
+    return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
 
 
 def ways_out(recipe: Recipe, reasons: Mapping[str, str]) -> str:
@@ -44,8 +55,8 @@ def refuse_change_of_nothing(recipe: Recipe, change: Sequence[str], *, begun: bo
 
 def newest_step(recipe: Recipe) -> int | None:
     """The step of the newest checkpoint of the run folder that was completed; None without one."""
-    found = sorted(recipe.folder.glob("checkpoints/step-*[0-9]/manifest.json"))
-    return int(found[-1].parent.name.removeprefix("step-")) if found else None
+    found = [path for path in checkpoints(recipe.folder) if (path / "manifest.json").exists()]
+    return int(found[-1].name.removeprefix("step-")) if found else None
 
 
 def made_before(recipe: Recipe, now: Mapping[str, Any]) -> list[str]:

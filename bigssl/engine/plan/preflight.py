@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -30,6 +28,8 @@ from bigssl.engine.groups import check_groups
 from bigssl.engine.launcher import free_port
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
+from bigssl.engine.plan.folder import check_folder, check_room, refuse_foreign, room
+from bigssl.engine.plan.order import refuse_twice, repeats
 from bigssl.engine.plan.passes import examine
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
 from bigssl.engine.plan.start_from import Beginning, begin_from, refuse_other_network
@@ -43,8 +43,6 @@ from bigssl.engine.resume import (
 from bigssl.nets import towers
 from bigssl.nets.build import postponed, refuse_derived
 from bigssl.objectives.base import Objective, build, exported_heads, exported_networks
-
-_PROBE = 1 << 16  # bytes that a run folder has to take at the start
 
 
 @dataclass(frozen=True)
@@ -91,16 +89,20 @@ def plan(recipe: Recipe, world: int, change: Sequence[str] = ()) -> Plan:
     check_constraints(objective)
     check_evaluation(recipe, evaluated_towers(objective, built), exported_heads(objective))
     check_folder(recipe)
+    refuse_foreign(recipe)
     refuse_secrets(recipe)
     check_cache(recipe)
     sizes = batch_sizes(recipe, objective)
     streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
+    for name, order in streams.items():
+        refuse_twice(name, repeats(order))
     refuse_seen(recipe, {name: order.indexes.values() for name, order in streams.items()})
     check_passes(objective, sizes, accum)
     check_draws(objective, streams)
     refuse_changed_recipe(recipe, change)
     refuse_changed_length(recipe, objective, change)
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built, objective))
+    check_room(recipe, room(objective, recipe))
     looked = examine(recipe, (objective, built), streams, sizes, accum * world, lambda: build_networks(recipe))
     for warning in looked.warnings if os.environ.get("RANK", "0") == "0" else ():
         print(f"bigssl: warning: {warning}", file=sys.stderr, flush=True)
@@ -217,23 +219,6 @@ def _tokenizer(name: str, config: BackboneConfig) -> PreTrainedTokenizerFast | N
         return load_tokenizer(config.tokenizer)
     except Exception as error:  # tokenizers raises bare exceptions
         raise ConfigError(f"backbones.{name}.tokenizer: value {config.tokenizer!r}: {error}") from None
-
-
-def check_folder(recipe: Recipe) -> None:
-    """Refuse a run folder that cannot be written to."""
-    existing = recipe.folder
-    try:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            recipe.folder.lstat()  # is it a name at all?
-        existing = next(path for path in [recipe.folder, *recipe.folder.absolute().parents] if os.path.lexists(path))
-        with tempfile.TemporaryFile(dir=existing) as file:  # permission bits tell root nothing, and quotas nobody
-            file.write(bytes(_PROBE))
-            file.flush()
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"out: value {str(recipe.folder)!r}: {existing} cannot be written to ({why}); allowed: a folder with room"
-        ) from None
 
 
 def check_cache(recipe: Recipe) -> None:
