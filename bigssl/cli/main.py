@@ -23,14 +23,16 @@ GROUPS = {
     "tokenizer": "Tokenizers.",
 }
 COMMANDS = {
+    "init": ("init:init", "Write a small recipe that learns from your data."),
     "config schema": ("recipes:schema", "Print the JSON schema of recipes, for editors."),
     "config check": ("recipes:check", "Check a recipe and the files it names, without starting it."),
+    "train": ("train:train", "Pretrain on this machine, or on several; the same command again goes on."),
     "plan": ("plan:plan", "Check and simulate a run on any number of ranks, without a GPU."),
-    "evaluate": ("runs:evaluate", "Score a trained run again: scorecard.json and report.html."),
+    "evaluate": ("runs:evaluate", "Score a trained run again, or in another way: scorecard.json and report.html."),
     "report": ("runs:report", "Write report.html of a run, also while it trains."),
     "shards pack": ("pack:pack", "Write shards and their index."),
     "shards split": (
-        "clean:split", "Part existing shards into train and val by a hash of the key; samples keep their order."
+        "clean:split", "Part existing shards into train and val by a hash of the key, or by time; the order stays."
     ),
     "shards clean": (
         "clean:clean", "Write a dataset anew without what is worthless, by rule; samples keep their order."

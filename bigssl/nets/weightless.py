@@ -6,16 +6,17 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.config.errors import ConfigError
 
 Inputs = Callable[[], dict[str, Any]]
+M = TypeVar("M", bound=nn.Module)
 
 
 def shapes_only(module: nn.Module, mode: FakeTensorMode) -> None:
@@ -24,20 +25,38 @@ def shapes_only(module: nn.Module, mode: FakeTensorMode) -> None:
     The module is built on `meta` first, as transformers supports for every type: built under `mode`, networks whose
     initialisation looks at numbers (ViT, ConvNeXt, ModernBERT) fail.
     """
-    made: dict[int, tuple[Tensor, Tensor]] = {}  # with the original, whose address must not be given to another
+    made = {id(tensor): (tensor, _empty_like(tensor, mode)) for tensor in _tensors(module)}  # kept: ids are addresses
+    for held in _holders(module):
+        held.update({name: made[id(value)][1] for name, value in held.items() if isinstance(value, Tensor)})
 
-    def twin(tensor: Tensor) -> Tensor:
-        if id(tensor) not in made:
-            with torch.device("cpu"), mode:
-                empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = tensor, nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-        return made[id(tensor)][1]
 
+def without_numbers(module: M, mode: FakeTensorMode, *beside: nn.Module) -> M:
+    """A copy of `module` on such tensors; `module` stays as it is. Tokenizers are shared.
+
+    beside: modules that it holds without being their parent, such as teachers.
+    """
+    parts: list[nn.Module] = [module, *beside]
+    memo: dict[int, Any] = {id(tensor): _empty_like(tensor, mode) for part in parts for tensor in _tensors(part)}
+    values = [value for part in parts for held in _holders(part) for value in held.values()]
+    memo |= {id(value): value for value in values if isinstance(value, PreTrainedTokenizerFast)}
+    return copy.deepcopy(module, memo)
+
+
+def _holders(module: nn.Module) -> Iterator[dict[str, object]]:
+    """Where the modules of `module` keep tensors."""
     for child in module.modules():
-        holders: list[dict[str, object]] = [child._parameters, child._buffers, vars(child)]  # type: ignore[list-item]
-        for held in holders:
-            held.update({name: twin(value) for name, value in held.items() if isinstance(value, Tensor)})
+        yield from (child._parameters, child._buffers, vars(child))  # type: ignore[misc]
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    found = {id(value): value for held in _holders(module) for value in held.values() if isinstance(value, Tensor)}
+    return iter(found.values())
+
+
+def _empty_like(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    with torch.device("cpu"), mode:
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def feature_size(

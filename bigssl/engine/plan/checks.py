@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -24,10 +24,15 @@ from bigssl.engine.plan import data as plan_data
 from bigssl.engine.plan import folder, preflight
 from bigssl.engine.plan.activations import Activations, Trial
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
+from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
 from bigssl.engine.plan.groups import GroupRow, group_rows
-from bigssl.engine.plan.memory import FP32, Memory, memory
+from bigssl.engine.plan.look import with_shards
+from bigssl.engine.plan.memory import Memory, memory
 from bigssl.engine.plan.order import Reading, lanes_that_keep, refuse_twice, simulate
+from bigssl.engine.plan.passes import examine
+from bigssl.engine.plan.room import large_bucket, too_much
 from bigssl.engine.plan.sources import source_order, split_batch
+from bigssl.engine.plan.start_from import begin_from
 from bigssl.objectives.base import exported_heads
 
 T = TypeVar("T")
@@ -63,10 +68,10 @@ class Paper:
             return None
 
 
-def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None) -> Paper:
+def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None, change: Sequence[str] = ()) -> Paper:
     """Check and simulate `recipe` on `world` ranks, `per_node` on a node; no GPU, no process group, no payload.
 
-    device_bytes: what a rank's device holds; more is a failure. None: unknown.
+    device_bytes: what a rank's device holds; more is a failure. None: unknown. change: as for `preflight.plan`.
     """
     process.use_data_settings(recipe.data)
     paper = Paper(world, per_node)
@@ -76,13 +81,15 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     paper.attempt(folder.check_folder, recipe)
     paper.attempt(folder.refuse_foreign, recipe)
     paper.attempt(preflight.refuse_secrets, recipe)
-    paper.attempt(resume.refuse_changed_recipe, recipe)
+    paper.attempt(resume.refuse_changed_recipe, recipe, change)
     networks = paper.attempt(Trial, recipe)
     if networks is None:
         return paper
+    paper.notes += beginning.notes() if (beginning := begin_from(recipe)) is not None else []
     groups_fit = paper.attempt(check_groups, networks.objective, recipe)
     paper.groups = group_rows(networks.objective, recipe.optim) if groups_fit else []
-    paper.attempt(resume.refuse_changed_length, recipe, networks.objective)
+    paper.attempt(resume.refuse_changed_length, recipe, networks.objective, change)
+    paper.notes += resume.notes_of_length(recipe, networks.objective)
     paper.attempt(check_constraints, networks.objective)
     paper.attempt(_evaluation, recipe, networks)
     paper.attempt(preflight.check_cache, recipe)
@@ -93,9 +100,10 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     if shape and sizes and len(orders) == len(sizes):
         paper.attempt(preflight.check_passes, networks.objective, sizes, shape[1])
         paper.attempt(preflight.check_draws, networks.objective, orders)
-        mine = resume.facts(shape[1], world, orders, networks.towers, networks.objective)
-        paper.attempt(resume.refuse_unlike_checkpoint, recipe, mine)
+        mine = facts(shape[1], world, orders, networks.towers, networks.objective)
+        paper.attempt(refuse_unlike_checkpoint, recipe, mine)
     _data(paper, recipe, orders)
+    _look(paper, recipe, networks, orders, sizes, parts)
     if shape is None or len(orders) < len(sizes) or not settings_fit or not groups_fit:
         return paper
     paper.batch = {"size": recipe.batch.size, "micro": shape[0], "accum": shape[1], "world": world}
@@ -121,6 +129,17 @@ def _data(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
     paper.warnings += warnings
     paper.notes += notes
     paper.attempt(refuse_seen, recipe, {name: order.indexes.values() for name, order in orders.items()})
+
+
+def _look(
+    paper: Paper, recipe: Recipe, networks: Trial, orders: Mapping[str, Order], sizes: Mapping[str, int], parts: int
+) -> None:
+    there, notes = with_shards(orders)
+    trained, numbers = (networks.objective, networks.towers), lambda: preflight.build_networks(recipe)
+    looked = examine(recipe, trained, there, sizes, parts, numbers)
+    paper.failures += looked.failures
+    paper.warnings += looked.warnings
+    paper.notes += notes
 
 
 def _reading(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], sizes: Mapping[str, int]) -> None:
@@ -206,42 +225,9 @@ def _memory(paper: Paper, recipe: Recipe, networks: Trial, micro: dict[str, int]
         held = memory(networks.objective, recipe, stage=stage, world=paper.world, accum=accum, bf16=bf16)
         estimate = {"activations (estimate)": paper.activations.bytes + paper.activations.batch}
         paper.memory[stage] = dataclasses.replace(held, device=held.device | estimate)
-    stage, total = recipe.zero.stage, FP32 * paper.parameters["total"]
-    buckets = FP32 * zero.settings_of(recipe, stage).buckets
-    if buckets > max(total, GIB // 4):
-        paper.warnings.append(
-            f"zero.options.reduce_bucket_size: {buckets / GIB:.1f} GiB of buckets for {total / GIB:.2f} GiB of weights;"
-            f" zero.options.reduce_bucket_size={paper.parameters['total']} is enough"
-        )
-    if device_bytes is not None and paper.memory[stage].total > device_bytes:
-        paper.failures.append(_too_much(paper, recipe, accum, micro, device_bytes))
-
-
-def _too_much(paper: Paper, recipe: Recipe, accum: int, micro: dict[str, int], device_bytes: int) -> str:
-    """The failure of a rank that needs more than its device holds, with the first change that fits."""
-    stage = recipe.zero.stage
-    if (built := paper.memory[stage].construction) > device_bytes:
-        how = "in slices, a layer at a time" if stage == 3 else "whole"
-        change = "zero.stage=3 or " if paper.memory[3].total <= device_bytes else ""
-        return (
-            f"backbones: a rank holds the networks {how}, before the first step, {built / GIB:.2f} GiB, the device "
-            f"{device_bytes / GIB:.2f}; smallest change: {change}a larger device, or smaller networks"
-        )
-    kept = paper.memory[stage].device["activations (estimate)"]
-    rest = sum(paper.memory[stage].device.values()) - kept
-    spared = FP32 * (zero.settings_of(recipe, stage).buckets - paper.parameters["total"])
-    fits = spared > 0 and rest + kept - spared <= device_bytes
-    bucket = [f"zero.options.reduce_bucket_size={paper.parameters['total']}"] if fits else []
-    stages = [f"zero.stage={s}" for s in STAGES if s > stage and paper.memory[s].total <= device_bytes]
-    splits = [k for k in range(2, min(micro.values()) + 1) if all(m % k == 0 for m in micro.values())]
-    accums = [f"batch.accum={accum * k}" for k in splits if rest + kept / k <= device_bytes]
-    change = " or ".join(bucket + stages[:1] + accums[:1]) or (
-        "a larger device, backbones.NAME.activation_checkpointing=true, or more ranks at zero.stage=3"
-    )
-    return (
-        f"zero.stage: a rank needs about {paper.memory[stage].total / GIB:.2f} GiB at stage {stage}, the device holds "
-        f"{device_bytes / GIB:.2f}; smallest change: {change}"
-    )
+    paper.warnings += large_bucket(networks.objective, recipe)
+    if device_bytes is not None and paper.memory[recipe.zero.stage].total > device_bytes:
+        paper.failures.append(too_much(paper.memory, networks.objective, recipe, micro, accum, device_bytes))
 
 
 def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], drawn: Mapping[str, str]) -> None:

@@ -14,8 +14,8 @@ from torch import nn
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe
 from bigssl.config.yaml import read_mapping
+from bigssl.engine.plan.changes import CONFIG, checkpoints
 from bigssl.engine.plan.memory import checkpoint_bytes
-from bigssl.engine.resume import CONFIG, checkpoints
 from bigssl.files import existing, remove, size_of, writing
 
 GIB = 2**30
@@ -23,8 +23,8 @@ _PROBE = 1 << 16  # bytes that a run folder has to take at the start
 # What a run writes before its first checkpoint, beside config.yaml, and what a killed one leaves.
 FIRST = (
     "environment.json", "metrics.jsonl", "losses.json", "tensorboard", "ledger-rank*.jsonl", "skipped.jsonl",
-    "nonfinite-rank*.txt", "report.html", "checkpoints/step-*.tmp", "checkpoints/latest", "checkpoints/.*.tmp",
-    ".*.tmp", ".export.staging", ".scorecard",
+    "nonfinite-rank*.txt", "report.html", "started_from.json", "checkpoints/step-*.tmp", "checkpoints/latest",
+    "checkpoints/.*.tmp", ".*.tmp", ".export.staging", ".scorecard",
 )  # fmt: skip
 LAST = ("export", ".export.previous", "scorecard.json", "evaluations", "changes.jsonl")  # what it leaves at its end
 _BESIDE = (".yaml", ".yml", ".log", ".out", ".err", ".txt")  # what a user may have put there for the run to come

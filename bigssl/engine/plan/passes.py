@@ -1,0 +1,132 @@
+"""Do the networks take what the task makes of the data? One pass of real samples, on shapes; where that cannot tell, on
+numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
+
+from bigssl.config.recipe import Recipe
+from bigssl.data.loading.collate import collate
+from bigssl.data.loading.loader import SEEDS
+from bigssl.data.order.order import Order
+from bigssl.engine.plan.look import Looked, called_in_recipe, leaves, look, said, towers_in
+from bigssl.engine.plan.tokens import arrays
+from bigssl.nets.progress import Progress
+from bigssl.nets.towers import Tower
+from bigssl.nets.weightless import quiet, without_numbers
+from bigssl.objectives.base import Objective
+from bigssl.objectives.joint import Joint
+
+ROWS = 32  # samples of a source in the pass, at most
+NUMBERS = 200_000_000  # parameters up to which a pass that shapes cannot decide is made with numbers
+
+Networks = tuple[Objective, Mapping[str, Tower]]
+
+
+def examine(
+    recipe: Recipe, networks: Networks, orders: Mapping[str, Order], sizes: Mapping[str, int], parts: int,
+    numbers: Callable[[], Networks],
+) -> Looked:  # fmt: skip
+    """A look at the data, and a pass of what was seen.
+
+    Args:
+        networks: the task and its backbones, which are left as they are; with numbers or without.
+        orders: the sources that can be read. sizes: samples a step by source, for `parts` = accum × world passes.
+        numbers: makes the same networks with numbers.
+    """
+    looked = look(recipe, *networks, orders, sizes)
+    micro = {name: size // parts for name, size in sizes.items()}
+    failures, warnings = _try_pass(recipe, looked, networks, micro, numbers)
+    looked.failures += failures
+    looked.warnings += warnings
+    return looked
+
+
+def _try_pass(
+    recipe: Recipe, looked: Looked, networks: Networks, micro: Mapping[str, int], numbers: Callable[[], Networks]
+) -> tuple[list[str], list[str]]:
+    """(failures, warnings) of a pass of the samples that were `looked` at; micro: of a source in a pass of one rank."""
+    objective, towers = networks
+    if looked.prepared.keys() != set(objective.sources()):
+        return [], []
+    given = ", ".join(dict.fromkeys(f"{name} {each.dtype}{list(each.shape)}" for prepared in looked.prepared.values()
+                                    for name, each in arrays(prepared[0])))  # fmt: skip
+    try:
+        batch = objective.assemble({name: _collated(looked, name, micro[name]) for name in looked.prepared})
+    except Exception as error:  # whatever a task raises
+        return [f"objective: its `assemble` fails on {given} of {_fields(looked.prepared)}: {said(error)}"], []
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        on_shapes = without_numbers(objective, mode, *(each.module for each in objective.teachers().values()))
+    except Exception:  # something in it that cannot be copied
+        on_shapes = None
+    if on_shapes is not None and not _failing(recipe, objective, towers, on_shapes, mode, batch):
+        return [], []
+    if sum(parameter.numel() for parameter in objective.parameters()) > NUMBERS:
+        return [], ["backbones: no pass on shapes is possible, and the networks are too large to be tried otherwise"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        objective, towers = numbers()
+        failing = _failing(recipe, objective, towers, objective, None, batch)
+    return [f"{who} {given}, which is what {source} gives: {said(error)}" for who, source, error in failing], []
+
+
+def _collated(looked: Looked, name: str, micro: int) -> Any:
+    prepared, rows = looked.prepared[name], max(2, min(micro, ROWS))
+    samples = collate([prepared[row % len(prepared)] for row in range(rows)], name)
+    return samples | {SEEDS: torch.arange(rows, dtype=torch.int64)}
+
+
+def _fields(sources: Any) -> str:
+    return " and ".join(f"data.sources.{name}" for name in sources)
+
+
+def _failing(
+    recipe: Recipe, objective: Objective, towers: Mapping[str, Tower], used: Objective, mode: FakeTensorMode | None,
+    batch: Any,
+) -> list[tuple[str, str, Exception]]:  # fmt: skip
+    """(what does not take it, the sources, the error) of each part of `objective` whose pass fails in `used`, which is
+    the same or a copy of it."""
+    found = []
+    for (name, part), (_, its) in zip(leaves(objective), leaves(used), strict=True):
+        own = batch[name] if isinstance(objective, Joint) else batch
+        models = {tower: next(path for path, module in part.named_modules() if module is each)
+                  for tower, each in towers_in(part, towers).items()}  # fmt: skip
+        inside: list[str] = []
+        try:
+            with _watched({tower: its.get_submodule(path) for tower, path in models.items()}, inside), quiet():
+                if mode is None:
+                    its(own, Progress(0, recipe.steps))
+                else:
+                    with mode:
+                        its(tree_map(_empty, own), Progress(0, recipe.steps))
+        except Exception as error:  # whatever torch, transformers or a task raises
+            who = f"backbones.{inside[-1]}" if inside else called_in_recipe(name, part)
+            found.append((f"{who}: takes no", _fields(part.sources()), error))
+    return found
+
+
+@contextmanager
+def _watched(towers: Mapping[str, nn.Module], inside: list[str]) -> Iterator[None]:
+    """Within it, `inside` has the names of the backbones that have been entered and not left."""
+    hooks = []
+    for name, tower in towers.items():
+        model = tower.get_submodule("model")
+        hooks.append(model.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
+        hooks.append(model.register_forward_hook(lambda *_: inside.pop() and None))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _empty(value: Any) -> Any:
+    return torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
