@@ -89,7 +89,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     groups_fit = paper.attempt(check_groups, networks.objective, recipe)
     paper.groups = group_rows(networks.objective, recipe.optim) if groups_fit else []
     paper.attempt(resume.refuse_changed_length, recipe, networks.objective, change)
-    paper.notes += resume.notes_of_length(recipe, networks.objective)
+    paper.notes += paper.attempt(resume.notes_of_length, recipe, networks.objective) or []
     paper.attempt(check_constraints, networks.objective)
     paper.attempt(_evaluation, recipe, networks)
     paper.attempt(preflight.check_cache, recipe)
