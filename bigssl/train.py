@@ -36,7 +36,7 @@ from torch import Tensor  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from bigssl import distributed, exits  # noqa: E402
-from bigssl.cli.app import called, new_app  # noqa: E402
+from bigssl.cli.app import Change, called, fields_of, new_app  # noqa: E402
 from bigssl.config.errors import ConfigError, say  # noqa: E402
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
@@ -45,6 +45,7 @@ from bigssl.engine.checkpoint import CheckpointError, NotSaved  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
+from bigssl.objectives.exported import rest_of_objective  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
 from bigssl.transfer.discovery import evaluation_union  # noqa: E402
 from bigssl.transfer.export import ExportError, export_run  # noqa: E402
@@ -61,6 +62,7 @@ class Options(NamedTuple):
     config: str
     overrides: list[str]
     print_config: bool
+    change: list[str]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options is None:  # --help
             return exits.DONE
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union(), evaluation_union()))
-        plan = preflight.plan(recipe, preflight.announced_world())
+        plan = preflight.plan(recipe, preflight.announced_world(), options.change)
         if not options.print_config:
             preflight.check_port()
     except (ConfigError, DataError) as error:
@@ -91,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(
-    *overrides: str, config: str, print_config: bool = False,
+    *overrides: str, config: str, print_config: bool = False, change: Change = "",
     local_rank: Annotated[int | None, Parameter(name="--local_rank", show=False)] = None,  # the launcher passes it
 ) -> Options:  # fmt: skip
     """
@@ -100,7 +102,7 @@ def _options(
         config: recipe (YAML), for example launch/recipes/demo.yaml
         print_config: print the resolved recipe and stop
     """
-    return Options(config, list(overrides), print_config)
+    return Options(config, list(overrides), print_config, fields_of(change))
 
 
 def _run(recipe: Recipe, plan: preflight.Plan) -> int:
@@ -181,10 +183,12 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     networks = subjects(plan)
     states = {network.name: zero.full_state(network.models["trained"]) for network in networks}
     heads = _heads(plan)
+    with _own_weights(plan):
+        rest = rest_of_objective(plan.objective, recipe.objective, plan.backbones, recipe.steps)
     problem = ""
     if distributed.is_main():
         try:
-            print(f"exported {', '.join(states)} to {_write_export(recipe, networks, states, heads)}", flush=True)
+            print(f"exported {', '.join(states)} to {_write_export(recipe, networks, states, heads, rest)}", flush=True)
         except (OSError, SafetensorError, ExportError) as error:
             problem = str(getattr(error, "strerror", None) or error)
     if problem := distributed.from_main(problem):
@@ -194,8 +198,9 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
 
 
 def _write_export(
-    recipe: Recipe, networks: list[Subject], states: dict[str, dict[str, Tensor]], heads: dict[str, Tensors]
-) -> Path:
+    recipe: Recipe, networks: list[Subject], states: dict[str, dict[str, Tensor]], heads: dict[str, Tensors],
+    rest: tuple[str, Tensors, dict[str, str]],
+) -> Path:  # fmt: skip
     meta = {
         "objective": recipe.objective.name,
         "steps": recipe.steps,
@@ -204,7 +209,7 @@ def _write_export(
     }
     models = {network.name: network.models["trained"] for network in networks}
     inputs = {network.name: network.takes for network in networks}
-    return export_run(recipe.folder, models, inputs, heads, meta, states=states)
+    return export_run(recipe.folder, models, inputs, heads, meta, states=states, rest=rest)
 
 
 def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:
@@ -212,7 +217,8 @@ def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:
     try:
         card = None
         if recipe.evaluate is not None:
-            card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device, team=team)
+            made = f"Made with {recipe.folder}/config.yaml, of the export after {recipe.steps} steps."
+            card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device, team=team, made=made)
         if distributed.is_main():
             if card is not None:
                 print(format_table(card), flush=True)

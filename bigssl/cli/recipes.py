@@ -6,6 +6,7 @@ import json
 
 from cyclopts.types import PositiveInt
 
+from bigssl.cli.app import Change, fields_of
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model
 from bigssl.data.errors import redact
 
@@ -22,7 +23,7 @@ def schema() -> None:
     print(json.dumps(model().model_json_schema(), indent=1))
 
 
-def check(config: str, /, *overrides: str, world: PositiveInt = 1) -> None:
+def check(config: str, /, *overrides: str, world: PositiveInt = 1, change: Change = "") -> None:
     """
     Args:
         config: recipe (YAML)
@@ -32,7 +33,9 @@ def check(config: str, /, *overrides: str, world: PositiveInt = 1) -> None:
     from bigssl.engine.plan import preflight
 
     recipe = load_recipe(config, list(overrides), model())
-    plan = preflight.plan(recipe, world)
+    plan = preflight.plan(recipe, world, fields_of(change))
     print(redact(dump_recipe(recipe)), end="")
     samples = {name: f"{len(stream)} samples, {plan.sizes[name]} a step" for name, stream in plan.streams.items()}
+    for note in plan.notes:
+        print(f"# {note}")
     print(f"# fits: {world} ranks x {plan.accum} passes x {plan.micro} samples; {samples}")

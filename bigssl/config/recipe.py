@@ -166,6 +166,9 @@ class Recipe(Section):
     steps: PositiveInt
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
     log_every: PositiveInt = Field(1, description="steps between metric records and stop checks")
+    start_from: str | None = Field(
+        None, min_length=1, description="export (runs/NAME/export) whose networks and heads a new run begins with"
+    )
     objective: Any
     backbones: dict[str, BackboneConfig] = Field(min_length=1)
     data: DataConfig

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 from bigssl import distributed
 from bigssl.config.recipe import CheckpointConfig
 from bigssl.engine.guards import Agreed
+from bigssl.engine.plan.facts import unlike
 from bigssl.engine.restore import StateError
-from bigssl.engine.resume import unlike
 from bigssl.engine.saved import LAYOUT
 from bigssl.engine.teaching import Teachers, load_teachers, save_teachers
 from bigssl.engine.zero import Engine

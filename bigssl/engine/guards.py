@@ -80,8 +80,7 @@ class Guard:
         return (
             f"loss or gradient is NaN or infinite at step {step} (or in the {earlier} before, see log_every); "
             f"their samples: {self._folder}/nonfinite-rank*.txt. The last checkpoint is from before it; with a lower "
-            f"optim.lr, optim.clip=1.0 or precision=fp32 (and another out folder, since the recipe changes) the run "
-            f"may get past"
+            f"optim.lr, optim.clip=1.0 or precision=fp32 (and `--change` with that field) the run may get past"
         )
 
 

@@ -12,23 +12,22 @@ import torch
 from torch import Tensor
 
 from bigssl import distributed
-from bigssl.config.recipe import Recipe, dump_recipe
+from bigssl.config.recipe import Recipe
 from bigssl.data.loading.ledger import Keys, Ledger
 from bigssl.data.loading.loader import Batch, make_loader
 from bigssl.data.loading.skipped import Skipped
-from bigssl.engine.checkpoint import CheckpointStore, NotSaved
+from bigssl.engine.checkpoint import CheckpointStore
 from bigssl.engine.clock import Clock, DataWait
 from bigssl.engine.guards import Guard, TooManyBadSamples
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
+from bigssl.engine.plan.facts import facts
 from bigssl.engine.plan.memory import checkpoint_bytes
 from bigssl.engine.plan.preflight import Plan
-from bigssl.engine.resume import CONFIG, facts, settled
+from bigssl.engine.resume import open_folder, settle_folder, settled
 from bigssl.engine.teaching import teach
 from bigssl.engine.zero import Engine
-from bigssl.files import write_atomic
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses
-from bigssl.report import environment
 from bigssl.report.blind import verdicts
 from bigssl.report.collapses import CollapseWatch, collapses
 from bigssl.report.metrics import Measure, MetricsWriter, read_measures, read_metrics
@@ -64,10 +63,10 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
     """
     if distributed.world() != plan.world:
         raise RuntimeError(f"planned for {plan.world} ranks, but the process group has {distributed.world()}")
-    _open_folder(recipe, plan)
+    resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
+    progress_notes = open_folder(resolved)
     expected = checkpoint_bytes(plan.objective, recipe)
     engine = _engine(recipe, plan, device)
-    progress_notes: list[str] = []
     store = CheckpointStore(
         recipe.folder / "checkpoints",
         recipe.checkpoint,
@@ -77,10 +76,13 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
         expected,
     )
     start = store.resume(engine)
+    progress_notes += plan.notes + settle_folder(resolved, start)
+    if plan.beginning is not None:  # there is no checkpoint
+        plan.beginning.begin(plan.objective, plan.backbones)
     if probe is not None:
         probe.prepare()
     run = _Run(recipe, plan, device, engine, start)
-    for text in progress_notes + ([f"resumed after step {start}"] if start else []):
+    for text in ([f"resumed after step {start}"] if start else []) + progress_notes:
         run.progress.note(text)
     store.note = run.progress.note
     try:
@@ -235,26 +237,6 @@ class _Run:
         self.ledger.close()
         self.progress.close()
         self.guard.flag.restore()
-
-
-def _open_folder(recipe: Recipe, plan: Plan) -> None:
-    problem = ""
-    if distributed.is_main():
-        try:
-            _write_recipe(recipe, plan)
-        except OSError as error:
-            problem = error.strerror or str(error)
-    if problem := distributed.from_main(problem):
-        raise NotSaved(f"out: {recipe.folder} cannot be written to ({problem}); allowed: a folder with room")
-    if not distributed.agree((recipe.folder / CONFIG).exists()):
-        raise NotSaved(f"{recipe.folder} is not seen by every rank; out has to be on a shared file system")
-
-
-def _write_recipe(recipe: Recipe, plan: Plan) -> None:
-    recipe.folder.mkdir(parents=True, exist_ok=True)
-    resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
-    write_atomic(recipe.folder / CONFIG, dump_recipe(resolved).encode())
-    environment.record(recipe.folder)
 
 
 def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:

@@ -33,8 +33,7 @@ from bigssl.engine.constraints import apply_constraints, check_constraints  # no
 from bigssl.engine.launcher import free_port  # noqa: E402
 from bigssl.engine.layout import clear_padding  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
-from bigssl.engine.saved import SavedState  # noqa: E402
-from bigssl.engine.saving import TAG, Saver  # noqa: E402
+from bigssl.engine.saved import TAG, SavedState, Saver  # noqa: E402
 from bigssl.engine.settings import settings_for, zero_options  # noqa: E402
 from bigssl.nets.build import fill  # noqa: E402
 

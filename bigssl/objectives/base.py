@@ -138,6 +138,9 @@ class Objective(nn.Module):
     cannot_collapse: ClassVar[bool] = False
     """Whether the loss by itself keeps samples apart (a reconstruction, which no constant gives): there is a `spread`,
     but nothing that could be taken away."""
+    adjustable: ClassVar[tuple[str, ...]] = ()
+    """Fields of `Config` (with those below them) of which a run may be given other values on purpose (`--change`): what
+    is made of samples and of the loss, never what shapes or names a network."""
     draws_more: ClassVar[bool] = False
     """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand."""
 

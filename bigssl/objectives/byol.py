@@ -60,6 +60,7 @@ class Byol(Objective):
     starts = {"hidden": 512, "dim": 128, "momentum": 0.98}
     least = 2  # BatchNorm makes of one sample a constant
     symmetric = scheduled = True
+    adjustable = ("momentum", "augment")
     preset = {"objective": {"hidden": 16, "dim": 8, "momentum": 0.9}, "backbones": {"image": "resnet"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:

@@ -62,6 +62,7 @@ class Clip(Objective):
 
     takes = {"image": Takes("image"), "text": Takes("text", sees="both")}
     least = 2  # one sample is compared with itself
+    adjustable = ("min_scale", "flip")
     preset = {"objective": {"dim": 8}, "backbones": {"image": "resnet", "text": "bert"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:

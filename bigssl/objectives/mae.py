@@ -57,6 +57,7 @@ class Mae(Objective):
     takes = {"backbone": Takes("image", PATCHES, "which cannot leave patches out")}
     starts = {"decoder_dim": 64, "decoder_layers": 2, "decoder_heads": 4, "min_scale": 0.5}
     accumulates = seeded = True
+    adjustable = ("ratio", "min_scale", "flip")
     cannot_collapse = True  # one picture's pixels are not another's
     preset = {
         "objective": {"decoder_dim": 32, "decoder_layers": 1, "decoder_heads": 2, "min_scale": 1.0},

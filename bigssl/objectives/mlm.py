@@ -56,6 +56,7 @@ class Mlm(Objective):
                 raise ValueError(f"longest {self.longest} has no effect without packing")
             return self
 
+    adjustable = ("ratio", "masking", "packing", "longest")
     takes = {"backbone": Takes("text", sees="both", tokens=TOKENS)}
     preset = {"objective": {}, "backbones": {"text": "bert"}}
 

@@ -47,6 +47,7 @@ class Simclr(Objective):
     starts = {"temperature": 0.2, "min_scale": 0.3}
     least = 2  # one sample is compared with itself
     symmetric = True
+    adjustable = ("temperature", "augment", "min_scale", "jitter", "blur")
     preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:

@@ -3,6 +3,7 @@
     RUN/export/README.md                 model card
     RUN/export/BACKBONE/                 config.json, model.safetensors (float32), tokenizer or image preprocessor files
     RUN/export/heads/NAME.safetensors    projections that zero-shot evaluation needs, see `bigssl.transfer.zero_shot`
+    RUN/export/objective.safetensors     what else a run needs that begins with it, see `bigssl.objectives.exported`
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def export_run(
     heads: Mapping[str, State],
     meta: Mapping[str, Any],
     states: Mapping[str, State] | None = None,
+    rest: tuple[str, State, dict[str, str]] | None = None,
 ) -> Path:
     """Writes `folder/export` (folder: the run folder) in one step and returns its path; an older export is replaced.
 
@@ -54,6 +56,7 @@ def export_run(
         heads: float tensors of each head, by head name.
         meta: facts for the model card (any keys, JSON-like values).
         states: state dicts to export in place of the live weights (partitioned or averaged ones).
+        rest: a further safetensors file: its name, tensors of any dtype, metadata.
     Raises:
         ExportError: a state dict lacks tensors of the architecture or has others.
         DiskFull: it does not fit.
@@ -64,13 +67,15 @@ def export_run(
     shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
     staging.mkdir(parents=True)
     try:
-        with writing(target, _bytes(backbones, heads), staging):
+        with writing(target, _bytes(backbones, heads, rest), staging):
             for name, model in backbones.items():
                 state = states[name] if states and name in states else model.state_dict()
                 _write_backbone(staging / name, name, model, state)
                 inputs[name].write(staging / name)
             for name, tensors in heads.items():
                 _write_head(staging / "heads" / f"{name}.safetensors", tensors)
+            if rest is not None:
+                save_file(dict(rest[1]), staging / rest[0], metadata=rest[2])
             card = staging / "README.md"
             card.write_text(model_card(Path(folder).resolve().name, backbones, inputs, heads, meta))
             _readable(staging, card.stat().st_mode)
@@ -81,10 +86,13 @@ def export_run(
     return target
 
 
-def _bytes(backbones: Mapping[str, PreTrainedModel], heads: Mapping[str, State]) -> int:
+def _bytes(
+    backbones: Mapping[str, PreTrainedModel], heads: Mapping[str, State], rest: tuple[str, State, dict[str, str]] | None
+) -> int:
     """Of the export, nearly all of which are weights in float32. (Of ZeRO-3, a parameter knows its whole size.)"""
     networks = sum(getattr(p, "ds_numel", p.numel()) for model in backbones.values() for p in model.parameters())
-    return 4 * (networks + sum(value.numel() for head in heads.values() for value in head.values()))
+    further = sum(value.nbytes for value in rest[1].values()) if rest is not None else 0
+    return 4 * (networks + sum(value.numel() for head in heads.values() for value in head.values())) + further
 
 
 def _write_backbone(folder: Path, name: str, model: PreTrainedModel, state: State) -> None:

@@ -373,6 +373,27 @@ def test_every_field_of_the_config_does_something(name: str, kind: type[Objectiv
     assert not odd, f"preset['untried'] names {odd}, which can be tried, or is no field"
 
 
+def networks(task: Objective) -> dict[str, Any]:
+    """By name: weights, and the plain attributes of every module below the task (sizes, heads, rates)."""
+    attributes = {f"{path}.{key}": value for path, module in task.named_modules() if path
+                  for key, value in vars(module).items() if isinstance(value, int | float | str)}  # fmt: skip
+    return attributes | {key: content(value) for key, value in task.state_dict().items() if isinstance(value, Tensor)}
+
+
+@each_simple_task
+def test_what_is_adjustable_leaves_the_networks_as_they_are(name: str, kind: type[Objective], objective: Any) -> None:
+    """A run that goes on with another value of such a field goes on with all of its weights."""
+    config = objective(kind, name).config  # type: ignore[attr-defined]
+    known, given = {path: rest for path, *rest in settings(config)}, config.model_dump(exclude={"name"})
+    for field in kind.adjustable:
+        paths = [each for each in known if each == field or each.startswith(f"{field}.")]
+        assert paths, f"adjustable names {field}, which is no field"
+        for path, other in [(each, other) for each in paths for other in other_values(*known[each])]:
+            with contextlib.suppress(ValidationError, ConfigError):
+                changed = objective(kind, name, **set_at(given, path, other))
+                assert networks(changed) == networks(objective(kind, name)), path
+
+
 # Samples
 
 

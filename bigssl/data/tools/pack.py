@@ -18,7 +18,7 @@ from bigssl.data.tools.jobs import each
 from bigssl.data.tools.parts import by_time
 from bigssl.data.tools.sources import Item, Keys
 from bigssl.data.tools.staged import ShardPlan
-from bigssl.files import write_atomic
+from bigssl.files import write_atomic, writing
 
 
 def split_by_key(key: str, fraction: float, seed: int = 0) -> bool:
@@ -62,7 +62,7 @@ def pack(
     refuse_existing(folder, overwrite)
     parts = _parts(list(items), name, split, seed, note)
     plans = _plans(parts, name, shard_size, seed if shuffle else None, compress)
-    with staged.staged(folder) as staging:
+    with writing(folder), staged.staged(folder) as staging:
         _write(plans, staging, name, jobs, note)
         staged.assemble(plans, staging)
         for file, data in (beside or {}).items():
