@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bigssl.config.evaluate import Evaluation, Limit, Metadata
 from bigssl.transfer.bench import Bench
+from bigssl.transfer.inputs import input_of
 from bigssl.transfer.knn import top, unit
 from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.scores import Score
@@ -36,9 +37,9 @@ class Retrieval(Evaluation):
         return {self.backbone: "bank"}
 
     def check(self, seen: Checked) -> None:
-        modality = seen.backbone("backbone")
-        seen.samples("bank", modality)
-        seen.samples("queries", modality, "pair", "view")
+        takes = input_of(seen.backbone("backbone"))
+        seen.samples("bank", takes)
+        seen.samples("queries", takes, "pair", "view")
 
     def run(self, bench: Bench) -> list[Score]:
         network = bench.subject(self.backbone)
