@@ -11,6 +11,7 @@ from torch import Tensor
 from bigssl.config.evaluate import Evaluation, Item, Label, Limit
 from bigssl.config.section import PositiveInt
 from bigssl.transfer.bench import Bench
+from bigssl.transfer.inputs import input_of
 from bigssl.transfer.knn import encode_labels, lost_to_majority, stored_knn
 from bigssl.transfer.scores import Score, majority_hits, words_of
 from bigssl.transfer.subjects import Encoded
@@ -38,9 +39,9 @@ class Knn(Evaluation):
         return {self.backbone: "bank"}
 
     def check(self, seen: Checked) -> None:
-        modality = seen.backbone("backbone")
-        seen.samples("bank", modality, "label")
-        seen.samples("queries", modality, "label", "item")
+        takes = input_of(seen.backbone("backbone"))
+        seen.samples("bank", takes, "label")
+        seen.samples("queries", takes, "label", "item")
         seen.neighbours("bank")
 
     def run(self, bench: Bench) -> list[Score]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from bigssl.config.evaluate import Evaluation, Limit, Metadata
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.cosines import Rows
+from bigssl.transfer.inputs import input_of
 from bigssl.transfer.knn import top
 from bigssl.transfer.scores import Score
 from bigssl.transfer.team import AgreedError
@@ -36,9 +37,9 @@ class Retrieval(Evaluation):
         return {self.backbone: "bank"}
 
     def check(self, seen: Checked) -> None:
-        modality = seen.backbone("backbone")
-        seen.samples("bank", modality)
-        seen.samples("queries", modality, "pair", "view")
+        takes = input_of(seen.backbone("backbone"))
+        seen.samples("bank", takes)
+        seen.samples("queries", takes, "pair", "view")
 
     def run(self, bench: Bench) -> list[Score]:
         network = bench.subject(self.backbone)
