@@ -112,7 +112,8 @@ view = inputs.INPUTS["video"].read(folder).view(sample(pictures))
 batch = {name: table.torch.from_numpy(each)[None] for name, each in view.items()}
 hidden, features = row.hidden(model, batch), row.features(model, batch)
 trial = model(**row.trial(config, None)).last_hidden_state
-print(view["video"].shape, tuple(taken.raw(batch).shape), tuple(hidden.shape), tuple(trial.shape),
+(raw,) = taken.raws(batch).values()
+print(view["video"].shape, tuple(raw.shape), tuple(hidden.shape), tuple(trial.shape),
       table.torch.allclose(features, hidden.mean(1)))
 try:
     taken.view(sample(pictures[:3]))

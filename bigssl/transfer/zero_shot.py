@@ -18,8 +18,9 @@ from torch import Tensor
 from bigssl.config.evaluate import Evaluation, Item, Label, Limit
 from bigssl.data.errors import display
 from bigssl.transfer.bench import Bench
+from bigssl.transfer.cosines import unit
 from bigssl.transfer.inputs import input_of
-from bigssl.transfer.knn import encode_labels, unit
+from bigssl.transfer.knn import encode_labels
 from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.scores import Score, majority_hits
 from bigssl.transfer.subjects import Captions, Encoded, Tensors
