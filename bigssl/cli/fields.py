@@ -54,3 +54,6 @@ class Fields:
     stride: Annotated[int | None, SERIES] = None
     """rows from one window to the next (default: --window); the last one begins earlier where it must, so that no row
     is left out"""
+    split_by: Annotated[Literal["time", "series"] | None, SERIES] = None
+    """how --split parts windows. time (default): the last FRACTION of each series, without a row on both sides; series:
+    whole series, by a hash"""

@@ -30,7 +30,7 @@ COMMANDS = {
     "report": ("runs:report", "Write report.html of a run, also while it trains."),
     "shards pack": ("pack:pack", "Write shards and their index."),
     "shards split": (
-        "clean:split", "Part existing shards into train and val by a hash of the key; samples keep their order."
+        "clean:split", "Part existing shards into train and val by a hash of the key, or by time; the order stays."
     ),
     "shards clean": (
         "clean:clean", "Write a dataset anew without what is worthless, by rule; samples keep their order."

@@ -30,7 +30,7 @@ def pack(source: str, folder: str, /, *, split: str | None = None, seed: int = 0
         raise DataError(f"{there} exists in the source {origin}, so it would be packed too; move it away")
     part = None if split is None else split_of(split)
     with writing.applied(AGAIN):
-        found = listed(origin, fields, there, parted=part is not None)
+        found = listed(origin, fields, there, held_out=part[1] if part else 0.0)
         for line in found.notes:
             note(line)
         options = writing.arguments(there)

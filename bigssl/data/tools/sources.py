@@ -9,10 +9,24 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bigssl.config import limits
 from bigssl.data.errors import DataError
 from bigssl.data.shards.tarwalk import not_a_member, split_name
+
+
+class Stretch(NamedTuple):
+    """Rows `start` to `start + rows` of a series that a sample holds; other samples may hold some of them too."""
+
+    series: str
+    start: int
+    rows: int
+
+    @property
+    def stop(self) -> int:
+        """The first row behind it."""
+        return self.start + self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +35,7 @@ class Item:
 
     stamp: says, as something JSON can hold, which version of the source `load` would read; equal stamps, equal bytes.
     Shards of items without one are never taken over from an interrupted run. label: what its json says as `label`,
-    where that is known before it is loaded.
+    where that is known before it is loaded. stretch: where a split has to go by time, the rows that it holds.
     """
 
     key: str
@@ -29,6 +43,7 @@ class Item:
     load: Callable[[], dict[str, bytes]]
     stamp: Callable[[], object] | None = None
     label: object | None = None
+    stretch: Stretch | None = None
 
 
 def json_bytes(values: Mapping[str, object]) -> bytes:

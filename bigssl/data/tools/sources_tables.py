@@ -17,7 +17,7 @@ from bigssl.data.shards import leftout
 from bigssl.data.shards.leftout import LeftOut
 from bigssl.data.tools.sources import Item, Keys, json_bytes, read_file, unusable, version
 from bigssl.data.tools.sources_text import decoded, physical_lines
-from bigssl.data.tools.templates import columns_of, fill
+from bigssl.data.tools.templates import columns_of, fill_in
 
 _MISSING = {"", "nan", "none", "null", "na", "n/a", "<na>"}  # lower case; how programs write that there is no text
 Row = Mapping[str, str]
@@ -127,7 +127,7 @@ def _refuse_unknown(path: Path, table: Table, row: Row) -> None:
 
 
 def _filled(template: str, row: Row) -> str:
-    return fill(template, row, row.__getitem__)
+    return fill_in(template, row, row.__getitem__)
 
 
 def _stem(picture: str) -> str:

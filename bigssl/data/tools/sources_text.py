@@ -17,7 +17,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.tools.classes import CLASSES, LABEL
 from bigssl.data.tools.sources import Item, Keys, json_bytes, version
-from bigssl.data.tools.templates import fill
+from bigssl.data.tools.templates import fill_in
 
 LINE_FEED = b"\n"
 HEAD = 100  # lines that are looked at where something has to be guessed
@@ -142,7 +142,7 @@ class Record(dict[str, Any]):
         only_text: a template that is one field and nothing else needs a text: a number there is no document.
         """
         numbers = not (only_text and _ONE_FIELD.fullmatch(template))
-        return fill(template, self, lambda name: self._text(name, numbers))
+        return fill_in(template, self, lambda name: self._text(name, numbers))
 
     def _text(self, name: str, numbers: bool) -> str:
         value = self.value(name)

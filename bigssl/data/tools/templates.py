@@ -29,7 +29,7 @@ def columns_of(template: str, there: Container[str]) -> list[str]:
     return [_column(name, there)[0] for _, name in _parsed(template) if name]
 
 
-def fill(template: str, there: Container[str], value: Callable[[str], str]) -> str:
+def fill_in(template: str, there: Container[str], value: Callable[[str], str]) -> str:
     """The template with `value(column)` in the place of each {column}; behind a colon may stand a format of str, as in
     {n:0>5}. `{{` and `}}` are braces. Raises DataError for what is no template, and what `value` raises."""
     pieces = []
