@@ -86,7 +86,11 @@ def test_a_recipe_may_merge_defaults(tmp_path: Path, capsys: Any) -> None:
     text = yaml.safe_dump({**TINY, "out": str(tmp_path / "run")})
     recipe.write_text(text + "optim:\n  <<: &slow {lr: 0.5, warmup: 1}\n  lr: 0.25\n")
     assert main.main(["config", "check", str(recipe)]) == 0
-    assert "lr: 0.25" in (out := capsys.readouterr().out) and "warmup: 1" in out
+    assert capsys.readouterr().out == "fits: 1 ranks x 1 passes x 4 samples; samples a step: 4 of the 71 of text\n"
+    assert main.main(["config", "check", str(recipe), "--resolved"]) == 0
+    assert (out := capsys.readouterr().out).startswith("# fits: 1 ranks") and "lr: 0.25" in out and "warmup: 1" in out
+    recipe.write_text(out)
+    assert main.main(["config", "check", str(recipe)]) == 0  # what is printed is a recipe
 
 
 @pytest.mark.parametrize("arguments", [["plan", "--config", DEMO, "--world", "0"], ["evaluate", "x", "--device", "?"]])

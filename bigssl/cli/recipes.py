@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 
 from cyclopts.types import PositiveInt
 
 from bigssl.cli.app import Change, fields_of
+from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model
-from bigssl.data.errors import redact
+from bigssl.data.errors import DataError, redact
 
 
 def model() -> type[Recipe]:
@@ -23,19 +26,35 @@ def schema() -> None:
     print(json.dumps(model().model_json_schema(), indent=1))
 
 
-def check(config: str, /, *overrides: str, world: PositiveInt = 1, change: Change = "") -> None:
-    """
+def check(
+    config: str, /, *overrides: str, world: PositiveInt = 1, resolved: bool = False, change: Change = ""
+) -> None:
+    """Looks at some samples of each source, too.
+
     Args:
         config: recipe (YAML)
         overrides: fields to change, a.b=c
         world: ranks it is meant for
+        resolved: print the recipe with all its defaults, too
     """
     from bigssl.engine.plan import preflight
 
     recipe = load_recipe(config, list(overrides), model())
-    plan = preflight.plan(recipe, world, fields_of(change))
-    print(redact(dump_recipe(recipe)), end="")
-    samples = {name: f"{len(stream)} samples, {plan.sizes[name]} a step" for name, stream in plan.streams.items()}
-    for note in plan.notes:
-        print(f"# {note}")
-    print(f"# fits: {world} ranks x {plan.accum} passes x {plan.micro} samples; {samples}")
+    fields = fields_of(change)
+    try:
+        plan = preflight.plan(recipe, world, fields)
+    except (ConfigError, DataError) as error:
+        raise ConfigError(*_mistakes(recipe, world, fields, error)) from None
+    samples = ", ".join(f"{plan.sizes[name]} of the {len(order):,} of {name}" for name, order in plan.streams.items())
+    verdict = f"fits: {world} ranks x {plan.accum} passes x {plan.micro} samples; samples a step: {samples}"
+    lines = [verdict, *plan.notes]
+    print("\n".join([*(f"# {line}" for line in lines), redact(dump_recipe(recipe)).rstrip()] if resolved else lines))
+
+
+def _mistakes(recipe: Recipe, world: int, change: list[str], first: Exception) -> list[str]:
+    """All that `plan` finds, `first` in front: a run is refused for the first alone."""
+    from bigssl.engine.plan.checks import draft
+
+    with contextlib.redirect_stderr(io.StringIO()):  # what is said there has been said
+        failures = draft(recipe, world, per_node=world, device_bytes=None, change=change).failures
+    return list(dict.fromkeys(line for text in (str(first), *failures) for line in text.splitlines()))

@@ -225,7 +225,7 @@ class _Run:
         measures = {f"loss{path}": Measure(p.unit, p.blind_name) for path, p in passes[0].named()}
         self.metrics.describe(measures | (probe.measures if probe is not None else {}))
         self.metrics.write(done, record | probed)
-        for text in self.collapse.observe(done, reduced):
+        for text in self.collapse.observe(done, reduced | probed):
             self.progress.note(text)
         extra = {name.removeprefix("probe/"): value for name, value in probed.items() if name.startswith("probe/")}
         self.progress.update(done, reduced["loss"], reduced["blind"], speed, lap["data_wait"], extra)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from transformers import (
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import BackboneConfig
 from bigssl.nets import build, dropout
+from bigssl.nets.folders import check_pretrained, check_tokenizer
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.modality.fields import check_fields, modality_for
 from bigssl.nets.modality.kinds import CAUSAL, STILL, unused_parameters
@@ -170,10 +170,10 @@ def _refuse_one_sided(where: str, hf: PreTrainedConfig) -> None:
 def check_backbone(name: str, config: BackboneConfig) -> None:
     """Refuse what can be seen before anything is loaded or built."""
     where = f"backbones.{name}"
+    check_pretrained(where, config)
     if config.pretrained is not None and config.config:
         raise ConfigError(f"{where}.config: given beside pretrained {config.pretrained!r}; allowed: one of the two")
-    if config.tokenizer is not None and not Path(config.tokenizer).exists():
-        raise ConfigError(f"{where}.tokenizer: no file {config.tokenizer}; train one with `bigssl tokenizer train`")
+    check_tokenizer(where, config)
     check_fields(where, config)
 
 

@@ -25,18 +25,32 @@ def shapes_only(module: nn.Module, mode: FakeTensorMode) -> None:
     The module is built on `meta` first, as transformers supports for every type: built under `mode`, networks whose
     initialisation looks at numbers (ViT, ConvNeXt, ModernBERT) fail.
     """
-    made = {id(tensor): (tensor, _empty_like(tensor, mode)) for tensor in _tensors(module)}  # kept: ids are addresses
+    with torch.device("cpu"), mode:
+        made = {id(tensor): (tensor, _empty_like(tensor)) for tensor in _tensors(module)}  # kept: ids are addresses
     for held in _holders(module):
         held.update({name: made[id(value)][1] for name, value in held.items() if isinstance(value, Tensor)})
 
 
-def without_numbers(module: M, mode: FakeTensorMode, *beside: nn.Module) -> M:
-    """A copy of `module` on such tensors; `module` stays as it is. Tokenizers are shared.
+SHAPES = FakeTensorMode(allow_non_fake_inputs=True)
+"""Of `without_numbers`; one for the process, as networks keep what they computed."""
+
+
+@contextlib.contextmanager
+def on_shapes() -> Iterator[None]:
+    """Within it, tensors are made without numbers. They say that they are on `meta`: what networks keep by device (the
+    positions of DINOv3, in a cache of the process), a real pass does not find."""
+    with SHAPES, torch.device("meta"), quiet():
+        yield
+
+
+def without_numbers(module: M, *beside: nn.Module) -> M:
+    """A copy of `module` for a pass `on_shapes`; `module` stays as it is. Tokenizers are shared.
 
     beside: modules that it holds without being their parent, such as teachers.
     """
     parts: list[nn.Module] = [module, *beside]
-    memo: dict[int, Any] = {id(tensor): _empty_like(tensor, mode) for part in parts for tensor in _tensors(part)}
+    with on_shapes():
+        memo: dict[int, Any] = {id(tensor): _empty_like(tensor) for part in parts for tensor in _tensors(part)}
     values = [value for part in parts for held in _holders(part) for value in held.values()]
     memo |= {id(value): value for value in values if isinstance(value, PreTrainedTokenizerFast)}
     return copy.deepcopy(module, memo)
@@ -48,14 +62,13 @@ def _holders(module: nn.Module) -> Iterator[dict[str, object]]:
         yield from (child._parameters, child._buffers, vars(child))  # type: ignore[misc]
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
+def _tensors(module: nn.Module) -> list[Tensor]:
     found = {id(value): value for held in _holders(module) for value in held.values() if isinstance(value, Tensor)}
-    return iter(found.values())
+    return list(found.values())
 
 
-def _empty_like(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
-    with torch.device("cpu"), mode:
-        empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+def _empty_like(tensor: Tensor) -> Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 

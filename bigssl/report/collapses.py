@@ -1,40 +1,64 @@
-"""Whether what a task watches (`spread/...` in the metrics) has collapsed: in words, while it happens and afterwards.
+"""Whether what a task watches (`spread/...` in the metrics), or the features that a probe looks at
+(`health/BACKBONE/rankme`), have collapsed: in words, while it happens and afterwards.
 
 A spread is 1 where samples are as different as can be and 0 where all are alike (`bigssl.distributed.spread`); of
-unit-length rows its square is at most 1 minus the mean cosine of two samples. A loss may look its best while it falls.
+unit-length rows its square is at most 1 minus the mean cosine of two samples. RankMe is the number of directions that
+features span: untrained networks were found to span 5 to 80 % of those that are possible beyond a single one, so below
+1 % nothing is left whatever the architecture. A loss may look its best while either falls.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-ALIKE = 0.1  # below it, a collapse begins: two samples have a mean cosine of about .99
-APART = 0.2  # above it, it is over: between the two, nothing changes, so that noise says nothing
-PREFIX = "spread/"
+SPREAD = (0.1, 0.2)  # below the first, a collapse begins: two samples have a mean cosine of about .99
+SPAN = (0.01, 0.02)  # above the second, it is over: between the two, nothing changes, so that noise says nothing
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is looked at. level: 0 where all is lost; seen: what a person reads of it."""
+
+    name: str
+    level: float
+    limits: tuple[float, float]
+    seen: str
 
 
 @dataclass
 class Collapse:
-    """A stretch of steps; `end` is None where it goes on. spread: the last one seen in it."""
+    """A stretch of steps; `end` is None where it goes on. seen: what was seen last in it."""
 
     name: str
     begin: int
     end: int | None
-    spread: float
+    seen: str
 
     @property
     def sentence(self) -> str:
         if self.end is None:
-            return (f"{self.name}: collapsed since step {self.begin}: those of all samples are nearly alike (spread "
-                    f"{self.spread:.3f}; 0: all alike, 1: as different as can be). Whatever the loss says, nothing of "
-                    "the input is in them")  # fmt: skip
+            return f"{self.name}: collapsed since step {self.begin}: {self.seen}. Whatever the loss says, next to nothing " \
+                   "of the input is in them"  # fmt: skip
         return f"{self.name}: collapsed at step {self.begin}, no longer at step {self.end}"
 
 
+def _watched(values: Mapping[str, float]) -> Iterator[Watched]:
+    for key, value in values.items():
+        if not math.isfinite(value):
+            continue
+        kind, _, name = key.partition("/")
+        if kind == "spread":
+            yield Watched(name, value, SPREAD, f"those of all samples are nearly alike (spread {value:.3f}; 0: all alike, "
+                          "1: as different as can be)")  # fmt: skip
+        elif kind == "health" and name.endswith("/rankme") and (of := values.get(f"{key[:-6]}of", 0)) > 1:
+            yield Watched(f"features of {name[:-7]}", (value - 1) / (of - 1), SPAN,
+                          f"they span about {value:.1f} of {of:.0f} directions (RankMe)")  # fmt: skip
+
+
 class CollapseWatch:
-    """Follows the spreads of a run; `rows` are those of the steps before a resume."""
+    """Follows what may collapse in a run; `rows` are those of the steps before a resume."""
 
     def __init__(self, rows: Iterable[Mapping[str, float]] = ()) -> None:
         self.seen: list[Collapse] = []
@@ -45,20 +69,18 @@ class CollapseWatch:
     def observe(self, step: int, values: Mapping[str, float]) -> list[str]:
         """What has begun or ended with the record `values` of a step, in sentences."""
         said = []
-        for key, spread in values.items():
-            if not key.startswith(PREFIX) or not math.isfinite(spread):
-                continue
-            name, now = key.removeprefix(PREFIX), self._open.get(key)
-            if now is None and spread < ALIKE:
-                now = self._open[key] = Collapse(name, step, None, spread)
+        for each in _watched(values):
+            now, (least, enough) = self._open.get(each.name), each.limits
+            if now is None and each.level < least:
+                now = self._open[each.name] = Collapse(each.name, step, None, each.seen)
                 self.seen.append(now)
                 said.append(now.sentence)
-            elif now is not None and spread > APART:
-                del self._open[key]
+            elif now is not None and each.level > enough:
+                del self._open[each.name]
                 now.end = step
                 said.append(now.sentence)
             if now is not None:
-                now.spread = spread
+                now.seen = each.seen
         return said
 
 

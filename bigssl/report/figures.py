@@ -119,7 +119,8 @@ def losses(rows: Rows, measures: Mapping[str, Measure]) -> str:
 
 def probed(rows: Rows) -> list[str]:
     """Names of the online probes, then of the measures of collapse, in order of appearance."""
-    names = list(dict.fromkeys(name for row in rows for name in row if name.startswith(("probe/", "health/"))))
+    names = list(dict.fromkeys(name for row in rows for name in row if name.startswith(("probe/", "health/"))
+                               and not name.endswith("/of")))  # fmt: skip
     finite = [name for name in names if curve_points(rows, name)[0]]
     return sorted(finite, key=lambda name: not name.startswith("probe/"))
 

@@ -12,8 +12,9 @@ from bigssl.report import environment, figures
 from bigssl.report.blind import BlindVerdict, verdicts
 from bigssl.report.changes import read_changes
 from bigssl.report.collapses import collapses
+from bigssl.report.health import collapse_said, health_rows
 from bigssl.report.metrics import Measure, read_measures, read_metrics
-from bigssl.report.values import CARD_VERSION, SHARE, shown, with_unit
+from bigssl.report.values import CARD_VERSION, SHARE, raws_said, shown, with_unit
 
 FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -83,6 +84,7 @@ def render_report(run_folder: Path, beside: Path | None = None) -> str:
     card = _json((beside or run_folder) / "scorecard.json")
     readable = card.get("version") == CARD_VERSION
     tasks = list(card["tasks"].values()) if readable else []
+    health = card["health"] if readable else {}
     recipe = (beside or run_folder) / "config.yaml"
     measures = read_measures(run_folder)
     learnt = verdicts(rows, measures)
@@ -91,7 +93,8 @@ def render_report(run_folder: Path, beside: Path | None = None) -> str:
     return engine.from_string(TEMPLATE.read_text()).render(
         name=run_folder.resolve().name, subtitle=_subtitle(tasks, rows, learnt), tiles=_tiles(rows, measures),
         tasks=tasks, stale=bool(card) and not readable, learnt=learnt, notes=card.get("notes", []),
-        collapses=collapses(rows),
+        raws=[said for task in tasks if (said := raws_said(task))],
+        health=health_rows(health), collapsed=collapse_said(health), collapses=collapses(rows),
         figures=_figures(rows, measures, tasks),
         environment=_environment(_json(run_folder / environment.FILE)),
         began=_json(run_folder / "started_from.json"), changes=read_changes(run_folder),

@@ -20,7 +20,7 @@ from bigssl.data.tools.classes import LABEL
 from bigssl.transfer.inputs import INPUTS
 
 MOST = 2000  # samples that are looked at
-CHARACTERS = 1 << 14  # of a text that are looked at
+CHARACTERS = 2048  # of a text whose tokens are counted: more than a first network takes
 CLASSES = range(2, 101)  # values of a field that may be a label
 
 
@@ -108,7 +108,7 @@ class Look:
             return f"no {INPUTS[modality].plural} ({kinds})"
         held = self.held[modality]
         if "letters" in held.numbers and not any(held.numbers["letters"]):
-            return "texts, but all of them are empty"
+            return "all of its texts are empty"
         if held.lacking:
             some = f"{len(held.lacking)} of {self.looked} samples, such as {held.lacking[0]!r}"
             return f"no {INPUTS[modality].plural} ({kinds}) in {some}"

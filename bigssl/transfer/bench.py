@@ -3,7 +3,8 @@
 A rank encodes its contiguous share of each dataset into a file (`Matrix`), and judges its share of the queries against
 all rows, piece by piece. It holds at a time: the networks, one batch, a piece of each of two matrices with their unit
 vectors and similarities (`matrix.VALUES` numbers each, 5 × 64 MiB), D × D numbers in float64, and of each sample its
-key, the metadata that an evaluation asks for and, for texts, the text.
+key, the metadata that an evaluation asks for and, for texts, the text. Sparse vectors of raw texts are made of some
+32 MiB at a time; what n-grams weigh takes `bags.WIDTH` numbers (`bigssl.transfer.bags`).
 
 During training the same evaluations work on few samples: a rank then keeps its prepared samples and all features.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -21,11 +23,13 @@ from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import display
 from bigssl.data.kinds import decode
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.transfer.collapse import stored_health
+from bigssl.transfer.bags import Bags, TfIdf
+from bigssl.transfer.collapse import sampled_health, stored_health, text_health
+from bigssl.transfer.cosines import Centred, Rows
 from bigssl.transfer.features import Views, chosen, column, metadata, samples_at, text_batches, view_batches
 from bigssl.transfer.inputs import INPUTS, Input, TextInput
 from bigssl.transfer.matrix import Matrix, Store, joined
-from bigssl.transfer.scores import Score
+from bigssl.transfer.scores import RAW, Score
 from bigssl.transfer.subjects import Captions, Encoded, Notes, Subject, Subjects, Tensors
 from bigssl.transfer.team import AgreedError, Team
 
@@ -43,7 +47,8 @@ class Bench:
         fields: metadata fields that any evaluation asks for.
         where, batch: of the evaluation at work: its field in the recipe, and its samples of a forward pass.
         notes: what a reader of the scorecard has to know.
-        health: {backbone: {contender: {std, rankme}}} of the banks that were looked at.
+        health: {backbone: {contender: {std, rankme, samples, of}}}, see `bigssl.transfer.collapse`: of the
+            largest dataset that each encoded.
         kept: what the evaluations read and prepared, where it may stay in memory.
         rehearsal: no forward pass is made: features are zeros.
     """
@@ -184,13 +189,19 @@ class Bench:
 
         def encode(views: Views) -> dict[str, Tensor]:
             found = {name: make(views.arrays) for name, make in encoders.items()}
-            raw = None if self.live else subject.takes.raw(views.arrays)
-            return found if raw is None else found | {"raw": raw}
+            raws = {} if self.live else subject.takes.raws(views.arrays)
+            return found | {RAW + words: rows for words, rows in raws.items()}
 
         def blank(views: Views) -> dict[str, Tensor]:
             return {"trained": torch.zeros(len(views.keys), subject.width)}
 
-        return joined(self.team.gather(lambda: self.store.store(self.passes(batches, encode, blank))))
+        matrices = self.stored(self.passes(batches, encode, blank))
+        self.look_at(subject, matrices)
+        return matrices
+
+    def stored(self, rows: Iterator[dict[str, Tensor]]) -> dict[str, Matrix]:
+        """Rows of all ranks by contender, one below the other. A collective."""
+        return joined(self.team.gather(lambda: self.store.store(rows)))
 
     def captions(self, url: str, columns: Sequence[str], *, limit: int | None, field: str, also: Sequence[str] = ()
                  ) -> Captions:
@@ -241,16 +252,43 @@ class Bench:
         mine = self.team.each(lambda: {name: sums(matrix) for name, matrix in matrices.items()})
         return {name: (self.team.total(part) / len(matrices[name])).float() for name, part in mine.items()}
 
-    def look_at(self, bank: Encoded) -> None:
-        """Notes the health of a bank's features, each network's on a rank of its own. A collective."""
-        if bank.subject.name in self.health:
-            return
-        names = list(bank.subject.models)
-        mine = names[self.team.rank :: self.team.world]
-        found = self.team.gather(lambda: {name: stored_health(bank.matrices[name]) for name in mine})
+    def contenders(self, bank: Encoded) -> dict[str, Callable[[Encoded], Rows]]:
+        """What is compared: a dataset's rows by contender, without the mean of the bank. A collective."""
+        takes, means = bank.subject.takes, self.means(bank.matrices)
+        found: dict[str, Callable[[Encoded], Rows]] = {
+            name: partial(_centred, name, mean, self.device) for name, mean in means.items()}
+        for grams in [] if self.live else takes.bags():
+            weights = TfIdf.of(grams, bank.keys, self.team)
+            if weights.empty:
+                self.note(f"{self.where}.bank: nothing to compare with by {grams.name}: the texts hold none.")
+                continue
+            found[RAW + grams.name] = partial(_bags, weights)
+            self._measure(bank.subject.name, {grams.name: partial(text_health, bank.keys, weights)})
+        return {name: found[name] for name in sorted(found, key=lambda name: (name == "trained", name != "random_net"))}
+
+    def look_at(self, subject: Subject, matrices: Mapping[str, Matrix]) -> None:
+        """Notes the health of features where no larger dataset was looked at. A collective."""
+        if len(matrices["trained"]) > self.health.get(subject.name, {}).get("trained", {}).get("samples", 0):
+            networks = {name: partial(stored_health, matrices[name]) for name in subject.models}
+            raws = {name.removeprefix(RAW): partial(sampled_health, matrix) for name, matrix in matrices.items()
+                    if name not in networks}  # fmt: skip
+            self._measure(subject.name, networks | raws)
+
+    def _measure(self, backbone: str, measures: Mapping[str, Callable[[], dict[str, float]]]) -> None:
+        """The ranks share the work. A collective."""
+        mine = list(measures)[self.team.rank :: self.team.world]
+        found = self.team.gather(lambda: {name: measures[name]() for name in mine})
         everything = {name: value for part in found for name, value in part.items()}
-        self.health[bank.subject.name] = {name: everything[name] for name in names}
+        self.health.setdefault(backbone, {}).update({name: everything[name] for name in measures})
 
     def hits(self, judge: Callable[[], Tensor]) -> Tensor:
         """The hits of all ranks one after the other, from what `judge` finds for this rank's. A collective."""
         return torch.cat(self.team.gather(judge))
+
+
+def _centred(name: str, mean: Tensor, device: str | torch.device, of: Encoded) -> Centred:
+    return Centred(of.matrices[name], mean, device)
+
+
+def _bags(weights: TfIdf, of: Encoded) -> Bags:
+    return Bags(of.keys, weights)

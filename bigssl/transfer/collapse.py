@@ -1,12 +1,23 @@
-"""Measures that tell healthy features from collapsed ones, which the loss alone cannot."""
+"""Measures that tell healthy features from collapsed ones, which the loss alone cannot:
+
+    std        `feature_std`
+    rankme     `rankme`
+    samples    of which they were taken
+    of         what `rankme` could be at most
+"""
+
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigssl.transfer.bags import TfIdf
 from bigssl.transfer.matrix import Matrix
 
 EPS = 1e-7
+SAMPLES = 512  # of raw ones at most, which have many more values than features
+COLUMNS = 1024  # of them that are multiplied at once
 
 
 def feature_std(features: Tensor) -> float:
@@ -34,10 +45,10 @@ def _effective_rank(gram: Tensor) -> float:
 
 
 def stored_health(features: Matrix) -> dict[str, float]:
-    """{"std": `feature_std`, "rankme": `rankme`} of features that need not fit into memory: D × D numbers are held."""
+    """Of features that need not fit into memory: D × D numbers are held."""
     if len(features) <= features.width:
         rows = features.read(0, len(features))
-        return {"std": feature_std(rows), "rankme": rankme(rows)}
+        return _health(len(features), features.width, rankme(rows), feature_std(rows))
     gram = torch.zeros(features.width, features.width, dtype=torch.float64)
     sums, squares = torch.zeros(2, features.width, dtype=torch.float64)
     for _, piece in features.pieces():
@@ -46,4 +57,32 @@ def stored_health(features: Matrix) -> dict[str, float]:
         sums += directions.sum(0)
         squares += directions.square().sum(0)
     variance = squares / len(features) - (sums / len(features)).square()
-    return {"std": variance.clamp(min=0).sqrt().mean().item(), "rankme": _effective_rank(gram)}
+    std = variance.clamp(min=0).sqrt().mean().item()
+    return _health(len(features), features.width, _effective_rank(gram), std)
+
+
+def sampled_health(raw: Matrix) -> dict[str, float]:
+    """Of SAMPLES rows at most, at equal distances: SAMPLES × D numbers are held."""
+    rows = torch.cat([raw.read(row, row + 1) for row in _spaced(len(raw))])
+    gram = sum((part @ part.T for part in _doubles(rows)), torch.zeros(len(rows), len(rows), dtype=torch.float64))
+    return _health(len(rows), raw.width, _effective_rank(gram), feature_std(rows))
+
+
+def text_health(texts: Sequence[str], weights: TfIdf) -> dict[str, float]:
+    """The same of raw texts, without `std`: nearly all of their values are 0."""
+    rows = weights.vectors([texts[row] for row in _spaced(len(texts))])
+    gram = torch.from_numpy((rows @ rows.T).toarray()).double()
+    found = _health(len(gram), rows.shape[1], _effective_rank(gram), 0.0)
+    return {name: value for name, value in found.items() if name != "std"}
+
+
+def _health(samples: int, width: int, rank: float, std: float) -> dict[str, float]:
+    return {"std": std, "rankme": rank, "samples": samples, "of": min(samples, width)}
+
+
+def _spaced(count: int) -> range:
+    return range(0, count, -(-count // SAMPLES))
+
+
+def _doubles(rows: torch.Tensor) -> Iterable[torch.Tensor]:
+    return (part.double() for part in rows.split(COLUMNS, dim=1))

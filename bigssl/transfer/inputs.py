@@ -1,5 +1,5 @@
-"""What an exported backbone takes, a class per modality: the fixed view that evaluation has of a sample, the baseline
-that has learnt nothing, and the files that tell transformers and `bigssl evaluate` of both.
+"""What an exported backbone takes, a class per modality: the fixed view that evaluation has of a sample, the baselines
+that have learnt nothing, and the files that tell transformers and `bigssl evaluate` of both.
 
 What is written beside the weights is the view: read again, by us or by transformers, it makes of a sample the same.
 """
@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -27,14 +25,13 @@ from bigssl.data.sample import Sample
 from bigssl.nets.modality import modality_of_type
 from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 from bigssl.nets.towers import Tower
+from bigssl.transfer import raw
+from bigssl.transfer.bags import Grams, character_grams, token_grams
 
 PREPROCESSOR, TOKENIZER, CONFIG = "preprocessor_config.json", "tokenizer_config.json", "config.json"
 BICUBIC = 3  # Pillow's number
 UNLIMITED = 10**9  # transformers writes 10^30 where there is no limit
 CLASS = "PreTrainedTokenizerFast"  # transformers 5 writes a name of its own, which 4 does not know; both load this one
-RAW_SIDE = 64  # pixels a side at most of raw pictures as a baseline
-RAW_WIDTH = 4096  # values at most of a raw series
-WINDOW = 512  # samples of sound whose spectrum is taken at once
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,6 @@ class Input(ABC):
     Attributes:
         modality: a name in `bigssl.nets.modality.MODALITIES`.
         plural: what samples of it are called.
-        raw_name: what the baseline is that has learnt nothing.
         once: equal contents are one observation, known by what they are, whatever the keys of their samples.
         loader: the class of transformers that loads what `write` writes; "" where it has none.
         described: what the model card says of it.
@@ -52,7 +48,6 @@ class Input(ABC):
 
     modality: ClassVar[str]
     plural: ClassVar[str]
-    raw_name: ClassVar[str]
     once: ClassVar[bool] = False
     loader: ClassVar[str]
     described: ClassVar[str]
@@ -78,9 +73,13 @@ class Input(ABC):
     def _view(self, data: bytes) -> dict[str, np.ndarray]: ...
 
     @abstractmethod
-    def raw(self, batch: Mapping[str, Tensor]) -> Tensor | None:
-        """The baseline that has learnt nothing: collated views -> [B, N], uint8 or float32. None where a sample alone
-        does not tell its own: an evaluation then makes it of all."""
+    def raws(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Baselines that have learnt nothing, by what they are in words: collated views -> [B, N], uint8 or float32.
+        Where there are several, the best one counts."""
+
+    def bags(self) -> list[Grams]:
+        """Those that a sample alone does not tell: of `once` inputs, n-grams whose weight depends on all texts."""
+        return []
 
     @property
     def reduced(self) -> str:
@@ -97,7 +96,7 @@ class ImageInput(Input):
     """
 
     size: int
-    modality, plural, raw_name, loader = "image", "images", "raw pixels", "AutoImageProcessor"
+    modality, plural, loader = "image", "images", "AutoImageProcessor"
     described = """\
 Pictures: RGB (transparent ones on white), upright, through the `AutoImageProcessor` beside the weights, which prepares
 them as they were when the scorecard was made."""
@@ -125,14 +124,10 @@ them as they were when the scorecard was made."""
 
     @property
     def reduced(self) -> str:
-        return f"Raw pixels are those of pictures at most {RAW_SIDE} pixels a side." if self.size > RAW_SIDE else ""
+        return f"Raw pixels are those of pictures at most {raw.SIDE} pixels a side." if self.size > raw.SIDE else ""
 
-    def raw(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """uint8 [B, 3·H·W], at most RAW_SIDE pixels a side (means of areas)."""
-        pixels = batch["image"]
-        if max(pixels.shape[-2:]) > RAW_SIDE:
-            pixels = F.adaptive_avg_pool2d(pixels.float(), RAW_SIDE).round_().to(torch.uint8)
-        return pixels.flatten(1)
+    def raws(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return raw.pixels(batch["image"])
 
 
 @dataclass(frozen=True)
@@ -141,7 +136,7 @@ class TextInput(Input):
 
     tokenizer: PreTrainedTokenizerFast
     length: int
-    modality, plural, raw_name, loader = "text", "texts", "TF-IDF bag of words", "AutoTokenizer"
+    modality, plural, loader = "text", "texts", "AutoTokenizer"
     once = True
     described = "Texts: through the `AutoTokenizer` beside the weights, with `truncation=True`."
 
@@ -170,8 +165,11 @@ class TextInput(Input):
         ids, mask = encode(self.tokenizer, text, self.length)
         return {"input_ids": ids, "attention_mask": mask}
 
-    def raw(self, batch: Mapping[str, Tensor]) -> None:
-        """The weight of a word depends on all texts."""
+    def raws(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+    def bags(self) -> list[Grams]:
+        return [token_grams(self.tokenizer), character_grams()]
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ class SeriesInput(Input):
 
     length: int
     channels: int
-    modality, plural, raw_name, loader = "series", "series", "raw values", ""
+    modality, plural, loader = "series", "series", ""
     described = """\
 Series: float32 [B, length, channels], with length and channels as in `preprocessor_config.json`: the first steps of a
 longer one; 0 behind the end of a shorter one and in place of NaN, and the mask of observed values false there."""
@@ -207,15 +205,14 @@ longer one; 0 behind the end of a shorter one and in place of NaN, and the mask 
 
     @property
     def _parts(self) -> int:
-        return max(1, min(self.length, RAW_WIDTH // self.channels))
+        return max(1, min(self.length, raw.WIDTH // self.channels))
 
     @property
     def reduced(self) -> str:
         return f"Raw series are the means of {self._parts} parts of each." if self._parts < self.length else ""
 
-    def raw(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """float32 [B, N]: the values themselves, channel by channel, a long series as means of its parts."""
-        return F.adaptive_avg_pool1d(batch["series"].transpose(1, 2), self._parts).flatten(1)
+    def raws(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return raw.values(batch["series"], batch["series_mask"], self._parts)
 
 
 @dataclass(frozen=True)
@@ -225,7 +222,7 @@ class AudioInput(Input):
 
     rate: int
     length: int
-    modality, plural, raw_name, loader = "audio", "sounds", "log power spectrum", "AutoFeatureExtractor"
+    modality, plural, loader = "audio", "sounds", "AutoFeatureExtractor"
     described = """\
 Sounds: the mean of the channels at the extractor's `sampling_rate`, through the `AutoFeatureExtractor` beside the
 weights with `max_length=extractor.max_length, truncation=True, padding="max_length"`."""
@@ -248,12 +245,8 @@ weights with `max_length=extractor.max_length, truncation=True, padding="max_len
         mask = (np.arange(self.length) < len(values)).astype(np.int64)
         return {"audio": np.pad(values, (0, self.length - len(values))), "audio_mask": mask}
 
-    def raw(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """float32 [B, N]: the log of the mean power at each frequency."""
-        sounds = batch["audio"]
-        window = torch.hann_window(WINDOW, device=sounds.device)
-        spectrum = torch.stft(sounds, WINDOW, window=window, pad_mode="constant", return_complex=True)
-        return (spectrum.abs().square().mean(-1) + torch.finfo(torch.float32).eps).log()
+    def raws(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return raw.spectra(batch["audio"], batch["audio_mask"])
 
 
 INPUTS: dict[str, type[Input]] = {kind.modality: kind for kind in (ImageInput, TextInput, SeriesInput, AudioInput)}

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from bigssl.transfer.matrix import Matrix
+from bigssl.transfer.cosines import Rows
 
 TEMPERATURE = 0.07
 
@@ -16,11 +15,6 @@ def encode_labels(*label_lists: Sequence[str]) -> tuple[list[Tensor], list[str]]
     classes = sorted(set().union(*label_lists))
     number = {name: i for i, name in enumerate(classes)}
     return [torch.tensor([number[label] for label in labels], dtype=torch.int64) for labels in label_lists], classes
-
-
-def unit(features: Tensor) -> Tensor:
-    """Rows [N, D] at length 1, float32; rows of zeros stay."""
-    return F.normalize(features.float(), dim=1)
 
 
 def top(similarities: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
@@ -49,16 +43,22 @@ def vote(values: Tensor, labels: Tensor, classes: int, temperature: float) -> Te
     return torch.zeros(len(values), classes, device=values.device).scatter_add_(1, labels, weights).argmax(1)
 
 
-def stored_knn(bank: Matrix, bank_labels: Tensor, queries: Matrix, rows: range, mean: Tensor, *, k: int,
-               device: str | torch.device, temperature: float = TEMPERATURE) -> Tensor:
+def stored_knn(bank: Rows, bank_labels: Tensor, queries: Rows, rows: range, *, k: int, temperature: float = TEMPERATURE
+               ) -> Tensor:
     """Class int64 [len(rows)] of each of the query `rows`: its k nearest bank rows by cosine vote with weight
-    exp(similarity / temperature), computed in float32, exactly, in pieces: neither matrix need fit into memory.
+    exp(similarity / temperature), computed in float32, exactly, in pieces. -1 of a query that points nowhere: no
+    neighbour is nearer than another.
 
-    bank_labels: int64 [N]. mean: [D], taken from both matrices first. Raises ValueError where the bank has fewer rows.
+    bank_labels: int64 [N]. Raises ValueError where the bank has fewer rows.
     """
     classes, found = int(bank_labels.max()) + 1, [torch.empty(0, dtype=torch.int64)]
-    for _, piece in queries.pieces(rows):
-        asked = unit(piece - mean).to(device)
-        values, columns = top((asked @ unit(part - mean).to(device).T for _, part in bank.pieces()), k)
-        found.append(vote(values, bank_labels.to(device)[columns], classes, temperature).cpu())
+    for _, asked in queries.pieces(rows):
+        values, columns = top((asked.cosines(part) for _, part in bank.pieces()), k)
+        voted = vote(values, bank_labels.to(columns.device)[columns], classes, temperature).cpu()
+        found.append(voted.masked_fill(asked.blank, -1))
     return torch.cat(found)
+
+
+def lost_to_majority(found: Tensor, bank_labels: Tensor) -> Tensor:
+    """`found` with the most frequent class of the bank for -1 (ties: the lower number): what all of it would vote."""
+    return torch.where(found < 0, bank_labels.bincount().argmax(), found)

@@ -8,13 +8,16 @@
         unit, higher_is_better         of the numbers; "share" for shares of the queries that are right, 0 to 1
         trained, stderr                mean over the queries and its standard error
         chance, majority, blind, random_net, raw   the same for the baselines; null where a baseline makes no sense
-        raw_name, blind_name           what these are: `raw_name` of the modality in `bigssl.transfer.inputs`, or class
-                                       means of raw pixels over the labelled pictures of the captions; token frequencies
-        gains                          {baseline: {difference, stderr}}: how far trained is ahead of it, paired by query
+        raw_name, blind_name           what these are, in words
+        raws                           {words: number} of all raw baselines, the best first: it is `raw`. That the queries
+                                       themselves choose it is in its favour, and against the trained network
+        gains                          {baseline: {difference, stderr}}: how far trained is ahead of it, paired by query;
+                                       of each raw one, as raw/WORDS where there may be several, and of the best, as raw
         trained_beats_BASELINE, raw_beats_random_net   bools, by the plain difference
         passed                         trained is ahead of chance and every baseline
         queries, classes, bank, gallery, k, documents, tokens   sizes and settings
-    health              {backbone: {trained | random_net: {std, rankme}}}, see `bigssl.transfer.collapse`
+    health              {backbone: {trained | random_net | WORDS of a raw baseline: {std, rankme, samples, of}}}, see
+                        `bigssl.transfer.collapse`
     notes               how it was measured, in sentences
 
 The random network is the exported architecture with fresh weights from the seed of the run (`Exported` in
@@ -36,7 +39,8 @@ import torch
 
 from bigssl.config.evaluate import Evaluation
 from bigssl.files import write_atomic
-from bigssl.report.values import CARD_VERSION, shown, with_unit
+from bigssl.report.health import collapse_said, health_said
+from bigssl.report.values import CARD_VERSION, raws_said, shown, with_unit
 from bigssl.transfer import export
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.matrix import Scratch
@@ -112,4 +116,5 @@ def format_table(card: dict[str, Any]) -> str:
     lines = ["  ".join(cell.ljust(width) if i in (0, last) else cell.rjust(width)
                        for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
     lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([*lines, *card["notes"]])
+    said = [raws_said(task) for task in card["tasks"].values()]
+    return "\n".join([*lines, *health_said(card["health"]), *collapse_said(card["health"]), *filter(None, said), *card["notes"]])

@@ -14,6 +14,7 @@ from torch import Tensor
 from bigssl.report.values import SHARE, with_unit
 
 BASELINES = ("majority", "blind", "random_net", "raw")
+RAW = "raw/"  # begins the names of raw baselines of which there may be several; their words follow
 SHORT = {"majority": "majority class", "blind": "a blind guess", "random_net": "random network", "raw": "raw input"}
 NAMES = {"majority": "the most frequent class", "blind": "the best guess that does not see the input",
          "random_net": "the same network with random weights", "raw": "the raw input"}  # fmt: skip
@@ -27,7 +28,8 @@ class Score:
         title: of the row.
         subject: what follows the number in its sentence, e.g. "of 764 images find their category".
         values: [N] by contender, hits or real values: "trained", and of its baselines "majority" (the most frequent
-            class), "blind" (the best predictor that does not see the input), "random_net", "raw" those that make sense.
+            class), "blind" (the best predictor that does not see the input), "random_net", "raw" those that make sense,
+            "raw" as "raw/WORDS" where there may be several: each has to be beaten, the best counts as "raw".
             Where there are `weights`, sums over the parts of a query.
         groups: what each of the N queries belongs to; different groups are independent.
         chance: what guessing reaches.
@@ -54,8 +56,8 @@ class Score:
     row: str = ""
 
     def __post_init__(self) -> None:
-        known = {*BASELINES, "trained"}
-        if "trained" not in self.values or (self.values.keys() | self.names.keys()) - known:
+        strange = (self.values.keys() | self.names.keys()) - {*BASELINES, "trained"}
+        if "trained" not in self.values or any(not name.startswith(RAW) for name in strange):
             there, allowed = ", ".join([*self.values, *self.names]), ", ".join(BASELINES)
             raise ValueError(f"{self.title}: values and names of {there}; allowed: trained, and of {allowed}")
         sizes = {name: len(each) for name, each in self.values.items()}
@@ -70,6 +72,16 @@ class Score:
         """Of all parts of all queries."""
         total = self.values[name].double().sum()
         return (total / (len(self.groups) if self.weights is None else self.weights.double().sum())).item()
+
+    @property
+    def raws(self) -> list[str]:
+        """The raw baselines among `values`, the best one first."""
+        names = [name for name in self.values if name == "raw" or name.startswith(RAW)]
+        return sorted(names, key=self.mean, reverse=self.higher_is_better)
+
+    def words(self, name: str, otherwise: Mapping[str, str]) -> str:
+        """What a baseline is called: as the task says, or else as `otherwise` does."""
+        return words_of(name) if name.startswith(RAW) else (dict(otherwise) | dict(self.names))[name]
 
     def gain(self, name: str) -> dict[str, Any]:
         """How far trained is ahead of a baseline, in the better direction, with the standard error of the paired
@@ -107,24 +119,32 @@ def clustered_mean(values: Tensor, groups: Sequence[str], weights: Tensor | None
     return mean, spread / total
 
 
+def words_of(name: str) -> str:
+    """A contender in words, without "raw/" before those of a raw baseline."""
+    return name.removeprefix(RAW)
+
+
 def row_of(score: Score) -> dict[str, Any]:
     """The row as it stands in the scorecard (its keys: see `bigssl.transfer.scorecard`)."""
-    means = {name: score.mean(name) for name in score.values}
-    gains = {name: score.gain(name) for name in score.values if name != "trained"}
+    named = {name: score.words(name, NAMES) for name in score.values if name != "trained"}
+    gains = {name: score.gain(name) for name in named}
+    best = {"raw": score.raws[0]} if score.raws else {}
+    shown = {name: name for name in score.values if not name.startswith(RAW)} | best
+    means = {name: score.mean(of) for name, of in shown.items()}
     error = clustered_mean(score.values["trained"], score.groups, score.weights)[1]
     row: dict[str, Any] = {"title": score.title, **score.facts, "queries": len(score.groups), "unit": score.unit}
     row |= {"higher_is_better": score.higher_is_better, "chance": score.chance}
     row |= {name: means.get(name) for name in (*BASELINES, "trained")}
-    row |= {f"{name}_name": words for name, words in (NAMES | dict(score.names)).items()
-            if name in means and name in ("blind", "raw")}  # fmt: skip
-    row |= {"stderr": error if math.isfinite(error) else None, "gains": gains}
-    row |= {f"trained_beats_{name}": gain["difference"] > 0 for name, gain in gains.items()}
+    row |= {f"{name}_name": named[of] for name, of in shown.items() if name in ("blind", "raw")}
+    row |= {"raws": {named[name]: score.mean(name) for name in score.raws}}
+    row |= {"stderr": error if math.isfinite(error) else None, "gains": gains | {a: gains[of] for a, of in best.items()}}
+    row |= {f"trained_beats_{name}": gains[of]["difference"] > 0 for name, of in shown.items() if of in gains}
     if "raw" in means and "random_net" in means:
         row["raw_beats_random_net"] = score.better(means["raw"], means["random_net"])
     ahead = score.chance is None or score.better(means["trained"], score.chance)
     row["passed"] = ahead and all(gain["difference"] > 0 for gain in gains.values())
-    row["verdict"] = _verdict(gains, SHORT | dict(score.names), ahead)
-    row["sentence"] = _sentence(score, means, gains)
+    row["verdict"] = _verdict(gains, {name: score.words(name, SHORT) for name in gains}, ahead)
+    row["sentence"] = _sentence(score, means, {named[name]: gain for name, gain in gains.items()})
     return row
 
 
@@ -140,11 +160,10 @@ def _verdict(gains: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], a
 
 
 def _sentence(score: Score, means: Mapping[str, float], gains: Mapping[str, Mapping[str, Any]]) -> str:
-    names = NAMES | dict(score.names)
     said = f"{with_unit(means['trained'], score.unit)} {score.subject}"
     aside = [] if score.chance is None else [f"guessing: {with_unit(score.chance, score.unit)}"]
     aside += [] if score.higher_is_better else ["lower is better"]
-    parts = [_compared(score, gain, names[name]) for name, gain in gains.items()]
+    parts = [_compared(score, gain, name) for name, gain in gains.items()]
     against = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else ""
     return said + (f" ({'; '.join(aside)})" if aside else "") + (f"; {against}." if against else ".")
 

@@ -18,7 +18,9 @@ from torch import Tensor
 from bigssl.config.evaluate import Evaluation, Item, Label, Limit
 from bigssl.data.errors import display
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.knn import encode_labels, unit
+from bigssl.transfer.cosines import unit
+from bigssl.transfer.inputs import input_of
+from bigssl.transfer.knn import encode_labels
 from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.scores import Score, majority_hits
 from bigssl.transfer.subjects import Captions, Encoded, Tensors
@@ -45,11 +47,11 @@ class ByTexts(Evaluation):
         return {self.image_backbone: "captions"}
 
     def check(self, seen: Checked) -> None:
-        seen.backbone("image_backbone", "image")
-        seen.backbone("text_backbone", "text")
+        pictures = input_of(seen.backbone("image_backbone", "image"))
+        texts = input_of(seen.backbone("text_backbone", "text"))
         seen.head("heads", "clip", {"image": "image_backbone", "text": "text_backbone"})
-        seen.samples("captions", "text", "label")
-        seen.samples("queries", "image", "label", "item")
+        seen.samples("captions", texts, "label")
+        seen.samples("queries", pictures, "label", "item")
 
     def texts(self, captions: Captions) -> tuple[list[str], list[str]]:
         """(texts, class of each)."""

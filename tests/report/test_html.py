@@ -13,11 +13,17 @@ from bigssl.report.metrics import Measure, MetricsWriter
 from bigssl.report.values import CARD_VERSION
 
 TASK = {"title": "kNN over <category>", "unit": "share", "higher_is_better": True, "chance": 0.1, "majority": 0.3,
-        "blind": None, "random_net": 0.58, "raw": 0.63, "trained": 0.66, "passed": True, "verdict": "better than all",
+        "blind": None, "random_net": 0.58, "raw": 0.63, "trained": 0.66,
+        "raws": {"raw <letters>": 0.63, "raw words": 0.41}, "passed": True, "verdict": "better than all",
         "sentence": "The network & its features."}
 WORDS = {"title": "masked words", "unit": "nats", "higher_is_better": False, "chance": None, "majority": None,
          "blind": 6.021, "random_net": 7.13, "raw": None, "trained": 4.404, "passed": True,
-         "verdict": "better than all", "sentence": "Masked words & 8 documents."}
+         "raws": {}, "verdict": "better than all", "sentence": "Masked words & 8 documents."}
+HEALTH = {"image": {"trained": {"std": 0.0612, "rankme": 60.25, "samples": 734, "of": 128},
+                    "random_net": {"std": 0.0553, "rankme": 71.5, "samples": 734, "of": 128},
+                    "raw <letters>": {"rankme": 401.2, "samples": 512, "of": 512}},
+          "text": {"trained": {"std": 0.0021, "rankme": 2.04, "samples": 300, "of": 128},
+                   "random_net": {"std": 0.0221, "rankme": 42.5, "samples": 300, "of": 128}}}
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def run(tmp_path: Path) -> Path:
         writer.write(step, values | (probed if step % 10 == 0 else {}))
     writer.close()
     (tmp_path / "config.yaml").write_text("name: <demo>\nsteps: 40\n")
-    card = {"version": CARD_VERSION, "tasks": {"images": TASK, "words": WORDS}, "notes": ["A note."]}
+    card = {"version": CARD_VERSION, "tasks": {"images": TASK, "words": WORDS}, "health": HEALTH, "notes": ["A note."]}
     (tmp_path / "scorecard.json").write_text(json.dumps(card))
     environment.record(tmp_path)
     return tmp_path
@@ -45,9 +51,11 @@ def test_page_is_one_file_with_everything_in_it(run: Path) -> None:
     for text in ("66.0 %", "58.0 %", "better than all", "The network &amp; its features.", "A note.", "simclr", "mlm",
                  "kNN over &lt;category&gt;", "name: &lt;demo&gt;", "guessing 6.20", "driver overhead", "torch",
                  "6.02", "7.13", "4.40 nats", "(lower is better)", "probe near", "61.5 %", "near (%)", "lm (nats)",
-                 "5.50 nats", "image: feature std", "beats every baseline in 2 of 2 tasks",
+                 "5.50 nats", "image: feature std", "raw input is raw &lt;letters&gt; 63.0 %, raw words 41.0 %",
+                 "60.2", "71.5", "401.2", "0.0612", "text has COLLAPSED: its features span about 2.0 of 128 directions", "beats every baseline in 2 of 2 tasks",
                  "Masked words &amp; 8 documents.", "simclr: 1.20 nats below its blind line"):
         assert text in page, text
+    assert page.count("COLLAPSED") == 1
     assert not list(run.glob("*.tmp"))
 
 

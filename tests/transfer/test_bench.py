@@ -23,8 +23,7 @@ from bigssl.files import DiskFull
 from bigssl.transfer import matrix
 from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import ImageInput
-from bigssl.transfer.knn import stored_knn
-from bigssl.transfer.matrix import HeldPart, Matrix, Scratch, joined
+from bigssl.transfer.matrix import Matrix, Scratch, joined
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.tasks import knn, zero_shot
 
@@ -77,25 +76,6 @@ def test_memory_does_not_grow_with_the_dataset(
         (peak,) = ranks(growth, 1, tmp_path, {"images": images})
         peaks.append(peak)
     assert peaks[1] < 100 * MIB and peaks[1] - peaks[0] < 30 * MIB, [f"{peak / MIB:.0f} MiB" for peak in peaks]
-
-
-@pytest.mark.parametrize("rows", [4096, 7])
-def test_bag_of_words_votes_as_the_whole_dense_matrix_does(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    monkeypatch.setattr(knn, "ROWS", rows)
-    rng = np.random.default_rng(0)
-    words = np.array(["red", "green", "blue", "cat", "dog", "bird", "house", "tree", "one", "two", "three"])
-    texts = [" ".join(words[rng.integers(0, len(words), 4)]) for _ in range(40)] + ["unheard of"]
-    bank, queries = texts[:25], texts[25:40]
-    known = torch.arange(25) % 3
-    vectors = TfidfVectorizer(dtype=np.float32, sublinear_tf=True).fit(bank)
-    dense = [torch.from_numpy(vectors.transform(part).toarray()) for part in (bank, queries)]
-    vast, asked = (Matrix([HeldPart(rows)]) for rows in dense)
-    expected = stored_knn(vast, known, asked, range(15), torch.zeros(vast.width), k=5, device="cpu")
-    assert knn.bag_of_words_knn(bank, known, queries, 5).tolist() == expected.tolist()
-    assert len(knn.bag_of_words_knn(bank, known, texts[40:], 5)) == 1, "words that were never seen are no error"
-    assert knn.bag_of_words_knn(bank, known, [], 5).tolist() == []
 
 
 def test_parts_of_several_ranks_are_read_as_one_matrix(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:

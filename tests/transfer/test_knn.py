@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from bigssl.transfer import matrix
-from bigssl.transfer.knn import TEMPERATURE, encode_labels, stored_knn
+from bigssl.transfer.cosines import Centred
+from bigssl.transfer.knn import TEMPERATURE, encode_labels, lost_to_majority, stored_knn
 from bigssl.transfer.matrix import HeldPart, Matrix
 
 
 def knn_predict(bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, *, k: int = 20,
                 temperature: float = TEMPERATURE) -> torch.Tensor:  # fmt: skip
     """`stored_knn` of matrices in memory."""
-    held, asked = Matrix([HeldPart(bank)]), Matrix([HeldPart(queries)])
-    return stored_knn(held, labels, asked, range(len(queries)), torch.zeros(bank.shape[1]), k=k, device="cpu",
-                      temperature=temperature)  # fmt: skip
+    held, asked = (Centred(Matrix([HeldPart(rows)]), torch.zeros(bank.shape[1])) for rows in (bank, queries))
+    return stored_knn(held, labels, asked, range(len(queries)), k=k, temperature=temperature)
 
 
 def slow_knn(bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, k: int, temperature: float) -> list[int]:
@@ -43,8 +43,8 @@ def test_equals_loops(k: int, temperature: float, rows: int, monkeypatch: pytest
     slow = slow_knn(bank, labels, queries, k, temperature)
     assert knn_predict(bank, labels, queries, k=k, temperature=temperature).tolist() == slow
     mean = torch.full((11,), 3.0)
-    found = stored_knn(stored(bank + mean), labels, stored(queries + mean), range(5, 37), mean, k=k, device="cpu",
-                       temperature=temperature)  # fmt: skip
+    vast, asked = (Centred(stored(rows + mean), mean) for rows in (bank, queries))
+    found = stored_knn(vast, labels, asked, range(5, 37), k=k, temperature=temperature)
     assert found.tolist() == slow[5:]
 
 
@@ -92,3 +92,10 @@ def test_class_absent_from_the_bank_counts_as_wrong() -> None:
     bank = torch.eye(3)
     (labels, wanted), _ = encode_labels(["a", "b", "a"], ["c", "b", "a"])
     assert (knn_predict(bank, labels, bank, k=1) == wanted).tolist() == [False, True, True]
+
+
+def test_a_query_that_points_nowhere_gets_the_class_of_most() -> None:
+    """All neighbours are equally far: the first of the bank, say those of its first class, are no nearer."""
+    labels = torch.tensor([0] * 4 + [1] * 5 + [2] * 3)
+    found = knn_predict(torch.randn(12, 4), labels, torch.zeros(2, 4), k=3)
+    assert found.tolist() == [-1, -1] and lost_to_majority(found, labels).tolist() == [1, 1]

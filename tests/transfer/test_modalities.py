@@ -29,11 +29,11 @@ from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.towers import Tower
 from bigssl.transfer import subjects
 from bigssl.transfer.baselines import random_network
-from bigssl.transfer.collapse import feature_std
+from bigssl.transfer.collapse import feature_std, rankme
 from bigssl.transfer.discovery import evaluation_union
 from bigssl.transfer.export import export_run
 from bigssl.transfer.features import embed, read_samples, view_batches
-from bigssl.transfer.inputs import input_of
+from bigssl.transfer.inputs import Input, input_of
 from bigssl.transfer.probe import LiveProbe
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.subjects import CALIBRATION_BATCHES, Live, Subject
@@ -41,6 +41,8 @@ from bigssl.transfer.team import Team
 
 parse: Callable[[Any], dict[str, Evaluation]] = TypeAdapter(dict[str, evaluation_union()]).validate_python
 BATCH, K = 7, 3
+RAWS = {"series": ["raw values", "raw values at equal scale"],
+        "audio": ["log power spectrum", "log power spectrum at equal loudness"]}
 TINY = {
     "patchtst": BackboneConfig(type="patchtst", channels=2, length=20, config={
         "d_model": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32, "patch_length": 5,
@@ -101,6 +103,10 @@ def rows(tower: Tower, folder: Path, encode: Callable[[dict[str, Tensor]], Tenso
     return torch.stack(found).double(), labels
 
 
+def raw_of(taken: Input, name: str) -> Callable[[dict[str, Tensor]], Tensor]:
+    return lambda batch: taken.raws(batch)[name]
+
+
 def right_share(tower: Tower, waves: Path, encode: Callable[[dict[str, Tensor]], Tensor]) -> float:
     (bank, known), (queries, wanted) = (rows(tower, waves / part, encode) for part in ("train", "val"))
     mean, right = bank.mean(0), 0
@@ -149,12 +155,17 @@ def test_a_backbone_of_any_modality_is_judged_and_probed(
     assert counted == ([5] if kind == "patchtst" else []) and has_batch_norm(tower.model) == bool(counted)
     model = AutoModel.from_pretrained(tmp_path / "export" / "net").eval()
     twin = calibrated(tower, waves, 5)
-    for name, encode in (("trained", partial(embed, model)), ("random_net", partial(embed, twin)), ("raw", taken.raw)):
+    for name, encode in (("trained", partial(embed, model)), ("random_net", partial(embed, twin))):
         assert row[name] == pytest.approx(right_share(tower, waves, encode)), name
-        if name != "raw":  # real numbers, which no two networks share
-            std = feature_std(rows(tower, waves / "train", encode)[0])
-            assert card["health"]["net"][name]["std"] == pytest.approx(std, rel=1e-4)
-    assert row["title"] == f"{tower.modality} kNN: pitch" and row["raw_name"] == taken.raw_name != ""
+        features = rows(tower, waves / "train", encode)[0]  # real numbers, which no two networks share
+        health = {"std": feature_std(features), "rankme": rankme(features), "samples": 30, "of": min(features.shape)}
+        assert card["health"]["net"][name] == pytest.approx(health, rel=1e-4)
+    raws = {name: right_share(tower, waves, raw_of(taken, name)) for name in RAWS[tower.modality]}
+    assert row["raws"] == pytest.approx(raws) and row["raw"] == max(row["raws"].values())
+    assert row["raws"][row["raw_name"]] == row["raw"] and row["title"] == f"{tower.modality} kNN: pitch"
+    for name in raws:
+        features = rows(tower, waves / "train", raw_of(taken, name))[0]
+        assert card["health"]["net"][name]["rankme"] == pytest.approx(rankme(features), rel=1e-4)
     assert f"unseen {taken.plural} get the right pitch of 2" in row["sentence"]
     live = Live([Subject("net", {"trained": tower.model.train()}, taken, tower.dim)])
     probe = LiveProbe(sections, live, team=Team(), seed=5, device="cpu")
@@ -195,11 +206,13 @@ def test_views_of_one_item_are_found_again_in_any_modality(waves: Path, tmp_path
     asked_for = {"task": "retrieval", "backbone": "net", "bank": bank, "queries": queries, "pair": "item",
                  "view": "pitch", "batch": BATCH}  # fmt: skip
     row = score(tmp_path, parse({"pairs": asked_for}), seed=0)["tasks"]["pairs"]
-    assert "of 16 unseen series have the same item" in row["sentence"] and row["raw_name"] == "raw values"
-    (known, _), (found, pitches) = (rows(tower, Path(each), input_of(tower).raw) for each in (bank, queries))
-    unit = torch.nn.functional.normalize(found - known.mean(0), dim=1)
-    right = 0
-    for at in range(16):
-        others = [j for j in range(17) if pitches[j] != pitches[at]]
-        right += max(others, key=lambda j: float(unit[at] @ unit[j])) // 2 == at // 2
-    assert row["raw"] == pytest.approx(right / 16)
+    assert "of 16 unseen series have the same item" in row["sentence"] and set(row["raws"]) == set(RAWS["series"])
+    for name in RAWS["series"]:
+        encode = raw_of(input_of(tower), name)
+        (known, _), (found, pitches) = (rows(tower, Path(each), encode) for each in (bank, queries))
+        unit = torch.nn.functional.normalize(found - known.mean(0), dim=1)
+        right = 0
+        for at in range(16):
+            others = [j for j in range(17) if pitches[j] != pitches[at]]
+            right += max(others, key=lambda j: float(unit[at] @ unit[j])) // 2 == at // 2
+        assert row["raws"][name] == pytest.approx(right / 16), name

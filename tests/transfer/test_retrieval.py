@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bigssl.transfer import matrix
+from bigssl.transfer.cosines import Centred
 from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.tasks.retrieval import retrieval_hits
 
@@ -15,10 +16,10 @@ Stored = Callable[[torch.Tensor], Matrix]
 def hits(stored: Stored, queries: torch.Tensor, gallery: torch.Tensor, query_ids: list[str], gallery_ids: list[str]
          ) -> list[bool]:
     """Queries and gallery as rows of one matrix, queries first."""
-    rows, mean = stored(torch.cat([queries, gallery])), torch.zeros(queries.shape[1])
+    rows = Centred(stored(torch.cat([queries, gallery])), torch.zeros(queries.shape[1]))
     asking = range(len(queries))
     members = range(len(queries), len(rows))
-    return retrieval_hits(rows, mean, asking, members, query_ids + gallery_ids, range(len(rows))).tolist()
+    return retrieval_hits(rows, asking, members, query_ids + gallery_ids, range(len(rows))).tolist()
 
 
 @pytest.mark.parametrize("rows", [4096, 7])
@@ -36,9 +37,9 @@ def test_equals_loops(rows: int, stored: Stored, monkeypatch: pytest.MonkeyPatch
         slow.append(cosines.index(max(cosines)) == row // 2)
     assert 0 < sum(slow) < 23
     mean = torch.tensor([5.0, 0, 0, -3, 0, 0])
-    there = stored(both + mean)
-    assert retrieval_hits(there, mean, asking, gallery, ids, range(62)).tolist() == slow
-    parts = [retrieval_hits(there, mean, asking, gallery, ids, range(a, b)).tolist() for a, b in ((0, 20), (20, 62))]
+    there = Centred(stored(both + mean), mean)
+    assert retrieval_hits(there, asking, gallery, ids, range(62)).tolist() == slow
+    parts = [retrieval_hits(there, asking, gallery, ids, range(a, b)).tolist() for a, b in ((0, 20), (20, 62))]
     assert parts[0] + parts[1] == slow and len(parts[0]) == 10
 
 

@@ -60,7 +60,7 @@ def pictures(index: DatasetIndex, encode: Callable[[Any], torch.Tensor]
 
 
 def raw(batch: Any) -> torch.Tensor:
-    return ImageInput(32).raw(batch) / 255
+    return ImageInput(32).raws(batch)["raw pixels"] / 255
 
 
 def vectors_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
@@ -118,18 +118,18 @@ def test_captions_that_name_their_class_are_found_by_words(run: Path, shards: Pa
     assert task["raw"] == 1.0 and task["queries"] == 21, "the two designs share a caption, which counts once"
 
 
-def test_texts_without_words_have_no_bag_of_words(run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_that_hold_nothing_have_no_raw_baseline(run: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = Bench.captions
 
     def signs(*args: Any, **kwargs: Any) -> Captions:
         found = read(*args, **kwargs)
-        return replace(found, texts=["a ! " * (number + 1) for number in range(len(found.texts))])
+        return replace(found, texts=["" for _ in found.texts])
 
     monkeypatch.setattr(Bench, "captions", signs)
     card = score(run, settings(shards, "captions"), seed=0)
     task = card["tasks"]["captions"]
-    assert task["raw"] is None and "raw" not in task["gains"] and task["trained"] is not None
-    assert sum("evaluate.captions.bank: the texts hold no word" in note for note in card["notes"]) == 1
+    assert task["raw"] is None and "raw" not in task["gains"] and task["raws"] == {} and task["trained"] is not None
+    assert sum("evaluate.captions.bank: nothing to compare with by TF-IDF of" in note for note in card["notes"]) == 2
 
 
 def test_zero_shot_of_towers_that_agree(run: Path, shards: Path, tokenizer: PreTrainedTokenizerFast,
@@ -318,7 +318,11 @@ def test_an_evaluation_that_was_killed_leaves_nothing_to_the_next(run: Path, sha
 def test_table_has_one_row_per_task(run: Path, shards: Path) -> None:
     card = score(run, settings(shards), seed=3)
     lines = format_table(card).splitlines()
-    assert len(lines) == 2 + len(NAMES) + len(card["notes"])
+    health = [f"features of {name}: RankMe " for name in ("image", "text")]
+    assert len(lines) == 2 + len(NAMES) + len(health) + 1 + len(card["notes"])
+    said = lines[2 + len(NAMES) :]
+    assert all(line.startswith(words) for line, words in zip(said, health, strict=False))
+    assert said[2].startswith("text kNN: category: raw input is TF-IDF of ") and "the best on these queries" in said[2]
     assert lines[0].split()[:4] == ["task", "chance", "blind", "random"] and set(lines[1]) == {"-"}
     for line, task in zip(lines[2:], card["tasks"].values(), strict=False):
         assert line.startswith(task["title"]) and line.endswith(task["verdict"])

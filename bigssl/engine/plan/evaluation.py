@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.evaluate import Evaluation
+from bigssl.config.places import instead
 from bigssl.config.recipe import Recipe
 from bigssl.data.errors import DataError, display
 from bigssl.data.kinds import decode
-from bigssl.data.order.stream import read_in_order
+from bigssl.data.order.stream import SampleReader
+from bigssl.data.remote.pipes import PIPE
 from bigssl.data.sample import Sample
-from bigssl.data.shards.index import DatasetIndex, ShardInfo
+from bigssl.data.shards.index import MANIFEST, DatasetIndex, ShardInfo
 from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head
 
 JUDGED = "that is what is judged"
+MOST = 4  # samples of a dataset that are looked at
 
 
 def load_index(url: str, field: str) -> DatasetIndex:
@@ -40,10 +43,8 @@ def _reading(field: str, url: str) -> Iterator[None]:
 
 
 def _nearest_path(url: str) -> str:
-    path = Path(url)
-    if "://" in url or path.exists() or not path.parent.is_dir():
-        return ""
-    return nearest(path.name, sorted(p.name for p in path.parent.iterdir()))
+    """Datasets in place of what is none: the parts of their parent (train, val), or those beside a name that is not."""
+    return "" if "://" in url or url.startswith(PIPE) else instead(url, lambda path: (path / MANIFEST).is_file())
 
 
 def evaluated(recipe: Recipe) -> dict[str, Evaluation]:
@@ -59,9 +60,42 @@ def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: Mapping
     Raises:
         ConfigError: field, value, what is allowed.
     """
+    looked = Shelves()
     for where, section in evaluated(recipe).items():
-        section.check(Checked(where, section, towers, heads))
-    _check_unlabelled(recipe.evaluate or {}, towers)
+        section.check(Checked(where, section, towers, heads, looked))
+    _check_unlabelled(recipe.evaluate or {}, towers, looked)
+
+
+class Takes(Protocol):
+    """What a backbone takes (`bigssl.transfer.inputs.Input`). `view` raises DataError for what is none of it."""
+
+    modality: ClassVar[str]
+
+    def view(self, sample: Sample) -> Any: ...
+
+
+class Shelves:
+    """A few samples of each dataset that is judged, each read and viewed once: sections share theirs as a rule."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, list[Sample]] = {}
+        self._viewed: set[tuple[str, Takes]] = set()
+
+    def samples(self, where: str, url: str) -> list[Sample]:
+        """Of the dataset at `url`, the value of the recipe field `where`. ConfigError where there are none."""
+        if url not in self._samples:
+            index = load_index(url, where)
+            with _reading(where, url):
+                self._samples[url] = list(few_samples(index))
+        return self._samples[url]
+
+    def view(self, where: str, url: str, takes: Takes) -> None:
+        """Can the samples be seen as a backbone takes them? ConfigError where one cannot."""
+        if (url, takes) not in self._viewed:
+            with _reading(where, url):
+                for sample in self.samples(where, url):
+                    takes.view(sample)
+            self._viewed.add((url, takes))
 
 
 class Checked:
@@ -71,13 +105,15 @@ class Checked:
     """
 
     def __init__(
-        self, where: str, section: Evaluation, towers: Mapping[str, Tower], heads: Mapping[str, Head]
-    ) -> None:
-        """where: the section's field in the recipe."""
+        self, where: str, section: Evaluation, towers: Mapping[str, Tower], heads: Mapping[str, Head],
+        looked: Shelves | None = None,
+    ) -> None:  # fmt: skip
+        """where: the section's field in the recipe. looked: what the checks of other sections have read."""
         self._where, self._section, self._towers, self._heads = where, section, towers, heads
+        self._looked = looked or Shelves()
 
-    def backbone(self, field: str, *modalities: str) -> str:
-        """The modality of the backbone, which has to be one of `modalities`; without them, any."""
+    def backbone(self, field: str, *modalities: str) -> Tower:
+        """The backbone, whose modality has to be one of `modalities`; without them, any."""
         name = getattr(self._section, field)
         kinds = {each: tower.modality for each, tower in self._towers.items()}
         fitting = sorted(each for each, kind in kinds.items() if not modalities or kind in modalities)
@@ -86,7 +122,7 @@ class Checked:
             allowed = ", ".join(fitting) or f"none, there is no {kind}backbone"
             raise ConfigError(f"{self._where}.{field}: no {kind}backbone {name!r}; allowed: {allowed}"
                               f"{nearest(name, fitting)}")  # fmt: skip
-        return kinds[name]
+        return self._towers[name]
 
     def head(self, field: str, kind: str, roles: Mapping[str, str]) -> None:
         """Does this objective export such a head, and is it that of the backbones that are judged with it?
@@ -105,12 +141,17 @@ class Checked:
                     f"{self._where}.{backbone}: value {given!r}; allowed: {own}, on which head {name!r} is trained"
                 )
 
-    def samples(self, field: str, modality: str, *metadata: str) -> None:
-        """Does the first sample have what a backbone of this modality takes, and the metadata that the fields
-        `metadata` name?"""
+    def samples(self, field: str, takes: Takes, *metadata: str) -> None:
+        """Do a few samples have what a backbone `takes`, and the metadata that the fields `metadata` name?"""
         url, where = getattr(self._section, field), f"{self._where}.{field}"
-        sample = _first(where, url)
-        _check_field(where, url, sample, decode.FIELDS[modality], JUDGED)
+        samples = self._looked.samples(where, url)
+        for sample in samples:
+            _check_field(where, url, sample, decode.FIELDS[takes.modality], JUDGED)
+        for sample in samples:
+            self._has(where, url, sample, metadata)
+        self._looked.view(where, url, takes)
+
+    def _has(self, where: str, url: str, sample: Sample, metadata: Sequence[str]) -> None:
         wanted = {name: value for name in metadata if (value := getattr(self._section, name)) is not None}
         if not wanted:
             return
@@ -124,11 +165,11 @@ class Checked:
                 )
 
     def documents(self, field: str) -> None:
-        """Is the first sample a document?"""
+        """Are a few samples documents?"""
         url, where = getattr(self._section, field), f"{self._where}.{field}"
-        sample = _first(where, url)
-        with _reading(where, url):
-            decode.running_text(sample)
+        for sample in self._looked.samples(where, url):
+            with _reading(where, url):
+                decode.running_text(sample)
 
     def neighbours(self, field: str) -> None:
         """Does the bank have `k` samples, within its limit?"""
@@ -141,16 +182,19 @@ class Checked:
                               + (there if most == len(index) else f"{field}_limit, {most}"))  # fmt: skip
 
 
-def _first(where: str, url: str) -> Sample:
-    index = load_index(url, where)
-    with _reading(where, url):
-        sample = next(read_in_order(index, 1), None)
-    if sample is None:
-        raise ConfigError(f"{where}: value {display(url)!r}: no samples; allowed: shards that hold some")
-    return sample
+def few_samples(index: DatasetIndex) -> Iterator[Sample]:
+    """Some from all over a dataset; of a remote one its first, which are fetched together. Raises DataError."""
+    reader = SampleReader(index)
+    numbers = range(min(MOST, len(index))) if reader.remote else sorted({n * len(index) // MOST for n in range(MOST)})
+    try:
+        if reader.remote:
+            reader.announce(numbers, ())
+        yield from map(reader.read, numbers)
+    finally:
+        reader.close()
 
 
-def _check_unlabelled(evaluate: Mapping[str, Evaluation], towers: Mapping[str, Tower]) -> None:
+def _check_unlabelled(evaluate: Mapping[str, Evaluation], towers: Mapping[str, Tower], looked: Shelves) -> None:
     """The random twin of a network with BatchNorm takes its statistics from samples that are not judged."""
     offered: dict[str, list[tuple[str, str]]] = {}
     for name, section in evaluate.items():
@@ -158,7 +202,9 @@ def _check_unlabelled(evaluate: Mapping[str, Evaluation], towers: Mapping[str, T
             offered.setdefault(backbone, []).append((f"evaluate.{name}.{field}", getattr(section, field)))
     for backbone, shards in offered.items():
         kinds = decode.FIELDS[towers[backbone].modality]
-        samples = [_first(where, url) for where, url in shards] if has_batch_norm(towers[backbone].model) else []
+        if not has_batch_norm(towers[backbone].model):
+            continue
+        samples = [looked.samples(where, url)[0] for where, url in shards]
         if samples and not any(kind in sample.fields for sample in samples for kind in kinds):
             need = f"the BatchNorm of the random twin of {backbone!r} is set from them"
             _check_field(*shards[0], samples[0], kinds, need)

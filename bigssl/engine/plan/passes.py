@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from bigssl.config.recipe import Recipe
@@ -20,11 +19,11 @@ from bigssl.engine.plan.look import Looked, called_in_recipe, leaves, look, said
 from bigssl.engine.plan.tokens import arrays
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.nets.weightless import quiet, without_numbers
+from bigssl.nets.weightless import on_shapes, without_numbers
 from bigssl.objectives.base import Objective
 from bigssl.objectives.joint import Joint
 
-ROWS = 32  # samples of a source in the pass, at most
+ROWS = 8  # samples of a source in the pass, at most
 NUMBERS = 200_000_000  # parameters up to which a pass that shapes cannot decide is made with numbers
 
 Networks = tuple[Objective, Mapping[str, Tower]]
@@ -62,20 +61,22 @@ def _try_pass(
         batch = objective.assemble({name: _collated(looked, name, micro[name]) for name in looked.prepared})
     except Exception as error:  # whatever a task raises
         return [f"objective: its `assemble` fails on {given} of {_fields(looked.prepared)}: {said(error)}"], []
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        on_shapes = without_numbers(objective, mode, *(each.module for each in objective.teachers().values()))
+        shapes = without_numbers(objective, *(teacher.module for teacher in objective.teachers().values()))
     except Exception:  # something in it that cannot be copied
-        on_shapes = None
-    if on_shapes is not None and not _failing(recipe, objective, towers, on_shapes, mode, batch):
-        return [], []
+        shapes = None
+    if shapes is not None:
+        with on_shapes():
+            failing = _failing(recipe, objective, towers, shapes, tree_map(_empty, batch))
+        if not failing:
+            return [], []
     if sum(parameter.numel() for parameter in objective.parameters()) > NUMBERS:
         return [], ["backbones: no pass on shapes is possible, and the networks are too large to be tried otherwise"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         objective, towers = numbers()
-        failing = _failing(recipe, objective, towers, objective, None, batch)
-    return [f"{who} {given}, which is what {source} gives: {said(error)}" for who, source, error in failing], []
+        failing = _failing(recipe, objective, towers, objective, batch)
+    return [f"{who}: takes no {given}, as made of {source}: {said(error)}" for who, source, error in failing], []
 
 
 def _collated(looked: Looked, name: str, micro: int) -> Any:
@@ -89,8 +90,7 @@ def _fields(sources: Any) -> str:
 
 
 def _failing(
-    recipe: Recipe, objective: Objective, towers: Mapping[str, Tower], used: Objective, mode: FakeTensorMode | None,
-    batch: Any,
+    recipe: Recipe, objective: Objective, towers: Mapping[str, Tower], used: Objective, batch: Any
 ) -> list[tuple[str, str, Exception]]:  # fmt: skip
     """(what does not take it, the sources, the error) of each part of `objective` whose pass fails in `used`, which is
     the same or a copy of it."""
@@ -101,15 +101,11 @@ def _failing(
                   for tower, each in towers_in(part, towers).items()}  # fmt: skip
         inside: list[str] = []
         try:
-            with _watched({tower: its.get_submodule(path) for tower, path in models.items()}, inside), quiet():
-                if mode is None:
-                    its(own, Progress(0, recipe.steps))
-                else:
-                    with mode:
-                        its(tree_map(_empty, own), Progress(0, recipe.steps))
+            with _watched({tower: its.get_submodule(path) for tower, path in models.items()}, inside):
+                its(own, Progress(0, recipe.steps))
         except Exception as error:  # whatever torch, transformers or a task raises
-            who = f"backbones.{inside[-1]}" if inside else called_in_recipe(name, part)
-            found.append((f"{who}: takes no", _fields(part.sources()), error))
+            over = f"{called_in_recipe(name, part)}, over {' and '.join(f'backbones.{tower}' for tower in models)}"
+            found.append((f"backbones.{inside[-1]}" if inside else over, _fields(part.sources()), error))
     return found
 
 

@@ -22,20 +22,18 @@ def to_json(paper: Paper) -> str:
 
 
 def to_text(paper: Paper, stage: int) -> str:
-    """Tables, then notes, warnings and failures. `stage`: the recipe's ZeRO stage, which is marked."""
-    lines: list[str] = []
-    for name, row in paper.sources.items():
-        lines += [*_source(name, row, paper), ""]
-    if paper.groups:
-        lines += [*group_table(paper.groups), ""]
-    if paper.memory:
-        lines += [*_memory(paper, stage), ""]
-        lines += [*_host(paper), ""]
-    for title, texts in (("note", paper.notes), ("warning", paper.warnings), ("FAILS", paper.failures)):
-        lines += [f"{title}: {text}" for text in texts]
+    """The verdict, failures, warnings and notes, then tables. `stage`: the recipe's ZeRO stage, which is marked."""
     verdict = f"would fail: {len(paper.failures)} reasons" if paper.failures else "passes"
     nodes = -(-paper.world // paper.per_node)
-    lines.append(f"{paper.world} ranks on {nodes} nodes: {verdict}, {len(paper.warnings)} warnings")
+    lines = [f"{paper.world} ranks on {nodes} nodes: {verdict}, {len(paper.warnings)} warnings"]
+    for title, texts in (("FAILS", paper.failures), ("warning", paper.warnings), ("note", paper.notes)):
+        lines += [f"{title}: {text}" for text in texts]
+    for name, row in paper.sources.items():
+        lines += ["", *_source(name, row, paper)]
+    if paper.groups:
+        lines += ["", *group_table(paper.groups)]
+    if paper.memory:
+        lines += ["", *_memory(paper, stage), "", *_host(paper)]
     return "\n".join(lines)
 
 

@@ -114,6 +114,14 @@ class _Image(Modality):
         assert config.size is not None
         return {self.main: torch.zeros(2, 3, config.size, config.size)}
 
+    def check(self, where: str, model: PreTrainedModel, config: BackboneConfig,
+              tokenizer: PreTrainedTokenizerFast | None) -> None:
+        channels = getattr(model.config, "num_channels", 3)
+        if channels != 3:
+            field = f"{where}.pretrained: value {config.pretrained!r}: num_channels" if config.pretrained else (
+                f"{where}.config.num_channels: value")  # fmt: skip
+            raise ConfigError(f"{field} {channels}; allowed: 3 (every picture is read as RGB, grey ones too)")
+
     def inputs(self, model: PreTrainedModel, batch: Batch) -> Inputs:
         values = pool.normalise(self._values(batch)).to(model.dtype)
         if has_batch_norm(model):
@@ -136,7 +144,7 @@ class _Text(Modality):
     def settings(self, where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None,
                  defaults: Mapping[str, Any]) -> dict[str, Any]:
         assert tokenizer is not None
-        size = {} if "vocab_size" in config.config else {"vocab_size": len(tokenizer)}
+        size = {} if "vocab_size" in config.config else {"vocab_size": vocabulary.rows_for(tokenizer)}
         return size | vocabulary.special_ids(where, config.config, tokenizer, defaults)
 
     def trial(self, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) -> Inputs:
@@ -149,8 +157,8 @@ class _Text(Modality):
 
     def check(self, where: str, model: PreTrainedModel, config: BackboneConfig,
               tokenizer: PreTrainedTokenizerFast | None) -> None:
-        assert config.length is not None and tokenizer is not None
-        vocabulary.check_vocabulary(where, model, config.length, tokenizer)
+        assert tokenizer is not None
+        vocabulary.check_vocabulary(where, model, config, tokenizer)
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> Inputs:
         ids = self._values(batch)
@@ -201,6 +209,9 @@ class _Series(Modality):
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> Inputs:
         values, observed = self._values(batch), batch.get("series_mask")
+        own = [model.config.context_length, model.config.num_input_channels]
+        if list(values.shape[1:]) != own:  # channels are independent of each other: a network would take any number
+            raise RuntimeError(f"series of [steps, channels] {list(values.shape[1:])}; this network takes {own}")
         if observed is None:
             return {self.main: values.to(model.dtype)}
         values = values.masked_fill(~observed.bool(), 0)

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.config.errors import ConfigError
+from bigssl.config.recipe import BackboneConfig
 
 SPECIAL_IDS = {
     "pad_token_id": ("pad_token",), "bos_token_id": ("bos_token", "cls_token"),
@@ -51,16 +52,28 @@ def no_padding(tokenizer: PreTrainedTokenizerFast) -> int:
     return next(token for token in range(2) if token != tokenizer.pad_token_id)
 
 
-def check_vocabulary(where: str, model: PreTrainedModel, length: int, tokenizer: PreTrainedTokenizerFast) -> None:
+def rows_for(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Rows that an embedding of its tokens has to have: ids may have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def check_vocabulary(
+    where: str, model: PreTrainedModel, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """Vocabulary, padding and positions: a GPU would only tell by an assertion in a kernel, or not at all. Raises
     ConfigError."""
+    length = config.length
+    assert length is not None
     frame = tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])
     if length <= len(frame):
         shown = " ".join([*frame[:1], "text", *frame[1:]])
         raise ConfigError(f"{where}.length: value {length}; allowed: >= {len(frame) + 1}, for {shown}")
     rows = model.config.vocab_size
-    if rows < len(tokenizer):
-        raise ConfigError(f"{where}.config.vocab_size: value {rows}; allowed: >= {len(tokenizer)} (the tokenizer)")
+    if rows < (needed := rows_for(tokenizer)):
+        field = f"{where}.config.vocab_size: value {rows}"
+        if config.pretrained is not None:
+            field = f"{where}.tokenizer: value {config.tokenizer!r}: {config.pretrained} has {rows} rows of tokens"
+        raise ConfigError(f"{field}; allowed: >= {needed} (the tokenizer's ids)")
     positions = _position_table(model)
     for table in (model.get_input_embeddings(), positions):
         padding = getattr(table, "padding_idx", None)

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from bigssl.data.kinds import decode
 from bigssl.transfer.bench import Bench
+from bigssl.transfer.cosines import unit
 from bigssl.transfer.features import column, holds
 from bigssl.transfer.inputs import ImageInput
-from bigssl.transfer.knn import unit
-from bigssl.transfer.scores import Score
+from bigssl.transfer.raw import PIXELS
+from bigssl.transfer.scores import RAW, Score
 from bigssl.transfer.subjects import Captions, Encoded
 from bigssl.transfer.zero_shot import ByTexts, class_sums, nearest_class
 
@@ -38,7 +39,7 @@ class ClassMean(ByTexts):
         if not bench.team.each(lambda: holds(index, decode.IMAGES)):
             bench.note(NO_PICTURES)
             return {}
-        matrix = queries.matrices["raw"]
+        matrix = queries.matrices[RAW + PIXELS]
         mean, directions = self._means(bench, queries, classes, matrix.width)
         return {"raw": nearest_class(bench, matrix, lambda piece: piece - mean, directions) == asked}
 
@@ -53,7 +54,7 @@ class ClassMean(ByTexts):
         def add() -> None:
             for batch in batches:
                 labels = torch.tensor([place[name] for name in column(batch.keys, batch.meta, self.label)])
-                sums.add_(class_sums(takes.raw(batch.arrays).float() / 255, labels, len(classes)))
+                sums.add_(class_sums(takes.raws(batch.arrays)[PIXELS].float() / 255, labels, len(classes)))
                 counts.add_(torch.bincount(labels, minlength=len(classes)))
 
         bench.team.gather(add)

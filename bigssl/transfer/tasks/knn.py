@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from bigssl.config.evaluate import Evaluation, Item, Label, Limit
 from bigssl.config.section import PositiveInt
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.knn import TEMPERATURE, encode_labels, stored_knn, top, vote
-from bigssl.transfer.matrix import ROWS
-from bigssl.transfer.scores import Score, majority_hits
+from bigssl.transfer.inputs import input_of
+from bigssl.transfer.knn import encode_labels, lost_to_majority, stored_knn
+from bigssl.transfer.scores import Score, majority_hits, words_of
 from bigssl.transfer.subjects import Encoded
 from bigssl.transfer.team import AgreedError
 
 if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
 
-WORD = re.compile(r"(?u)\b\w\w+\b")
-WORDS = 20_000  # of the bag of words at most
-NO_WORDS = "the texts hold no word of two letters or digits, so there is no bag of words to compare with."
+MANY = 0.05  # share of queries that a baseline knows nothing of, which has to be said
 
 
 class Knn(Evaluation):
@@ -45,9 +39,9 @@ class Knn(Evaluation):
         return {self.backbone: "bank"}
 
     def check(self, seen: Checked) -> None:
-        modality = seen.backbone("backbone")
-        seen.samples("bank", modality, "label")
-        seen.samples("queries", modality, "label", "item")
+        takes = input_of(seen.backbone("backbone"))
+        seen.samples("bank", takes, "label")
+        seen.samples("queries", takes, "label", "item")
         seen.neighbours("bank")
 
     def run(self, bench: Bench) -> list[Score]:
@@ -62,54 +56,21 @@ class Knn(Evaluation):
         (known, asked), classes = encode_labels(labels, wanted)
         hits = {} if bench.live else {"majority": majority_hits(wanted)}
         hits |= {name: found == asked for name, found in self._votes(bench, bank, queries, known).items()}
-        bench.look_at(bank)
         takes = network.takes
         subject = f"of {len(wanted)} unseen {takes.plural} get the right {self.label} of {len(classes)} from their " \
                   f"{self.k} nearest neighbours"
         return [Score(
-            f"{takes.modality} kNN: {self.label}", subject, hits, queries.groups(self.item),
-            chance=1 / len(classes), names={"raw": takes.raw_name},
+            f"{takes.modality} kNN: {self.label}", subject, hits, queries.groups(self.item), chance=1 / len(classes),
             facts={"bank": len(labels), "classes": len(classes), "k": self.k},
         )]  # fmt: skip
 
     def _votes(self, bench: Bench, bank: Encoded, queries: Encoded, known: Tensor) -> dict[str, Tensor]:
         """Class int64 [M] of each query by contender. A collective."""
-        rows, means = bench.team.share(len(queries)), bench.means(bank.matrices)
-        votes = {
-            name: bench.hits(partial(stored_knn, bank.matrices[name], known, queries.matrices[name], rows, mean,
-                                     k=self.k, device=bench.device))
-            for name, mean in means.items()
-        }  # fmt: skip
-        if bank.subject.takes.once and not bench.live:
-            if has_words(bank.keys):
-                mine = queries.keys[rows.start : rows.stop]
-                votes["raw"] = bench.hits(lambda: bag_of_words_knn(bank.keys, known, mine, self.k))
-            else:
-                bench.note(f"{bench.where}.bank: {NO_WORDS}")
-        return {name: votes[name] for name in ("random_net", "raw", "trained") if name in votes}
-
-
-def has_words(texts: Sequence[str]) -> bool:
-    """Whether the bag of words has a vocabulary."""
-    return any(WORD.search(text) for text in texts)
-
-
-def bag_of_words_knn(bank: Sequence[str], known: Tensor, queries: Sequence[str], k: int) -> Tensor:
-    """Class int64 [M] of each query by weighted kNN over TF-IDF vectors of words (sparse, made piece by piece);
-    vocabulary and weights are those of the bank. known: int64 [N], the classes of the bank."""
-    # Late: scikit-learn takes a second to import, which every rank of a training run would pay.
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(max_features=WORDS, token_pattern=WORD.pattern, dtype=np.float32, sublinear_tf=True)
-    vectorizer.fit(bank)
-
-    def similarities(part: Sequence[str]) -> Iterator[Tensor]:
-        asked = vectorizer.transform(part)
-        for start in range(0, len(bank), ROWS):
-            yield torch.from_numpy((asked @ vectorizer.transform(bank[start : start + ROWS]).T).toarray())
-
-    found = [torch.empty(0, dtype=torch.int64)]
-    for start in range(0, len(queries), ROWS):
-        values, columns = top(similarities(queries[start : start + ROWS]), k)
-        found.append(vote(values, known[columns], int(known.max()) + 1, TEMPERATURE))
-    return torch.cat(found)
+        rows, votes = bench.team.share(len(queries)), {}
+        for name, of in bench.contenders(bank).items():
+            found = bench.hits(partial(stored_knn, of(bank), known, of(queries), rows, k=self.k))
+            if (lost := int((found < 0).sum())) >= MANY * len(queries):
+                bench.note(f"{bench.where}: {words_of(name)}: {lost} of {len(queries)} queries have nothing in common "
+                           f"with the bank; the most frequent {self.label} of it is taken for them.")  # fmt: skip
+            votes[name] = lost_to_majority(found, known)
+        return votes

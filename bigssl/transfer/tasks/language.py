@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +21,7 @@ from bigssl.data.kinds.text import encode_pieces
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.frequencies import TokenFrequencies
 from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.pool import mean_of
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating, samples_at
 from bigssl.transfer.inputs import TextInput
@@ -55,6 +56,15 @@ class Pieces(NamedTuple):
     mask: Tensor
 
 
+class Judged(NamedTuple):
+    """Of some pieces of a document: sums over their masked tokens, in nats, with the number of these, and features
+    [P, D] by contender."""
+
+    document: str
+    sums: Sums
+    features: dict[str, Tensor]
+
+
 class Language(Evaluation):
     """Loss on masked tokens of held-out documents, beside token frequencies and a random network.
 
@@ -86,8 +96,11 @@ class Language(Evaluation):
         documents = bench.read(("documents", self.queries, self.query_limit, words),
                                lambda: _documents(self.queries, numbers, words, bench.seed))  # fmt: skip
         pieces = (part for document in documents for part in _parts(document, bench.batch))
-        run = partial(_sums, subject, heads, surprise, bench)
-        found = bench.team.gather(lambda: _by_document(bench.passes(pieces, run, _nothing)))
+        run = partial(_judged, subject, heads, surprise, bench)
+        mine: list[tuple[str, Sums]] = []
+        passes = bench.passes(pieces, run, partial(_nothing, subject.width))
+        bench.look_at(subject, bench.stored(_features_of(passes, mine)))
+        found = bench.team.gather(lambda: _by_document(mine))
         return [self._score(bench, [sums for part in found for sums in part.items()])]
 
     def _frequencies(self, bench: Bench, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> TokenFrequencies:
@@ -166,19 +179,27 @@ def _parts(document: Document, batch: int) -> Iterator[Pieces]:
         yield Pieces(document.key, document.ids[part], document.labels[part], document.mask[part])
 
 
-def _sums(subject: Subject, heads: Heads, surprise: Tensor | None, bench: Bench, part: Pieces) -> tuple[str, Sums]:
-    """(document, sums over the masked tokens of a part of it, in nats, and their number)."""
+def _judged(subject: Subject, heads: Heads, surprise: Tensor | None, bench: Bench, part: Pieces) -> Judged:
     asked = part.labels[part.labels != IGNORE]
-    sums = {name: _loss(model, heads[name], part, bench) for name, model in subject.models.items()}
+    both = {name: _loss(model, heads[name], part, bench) for name, model in subject.models.items()}
+    sums = {name: loss for name, (loss, _) in both.items()}
     blind = {} if surprise is None else {"blind": surprise[asked].sum().item()}
-    return part.document, sums | blind | {"tokens": float(len(asked))}
+    features = {name: rows for name, (_, rows) in both.items()}
+    return Judged(part.document, sums | blind | {"tokens": float(len(asked))}, features)
 
 
-def _nothing(part: Pieces) -> tuple[str, Sums]:
-    return part.document, {"trained": 0.0, "tokens": 1.0}
+def _nothing(width: int, part: Pieces) -> Judged:
+    return Judged(part.document, {"trained": 0.0, "tokens": 1.0}, {"trained": torch.zeros(len(part.ids), width)})
 
 
-def _by_document(parts: Iterator[tuple[str, Sums]]) -> dict[str, Sums]:
+def _features_of(passes: Iterator[Judged], sums: list[tuple[str, Sums]]) -> Iterator[dict[str, Tensor]]:
+    """The features, one pass after the other; the sums of each go to the list."""
+    for each in passes:
+        sums.append((each.document, each.sums))
+        yield each.features
+
+
+def _by_document(parts: Iterable[tuple[str, Sums]]) -> dict[str, Sums]:
     found: dict[str, Sums] = {}
     for document, sums in parts:
         before = found.setdefault(document, dict.fromkeys(sums, 0.0))
@@ -186,13 +207,13 @@ def _by_document(parts: Iterator[tuple[str, Sums]]) -> dict[str, Sums]:
     return found
 
 
-def _loss(model: PreTrainedModel, head: MaskedLanguageHead, part: Pieces, bench: Bench) -> float:
+def _loss(model: PreTrainedModel, head: MaskedLanguageHead, part: Pieces, bench: Bench) -> tuple[float, Tensor]:
+    """(sum over the masked tokens, features [P, D] of the pieces as they are asked)."""
     model.to(bench.device)  # type: ignore[arg-type]
     ids, labels, mask = (each.to(bench.device) for each in (part.ids, part.labels, part.mask))
     with evaluating(model):
-        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
-        loss: float = head(hidden.float(), labels).item()
-        return loss
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        return head(hidden, labels).item(), mean_of(hidden, mask).cpu()
 
 
 def _masked(

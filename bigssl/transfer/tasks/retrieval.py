@@ -12,8 +12,9 @@ from torch import Tensor
 
 from bigssl.config.evaluate import Evaluation, Limit, Metadata
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.knn import top, unit
-from bigssl.transfer.matrix import Matrix
+from bigssl.transfer.cosines import Rows
+from bigssl.transfer.inputs import input_of
+from bigssl.transfer.knn import top
 from bigssl.transfer.scores import Score
 from bigssl.transfer.team import AgreedError
 
@@ -36,29 +37,26 @@ class Retrieval(Evaluation):
         return {self.backbone: "bank"}
 
     def check(self, seen: Checked) -> None:
-        modality = seen.backbone("backbone")
-        seen.samples("bank", modality)
-        seen.samples("queries", modality, "pair", "view")
+        takes = input_of(seen.backbone("backbone"))
+        seen.samples("bank", takes)
+        seen.samples("queries", takes, "pair", "view")
 
     def run(self, bench: Bench) -> list[Score]:
         network = bench.subject(self.backbone)
         bank = bench.encode(network, self.bank, limit=self.bank_limit, field="bank", columns=[])
         queries = bench.encode(network, self.queries, limit=self.query_limit, field="queries",
                                columns=self.metadata())  # fmt: skip
-        means = bench.means(bank.matrices)
-        names = [name for name in ("random_net", "raw", "trained") if name in means]
+        contenders = {name: of(queries) for name, of in bench.contenders(bank).items()}
         ids, views = queries.column(self.pair), queries.column(self.view)
         rows = bench.team.share(len(ids))
-        hits: dict[str, list[Tensor]] = {name: [] for name in names}
+        hits: dict[str, list[Tensor]] = {name: [] for name in contenders}
         groups: list[str] = []
         chances: list[float] = []
         for asking, gallery in _rounds(ids, views):
             groups += [ids[i] for i in asking]
             chances += [1 / len(gallery)] * len(asking)
-            for name in names:
-                found = partial(retrieval_hits, queries.matrices[name], means[name], asking, gallery, ids, rows,
-                                bench.device)  # fmt: skip
-                hits[name].append(bench.hits(found))
+            for name, among in contenders.items():
+                hits[name].append(bench.hits(partial(retrieval_hits, among, asking, gallery, ids, rows)))
         if not groups:
             raise AgreedError(f"{bench.where}.pair: value {self.pair!r}, but none occurs in two {self.view!r}s; "
                               "allowed: a metadata field that views of one item share")  # fmt: skip
@@ -68,7 +66,7 @@ class Retrieval(Evaluation):
         return [Score(
             f"retrieval: same {self.pair}, other {self.view}", subject,
             {name: torch.cat(parts) for name, parts in hits.items()}, groups, chance=sum(chances) / len(chances),
-            names={"raw": takes.raw_name}, facts={"gallery": max(views.count(view) for view in set(views))},
+            facts={"gallery": max(views.count(view) for view in set(views))},
         )]  # fmt: skip
 
 
@@ -81,28 +79,25 @@ def _rounds(ids: list[str], views: list[str]) -> Iterator[tuple[list[int], list[
             yield asking, members[other]
 
 
-def retrieval_hits(matrix: Matrix, mean: Tensor, asking: Sequence[int], gallery: Sequence[int], ids: Sequence[str],
-                   rows: range, device: str | torch.device = "cpu") -> Tensor:
+def retrieval_hits(
+    among: Rows, asking: Sequence[int], gallery: Sequence[int], ids: Sequence[str], rows: range
+) -> Tensor:
     """bool: for each asking row that lies in `rows`, in order, whether the gallery row nearest to it has its id.
 
-    asking, gallery: ascending row numbers of the matrix [N, D], from which `mean` [D] is taken. ids: of all N rows.
-    Cosine, float32, exact, in pieces. Raises ValueError where an id has no counterpart in the gallery: such a query
-    could only fail.
+    asking, gallery: ascending numbers of N rows. ids: of all N. Cosine, float32, exact, in pieces. Raises ValueError
+    where an id has no counterpart in the gallery: such a query could only fail.
     """
     alone = sorted({ids[row] for row in asking} - {ids[row] for row in gallery})
     if alone:
         raise ValueError(f"{len(alone)} query ids are not in the gallery, the first {alone[0]!r}; leave them out")
     wanted, members = set(asking), set(gallery)
     hits: list[bool] = []
-    for numbers, piece in matrix.pieces(rows):
+    for numbers, piece in among.pieces(rows):
         mine = [row for row in numbers if row in wanted]
         if not mine:
             continue
-        queries = unit(piece[[row - numbers.start for row in mine]] - mean).to(device)
-        parts = (
-            unit(part[[row - there.start for row in there if row in members]] - mean).to(device)
-            for there, part in matrix.pieces()
-        )
-        _, nearest = top((queries @ part.T for part in parts if len(part)), 1)
+        queries = piece[[row - numbers.start for row in mine]]
+        parts = ((part, [row - there.start for row in there if row in members]) for there, part in among.pieces())
+        _, nearest = top((queries.cosines(part[chosen]) for part, chosen in parts if chosen), 1)
         hits += [ids[gallery[found]] == ids[row] for row, found in zip(mine, nearest[:, 0].tolist(), strict=True)]
     return torch.tensor(hits, dtype=torch.bool)

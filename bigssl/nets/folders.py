@@ -1,0 +1,125 @@
+"""What a recipe names beside numbers: folders of networks, and tokenizers. Looked into before anything is loaded.
+
+A hub is asked for a name alone (`bert-base-uncased`, `google/vit-base-patch16-224`), never for what looks like a path
+that is not there.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bigssl.config.errors import ConfigError
+from bigssl.config.places import instead
+from bigssl.config.recipe import BackboneConfig
+
+CONFIG, TOKENIZER, PREPROCESSOR = "config.json", "tokenizer.json", "preprocessor_config.json"
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+def check_pretrained(where: str, config: BackboneConfig) -> None:
+    """Refuse a folder that holds no network, or another than the fields of the backbone say.
+
+    Args:
+        where: the recipe field of the backbone.
+    Raises:
+        ConfigError: field, value, what is there.
+    """
+    given = config.pretrained
+    if given is None or not _is_path(given):
+        return
+    folder, field = Path(given), f"{where}.pretrained: value {given!r}"
+    if not (folder / CONFIG).is_file():
+        why = f"no folder of this name{_tilde(given)}" if not folder.is_dir() else f"no {CONFIG} in it"
+        raise ConfigError(f"{field}: {why}{instead(folder, _is_network)}")
+    if not _has_weights(folder):
+        raise ConfigError(f"{field}: it has a {CONFIG}, but no weights ({', '.join(WEIGHTS[:1])}); allowed: a folder "
+                          "with both, or no pretrained and the fields of this network under config")  # fmt: skip
+    kind = _read(f"{field}: {CONFIG}", folder / CONFIG).get("model_type")
+    if kind is not None and kind != config.type:
+        raise ConfigError(f"{where}.type: value {config.type!r}; allowed: {kind}, which {given} holds")
+    _check_rate(where, config, folder)
+
+
+def check_tokenizer(where: str, config: BackboneConfig) -> None:
+    """Refuse a tokenizer that is not there, or gives tokens other ids than the one in the folder of the network.
+
+    Raises:
+        ConfigError: field, value, what is there.
+    """
+    if config.tokenizer is None:
+        return
+    field, path = f"{where}.tokenizer: value {config.tokenizer!r}", Path(config.tokenizer)
+    file = path / TOKENIZER if path.is_dir() else path
+    if not file.is_file():
+        why = f"no {TOKENIZER} in it" if path.is_dir() else "no such file or folder"
+        raise ConfigError(f"{field}: {why}{instead(path, _is_tokenizer)}; or train one with `bigssl tokenizer train`")
+    if config.pretrained is not None and (own := Path(config.pretrained) / TOKENIZER).is_file():
+        _same_ids(field, config.pretrained, ids_of(_read(field, file)), ids_of(_read(field, own)))
+
+
+def _same_ids(field: str, pretrained: str, given: dict[str, int], own: dict[str, int]) -> None:
+    """A network has learnt its tokens by their ids; further ones may follow them."""
+    other = [token for token, number in own.items() if given.get(token) != number]
+    if other:
+        token = other[0]
+        now = f"is {given[token]} here" if token in given else "is none here"
+        raise ConfigError(
+            f"{field}: {len(other)} of {len(own)} tokens of {pretrained} have other ids in it ({token!r} is "
+            f"{own[token]} there and {now}), so the network would take them for others; allowed: {pretrained}"
+        )
+
+
+def ids_of(tokenizer: dict[str, Any]) -> dict[str, int]:
+    """Ids by token of the content of a tokenizer.json."""
+    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
+    if isinstance(vocabulary, list):  # Unigram: [token, score]
+        vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+    return vocabulary | {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or []}
+
+
+def _check_rate(where: str, config: BackboneConfig, folder: Path) -> None:
+    """A network of sound has learnt at one rate; nothing else would tell of another."""
+    if config.rate is None or not (folder / PREPROCESSOR).is_file():
+        return
+    rate = _read(f"{where}.pretrained: {PREPROCESSOR}", folder / PREPROCESSOR).get("sampling_rate")
+    if rate not in (None, config.rate):
+        raise ConfigError(f"{where}.rate: value {config.rate}; allowed: {rate}, at which {folder} was trained")
+
+
+def _read(what: str, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{what}: {path} cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{what}: {path} is no JSON object")
+    return found
+
+
+def _is_path(name: str) -> bool:
+    """Whether it is here, or cannot be meant for a hub, whose names are NAME or OWNER/NAME."""
+    first, *rest = name.split("/")
+    return (
+        Path(name).exists() or len(rest) > 1 or name.endswith("/") or first in ("", "runs") or first[0] in ".~"
+        or (bool(rest) and Path(first).is_dir())
+    )  # fmt: skip
+
+
+def _tilde(name: str) -> str:
+    return f" (~ is not expanded here; write {Path(name).expanduser()})" if name.startswith("~/") else ""
+
+
+def _is_network(path: Path) -> bool:
+    return (path / CONFIG).is_file() and _has_weights(path)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) is not None for pattern in WEIGHTS)
+
+
+def _is_tokenizer(path: Path) -> bool:
+    return path.is_file() and path.name.startswith("tokenizer") and path.suffix == ".json" and path.name != (
+        "tokenizer_config.json"
+    )

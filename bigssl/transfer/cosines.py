@@ -1,0 +1,73 @@
+"""Rows of which cosines are taken, from each of which the mean of a bank is taken first: of a matrix of features here, of
+texts in `bigssl.transfer.bags`. Both come in pieces, and neither need fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bigssl.transfer.matrix import Matrix
+
+
+class Piece(Protocol):
+    """Some rows. blank: bool [m], those that point nowhere: all others are equally far from them."""
+
+    @property
+    def blank(self) -> Tensor: ...
+
+    def cosines(self, other: Any) -> Tensor:
+        """float32 [m, n], with the rows of another piece of the same kind; 0 with blank ones."""
+        ...
+
+    def __getitem__(self, rows: list[int]) -> Piece: ...
+
+
+class Rows(Protocol):
+    def __len__(self) -> int: ...
+
+    def pieces(self, rows: range | None = None) -> Iterator[tuple[range, Piece]]:
+        """(row numbers, these rows), of all or of contiguous `rows`, in order."""
+        ...
+
+
+def unit(features: Tensor) -> Tensor:
+    """Rows [N, D] at length 1, float32; rows of zeros stay."""
+    return F.normalize(features.float(), dim=1)
+
+
+@dataclass(frozen=True)
+class DenseRows:
+    """directions: float32 [m, D], of unit length or zero."""
+
+    directions: Tensor
+
+    @property
+    def blank(self) -> Tensor:
+        return ~self.directions.any(dim=1).cpu()
+
+    def cosines(self, other: DenseRows) -> Tensor:
+        return self.directions @ other.directions.T
+
+    def __getitem__(self, rows: list[int]) -> DenseRows:
+        return DenseRows(self.directions[rows])
+
+
+@dataclass(frozen=True)
+class Centred:
+    """A matrix [N, D] without the `mean` [D], computed on `device`."""
+
+    matrix: Matrix
+    mean: Tensor
+    device: str | torch.device = "cpu"
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def pieces(self, rows: range | None = None) -> Iterator[tuple[range, DenseRows]]:
+        for numbers, piece in self.matrix.pieces(rows):
+            yield numbers, DenseRows(unit(piece - self.mean).to(self.device))

@@ -1,0 +1,52 @@
+"""Raw samples as vectors, baselines that have learnt nothing: by what they are in words, of collated views [B, ...].
+
+Where two are sensible there are both, and the better one counts: with values as they are, a channel of large scale or the
+loudness of a sound may be all that a cosine sees; at equal scale, what level and loudness tell is lost.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bigssl.nets.pool import normalise_sound
+
+SIDE = 64  # pixels a side at most of pictures
+WIDTH = 4096  # values at most of a series
+WINDOW = 512  # samples of sound whose spectrum is taken at once
+PIXELS = "raw pixels"
+
+
+def pixels(pictures: Tensor) -> dict[str, Tensor]:
+    """Of uint8 [B, 3, H, W]: uint8 [B, 3·H·W], at most SIDE pixels a side (means of areas)."""
+    if max(pictures.shape[-2:]) > SIDE:
+        pictures = F.adaptive_avg_pool2d(pictures.float(), SIDE).round_().to(torch.uint8)
+    return {PIXELS: pictures.flatten(1)}
+
+
+def values(series: Tensor, observed: Tensor, parts: int) -> dict[str, Tensor]:
+    """Of float32 [B, T, C] and bool [B, T, C], false where nothing was observed: float32 [B, C · parts], channel by
+    channel, a long series as means of its parts; as they are, and with each channel of each series at mean 0 and
+    variance 1 (0 where nothing was observed)."""
+    seen = observed.float()
+    count = seen.sum(1, keepdim=True).clamp(min=1)
+    off = (series - (series * seen).sum(1, keepdim=True) / count) * seen
+    scale = (off.square().sum(1, keepdim=True) / count).sqrt()
+    varies = scale > 1e-6 * series.abs().amax(1, keepdim=True)  # more than rounding makes of a constant
+    equal = torch.where(varies, off / scale.clamp(min=1e-30), 0.0)
+    return {name: F.adaptive_avg_pool1d(each.transpose(1, 2), parts).flatten(1)
+            for name, each in (("raw values", series), ("raw values at equal scale", equal))}  # fmt: skip
+
+
+def spectra(sounds: Tensor, heard: Tensor) -> dict[str, Tensor]:
+    """Of float32 [B, T] and int64 [B, T], 0 in the silence that fills a sound up: float32 [B, N], the log of the mean
+    power at each frequency; as loud as they are, and equally loud."""
+    found = {"log power spectrum": sounds, "log power spectrum at equal loudness": normalise_sound(sounds, heard)}
+    return {name: _log_power(each) for name, each in found.items()}
+
+
+def _log_power(sounds: Tensor) -> Tensor:
+    window = torch.hann_window(WINDOW, device=sounds.device)
+    spectrum = torch.stft(sounds, WINDOW, window=window, pad_mode="constant", return_complex=True)
+    return (spectrum.abs().square().mean(-1) + torch.finfo(torch.float32).eps).log()

@@ -1,0 +1,470 @@
+"""A recipe that its data or its folders do not fit is refused before anything starts: by `config check`, `plan` and a
+run alike, in one line that names the field."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from bigssl.cli.main import main
+from bigssl.cli.recipes import model
+from bigssl.config.errors import ConfigError
+from bigssl.config.recipe import BackboneConfig, load_recipe
+from bigssl.data.kinds import decode
+from bigssl.data.kinds.text import load_tokenizer
+from bigssl.data.loading.loader import make_loader
+from bigssl.data.tools.pack import pack
+from bigssl.data.tools.sources import Item
+from bigssl.engine.plan import passes, preflight
+from bigssl.engine.plan.look import Looked
+from bigssl.nets.towers import Tower
+from bigssl.objectives import base
+from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, tower
+from bigssl.objectives.simclr import Simclr
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "bigssl" / "demo"
+RESNET = {"type": "resnet", "size": 16, "config": {
+    "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}}  # fmt: skip
+BERT = {"type": "bert", "tokenizer": str(DEMO / "tokenizer.json"), "length": 16, "config": {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}}  # fmt: skip
+SERIES = {"type": "patchtst", "length": 16, "channels": 1, "config": {
+    "d_model": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16, "patch_length": 4,
+    "patch_stride": 4}}  # fmt: skip
+TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "simclr": ({"hidden": 16, "dim": 8}, {"image": RESNET}),
+    "mlm": ({}, {"text": BERT}),
+    "clip": ({"dim": 8}, {"image": RESNET, "text": BERT}),
+    "forecast": ({}, {"net": SERIES}),
+}
+Fields = Mapping[str, bytes]
+Refuse = Callable[..., list[str]]
+
+
+class Forecast(Objective):
+    """Over series: no task of ours has any yet."""
+
+    class Config(ObjectiveConfig):
+        backbone: str = "net"
+
+    preset: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: Any, towers: Mapping[str, Tower]) -> None:
+        super().__init__()
+        self.config, self.backbone = config, tower(towers, config.backbone, "objective.backbone", "series")
+
+    def sources(self) -> list[str]:
+        return [self.config.source]
+
+    def prepare(self, sample: Any, rng: Any, more: Any) -> dict[str, Any]:
+        return {"series": decode.series(decode.field(sample, ("npy",)))}
+
+    def forward(self, batch: Any, at: Any) -> Losses:
+        return Losses(self.backbone.features(batch).square().mean(), 1.0)
+
+
+def picture(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def series(steps: int, channels: int) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.random.default_rng(0).standard_normal((steps, channels), np.float32))
+    return buffer.getvalue()
+
+
+CHINESE = "这家店的菜很好吃而且服务员态度也很热情下次还会再来希望价格能便宜一点".encode()
+KINDS: dict[str, Callable[[int], Fields]] = {
+    "pictures": lambda n: {"png": picture(n), "json": json.dumps({"label": "ab"[n % 2], "item": str(n)}).encode()},
+    "texts": lambda n: {"txt": b"a cat sits on the mat and looks at a dog number %d" % n},
+    "reviews": lambda n: {"json": json.dumps({"review": f"a cat {n}"}).encode()},
+    "chinese": lambda n: {"txt": CHINESE},
+    "half": lambda n: {"txt": b"the cat sits here " + CHINESE[:15]},
+    "captioned": lambda n: {"png": picture(n), "txt": b"a cat"},
+    "narrow": lambda n: {"npy": series(16, 1)},
+    "wide": lambda n: {"npy": series(16, 3)},
+    "short": lambda n: {"npy": series(12, 1)},
+    "damaged": lambda n: {"png": b"no picture"},
+    "one damaged": lambda n: {"png": picture(n) if n else b"no picture"},
+    "several sizes": lambda n: {"npy": series(16 + n, 1)},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of eight samples of each kind, in shards of two, by its name."""
+    root = tmp_path_factory.mktemp("data")
+    for kind, fields in KINDS.items():
+        items = [Item(f"k{n}", f"k{n}", lambda n=n, fields=fields: fields(n)) for n in range(8)]  # type: ignore[misc]
+        pack(items, root / kind, name="x", shard_size=2)
+    return root
+
+
+@pytest.fixture
+def recipe(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """`recipe(task, kind, **sections)` -> a file."""
+    monkeypatch.chdir(ROOT)
+    real = base.discover()
+    monkeypatch.setattr(base, "discover", lambda: {**real, "forecast": Forecast})
+
+    def make(task: str, kind: str, **sections: Any) -> Path:
+        objective, backbones = TASKS[task]
+        source = {"url": str(data / kind)}
+        values: dict[str, Any] = {
+            "name": "tiny", "steps": 4, "precision": "fp32", "out": str(tmp_path / "run"), "batch": {"size": 4},
+            "objective": {"name": task, "source": "it", **objective}, "backbones": backbones,
+            "optim": {"schedule": "constant"},
+            "data": {"workers": 0, "sources": {"it": sections.pop("source", source)}, **sections.pop("data", {})},
+        }  # fmt: skip
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(values | sections))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refuse:
+    """`refused(path)`: the lines with which all three refuse it."""
+
+    def refuse(path: Path, *overrides: str) -> list[str]:
+        assert main(["config", "check", str(path), *overrides]) == 2
+        out, err = capsys.readouterr()
+        lines = [line.removeprefix("bigssl: ") for line in err.splitlines()]
+        assert not out and "Traceback" not in err
+        with pytest.raises(ConfigError) as caught:
+            preflight.plan(load_recipe(path, list(overrides), model()), 1)
+        assert set(str(caught.value).splitlines()) <= set(lines)
+        capsys.readouterr()
+        assert main(["plan", "--config", str(path), "--world", "1", *overrides]) == 1
+        shown = capsys.readouterr().out.splitlines()
+        assert shown[0].startswith(f"1 ranks on 1 nodes: would fail: {len(lines)} reasons")
+        assert {line.removeprefix("FAILS: ") for line in shown[1 : 1 + len(lines)]} == set(lines)
+        return lines
+
+    return refuse
+
+
+def fits(capsys: pytest.CaptureFixture[str], path: Path, *overrides: str) -> tuple[str, str]:
+    """What `config check` says of one that all three take: stdout, stderr."""
+    assert main(["plan", "--config", str(path), "--world", "1", *overrides]) == 0, capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("1 ranks on 1 nodes: passes")
+    assert main(["config", "check", str(path), *overrides]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("fits: 1 ranks x 1 passes x ") and out.count("\n") == 1
+    return out, err
+
+
+OBSTACLES: dict[str, tuple[str, str, dict[str, Any], list[str]]] = {
+    "pictures wanted": ("simclr", "texts", {}, ["data.sources.it.url: value '", "/texts': shard x-0", "sample 'k",
+                        "no field jpg or jpeg", "it has txt; objective (simclr), which reads it, takes pictures"]),
+    "texts wanted": ("mlm", "pictures", {}, ["data.sources.it.url: ", "json is no document but an object with item",
+                     "objective (mlm), which reads it, takes tokens"]),
+    "no caption": ("clip", "pictures", {}, ["data.sources.it.url: ", "json is no document", "(clip), which reads it"]),
+    "no picture": ("clip", "texts", {}, ["data.sources.it.url: ", "no field jpg", "takes pictures and tokens"]),
+    "another field of the json": ("mlm", "reviews", {}, ["data.sources.it.url: ", "an object with review; allowed"]),
+    "one channel": ("simclr", "pictures", {"backbones": {"image": RESNET | {
+                    "config": {**RESNET["config"], "num_channels": 1}}}},  # type: ignore[dict-item]
+                    ["backbones.image.config.num_channels: value 1; allowed: 3"]),
+    "a tokenizer of another language": ("mlm", "chinese", {}, ["backbones.text.tokenizer: value '", "tokenizer.json'",
+                                        "are [UNK], unknown to it", "in data.sources.it.url", "`bigssl tokenizer"]),
+    "more channels": ("forecast", "wide", {}, ["objective (forecast), over backbones.net: takes no series "
+                      "float32[16, 3], as made of data.sources.it: ", "[16, 3]; this network takes [16, 1]"]),
+    "fewer steps": ("forecast", "short", {}, ["backbones.net: takes no series float32[12, 1]", "data.sources.it"]),
+    "as many shapes as samples": ("forecast", "several sizes", {}, ["data.sources.it: ", "it.series differs within"]),
+    "undecodable": ("simclr", "damaged", {}, ["data.sources.it.url: ", "undecodable image of 10 bytes"]),
+    "all of them undecodable": ("simclr", "damaged", {"data": {"on_error": "skip"}}, ["undecodable image"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_what_the_data_does_not_fit_is_refused_by_all_three(
+    obstacle: str, recipe: Callable[..., Path], refused: Refuse
+) -> None:
+    task, kind, sections, words = OBSTACLES[obstacle]
+    (line,) = refused(recipe(task, kind, **sections))
+    for word in words:
+        assert word in line, line
+
+
+@pytest.mark.parametrize("task, kind", [("simclr", "pictures"), ("mlm", "texts"), ("clip", "captioned"),
+                                        ("mlm", "captioned"), ("forecast", "narrow")])  # fmt: skip
+@pytest.mark.parametrize("stage", [1, 3])
+def test_what_fits_is_taken(task: str, kind: str, stage: int, recipe: Callable[..., Path], capsys: Any) -> None:
+    out, err = fits(capsys, recipe(task, kind), f"zero.stage={stage}")
+    assert "samples a step: 4 of the 8 of it" in out and not err
+
+
+def test_every_dataset_of_a_mixture_is_looked_at(recipe: Callable[..., Path], refused: Refuse, data: Path) -> None:
+    kinds = {"a": "pictures", "b": "texts", "c": "damaged"}
+    mix = {"mix": {name: {"url": str(data / kind), "weight": 1} for name, kind in kinds.items()}}
+    lines = refused(recipe("simclr", "", source=mix, steps=20))
+    assert [line.partition(": ")[0] for line in lines] == ["data.sources.it.mix.b.url", "data.sources.it.mix.c.url"]
+
+
+def test_the_part_of_a_joint_task_that_fails_is_named(recipe: Callable[..., Path], refused: Refuse, data: Path) -> None:
+    parts = {"views": {"name": "simclr", "source": "it", "hidden": 16, "dim": 8},
+             "words": {"name": "mlm", "source": "it"}, "others": {"name": "mlm", "source": "other"}}  # fmt: skip
+    sources = {"it": {"url": str(data / "pictures")}, "other": {"url": str(data / "damaged")}}
+    path = recipe("clip", "", objective={"name": "joint", "parts": parts}, data={"sources": sources})
+    lines = refused(path)
+    assert len(lines) == 2  # of both sources, at once
+    assert "data.sources.it.url: " in lines[0] and "objective.parts.words (mlm), which reads it" in lines[0]
+    assert "data.sources.other.url: " in lines[1] and "objective.parts.others (mlm)" in lines[1]
+
+
+def test_a_bad_sample_is_passed_over_where_training_does(
+    recipe: Callable[..., Path], refused: Refuse, capsys: Any
+) -> None:
+    """The bad one is looked at whatever the order: all eight samples are."""
+    path = recipe("simclr", "one damaged", data={"on_error": "skip"})
+    fits(capsys, path)
+    looked = load_recipe(path, ["data.on_error=raise"], model())
+    seeds = [seed for seed in range(20) if refuses(looked.model_copy(update={"seed": seed}))]
+    assert 0 < len(seeds) < 20  # one sample in eight, four of which are looked at
+    (line,) = refused(path, "data.on_error=raise", f"seed={seeds[0]}")
+    assert "sample 'k0': undecodable image" in line
+
+
+def refuses(recipe: Any) -> bool:
+    try:
+        preflight.plan(recipe, 1)
+    except ConfigError:
+        return True
+    return False
+
+
+def test_a_tokenizer_that_knows_some_words_is_warned_of(recipe: Callable[..., Path], capsys: Any) -> None:
+    path = recipe("mlm", "half")
+    _, err = fits(capsys, path)
+    assert err.startswith("bigssl: warning: backbones.text.tokenizer: value ") and "are [UNK]" in err
+    main(["plan", "--config", str(path), "--world", "1"])
+    assert "\nwarning: backbones.text.tokenizer: value " in capsys.readouterr().out
+
+
+def test_a_task_that_raises_is_one_line(
+    recipe: Callable[..., Path], refused: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Forecast, "prepare", lambda *_: {}["nothing"])
+    (line,) = refused(recipe("forecast", "narrow"))
+    assert "data.sources.it.url: " in line and "KeyError: 'nothing' (test_look.py, line " in line
+
+
+def test_what_shapes_cannot_tell_is_tried_with_numbers(
+    recipe: Callable[..., Path], refused: Refuse, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def curious(self: Forecast, batch: Any, at: Any) -> Losses:
+        assert self.backbone.features(batch).square().mean().item() > 0
+        return Losses(torch.zeros([]), 1.0)
+
+    monkeypatch.setattr(Forecast, "forward", curious)
+    assert fits(capsys, recipe("forecast", "narrow"))[1] == ""
+    (line,) = refused(recipe("forecast", "wide"))
+    assert "this network takes [16, 1]" in line
+    monkeypatch.setattr(passes, "NUMBERS", 0)
+    _, err = fits(capsys, recipe("forecast", "wide"))
+    assert "warning: backbones: no pass on shapes is possible" in err
+
+
+def started(path: Path) -> tuple[dict[str, torch.Tensor], list[Any], dict[str, torch.Tensor]]:
+    """Weights and statistics, generators, and the first batch, once a run is about to start."""
+    random.seed(1)
+    np.random.seed(1)
+    plan = preflight.plan(load_recipe(path, [], model()), 1)
+    generators = [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]
+    loader = make_loader(
+        plan.streams, plan.sizes, plan.objective.prepare, plan.objective.assemble, seed=0, rank=0, world=1, accum=1,
+        workers=0, start_step=0, stop_step=1, device_pin=False,
+    )  # fmt: skip
+    return dict(plan.objective.state_dict()), generators, next(iter(loader)).data
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_a_look_leaves_nothing_behind(
+    numbers: bool, recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, BatchNorm's statistics, generators and the first batch are those of a run at which nobody looked, also
+    of a task that draws where it should not."""
+    path, calls, prepare = recipe("simclr", "pictures"), list[str](), Simclr.prepare
+
+    def drawing(self: Simclr, *arguments: Any) -> dict[str, Any]:
+        calls.append(f"{torch.rand(1)} {np.random.random()} {random.random()}")
+        return prepare(self, *arguments)
+
+    monkeypatch.setattr(Simclr, "prepare", drawing)
+    if numbers:
+        monkeypatch.setattr(passes, "without_numbers", lambda *_: 1 / 0)
+    seen, at_the_look = started(path), calls[:4]
+    monkeypatch.setattr(passes, "look", lambda *_: Looked())
+    calls.clear()
+    unseen = started(path)
+    assert at_the_look == calls[:4] and len(calls) == 4  # it did draw, and what is drawn now is what was drawn then
+    assert seen[1] == unseen[1]
+    for mine, theirs in ((seen[0], unseen[0]), (seen[2], unseen[2])):
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_command_is_not_started(recipe: Callable[..., Path], data: Path, tmp_path: Path, capsys: Any) -> None:
+    shard, mark = next((data / "pictures").glob("*.tar")), tmp_path / "started"
+    source = {"url": f"pipe:touch {mark}; cat {shard}", "sequential": True, "samples": 2}
+    _, err = fits(capsys, recipe("simclr", "", source=source, batch={"size": 2}))
+    assert "data.sources.it.url: a command, which the run alone starts: nothing of what it gives was looked at" in err
+    assert not mark.exists()
+
+
+def test_tars_without_an_index_are_looked_at_from_the_front(
+    recipe: Callable[..., Path], data: Path, refused: Refuse
+) -> None:
+    shard = next((data / "texts").glob("*.tar"))
+    path = recipe("simclr", "", source={"url": str(shard), "sequential": True, "samples": 2}, batch={"size": 2})
+    assert "no field jpg" in [line for line in refused(path) if "has no index" not in line][0]
+
+
+# --- folders
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `runs/x/export/image` and `/text`, as a run leaves them."""
+    root = tmp_path_factory.mktemp("exports")
+    text = load_tokenizer(DEMO / "tokenizer.json")
+    for name, section, tokenizer in (("image", RESNET, None), ("text", BERT, text)):
+        network = Tower(name, BackboneConfig(**section), tokenizer)  # type: ignore[arg-type]
+        network.model.save_pretrained(root / "runs" / "x" / "export" / name)
+    text.save_pretrained(root / "runs" / "x" / "export" / "text")
+    return root
+
+
+def loaded(kind: str, folder: Path | str, **fields: Any) -> dict[str, Any]:
+    name, section = {"image": ("image", RESNET), "text": ("text", BERT)}[kind]
+    kept = {key: value for key, value in section.items() if key != "config"}
+    return {"backbones": {name: kept | {"pretrained": str(folder)} | fields}}
+
+
+def test_a_folder_in_place_of_a_network_is_answered_with_those_there(
+    recipe: Callable[..., Path], refused: Refuse, exported: Path, capsys: Any
+) -> None:
+    x = exported / "runs" / "x"
+    both = f"; allowed: {x}/export/image, {x}/export/text"
+    for wrong, why, answer in (
+        (x / "export", "no config.json in it", both),
+        (x, "no config.json in it", both),
+        (x / "export" / "imagee", "no folder of this name", f"{both}; nearest: {x}/export/image"),
+        (exported / "runs" / "y" / "export" / "image", "no folder of this name", f"{both}; nearest: {x}/export/image"),
+        (x / "exports" / "text", "no folder of this name", f"{both}; nearest: {x}/export/text"),
+        (x / "export" / "text" / "config.json", "no folder of this name", f"; allowed: {x}/export/text"),
+    ):
+        (line,) = refused(recipe("simclr", "pictures", **loaded("image", wrong)))
+        assert line == f"backbones.image.pretrained: value '{wrong}': {why}{answer}"
+    fits(capsys, recipe("simclr", "pictures", **loaded("image", x / "export" / "image")))
+    fits(capsys, recipe("mlm", "texts", **loaded("text", x / "export" / "text")))
+
+
+def test_a_path_that_is_missing_asks_no_hub(
+    recipe: Callable[..., Path], refused: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: pytest.fail("asked"))
+    for name in ("runs/gone/export/image", "./gone", "~/gone", "/gone", "a/b/c", "gone/", "bigssl/gone"):
+        (line,) = refused(recipe("simclr", "pictures", **loaded("image", name)))
+        assert line.startswith(f"backbones.image.pretrained: value {name!r}: no folder of this name")
+
+
+def test_a_name_of_a_hub_is_asked_of_it(
+    recipe: Callable[..., Path], refused: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name, **_: asked.append(name) or 1 / 0)
+    for name in ("resnet-18", "microsoft/resnet-18"):
+        assert "division by zero" in refused(recipe("simclr", "pictures", **loaded("image", name)))[0]
+        assert set(asked) == {name}
+        asked.clear()
+
+
+def test_what_a_folder_holds_has_to_be_what_the_recipe_says(
+    recipe: Callable[..., Path], refused: Refuse, exported: Path, tmp_path: Path
+) -> None:
+    export = exported / "runs" / "x" / "export"
+    for task, kind, section, said in (
+        ("simclr", "pictures", loaded("image", export / "image", type="convnext"),
+         f"backbones.image.type: value 'convnext'; allowed: resnet, which {export}/image holds"),
+        ("simclr", "pictures", loaded("image", export / "text"),
+         f"backbones.image.type: value 'resnet'; allowed: bert, which {export}/text holds"),
+        ("mlm", "texts", loaded("text", export / "text", type="roberta"),
+         f"backbones.text.type: value 'roberta'; allowed: bert, which {export}/text holds"),
+        ("mlm", "texts", loaded("text", export / "text", tokenizer=str(DEMO / "tokenizer-prose.json")),
+         "have other ids in it ('"),
+        ("mlm", "texts", loaded("text", export / "text", tokenizer=str(DEMO / "tokenizer.jso")), "; nearest: "),
+        ("mlm", "texts", {"backbones": {"text": BERT | {"tokenizer": str(DEMO / "tokenizre.json")}}},
+         f"no such file or folder; allowed: {DEMO}/tokenizer-prose.json, {DEMO}/tokenizer.json; nearest: {DEMO}/"
+         "tokenizer.json; or train one with `bigssl tokenizer train`"),
+    ):  # fmt: skip
+        (line,) = refused(recipe(task, kind, **section))
+        assert said in line
+    for gone, said in (("model.safetensors", "it has a config.json, but no weights"),
+                       ("config.json", "no config.json in it")):  # fmt: skip
+        copy = tmp_path / gone
+        shutil.copytree(export / "image", copy)
+        (copy / gone).unlink()
+        (line,) = refused(recipe("simclr", "pictures", **loaded("image", copy)))
+        assert line.startswith(f"backbones.image.pretrained: value '{copy}': {said}")
+
+
+def test_a_parent_of_datasets_is_answered_with_them(
+    recipe: Callable[..., Path], refused: Refuse, data: Path, tmp_path: Path
+) -> None:
+    parent = tmp_path / "parent"
+    for part in ("train", "val"):
+        shutil.copytree(data / "pictures", parent / part)
+    both = f"; allowed: {parent}/train, {parent}/val"
+    knn = {"task": "knn", "label": "label", "k": 1}
+    for url, more in ((parent, ""), (parent / "trian", f"; nearest: {parent}/train"),
+                      (parent / "tests" / "x", "; nearest: ")):  # fmt: skip
+        (line,) = refused(recipe("simclr", "", source={"url": str(url)}))
+        assert line.startswith(f"data.sources.it.url: value '{url}': ") and both + more in line
+        section = {"near": knn | {"bank": str(url), "queries": str(parent / "val")}}
+        (line,) = refused(recipe("simclr", "pictures", evaluate=section))
+        assert line.startswith(f"evaluate.near.bank: value '{url}': ") and both + more in line
+
+
+# --- what is judged
+
+
+@pytest.mark.parametrize(("kind", "field", "words"), [
+    ("texts", "queries", ["evaluate.near.queries: value '", "has txt; allowed: shards with jpg"]),
+    ("texts", "bank", ["evaluate.near.bank: value '", "has txt; allowed: shards with jpg"]),
+    ("captioned", "queries", ["evaluate.near.queries: value '", "no field json"]),
+    ("labelled, damaged", "bank", ["evaluate.near.bank: value '", "sample 'k5': undecodable image"]),
+    ("unlabelled in part", "queries", ["evaluate.near.label: value 'label' is not in the metadata", "(sample k4)"]),
+])  # fmt: skip
+@pytest.mark.parametrize("section", ["evaluate", "probe"])
+def test_what_cannot_be_judged_is_refused(
+    kind: str, field: str, words: list[str], section: str, recipe: Callable[..., Path], refused: Refuse, data: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Of samples from all over the dataset, not of its first alone."""
+    make = {"labelled, damaged": lambda n: KINDS["pictures"](n) | ({"png": b"no picture"} if n > 4 else {}),
+            "unlabelled in part": lambda n: KINDS["pictures"](n) | ({"json": b"{}"} if n > 3 else {})}  # fmt: skip
+    folder = data / kind
+    if kind in make:
+        folder = tmp_path / "made"
+        pack([Item(f"k{n}", f"k{n}", lambda n=n: make[kind](n)) for n in range(8)], folder, name="y", shard_size=2)
+    near = {"task": "knn", "label": "label", "k": 1, "bank": str(data / "pictures"), "queries": str(data / "pictures")}
+    extra = {"every": 1} if section == "probe" else {}
+    sections = {section: {"near": near | {field: str(folder)}, **extra}}
+    (line,) = [each for each in refused(recipe("simclr", "one damaged", data={"on_error": "skip"}, **sections))
+               if "trained on" not in each]  # fmt: skip
+    for word in words:
+        assert word.replace("evaluate", section) in line, line

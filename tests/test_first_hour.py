@@ -1,0 +1,145 @@
+"""The commands of README's "Your own data in four commands", as they stand there, typed by a newcomer who has such data:
+from nothing to a scorecard, or to an early no that helps."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw
+from transformers import AutoModel, AutoTokenizer
+
+from bigssl.exits import DONE, REFUSED
+
+ROOT = Path(__file__).parents[1]
+SIDE = 24  # pixels
+SHAPES: dict[str, Callable[..., Any]] = {
+    "circles": lambda on, box, colour: on.ellipse(box, fill=colour),
+    "squares": lambda on, box, colour: on.rectangle(box, fill=colour),
+    "lines": lambda on, box, colour: on.line(box, fill=colour, width=3),
+}
+
+
+def journey(first: str) -> list[str]:
+    """The commands of the block that begins with `first`."""
+    text = (ROOT / "README.md").read_text()
+    (part,) = re.findall(r"^## Your own data in four commands\n(.*?)(?=^## )", text, flags=re.M | re.S)
+    blocks = re.findall(r"^```bash\n(.*?)^```", part, flags=re.M | re.S)
+    assert len(blocks) == 4 and all(block.count("\n") <= 4 for block in blocks)
+    (found,) = [block for block in blocks if block.startswith(first)]
+    return found.splitlines()  # type: ignore[no-any-return]
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def walk(commands: list[str], folder: Path) -> list[Answer]:
+    """What each command answered, typed one after the other in `folder`."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    answers = []
+    for command in commands:
+        done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr, f"{command}\n{done.stderr[-3000:]}"
+        answers.append(Answer(done.returncode, done.stdout, done.stderr))
+    return answers
+
+
+def scored(answers: list[Answer], run: Path) -> dict[str, Any]:
+    """The tasks of the scorecard that a journey ended with, which it printed as a table."""
+    for answer in answers:
+        assert answer.code == DONE, answer.err
+    said = answers[-1].out
+    assert re.search(r"^task +chance +blind +random net +raw +trained +verdict$", said, flags=re.M), said
+    tasks: dict[str, Any] = json.loads((run / "scorecard.json").read_text())["tasks"]
+    for task in tasks.values():
+        (line,) = [line for line in said.splitlines() if line.startswith(f"{task['title']}  ")]
+        assert task["verdict"] in line and task["queries"] >= 10
+        if task["unit"] == "share":
+            shown = [f"{100 * task[name]:.1f} %" for name in ("random_net", "raw", "trained")]
+            assert re.search(" +".join(map(re.escape, shown)), line), (shown, line)
+    assert f"report: runs/{run.name}/report.html" in said and (run / "report.html").stat().st_size > 9999
+    return tasks
+
+
+def picture(shape: str, draw: random.Random) -> Image.Image:
+    image = Image.new("RGB", (SIDE, SIDE), tuple(draw.randrange(180, 256) for _ in range(3)))
+    left, top, size = draw.randrange(2, 8), draw.randrange(2, 8), draw.randrange(9, 14)
+    colour = tuple(draw.randrange(150) for _ in range(3))
+    SHAPES[shape](ImageDraw.Draw(image), (left, top, left + size, top + size), colour)
+    return image
+
+
+def test_pictures_in_class_folders(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    for number in range(90):
+        shape = list(SHAPES)[number % 3]
+        (tmp_path / "photos" / shape).mkdir(parents=True, exist_ok=True)
+        picture(shape, draw).save(tmp_path / "photos" / shape / f"IMG {number:04d}.jpg")
+    answers = walk(journey("bigssl init simclr photos"), tmp_path)
+    tasks = scored(answers, tmp_path / "runs" / "photos-simclr")
+    assert tasks["knn"]["classes"] == 3 and tasks["knn"]["bank"] + tasks["knn"]["queries"] == 90
+    assert "3 classes" in answers[0].out + answers[0].err
+    network = AutoModel.from_pretrained(tmp_path / "runs" / "photos-simclr" / "export" / "image")
+    assert network.config.model_type in (tmp_path / "photos-simclr.yaml").read_text()
+
+
+def test_a_table_of_pictures_and_classes(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    (tmp_path / "shop" / "images").mkdir(parents=True)
+    with (tmp_path / "shop" / "items.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "file", "price", "kind"])
+        for number in range(72):
+            shape = list(SHAPES)[number % 3]
+            picture(shape, draw).save(tmp_path / "shop" / "images" / f"{number}.png")
+            table.writerow([number, f"images/{number}.png", draw.randrange(1, 99), shape])
+    tasks = scored(walk(journey("bigssl init byol shop"), tmp_path), tmp_path / "runs" / "items-byol")
+    assert tasks["knn"]["classes"] == 3 and tasks["knn"]["bank"] + tasks["knn"]["queries"] == 72
+
+
+def test_chinese_texts(tmp_path: Path) -> None:
+    draw = random.Random(2)
+    what = ["房间", "早餐", "服务", "位置", "价格", "前台"]
+    how = {"好": ["很干净", "特别热情", "让人满意", "非常方便"], "差": ["又脏又旧", "特别冷淡", "让人失望", "太不方便"]}
+    with (tmp_path / "reviews.jsonl").open("w") as file:
+        for number in range(160):
+            label = list(how)[number % 2]
+            parts = [draw.choice(["这家的", "我们的", "他们的", ""]) + draw.choice(what) + draw.choice(how[label])
+                     for _ in range(draw.randrange(2, 5))]  # fmt: skip
+            line = {"id": number, "review": "，".join(parts) + "。", "label": label}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    answers = walk(journey("bigssl init mlm reviews"), tmp_path)
+    tasks = scored(answers, tmp_path / "runs" / "reviews-mlm")
+    assert tasks["language"]["trained"] < tasks["language"]["blind"] < tasks["language"]["random_net"]
+    assert tasks["knn"]["classes"] == 2 and tasks["knn"]["raw"] > 0.6
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "runs" / "reviews-mlm" / "export" / "text")
+    assert tokenizer.unk_token_id not in tokenizer("早餐让人失望，前台特别热情。")["input_ids"]
+
+
+def test_a_table_of_sensors_meets_an_early_no(tmp_path: Path) -> None:
+    with (tmp_path / "sensors.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["time", "temperature", "load"])
+        for minute in range(3000):
+            time = f"2024-01-{1 + minute // 1440:02d} {minute // 60 % 24:02d}:{minute % 60:02d}"
+            table.writerow([time, f"{20 + 5 * math.sin(minute / 50):.3f}", f"{abs(math.cos(minute / 90)):.3f}"])
+    packed, stats, refused = walk(journey("bigssl shards pack sensors"), tmp_path)
+    assert packed.code == stats.code == DONE and "no row on both sides" in packed.out + packed.err
+    assert "sensors/train: 29 samples" in packed.out and "spread" in stats.out
+    (line,) = refused.err.splitlines()
+    assert refused.code == REFUSED and "series (steps 96, channels 2)" in line
+    assert "no objective takes series yet" in line and "docs/extend.md" in line
+    assert not list(tmp_path.glob("*.yaml")) and not (tmp_path / "runs").exists()
