@@ -27,6 +27,7 @@ from transformers import BertConfig, PreTrainedModel
 
 from bigssl import distributed
 from bigssl.engine import zero
+from bigssl.engine.launcher import free_port
 from bigssl.engine.plan.memory import construction
 from bigssl.nets import build
 
@@ -89,7 +90,7 @@ def measure(rank: int, way: str, layers: int, width: int, port: str, folder: str
 def cell(way: str, layers: int, width: int) -> list[dict[str, Any]]:
     """One row a rank, from processes of their own."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(measure, (way, layers, width, distributed.free_port(), folder), nprocs=RANKS)
+        mp.spawn(measure, (way, layers, width, free_port(), folder), nprocs=RANKS)
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(RANKS)]
 
 

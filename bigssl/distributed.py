@@ -6,7 +6,6 @@ batch, so that averaging parameter gradients over ranks (what DDP and DeepSpeed 
 
 from __future__ import annotations
 
-import socket
 from typing import Any, TypeVar
 
 import torch
@@ -19,13 +18,6 @@ T = TypeVar("T")
 
 class NoMeeting(RuntimeError):
     """This rank cannot reach the others. The message says what to set."""
-
-
-def free_port() -> str:
-    """A port of this machine on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def active() -> bool:

@@ -1,7 +1,7 @@
-"""Pretrain: `deepspeed bigssl/train.py --config launch/recipes/demo.yaml [a.b=c ...]`.
+"""A rank of a run: `bigssl train launch/recipes/demo.yaml [a.b=c ...]` starts it, or on a cluster
+`deepspeed bigssl/train.py --config launch/recipes/demo.yaml [a.b=c ...]`.
 
-The same command again resumes. Exit codes: 0 done, 1 failed, 2 the recipe cannot be run, 75 preempted after a
-checkpoint.
+The same command again resumes. Exit codes: `bigssl/exits.py`.
 """
 
 from __future__ import annotations
@@ -21,24 +21,34 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes are
 # a step of the demo a third longer on 2 cores. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from bigssl.engine import stopping  # noqa: E402
+
+ATTENTION: stopping.Attention | None = None
+if __name__ == "__main__":  # before the seconds that the other imports take
+    stopping.keep_speaking()
+    ATTENTION = stopping.Attention()
+    ATTENTION.start()
+
 import torch  # noqa: E402
 from cyclopts import Parameter  # noqa: E402
 from safetensors import SafetensorError  # noqa: E402
+from torch import Tensor  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
-from bigssl import distributed  # noqa: E402
-from bigssl.cli.app import called, new_app  # noqa: E402
+from bigssl import distributed, exits  # noqa: E402
+from bigssl.cli.app import Change, called, fields_of, new_app  # noqa: E402
 from bigssl.config.errors import ConfigError, say  # noqa: E402
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, zero  # noqa: E402
-from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
+from bigssl.engine.checkpoint import CheckpointError, NotSaved  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
+from bigssl.objectives.exported import rest_of_objective  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
 from bigssl.transfer.discovery import evaluation_union  # noqa: E402
-from bigssl.transfer.export import export_run  # noqa: E402
+from bigssl.transfer.export import ExportError, export_run  # noqa: E402
 from bigssl.transfer.inputs import input_of  # noqa: E402
 from bigssl.transfer.probe import LiveProbe  # noqa: E402
 from bigssl.transfer.scorecard import format_table, score  # noqa: E402
@@ -52,6 +62,7 @@ class Options(NamedTuple):
     config: str
     overrides: list[str]
     print_config: bool
+    change: list[str]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,25 +75,25 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = called(app, arguments)
         if options is None:  # --help
-            return 0
+            return exits.DONE
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union(), evaluation_union()))
-        plan = preflight.plan(recipe, preflight.announced_world())
+        plan = preflight.plan(recipe, preflight.announced_world(), options.change)
         if not options.print_config:
             preflight.check_port()
     except (ConfigError, DataError) as error:
         # What is wrong with the files of one machine is not seen on the first; on a machine, one rank speaks.
         if first or os.environ.get("LOCAL_RANK", "0") == "0":
             say(error, "" if first else f"rank {rank}: ")
-        return 2
+        return exits.REFUSED
     if options.print_config:
         resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
         print(redact(dump_recipe(resolved)) if first else "", end="")
-        return 0
+        return exits.DONE
     return _run(recipe, plan)
 
 
 def _options(
-    *overrides: str, config: str, print_config: bool = False,
+    *overrides: str, config: str, print_config: bool = False, change: Change = "",
     local_rank: Annotated[int | None, Parameter(name="--local_rank", show=False)] = None,  # the launcher passes it
 ) -> Options:  # fmt: skip
     """
@@ -91,7 +102,7 @@ def _options(
         config: recipe (YAML), for example launch/recipes/demo.yaml
         print_config: print the resolved recipe and stop
     """
-    return Options(config, list(overrides), print_config)
+    return Options(config, list(overrides), print_config, fields_of(change))
 
 
 def _run(recipe: Recipe, plan: preflight.Plan) -> int:
@@ -99,22 +110,24 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
         device = zero.start()
     except distributed.NoMeeting as error:
         say(error)
-        return 1
+        return exits.FAILED
     try:
         # now: hours later nobody is there to mend a network
         team = Team() if recipe.evaluate is not None or recipe.probe is not None else None
         outcome = loop.train(recipe, plan, device, live_probe(recipe, plan, device, team))
         if not outcome.preempted:
-            _exported(recipe, plan)
+            if ATTENTION is not None:
+                ATTENTION.heed()
+            _export(recipe, plan)
     except (guards.Agreed, AgreedError) as error:
         if distributed.is_main():
             say(error)
         distributed.barrier()  # before any rank ends, which would have the launcher end rank 0
         zero.stop()
-        return 1
+        return exits.FAILED
     except (CheckpointError, DataError, distributed.NoMeeting) as error:
         print(f"bigssl: rank {distributed.rank()}: {error}", file=sys.stderr, flush=True)
-        os._exit(1)  # leaving the group would wait for ranks that wait for this one; the launcher ends them
+        os._exit(exits.FAILED)  # leaving the group would wait for ranks that wait for this one; the launcher ends them
     distributed.barrier()
     code = _stopped(outcome) if outcome.preempted else _evaluate(recipe, device, team)
     zero.stop()
@@ -124,7 +137,7 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
 def _stopped(outcome: loop.Outcome) -> int:
     if distributed.is_main():
         print(f"stopped by {outcome.preempted} after step {outcome.step}; the same command goes on from there")
-    return guards.PREEMPTED
+    return exits.STOPPED
 
 
 def live_probe(recipe: Recipe, plan: preflight.Plan, device: torch.device, team: Team | None) -> LiveProbe | None:
@@ -161,23 +174,33 @@ def _heads(plan: preflight.Plan) -> dict[str, Tensors]:
         }
 
 
-def _exported(recipe: Recipe, plan: preflight.Plan) -> None:
-    try:
-        _export(recipe, plan)
-    except (OSError, SafetensorError) as error:  # which has its own for a full disk
-        raise CheckpointError(
-            f"trained, not exported to {recipe.folder}: {getattr(error, 'strerror', None) or error}; after mending it, "
-            f"the same command goes on there"
-        ) from None
-
-
 def _export(recipe: Recipe, plan: preflight.Plan) -> None:
-    """Collective: gathers the weights, rank 0 writes them."""
+    """Collective: gathers the weights, rank 0 writes them.
+
+    Raises:
+        NotSaved: on every rank, where they cannot be written.
+    """
     networks = subjects(plan)
     states = {network.name: zero.full_state(network.models["trained"]) for network in networks}
     heads = _heads(plan)
-    if not distributed.is_main():
-        return
+    with _own_weights(plan):
+        rest = rest_of_objective(plan.objective, recipe.objective, plan.backbones, recipe.steps)
+    problem = ""
+    if distributed.is_main():
+        try:
+            print(f"exported {', '.join(states)} to {_write_export(recipe, networks, states, heads, rest)}", flush=True)
+        except (OSError, SafetensorError, ExportError) as error:
+            problem = str(getattr(error, "strerror", None) or error)
+    if problem := distributed.from_main(problem):
+        raise NotSaved(
+            f"trained, not exported to {recipe.folder}: {problem}; after mending it, the same command goes on there"
+        )
+
+
+def _write_export(
+    recipe: Recipe, networks: list[Subject], states: dict[str, dict[str, Tensor]], heads: dict[str, Tensors],
+    rest: tuple[str, Tensors, dict[str, str]],
+) -> Path:  # fmt: skip
     meta = {
         "objective": recipe.objective.name,
         "steps": recipe.steps,
@@ -186,8 +209,7 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     }
     models = {network.name: network.models["trained"] for network in networks}
     inputs = {network.name: network.takes for network in networks}
-    path = export_run(recipe.folder, models, inputs, heads, meta, states=states)
-    print(f"exported {', '.join(states)} to {path}", flush=True)
+    return export_run(recipe.folder, models, inputs, heads, meta, states=states, rest=rest)
 
 
 def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:
@@ -195,7 +217,8 @@ def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:
     try:
         card = None
         if recipe.evaluate is not None:
-            card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device, team=team)
+            made = f"Made with {recipe.folder}/config.yaml, of the export after {recipe.steps} steps."
+            card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device, team=team, made=made)
         if distributed.is_main():
             if card is not None:
                 print(format_table(card), flush=True)
@@ -208,9 +231,9 @@ def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:
             print(f"bigssl: {who}trained and exported, not evaluated: {error}; after mending it: {again}",
                   file=sys.stderr, flush=True)  # fmt: skip
         if not agreed:
-            os._exit(1)  # others may wait for this rank; the launcher ends them
-        return 1
-    return 0
+            os._exit(exits.FAILED)  # others may wait for this rank; the launcher ends them
+        return exits.FAILED
+    return exits.DONE
 
 
 if __name__ == "__main__":

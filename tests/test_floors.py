@@ -13,14 +13,15 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {  # inside data/ the floors go on
     "bigssl_kernels": 0,
     "bigssl.config": 1, "bigssl.discovery": 1, "bigssl.files": 1, "bigssl.distributed": 1, "bigssl.report": 1,
+    "bigssl.exits": 1,
     "bigssl.data.errors": 2.0, "bigssl.data.sample": 2.0,
     "bigssl.data.remote": 2.1, "bigssl.data.shards": 2.2, "bigssl.data.order": 2.3, "bigssl.data.loading": 2.4,
     "bigssl.data.kinds": 2.4, "bigssl.data.tools": 2.5,
     "bigssl.nets": 2,
     "bigssl.objectives": 3,
     "bigssl.engine": 4, "bigssl.engine.plan": 4,
-    "bigssl.transfer": 5,
-    "bigssl.train": 6, "bigssl.cli": 6,
+    "bigssl.transfer": 5, "bigssl.starter": 5.5,
+    "bigssl.train": 6, "bigssl.cli": 6, "bigssl.__main__": 6,
 }  # fmt: skip
 STRANGERS = [  # rooms of which neither knows the other, whatever their floors
     ("bigssl.data", "bigssl.nets"),

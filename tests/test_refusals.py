@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -195,14 +196,20 @@ def test_an_error_that_ranks_have_not_agreed_on_is_told_by_its_own(
 def test_a_full_disk_at_the_start_is_refused(tmp_path: Path) -> None:
     done = start([sys.executable, "bigssl/train.py", "--config", str(tiny(tmp_path))], file_limit=1 << 14)
     (line,) = ours(done)
-    assert done.returncode == 2 and "out: value" in line and "cannot be written to" in line
+    full = rf"disk full: {tmp_path}/run, needs 0.062 MiB, has 0.016 MiB a file"
+    assert done.returncode == 2 and re.search(f"out: value .* cannot be written to .{full}", line)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_disk_that_fills_up_leaves_lines_and_no_wall(tmp_path: Path) -> None:
-    """No checkpoint and no export fit: the run trains to its end and says both."""
-    done = start([sys.executable, "bigssl/train.py", "--config", str(tiny(tmp_path))], file_limit=1 << 17)
+def test_a_disk_that_fills_up_ends_every_rank_in_one_line(tmp_path: Path) -> None:
+    """The parts of both ranks are too large. What it leaves: tests/test_full_disks.py."""
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        launcher += ["--master_port", str(other.getsockname()[1])]
+    command = [*launcher, "bigssl/train.py", "--config", str(tiny(tmp_path)), "zero.stage=1"]
+    done = start(command, file_limit=1 << 17)
     (line,) = ours(done)
-    assert done.returncode == 1 and "trained, not exported" in line
-    assert done.stderr.count("no checkpoint in") == 2 and "step 2/2" in done.stderr
-    assert not list((tmp_path / "run").glob("checkpoints/step-*[0-9]"))
+    full = rf"rank 0: disk full: {tmp_path}/run/checkpoints/step-00000001, needs [\d.]+ MiB, has 0.12 MiB a file"
+    assert done.returncode == 1 and re.match(f"bigssl: no checkpoint of step 1: {full}", line), line
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())

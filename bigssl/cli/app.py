@@ -40,6 +40,16 @@ def _given(hint: Any) -> Any:
     return _given(kinds[0]) if get_origin(hint) in (Union, UnionType) and len(kinds) == 1 else hint
 
 
+Change = Annotated[
+    str, Parameter(help="FIELD,FIELD: recipe fields that differ on purpose from those of the run that goes on")
+]
+
+
+def fields_of(change: str) -> list[str]:
+    """The fields that `--change` names."""
+    return [field.strip() for field in change.split(",") if field.strip()]
+
+
 def called(app: App, arguments: Sequence[str] | None) -> Any:
     """What the function returns that `arguments` (default: those of the process) name.
 

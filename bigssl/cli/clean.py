@@ -24,7 +24,8 @@ def split(source: str, folder: str, /, *, part: str = "val=0.1", by: str | None 
         source: a dataset: a folder, a tar or a brace pattern; it is only read
         folder: where folder/train and folder/PART go
         part: PART=FRACTION
-        by: a field of the json; equal values stay on one side
+        by: a field of the json; equal values stay on one side (default: the key; windows of series are parted by time,
+            without rows on both sides)
         seed: of the hash
     """
     # imported here and below: webdataset takes seconds to load, and only writing needs it

@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from cyclopts import App  # noqa: E402
 
+from bigssl import exits  # noqa: E402
 from bigssl.cli.app import called, new_app  # noqa: E402
 from bigssl.config.errors import ConfigError, say  # noqa: E402
 
@@ -22,14 +23,16 @@ GROUPS = {
     "tokenizer": "Tokenizers.",
 }
 COMMANDS = {
+    "init": ("init:init", "Write a small recipe that learns from your data."),
     "config schema": ("recipes:schema", "Print the JSON schema of recipes, for editors."),
     "config check": ("recipes:check", "Check a recipe and the files it names, without starting it."),
+    "train": ("train:train", "Pretrain on this machine, or on several; the same command again goes on."),
     "plan": ("plan:plan", "Check and simulate a run on any number of ranks, without a GPU."),
-    "evaluate": ("runs:evaluate", "Score a trained run again: scorecard.json and report.html."),
+    "evaluate": ("runs:evaluate", "Score a trained run again, or in another way: scorecard.json and report.html."),
     "report": ("runs:report", "Write report.html of a run, also while it trains."),
     "shards pack": ("pack:pack", "Write shards and their index."),
     "shards split": (
-        "clean:split", "Part existing shards into train and val by a hash of the key; samples keep their order."
+        "clean:split", "Part existing shards into train and val by a hash of the key, or by time; the order stays."
     ),
     "shards clean": (
         "clean:clean", "Write a dataset anew without what is worthless, by rule; samples keep their order."
@@ -44,24 +47,24 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry of the command; returns the exit code (2: the arguments or the recipe cannot be used)."""
+    """Entry of the command; returns the exit code, one of `bigssl/exits.py`."""
     from bigssl.data.errors import DataError
 
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        return int(called(_app(words), words) or 0)
+        return int(called(_app(words), words) or exits.DONE)
     except (ConfigError, DataError) as error:
         say(error)
-        return 2
+        return exits.REFUSED
     except KeyboardInterrupt as stopped:
         print(f"bigssl: interrupted{stopped}", file=sys.stderr)
-        return 130  # what a shell reports of a command that Ctrl-C ended
+        return exits.INTERRUPTED
     except BrokenPipeError:  # `| head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it once more when it ends
-        return 0
+        return exits.DONE
     except OSError as error:  # a full disk, a folder that is not writable
         say(OSError(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")))
-        return 1
+        return exits.FAILED
 
 
 def _app(words: list[str]) -> App:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from cyclopts.types import PositiveInt
 
+from bigssl.cli.app import Change, fields_of
 from bigssl.config.recipe import load_recipe
 
 
 def plan(
     *overrides: str, config: str, world: PositiveInt, ranks_per_node: PositiveInt = 8, memory: float | None = None,
-    json: bool = False,
+    json: bool = False, change: Change = "",
 ) -> int:  # fmt: skip
     """Exit status 1 when the run would fail, 2 when the recipe cannot be read.
 
@@ -27,6 +28,7 @@ def plan(
 
     recipe = load_recipe(config, list(overrides), model())
     device_bytes = None if memory is None else round(memory * GIB)
-    paper = draft(recipe, world, per_node=ranks_per_node, device_bytes=device_bytes)
+    paper = draft(recipe, world, per_node=ranks_per_node, device_bytes=device_bytes,
+                  change=fields_of(change))
     print(to_json(paper) if json else to_text(paper, recipe.zero.stage))
     return 1 if paper.failures else 0

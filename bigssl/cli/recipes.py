@@ -8,6 +8,7 @@ import json
 
 from cyclopts.types import PositiveInt
 
+from bigssl.cli.app import Change, fields_of
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model
 from bigssl.data.errors import DataError, redact
@@ -25,7 +26,9 @@ def schema() -> None:
     print(json.dumps(model().model_json_schema(), indent=1))
 
 
-def check(config: str, /, *overrides: str, world: PositiveInt = 1, resolved: bool = False) -> None:
+def check(
+    config: str, /, *overrides: str, world: PositiveInt = 1, resolved: bool = False, change: Change = ""
+) -> None:
     """Looks at some samples of each source, too.
 
     Args:
@@ -38,18 +41,20 @@ def check(config: str, /, *overrides: str, world: PositiveInt = 1, resolved: boo
 
     recipe = load_recipe(config, list(overrides), model())
     try:
-        plan = preflight.plan(recipe, world)
+        plan = preflight.plan(recipe, world, fields_of(change))
     except (ConfigError, DataError) as error:
-        raise ConfigError(*_mistakes(recipe, world, error)) from None
+        raise ConfigError(*_mistakes(recipe, world, fields_of(change), error)) from None
     samples = ", ".join(f"{plan.sizes[name]} of the {len(order):,} of {name}" for name, order in plan.streams.items())
     verdict = f"fits: {world} ranks x {plan.accum} passes x {plan.micro} samples; samples a step: {samples}"
-    print(f"# {verdict}\n{redact(dump_recipe(recipe))}" if resolved else verdict, end="" if resolved else "\n")
+    for line in (verdict, *(f"note: {note}" for note in plan.notes)):
+        print(f"# {line}" if resolved else line)
+    print(redact(dump_recipe(recipe)) if resolved else "", end="")
 
 
-def _mistakes(recipe: Recipe, world: int, first: Exception) -> list[str]:
+def _mistakes(recipe: Recipe, world: int, change: list[str], first: Exception) -> list[str]:
     """All that `plan` finds, `first` in front: a run is refused for the first alone."""
     from bigssl.engine.plan.checks import draft
 
     with contextlib.redirect_stderr(io.StringIO()):  # what is said there has been said
-        failures = draft(recipe, world, per_node=world, device_bytes=None).failures
+        failures = draft(recipe, world, per_node=world, device_bytes=None, change=change).failures
     return list(dict.fromkeys(line for text in (str(first), *failures) for line in text.splitlines()))

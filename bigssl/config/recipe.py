@@ -153,6 +153,7 @@ class CheckpointConfig(Section):
     every: PositiveInt = Field(500, description="steps between checkpoints; one is always written at the end")
     keep: PositiveInt = Field(2, description="newest checkpoints kept")
     keep_every: PositiveInt | None = Field(None, description="also keep every checkpoint whose step divides by this")
+    on_full: Literal["stop", "wait"] = Field("stop", description="when one does not fit: end the run, or wait for room")
 
 
 class Recipe(Section):
@@ -165,6 +166,9 @@ class Recipe(Section):
     steps: PositiveInt
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
     log_every: PositiveInt = Field(1, description="steps between metric records and stop checks")
+    start_from: str | None = Field(
+        None, min_length=1, description="export (runs/NAME/export) whose networks and heads a new run begins with"
+    )
     objective: Any
     backbones: dict[str, BackboneConfig] = Field(min_length=1)
     data: DataConfig

@@ -4,6 +4,8 @@
     checkpoints/step-00000500/       after rank 0 wrote manifest.json (sha256 of every file) and renamed the folder
     checkpoints/latest               name of the newest, for people; loading trusts manifests only
 
+Nothing else is left behind: a save that fails removes its staging folder.
+
 In the folder: state/ (DeepSpeed's files), layout.json (see layout.py), teachers.pt where there are teachers (see
 teaching.py), zero_to_fp32.py and its `latest`.
 
@@ -16,25 +18,46 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bigssl import distributed
 from bigssl.config.recipe import CheckpointConfig
+from bigssl.engine.guards import Agreed
+from bigssl.engine.plan.facts import unlike
 from bigssl.engine.restore import StateError
-from bigssl.engine.resume import unlike
 from bigssl.engine.saved import LAYOUT
 from bigssl.engine.teaching import Teachers, load_teachers, save_teachers
 from bigssl.engine.zero import Engine
-from bigssl.files import fsync, write_atomic
+from bigssl.files import DiskFull, disk_full, fsync, write_atomic, writing
 
 MANIFEST = "manifest.json"
-SPARE = 1.2  # a new checkpoint is expected to be no more than this times the last one
+ATTEMPTS = 60.0  # seconds between attempts while a run waits for room
+REMINDERS = 600.0  # and between the lines that say so
+CERTAIN = 0.9  # share of the expected size below which it is of no use to try: planned sizes are right to 6 %
 
 
 class CheckpointError(RuntimeError):
     """Checkpoints exist but none can be used; the message names each and its fault."""
+
+
+class NotSaved(Agreed):
+    """A checkpoint that is due, or the run folder, cannot be written: what has been trained since the last one would
+    be lost unseen."""
+
+
+class Problem(NamedTuple):
+    """Why an attempt to save failed; full: for want of room."""
+
+    text: str
+    full: bool
+
+
+def not_told() -> str:
+    """No signal."""
+    return ""
 
 
 class CheckpointStore:
@@ -45,19 +68,53 @@ class CheckpointStore:
         facts: what a manifest records: `world`, and the fields of REASONS, which a resume must match (resume.py).
         note: prints a line for the user.
         teachers: what is saved and restored besides the engine's state.
+        expected: bytes of a checkpoint, for messages until one was written.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, facts: dict[str, Any], note: Callable[[str], None],
-                 teachers: Teachers | None = None) -> None:
+                 teachers: Teachers | None = None, expected: int = 0) -> None:
         self.folder, self._config, self._facts, self.note = folder, config, facts, note
         self._teachers = teachers or {}
+        self._last = 0  # step of the newest checkpoint that this run has written or come from
+        self._needs = expected
 
-    def save(self, engine: Engine, step: int) -> bool:
-        """Write the state after `step`; False (and a note) where the disk refuses: the earlier checkpoints stay.
+    def save(self, engine: Engine, step: int, told: Callable[[], str] = not_told) -> None:
+        """Write the state after `step`; with `on_full: wait` as soon as there is room for it.
 
-        (A rank that fails alone inside DeepSpeed's own save leaves the others in its barrier: the launcher's or the
-        group's time-out ends the run then, with the earlier checkpoints whole.)
+        Args:
+            told: name of the signal that told this rank to stop; empty where none has come.
+
+        Raises:
+            NotSaved: on every rank, when it could not be written on one; the earlier checkpoints are whole.
         """
+        reminded = float("-inf")
+        while problem := self._attempt(engine, step):
+            waits = problem.full and self._config.on_full == "wait"
+            if waits and time.monotonic() - reminded >= REMINDERS:
+                reminded = time.monotonic()
+                self.note(f"waiting for room for the checkpoint of step {step}: {problem.text}")
+            signal = self._wait(told) if waits else _first(told())
+            if signal or not waits:
+                raise NotSaved(self._farewell(step, problem, signal))
+        self._last = step
+
+    def _wait(self, told: Callable[[], str]) -> str:
+        """Seconds go by; the signal that has told a rank to stop meanwhile, or empty."""
+        for _ in range(max(1, round(ATTEMPTS))):  # counted, not measured: ranks have to agree on the number
+            time.sleep(min(1.0, ATTEMPTS))
+            if signal := _first(told()):
+                return signal
+        return ""
+
+    def _farewell(self, step: int, problem: Problem, signal: str) -> str:
+        why = f"told to stop by {signal}, but " if signal else ""
+        again = (f"{self._path(self._last).name} stays, after which the same command goes on" if self._last else
+                 "no checkpoint was written before, the same command begins anew")  # fmt: skip
+        room = "; free some room, or take fewer by checkpoint.keep" if problem.full else ""
+        return f"{why}no checkpoint of step {step}: {problem.text}{room}; {again}"
+
+    def _attempt(self, engine: Engine, step: int) -> Problem | None:
+        """Save once; why not, the same on every rank, where a stage of it failed on one. Nothing of it is left then."""
         final, staging = self._path(step), self._path(step).with_suffix(".tmp")
         share: dict[str, Any] = {}
         stages = (
@@ -67,24 +124,32 @@ class CheckpointStore:
             lambda: _flush_files(staging),
             lambda: share.update(_describe_share(staging)),
         )
-        if any(self._fails(stage) for stage in stages):
-            return False
-        files = {name: facts for part in distributed.gather_objects(share) for name, facts in part.items()}
-        if self._fails(lambda: self._commit(staging, final, step, files) if distributed.is_main() else None):
-            return False
-        if problem := _problem(lambda: self._tidy(final, step) if distributed.is_main() else None):
-            self.note(f"{final} is whole, but its folder could not be tidied: {problem}. Training goes on")
-        return True
+        problem = next(filter(None, (self._failure(stage, final, staging) for stage in stages)), None)
+        if not problem:
+            files = {name: facts for part in distributed.gather_objects(share) for name, facts in part.items()}
+            commit = (lambda: self._commit(staging, final, step, files)) if distributed.is_main() else (lambda: None)
+            problem = self._failure(commit, final, staging)
+            self._needs = sum(facts["bytes"] for facts in files.values())
+        if problem:
+            if distributed.is_main():
+                shutil.rmtree(staging, ignore_errors=True)
+            return problem
+        if fault := _problem(lambda: self._tidy(final, step) if distributed.is_main() else None):
+            self.note(f"{final} is whole, but its folder could not be tidied: {fault.text}. Training goes on")
+        return None
 
-    def _fails(self, stage: Callable[[], None]) -> bool:
-        """Whether a stage of saving fails on any rank; the note, which only rank 0 can show, tells of the first."""
-        problems = distributed.gather_objects(_problem(stage))
+    def _failure(self, stage: Callable[[], None], final: Path, staging: Path) -> Problem | None:
+        """The problem of the first rank on which a stage of saving fails."""
+
+        def named() -> None:
+            with writing(final, self._needs or None, staging):
+                stage()
+
+        problems = distributed.gather_objects(_problem(named))
         for rank, problem in enumerate(problems):
             if problem:
-                who = f"rank {rank}: " if len(problems) > 1 else ""
-                self.note(f"no checkpoint in {self.folder}: {who}{problem}. Training goes on; the last one stays")
-                return True
-        return False
+                return problem if len(problems) == 1 else problem._replace(text=f"rank {rank}: {problem.text}")
+        return None
 
     def resume(self, engine: Engine) -> int:
         """Load the newest valid checkpoint; the step it was taken after, 0 if there is none.
@@ -100,7 +165,8 @@ class CheckpointStore:
                 if problem := unlike(manifest, self._facts):
                     raise CheckpointError(f"{path.name} {problem}")
                 self._load(engine, path)
-                return int(manifest["step"])
+                self._last = int(manifest["step"])
+                return self._last
             faults.append(f"{path.name}: {found[0]}")
             self.note(f"checkpoint {faults[-1]}; trying the one before")
         if faults:
@@ -114,13 +180,12 @@ class CheckpointStore:
         return sorted((p for p in self.folder.glob("step-*") if not p.suffix and p.is_dir()), reverse=True)
 
     def _make_room(self, staging: Path) -> None:
-        """Remove what a killed save left, and see whether the disk takes a checkpoint like the last one."""
-        shutil.rmtree(staging, ignore_errors=True)
+        """Remove what killed saves left, and spare the disk a checkpoint that will not fit."""
+        for path in self.folder.glob("step-*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
         staging.mkdir(parents=True)
-        needed = SPARE * max((sum(_files(path).values()) for path in self._newest_first()[:1]), default=0)
-        free = shutil.disk_usage(staging).free
-        if free < needed:
-            raise OSError(f"{free / 2**20:.0f} MiB free, about {needed / 2**20:.0f} needed")
+        if shutil.disk_usage(staging).free < CERTAIN * self._needs:
+            raise disk_full(staging.with_suffix(""), self._needs)
 
     def _commit(self, staging: Path, final: Path, step: int, files: dict[str, Any]) -> None:
         if missing := _files(staging).keys() ^ files.keys():
@@ -168,13 +233,18 @@ class CheckpointStore:
             raise CheckpointError(f"{path.name} is of other networks: {error}; allowed: another `out` folder") from None
 
 
-def _problem(stage: Callable[[], None]) -> str:
-    """What a disk that refuses says; torch.save reports some of its errors as RuntimeError."""
+def _problem(stage: Callable[[], None]) -> Problem | None:
+    """What goes wrong, whatever it is: the other ranks wait to be told."""
     try:
         stage()
-    except (OSError, RuntimeError) as error:
-        return str(error) or type(error).__name__
-    return ""
+    except Exception as error:
+        return Problem(str(error) or type(error).__name__, isinstance(error, DiskFull))
+    return None
+
+
+def _first(signal: str) -> str:
+    """Of the signals of all ranks."""
+    return next(filter(None, distributed.gather_objects(signal)), "")
 
 
 def _step(path: Path) -> int:

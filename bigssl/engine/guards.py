@@ -1,24 +1,17 @@
-"""What stops a run before its last step: signals (preemption) and losses that are no longer numbers."""
+"""What stops a run before its last step: a wish that it stop, and losses that are no longer numbers."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
 
 from bigssl import distributed
-
-PREEMPTED = 75  # EX_TEMPFAIL: "run me again", for schedulers
-REPEATS = 10.0  # seconds in which the launcher passes on a signal that the whole process group had already
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+from bigssl.engine.stopping import StopFlag
 
 
 class Agreed(RuntimeError):
@@ -31,29 +24,6 @@ class TooManyBadSamples(Agreed):
 
 class NonFiniteLoss(Agreed):
     """Loss or gradient became NaN or infinite; nothing was saved since."""
-
-
-class StopFlag:
-    """Set by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2; another signal after REPEATS seconds ends the process at once.
-
-    A signal reaches ranks at different moments, and often only one: the flag is only ever acted on after ranks have
-    agreed on it (see `Guard.observe`), so that all stop after the same step.
-    """
-
-    def __init__(self) -> None:
-        self.name, self._since = "", 0.0
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if not self.name:
-            self.name, self._since = signal.Signals(number).name, now
-        elif now - self._since > REPEATS:
-            os._exit(128 + number)
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class Guard:
@@ -96,7 +66,7 @@ class Guard:
         stop = float(bool(self.flag.name))
         flags = torch.stack([torch.tensor(stop, device=self._bad.device), self._bad + float(skipped)])
         reduced = distributed.all_reduce_sum(torch.cat([flags, values.to(flags.dtype)])).cpu()
-        self.stop = bool(reduced[0] > 0)
+        self.stop = self.flag.heeded = bool(reduced[0] > 0)
         if reduced[1] > 0:
             raise NonFiniteLoss(self._describe(step))
         return reduced[2:] / distributed.world()
@@ -110,8 +80,7 @@ class Guard:
         return (
             f"loss or gradient is NaN or infinite at step {step} (or in the {earlier} before, see log_every); "
             f"their samples: {self._folder}/nonfinite-rank*.txt. The last checkpoint is from before it; with a lower "
-            f"optim.lr, optim.clip=1.0 or precision=fp32 (and another out folder, since the recipe changes) the run "
-            f"may get past"
+            f"optim.lr, optim.clip=1.0 or precision=fp32 (and `--change` with that field) the run may get past"
         )
 
 

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 from bigssl import distributed
-from bigssl.config.recipe import Recipe, dump_recipe
+from bigssl.config.recipe import Recipe
 from bigssl.data.loading.ledger import Keys, Ledger
 from bigssl.data.loading.loader import Batch, make_loader
 from bigssl.data.loading.skipped import Skipped
-from bigssl.engine.checkpoint import CheckpointError, CheckpointStore
+from bigssl.engine.checkpoint import CheckpointStore
 from bigssl.engine.clock import Clock, DataWait
 from bigssl.engine.guards import Guard, TooManyBadSamples
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
+from bigssl.engine.plan.facts import facts
+from bigssl.engine.plan.memory import checkpoint_bytes
 from bigssl.engine.plan.preflight import Plan
-from bigssl.engine.resume import CONFIG, facts, settled
+from bigssl.engine.resume import open_folder, settle_folder, settled
 from bigssl.engine.teaching import teach
 from bigssl.engine.zero import Engine
-from bigssl.files import write_atomic
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses
-from bigssl.report import environment
 from bigssl.report.blind import verdicts
 from bigssl.report.collapses import CollapseWatch, collapses
 from bigssl.report.metrics import Measure, MetricsWriter, read_measures, read_metrics
@@ -49,7 +49,7 @@ class Probe(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """step: optimizer steps done in all; preempted: name of the signal that ended the run early, or empty."""
+    """step: optimizer steps done in all; preempted: what ended the run early (a signal's name), or empty."""
 
     step: int
     preempted: str = ""
@@ -63,21 +63,26 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
     """
     if distributed.world() != plan.world:
         raise RuntimeError(f"planned for {plan.world} ranks, but the process group has {distributed.world()}")
-    _open_folder(recipe, plan)
+    resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
+    progress_notes = open_folder(resolved)
+    expected = checkpoint_bytes(plan.objective, recipe)
     engine = _engine(recipe, plan, device)
-    progress_notes: list[str] = []
     store = CheckpointStore(
         recipe.folder / "checkpoints",
         recipe.checkpoint,
         facts(plan.accum, plan.world, plan.streams, plan.backbones, plan.objective),
         progress_notes.append,
         plan.objective.teachers(),
+        expected,
     )
     start = store.resume(engine)
+    progress_notes += plan.notes + settle_folder(resolved, start)
+    if plan.beginning is not None:  # there is no checkpoint
+        plan.beginning.begin(plan.objective, plan.backbones)
     if probe is not None:
         probe.prepare()
     run = _Run(recipe, plan, device, engine, start)
-    for text in progress_notes + ([f"resumed after step {start}"] if start else []):
+    for text in ([f"resumed after step {start}"] if start else []) + progress_notes:
         run.progress.note(text)
     store.note = run.progress.note
     try:
@@ -114,10 +119,11 @@ class _Run:
             if self.guard.stop or self.skipped.excess or self._due(done) or done == self.recipe.steps:
                 with self.clock("checkpoint"):
                     self.ledger.flush()
-                    saved = done if store.save(self.engine, done) else saved
+                    store.save(self.engine, done, lambda: self.guard.flag.name)
+                saved = done
             self._refuse_excess(saved)
             if self.guard.stop:
-                return Outcome(saved, self.guard.flag.name or "signal on another rank")
+                return Outcome(saved, next(filter(None, distributed.gather_objects(self.guard.flag.name))))
         self._say_what_was_learnt()
         return Outcome(self.recipe.steps)
 
@@ -231,26 +237,6 @@ class _Run:
         self.ledger.close()
         self.progress.close()
         self.guard.flag.restore()
-
-
-def _open_folder(recipe: Recipe, plan: Plan) -> None:
-    problem = ""
-    if distributed.is_main():
-        try:
-            _write_recipe(recipe, plan)
-        except OSError as error:
-            problem = error.strerror or str(error)
-    if problem := distributed.from_main(problem):
-        raise CheckpointError(f"out: {recipe.folder} cannot be written to ({problem}); allowed: a folder with room")
-    if not distributed.agree((recipe.folder / CONFIG).exists()):
-        raise CheckpointError(f"{recipe.folder} is not seen by every rank; out has to be on a shared file system")
-
-
-def _write_recipe(recipe: Recipe, plan: Plan) -> None:
-    recipe.folder.mkdir(parents=True, exist_ok=True)
-    resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
-    write_atomic(recipe.folder / CONFIG, dump_recipe(resolved).encode())
-    environment.record(recipe.folder)
 
 
 def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:

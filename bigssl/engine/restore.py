@@ -1,14 +1,15 @@
-"""Puts a saved state into a live engine, parameter by parameter: weights, optimizer, group settings, buffers.
+"""Puts a saved state into a live engine, parameter by parameter: weights, the optimizer's state, buffers.
 
-Each rank reads the elements that it owns, so it makes no difference how many ranks or which ZeRO stage saved them.
+Each rank reads the elements that it owns, so it makes no difference how many ranks or which ZeRO stage saved them, nor
+in which groups the parameters were. Settings (rates, decay, clipping) are those of the recipe, which is that of the
+checkpoint, or one that differs from it on purpose.
 (DeepSpeed's universal checkpoints leave out buffers and frozen parameters, give every group of stage 3 the settings
 and the step count of group 0, and do not know LARS and Muon.)
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,13 +32,12 @@ def restore(module: nn.Module, optimizer: Any, stage: int, saved: SavedState) ->
         optimizer: DeepSpeed's around the recipe's; at stage 0 the recipe's own.
 
     Raises:
-        StateError: names, shapes or parameter groups differ.
+        StateError: names or shapes differ, or which parameters Muon updates.
     """
     mine = layout_of(module, optimizer, stage, distributed.world())
-    sources = list(_sources(mine, saved))
+    _refuse_other_state(mine, optimizer.param_groups, saved)
     if stage == 3:
         optimizer.checkpoint_event_prologue()
-    _restore_settings(optimizer.param_groups, sources, saved)
     _restore_optimizer(optimizer, mine, saved)
     _restore_weights(module, optimizer, mine, saved)
     _restore_rest(module, saved)
@@ -45,17 +45,18 @@ def restore(module: nn.Module, optimizer: Any, stage: int, saved: SavedState) ->
         optimizer.checkpoint_event_epilogue()
 
 
-def _sources(mine: Layout, saved: SavedState) -> Iterator[int]:
-    """For each parameter group the one of the checkpoint that it continues."""
+def _refuse_other_state(mine: Layout, groups: list[dict[str, Any]], saved: SavedState) -> None:
     refuse_differing("parameters", mine.shapes, saved.layout.shapes)
     trainable = {name: "trained" for flat in mine.flats for name in flat.names}
     refuse_differing("trained parameters", trainable, {n: "trained" for flat in saved.layout.flats for n in flat.names})
-    for group in range(1 + max(flat.group for flat in mine.flats)):
-        names = [name for flat in mine.flats if flat.group == group for name in flat.names]
-        found = {saved.group_of(name): name for name in names}
-        if len(found) > 1:
-            raise StateError(f"{' and '.join(found.values())} are in one parameter group, in the checkpoint in two")
-        yield next(iter(found))
+    halves = {name: _half(groups[flat.group]) for flat in mine.flats for name in flat.names}
+    before = {name: _half(saved.groups[saved.group_of(name)]) for name in trainable}
+    refuse_differing("optimizers of parameters", halves, before)
+
+
+def _half(settings: dict[str, Any]) -> str:
+    """What updates a group: the two halves of Muon's optimizer keep other things of a parameter."""
+    return "muon" if settings.get("use_muon") else "the optimizer of the rest"
 
 
 def refuse_differing(what: str, mine: dict[str, Any], saved: dict[str, Any]) -> None:
@@ -67,11 +68,6 @@ def refuse_differing(what: str, mine: dict[str, Any], saved: dict[str, Any]) -> 
             f"{len(differing)} {what} differ, the first {first}: {saved.get(first)} in the checkpoint, "
             f"{mine.get(first)} in this run"
         )
-
-
-def _restore_settings(groups: list[dict[str, Any]], sources: list[int], saved: SavedState) -> None:
-    for group, source in zip(groups, sources, strict=True):
-        group.update(copy.deepcopy(saved.groups[source]))
 
 
 def _restore_optimizer(optimizer: Any, mine: Layout, saved: SavedState) -> None:

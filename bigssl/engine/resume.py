@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from bigssl import distributed
+from bigssl.config.changes import covers, never, refuse_idle_change, under
 from bigssl.config.errors import ConfigError, describe
-from bigssl.config.recipe import Attention, BatchConfig, Recipe
+from bigssl.config.recipe import Attention, BatchConfig, Recipe, dump_recipe
 from bigssl.config.yaml import read_mapping
 from bigssl.data.errors import redact
-from bigssl.data.order.order import Order
-from bigssl.nets.modality import MODALITIES
+from bigssl.engine.checkpoint import NotSaved
+from bigssl.engine.plan.changes import (
+    CONFIG,
+    adjustable_fields,
+    checkpoints,
+    made_before,
+    newest_step,
+    refuse_change_of_nothing,
+    ways_out,
+)
+from bigssl.engine.plan.folder import clear
+from bigssl.files import write_atomic
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective
+from bigssl.report import environment
+from bigssl.report.changes import Change, read_changes, write_changes
 
-CONFIG = "config.yaml"
 # Fields that may differ (`*`: any name; all fields below one that is listed, too), with what makes that harmless.
-# Every other field shapes the loss curve.
+# Every other field shapes the loss curve: config/changes.py says which of them may change on purpose.
 MAY_CHANGE = {
     "out": "the folder may be moved",
     "log_every": "logging", "data.ledger": "logging",
@@ -31,6 +43,7 @@ MAY_CHANGE = {
     "data.sources.*.url": "the manifest of each checkpoint knows the data's fingerprint",
     "backbones.*.tokenizer": "the manifest of each checkpoint knows its fingerprint",
     "backbones.*.pretrained": "the checkpoint's weights replace it, and its manifest knows the network",
+    "start_from": "as pretrained",
     "data.workers": "the order of samples does not depend on it", "data.remote": "how bytes are read",
     "data.on_error": "damage is met as the user now wishes", "data.max_errors": "as on_error",
     "data.limits": "as on_error", "data.watchdog": "waiting", "data.watchdog_abort": "waiting",
@@ -43,63 +56,6 @@ AUTOMATIC = {
     "out": "", "precision": "auto", "batch.micro": None, "batch.accum": None, "data.sources.*.batch": None,
     "optim.adam_lr": None, "backbones.*.attention": None,
 }  # fmt: skip
-REASONS = {
-    "accum": "contrastive losses and BatchNorm see one pass at a time",
-    "data": "the order of samples follows from the shards",
-    "tokenizers": "the weights of a text backbone go with its tokens",
-    "networks": "weights of equal shapes mean something else in another network",
-    "groups": "each parameter goes on with the settings of its group; those of the recipe are compared with it",
-}
-# Fields of transformers configurations that shape no backbone (as those that begin with `_`): where it was found, by
-# what and how it was stored, and what a classifier on it would say.
-NOT_OF_THE_NETWORK = {"transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id",
-                      "problem_type", "finetuning_task"}  # fmt: skip
-
-
-def facts(
-    accum: int, world: int, streams: Mapping[str, Order], backbones: Mapping[str, Tower], objective: Objective
-) -> dict[str, Any]:
-    """What the manifest of a checkpoint records of its run; a resume must match the fields of REASONS."""
-    return {
-        "world": world,
-        "accum": accum,
-        "data": {name: stream.fingerprint for name, stream in streams.items()},
-        "tokenizers": {name: _fingerprint(tower) for name, tower in backbones.items()
-                       if "tokenizer" in MODALITIES[tower.modality].fields},
-        "networks": {name: _network(tower) for name, tower in backbones.items()},
-        "groups": [json.loads(group.model_dump_json()) for group in objective.groups()],
-    }
-
-
-def unlike(manifest: dict[str, Any], mine: dict[str, Any]) -> str:
-    """Why a run with the facts `mine` cannot go on from a checkpoint with this manifest; empty if it can."""
-    for field, reason in REASONS.items():
-        before, now = manifest.get(field, mine.get(field)), mine.get(field)
-        if field == "networks":
-            field, before, now = _first_difference(before or {}, now or {})
-        if before != now:
-            return f"has {field} {before}, this run {now}; allowed: the same ({reason}), or a new `out` folder"
-    return ""
-
-
-def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any]:
-    """The first field that differs, with both values. What only one of two versions of transformers knows is none."""
-    for name in sorted(before.keys() & now.keys()):
-        for key in sorted(before[name].keys() & now[name].keys()):
-            if before[name][key] != now[name][key]:
-                return f"networks.{name}.{key}", before[name][key], now[name][key]
-    return "networks", None, None
-
-
-def refuse_unlike_checkpoint(recipe: Recipe, mine: dict[str, Any]) -> None:
-    """Refuse to start where the newest checkpoint of the run folder is of other data or passes. Raises ConfigError."""
-    manifests = sorted(recipe.folder.glob("checkpoints/step-*[0-9]/manifest.json"))
-    try:
-        problem = unlike(json.loads(manifests[-1].read_text()), mine) if manifests else ""
-    except (OSError, ValueError):
-        return  # a damaged one: resuming names it and takes the one before
-    if problem:
-        raise ConfigError(f"out: {recipe.folder}: {manifests[-1].parent.name} {problem}")
 
 
 def taken_over(recipe: Recipe) -> Recipe:
@@ -138,49 +94,155 @@ def settled(recipe: Recipe, towers: Mapping[str, Tower], *, accum: int, bf16: bo
     })  # fmt: skip
 
 
-def refuse_changed_recipe(recipe: Recipe) -> None:
-    """The same folder means resume: refuse a recipe whose maths differs, naming the fields. Raises ConfigError."""
+def refuse_changed_recipe(recipe: Recipe, change: Sequence[str] = ()) -> None:
+    """The same folder means resume: refuse a recipe whose maths differs from the run's, but for the fields `change`,
+    which have to differ, and to be fields of which a run may have another value. Raises ConfigError."""
     stored, unknown = _read(recipe)
+    refuse_change_of_nothing(recipe, change, begun=stored is not None)
     if stored is None:
         return
-    before, now = flat(json.loads(stored.model_dump_json())), flat(json.loads(recipe.model_dump_json()))
-    changes = {
-        key: f"{before.get(key)!r} before, {now.get(key)!r} now"
+    before, now = _flat_recipe(stored), _flat_recipe(recipe)
+    found = _differences(before, now)
+    refuse_idle_change(change, before.keys() | now.keys(), found, made_before(recipe, now), str(recipe.folder))
+    shown = {key: f"{old!r} before, {new!r} now" for key, (old, new) in found.items() if not may_change(key, recipe)}
+    reasons = {key: never(key, adjustable_fields(recipe), recipe.optim.name) for key in shown}
+    # a field that an update removed and that was in use; fields that it brought have their defaults on both sides
+    shown |= {key: f"{value!r} before, unknown to this version" for key, value in unknown.items() if value}
+    reasons |= {key: "bigssl has no such field any more" for key, value in unknown.items() if value}
+    wrong = {key: why for key, why in reasons.items() if why or not any(covers(field, key) for field in change)}
+    if wrong:
+        text = redact("; ".join(f"{key}: {shown[key]}" for key in wrong))
+        allowed = ways_out(recipe, wrong)
+        raise ConfigError(f"out: {recipe.folder} holds a run with another recipe ({text}); allowed: {allowed}")
+
+
+def open_folder(resolved: Recipe) -> list[str]:
+    """Make the run folder of a recipe whose automatic values are found (`settled`). Collective.
+
+    Returns:
+        on rank 0, what there is to say about it.
+    Raises:
+        NotSaved: the disk refuses, or does not show its files to every rank.
+    """
+    left: list[str] = []
+
+    def write() -> None:
+        resolved.folder.mkdir(parents=True, exist_ok=True)
+        left.extend(clear(resolved.folder))
+        if not checkpoints(resolved.folder) or not (resolved.folder / CONFIG).exists():
+            _write(resolved)  # else it says what the steps so far were trained with
+        environment.record(resolved.folder)
+
+    on_main(resolved.folder, write)
+    if not distributed.agree((resolved.folder / CONFIG).exists()):
+        raise NotSaved(f"{resolved.folder} is not seen by every rank; out has to be on a shared file system")
+    return [f"begins anew: {resolved.folder} held no checkpoint; removed {', '.join(left)}"] if left else []
+
+
+def settle_folder(resolved: Recipe, start: int) -> list[str]:
+    """Make config.yaml the recipe of what follows step `start`, once it is written down what changes there. Collective.
+
+    Returns:
+        on rank 0, sentences on what changes.
+    Raises:
+        NotSaved: the disk refuses.
+    """
+    made: list[Change] = []
+
+    def write() -> None:
+        made.extend(_record_changes(resolved, start))
+        _write(resolved)
+
+    on_main(resolved.folder, write)
+    return [f"changed on purpose: {change.sentence}" for change in made]
+
+
+def _record_changes(resolved: Recipe, start: int) -> list[Change]:
+    """What changes after `start`, written down. A change that no saved step was trained with (it was made at `start` or
+    later: nothing was saved, or what was is damaged) is as if it had not been made."""
+    stored, record = _read(resolved)[0], read_changes(resolved.folder)
+    before = _flat_recipe(stored or resolved)
+    for change in reversed([change for change in record if change.step >= start]):
+        before[change.field] = change.before
+    found = _differences(before, _flat_recipe(resolved)) if start else {}
+    kept = [key for key in found if key == "steps" or not may_change(key, resolved)]
+    made = [Change(start, key, *found[key]) for key in kept]
+    write_changes(resolved.folder, [*(change for change in record if change.step < start), *made])
+    return made
+
+
+def _write(resolved: Recipe) -> None:
+    write_atomic(resolved.folder / CONFIG, dump_recipe(resolved).encode())
+
+
+def on_main(folder: Path, write: Callable[[], None]) -> None:
+    """Run `write` on rank 0. Raises NotSaved on every rank where the disk refuses. Collective."""
+    problem = ""
+    if distributed.is_main():
+        try:
+            write()
+        except OSError as error:
+            problem = error.strerror or str(error)
+    if problem := distributed.from_main(problem):
+        raise NotSaved(f"out: {folder} cannot be written to ({problem}); allowed: a folder with room")
+
+
+def _flat_recipe(recipe: Recipe) -> dict[str, Any]:
+    return flat(json.loads(recipe.model_dump_json()))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields with two values, (before, now), by dotted path; one that stands for what is found is none of them."""
+    return {
+        key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not _automatic(key, before.get(key), now.get(key))
     }
-    # a field that an update removed and that was in use; fields that it brought have their defaults on both sides
-    changes |= {key: f"{value!r} before, unknown to this version" for key, value in unknown.items() if value}
-    fixed = {key: change for key, change in changes.items() if not may_change(key, recipe)}
-    if fixed:
-        text = redact("; ".join(f"{key}: {change}" for key, change in fixed.items()))
-        raise ConfigError(
-            f"out: {recipe.folder} holds a run with another recipe ({text}); allowed: the same values, or another "
-            f"folder, for example out={recipe.folder}-2"
-        )
 
 
-def refuse_changed_length(recipe: Recipe, objective: Objective) -> None:
-    """A run may be made longer (`may_change`), but not where a task follows how far the run is."""
-    stored, _ = _read(recipe)
-    scheduled = [type(part).__name__.lower() for part in objective.modules() if getattr(part, "scheduled", False)]
-    if stored is not None and stored.steps != recipe.steps and scheduled:
+def refuse_changed_length(recipe: Recipe, objective: Objective, change: Sequence[str] = ()) -> None:
+    """Refuse fewer steps than were made, and another number of them, if not by `change`, where a task follows how far
+    the run is. Raises ConfigError."""
+    stored, made = _read(recipe)[0], newest_step(recipe)
+    if stored is None or stored.steps == recipe.steps:
+        return
+    if made is not None and recipe.steps < made:
+        raise ConfigError(f"steps: value {recipe.steps}, but {recipe.folder} holds a run that has made {made}; "
+                          f"allowed: >= {made}")  # fmt: skip
+    task = _scheduled(objective)
+    if task and not any(covers(field, "steps") for field in change):
         raise ConfigError(
             f"steps: value {recipe.steps}, but {recipe.folder} holds a run of {stored.steps}, along which "
-            f"{scheduled[0]} changes its loss or the momentum of a teacher; allowed: steps={stored.steps}, or "
-            f"another folder, for example out={recipe.folder}-2"
+            f"{task} changes its loss or the momentum of a teacher; allowed: steps={stored.steps}; or "
+            f"`--change steps`; or another folder, for example out={recipe.folder}-2"
         )
+
+
+def _scheduled(objective: Objective) -> str:
+    names = [type(part).__name__.lower() for part in objective.modules() if getattr(part, "scheduled", False)]
+    return names[0] if names else ""
+
+
+def notes_of_length(recipe: Recipe, objective: Objective) -> list[str]:
+    """What another number of steps means for a task that follows how far the run is; call it once it is allowed."""
+    stored, made, task = _read(recipe)[0], newest_step(recipe), _scheduled(objective)
+    if stored is None or made is None or stored.steps == recipe.steps or not task:
+        return []
+    return [
+        f"steps: {task} changes its loss or the momentum of a teacher along the run; it goes on as after step {made} "
+        f"of {recipe.steps}, where it was as after step {made} of {stored.steps}"
+    ]
 
 
 def may_change(key: str, recipe: Recipe) -> bool:
-    """Whether a resume may bring another value of a field, by its dotted path."""
+    """Whether a resume may bring another value of a field, by its dotted path, unasked."""
     if any(fnmatchcase(key, pattern) for pattern in SHAPES_THE_CURVE):
         return False
     if any(key == f"data.sources.{name}.url" for name, source in recipe.data.sources.items() if source.sequential):
         return False  # nothing is known of what such shards hold
     if key == "steps":
         return recipe.optim.schedule == "constant"
-    return any(fnmatchcase(key, pattern) or fnmatchcase(key, f"{pattern}.*") for pattern in MAY_CHANGE)
+    return any(under(pattern, key) for pattern in MAY_CHANGE)
 
 
 def _automatic(key: str, *values: Any) -> bool:
@@ -188,9 +250,9 @@ def _automatic(key: str, *values: Any) -> bool:
 
 
 def _read(recipe: Recipe) -> tuple[Recipe | None, dict[str, Any]]:
-    """The recipe of the run folder, None if there is none, and its fields that this version does not know."""
+    """The recipe of the run folder, None if no run has begun there, and its fields that this version does not know."""
     path, model = recipe.folder / CONFIG, type(recipe)
-    if not os.path.exists(path):  # False also for what can be no name: check_folder says so
+    if not checkpoints(recipe.folder) or not path.exists():
         return None, {}
     # Evaluations may change, and their form has: one that this version cannot read is no reason to refuse.
     values = {name: value for name, value in read_mapping(path).items() if name not in ("probe", "evaluate")}
@@ -232,23 +294,3 @@ def _attention(tower: Tower) -> str | None:
     """What transformers chose; None for what a recipe cannot ask for."""
     chosen = tower.model.config._attn_implementation
     return chosen if chosen in get_args(Attention) else None
-
-
-def _network(tower: Tower) -> dict[str, Any]:
-    """What a checkpoint knows of a network beside its weights: activations, epsilons, rates of dropout, heads."""
-    found: dict[str, Any] = _of_the_network(json.loads(tower.model.config.to_json_string(use_diff=False)))
-    return found
-
-
-def _of_the_network(values: Any) -> Any:
-    if not isinstance(values, dict):
-        return values
-    kept = {key for key in values if key not in NOT_OF_THE_NETWORK and not key.startswith("_")}
-    return {key: _of_the_network(values[key]) for key in kept}
-
-
-def _fingerprint(tower: Tower) -> str:
-    """SHA-256 hex of a tokenizer's content, wherever its file lies; what a call sets (truncation, padding) left out."""
-    content = json.loads(tower.tokenizer.backend_tokenizer.to_str())
-    kept = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -35,7 +35,8 @@ def teach(teachers: Teachers, at: Progress) -> None:
 def save_teachers(folder: Path, teachers: Teachers) -> None:
     """Write `folder / FILE`; call it on one rank: teachers are the same on all."""
     if teachers:
-        torch.save({name: teacher.module.state_dict() for name, teacher in teachers.items()}, folder / FILE)
+        with (folder / FILE).open("wb") as file:  # for a path, torch would not tell the system's error
+            torch.save({name: teacher.module.state_dict() for name, teacher in teachers.items()}, file)
 
 
 def load_teachers(folder: Path, teachers: Teachers) -> None:

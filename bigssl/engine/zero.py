@@ -30,14 +30,12 @@ from bigssl.config.errors import ConfigError, nearest  # noqa: E402
 from bigssl.config.recipe import Recipe  # noqa: E402
 from bigssl.engine.clipping import clip_gradients  # noqa: E402
 from bigssl.engine.constraints import apply_constraints, check_constraints  # noqa: E402
-from bigssl.engine.layout import clear_padding, layout_of  # noqa: E402
+from bigssl.engine.launcher import free_port  # noqa: E402
+from bigssl.engine.layout import clear_padding  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
-from bigssl.engine.saved import LAYOUT, SavedState  # noqa: E402
-from bigssl.engine.settings import settings_for  # noqa: E402
-from bigssl.files import write_atomic  # noqa: E402
+from bigssl.engine.saved import TAG, SavedState, Saver  # noqa: E402
+from bigssl.engine.settings import settings_for, zero_options  # noqa: E402
 from bigssl.nets.build import fill  # noqa: E402
-
-TAG = "state"
 
 
 def start() -> torch.device:
@@ -50,7 +48,7 @@ def start() -> torch.device:
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("BIGSSL_DEEPSPEED_LOG", "WARNING"))
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=distributed.free_port())
+                          MASTER_PORT=free_port())
     accelerator = get_accelerator()
     device = torch.device(accelerator.device_name())
     if device.type != "cpu":
@@ -131,9 +129,9 @@ class Settings:
     parameters_on_host: bool
 
 
-def settings_of(recipe: Recipe, stage: int) -> Settings:
-    """The recipe's (checked) options at `stage`: its own, or another that it might use."""
-    config = DeepSpeedZeroConfig(stage=stage, **recipe.zero.options)
+def settings_of(recipe: Recipe, stage: int, module: nn.Module) -> Settings:
+    """The recipe's (checked) options for `module` at `stage`: its own, or another that it might use."""
+    config = DeepSpeedZeroConfig(**zero_options(recipe, stage, module))
     doubled = 2 if stage in (1, 2) and config.overlap_comm else 1
     return Settings(
         buckets=doubled * config.reduce_bucket_size if stage and config.contiguous_gradients else 0,
@@ -149,13 +147,14 @@ class Engine:
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, *, micro: int, accum: int,
                  bf16: bool) -> None:
-        settings = settings_for(recipe, micro=micro, accum=accum, bf16=bf16)
+        settings = settings_for(recipe, module, micro=micro, accum=accum, bf16=bf16)
         self._stage, self._norm, self._dropped = recipe.zero.stage, torch.zeros(()), 0
         self._constraints = check_constraints(module)
         with _quiet():
             if self._stage == 3:
                 cut(module, settings)
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        self._saver = Saver(self._engine, self._stage)
         if self._stage == 3:
             clear_padding(self._engine.module, self._engine.optimizer, distributed.world(), distributed.rank())
 
@@ -222,18 +221,8 @@ class Engine:
         return float(self._norm)
 
     def save(self, folder: Path) -> None:
-        """DeepSpeed's files in `folder / TAG`, and beside them where in these each parameter stands."""
-        engine = self._engine
-        frozen = {}
-        if self._stage == 1:  # left out by DeepSpeed at this stage only; zero_to_fp32.py needs them
-            frozen = {
-                "frozen_param_shapes": engine._get_zero_frozen_param_attributes(engine._get_param_shape_func),
-                "frozen_param_fragments": engine._get_zero_frozen_param_attributes(engine._get_param_fragment_func),
-            }
-        engine.save_checkpoint(str(folder), tag=TAG, client_state=frozen)
-        if distributed.is_main():
-            layout = layout_of(engine.module, engine.optimizer, self._stage, distributed.world())
-            write_atomic(folder / LAYOUT, layout.dumps().encode())
+        """See `Saver.save`."""
+        self._saver.save(folder)
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, on any number of ranks and at any stage.

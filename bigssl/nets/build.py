@@ -28,6 +28,7 @@ from transformers.initialization import guard_torch_init_functions, no_init_weig
 
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
+from bigssl.nets.pretrained import read_network
 
 Cut = Callable[[list[nn.Parameter]], None]
 M = TypeVar("M", bound=nn.Module)
@@ -86,14 +87,15 @@ def load(path: str, folder: str, config: PreTrainedConfig, **options: Any) -> Pr
     Args:
         config: what `folder` holds.
         options: of AutoModel.from_pretrained.
+    Raises:
+        ConfigError: `folder` does not hold all of it.
     """
-    options = {"dtype": torch.float32, **options}
     if _postponed and not _postponed[-1]:
         return _described(path, config, options, loaded=True)
     seed = torch.initial_seed()
     with torch.device("cpu"), _own_randomness():  # on another default device transformers refuses to load
         _sow(seed, path)
-        model: PreTrainedModel = AutoModel.from_pretrained(folder, config=config, **options)
+        model = read_network(folder, config, **options)
     if _postponed:
         vars(model)[_PLAN] = _Plan(seed, list(_steps(path, model)), loaded=True)
     return model

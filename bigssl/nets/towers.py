@@ -39,7 +39,10 @@ class Tower(nn.Module):
         rate: samples of sound per second.
     """
 
-    def __init__(self, name: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    def __init__(
+        self, name: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None, weights: str | None = None
+    ) -> None:
+        """weights: a folder with those of just this network, where `config` does not say it."""
         super().__init__()
         where = f"backbones.{name}"
         check_fields(where, config)
@@ -55,7 +58,7 @@ class Tower(nn.Module):
             field, hf, lambda: row.trial(config, tokenizer), lambda model, inputs: mean_of(*row.run(model, inputs)),
             lambda model: row.check(where, model, config, tokenizer),
         )  # fmt: skip
-        self.model = _build(where, config, hf)
+        self.model = _build(where, config, hf, weights)
         _freeze_unused(self.model)
         if has_batch_norm(self.model):
             with_global_batch_norm(self.model)
@@ -174,8 +177,8 @@ def check_backbone(name: str, config: BackboneConfig) -> None:
     check_fields(where, config)
 
 
-def _build(where: str, config: BackboneConfig, hf: PreTrainedConfig) -> PreTrainedModel:
-    model = _load_or_create(where, config, hf)
+def _build(where: str, config: BackboneConfig, hf: PreTrainedConfig, weights: str | None) -> PreTrainedModel:
+    model = _load_or_create(where, config, hf, weights)
     dropout.attention_by_sample(model, where)
     if config.activation_checkpointing:
         if not model.supports_gradient_checkpointing:
@@ -184,13 +187,18 @@ def _build(where: str, config: BackboneConfig, hf: PreTrainedConfig) -> PreTrain
     return model.train()  # from_pretrained gives a model in eval mode: no dropout, no activation checkpointing
 
 
-def _load_or_create(where: str, config: BackboneConfig, hf: PreTrainedConfig) -> PreTrainedModel:
+def _load_or_create(
+    where: str, config: BackboneConfig, hf: PreTrainedConfig, weights: str | None
+) -> PreTrainedModel:
     field = f"{where}.pretrained: value {config.pretrained!r}" if config.pretrained else f"{where}.config"
+    field, folder = (f"start_from: {weights}", weights) if weights else (field, config.pretrained)
     options = {"attn_implementation": config.attention} if config.attention else {}
     try:
-        return build.load(where, config.pretrained, hf, **options) if config.pretrained else (
+        return build.load(where, folder, hf, **options) if folder else (
             build.create(where, hf, **options)
         )
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from None
     except Exception as error:  # transformers raises whatever it met
         raise ConfigError(f"{field}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
 

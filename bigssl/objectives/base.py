@@ -6,7 +6,7 @@ name is the task's name in recipes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
 
@@ -16,10 +16,9 @@ from pydantic import Field, create_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bigssl.config.errors import ConfigError, nearest
+from bigssl.config.errors import ConfigError
 from bigssl.config.optim import Group
 from bigssl.config.recipe import Section
-from bigssl.data.kinds.text import lacking
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
@@ -27,9 +26,9 @@ from bigssl.discovery import classes_in
 from bigssl.nets import dropout
 from bigssl.nets.constraint import Constraint
 from bigssl.nets.ema import Ema
-from bigssl.nets.modality import MODALITIES
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
+from bigssl.objectives.takes import Takes
 
 
 class Losses(NamedTuple):
@@ -104,6 +103,7 @@ class Objective(nn.Module):
     """A pretext task over shared backbones."""
 
     Config: ClassVar[type[Section]]
+    config: Any
     preset: ClassVar[dict[str, Any]]
     """A tiny configuration, all that the contract tests are told of a task (they run it at every ZeRO stage):
 
@@ -114,6 +114,12 @@ class Objective(nn.Module):
     untried: by name of a field of `Config` ("a.b" in a section) of which the tests find no other value, the reason.
     overfits: whether 60 steps on one batch bring the loss below .6 of its blind line; default True.
     """
+    takes: ClassVar[Mapping[str, Takes]]
+    """By each field of `Config` that names a backbone, what that backbone has to be: `backbone_of` checks it, and
+    `bigssl init` compares it with somebody's data to make a recipe for them."""
+    starts: ClassVar[Mapping[str, Any]] = {}
+    """Fields of `Config` for a first run, of minutes and a few hundred samples, where a paper's defaults are made for
+    days: what `bigssl init` writes into a recipe. A field without a default has to be here."""
     least: ClassVar[int] = 1
     """Samples that a pass over all ranks has to hold: with fewer, there is nothing to learn."""
     accumulates: ClassVar[bool] = False
@@ -132,6 +138,9 @@ class Objective(nn.Module):
     cannot_collapse: ClassVar[bool] = False
     """Whether the loss by itself keeps samples apart (a reconstruction, which no constant gives): there is a `spread`,
     but nothing that could be taken away."""
+    adjustable: ClassVar[tuple[str, ...]] = ()
+    """Fields of `Config` (with those below them) of which a run may be given other values on purpose (`--change`): what
+    is made of samples and of the loss, never what shapes or names a network."""
     draws_more: ClassVar[bool] = False
     """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand."""
 
@@ -140,6 +149,10 @@ class Objective(nn.Module):
         """`Config` with its `name` fixed; `others` are the non-composite tasks, for tasks that hold tasks."""
         fields: dict[str, Any] = {"name": (Literal[name], Field(description=(cls.__doc__ or "").split("\n")[0]))}
         return create_model(f"{cls.__name__}Config", __base__=cls.Config, **fields)
+
+    def backbone_of(self, towers: Mapping[str, Tower], field: str) -> Tower:
+        """The backbone that `field` of `self.config` names, checked to be what `takes` says. Raises ConfigError."""
+        return self.takes[field].pick(towers, getattr(self.config, field), f"objective.{field}")
 
     def sources(self) -> list[str]:
         """Names of the streams this task reads."""
@@ -258,36 +271,3 @@ def exported_networks(objective: Objective, towers: Mapping[str, Tower]) -> dict
 def exported_heads(objective: Objective) -> dict[str, Head]:
     """Every head that a run exports, by name."""
     return {name: value for name, value in objective.exports().items() if isinstance(value, Head)}
-
-
-def tower(
-    towers: Mapping[str, Tower], name: str, field: str, modality: str = "image", *, sees: str | None = None,
-    tokens: Sequence[str] = (),
-) -> Tower:  # fmt: skip
-    """The backbone `name`, checked to be one that this task can use.
-
-    Args:
-        modality: a name in MODALITIES.
-        sees: "both" where a token has to see both its sides, "before" where only those before it.
-        tokens: what the tokenizer has to have, such as "mask_token".
-
-    Raises:
-        ConfigError: naming the recipe field, the value and the backbones that can serve.
-    """
-    reasons = {each: _unfit(towers[each], modality, sees, tokens) for each in towers}
-    fitting = sorted(each for each, reason in reasons.items() if not reason)
-    if reasons.get(name, "there is none") == "":
-        return towers[name]
-    reason = reasons.get(name) or "there is none"
-    allowed = ", ".join(fitting) or f"{MODALITIES[modality].described}, of which there is none that fits"
-    raise ConfigError(f"{field}: backbone {name!r}: {reason}; allowed: {allowed}{nearest(name, fitting)}")
-
-
-def _unfit(tower: Tower, modality: str, sees: str | None, tokens: Sequence[str]) -> str:
-    """Why a task cannot use it; empty where it can."""
-    if tower.modality != modality:
-        return f"it is not {MODALITIES[modality].described}, but takes {MODALITIES[tower.modality].takes}"
-    if sees is not None and tower.sees != sees:
-        side = "those before it only" if tower.sees == "before" else "both its sides"
-        return f"it is of type {tower.model.config.model_type}, in which each token sees {side}"
-    return lacking(tower.tokenizer, tokens) if tokens else ""

@@ -30,7 +30,8 @@ from bigssl.nets.ema import Ema
 from bigssl.nets.heads import ProjectionHead
 from bigssl.nets.progress import CosineRamp, Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, tower
+from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
+from bigssl.objectives.takes import Takes
 
 
 class Projected(nn.Module):
@@ -55,14 +56,17 @@ class Byol(Objective):
         momentum: float = Field(0.996, ge=0, lt=1, description="of the target at the start; 1 at the end, by a cosine")
         augment: AugmentConfig = AugmentConfig()
 
+    takes = {"backbone": Takes("image")}
+    starts = {"hidden": 512, "dim": 128, "momentum": 0.98}
     least = 2  # BatchNorm makes of one sample a constant
     symmetric = scheduled = True
+    adjustable = ("momentum", "augment")
     preset = {"objective": {"hidden": 16, "dim": 8, "momentum": 0.9}, "backbones": {"image": "resnet"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
-        backbone = tower(towers, config.backbone, "objective.backbone")
+        backbone = self.backbone_of(towers, "backbone")
         projector = ProjectionHead(backbone.dim, config.hidden, config.dim, bias=False)  # the predictor normalises
         self.online = Projected(backbone, projector)
         self.predictor = ProjectionHead(config.dim, config.hidden, config.dim)

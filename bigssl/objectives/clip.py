@@ -23,7 +23,8 @@ from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, attraction, tower
+from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, attraction
+from bigssl.objectives.takes import Takes
 from bigssl_kernels import clip_loss
 
 MAX_SCALE = 100.0
@@ -59,14 +60,16 @@ class Clip(Objective):
         min_scale: float = Field(0.6, gt=0, le=1, description="smallest share of the image that a crop keeps")
         flip: bool = Field(False, description="mirror images (wrong for captions that say left and right)")
 
+    takes = {"image": Takes("image"), "text": Takes("text", sees="both")}
     least = 2  # one sample is compared with itself
+    adjustable = ("min_scale", "flip")
     preset = {"objective": {"dim": 8}, "backbones": {"image": "resnet", "text": "bert"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
-        self.image = tower(towers, config.image, "objective.image")
-        self.text = tower(towers, config.text, "objective.text", "text", sees="both")
+        self.image = self.backbone_of(towers, "image")
+        self.text = self.backbone_of(towers, "text")
         self.image_projection = nn.Linear(self.image.dim, config.dim, bias=False)
         self.text_projection = nn.Linear(self.text.dim, config.dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # [1]: DeepSpeed cannot broadcast a []

@@ -30,6 +30,7 @@ class Joint(Objective):
     """A weighted sum of objectives over shared backbones."""
 
     composite = True
+    adjustable = ("parts.*.weight",)
 
     class Config(Section):
         parts: dict[str, Any] = Field(min_length=1, description="objectives by a name of your choice, each with weight")

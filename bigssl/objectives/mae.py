@@ -32,7 +32,8 @@ from bigssl.nets import noise
 from bigssl.nets.pool import normalise
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, tower
+from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
+from bigssl.objectives.takes import Takes
 
 PATCHES = ("vit", "vit_msn", "deit", "dinov2", "dinov2_with_registers")
 """Backbones whose embeddings are leading tokens and one token a patch, with its position in it: what the layers after
@@ -53,7 +54,10 @@ class Mae(Objective):
         min_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the image that a crop keeps")
         flip: bool = Field(True, description="mirror half of the images")
 
+    takes = {"backbone": Takes("image", PATCHES, "which cannot leave patches out")}
+    starts = {"decoder_dim": 64, "decoder_layers": 2, "decoder_heads": 4, "min_scale": 0.5}
     accumulates = seeded = True
+    adjustable = ("ratio", "min_scale", "flip")
     cannot_collapse = True  # one picture's pixels are not another's
     preset = {
         "objective": {"decoder_dim": 32, "decoder_layers": 1, "decoder_heads": 2, "min_scale": 1.0},
@@ -63,7 +67,7 @@ class Mae(Objective):
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
-        self.backbone = tower(towers, config.backbone, "objective.backbone")
+        self.backbone = self.backbone_of(towers, "backbone")
         self.patch, self.patches = _grid(config.backbone, self.backbone)
         self.visible = int(self.patches * (1 - config.ratio) + 1e-9)
         if not 1 <= self.visible < self.patches:
@@ -179,11 +183,9 @@ def _rows(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _grid(name: str, backbone: Tower) -> tuple[int, int]:
-    """Side of a patch, and how many there are. Raises ConfigError for a backbone without tokens of patches."""
+    """Side of a patch, and how many there are. Raises ConfigError where they do not fill the picture."""
     config = backbone.model.config
     where = f"objective.backbone: backbone {name!r} is of type {config.model_type}"
-    if config.model_type not in PATCHES:
-        raise ConfigError(f"{where}, which cannot leave patches out; allowed: a backbone of type {', '.join(PATCHES)}")
     patch = config.patch_size
     if not isinstance(patch, int) or backbone.size % patch:
         raise ConfigError(f"{where} with patch_size {patch}; allowed: a number that divides its size {backbone.size}")

@@ -31,7 +31,8 @@ from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.progress import Progress
 from bigssl.nets.seeds import another
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, tower
+from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
+from bigssl.objectives.takes import Takes
 
 TOKENS = ("mask_token", "pad_token", "cls_token", "sep_token")
 CHARACTERS_PER_TOKEN = 8  # generous: a window cut from a long document must fill the sequence
@@ -55,12 +56,14 @@ class Mlm(Objective):
                 raise ValueError(f"longest {self.longest} has no effect without packing")
             return self
 
+    adjustable = ("ratio", "masking", "packing", "longest")
+    takes = {"backbone": Takes("text", sees="both", tokens=TOKENS)}
     preset = {"objective": {}, "backbones": {"text": "bert"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
-        self.backbone = tower(towers, config.backbone, "objective.backbone", "text", sees="both", tokens=TOKENS)
+        self.backbone = self.backbone_of(towers, "backbone")
         self.head = MaskedLanguageHead(self.backbone.token_embedding, self.backbone.dim)
         self.frequencies = TokenFrequencies(self.backbone.vocabulary)
         if config.packing:

@@ -23,7 +23,8 @@ from bigssl.data.sample import Sample
 from bigssl.nets.heads import ProjectionHead
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, attraction, tower
+from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, attraction
+from bigssl.objectives.takes import Takes
 from bigssl_kernels import nt_xent
 
 
@@ -42,14 +43,17 @@ class Simclr(Objective):
         jitter: float | None = Field(None, ge=0, description="strength of the colour distortion; default the preset's")
         blur: float | None = Field(None, ge=0, le=1, description="probability of blur; default the preset's")
 
+    takes = {"backbone": Takes("image")}
+    starts = {"temperature": 0.2, "min_scale": 0.3}
     least = 2  # one sample is compared with itself
     symmetric = True
+    adjustable = ("temperature", "augment", "min_scale", "jitter", "blur")
     preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
-        self.backbone = tower(towers, config.backbone, "objective.backbone")
+        self.backbone = self.backbone_of(towers, "backbone")
         self.head = ProjectionHead(self.backbone.dim, config.hidden, config.dim)
         self.views = TwoViews(
             config.augment, self.backbone.size, min_scale=config.min_scale, jitter=config.jitter, blur=config.blur

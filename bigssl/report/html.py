@@ -10,6 +10,7 @@ import jinja2
 from bigssl.files import write_atomic
 from bigssl.report import environment, figures
 from bigssl.report.blind import BlindVerdict, verdicts
+from bigssl.report.changes import read_changes
 from bigssl.report.collapses import collapses
 from bigssl.report.metrics import Measure, read_measures, read_metrics
 from bigssl.report.values import CARD_VERSION, SHARE, shown, with_unit
@@ -72,13 +73,17 @@ def _figures(rows: Rows, measures: dict[str, Measure], tasks: list[dict[str, Any
     }
 
 
-def render_report(run_folder: Path) -> str:
-    """The page of a run as HTML text; reads config.yaml, metrics.jsonl, environment.json, scorecard.json as present."""
+def render_report(run_folder: Path, beside: Path | None = None) -> str:
+    """The page of a run as HTML text; reads config.yaml, metrics.jsonl, environment.json, scorecard.json,
+    changes.jsonl and started_from.json as present.
+
+    beside: another folder, from which the scorecard and the recipe that made it come.
+    """
     rows = read_metrics(run_folder)
-    card = _json(run_folder / "scorecard.json")
+    card = _json((beside or run_folder) / "scorecard.json")
     readable = card.get("version") == CARD_VERSION
     tasks = list(card["tasks"].values()) if readable else []
-    recipe = run_folder / "config.yaml"
+    recipe = (beside or run_folder) / "config.yaml"
     measures = read_measures(run_folder)
     learnt = verdicts(rows, measures)
     engine = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -89,12 +94,14 @@ def render_report(run_folder: Path) -> str:
         collapses=collapses(rows),
         figures=_figures(rows, measures, tasks),
         environment=_environment(_json(run_folder / environment.FILE)),
+        began=_json(run_folder / "started_from.json"), changes=read_changes(run_folder),
         recipe=recipe.read_text() if recipe.exists() else "",
     )
 
 
-def write_report(run_folder: Path) -> Path:
-    """Writes `run_folder/report.html` atomically and returns its path. Needs no network and no other file to view."""
-    path = Path(run_folder) / FILE
-    write_atomic(path, render_report(Path(run_folder)).encode())
+def write_report(run_folder: Path, beside: Path | None = None) -> Path:
+    """Writes `report.html` in the run folder (or `beside`, see `render_report`) atomically and returns its path. Needs
+    no network and no other file to view."""
+    path = Path(beside or run_folder) / FILE
+    write_atomic(path, render_report(Path(run_folder), beside).encode())
     return path

@@ -21,12 +21,10 @@ Names (the report plots these; other names are kept as they are):
 import json
 import logging
 import math
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from bigssl.files import write_atomic
+from bigssl.files import append_whole, drop_from, write_atomic
 
 FILE, LOSSES = "metrics.jsonl", "losses.json"
 log = logging.getLogger("bigssl")
@@ -41,24 +39,18 @@ def _encode(step: int, values: dict[str, float]) -> bytes:
     return (json.dumps(row, allow_nan=False) + "\n").encode()
 
 
-def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
-    """(raw line, values) of each whole line; a line cut off by a kill or a full disk is passed over."""
-    if not path.exists():
-        return
-    with path.open("rb") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-                values = {name: float(value) for name, value in row.items()}
-                values["step"] = int(row["step"])
-            except (ValueError, KeyError, AttributeError, TypeError):
-                continue
-            yield line if line.endswith(b"\n") else line + b"\n", values
-
-
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Lines of `folder/metrics.jsonl` in file order, [] when there is no file; every value a float, `step` an int."""
-    return [values for _, values in _rows(folder / FILE)]
+    """Lines of `folder/metrics.jsonl` in file order, [] when there is no file; every value a float, `step` an int.
+
+    A line cut off by a kill is passed over."""
+    path, rows = folder / FILE, []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+            rows.append({name: float(value) for name, value in row.items()} | {"step": int(row["step"])})
+        except (ValueError, KeyError, AttributeError, TypeError):
+            continue
+    return rows
 
 
 class Measure(NamedTuple):
@@ -73,13 +65,6 @@ def read_measures(folder: Path) -> dict[str, Measure]:
     path = folder / LOSSES
     found = json.loads(path.read_text()) if path.exists() else {}
     return {name: Measure(**measure) for name, measure in found.items()}
-
-
-def _keep_until(path: Path, step: int) -> None:
-    """Drops lines beyond `step` and cut-off lines, by an atomic rewrite."""
-    if not path.exists():
-        return
-    write_atomic(path, (line for line, values in _rows(path) if values["step"] <= step))
 
 
 class MetricsWriter:
@@ -99,7 +84,8 @@ class MetricsWriter:
         if enabled:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _keep_until(self.folder / FILE, resume_step)
+                if (self.folder / FILE).exists():
+                    drop_from(self.folder / FILE, resume_step + 1)
                 # Unbuffered: a failed write must not come back later out of Python's buffer as half a line.
                 self._file = (self.folder / FILE).open("ab", buffering=0)
                 self._events = self._open_events(resume_step)
@@ -134,23 +120,19 @@ class MetricsWriter:
         """Keeps what each loss is measured in beside the numbers; written when it changes."""
         if self._file is None or measures == self._measures:
             return
-        self._measures = measures
         text = json.dumps({name: each._asdict() for name, each in measures.items()}, indent=1) + "\n"
         try:
             write_atomic(self.folder / LOSSES, text.encode())
+            self._measures = measures
         except OSError as error:
             self._warn(error)
 
     def _append(self, line: bytes) -> None:
         assert self._file is not None
-        size = self._file.seek(0, os.SEEK_END)
         try:
-            written = self._file.write(line)
-            if written != len(line):
-                raise OSError(f"{written} of {len(line)} bytes fitted")
+            append_whole(self._file.fileno(), line, self.folder / FILE)
         except OSError as error:
             self.lost += 1
-            self._file.truncate(size)  # shrinking works on a full disk; half a line would spoil the next one
             self._warn(error)
 
     def _drop_events(self, error: OSError) -> None:
@@ -159,14 +141,12 @@ class MetricsWriter:
         self._warn(error)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        if self._events is not None:
+        for each in (self._file, self._events):
             try:
-                self._events.close()
+                if each is not None:
+                    each.close()
             except OSError as error:
                 self._warn(error)
-            self._events = None
+        self._file = self._events = None
         if self.lost:
             log.warning("metrics: %d lines could not be written to %s", self.lost, self.folder / FILE)

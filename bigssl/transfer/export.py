@@ -3,6 +3,7 @@
     RUN/export/README.md                 model card
     RUN/export/BACKBONE/                 config.json, model.safetensors (float32), tokenizer or image preprocessor files
     RUN/export/heads/NAME.safetensors    projections that zero-shot evaluation needs, see `bigssl.transfer.zero_shot`
+    RUN/export/objective.safetensors     what else a run needs that begins with it, see `bigssl.objectives.exported`
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from bigssl.data.errors import DataError
-from bigssl.files import fsync
+from bigssl.files import fsync, writing
 from bigssl.nets.modality.kinds import unused_parameters
 from bigssl.transfer.card import model_card
 from bigssl.transfer.inputs import Input
@@ -42,6 +43,7 @@ def export_run(
     heads: Mapping[str, State],
     meta: Mapping[str, Any],
     states: Mapping[str, State] | None = None,
+    rest: tuple[str, State, dict[str, str]] | None = None,
 ) -> Path:
     """Writes `folder/export` (folder: the run folder) in one step and returns its path; an older export is replaced.
 
@@ -54,25 +56,43 @@ def export_run(
         heads: float tensors of each head, by head name.
         meta: facts for the model card (any keys, JSON-like values).
         states: state dicts to export in place of the live weights (partitioned or averaged ones).
+        rest: a further safetensors file: its name, tensors of any dtype, metadata.
     Raises:
         ExportError: a state dict lacks tensors of the architecture or has others.
+        DiskFull: it does not fit.
     """
     target = Path(folder) / FOLDER
     recover(folder)
     staging = target.with_name(f".{FOLDER}.staging")
-    shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
     staging.mkdir(parents=True)
-    for name, model in backbones.items():
-        state = states[name] if states and name in states else model.state_dict()
-        _write_backbone(staging / name, name, model, state)
-        inputs[name].write(staging / name)
-    for name, tensors in heads.items():
-        _write_head(staging / "heads" / f"{name}.safetensors", tensors)
-    card = staging / "README.md"
-    card.write_text(model_card(Path(folder).resolve().name, backbones, inputs, heads, meta))
-    _readable(staging, card.stat().st_mode)
-    _publish(staging, target)
+    try:
+        with writing(target, _bytes(backbones, heads, rest), staging):
+            for name, model in backbones.items():
+                state = states[name] if states and name in states else model.state_dict()
+                _write_backbone(staging / name, name, model, state)
+                inputs[name].write(staging / name)
+            for name, tensors in heads.items():
+                _write_head(staging / "heads" / f"{name}.safetensors", tensors)
+            if rest is not None:
+                save_file(dict(rest[1]), staging / rest[0], metadata=rest[2])
+            card = staging / "README.md"
+            card.write_text(model_card(Path(folder).resolve().name, backbones, inputs, heads, meta))
+            _readable(staging, card.stat().st_mode)
+            _publish(staging, target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     return target
+
+
+def _bytes(
+    backbones: Mapping[str, PreTrainedModel], heads: Mapping[str, State], rest: tuple[str, State, dict[str, str]] | None
+) -> int:
+    """Of the export, nearly all of which are weights in float32. (Of ZeRO-3, a parameter knows its whole size.)"""
+    networks = sum(getattr(p, "ds_numel", p.numel()) for model in backbones.values() for p in model.parameters())
+    further = sum(value.nbytes for value in rest[1].values()) if rest is not None else 0
+    return 4 * (networks + sum(value.numel() for head in heads.values() for value in head.values())) + further
 
 
 def _write_backbone(folder: Path, name: str, model: PreTrainedModel, state: State) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigssl.data.errors import DataError
+from bigssl.files import DiskFull, writing
 from bigssl.transfer.team import Team
 
 FOLDER = ".scorecard"
@@ -152,22 +152,30 @@ class Scratch:
         files: dict[str, BinaryIO] = {}
         self._number += 1
         try:
-            for batch in batches:
-                for name, rows in batch.items():
-                    if name not in files:
-                        path = self._folder / f"{self._number}-{name}"
-                        files[name] = path.open("wb")
-                        parts[name] = FilePart(path, 0, rows.shape[1], rows.dtype)
-                    files[name].write(rows.contiguous().numpy().tobytes())
-                    old = parts[name]
-                    parts[name] = FilePart(old.path, old.count + len(rows), old.width, old.dtype)
-        except OSError as error:
-            raise DataError(f"{self._folder}: features cannot be kept there: {error}; free some space, or lower "
-                            "bank_limit and query_limit of the evaluation") from error
+            with writing(self._folder):
+                for batch in batches:
+                    for name, rows in batch.items():
+                        if name not in files:
+                            path = self._folder / f"{self._number}-{name}"
+                            files[name] = path.open("wb", buffering=0)
+                            parts[name] = FilePart(path, 0, rows.shape[1], rows.dtype)
+                        _write_all(files[name], rows.contiguous().numpy().tobytes())
+                        old = parts[name]
+                        parts[name] = FilePart(old.path, old.count + len(rows), old.width, old.dtype)
+        except DiskFull as error:
+            advice = "free some room, or lower bank_limit and query_limit of the evaluation"
+            raise DiskFull(error.errno, f"{error}; {advice}") from error
         finally:
             for file in files.values():
                 file.close()
         return parts
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """To an unbuffered file, of which one call may take a part only. (A buffer would be written when it is closed.)"""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def joined(parts: Sequence[Mapping[str, Part]]) -> dict[str, Matrix]:

@@ -54,7 +54,7 @@ NOTES = [
 
 def score(
     run_folder: Path, evaluate: Mapping[str, Evaluation], *, seed: int, device: str | torch.device = "cpu",
-    team: Team | None = None,
+    team: Team | None = None, made: str = "", out: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates `run_folder/export` as the recipe's `evaluate` section says; writes and returns the scorecard.
 
@@ -62,6 +62,8 @@ def score(
 
     Args:
         team: the ranks, where they have met before.
+        made: which recipe it is, and of what, in a sentence.
+        out: where the scorecard is written; default the run folder.
     Raises:
         DataError, OSError: an export, shard, metadata field or class that is needed is not there, or a file cannot be
             read or written; of several ranks, AgreedError on each.
@@ -70,16 +72,16 @@ def score(
     team.gather(lambda: export.recover(folder) if team.rank == 0 else None)
     subjects = Exported(folder / export.FOLDER, seed, _unlabelled(evaluate))
     fields = sorted({name for section in evaluate.values() for name in section.metadata()})
-    with Scratch(folder, team) as scratch:
+    with Scratch(out or folder, team) as scratch:
         bench = Bench(team, scratch, subjects, device, seed=seed, fields=fields, notes=subjects.notes)
         tasks = {name: row_of(found) for name, found in bench.rows("evaluate", evaluate)}
     card = {
         "version": CARD_VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),
         "seconds": round(time.monotonic() - start, 1),
         "verdicts": {name: task["passed"] for name, task in tasks.items()},
-        "tasks": tasks, "health": bench.health, "notes": NOTES + bench.notes,
+        "tasks": tasks, "health": bench.health, "notes": [*([made] if made else []), *NOTES, *bench.notes],
     }  # fmt: skip
-    team.gather(lambda: _write(folder / FILE, card) if team.rank == 0 else None)
+    team.gather(lambda: _write((out or folder) / FILE, card) if team.rank == 0 else None)
     return card
 
 

@@ -91,16 +91,20 @@ def test_what_the_device_and_the_disk_cannot_hold(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**30, 2**30 - 12 * 10**7, 12 * 10**7))
-    found = plan(capsys, DEMO, "--world", "1", "--memory", "0.25", f"out={tmp_path}", "steps=1000", status=1)
+    demo = (DEMO, "--world", "1", "steps=1000", f"out={tmp_path}")
+    found = plan(capsys, *demo, "--memory", "0.25", status=1)
     memory, disk = found["failures"]
-    assert memory.startswith("zero.stage: a rank needs about 2.2") and "the device holds 0.25" in memory
+    assert memory.startswith("zero.stage: a rank needs about 0.39") and "the device holds 0.25" in memory
     assert disk.startswith("checkpoint.keep: 3 checkpoints of 0.05 GiB")
     assert disk.endswith("smallest change: checkpoint.keep=1")
-    smaller = ["--memory", "1", "zero.options.reduce_bucket_size=3600000", "checkpoint.keep=1", f"out={tmp_path}"]
-    assert not plan(capsys, DEMO, "--world", "1", "steps=1000", *smaller)["failures"]
-    found = plan(capsys, DEMO, "--world", "1", "--memory", "1", "steps=1000", "checkpoint.keep=1", f"out={tmp_path}",
-                 status=1)  # fmt: skip
-    assert "smallest change: zero.options.reduce_bucket_size=3307681" in found["failures"][0]
+    tight = ["--memory", "0.388", "checkpoint.keep=1"]
+    (failure,) = plan(capsys, *demo, *tight, status=1)["failures"]
+    smaller = re.search(r"smallest change: (zero.options.reduce_bucket_size=\d+) or", failure)
+    assert smaller and not plan(capsys, *demo, *tight, smaller[1])["failures"]
+    own = "zero.options.reduce_bucket_size=500000000"
+    (warning,) = [line for line in plan(capsys, *demo, "checkpoint.keep=1", own)["warnings"] if "zero" in line]
+    assert "1.9 GiB of buckets for 0.01 GiB of gradients; leave it out" in warning
+    assert not [line for line in plan(capsys, *demo, "checkpoint.keep=1")["warnings"] if "zero" in line]
 
 
 def test_what_the_device_cannot_hold_before_the_first_step(paper: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     (source / "sub").mkdir(parents=True)
     for number in range(10):
         (source / f"n{number}.txt").write_text(f"the text number {number}")
-        (source / "sub" / f"n{number}.json").write_text("{}")
+        (source / "sub" / f"m{number}.json").write_text("{}")
     return source
 
 
@@ -35,7 +35,7 @@ def test_pack_verify_inspect_and_index(folder: Path, tmp_path: Path, capsys: pyt
     out = tmp_path / "shards"
     assert run("shards", "pack", folder, out, "--shard-size", 8, "--keep-order") == 0
     assert capsys.readouterr().out == f"{out}: 20 samples in 3 shards, fields json, txt\n"
-    assert keys(out) == sorted(keys(out)) == [f"n{i}" for i in range(10)] + [f"sub/n{i}" for i in range(10)]
+    assert keys(out) == sorted(keys(out)) == [f"n{i}" for i in range(10)] + [f"sub/m{i}" for i in range(10)]
     assert sorted(p.name for p in out.glob("*.tar")) == [f"shards-00000{i}.tar" for i in range(3)]
     assert run("shards", "inspect", out, "--samples", 1) == 0
     shown = capsys.readouterr().out
@@ -163,7 +163,7 @@ def test_tokenizers_of_documents_in_json(tmp_path: Path) -> None:
 def test_errors_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    (tmp_path / "t.tsv").write_text("a\n")
+    (tmp_path / "t.tsv").write_text("a\nword\n")
     (tmp_path / "t.bin").touch()
     assert run(*[word.replace("{tmp}", str(tmp_path)) for word in words]) == 2
     (line,) = capsys.readouterr().err.splitlines()

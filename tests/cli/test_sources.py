@@ -122,7 +122,7 @@ def test_links_are_followed_or_named(tmp_path: Path, pack, refused) -> None:
     source = fill(tmp_path / "s", {"a.txt": b"near"})
     (source / "link").symlink_to(elsewhere)
     (source / "b.txt").symlink_to(source / "a.txt")
-    samples, _ = pack(source)
+    samples, _ = pack(source, "--labels", "none")
     assert samples == {"a": {"txt": b"near"}, "b": {"txt": b"near"}, "link/n": {"txt": b"far"},
                        "link/deep/m": {"txt": b"farther"}}  # fmt: skip
     (elsewhere / "deep/back").symlink_to(source)
@@ -169,7 +169,7 @@ def test_names_that_make_samples(tmp_path: Path, pack) -> None:
 
 def test_other_files_beside_those_that_are_read(tmp_path: Path, pack, refused) -> None:
     files = {"a.txt": b"one\n", "b.TXT": b"two\n", "c.md": b"three", "d.txt": b"\n\n", "e.txt.gz": b""}
-    samples, said = pack(fill(tmp_path / "s", files), "--as", "lines")
+    samples, said = pack(fill(tmp_path / "s", files), "--as", "lines", "--labels", "none")
     assert samples == {"a-000000": {"txt": b"one"}, "b-000000": {"txt": b"two"}}
     assert "left out: 2 files of another kind than the ones that are read, e.g. 'c.md', 'e.txt.gz'" in said
     assert "left out: 1 files without a line, e.g. 'd.txt'" in said
@@ -277,7 +277,7 @@ def test_tables_that_cannot_be_what_they_should(tmp_path: Path, refused) -> None
     refused(source, "line 1: the header names 'key' twice", "--image", "file")
     source = table(tmp_path, b"key,caption,file\nk1,one,a.jpg\n")
     refused(source, "--image: the variant 'x' is given twice", "--image", "x={file}", "--image", "x={file}")
-    refused(source, "no template", "--image", "{file.x}")
+    refused(source, r"no column 'file\.x'; it has caption, file, key", "--image", "{file.x}")
     refused(source, "no template", "--image", "{}.jpg")
     source = table(tmp_path, b"key,caption,file\nk1," + b"w" * 5000 + b",a.jpg\n")
     small = ("--limit", "member_bytes=4000", "--limit", "sample_bytes=9000")

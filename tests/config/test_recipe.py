@@ -232,6 +232,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_recipe_is_refused_naming_the_fields(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(dump_recipe(load(f"out={tmp_path}")))
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     preflight.plan(load(f"out={tmp_path}", "data.workers=0", "checkpoint.every=7"), 1)
     message = error_of(f"out={tmp_path}", "optim.lr=0.5", "seed=3")
     assert "optim.lr: 0.002 before, 0.5 now" in message and "seed: 0 before, 3 now" in message

@@ -86,7 +86,7 @@ def most_whole(recipe: Any) -> tuple[int, int, int]:
         plain(init, given)
 
     zero.deepspeed.zero.Init._convert_to_zero_parameters = watched
-    zero.cut(plan.objective, zero.settings_for(recipe, micro=plan.micro, accum=plan.accum, bf16=False))
+    zero.cut(plan.objective, zero.settings_for(recipe, plan.objective, micro=plan.micro, accum=plan.accum, bf16=False))
     zero.stop()
     return planned, most, layer
 
@@ -109,7 +109,7 @@ def teacher(recipe: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     student = nn.ModuleList([towers["image"], objective.head])
     zero.start()
     other = build.twin(student)
-    zero.cut(objective, zero.settings_for(recipe, micro=4, accum=1, bf16=False))
+    zero.cut(objective, zero.settings_for(recipe, objective, micro=4, accum=1, bf16=False))
     with pytest.raises(RuntimeError, match="in slices"):
         build.twin(student)
     state = zero.full_state(student)

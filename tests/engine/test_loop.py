@@ -231,16 +231,3 @@ def resume_error(train: Any, recipe: Any) -> str:
     except CheckpointError as error:
         return str(error)
     return ""
-
-
-@pytest.mark.distributed
-def test_a_full_disk_keeps_training_and_the_last_checkpoint(
-    tmp_path: Path, ranks: Any, recipe: Any, train: Any, monkeypatch: Any, capfd: Any
-) -> None:
-    usage = type("usage", (), {"free": 10})
-    ranks(train, 1, recipe(tmp_path / "run", steps=2, optim={"schedule": "constant"}))
-    monkeypatch.setattr("bigssl.engine.checkpoint.shutil.disk_usage", lambda _: usage)
-    ((outcome, _),) = ranks(train, 1, recipe(tmp_path / "run", steps=4, optim={"schedule": "constant"}))
-    assert outcome.step == 4
-    assert "no checkpoint in" in capfd.readouterr().err
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*[0-9]")] == ["step-00000002"]

@@ -14,14 +14,15 @@ from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe
 from bigssl.engine.plan import preflight
 from bigssl.engine.plan.checks import draft
-from bigssl.engine.resume import CONFIG, facts, may_change, refuse_changed_recipe, settled, taken_over
+from bigssl.engine.plan.facts import facts
+from bigssl.engine.resume import CONFIG, may_change, refuse_changed_recipe, settled, taken_over
 
 DEMO = Path(preflight.__file__).parents[2] / "demo"
 
 
 def begin(recipe: Recipe, **changes: Any) -> dict[str, Any]:
     """A run folder as `recipe` left it, with dotted `changes` to its config.yaml."""
-    recipe.folder.mkdir(parents=True, exist_ok=True)
+    (recipe.folder / "checkpoints" / "step-00000002").mkdir(parents=True, exist_ok=True)
     values = yaml.safe_load(dump_recipe(recipe))
     for field, value in changes.items():
         *parents, last = field.split("__")
@@ -124,7 +125,6 @@ def test_another_network_of_equal_shapes_is_refused(tmp_path: Path, recipe: Any)
     plan = preflight.plan(first, 1)
     begin(settled(first, plan.backbones, accum=1, bf16=False), backbones__image__attention="eager")
     manifest = tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json"
-    manifest.parent.mkdir(parents=True)
     known = facts(1, 1, plan.streams, plan.backbones, plan.objective)
     manifest.write_text(json.dumps(known))
     again = preflight.plan(of(pretrained=str(tmp_path / "moved")), 1)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bigssl.config.recipe import Recipe
-from bigssl.engine import zero
+from bigssl.engine import settings, zero
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 
 STEPS, BATCH, ACCUM = 6, 8, 2
@@ -106,3 +106,40 @@ def test_two_ranks_equal_plain_torch(ranks: Any, optimizer: str, stage: int) -> 
     assert losses[-1] < losses[0] and not elsewhere
     for name, tensor in want.items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("options", [{}, {"overlap_comm": True}], ids=str)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_bucket_that_fits_the_network_changes_no_bit(crew: Any, stage: int, options: dict[str, Any]) -> None:
+    """Against DeepSpeed's own default, 500 million elements; and 20 elements, fewer than most tensors here have."""
+
+    def run(**bucket: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+        config = recipe({"name": "adamw"}, stage)
+        config.zero.options.update(options | bucket)
+        return crew(sharded, 2, config, ACCUM)[0]  # type: ignore[no-any-return]
+
+    (losses, state), (want_losses, want) = run(), run(reduce_bucket_size=500_000_000)
+    assert losses == want_losses and all(torch.equal(state[name], tensor) for name, tensor in want.items())
+    losses, state = run(reduce_bucket_size=20)
+    assert losses == pytest.approx(want_losses, rel=1e-5)
+    for name, tensor in want.items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_a_bucket_is_as_large_as_what_is_trained_or_what_the_recipe_says() -> None:
+    """Tensors without memory stand for networks of any size."""
+    config = recipe({"name": "adamw"}, 2)
+    with torch.device("meta"):
+        small, huge = nn.Linear(7, 5), nn.Linear(40_000, 20_000)
+    small.bias.requires_grad_(False)
+    assert [zero.settings_of(config, stage, small).buckets for stage in range(4)] == [0, 35, 35, 35]
+    assert zero.settings_of(config, 2, huge).buckets == 500_000_000
+    assert zero.DeepSpeedZeroConfig().reduce_bucket_size == settings.BUCKET
+    config.zero.options.update(overlap_comm=True)
+    assert [zero.settings_of(config, stage, small).buckets for stage in range(4)] == [0, 70, 70, 35]
+    config.zero.options.update(reduce_bucket_size=123)
+    for stage in (1, 2, 3):  # the engine is told what the plan counts
+        told = settings.zero_options(config, stage, small)
+        assert told["reduce_bucket_size"] == 123 and told["stage"] == stage
+        assert zero.settings_of(config, stage, small).buckets == (123 if stage == 3 else 246)

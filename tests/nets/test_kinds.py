@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import CONFIG_MAPPING, AutoModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
@@ -24,12 +24,20 @@ from bigssl.nets.modality import MODALITIES, modality_of_type
 from bigssl.nets.modality.kinds import AUDIO, CAUSAL, IMAGE, SERIES, TEXT, WHY_NOT
 from bigssl.nets.modality.vocabulary import SPECIAL_IDS
 from bigssl.nets.pool import mean_of
+from bigssl.nets.pretrained import read_network
 from bigssl.nets.progress import Progress
 from bigssl.objectives.mlm import Mlm
 from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import ImageInput, TextInput, input_of
 
 AT = Progress(0, 100)
+
+
+def loaded(folder: Path) -> PreTrainedModel:
+    """As transformers reads it; `pretrained` of a recipe finds nothing missing there."""
+    read_network(str(folder), AutoConfig.from_pretrained(folder))
+    model: PreTrainedModel = AutoModel.from_pretrained(folder)
+    return model
 
 
 def alone(_: np.random.Generator) -> Sample:
@@ -188,7 +196,7 @@ def _check_depths(tower: towers.Tower) -> None:
 
 def _check_export(tower: towers.Tower, folder: Path) -> None:
     export_run(folder, {"net": tower.model}, {"net": TextInput(tower.tokenizer, tower.length)}, {}, {})
-    again = AutoModel.from_pretrained(folder / "export" / "net").eval()
+    again = loaded(folder / "export" / "net").eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "export" / "net")
     assert again.config.pad_token_id == tokenizer.pad_token_id == tower.tokenizer.pad_token_id
     ids, mask = (torch.from_numpy(part)[None] for part in text.encode(tokenizer, "a \u2603 cat", tower.length))
@@ -226,7 +234,7 @@ def test_image_networks(kind: str, tmp_path: Path) -> None:
     check_gradients(tower)
     _check_depths(tower)
     export_run(tmp_path, {"net": tower.model}, {"net": ImageInput(size)}, {}, {})
-    again = AutoModel.from_pretrained(tmp_path / "export" / "net").eval()
+    again = loaded(tmp_path / "export" / "net").eval()
     with torch.no_grad():
         ours = tower.eval().features({"image": pictures})
         torch.testing.assert_close(tower.features({"image": pictures}), ours, rtol=0, atol=0)
@@ -263,7 +271,7 @@ def test_networks_of_series_and_sounds(kind: str, tmp_path: Path) -> None:
     check_gradients(tower)
     _check_rows(tower.eval(), row.batch, batch)
     export_run(tmp_path, {"net": tower.model}, {"net": input_of(tower)}, {}, {})
-    again = AutoModel.from_pretrained(tmp_path / "export" / "net").eval()
+    again = loaded(tmp_path / "export" / "net").eval()
     with torch.no_grad():
         torch.testing.assert_close(row.features(again, batch), tower.features(batch), rtol=1e-4, atol=1e-5)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, ViTForImageClassification
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
@@ -127,6 +127,45 @@ def test_pretrained_folder_is_where_training_starts(tmp_path: Path) -> None:
     assert all(module.training for module in again.modules())
     with pytest.raises(ConfigError, match=r"backbones.net.type: value 'deit'; allowed: vit, which .* holds"):
         towers.Tower("net", BackboneConfig(type="deit", size=32, pretrained=str(tmp_path)), None)
+
+
+def test_networks_of_many_formats_load_and_others_are_refused(tmp_path: Path) -> None:
+    """README, what loads. transformers would fill with random numbers what it does not find, and train on that."""
+    network = towers.Tower("net", BackboneConfig(type="vit", size=32, config=TINY_VIT), None).model
+    whole = network.state_dict()
+
+    def load(name: str) -> dict[str, torch.Tensor]:
+        section = BackboneConfig(type="vit", size=32, pretrained=str(tmp_path / name))
+        return towers.Tower("net", section, None).model.state_dict()
+
+    def write(name: str, tensors: dict[str, torch.Tensor]) -> None:
+        network.config.save_pretrained(tmp_path / name)
+        torch.save(tensors, tmp_path / name / "pytorch_model.bin")
+
+    network.save_pretrained(tmp_path / "pieces", max_shard_size="4KB")
+    assert len(list((tmp_path / "pieces").glob("*.safetensors"))) > 1
+    labelled = ViTForImageClassification(network.config)
+    labelled.vit.load_state_dict({name: value for name, value in whole.items() if "pooler" not in name})
+    labelled.save_pretrained(tmp_path / "labelled")
+    write("bin", whole)
+    write("half", {name: value.half() for name, value in whole.items()})
+    for name in ("pieces", "labelled", "bin", "half"):
+        found = load(name)
+        for key in (key for key in whole if "pooler" not in key):
+            want = whole[key].half().float() if name == "half" else whole[key]
+            assert torch.equal(found[key], want), (name, key)
+
+    write("alien", {f"encoder_q.{name}": value for name, value in whole.items()})
+    write("part", {name: value for name, value in whole.items() if "layernorm_before" not in name})
+    write("wide", {name: value[..., :4] for name, value in whole.items()})
+    count = sum("pooler" not in name for name in whole)
+    for name, words in {
+        "alien": rf"{count} of {len(whole)} tensors of ViTModel are not in it \(embeddings.cls_token.*holds encoder_q",
+        "part": r"[24] of \d+ tensors of ViTModel are not in it \(.*layernorm_before.bias",
+        "wide": r"tensors of ViTModel have other shapes \(embeddings.cls_token: \[1, 1, 4\] in place of \[1, 1, 16\]",
+    }.items():
+        with pytest.raises(ConfigError, match=r"^backbones.net.pretrained: value '.*" + name + "': .*" + words):
+            load(name)
 
 
 @pytest.mark.parametrize(

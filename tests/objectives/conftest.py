@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import contract_runs as runs
@@ -86,11 +86,12 @@ def make_towers(sections: dict[str, BackboneConfig]) -> dict[str, Tower]:
 
 def make_objective(
     kind: type[Objective], name: str, *, dropping: bool = False, twins: bool = False, source: str = "emoji",
-    **changes: Any,
+    beside: Mapping[str, str] | None = None, **changes: Any,
 ) -> Objective:  # fmt: skip
     """The tiny preset of an objective, always with the same weights.
 
     dropping: with networks that drop a tenth. twins: with a second backbone of each kind at hand, of other weights.
+    beside: further backbones at hand, by name, each as a preset says it.
     """
     section = dropping_twin if dropping else section_of
     fields = runs.with_source({"name": name, **kind.preset["objective"], **changes}, source)
@@ -98,6 +99,7 @@ def make_objective(
     torch.manual_seed(0)
     sections = {n: section(k) for n, k in kind.preset["backbones"].items()}
     more = {n + runs.TWIN: each for n, each in sections.items()} if twins else {}
+    more |= {n: section(k) for n, k in (beside or {}).items()}
     return build(config, make_towers(sections | more))
 
 

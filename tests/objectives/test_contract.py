@@ -108,6 +108,28 @@ def test_the_preset_is_a_recipe_that_can_be_checked_and_planned(
         assert main([*command, "--world", "2"]) == 0, capsys.readouterr()
 
 
+@each_simple_task
+def test_a_backbone_that_is_not_what_the_task_takes_is_refused(
+    name: str, kind: type[Objective], objective: Any
+) -> None:
+    """`takes` has a field for each backbone of the preset; there, one that takes something else is refused."""
+    config = objective(kind, name).config
+    assert {getattr(config, field) for field in kind.takes} == set(kind.preset["backbones"])
+    for field, needs in kind.takes.items():
+        beside = {"stranger": "bert" if needs.modality == "image" else "vit"}
+        with pytest.raises(ConfigError, match=f"^objective.{field}: backbone 'stranger': it is not an? "):
+            objective(kind, name, beside=beside, **{field: "stranger"})
+
+
+@each_simple_task
+def test_a_first_run_has_a_value_for_every_field(name: str, kind: type[Objective]) -> None:
+    """`starts` gives those that a section of a recipe needs, all of them fields, none of them a backbone."""
+    given = kind.config_type(name, {}).model_validate({"name": name, "source": "data", **kind.starts})
+    assert not set(kind.starts) & {"name", "source", *kind.takes}
+    same = [field for field in kind.starts if getattr(given, field) == type(given).model_fields[field].default]
+    assert not same, f"starts: {same} are the defaults"
+
+
 # Teachers
 
 
@@ -349,6 +371,27 @@ def test_every_field_of_the_config_does_something(name: str, kind: type[Objectiv
         assert found or untried.get(path), f"{path}: no other value is accepted; preset['untried'] may say why"
     odd = [path for path in untried if path not in known or tried(given, path)]
     assert not odd, f"preset['untried'] names {odd}, which can be tried, or is no field"
+
+
+def networks(task: Objective) -> dict[str, Any]:
+    """By name: weights, and the plain attributes of every module below the task (sizes, heads, rates)."""
+    attributes = {f"{path}.{key}": value for path, module in task.named_modules() if path
+                  for key, value in vars(module).items() if isinstance(value, int | float | str)}  # fmt: skip
+    return attributes | {key: content(value) for key, value in task.state_dict().items() if isinstance(value, Tensor)}
+
+
+@each_simple_task
+def test_what_is_adjustable_leaves_the_networks_as_they_are(name: str, kind: type[Objective], objective: Any) -> None:
+    """A run that goes on with another value of such a field goes on with all of its weights."""
+    config = objective(kind, name).config  # type: ignore[attr-defined]
+    known, given = {path: rest for path, *rest in settings(config)}, config.model_dump(exclude={"name"})
+    for field in kind.adjustable:
+        paths = [each for each in known if each == field or each.startswith(f"{field}.")]
+        assert paths, f"adjustable names {field}, which is no field"
+        for path, other in [(each, other) for each in paths for other in other_values(*known[each])]:
+            with contextlib.suppress(ValidationError, ConfigError):
+                changed = objective(kind, name, **set_at(given, path, other))
+                assert networks(changed) == networks(objective(kind, name)), path
 
 
 # Samples

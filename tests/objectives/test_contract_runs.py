@@ -21,6 +21,7 @@ from transformers import AutoModel
 
 from bigssl.data.loading.loader import MicroBatches
 from bigssl.engine.plan import preflight
+from bigssl.nets.modality.kinds import unused_parameters
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Network, Objective, discover, exported_heads, exported_networks
 from bigssl.report.collapses import ALIKE, PREFIX
@@ -215,6 +216,25 @@ def test_every_export_loads_and_gives_the_features_of_the_run(name: str, exporte
         with torch.no_grad():
             for inputs in inputs_of(plan, model):
                 assert torch.allclose(loaded(**inputs)[0], model(**inputs)[0], atol=1e-5), key
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_begins_with_all_that_another_exported(name: str, exported: Any, recipe: Any, tmp_path: Path) -> None:
+    """Weights, buffers, heads, teachers and extra state, from another seed; what no feature needs (a pooler) apart."""
+    folder, state, _ = exported(name)
+    plan = preflight.plan(runs.validated(recipe(name, tmp_path / "run", seed=1, start_from=str(folder))), 1)
+    (tmp_path / "run").mkdir()
+    plan.beginning.begin(plan.objective, plan.backbones)  # type: ignore[union-attr]
+    got = runs.whole_state(plan.objective)
+    assert got.keys() == state.keys()
+    networks = exported_networks(plan.objective, plan.backbones).values()
+    unused = tuple(path for network in networks for path in unused_parameters(network.model))
+    for key in [key for key in state if not key.endswith(unused)]:
+        assert torch.equal(torch.as_tensor(got[key]), torch.as_tensor(state[key])), key
+    record = json.loads((tmp_path / "run" / "started_from.json").read_text())
+    assert record["folder"] == str(folder) and record["steps"] == runs.STEPS and len(record["sha256"]) == 64
+    assert len(plan.notes) == 1 and "the optimizer is fresh" in plan.notes[0]
 
 
 @pytest.mark.distributed

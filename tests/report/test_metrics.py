@@ -4,28 +4,12 @@ import errno
 import json
 import logging
 import math
+import os
 from pathlib import Path
 
 import pytest
 
 from bigssl.report.metrics import FILE, MetricsWriter, read_metrics
-
-
-class Refusing:
-    """An unbuffered file on a disk that takes `room` bytes more and then answers as a full disk does."""
-
-    def __init__(self, file, room: int) -> None:
-        self.file, self.room = file, room
-
-    def write(self, data: bytes) -> int:
-        if self.room <= 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        written = self.file.write(data[: self.room])
-        self.room -= written
-        return written
-
-    def __getattr__(self, name: str):
-        return getattr(self.file, name)
 
 
 def write_steps(folder: Path, steps: range, resume_step: int = 0) -> None:
@@ -94,19 +78,52 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path, resume_step: int, monk
 
 
 @pytest.mark.parametrize("room", [0, 11])
-def test_full_disk_warns_once_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture, room: int) -> None:
+def test_full_disk_warns_once_and_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
     writer = MetricsWriter(tmp_path, resume_step=0, enabled=True)
     writer.write(1, {"loss": 1.0})
-    disk = writer._file
-    writer._file = Refusing(disk, room)  # type: ignore[assignment]
+    _allow(monkeypatch, room)
     with caplog.at_level(logging.WARNING, "bigssl"):
         writer.write(2, {"loss": 1.0})
         writer.write(3, {"loss": 1.0})
-    assert len(caplog.records) == 1 and writer.lost == 2
-    writer._file = disk  # somebody freed the disk
+    (record,) = caplog.records
+    assert f"disk full: {tmp_path / FILE}, needs " in record.getMessage() and writer.lost == 2
+    monkeypatch.undo()  # somebody freed the disk
     writer.write(4, {"loss": 1.0})
     writer.close()
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 4]
+
+
+def test_a_resume_on_a_full_disk_drops_what_will_be_repeated_and_writes_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_steps(tmp_path, range(1, 6))
+
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("bigssl.files.fsync", full)  # no new file
+    writer = MetricsWriter(tmp_path, resume_step=3, enabled=True)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+    monkeypatch.undo()
+    writer.write(4, {"loss": 1.0})
+    writer.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def _allow(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """`room` bytes more fit on the disk, then it answers as a full one does."""
+    write, left = os.write, [room]
+
+    def some(file: int, data: bytes) -> int:
+        if left[0] <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write(file, data[: left[0]])
+        left[0] -= written
+        return written
+
+    monkeypatch.setattr("bigssl.files.os.write", some)
 
 
 def test_folder_that_cannot_be_made_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -55,22 +57,37 @@ def grey(data: bytes) -> np.ndarray:
     return np.asarray(picture, dtype=np.float32)
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height as stored, from the head alone. Raises DataError for what is no picture, or too large a one."""
+    with _decoding(data):
+        picture = Image.open(io.BytesIO(data), formats=_CODECS)
+        _refuse(picture)
+    return picture.size
+
+
 def opened(data: bytes, size: int | None, mode: str) -> Image.Image:
     """The picture in its own mode, upright; `size` and `mode` as of `image`. Raises DataError."""
-    try:
+    with _decoding(data):
         picture = Image.open(io.BytesIO(data), formats=_CODECS)
         _refuse(picture)
         if size is not None and picture.format in ("JPEG", "MPO"):
             shorter = min(picture.size)
             picture.draft(mode, (picture.width * size // shorter, picture.height * size // shorter))
         picture.load()
+    return _upright(picture)
+
+
+@contextmanager
+def _decoding(data: bytes) -> Iterator[None]:
+    """What Pillow raises within it is a DataError."""
+    try:
+        yield
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"refused image ({error})") from error
     except Exception as error:  # damaged bytes make codecs raise a dozen types, TypeError and KeyError among them
         raise DataError(f"undecodable image of {len(data)} bytes ({_cause(error)})") from error
-    return _upright(picture)
 
 
 def _refuse(picture: Image.Image) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.words import word_numbers
+from bigssl.files import whole
 
 SPECIALS = {
     "pad_token": "[PAD]",
@@ -43,8 +44,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLi
     tokenizer.post_processor = processors.BertProcessing(
         ("[SEP]", names.index("[SEP]")), ("[CLS]", names.index("[CLS]"))
     )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(os.fspath(path), pretty=False)
+    with whole(Path(path)) as staging:
+        tokenizer.save(str(staging), pretty=False)
 
 
 def _wordpiece(vocabulary: dict[str, int]) -> Tokenizer:

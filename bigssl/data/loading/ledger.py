@@ -15,17 +15,18 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bigssl.data.errors import DataError
 from bigssl.data.loading.loader import Batch, MicroBatches
+from bigssl.files import append_whole, drop_from
 
 log = logging.getLogger("bigssl")
 
 Keys = Mapping[str, list[str]]
 _FILE = re.compile(r"ledger-rank(\d+)\.jsonl")
-_STEP = re.compile(rb'\{"step": (\d+), ')
 
 
 def whole_step(passes: Sequence[Keys]) -> dict[str, list[str]]:
@@ -98,13 +99,9 @@ class Ledger:
         if self._file < 0:
             return
         data = ledger_lines(step, self._rank, whole_step(passes)).encode()
-        size = os.fstat(self._file).st_size
         try:
-            written = os.write(self._file, data)
-            if written != len(data):
-                raise OSError(f"{written} of {len(data)} bytes fitted")
+            append_whole(self._file, data, self._path)
         except OSError as error:
-            os.ftruncate(self._file, size)  # half a line would spoil the next one
             log.warning("ledger: step %d is missing in %s: %s. Training goes on", step, self._path, error)
 
     def flush(self) -> None:
@@ -117,7 +114,8 @@ class Ledger:
 
     def close(self) -> None:
         if self._file >= 0:
-            os.close(self._file)
+            with suppress(OSError):  # some file systems tell only now; `flush` has asked
+                os.close(self._file)
             self._file = -1
 
 
@@ -125,15 +123,3 @@ def files(folder: Path) -> dict[int, Path]:
     """The ledgers in the folder of a run, by rank."""
     found = {path: _FILE.fullmatch(path.name) for path in folder.glob("ledger-rank*.jsonl")}
     return {int(match[1]): path for path, match in found.items() if match}
-
-
-def drop_from(path: Path, step: int) -> None:
-    """Cuts a file of JSON lines (their step first) before the first that is of `step` or later, or not whole."""
-    end = 0
-    with path.open("rb") as file:
-        for line in file:
-            start = _STEP.match(line)
-            if not start or int(start[1]) >= step or not line.endswith(b"\n"):
-                break
-            end += len(line)
-    os.truncate(path, end)

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bigssl import distributed
-from bigssl.data.loading.ledger import drop_from
 from bigssl.data.loading.loader import Bad
+from bigssl.files import append_whole, drop_from
 
 FILE = "skipped.jsonl"
 SHOWN = 3  # causes in the sentence that ends a run
@@ -79,10 +79,7 @@ class Skipped(Tally):
         data = "".join(json.dumps({"step": step, **bad._asdict()}) + "\n" for bad in new).encode()
         try:
             with self._path.open("ab", buffering=0) as file:
-                size = file.tell()
-                if file.write(data) != len(data):
-                    file.truncate(size)  # half a line would hide those after it
-                    raise OSError("no room")
+                append_whole(file.fileno(), data, self._path)
         except OSError as error:
             log.warning("skipped: %d bad samples of step %d are not in %s: %s. Training goes on, but a resumed run "
                         "will not count them", len(new), step, self._path, error)  # fmt: skip

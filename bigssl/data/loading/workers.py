@@ -29,6 +29,8 @@ from bigssl.data.loading.watchdog import Stages, Watchdog
 
 AHEAD = 2  # items that a worker has in hand: one that is done waits while the next is computed
 GRACE = 5.0  # seconds after which a worker that was asked to end is killed
+# what stops a run: the main process decides what that means for its workers
+_HELD = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 _TASK = struct.Struct("<qB")  # the item, slots of memory that may be used again
 _HEADER = struct.Struct("<QbB")  # bytes of the pickle, slot of the tensors' memory, whether its descriptor comes along
 
@@ -135,7 +137,7 @@ def computed_in_order(
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
     """Workers are forked with signals held back until each has arranged how to take them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:
         yield
     finally:
@@ -228,7 +230,9 @@ def _obey_only_the_parent() -> None:
     must live. SIGTERM therefore counts only when the parent itself sent it.
     """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)  # a pipe of the main process, which is not told what its workers are
+    for number in _HELD - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})
     parent = multiprocessing.parent_process()
     threading.Thread(target=_listen, args=(parent.pid if parent else None,), daemon=True).start()

@@ -21,6 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from bigssl.data.errors import DataError
+from bigssl.files import writing
 
 _HEADER = struct.Struct("<8sIQ")
 _MAGIC = b"bigssl-1"
@@ -80,23 +81,24 @@ class DiskCache:
         return True
 
     def store(self, entry: str, data: bytes) -> None:
-        """Keep `data` as `entry`, evicting what was not used for longest. Raises OSError when the disk is full."""
+        """Keep `data` as `entry`, evicting what was not used for longest. Raises DiskFull when the disk is."""
         size = _HEADER.size + len(data)
         if size > self.limit:
             raise OSError(f"an entry of {size} bytes, the cache holds {self.limit}")
         path = self.folder / entry
         path.parent.mkdir(exist_ok=True)
         part = path.with_name(f"{uuid.uuid4().hex}.part")
-        try:
-            self._reserve(part, size)
-            with part.open("r+b") as file:
-                file.write(_HEADER.pack(_MAGIC, zlib.crc32(data), len(data)))
-                file.write(data)
-            _touch(part)
-            os.replace(part, path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+        with writing(path, size, part):
+            try:
+                self._reserve(part, size)
+                with part.open("r+b") as file:
+                    file.write(_HEADER.pack(_MAGIC, zlib.crc32(data), len(data)))
+                    file.write(data)
+                _touch(part)
+                os.replace(part, path)
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
 
     def drop(self, entry: str) -> None:
         """Forget an entry whose content is wrong."""

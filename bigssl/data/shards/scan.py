@@ -11,6 +11,7 @@ from bigssl.data.remote.client import Remote
 from bigssl.data.shards import storage, tarwalk
 from bigssl.data.shards.leftout import LeftOut
 from bigssl.data.shards.sidecar import Member, Row
+from bigssl.files import DiskFull, writing
 
 
 def scan(tar: str, remote: Remote | None = None, left_out: LeftOut | None = None) -> tuple[list[Row], str, int]:
@@ -21,13 +22,15 @@ def scan(tar: str, remote: Remote | None = None, left_out: LeftOut | None = None
             with tempfile.TemporaryDirectory() as folder:  # flush points are searched for in a file
                 return _scan(tar, _download(tar, Path(folder), remote), remote, left_out)
         return _scan(tar, tar, remote, left_out)
+    except DiskFull:
+        raise
     except OSError as error:
         raise damaged(tar, key=None, offset=None, cause=f"cannot be read ({error.strerror or error})") from None
 
 
 def _download(tar: str, folder: Path, remote: Remote | None) -> str:
     path = folder / storage.name_of(tar)
-    with storage.open_stream(tar, remote) as source, path.open("wb") as target:
+    with storage.open_stream(tar, remote) as source, writing(path), path.open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
     return str(path)
 

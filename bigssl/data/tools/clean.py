@@ -12,7 +12,7 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack, refuse_existing
 from bigssl.data.tools.rules import Judged, Thresholds, check_names, judge_samples
 from bigssl.data.tools.sources import json_bytes
-from bigssl.data.tools.sources_shards import from_index
+from bigssl.data.tools.sources_shards import from_index, stretches_of
 from bigssl.data.tools.survey import Survey, survey
 
 REPORT = "dropped.jsonl"
@@ -76,6 +76,9 @@ def split(
     """Writes `folder/PART` of a share of the samples and `folder/train` of the others; part: (name, share).
 
     A hash of (seed, key) decides, or of a field `by` of the json, so that samples that agree there stay on one side.
-    options: as of `pack`. Raises DataError.
+    Windows of series are parted by time instead, unless there is a field `by` (see `by_time`). options: as of `pack`.
+    Raises DataError.
     """
-    return pack(from_index(index, range(len(index)), by), folder, split=part, seed=seed, **options)
+    items = stretches_of(index) if by is None else None
+    items = from_index(index, range(len(index)), by) if items is None else items
+    return pack(items, folder, split=part, seed=seed, **options)

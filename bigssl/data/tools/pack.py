@@ -15,9 +15,10 @@ from bigssl.data.errors import DataError
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools import staged
 from bigssl.data.tools.jobs import each
+from bigssl.data.tools.parts import by_time
 from bigssl.data.tools.sources import Item, Keys
 from bigssl.data.tools.staged import ShardPlan
-from bigssl.files import write_atomic
+from bigssl.files import write_atomic, writing
 
 
 def split_by_key(key: str, fraction: float, seed: int = 0) -> bool:
@@ -46,21 +47,22 @@ def pack(
 ) -> dict[str, DatasetIndex]:
     """Packs `items` into shards `NAME-000000.tar`, ... with sidecars and manifest; returns the index of each part.
 
-    split: ("val", .1) makes `folder/val` of a tenth of the groups and `folder/train` of the rest. shuffle: by a hash of
+    split: ("val", .1) makes `folder/val` of a tenth of the groups and `folder/train` of the rest, or of the last tenth
+    of the time of each series where the items are stretches of one (see `by_time`). shuffle: by a hash of
     (seed, key) instead of the order of the source. compress: gzip that can still be read by range, for small samples,
     of which a tar is half padding. jobs: processes, each of which writes one shard at a time. The same items give the
     same bytes, however many there are. beside: further files of `folder`. Everything is written next to `folder` and
     renamed when it is complete; after an interruption the same call keeps the finished shards whose sources are as
-    they were. note: is told about that. Raises DataError for unusable or repeated keys and when `folder` holds anything
-    without `overwrite`.
+    they were. note: is told about that, and about a split by time. Raises DataError for unusable or repeated keys and
+    when `folder` holds anything without `overwrite`.
     """
     folder = Path(folder)
     if shard_size < 1:
         raise DataError(f"shard size {shard_size}: 1 or more samples are allowed")
     refuse_existing(folder, overwrite)
-    parts = _parts(list(items), name, split, seed)
+    parts = _parts(list(items), name, split, seed, note)
     plans = _plans(parts, name, shard_size, seed if shuffle else None, compress)
-    with staged.staged(folder) as staging:
+    with writing(folder), staged.staged(folder) as staging:
         _write(plans, staging, name, jobs, note)
         staged.assemble(plans, staging)
         for file, data in (beside or {}).items():
@@ -76,11 +78,17 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
         raise DataError(f"{folder} exists; pack into another folder or give --overwrite")
 
 
-def _parts(items: Sequence[Item], name: str, split: tuple[str, float] | None, seed: int) -> Mapping[str, list[Item]]:
+def _parts(
+    items: Sequence[Item], name: str, split: tuple[str, float] | None, seed: int, note: Callable[[str], None]
+) -> Mapping[str, list[Item]]:
     _check_keys(items)
     if split is None:
         return {"": list(items)}
     part, fraction = split
+    if items[0].stretch is not None:
+        divided = by_time(items, part, fraction)
+        note(divided.said)
+        return divided.parts
     parts: dict[str, list[Item]] = {"train": [], part: []}
     for item in items:
         parts[part if split_by_key(item.group, fraction, seed) else "train"].append(item)

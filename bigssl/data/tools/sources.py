@@ -9,10 +9,24 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bigssl.config import limits
 from bigssl.data.errors import DataError
 from bigssl.data.shards.tarwalk import not_a_member, split_name
+
+
+class Stretch(NamedTuple):
+    """Rows `start` to `start + rows` of a series that a sample holds; other samples may hold some of them too."""
+
+    series: str
+    start: int
+    rows: int
+
+    @property
+    def stop(self) -> int:
+        """The first row behind it."""
+        return self.start + self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +34,16 @@ class Item:
     """A sample to be packed: `load()` gives its fields; samples of equal `group` stay on one side of a split.
 
     stamp: says, as something JSON can hold, which version of the source `load` would read; equal stamps, equal bytes.
-    Shards of items without one are never taken over from an interrupted run.
+    Shards of items without one are never taken over from an interrupted run. label: what its json says as `label`,
+    where that is known before it is loaded. stretch: where a split has to go by time, the rows that it holds.
     """
 
     key: str
     group: str
     load: Callable[[], dict[str, bytes]]
     stamp: Callable[[], object] | None = None
+    label: object | None = None
+    stretch: Stretch | None = None
 
 
 def json_bytes(values: Mapping[str, object]) -> bytes:
@@ -57,7 +74,7 @@ class Keys:
     def add(self, key: str, source: str = "", line: int = 0) -> None:
         """Raises DataError for a key that no shard can hold, or that came before; source, line: where it stands."""
         where = f"{source}, line {line}: " if line else ""
-        if cause := _unusable(key):
+        if cause := unusable(key):
             raise DataError(f"{where}key {key!r} cannot name a sample: {cause}")
         if key in self._seen:
             first = f" (first in line {self._seen[key]})" if line else ""
@@ -65,7 +82,8 @@ class Keys:
         self._seen[key] = line
 
 
-def _unusable(key: str) -> str:
+def unusable(key: str) -> str:
+    """Why `key` cannot name a sample of a shard; nothing where it can."""
     if not is_utf8(key):
         return "it is not UTF-8; rename its files"
     parts = key.removeprefix("./").split("/")  # tars made of a folder have it before every name

@@ -14,6 +14,7 @@ from bigssl.data.kinds.decode import AUDIO, IMAGES
 from bigssl.data.shards import leftout, unpack
 from bigssl.data.shards.leftout import LeftOut
 from bigssl.data.shards.tarwalk import split_name
+from bigssl.data.tools.classes import LABEL, folder_labels, with_label
 from bigssl.data.tools.sources import Item, is_utf8, json_bytes, read_file, version
 
 
@@ -52,16 +53,21 @@ def _below(folder: str, prefix: str, around: tuple[str, ...], left_out: LeftOut)
 
 
 class Files(NamedTuple):
-    """The files of one sample of a folder: (field, path below `root`) each. Facts in the names become the json."""
+    """The files of one sample of a folder: (field, path below `root`) each. Facts in the names become the json; label:
+    one more of them."""
 
     root: str
     names: tuple[tuple[str, str], ...]
     pattern: str | None
+    label: str | None = None
 
     def load(self) -> dict[str, bytes]:
-        """The files as they are."""
+        """The files as they are; a json of their own gets the label where it has none."""
         facts = self.facts()
         fields = {field: read_file(f"{self.root}/{name}") for field, name in self.names}
+        if self.label is not None and "json" in fields:
+            return fields | {"json": with_label(fields["json"], self.label)}
+        facts = facts if self.label is None else {LABEL: self.label} | facts
         return fields | ({"json": json_bytes(facts)} if facts else {})
 
     def facts(self) -> dict[str, object]:
@@ -81,19 +87,35 @@ class Files(NamedTuple):
 
     def stamp(self) -> object:
         """Which version of the files."""
-        return [self.pattern, *(version(f"{self.root}/{name}") for _, name in self.names)]
+        return [self.pattern, self.label, *(version(f"{self.root}/{name}") for _, name in self.names)]
 
 
-def from_folder(root: Path, pattern: str | None = None, left_out: LeftOut | None = None) -> Iterator[Item]:
+def from_folder(
+    root: Path, pattern: str | None = None, left_out: LeftOut | None = None, *, names: Sequence[str] | None = None,
+    labels: bool = False,
+) -> Iterator[Item]:  # fmt: skip
     """Files below `root`: `sub/name.jpg` and `sub/name.txt` make the sample `sub/name` with fields jpg and txt.
 
     pattern: a regular expression for whole relative paths without the last extension. Its group `key` becomes the key
     (dots in its last part become _), its group `field`, where there is one, is put before the extension, the other
     named groups (numbers as numbers) are the field json. Without it a name with several dots is refused: it may mean
-    sample `a.b` or a field of sample `a`. left_out: as of `files_below`. Raises DataError.
+    sample `a.b` or a field of sample `a`. left_out, names: as of and from `files_below`. labels: the json says as
+    `label` what `folder_labels` finds, unless the pattern has a group of that name. Raises DataError.
     """
-    left_out = LeftOut() if left_out is None else left_out
-    names = files_below(root, left_out)
+    names = files_below(root, LeftOut() if left_out is None else left_out) if names is None else names
+    groups = _groups(root, names, pattern, LeftOut() if left_out is None else left_out)
+    wanted = labels and "(?P<label>" not in (pattern or "")
+    found = folder_labels({key: [name for _, name in files] for key, files in groups.items()}) if wanted else {}
+    for key, files in groups.items():
+        sample = Files(str(root), files, pattern, found.get(key))
+        facts = sample.facts()
+        yield Item(key, key, sample.load, sample.stamp, found.get(key, facts.get(LABEL)))
+
+
+def _groups(
+    root: Path, names: Sequence[str], pattern: str | None, left_out: LeftOut
+) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Files (field, path) by key."""
     _refuse_shards(root, names)
     if pattern is None:
         _refuse_dots(root, names)
@@ -113,10 +135,7 @@ def from_folder(root: Path, pattern: str | None = None, left_out: LeftOut | None
         if any(field in kinds and set(taken) & set(kinds) for kinds in (IMAGES, AUDIO)):
             left_out.add(leftout.TWINS, name)
         groups[key] = (*files, (sys.intern(field), name))
-    for key, files in groups.items():
-        sample = Files(str(root), files, pattern)
-        sample.facts()
-        yield Item(key, key, sample.load, sample.stamp)
+    return groups
 
 
 def _refuse_shards(root: Path, names: Sequence[str]) -> None:

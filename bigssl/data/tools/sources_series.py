@@ -7,7 +7,7 @@ import io
 import string
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from bigssl.data.errors import DataError
-from bigssl.data.tools.sources import Item, json_bytes
-from bigssl.data.tools.sources_text import LineFile, decoded, document_lines, line_file
-
-MISSING = ("", "?", "nan", "NaN", "NA")
+from bigssl.data.tools.channels import cells_of, channels, header_of, number
+from bigssl.data.tools.classes import LABEL
+from bigssl.data.tools.parts import held_rows
+from bigssl.data.tools.sources import Item, Stretch, json_bytes
+from bigssl.data.tools.sources_text import LineFile, document_lines, line_file
 
 
 def _npy(values: np.ndarray) -> bytes:
@@ -49,16 +50,16 @@ class TsLine(NamedTuple):
 
 def from_series(path: Path, stem: str | None = None) -> Iterator[Item]:
     """The .ts format of the UEA & UCR archive: samples `STEM-000000` with npy (float32 [T, C]) and json {"label"}."""
-    labelled, number, file = False, 0, line_file(path)
+    labelled, count, file = False, 0, line_file(path)
     for line in document_lines(path):
         text = line.data.strip()
         if text.lower().startswith(b"@classlabel"):
             labelled = text.split()[1].lower() == b"true"
         elif text[:1] not in (b"#", b"@"):
-            key = f"{path.stem if stem is None else stem}-{number:06d}"
+            key = f"{path.stem if stem is None else stem}-{count:06d}"
             series = TsLine(file, line.number, line.offset, len(line.data), labelled)
             yield Item(key, key, series.load, series.stamp)
-            number += 1
+            count += 1
 
 
 def parse_series(where: str, line: str, labelled: bool) -> tuple[np.ndarray, str]:
@@ -66,19 +67,13 @@ def parse_series(where: str, line: str, labelled: bool) -> tuple[np.ndarray, str
     parts = line.strip().split(":")
     label = parts.pop().strip() if labelled else ""
     try:
-        channels = [[_number(v) for v in part.split(",")] for part in parts]
+        channels = [[number(v) for v in part.split(",")] for part in parts]
     except ValueError as error:
         raise DataError(f"{where}: {error}; values are numbers or '?'") from error
     lengths = Counter(map(len, channels))
     if len(lengths) != 1:
         raise DataError(f"{where}: channels of lengths {sorted(lengths)}; they must be equal")
     return np.asarray(channels, dtype=np.float32).T.copy(), label
-
-
-def _number(cell: str) -> float:
-    if "_" in cell:  # Python reads 1_000 as a number, no table means it
-        raise ValueError(f"could not convert string to float: {cell!r}")
-    return float("nan") if cell.strip() in MISSING else float(cell)
 
 
 @dataclass(frozen=True)
@@ -88,12 +83,15 @@ class Windows:
     columns: the channels, in this order (default: all but `by`). by: a column; adjacent rows of equal value there are
     one series. window, stride: cut each series into pieces of `window` rows that begin every `stride` rows (default:
     window); the last piece begins earlier where it must, so that no row is left out; a shorter series stays whole.
+    held_out: this share of the rows at the end of each series is cut into pieces of its own, none of which shares a
+    row with the others, where both sides hold one.
     """
 
     columns: Sequence[str] = ()
     by: str | None = None
     window: int | None = None
     stride: int | None = None
+    held_out: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in (("window", self.window), ("stride", self.stride)):
@@ -103,12 +101,20 @@ class Windows:
             raise DataError(f"--stride {self.stride}: has no effect without --window")
 
     def begins(self, rows: int) -> list[int]:
-        """First rows of the pieces of a series of `rows` rows."""
+        """First rows of the pieces of a series of `rows` rows, of which none are held out."""
         if self.window is None or rows <= self.window:
             return [0]
         last = rows - self.window
         found = list(range(0, last + 1, self.stride or self.window))
         return found if found[-1] == last else [*found, last]
+
+    def pieces(self, rows: int) -> list[tuple[int, int]]:
+        """(first row, number of rows) of the pieces of a series of `rows` rows."""
+        window = rows if self.window is None else self.window
+        cut = rows - held_rows(rows, self.held_out)
+        parts = [(0, cut), (cut, rows)] if min(cut, rows - cut) >= window else [(0, rows)]
+        cuts = [(first, stop, begin) for first, stop in parts for begin in self.begins(stop - first)]
+        return [(first + begin, min(window, stop - first)) for first, stop, begin in cuts]
 
 
 class _Lines:
@@ -133,9 +139,10 @@ class Rows(NamedTuple):
     length: int
     columns: tuple[int, ...]
     width: int
+    facts: bytes = b""
 
     def load(self) -> dict[str, bytes]:
-        """npy, float32 [T, C]. Raises DataError naming the line."""
+        """npy, float32 [T, C], and json where there are facts. Raises DataError naming the line."""
         text = self.file.text(self.offset, self.length, self.first_line)
         lines, values = _Lines(text), list[list[float]]()
         reader = csv.reader(lines, strict=True)
@@ -147,41 +154,41 @@ class Rows(NamedTuple):
         except (ValueError, csv.Error) as error:
             where = f"{self.file.path}, line {self.first_line + reader.line_num - 1}"
             raise DataError(f"{where}: {error}; mend it, or choose the columns of numbers with --columns") from error
-        return {"npy": _npy(np.asarray(values, dtype=np.float32))}
+        return {"npy": _npy(np.asarray(values, dtype=np.float32))} | ({"json": self.facts} if self.facts else {})
 
     def _values(self, row: list[str]) -> list[float]:
         if len(row) != self.width:
             raise ValueError(f"{len(row)} cells, not {self.width} columns as in the header")
-        return [_number(row[column]) for column in self.columns]
+        return [number(row[column]) for column in self.columns]
 
     def stamp(self) -> object:
         """Which version of the file, and what is taken from it."""
-        return [self.file.version, self.offset, self.length, self.columns]
+        return [self.file.version, self.offset, self.length, self.columns, self.facts.decode()]
 
 
-def from_csv(path: Path, stem: str, how: Windows) -> Iterator[Item]:
-    """Series of a csv file: one, or one per value of `how.by`, whole or in windows, with npy float32 [T, C].
+def from_csv(
+    path: Path, stem: str, how: Windows, label: str | None = None, note: Callable[[str], None] = lambda _: None
+) -> Iterator[Item]:
+    """Series of a csv file: one, or one per value of `how.by`, whole or in windows, with npy float32 [T, C]; the json
+    of windows has `series`, `start` and `rows` as of `Stretch`, and `label` where there is one.
 
     Keys: STEM, `STEM-VALUE`, with `-000000` behind it where there are windows. The pieces of a series are one group.
     The first line names the columns; if all of it are numbers, the columns are called 0, 1, ... A cell
-    with a line break is refused when its rows are loaded.
+    with a line break is refused when its rows are loaded. note: is told which columns are no channels, and which look
+    like clocks.
     """
     file, names, table = line_file(path), *_read_rows(path, how.by)
-    wanted = [name for name in names if name != how.by] if not how.columns else how.columns
-    unknown = [name for name in wanted if name not in names]
-    if unknown:
-        raise DataError(f"{path}: no column {unknown[0]!r}; it has {', '.join(names)}")
-    double = [name for name in wanted if names.count(name) > 1 or not name.strip()]
-    if double:
-        raise DataError(f"{path}: column {double[0]!r} has no name of its own; rename it, or choose with --columns")
-    columns = tuple(names.index(name) for name in wanted)
+    columns = channels(path, names, how.columns, how.by, note)
     for value, first, stop in table.runs:
         series = stem if how.by is None else f"{stem}-{value}"
-        for number, begin in enumerate(how.begins(stop - first)):
-            end = stop if how.window is None else min(stop, first + begin + how.window)
-            offset = table.offsets[first + begin]
-            rows = Rows(file, table.lines[first + begin], offset, table.offsets[end] - offset, columns, len(names))
-            yield Item(series if how.window is None else f"{series}-{number:06d}", series, rows.load, rows.stamp)
+        for count, piece in enumerate(how.pieces(stop - first)):
+            begin, offset = first + piece[0], table.offsets[first + piece[0]]
+            length, stretch = table.offsets[begin + piece[1]] - offset, Stretch(series, *piece)
+            facts = ({} if how.window is None else stretch._asdict()) | ({} if label is None else {LABEL: label})
+            said = json_bytes(facts) if facts else b""
+            rows = Rows(file, table.lines[begin], offset, length, columns, len(names), said)
+            yield Item(series if how.window is None else f"{series}-{count:06d}", series, rows.load, rows.stamp, label,
+                       stretch if how.held_out else None)  # fmt: skip
 
 
 class _Table(NamedTuple):
@@ -199,9 +206,9 @@ def _read_rows(path: Path, by: str | None) -> tuple[list[str], _Table]:
     for line in document_lines(path):
         end = line.offset + len(line.data)
         if not names or by is not None:
-            cells = _cells(line.data, path, line.number)
+            cells = cells_of(line.data, path, line.number)
         if not names:
-            names = _header(cells)
+            names = header_of(cells, f"{path}, line {line.number}")
             if names == cells:
                 continue
         value = "" if by is None else _value(path, line.number, names, cells, by)
@@ -215,22 +222,6 @@ def _read_rows(path: Path, by: str | None) -> tuple[list[str], _Table]:
         raise DataError(f"{path}: no rows, so no series")
     table.offsets.append(end)
     return names, table
-
-
-def _cells(data: bytes, path: Path, number: int) -> list[str]:
-    try:
-        return next(csv.reader([decoded(data, f"{path}, line {number}")], strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {number}: not a line of a csv file ({error})") from error
-
-
-def _header(cells: list[str]) -> list[str]:
-    try:
-        for cell in cells:
-            _number(cell)
-    except ValueError:
-        return cells
-    return [str(number) for number in range(len(cells))]
 
 
 def _value(path: Path, number: int, names: list[str], cells: list[str], by: str) -> str:

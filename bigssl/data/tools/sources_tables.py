@@ -1,11 +1,11 @@
-"""Tables of pictures and captions for `bigssl shards pack`: .csv and .tsv files with a header."""
+"""Tables of pictures, captions and texts for `bigssl shards pack`: .csv and .tsv files with a header."""
 
 from __future__ import annotations
 
 import csv
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,73 +15,134 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds.decode import IMAGES
 from bigssl.data.shards import leftout
 from bigssl.data.shards.leftout import LeftOut
-from bigssl.data.tools.sources import Item, Keys, json_bytes, read_file, version
+from bigssl.data.tools.sources import Item, Keys, json_bytes, read_file, unusable, version
 from bigssl.data.tools.sources_text import decoded, physical_lines
+from bigssl.data.tools.templates import columns_of, fill_in
 
 _MISSING = {"", "nan", "none", "null", "na", "n/a", "<na>"}  # lower case; how programs write that there is no text
+Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Table:
     """How rows of a .tsv or .csv file with a header become samples. Texts in braces are columns, plus {variant}.
 
-    images: variant -> path of the picture below `root`; one sample each. key, text, group: templates. meta: columns
-    that go into the field json; `variant` names its key there.
+    images: variant -> path of the picture below `root`; one sample each, or one of text only where there are none.
+    key, text, group: templates. Without a key it is the path of the picture without its extension where that can be
+    and is unique, else a running number; the group is then the picture. Without a text there is no txt. meta: columns
+    that go into the field json; `variant` names its key there. label: the column that goes there as `label`, except
+    where the cell is empty.
     """
 
     images: Mapping[str, str]
-    key: str
-    text: str
-    group: str
+    key: str | None = None
+    text: str | None = None
+    group: str | None = None
     meta: Sequence[str] = ()
     variant: str = "variant"
+    label: str | None = None
+
+    def columns(self, there: Row) -> list[str]:
+        """The columns that it names."""
+        templates = [*self.images.values(), *filter(None, (self.key, self.text, self.group))]
+        found = [column for template in templates for column in columns_of(template, there)]
+        return [*found, *self.meta, *filter(None, [self.label])]
 
 
 class Captioned(NamedTuple):
-    """A picture and what the table says about it."""
+    """A picture (or none) and what the table says about it."""
 
-    picture: str
-    text: str
+    picture: str | None
+    text: str | None
     facts: bytes
 
     def load(self) -> dict[str, bytes]:
-        """The picture's bytes as they are, txt, and json where there are facts."""
-        fields = {Path(self.picture).suffix[1:].lower(): read_file(self.picture), "txt": self.text.encode()}
+        """The picture's bytes as they are, txt where there is a text, and json where there are facts."""
+        fields = {} if self.text is None else {"txt": self.text.encode()}
+        if self.picture is not None:
+            fields[Path(self.picture).suffix[1:].lower()] = read_file(self.picture)
         return fields | ({"json": self.facts} if self.facts else {})
 
     def stamp(self) -> object:
         """Which version of picture and row."""
-        return [version(self.picture), self.text, self.facts.decode()]
+        picture = None if self.picture is None else version(self.picture)
+        return [picture, self.text, self.facts.decode()]
 
 
-def from_table(path: Path, root: Path, table: Table, left_out: LeftOut | None = None) -> Iterator[Item]:
-    """One sample per row and image variant: the picture's bytes as they are, txt, json. left_out: is told which texts
-    are empty or stand for a missing value (they are taken). Raises DataError naming the line."""
-    keys = Keys()
-    for line, row in rows(path):
+def from_table(
+    path: Path, root: Path, table: Table, left_out: LeftOut | None = None, note: Callable[[str], None] = lambda _: None
+) -> Iterator[Item]:
+    """Samples of each row, one per image variant: the picture's bytes as they are, txt, json. left_out: is told which
+    texts are empty or stand for a missing value (they are taken). note: is told what the keys are made of where no
+    template says it. Raises DataError naming the line."""
+    keys, named, no_images = Keys(), _named(path, table, note), dict[str, str | None]({"": None})
+    for number, (line, row) in enumerate(rows(path)):
+        if number == 0:
+            _refuse_unknown(path, table, row)
+        for variant, image in (table.images or no_images).items():
+            cells = {**row, "variant": variant}
+            key, group = named(number, cells, image)
+            keys.add(key, f"table {path}", line)
+            sample = _sample(path, line, root, table, cells, image)
+            if left_out is not None and sample.text is not None and sample.text.strip().lower() in _MISSING:
+                left_out.add(leftout.MISSING, f"{path.name}, line {line}: {sample.text}")
+            label = (row[table.label] or None) if table.label else None
+            yield Item(key, group, sample.load, sample.stamp, label)
+
+
+def _named(path: Path, table: Table, note: Callable[[str], None]) -> Callable[[int, Row, str | None], tuple[str, str]]:
+    """What gives key and group of a row (its number, its cells) and an image."""
+    if table.key is not None:
+        key, group = table.key, table.group or table.key
+        return lambda number, row, image: (_filled(key, row), _filled(group, row))
+    first, by_picture = next(iter(table.images.values()), None), _pictures_name_samples(path, table)
+    note(f"keys: {'the paths of the pictures' if by_picture else f'{path.stem}-NUMBER'}; --key names others")
+
+    def named(number: int, row: Row, image: str | None) -> tuple[str, str]:
+        numbered = f"{path.stem}-{number:06d}" + (f"-{row['variant']}" if len(table.images) > 1 else "")
+        key = _stem(_filled(image, row)) if by_picture and image else numbered
+        return key, _filled(table.group, row) if table.group else _stem(_filled(first, row)) if first else key
+
+    return named
+
+
+def _pictures_name_samples(path: Path, table: Table) -> bool:
+    seen: set[str] = set()
+    for number, (_, row) in enumerate(rows(path)):
+        if number == 0:
+            _refuse_unknown(path, table, row)
         for variant, image in table.images.items():
-            item, text = _item(path, line, root, table, {**row, "variant": variant}, image)
-            keys.add(item.key, f"table {path}", line)
-            if left_out is not None and text.strip().lower() in _MISSING:
-                left_out.add(leftout.MISSING, f"{path.name}, line {line}: {text}")
-            yield item
+            key = _stem(_filled(image, {**row, "variant": variant}))
+            if key in seen or unusable(key):
+                return False
+            seen.add(key)
+    return bool(table.images)
 
 
-def _item(
-    path: Path, line: int, root: Path, table: Table, row: Mapping[str, str], image: str
-) -> tuple[Item, str]:  # fmt: skip
-    try:
-        key, group, text, picture = (t.format_map(row) for t in (table.key, table.group, table.text, image))
-        facts = {column: row[column] for column in table.meta}
-    except KeyError as error:
-        raise DataError(f"table {path}: no column {error}; it has {', '.join(sorted(row))}") from error
-    except (ValueError, AttributeError, LookupError) as error:
-        raise DataError(f"table {path}: no template ({error}); write columns in braces, as in {{name}}.jpg") from error
-    if Path(picture).suffix[1:].lower() not in IMAGES:
+def _refuse_unknown(path: Path, table: Table, row: Row) -> None:
+    there = {**row, "variant": ""}
+    unknown = [column for column in table.columns(there) if column not in there]
+    if unknown:
+        raise DataError(f"table {path}: no column {unknown[0]!r}; it has {', '.join(sorted(row))}")
+
+
+def _filled(template: str, row: Row) -> str:
+    return fill_in(template, row, row.__getitem__)
+
+
+def _stem(picture: str) -> str:
+    return picture.removesuffix(Path(picture).suffix)
+
+
+def _sample(path: Path, line: int, root: Path, table: Table, row: Row, image: str | None) -> Captioned:
+    picture = None if image is None else _filled(image, row)
+    if picture is not None and Path(picture).suffix[1:].lower() not in IMAGES:
         raise DataError(f"table {path}, line {line}: {picture!r} is no picture; allowed are {', '.join(IMAGES)}")
+    facts = {column: row[column] for column in table.meta}
+    facts |= {"label": row[table.label]} if table.label and row[table.label] else {}
     facts |= {table.variant: row["variant"]} if len(table.images) > 1 else {}
-    sample = Captioned(str(root / picture), text, json_bytes(facts) if facts else b"")
-    return Item(key, group, sample.load, sample.stamp), text
+    text = None if table.text is None else _filled(table.text, row)
+    return Captioned(picture and str(root / picture), text, json_bytes(facts) if facts else b"")
 
 
 class _Lines:

@@ -7,16 +7,20 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigssl.config import limits
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
+from bigssl.data.tools.classes import CLASSES, LABEL
 from bigssl.data.tools.sources import Item, Keys, json_bytes, version
+from bigssl.data.tools.templates import fill_in
 
 LINE_FEED = b"\n"
+HEAD = 100  # lines that are looked at where something has to be guessed
 
 
 class LineFile(NamedTuple):
@@ -88,27 +92,33 @@ def document_lines(path: Path) -> Iterator[Line]:
 
 
 class TextDocument(NamedTuple):
-    """A line of a text file, or of a file of JSON objects when there is a template for its text."""
+    """A line of a text file, or of a file of JSON objects when there is a template for its text.
+
+    meta: (name in the json, field of the line). label: what the json of a line of text says.
+    """
 
     file: LineFile
     number: int
     offset: int
     length: int
-    template: str | None
-    meta: tuple[str, ...]
+    template: str | None = None
+    meta: tuple[tuple[str, str], ...] = ()
+    label: str | None = None
 
     def load(self) -> dict[str, bytes]:
         """txt, and json where fields are wanted there."""
         text = self.file.text(self.offset, self.length, self.number)
         if self.template is None:
-            return {"txt": text.encode()}
+            facts: dict[str, Any] = {} if self.label is None else {LABEL: self.label}
+            return {"txt": text.encode()} | ({"json": json_bytes(facts)} if facts else {})
         record = parse_line(f"{self.file.path}, line {self.number}", text)
         fields = {"txt": record.fill(self.template, only_text=True).encode()}
-        return fields | ({"json": json_bytes({name: record.value(name) for name in self.meta})} if self.meta else {})
+        facts = {name: record.value(field) for name, field in self.meta}
+        return fields | ({"json": json_bytes(facts)} if facts else {})
 
     def stamp(self) -> object:
         """Which version of the file, and what is taken from it."""
-        return [self.file.version, self.offset, self.template, self.meta]
+        return [self.file.version, self.offset, self.template, self.meta, self.label]
 
 
 class Record(dict[str, Any]):
@@ -131,28 +141,30 @@ class Record(dict[str, Any]):
 
         only_text: a template that is one field and nothing else needs a text: a number there is no document.
         """
-        try:
-            return template.format_map(_Texts(self, numbers=not (only_text and _ONE_FIELD.fullmatch(template))))
-        except (ValueError, AttributeError, LookupError) as error:
-            raise DataError(f"{template!r} is no template ({error}); write fields in braces, as in {{text}}") from error
+        numbers = not (only_text and _ONE_FIELD.fullmatch(template))
+        return fill_in(template, self, lambda name: self._text(name, numbers))
+
+    def _text(self, name: str, numbers: bool) -> str:
+        value = self.value(name)
+        if isinstance(value, str):
+            return value
+        if not numbers or not _is_number(value):
+            raise DataError(f"{self.where}: field {name!r} is {json.dumps(value)[:40]}; a text is needed")
+        return str(value)
+
+    def label(self, name: str) -> object | None:
+        """The field as a label, None where it is null. Raises DataError for lists and objects."""
+        value = self.value(name)
+        if not (value is None or isinstance(value, str | bool) or _is_number(value)):
+            raise DataError(f"{self.where}: field {name!r} is {json.dumps(value)[:40]}; a label is a text or a number")
+        return value
 
 
 _ONE_FIELD = re.compile(r"\{[^{}]*\}")
 
 
-class _Texts(dict[str, str]):
-    def __init__(self, record: Record, numbers: bool) -> None:
-        super().__init__()
-        self._record, self._numbers = record, numbers
-
-    def __missing__(self, name: str) -> str:
-        value = self._record.value(name)
-        if isinstance(value, str):
-            return value
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or not self._numbers:
-            raise DataError(f"{self._record.where}: field {name!r} is {json.dumps(value)[:40]}; a text is needed")
-        return str(value)
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def parse_line(where: str, text: str) -> Record:
@@ -176,31 +188,60 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def from_lines(path: Path, stem: str) -> Iterator[Item]:
-    """Each line that is not blank is a document: samples `STEM-000000`, numbered through, with the field txt."""
+def from_lines(path: Path, stem: str, label: str | None = None) -> Iterator[Item]:
+    """Each line that is not blank is a document: samples `STEM-000000`, numbered through, with the field txt, and json
+    {"label"} where there is a label."""
     file = line_file(path)
     for count, line in enumerate(document_lines(path)):
         if b"\r" in line.data and line.number == 1 and line.offset + len(line.data) >= path.stat().st_size - 1:
             raise DataError(f"{path} has one line with carriage returns in it; `tr '\\r' '\\n'` makes lines of them")
-        document = TextDocument(file, line.number, line.offset, len(line.data), None, ())
+        document = TextDocument(file, line.number, line.offset, len(line.data), label=label)
         key = f"{stem}-{count:06d}"
-        yield Item(key, key, document.load, document.stamp)
+        yield Item(key, key, document.load, document.stamp, label)
 
 
 def from_jsonl(
-    path: Path, stem: str, *, text: str = "{text}", key: str | None = None, group: str | None = None,
-    meta: Sequence[str] = (),
+    path: Path, stem: str, *, text: str | None = None, key: str | None = None, group: str | None = None,
+    meta: Sequence[str] = (), label: str | None = None, labels: bool = False,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Item]:  # fmt: skip
-    """Each line is a JSON object: field txt from the template `text`, json from the fields `meta`.
+    """Each line is a JSON object: field txt from the template `text` (default: what `text_field` finds), json from the
+    fields `meta`.
 
-    key, group: templates; without them the running number `STEM-000000` is the key and the key the group.
+    key, group: templates; without them the running number `STEM-000000` is the key and the key the group. label: the
+    field that becomes `label` of the json unless it is null. labels: where no field is named, it is one called `label`,
+    in the lines that have one. note: is told which field the text is, where that is not `text`.
     """
     file, keys = line_file(path), Keys()
+    text = text_field(path, note) if text is None else text
     for count, line in enumerate(document_lines(path)):
-        document = TextDocument(file, line.number, line.offset, len(line.data), text, tuple(meta))
         where = f"{path}, line {line.number}"
-        record = parse_line(where, decoded(line.data, where)) if key or group else Record()
+        named = label or (LABEL if labels and b'"label"' in line.data else None)
+        record = parse_line(where, decoded(line.data, where)) if key or group or named else Record()
+        value = record.label(named) if named and (label or named in record) else None
+        facts = (*((name, name) for name in meta), *([(LABEL, named)] if named and value is not None else []))
+        document = TextDocument(file, line.number, line.offset, len(line.data), text, facts)
         name = record.fill(key) if key else f"{stem}-{count:06d}"
         if key:
             keys.add(name, str(path), line.number)
-        yield Item(name, record.fill(group) if group else name, document.load, document.stamp)
+        yield Item(name, record.fill(group) if group else name, document.load, document.stamp, value)
+
+
+def text_field(path: Path, note: Callable[[str], None] = lambda _: None) -> str:
+    """The template of the field that holds the text: `text`, or the only one that the first lines fill with texts and
+    that is not called as classes are. note: is told of such a one. Raises DataError where there are several or none."""
+    lines = islice(document_lines(path), HEAD)
+    parsed = (parse_line(where, decoded(line.data, where)) for line in lines
+              if (where := f"{path}, line {line.number}"))  # fmt: skip
+    first = next(parsed, None)
+    if first is None or "text" in first:
+        return "{text}"
+    records = [first, *parsed]
+    names = [name for name in records[0] if name.lower() not in CLASSES
+             and all(isinstance(record.get(name), str) for record in records)]  # fmt: skip
+    if len(names) != 1:
+        longest = max(names or ["NAME"], key=lambda name: sum(len(record.get(name, "")) for record in records))
+        there = ", ".join(sorted(records[0])) or "none"
+        raise DataError(f"{records[0].where}: no field 'text'; it has {there}; name one, e.g. --text {longest}")
+    note(f"text of a sample: the field {names[0]!r}, the only one of texts; --text NAME takes another")
+    return f"{{{names[0]}}}"

@@ -23,7 +23,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.shards import tarwalk
 from bigssl.data.shards.index import MANIFEST, build_index
 from bigssl.data.tools.sources import Item, refuse_fields
-from bigssl.files import write_atomic
+from bigssl.files import DiskFull, write_atomic, writing
 
 _FINISHED = ".shards"
 _SOURCE = "source"
@@ -88,14 +88,18 @@ def write_shard(plan: ShardPlan, staging: Path) -> Written:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
-        tar = unfinished / f"{plan.name}.tar"
-        _write_tar(plan.items, tar)
-        build_index([_compress(tar) if plan.compress else tar], unfinished)
-        if source is not None:
-            write_atomic(unfinished / _SOURCE, source.encode())
-        os.replace(unfinished, home)
+        with writing(home, None, unfinished):
+            tar = unfinished / f"{plan.name}.tar"
+            _write_tar(plan.items, tar)
+            build_index([_compress(tar) if plan.compress else tar], unfinished)
+            if source is not None:
+                write_atomic(unfinished / _SOURCE, source.encode())
+            os.replace(unfinished, home)
     except OSError as error:  # of the disk: those of the source have become DataErrors
+        shutil.rmtree(unfinished, ignore_errors=True)
         again = "the same command goes on from the finished shards"
+        if isinstance(error, DiskFull):
+            raise DiskFull(error.errno, f"{error}; free some room, {again}") from error
         raise DataError(f"{unfinished} cannot be written ({error.strerror}); {again}") from error
     return Written(len(plan.items), kept=False, outdated=outdated)
 

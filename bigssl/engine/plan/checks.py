@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,15 +21,18 @@ from bigssl.engine import resume, zero
 from bigssl.engine.constraints import check_constraints
 from bigssl.engine.groups import check_groups
 from bigssl.engine.plan import data as plan_data
-from bigssl.engine.plan import preflight
+from bigssl.engine.plan import folder, preflight
 from bigssl.engine.plan.activations import Activations, Trial
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
+from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
 from bigssl.engine.plan.groups import GroupRow, group_rows
 from bigssl.engine.plan.look import with_shards
-from bigssl.engine.plan.memory import FP32, Memory, checkpoint_bytes, memory
-from bigssl.engine.plan.order import Reading, lanes_that_keep, simulate
+from bigssl.engine.plan.memory import Memory, memory
+from bigssl.engine.plan.order import Reading, lanes_that_keep, refuse_twice, simulate
 from bigssl.engine.plan.passes import examine
+from bigssl.engine.plan.room import large_bucket, too_much
 from bigssl.engine.plan.sources import source_order, split_batch
+from bigssl.engine.plan.start_from import begin_from
 from bigssl.objectives.base import exported_heads
 
 T = TypeVar("T")
@@ -66,25 +68,28 @@ class Paper:
             return None
 
 
-def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None) -> Paper:
+def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None, change: Sequence[str] = ()) -> Paper:
     """Check and simulate `recipe` on `world` ranks, `per_node` on a node; no GPU, no process group, no payload.
 
-    device_bytes: what a rank's device holds; more is a failure. None: unknown.
+    device_bytes: what a rank's device holds; more is a failure. None: unknown. change: as for `preflight.plan`.
     """
     process.use_data_settings(recipe.data)
     paper = Paper(world, per_node)
     recipe = paper.attempt(resume.taken_over, recipe) or recipe
     shape = paper.attempt(split_batch, recipe, world)
     settings_fit = paper.attempt(_checked_zero, recipe)
-    paper.attempt(preflight.check_folder, recipe)
+    paper.attempt(folder.check_folder, recipe)
+    paper.attempt(folder.refuse_foreign, recipe)
     paper.attempt(preflight.refuse_secrets, recipe)
-    paper.attempt(resume.refuse_changed_recipe, recipe)
+    paper.attempt(resume.refuse_changed_recipe, recipe, change)
     networks = paper.attempt(Trial, recipe)
     if networks is None:
         return paper
+    paper.notes += beginning.notes() if (beginning := begin_from(recipe)) is not None else []
     groups_fit = paper.attempt(check_groups, networks.objective, recipe)
     paper.groups = group_rows(networks.objective, recipe.optim) if groups_fit else []
-    paper.attempt(resume.refuse_changed_length, recipe, networks.objective)
+    paper.attempt(resume.refuse_changed_length, recipe, networks.objective, change)
+    paper.notes += paper.attempt(resume.notes_of_length, recipe, networks.objective) or []
     paper.attempt(check_constraints, networks.objective)
     paper.attempt(_evaluation, recipe, networks)
     paper.attempt(preflight.check_cache, recipe)
@@ -95,8 +100,8 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     if shape and sizes and len(orders) == len(sizes):
         paper.attempt(preflight.check_passes, networks.objective, sizes, shape[1])
         paper.attempt(preflight.check_draws, networks.objective, orders)
-        mine = resume.facts(shape[1], world, orders, networks.towers, networks.objective)
-        paper.attempt(resume.refuse_unlike_checkpoint, recipe, mine)
+        mine = facts(shape[1], world, orders, networks.towers, networks.objective)
+        paper.attempt(refuse_unlike_checkpoint, recipe, mine)
     _data(paper, recipe, orders)
     _look(paper, recipe, networks, orders, sizes, parts)
     if shape is None or len(orders) < len(sizes) or not settings_fit or not groups_fit:
@@ -105,7 +110,8 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     _reading(paper, recipe, orders, sizes)
     _memory(paper, recipe, networks, {name: size // parts for name, size in sizes.items()}, shape[1], device_bytes)
     _host(paper, recipe, orders, preflight.drawing(networks.objective))
-    _disk(paper, recipe, networks)
+    if not any(failure.startswith("out: ") for failure in paper.failures):
+        _disk(paper, recipe, networks)
     return paper
 
 
@@ -165,8 +171,7 @@ def _reading(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], sizes: M
                 for (dataset, stream), share in zip(order.parts.items(), shares, strict=True)
             }
         paper.sources[name] = row
-        if reading.repeated:
-            paper.failures.append(f"data.sources.{name}: {reading.repeated} samples come twice in an epoch")
+        paper.attempt(refuse_twice, name, reading.repeated)
         texts = [*_unmixed(row["mixing"], sizes[name]), *_uneven(paper, recipe, name, order, reading)]
         paper.warnings += [f"data.sources.{name}: {text}" for text in texts]
 
@@ -221,42 +226,9 @@ def _memory(paper: Paper, recipe: Recipe, networks: Trial, micro: dict[str, int]
         held = memory(networks.objective, recipe, stage=stage, world=paper.world, accum=accum, bf16=bf16)
         estimate = {"activations (estimate)": paper.activations.bytes + paper.activations.batch}
         paper.memory[stage] = dataclasses.replace(held, device=held.device | estimate)
-    stage, total = recipe.zero.stage, FP32 * paper.parameters["total"]
-    buckets = FP32 * zero.settings_of(recipe, stage).buckets
-    if buckets > max(total, GIB // 4):
-        paper.warnings.append(
-            f"zero.options.reduce_bucket_size: {buckets / GIB:.1f} GiB of buckets for {total / GIB:.2f} GiB of weights;"
-            f" zero.options.reduce_bucket_size={paper.parameters['total']} is enough"
-        )
-    if device_bytes is not None and paper.memory[stage].total > device_bytes:
-        paper.failures.append(_too_much(paper, recipe, accum, micro, device_bytes))
-
-
-def _too_much(paper: Paper, recipe: Recipe, accum: int, micro: dict[str, int], device_bytes: int) -> str:
-    """The failure of a rank that needs more than its device holds, with the first change that fits."""
-    stage = recipe.zero.stage
-    if (built := paper.memory[stage].construction) > device_bytes:
-        how = "in slices, a layer at a time" if stage == 3 else "whole"
-        change = "zero.stage=3 or " if paper.memory[3].total <= device_bytes else ""
-        return (
-            f"backbones: a rank holds the networks {how}, before the first step, {built / GIB:.2f} GiB, the device "
-            f"{device_bytes / GIB:.2f}; smallest change: {change}a larger device, or smaller networks"
-        )
-    kept = paper.memory[stage].device["activations (estimate)"]
-    rest = sum(paper.memory[stage].device.values()) - kept
-    spared = FP32 * (zero.settings_of(recipe, stage).buckets - paper.parameters["total"])
-    fits = spared > 0 and rest + kept - spared <= device_bytes
-    bucket = [f"zero.options.reduce_bucket_size={paper.parameters['total']}"] if fits else []
-    stages = [f"zero.stage={s}" for s in STAGES if s > stage and paper.memory[s].total <= device_bytes]
-    splits = [k for k in range(2, min(micro.values()) + 1) if all(m % k == 0 for m in micro.values())]
-    accums = [f"batch.accum={accum * k}" for k in splits if rest + kept / k <= device_bytes]
-    change = " or ".join(bucket + stages[:1] + accums[:1]) or (
-        "a larger device, backbones.NAME.activation_checkpointing=true, or more ranks at zero.stage=3"
-    )
-    return (
-        f"zero.stage: a rank needs about {paper.memory[stage].total / GIB:.2f} GiB at stage {stage}, the device holds "
-        f"{device_bytes / GIB:.2f}; smallest change: {change}"
-    )
+    paper.warnings += large_bucket(networks.objective, recipe)
+    if device_bytes is not None and paper.memory[recipe.zero.stage].total > device_bytes:
+        paper.failures.append(too_much(paper.memory, networks.objective, recipe, micro, accum, device_bytes))
 
 
 def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], drawn: Mapping[str, str]) -> None:
@@ -284,17 +256,7 @@ def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], drawn: Mapp
 
 
 def _disk(paper: Paper, recipe: Recipe, networks: Trial) -> None:
-    each, settings = checkpoint_bytes(networks.objective, recipe), recipe.checkpoint
-    written = recipe.steps // settings.every + (recipe.steps % settings.every > 0)
-    extra = recipe.steps // settings.keep_every if settings.keep_every else 0
-    kept = min(settings.keep + 1, written) + min(extra, max(written - settings.keep, 0))  # one is being written
-    existing = next(path for path in [recipe.folder, *recipe.folder.absolute().parents] if path.exists())
-    free = shutil.disk_usage(existing).free
-    paper.disk = {"checkpoint": each, "kept at most": kept, "needed": each * kept, "free": free}
-    if each * kept > free:
-        fits = free // each - 1
-        change = f"checkpoint.keep={fits}" if fits >= 1 else f"out=FOLDER on a disk with {each * 2 / GIB:.1f} GiB free"
-        paper.failures.append(
-            f"checkpoint.keep: {kept} checkpoints of {each / GIB:.2f} GiB need {each * kept / GIB:.2f} GiB, {existing} "
-            f"has {free / GIB:.2f} free; smallest change: {change}"
-        )
+    paper.disk = folder.room(networks.objective, recipe)
+    paper.attempt(folder.check_room, recipe, paper.disk)
+    if recipe.checkpoint.on_full == "wait" and (lack := folder.lack_of_room(recipe, paper.disk)):
+        paper.warnings.append(f"{lack}; the run will wait for room")

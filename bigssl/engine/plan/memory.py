@@ -12,6 +12,7 @@ ranks, and S optimizer states per element (AdamW and LAMB 2, LARS 1, Muon 1 for 
     teachers            4 per element and buffers, whole on every rank at every stage
     bf16 copies         2 per element of a weight that autocast casts, at every stage
 
+A reduce bucket is 4T, at most 1.9 GiB, unless the recipe says otherwise; two of them with overlap_comm at stages 1, 2.
 Small layers (stage3_param_persistence_threshold) stay whole. A slice is rounded up where W does not divide its group
 (one group a layer with LAMB and LARS). A layer that is cut between two slices keeps its whole gradient on both ranks.
 Gathered layers are an upper bound: DeepSpeed keeps them up to max_live_parameters. Temporaries of the optimizer step
@@ -58,14 +59,14 @@ class Memory:
 
 def memory(objective: nn.Module, recipe: Recipe, *, stage: int, world: int, accum: int, bf16: bool) -> Memory:
     """What weights, gradients and optimizer take on one rank (the fullest), without activations."""
-    settings, groups = zero.settings_of(recipe, stage), parameter_groups(objective, recipe.optim)
+    settings, groups = zero.settings_of(recipe, stage, objective), parameter_groups(objective, recipe.optim)
     ranks = world if stage else 1
     shapes = [[parameter.numel() for parameter in group["params"]] for group in groups]
     by_layer = stage == 3
     slices = [sum(-(-n // ranks) for n in sizes) if by_layer else -(-sum(sizes) // ranks) for sizes in shapes]
     states = [states_per_element(recipe, group) * part for group, part in zip(groups, slices, strict=True)]
     everything = [parameter.numel() for parameter in objective.parameters()]
-    whole = sum(n for n in everything if n <= settings.persistent) if stage == 3 else 0
+    whole = sum(n for n in everything if n <= settings.persistent) if stage == 3 and ranks > 1 else 0
     elements = {
         "parameters": sum(everything) if stage < 3 else sum(-(-n // ranks) for n in everything) + whole,
         "fp32 master copies": sum(slices) if stage else 0,

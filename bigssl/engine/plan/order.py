@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bigssl.config.errors import ConfigError
 from bigssl.data.order.lanes import lane_pieces, lanes_of
 from bigssl.data.order.order import Order
+from bigssl.data.order.sequential import SequentialStream
 
 EXACT = 4_000_000  # an epoch of up to so many samples is gone through whole
 SAMPLED = 150_000  # of a longer one so many, in steps spread evenly over it
@@ -100,6 +102,19 @@ def _dealt(order: Order, size: int, world: int) -> tuple[np.ndarray, np.ndarray,
 
 def _repeats(epochs: np.ndarray, numbers: np.ndarray) -> int:
     return len(numbers) - len(np.unique(epochs * (numbers.max() + 1) + numbers))
+
+
+def repeats(order: Order) -> int | None:
+    """Samples of the first epoch that come twice; None where it is not gone through: it is long, or has no index."""
+    if isinstance(order, SequentialStream) or len(order) > EXACT:
+        return None
+    return _repeats(*order.locate_many(np.arange(len(order))))
+
+
+def refuse_twice(name: str, repeated: int | None) -> None:
+    """Refuse an order that gives samples twice in an epoch."""
+    if repeated:
+        raise ConfigError(f"data.sources.{name}: {repeated} samples come twice in an epoch; this is a fault of bigssl")
 
 
 def _distinct(owners: np.ndarray, items: np.ndarray, groups: int, kinds: int) -> Spread:

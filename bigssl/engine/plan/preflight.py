@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from bigssl import distributed
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig, Recipe
 from bigssl.data.errors import DataError, display
@@ -28,27 +25,30 @@ from bigssl.data.remote.cache import DiskCache
 from bigssl.engine import zero
 from bigssl.engine.constraints import check_constraints
 from bigssl.engine.groups import check_groups
+from bigssl.engine.launcher import free_port
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
+from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
+from bigssl.engine.plan.folder import check_folder, check_room, refuse_foreign, room
+from bigssl.engine.plan.order import refuse_twice, repeats
 from bigssl.engine.plan.passes import examine
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
+from bigssl.engine.plan.start_from import Beginning, begin_from, refuse_other_network
 from bigssl.engine.resume import (
-    facts,
     flat,
+    notes_of_length,
     refuse_changed_length,
     refuse_changed_recipe,
-    refuse_unlike_checkpoint,
     taken_over,
 )
 from bigssl.nets import towers
 from bigssl.nets.build import postponed, refuse_derived
 from bigssl.objectives.base import Objective, build, exported_heads, exported_networks
 
-_PROBE = 1 << 16  # bytes that a run folder has to take at the start
-
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe means on a world of ranks: samples per rank and pass, passes per step, streams, the task."""
+    """What a recipe means on a world of ranks: samples per rank and pass, passes per step, streams, the task; `notes`
+    are what to know of it."""
 
     micro: int
     accum: int
@@ -58,15 +58,19 @@ class Plan:
     objective: Objective
     backbones: dict[str, towers.Tower]
     bf16: bool
+    notes: list[str] = field(default_factory=list)
+    beginning: Beginning | None = None
 
 
-def plan(recipe: Recipe, world: int) -> Plan:
+def plan(recipe: Recipe, world: int, change: Sequence[str] = ()) -> Plan:
     """Check a recipe against the files it names and build its networks; no process group is needed.
 
     For ZeRO-3 the backbones have no numbers yet: the engine fills them layer by layer, in slices.
 
     From here on this process reads data as the recipe says.
 
+    Args:
+        change: fields in which the recipe differs on purpose from that of the run in its folder.
     Raises:
         ConfigError: field, value, what is allowed.
     """
@@ -79,26 +83,33 @@ def plan(recipe: Recipe, world: int) -> Plan:
     with in_slices:
         objective, built = build_networks(recipe)
     refuse_derived(objective)
+    if (beginning := begin_from(recipe)) is not None:
+        beginning.take(objective, built)
     check_groups(objective, recipe)
     check_constraints(objective)
     check_evaluation(recipe, evaluated_towers(objective, built), exported_heads(objective))
     check_folder(recipe)
+    refuse_foreign(recipe)
     refuse_secrets(recipe)
     check_cache(recipe)
     sizes = batch_sizes(recipe, objective)
     streams = {name: source_order(recipe, name, sizes[name], accum * world) for name in sizes}
+    for name, order in streams.items():
+        refuse_twice(name, repeats(order))
     refuse_seen(recipe, {name: order.indexes.values() for name, order in streams.items()})
     check_passes(objective, sizes, accum)
     check_draws(objective, streams)
-    refuse_changed_recipe(recipe)
-    refuse_changed_length(recipe, objective)
+    refuse_changed_recipe(recipe, change)
+    refuse_changed_length(recipe, objective, change)
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built, objective))
+    check_room(recipe, room(objective, recipe))
     looked = examine(recipe, (objective, built), streams, sizes, accum * world, lambda: build_networks(recipe))
     for warning in looked.warnings if os.environ.get("RANK", "0") == "0" else ():
         print(f"bigssl: warning: {warning}", file=sys.stderr, flush=True)
     if looked.failures:
         raise ConfigError(*looked.failures)
-    return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe))
+    notes = notes_of_length(recipe, objective) + (beginning.notes() if beginning is not None else [])
+    return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe), notes, beginning)
 
 
 def build_networks(recipe: Recipe) -> tuple[Objective, dict[str, towers.Tower]]:
@@ -109,13 +120,22 @@ def build_networks(recipe: Recipe) -> tuple[Objective, dict[str, towers.Tower]]:
     """
     for name, backbone in recipe.backbones.items():
         towers.check_backbone(name, backbone)
-    built = {
-        name: towers.Tower(name, config, _tokenizer(name, config)) for name, config in recipe.backbones.items()
-    }
+    beginning = begin_from(recipe)
+    built = {name: _tower(name, config, beginning) for name, config in recipe.backbones.items()}
     objective = build(recipe.objective, built)
+    if beginning is not None:
+        beginning.check(objective, built)
     _refuse_unused(objective, built)
     _refuse_still_teachers(objective, built)
     return objective, built
+
+
+def _tower(name: str, config: BackboneConfig, beginning: Beginning | None) -> towers.Tower:
+    tokenizer = _tokenizer(name, config)
+    if beginning is not None:
+        refuse_other_network(beginning, name, towers.hf_config(f"backbones.{name}", config, tokenizer), tokenizer)
+    meta = torch.get_default_device().type == "meta"  # where weights would only be counted
+    return towers.Tower(name, config, tokenizer, None if beginning is None or meta else beginning.weights(name))
 
 
 def evaluated_towers(objective: Objective, built: Mapping[str, towers.Tower]) -> dict[str, towers.Tower]:
@@ -201,23 +221,6 @@ def _tokenizer(name: str, config: BackboneConfig) -> PreTrainedTokenizerFast | N
         raise ConfigError(f"backbones.{name}.tokenizer: value {config.tokenizer!r}: {error}") from None
 
 
-def check_folder(recipe: Recipe) -> None:
-    """Refuse a run folder that cannot be written to."""
-    existing = recipe.folder
-    try:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            recipe.folder.lstat()  # is it a name at all?
-        existing = next(path for path in [recipe.folder, *recipe.folder.absolute().parents] if os.path.lexists(path))
-        with tempfile.TemporaryFile(dir=existing) as file:  # permission bits tell root nothing, and quotas nobody
-            file.write(bytes(_PROBE))
-            file.flush()
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"out: value {str(recipe.folder)!r}: {existing} cannot be written to ({why}); allowed: a folder with room"
-        ) from None
-
-
 def check_cache(recipe: Recipe) -> None:
     """Refuse a folder for remote shards that cannot be written to."""
     remote = recipe.data.remote
@@ -245,7 +248,7 @@ def check_port() -> None:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"--master_port: value {port}: {why}; allowed: a free port, for example "
-            f"--master_port {distributed.free_port()}"
+            f"--master_port {free_port()}"
         ) from None
 
 

@@ -84,9 +84,9 @@ def _host(paper: Paper) -> Iterator[str]:
     yield "host memory per rank"
     for name, value in paper.host.items():
         yield f"  {name}".ljust(36) + (str(value) if name == "loader processes" else size(value)).rjust(12)
-    disk = paper.disk
-    yield f"checkpoints: {size(disk['checkpoint'])} each, at most {disk['kept at most']} at once"
-    yield f"  need {size(disk['needed'])}, free {size(disk['free'])}"
+    if disk := paper.disk:
+        yield f"checkpoints: {size(disk['checkpoint'])} each, at most {disk['kept at most']} at once"
+        yield f"  need {size(disk['needed'])}, free {size(disk['free'])}"
 
 
 def size(value: float) -> str:

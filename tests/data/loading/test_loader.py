@@ -162,7 +162,7 @@ def test_workers_outlive_signals_to_the_group_and_end_with_the_loader(dataset, g
     next(batches)
     pids = [child.pid for child in multiprocessing.active_children() if child.pid]
     assert len(pids) == 2
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         subprocess.run(["kill", f"-{int(number)}", *map(str, pids)], check=True)  # not from the parent itself
     assert len(list(batches)) == 39
     del loader, batches

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -178,9 +179,10 @@ def test_a_full_disk_is_said_once_and_reading_goes_on(
 
     reader = SampleReader(DatasetIndex.load(server.url, quick(cache=True)))
     assert reader.read(0).key == "s-00000"
-    monkeypatch.setattr(DiskCache, "store", full)
+    monkeypatch.setattr(DiskCache, "_reserve", full)
     assert [reader.read(n).key for n in range(40)] == [f"s-{n:05d}" for n in range(40)]
-    assert capfd.readouterr().err.count("cannot be written (No space left on device); this process reads on") == 1
+    (said,) = capfd.readouterr().err.splitlines()
+    assert re.search(r"cannot be written \(disk full: .*, needs .*, has .*\); this process reads on", said)
     assert len([r for r in server.ranges() if r[1] - r[0] > 10_000]) == 2  # then no more chunks, but samples
     reader.close()
 

@@ -193,7 +193,7 @@ def test_tables_of_pictures_and_captions(tmp_path: Path, suffix: str) -> None:
 
 def test_tables_name_what_is_wrong(tmp_path: Path) -> None:
     table = fill(tmp_path, {"c.tsv": b"code\tcap\na\tb\n"}) / "c.tsv"
-    with pytest.raises(DataError, match=r"c\.tsv: no column 'tags'; it has cap, code, variant"):
+    with pytest.raises(DataError, match=r"c\.tsv: no column 'tags'; it has cap, code"):
         list(from_table(table, tmp_path, TABLE))
     with pytest.raises(DataError, match="'a.svg' is no picture"):
         list(from_table(table, tmp_path, Table({"": "{code}.svg"}, "{code}", "", "{code}")))

@@ -17,7 +17,7 @@ from bigssl.data.tools.sources_series import Windows, from_csv, from_series
 
 def array(item: Item) -> np.ndarray:
     fields = item.load()
-    assert set(fields) == {"npy"}
+    assert set(fields) <= {"npy", "json"}
     values = np.load(io.BytesIO(fields["npy"]))
     assert values.dtype == np.float32
     return values

@@ -97,13 +97,16 @@ def held(recipes: list[Any], accum: list[int]) -> list[tuple[int, int, int]]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("world", [1, 2])
 def test_deepspeed_holds_what_the_plan_says(world: int, ranks: Any, recipe: Any) -> None:
+    default = {} if world == 1 else {"stage3_param_persistence_threshold": 200}  # small layers that teach are cut again
+    cases = [(*case, OPTIONS if case[0] else {}) for case in CASES]
+    cases += [(*case, default) for case in ((1, "adamw", 2), (2, "lars", 2), (3, "adamw", 1))]
     recipes = [
-        recipe(zero={"stage": stage, "options": OPTIONS if stage else {}}, optim={"name": name, "lr": 0.01})
-        for stage, name, _ in CASES
+        recipe(zero={"stage": stage, "options": options}, optim={"name": name, "lr": 0.01})
+        for stage, name, _, options in cases
     ]
-    accums = [accum for _, _, accum in CASES]
+    accums = [accum for _, _, accum, _ in cases]
     measured = ranks(held, world, recipes, accums)
-    for number, (case, used) in enumerate(zip(CASES, recipes, strict=True)):
+    for number, (case, used) in enumerate(zip(cases, recipes, strict=True)):
         planned = memory.memory(Layers(), used, stage=case[0], world=world, accum=case[2], bf16=False)
         parts = planned.device
         assert max(rank[number][2] for rank in measured) == pytest.approx(planned.preparation, rel=0.01), case
@@ -111,10 +114,11 @@ def test_deepspeed_holds_what_the_plan_says(world: int, ranks: Any, recipe: Any)
         after = max(rank[number][1] for rank in measured)
         states = parts["parameters"] + parts["fp32 master copies"] + parts["optimizer states"]
         states += parts["teachers"]
-        always = 4 * OPTIONS["reduce_bucket_size"] + parts["gradients"] if case[0] == 3 else 0
+        size = case[3].get("reduce_bucket_size", 46_860)  # all that is trained
+        always = 4 * size + parts["gradients"] if case[0] == 3 else 0
         assert after == pytest.approx(states + always, rel=0.02), case
         between = case[0] in (1, 2) and case[2] > 1  # passes: a bucket may live on
-        bucket = 4 * OPTIONS["reduce_bucket_size"] if between else 0
+        bucket = 4 * size if between else 0
         least = states + (always or parts["gradients"])
         assert 0.98 * least < backward < 1.02 * (least + bucket), case
 
@@ -127,7 +131,7 @@ def test_muon_keeps_one_number_for_matrices_and_two_for_the_rest(recipe: Any) ->
     assert one["parameters"] == 4 * (matrices + biases + frozen)
     assert one["optimizer states"] == 4 * (matrices + 2 * biases)
     assert one["bf16 copies"] == 2 * (matrices + 1_500)
-    assert one["communication"] == 4 * 500_000_000
+    assert one["communication"] == 4 * (matrices + biases)
     four = memory.memory(Layers(), used, stage=1, world=4, accum=1, bf16=False).device
     assert four["optimizer states"] == 4 * (matrices // 4 + 2 * biases // 4) and four["bf16 copies"] == 0
 

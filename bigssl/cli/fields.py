@@ -1,0 +1,59 @@
+"""The options of `bigssl shards pack` that say how the parts of a source become fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+KINDS = """what the source is (default: by its name). files: a folder; NAME.jpg, NAME.txt, NAME.npy, NAME.flac ... are
+the fields of sample NAME. table: .csv or .tsv with a header, pictures (--image) and captions. lines: .txt, a document a
+line. jsonl: a JSON object a line. series: .csv with a row per time; a file is a series, or several by --by, or many
+windows. ts: .ts of the UEA & UCR archive. For lines, jsonl, series and ts the source may be a folder of such files."""
+Kind = Literal["files", "table", "lines", "jsonl", "series", "ts"]
+TABLE = Parameter(group=Group("Table and jsonl (templates with {column}; a bare word is a column)", sort_key=1))
+SERIES = Parameter(group=Group("Series", sort_key=2))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """How the parts of a source become fields."""
+
+    kind: Annotated[Kind | None, Parameter(name="--as", help=KINDS)] = None
+    pattern: str | None = None
+    """REGEX; files: names without the last extension -> group `key` (dots become _), group `field` (put before the
+    extension); other groups become the json"""
+    labels: Literal["names", "none"] = "names"
+    """`label` of the json. names: of the class folders that hold the samples (lines: of the files), or a column of
+    that name; none: leave it out"""
+    root: Annotated[str | None, TABLE] = None
+    """folder of the pictures (default: that of the table)"""
+    image: Annotated[list[str], TABLE] = field(default_factory=list)
+    """[VARIANT=]TEMPLATE: picture; repeatable (default: the one column that names pictures below --root)"""
+    key: Annotated[str | None, TABLE] = None
+    """key of a sample, {variant} is there too (default: {key}, or else the path of the picture where it is unique, or
+    name of the table and a running number; jsonl: the latter)"""
+    text: Annotated[str | None, TABLE] = None
+    """text of a sample (default: {caption} or {text}, or else none; jsonl: {text}, or else the only field of texts)"""
+    group: Annotated[str | None, TABLE] = None
+    """equal groups stay together in a split (default: the key; the picture where there is no key)"""
+    meta: Annotated[str | None, TABLE] = None
+    """A,B: columns for the json"""
+    label: Annotated[str | None, TABLE] = None
+    """column that goes into the json as `label` (default: the one of that name)"""
+    variant: Annotated[str, TABLE] = "variant"
+    """name of the variant in the json"""
+    columns: Annotated[str | None, SERIES] = None
+    """A,B: channels, in this order (default: all columns of numbers)"""
+    by: Annotated[str | None, SERIES] = None
+    """column; adjacent rows of equal value there are one series"""
+    window: Annotated[int | None, SERIES] = None
+    """cut into series of so many rows; shorter ones stay whole"""
+    stride: Annotated[int | None, SERIES] = None
+    """rows from one window to the next (default: --window); the last one begins earlier where it must, so that no row
+    is left out"""
+    split_by: Annotated[Literal["time", "series"] | None, SERIES] = None
+    """how --split parts windows. time (default): the last FRACTION of each series, without a row on both sides; series:
+    whole series, by a hash"""

@@ -1,0 +1,162 @@
+"""`bigssl init`: from somebody's data to a small recipe that runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import join
+from typing import Any
+
+from pydantic import ValidationError
+
+from bigssl.cli.fields import Fields
+from bigssl.cli.found import found_data, words_of
+from bigssl.cli.options import local
+from bigssl.cli.recipes import model
+from bigssl.cli.shards import train
+from bigssl.config.errors import ConfigError, describe, nearest
+from bigssl.config.recipe import Recipe
+from bigssl.data.tools.classes import LABEL
+from bigssl.engine.plan import preflight
+from bigssl.files import write_atomic
+from bigssl.objectives.base import Objective, discover
+from bigssl.starter.drafting import Parts, drafted, missing, refuse_unservable
+from bigssl.starter.judging import evaluations
+from bigssl.starter.looking import Look, check_label
+from bigssl.starter.notes import classes_in_words, head, minutes_of, remarks, unjudged
+from bigssl.starter.vocabulary import vocabulary_size
+from bigssl.starter.writing import page
+
+PROBES = 4  # of a run
+
+
+def init(
+    objective: str, data: str, /, *, out: str | None = None, tokenizer: str | None = None, overwrite: bool = False,
+    fields: Fields | None = None,
+) -> None:  # fmt: skip
+    """
+    What does not lie in shards is packed first, into DATA-shards, by the options of `bigssl shards pack`; where nothing
+    is held out, a part is; for texts, a tokenizer is trained. Each is shown as the command that does the same.
+
+    Args:
+        objective: the pretext, e.g. simclr, byol, mae, clip, mlm
+        data: a folder of shards; or files, a table or texts, as `bigssl shards pack` takes them
+        out: the recipe that is written (default: DATA-OBJECTIVE.yaml)
+        tokenizer: a tokenizer.json (default: one is trained on the training part)
+        overwrite: replace the recipe, and the tokenizer that was trained for it
+    """
+    kind, fields, name = _task(objective), fields or Fields(), _name(data, objective)
+    file = local(out or f"{name}.yaml")
+    _refuse_existing("--out", file, overwrite)
+    parts = found_data(data, fields, lambda look: _refuse_unserved(objective, kind, data, look))
+    _refuse_unserved(objective, kind, data, parts.look)
+    label = _label(parts, parts.label)
+    _say_found(parts, label)
+    options = [*words_of(fields), *(["--out", out] if out else []), *(["--tokenizer", tokenizer] if tokenizer else [])]
+    command = join(["bigssl", "init", objective, data, *options])
+    if any(takes.modality == "text" for takes in kind.takes.values()):
+        tokenizer = tokenizer or _trained(parts, data, f"{name}-tokenizer.json", overwrite)
+    values = drafted(name, objective, kind, parts, tokenizer or "")
+    values |= _judged(values, parts, label)
+    preflight.plan(_valid(values), 1)
+    above = head(command, str(file), minutes_of(values))
+    below = unjudged(values.get("evaluate", {}), parts, command)
+    write_atomic(file, page(above, values, remarks(values, kind, parts), below).encode())
+    print(f"{file}: {_in_words(values)}\nnext: {join(['bigssl', 'train', str(file)])}")
+
+
+def _task(objective: str) -> type[Objective]:
+    known = discover()
+    if objective not in known:
+        allowed = ", ".join(name for name, kind in known.items() if not kind.__dict__.get("composite"))
+        raise ConfigError(f"init: no objective {objective!r}; allowed: {allowed}{nearest(objective, sorted(known))}")
+    refuse_unservable(objective, known[objective])
+    return known[objective]
+
+
+def _name(data: str, objective: str) -> str:
+    """Of the run: DATA-OBJECTIVE, of DATA the last part without what `init` itself adds."""
+    last = local(data).resolve() if "://" not in data else Path(data)
+    stem = last.parent.name if last.name == "train" else last.name if last.is_dir() else last.stem
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(r"-(shards|split)$", "", stem)).strip("-.") or "data"
+    return f"{stem}-{objective}"
+
+
+def _refuse_existing(option: str, file: Path, overwrite: bool) -> None:
+    if file.is_dir():
+        raise ConfigError(f"init: {option}: {file} is a folder; allowed: a file")
+    if file.exists() and not overwrite:
+        raise ConfigError(f"init: {file} exists; allowed: {option} with another file, or --overwrite")
+
+
+def _refuse_unserved(objective: str, kind: type[Objective], data: str, look: Look) -> None:
+    """The early no: what is missing, and what these data serve."""
+    if not (lack := missing(kind, look)):
+        return
+    simple = {name: each for name, each in discover().items() if not each.__dict__.get("composite")}
+    serving = [name for name, each in simple.items() if not missing(each, look)]
+    then = f"allowed with these data: {', '.join(serving)}" if serving else _unserved(look, data)
+    raise ConfigError(f"init {objective}: {data} has {look.described()}, but {lack}; {then}")
+
+
+def _unserved(look: Look, data: str) -> str:
+    found = ", ".join(look.held)
+    if not found:
+        return "no objective takes such data; `bigssl shards pack --help` says what becomes samples"
+    return (
+        f"no objective takes {found} yet: `bigssl shards pack`, `stats`, `clean` and `split` work on them, there are "
+        "backbones for them (README), and docs/extend.md shows how an objective is added, in one file"
+    )
+
+
+def _label(parts: Parts, wanted: str | None) -> str | None:
+    """The field of the json by which is judged; None where there is none."""
+    looks = [look for look in (parts.look, parts.look_at_held) if look is not None]
+    if wanted is not None:
+        check_label(wanted, *looks)
+        return wanted
+    return LABEL if LABEL in parts.look.classes() and all(LABEL in look.labels for look in looks) else None
+
+
+def _say_found(parts: Parts, label: str | None) -> None:
+    held = f", {parts.look_at_held.samples} held out in {parts.held}" if parts.look_at_held else f"; {parts.why}"
+    print(f"found: {parts.look.samples} samples with {parts.look.described()}{held}")
+    if label:
+        print(f"found: {classes_in_words(parts.look, label)}")
+    elif LABEL in parts.look.labels:
+        print(f"found: one {LABEL} for all samples, by which nothing can be judged")
+
+
+def _trained(parts: Parts, data: str, file: str, overwrite: bool) -> str:
+    """A tokenizer of the training part."""
+    _refuse_existing("--tokenizer", Path(file), overwrite)
+    size = vocabulary_size(parts.look, data)
+    print(join(["bigssl", "tokenizer", "train", parts.train, file, "--vocab-size", str(size)]))
+    train(parts.train, file, vocab_size=size)
+    return file
+
+
+def _judged(values: Mapping[str, Any], parts: Parts, label: str | None) -> dict[str, Any]:
+    """The sections `probe` and `evaluate`."""
+    if not parts.held:
+        return {}
+    sections = evaluations(_valid(values), parts, label)
+    if not sections:
+        return {}
+    first = next(iter(sections))
+    return {"probe": {"every": max(1, values["steps"] // PROBES), first: sections[first]}, "evaluate": sections}
+
+
+def _valid(values: Mapping[str, Any]) -> Recipe:
+    kind = model()
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(*describe(error, "init", kind.model_json_schema())) from None
+
+
+def _in_words(values: Mapping[str, Any]) -> str:
+    networks = ", ".join(f"{name} ({section['type']})" for name, section in values["backbones"].items())
+    judged = f", judged by {', '.join(values['evaluate'])}" if "evaluate" in values else ""
+    return f"{values['steps']} steps of {values['batch']['size']} samples; {networks}{judged}"

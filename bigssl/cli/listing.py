@@ -1,0 +1,231 @@
+"""What `bigssl shards pack` makes of a source: which kind it is, how its parts become fields, what it asks."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bigssl.cli.fields import Fields
+from bigssl.cli.options import local
+from bigssl.data.errors import DataError
+from bigssl.data.shards import leftout
+from bigssl.data.shards.leftout import LeftOut
+from bigssl.data.tools import guess, sources_series, sources_text
+from bigssl.data.tools.classes import CLASSES, LABEL, extensions, file_labels, folder_labels, said_of_labels
+from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources_folder import files_below, from_folder
+from bigssl.data.tools.sources_tables import Table, from_table
+from bigssl.data.tools.templates import as_template
+
+Note = Callable[[str], None]
+Read = Callable[[Path, str, str | None], Iterator[Item]]
+_VARIANT = re.compile(r"[^={}/]+=")
+
+
+@dataclass
+class Listing:
+    """What a source holds: the kind it was read as, its samples, what is to be said of how they were made, and what
+    became no sample."""
+
+    kind: str
+    items: list[Item] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    def note(self, text: str) -> None:
+        """Says it once."""
+        self.notes += [text] if text and text not in self.notes else []
+
+
+def listed(source: Path, fields: Fields, target: Path, *, held_out: float = 0.0) -> Listing:
+    """The samples of `source` as `bigssl shards pack SOURCE TARGET` finds them; nothing is written. held_out: the
+    fraction of --split. Raises DataError where the options do not say enough, or too much."""
+    found = Listing(fields.kind or guess.kind_of(source))
+    _refuse_idle_options(source, fields, found.kind, held_out)
+    try:
+        found.items = list(_items(source, fields, found, target, held_out))
+    except OSError as error:
+        raise DataError(f"source {error.filename or source} cannot be read ({error.strerror})") from error
+    if not found.items:
+        raise DataError("; ".join(["nothing to pack: the source has no samples", *found.left_out.lines()]))
+    if held_out and found.kind == "series" and len(found.items) == 1:
+        raise DataError(f"source {source}: one series is one sample; --window ROWS cuts it, to be split by time")
+    if said := said_of_labels(found.items):
+        found.note(f"label: {said}; --labels none leaves them out")
+    return found
+
+
+def _items(source: Path, fields: Fields, found: Listing, target: Path, held_out: float) -> Iterator[Item]:
+    if found.kind == "table":
+        root = local(fields.root) if fields.root is not None else source.parent
+        return from_table(source, root, _table(source, root, fields, found.note), found.left_out, found.note)
+    if found.kind != "files":
+        return _of_each_file(source, fields, found, target, held_out)
+    if not source.is_dir():
+        raise DataError(f"source {source}: --as files needs a folder")
+    _refuse_pattern(fields.pattern)
+    names = files_below(source, found.left_out)
+    items = list(from_folder(source, fields.pattern, found.left_out, names=names, labels=fields.labels == "names"))
+    found.note(guess.ask_of_parts(source, names, target, held_out > 0))
+    if fields.kind is None and fields.pattern is None:
+        kinds = extensions(names)
+        guess.ask_of_tables(source, kinds, target)
+        guess.ask_of_twins(source, kinds)
+        found.note(guess.ask_of_texts(source, names))
+    return iter(items)
+
+
+def _refuse_pattern(pattern: str | None) -> None:
+    try:
+        named = pattern is None or "key" in re.compile(pattern).groupindex
+    except re.error as error:
+        raise DataError(f"--pattern {pattern!r} is no regular expression ({error})") from error
+    if not named:
+        raise DataError(f"--pattern {pattern!r} has no group named `key`; e.g. '(?P<key>.+)'")
+
+
+_USED = {
+    "pattern": ("files",), "root": ("table",), "image": ("table",), "key": ("table", "jsonl"),
+    "text": ("table", "jsonl"), "group": ("table", "jsonl"), "meta": ("table", "jsonl"),
+    "label": ("table", "jsonl"),
+    "columns": ("series",), "by": ("series",), "window": ("series",), "stride": ("series",),
+    "split_by": ("series",),
+}  # fmt: skip
+
+
+def _refuse_idle_options(source: Path, fields: Fields, kind: str, held_out: float) -> None:
+    for option, kinds in _USED.items():
+        if getattr(fields, option) not in (None, []) and kind not in kinds:
+            name = option.replace("_", "-")
+            raise DataError(f"--{name} has no effect on {source}, read as {kind}; it is for {', '.join(kinds)}")
+    if fields.split_by is not None and (fields.window is None or not held_out):
+        raise DataError(f"--split-by {fields.split_by}: has no effect without --split and --window")
+    if fields.label is not None and fields.labels == "none":
+        raise DataError(f"--label {fields.label} and --labels none: one of them is meant")
+
+
+def _table(source: Path, root: Path, fields: Fields, note: Note) -> Table:
+    first = guess.head(source)
+    if not first:
+        raise DataError(f"source {source}: no rows below a header, so no samples")
+    images = _images(fields.image) if fields.image else _found_images(source, root, first, fields.text is None, note)
+    meta = _words("meta", fields.meta)
+    table = Table(
+        images, _key(fields, first[0]), _text(fields, first[0], note), _given("group", fields.group), meta,
+        fields.variant, _label(fields, first[0], note),
+    )  # fmt: skip
+    taken = [*meta, *([LABEL] if table.label else [])]
+    if not table.variant or (len(images) > 1 and table.variant in taken):
+        raise DataError(f"--variant {table.variant!r}: a name of its own in the json is needed")
+    if table.label not in (None, LABEL) and LABEL in meta:
+        raise DataError(f"--label {table.label} and --meta {LABEL} would both be `{LABEL}` of the json; give one")
+    return table
+
+
+def _images(given: list[str]) -> dict[str, str]:
+    pairs = [(image.split("=", 1) if _VARIANT.match(image) else [str(n), image]) for n, image in enumerate(given)]
+    double = [variant for variant, times in Counter(variant for variant, _ in pairs).items() if times > 1]
+    if double:
+        raise DataError(f"--image: the variant {double[0]!r} is given twice; name each, as in --image big=TEMPLATE")
+    return {variant: as_template("image", image) for variant, image in pairs}
+
+
+def _found_images(source: Path, root: Path, first: guess.Rows, needed: bool, note: Note) -> dict[str, str]:
+    found = guess.picture_templates(first, root)
+    if len(found) > 1:
+        several = " or ".join(f"--image '{template}'" for template in found)
+        raise DataError(f"source {source}: which pictures are meant: {several}? (repeated: a sample of each)")
+    if found:
+        note(f"pictures: --image '{found[0]}', the only ones that are named and below {root}")
+        return {"": found[0]}
+    if needed or guess.named_pictures(first):
+        raise guess.pictureless(source, root, first)
+    return {}
+
+
+def _key(fields: Fields, columns: Mapping[str, str]) -> str | None:
+    return as_template("key", fields.key) if fields.key is not None else "{key}" if "key" in columns else None
+
+
+def _text(fields: Fields, columns: Mapping[str, str], note: Note) -> str | None:
+    if fields.text is not None:
+        return as_template("text", fields.text)
+    column = next((name for name in ("caption", "text") if name in columns), None)
+    if column != "caption":
+        said = "no column `caption`, so no txt" if column is None else "the column `text`"
+        note(f"text of a sample: {said}; --text COLUMN takes another")
+    return None if column is None else f"{{{column}}}"
+
+
+def _label(fields: Fields, columns: Mapping[str, str], note: Note) -> str | None:
+    if fields.label is not None or fields.labels == "none":
+        return fields.label
+    if LABEL in columns:
+        return LABEL
+    offered = [name for name in columns if name.lower() in CLASSES and name not in _words("meta", fields.meta)]
+    if offered:
+        note(f"column {offered[0]!r} may hold classes: --label {offered[0]} puts it into the json as `label`")
+    return None
+
+
+def _given(option: str, text: str | None) -> str | None:
+    return None if text is None else as_template(option, text)
+
+
+def _words(option: str, text: str | None) -> tuple[str, ...]:
+    words = tuple(word for word in (text or "").split(",") if word)
+    if text is not None and not words:
+        raise DataError(f"--{option} {text!r}: names separated by commas are needed")
+    return words
+
+
+def _reader(kind: str, fields: Fields, note: Note, held_out: float) -> Read:
+    """What reads one file, given its path, the first part of the keys and the label that its name says."""
+    if kind == "lines":
+        return sources_text.from_lines
+    if kind == "ts":
+        return lambda path, stem, label: sources_series.from_series(path, stem)
+    if kind == "series":
+        held_out = held_out if fields.window is not None and fields.split_by != "series" else 0.0
+        columns = _words("columns", fields.columns)
+        how = sources_series.Windows(columns, fields.by, fields.window, fields.stride, held_out)
+        return lambda path, stem, label: sources_series.from_csv(path, stem, how, label, note)
+    key, group, text = (_given(name, getattr(fields, name)) for name in ("key", "group", "text"))
+    meta, labels = _words("meta", fields.meta), fields.labels == "names"
+    if fields.label not in (None, LABEL) and LABEL in meta:
+        raise DataError(f"--label {fields.label} and --meta {LABEL} would both be `{LABEL}` of the json; give one")
+    return lambda path, stem, label: sources_text.from_jsonl(
+        path, stem, text=text, key=key, group=group, meta=meta, label=fields.label, labels=labels, note=note
+    )
+
+
+def _of_each_file(source: Path, fields: Fields, found: Listing, target: Path, held_out: float) -> Iterator[Item]:
+    suffix, read = guess.SUFFIXES[found.kind], _reader(found.kind, fields, found.note, held_out)
+    if not source.is_dir():
+        yield from read(source, _stem(source.name, suffix), None)
+        return
+    names = files_below(source, found.left_out)
+    wanted = [name for name in names if name.lower().endswith(suffix)]
+    for name in sorted(set(names) - set(wanted)):
+        found.left_out.add(leftout.OTHERS, name)
+    found.note(guess.ask_of_parts(source, [f"{_stem(name, suffix)}/" for name in wanted], target, held_out > 0))
+    labels = _labels_of_files(wanted, found.kind) if fields.labels == "names" else {}
+    for name in wanted:
+        item = None
+        for item in read(source / name, _stem(name, suffix), labels.get(name)):
+            yield item
+        if item is None:
+            found.left_out.add(leftout.BLANK, name)
+
+
+def _labels_of_files(names: list[str], kind: str) -> dict[str, str]:
+    if kind == "lines":
+        return file_labels(names)
+    return folder_labels({name: [name] for name in names}) if kind == "series" else {}
+
+
+def _stem(name: str, suffix: str) -> str:
+    return name[: -len(suffix)] if name.lower().endswith(suffix) else Path(name).stem

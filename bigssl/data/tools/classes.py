@@ -1,0 +1,95 @@
+"""Classes that the names of folders and files say: the `label` in the json of a sample; and parts of a dataset that
+its folders are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from os.path import commonpath
+from pathlib import Path
+
+from bigssl.data.tools.sources import Item, json_bytes
+
+LABEL = "label"
+CLASSES = (LABEL, "labels", "class", "category", "target", "y")
+"""What columns of classes are called; the first is taken unasked."""
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+         "test": "test", "testing": "test"}  # fmt: skip
+SHOWN = 10
+
+
+def part_names(names: Iterable[str]) -> list[str]:
+    """The folders of the first level where the paths `names` part that are called as parts of a dataset are (train,
+    val, test, ...), if one is for training and there are at least two; with the path before them."""
+    folders = {name.rpartition("/")[0] for name in names} - {""}
+    if not folders:
+        return []
+    above = commonpath(folders) if len(folders) > 1 else ""
+    prefix = f"{above}/" if above else ""
+    level = {folder.removeprefix(prefix).partition("/")[0] for folder in folders if folder != above}
+    found = sorted(name for name in level if name.lower() in PARTS)
+    whats = {PARTS[name.lower()] for name in found}
+    return [prefix + name for name in found] if len(whats) > 1 and "train" in whats else []
+
+
+def dataset_parts(source: Path, names: Iterable[str]) -> dict[str, Path]:
+    """The same as part (train, val, test) -> folder below `source`, whose files are `names`; none where two folders
+    are one part."""
+    found = [(PARTS[Path(folder).name.lower()], source / folder) for folder in part_names(names)]
+    return dict(found) if len(dict(found)) == len(found) else {}
+
+
+def folder_labels(files: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """sample -> name of the folder that holds all its files, where there are at least two such names. files: sample ->
+    paths. Neither the source itself nor a folder that is a part of the dataset (train, val) is a class."""
+    no_classes = {"", *part_names(name for names in files.values() for name in names)}
+    homes = {key: {name.rpartition("/")[0] for name in names} for key, names in files.items()}
+    found = {key: home for key, (home, *more) in homes.items() if not more and home not in no_classes}
+    labels = {key: home.rpartition("/")[2] for key, home in found.items()}
+    return labels if len(set(labels.values())) > 1 else {}
+
+
+def file_labels(names: Sequence[str]) -> dict[str, str]:
+    """path -> label of the samples that the file holds: as of `folder_labels`, or else the file's name without its
+    extension. None where names differ in digits only, as those of the parts of one text do."""
+    if labels := folder_labels({name: [name] for name in names}):
+        return labels
+    stems = {name: Path(name).stem for name in names}
+    if part_names(f"{stem}/" for stem in stems.values()):
+        return {}
+    return stems if len({re.sub(r"\d+", "", stem) for stem in stems.values()}) > 1 else {}
+
+
+def with_label(data: bytes, label: str) -> bytes:
+    """The JSON object `data` with `label` in it, every other byte as it was. What has a `label` of its own, and what is
+    no object, stays as it is."""
+    try:
+        found = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return data
+    if not isinstance(found, dict) or LABEL in found:
+        return data
+    begin = data.index(b"{") + 1
+    return data[:begin] + json_bytes({LABEL: label})[1:-1] + (b"," if found else b"") + data[begin:]
+
+
+def said_of_labels(items: Sequence[Item]) -> str:
+    """How many samples each class has, the largest first; nothing where there are no labels."""
+    counts = Counter(str(item.label) for item in items if item.label is not None)
+    if not counts:
+        return ""
+    shown = ", ".join(f"{label} {count}" for label, count in counts.most_common(SHOWN))
+    more = f", ... {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+    without = len(items) - counts.total()
+    return f"{len(counts)} classes ({shown}{more})" + (f", {without} samples without" if without else "")
+
+
+def extensions(names: Iterable[str]) -> dict[str, list[str]]:
+    """key -> extensions, in lower case, of the files that would be one sample."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        key, _, kind = name.rpartition(".")
+        found.setdefault(key, []).append(kind.lower())
+    return found

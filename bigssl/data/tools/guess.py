@@ -1,0 +1,213 @@
+"""What a source of `bigssl shards pack` is, and which of its columns are meant, where no option says it. What may mean
+two things is asked, before hours go into the wrong one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+from bigssl.data.errors import DataError
+from bigssl.data.kinds.decode import IMAGES
+from bigssl.data.tools.channels import is_number
+from bigssl.data.tools.classes import CLASSES, part_names
+from bigssl.data.tools.sources_tables import rows
+from bigssl.data.tools.sources_text import HEAD
+
+SUFFIXES = {"lines": ".txt", "jsonl": ".jsonl", "series": ".csv", "ts": ".ts"}
+FEW = 50  # files, from which on nobody takes a file for a class
+SOME, MANY = 100, 1000  # lines of a file that may be documents, and that hardly are one
+_TABLES = ("csv", "tsv", "jsonl", "ts")
+Rows = Sequence[Mapping[str, str]]
+
+
+def kind_of(source: Path) -> str:
+    """files, table, lines, jsonl or ts, by the name of `source`. Raises DataError for others."""
+    if source.is_dir():
+        return "files"
+    kinds = {".tsv": "table", ".csv": "table"} | {suffix: kind for kind, suffix in SUFFIXES.items() if kind != "series"}
+    suffix = source.suffix.lower()
+    if suffix not in kinds:
+        raise DataError(
+            f"source {source}: allowed are a folder, {', '.join(sorted(kinds))}; or say what it is with --as"
+        )
+    return kinds[suffix]
+
+
+def head(path: Path) -> list[dict[str, str]]:
+    """The first rows of a table. Raises DataError."""
+    return [row for _, row in islice(rows(path), HEAD)]
+
+
+def picture_templates(first: Rows, root: Path) -> list[str]:
+    """Templates of which each gives pictures below `root`: columns that hold their paths, or else those from which a
+    folder before and an extension behind make paths. first: some rows; most of their pictures must be there."""
+    columns = [name for name in (first[0] if first else ()) if name and not set(name) & set("{}")]
+    direct = [f"{{{name}}}" for name in columns if _are_pictures([row[name] for row in first], root)]
+    return direct or [
+        _escaped(before) + f"{{{name}}}" + after
+        for name in columns for before, after in _frames(first[0][name], root)
+        if _are_pictures([f"{before}{row[name]}{after}" for row in first], root)
+    ]  # fmt: skip
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _are_pictures(paths: Sequence[str], root: Path) -> bool:
+    named = all(Path(path).suffix[1:].lower() in IMAGES for path in paths)
+    return named and sum(_is_file(root / path) for path in paths) > len(paths) / 2
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a name, a zero byte
+        return False
+
+
+def _frames(cell: str, root: Path) -> Iterator[tuple[str, str]]:
+    """(folder before, extension behind) with which the cell names a file."""
+    if not cell.strip() or cell.startswith("/"):
+        return
+    for before in ["", *_folders(root)]:
+        for after in ["", *(f".{kind}" for kind in IMAGES), *(f".{kind.upper()}" for kind in IMAGES)]:
+            if (before or after) and _is_file(root / f"{before}{cell}{after}"):
+                yield before, after
+
+
+def _folders(root: Path, depth: int = 2) -> list[str]:
+    """Folders below `root` and those in them, with a slash behind; hidden ones are none."""
+    try:
+        with os.scandir(root) as entries:
+            here = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+    below = [f"{name}/{deeper}" for name in here for deeper in (_folders(root / name, depth - 1) if depth > 1 else [])]
+    return [*(f"{name}/" for name in here), *below]
+
+
+def named_pictures(first: Rows) -> list[str]:
+    """Columns whose cells look like names of pictures."""
+    return [name for name in first[0] if all(Path(row[name]).suffix[1:].lower() in IMAGES for row in first)]
+
+
+def pictureless(path: Path, root: Path, first: Rows) -> DataError:
+    """The error of a table in which no column names pictures: what it may be, with a command."""
+    there = ", ".join(first[0])
+    if named := named_pictures(first):
+        cell = first[0][named[0]]
+        what = f"the pictures of column {named[0]!r}, e.g. {cell!r}, are not below {root}"
+        return DataError(f"source {path}: {what}; say with --root where they are")
+    if holds_numbers(first):
+        advice = "a table of numbers needs --as series, e.g. --as series --window 96"
+    elif texts := text_columns(first):
+        advice = f"a table of texts needs --text, e.g. --text {_quoted(max(texts, key=lambda n: _length(first, n)))}"
+    else:
+        advice = "a table of texts needs --text, a table of numbers needs --as series"
+    needs = "a table needs --image, e.g. --image 'images/{name}.jpg', where no column names pictures"
+    return DataError(f"source {path}: {needs} (it has {there}); {advice}")
+
+
+def holds_numbers(first: Rows) -> bool:
+    """Whether a table is one of numbers, with at most one other column, such as the time."""
+    numbers = [name for name in first[0] if all(is_number(row[name]) for row in first)]
+    return len(numbers) > len(first[0]) / 2 and len(first[0]) - len(numbers) < 2
+
+
+def _quoted(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() else f"'{name}'"
+
+
+def _length(first: Rows, name: str) -> int:
+    return sum(len(row[name]) for row in first)
+
+
+def text_columns(first: Rows) -> list[str]:
+    """Columns that hold words: neither numbers nor names of classes."""
+    return [name for name in (first[0] if first else ()) if name.lower() not in CLASSES
+            and not all(is_number(row[name]) for row in first)]  # fmt: skip
+
+
+def ask_of_parts(source: Path, names: Sequence[str], target: Path, parted: bool) -> str:
+    """What to say of folders (or files) that are called train, val, ...: that they are packed as one; nothing where
+    there are none. Raises DataError where they would be mixed, to be parted anew (`parted`)."""
+    found = part_names(names)
+    commands = " and ".join(f"`bigssl shards pack {source / name} {target / Path(name).stem}`" for name in found)
+    if found and parted:
+        advice = f"pack each by itself: {commands}; or all as one without --split, then `bigssl shards split`"
+        raise DataError(f"source {source} has parts already ({', '.join(found)}), which --split would mix; {advice}")
+    if not found:
+        return ""
+    return (
+        f"{', '.join(found)} of {source} are packed as one (their keys begin with these names), so that a run on it is "
+        f"trained on all of them; to keep them apart: {commands}"
+    )
+
+
+def ask_of_texts(source: Path, names: Sequence[str]) -> str:
+    """What to say where a folder of few .txt files may hold a document a line. Raises DataError where it surely does
+    not hold a document a file."""
+    if not 0 < len(names) < FEW or not all(name.lower().endswith(".txt") for name in names):
+        return ""
+    lines = [_lines(source / name) for name in names]
+    mean = sum(lines) / len(lines)
+    many = f"{len(names)} .txt files with {'over ' if mean > MANY else ''}{min(mean, MANY):,.0f} lines each"
+    if mean > MANY:
+        raise DataError(
+            f"source {source}: {many}; is a file a document (--as files), or a line (--as lines, with the names of "
+            "the files as labels)?"
+        )
+    if mean < SOME:
+        return ""
+    return f"{many}: a file is a sample; --as lines makes each line one, with the names of the files as labels"
+
+
+def _lines(path: Path) -> int:
+    """Line ends in the file, or in its beginning where there are more than MANY."""
+    found = 0
+    with path.open("rb") as file:
+        while found <= MANY and (data := file.read(1 << 16)):
+            found += data.count(b"\n")
+    return found
+
+
+def ask_of_tables(source: Path, fields: Mapping[str, Sequence[str]], target: Path) -> None:
+    """Raises DataError where files of a folder would be samples that nothing reads. fields: key -> extensions of its
+    files."""
+    lone = [f"{key}.{kinds[0]}" for key, kinds in fields.items() if set(kinds) <= set(_TABLES)]
+    if not lone:
+        return
+    name, kind = lone[0], lone[0].rpartition(".")[2]
+    pictures = any(set(kinds) & set(IMAGES) for kinds in fields.values())
+    if kind in ("csv", "tsv") and (pictures or kind == "tsv"):
+        advice = f"a table of pictures is a source itself: `bigssl shards pack {source / name} {target}`"
+    else:
+        advice = f"--as {'series' if kind == 'csv' else kind} reads " + (
+            "a row per time" if kind == "csv" else "their lines"
+        )
+    raise DataError(
+        f"source {source} holds {len(lone)} files that as such no objective reads, e.g. {name!r}; {advice}; "
+        "--as files packs them as they are"
+    )
+
+
+def ask_of_twins(source: Path, fields: Mapping[str, Sequence[str]]) -> None:
+    """Raises DataError where two folders hold files of the same names and different kinds, as in images/1.jpg and
+    texts/1.txt, which may be one sample. fields: key -> extensions of its files."""
+    folders: dict[str, dict[str, frozenset[str]]] = {}
+    for key, kinds in fields.items():
+        folder, _, name = key.rpartition("/")
+        folders.setdefault(folder, {})[name] = frozenset("picture" if kind in IMAGES else kind for kind in kinds)
+    for one, other in zip(folders, islice(folders, 1, None), strict=False):
+        both = set(folders[one]) & set(folders[other])
+        if len(both) * 2 <= max(len(folders[one]), len(folders[other])):
+            continue
+        if all(not folders[one][name] & folders[other][name] for name in both):
+            raise DataError(
+                f"source {source}: the folders {one or '.'!r} and {other!r} hold files of the same names "
+                f"({min(both)!r}) and of different kinds; --pattern '(.*/)?(?P<key>[^/]+)' makes one sample of each "
+                "name, --pattern '(?P<key>.+)' keeps them apart"
+            )

@@ -1,0 +1,77 @@
+"""Splits of series by time: what is validated on comes after what is trained on, and shares no row with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from bigssl.data.errors import DataError
+from bigssl.data.tools.sources import Item, Stretch
+
+
+class Divided(NamedTuple):
+    """The items of each part, and what is to be said of them."""
+
+    parts: dict[str, list[Item]]
+    said: str
+
+
+def held_rows(rows: int, fraction: float) -> int:
+    """How many of `rows` rows the last `fraction` of them are; never all of them."""
+    return min(round(rows * fraction), rows - 1)
+
+
+def by_time(items: Sequence[Item], part: str, fraction: float) -> Divided:
+    """Parts of items with stretches: `part` has those that lie in the last `fraction` of the rows of their series,
+    `train` those that end before the first of these begins. What lies across is in neither. A series that has not got
+    both is trained on as a whole. Raises DataError where there is none left for `part`.
+    """
+    series: dict[str, list[Stretch]] = {}
+    for item in items:
+        series.setdefault(_of(item).series, []).append(_of(item))
+    cuts = {name: _cut(stretches, fraction) for name, stretches in series.items()}
+    parts: dict[str, list[Item]] = {"train": [], part: []}
+    for item in items:
+        stretch, cut = _of(item), cuts[_of(item).series]
+        if cut is None or stretch.stop <= cut:
+            parts["train"].append(item)
+        elif stretch.start >= cut:
+            parts[part].append(item)
+    if not parts[part]:
+        raise _too_short(part, fraction, [stretch for found in series.values() for stretch in found])
+    across = len(items) - len(parts["train"]) - len(parts[part])
+    return Divided(parts, _said(part, fraction, list(cuts.values()), across))
+
+
+def _of(item: Item) -> Stretch:
+    if item.stretch is None:
+        raise DataError(f"sample {item.key!r} says nothing of its rows, others do; a split by time needs it of all")
+    return item.stretch
+
+
+def _cut(stretches: Sequence[Stretch], fraction: float) -> int | None:
+    """First row of what is held out of a series; None where one side would be empty."""
+    begin, end = min(stretch.start for stretch in stretches), max(stretch.stop for stretch in stretches)
+    earliest = end - held_rows(end - begin, fraction)
+    cut = min((stretch.start for stretch in stretches if stretch.start >= earliest), default=begin)
+    return cut if any(stretch.stop <= cut for stretch in stretches) else None
+
+
+def _said(part: str, fraction: float, cuts: Sequence[int | None], across: int) -> str:
+    whole, where = cuts.count(None), f" (from row {cuts[0]})" if len(cuts) == 1 else ""
+    said = f"split by time: {part} is the last {fraction:g} of {len(cuts) - whole} series{where}, no row on both sides"
+    said += f"; {whole} more, too short for both sides, are in train" if whole else ""
+    return said + (f"; left out: {across} samples with rows of both sides" if across else "")
+
+
+def _too_short(part: str, fraction: float, stretches: Iterable[Stretch]) -> DataError:
+    longest = max(stretches, key=lambda stretch: stretch.stop)
+    rows, window = longest.stop, longest.rows
+    held = held_rows(rows, fraction)
+    few, left = ("it", held) if held < window else ("what it leaves", rows - held)
+    advice = f"{part}={window / rows:.2g} or more" if held < window and window * 2 <= rows else "a smaller --window"
+    return DataError(
+        f"{part}={fraction:g}: of {longest.series!r}, the longest series, {few} is {left} of {rows} rows, fewer than a "
+        f"window of {window}; choose {advice}, or parts made of whole series (pack: --split-by series; split: --by "
+        "series)"
+    )

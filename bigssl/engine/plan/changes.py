@@ -1,0 +1,79 @@
+"""What may be done about a recipe that is another one than the run folder's."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bigssl.config.errors import ConfigError
+from bigssl.config.recipe import Recipe, Section
+from bigssl.objectives.base import discover
+from bigssl.report.changes import read_changes
+
+CONFIG, EXPORT = "config.yaml", "export"  # in a run folder
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in the folder of a run, whole or not, by step. Where there is none, no run has begun: what a
+    first try has left binds nobody."""
+    place = folder / "checkpoints"
+    found = place.iterdir() if os.path.isdir(place) else []
+    return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
+
+
+def ways_out(recipe: Recipe, reasons: Mapping[str, str]) -> str:
+    """What a user may do about fields that differ. reasons: why they cannot change; empty: on purpose they can."""
+    other = f"another folder, for example out={recipe.folder}-2"
+    if (recipe.folder / EXPORT).is_dir():
+        other += f" start_from={recipe.folder}/{EXPORT}"
+    bad = {key: reason for key, reason in reasons.items() if reason}
+    if not bad:
+        return f"the same values; or `--change {','.join(reasons)}` to go on with the new ones; or {other}"
+    said = "; ".join(f"{key} never changes in a run: {reason}" for key, reason in bad.items())
+    return f"the same values, or {other} ({said})"
+
+
+def refuse_change_of_nothing(recipe: Recipe, change: Sequence[str], *, begun: bool) -> None:
+    """Refuse `--change` where there is no state that could be gone on with.
+
+    begun: whether there is a run in the folder.
+    Raises:
+        ConfigError: with what may be done.
+    """
+    if not change or (begun and newest_step(recipe) is not None):
+        return
+    there = (recipe.folder / EXPORT).is_dir()
+    other = f"a run that begins with its export: out={recipe.folder}-2 start_from={recipe.folder}/{EXPORT}"
+    raise ConfigError(
+        f"--change: {recipe.folder} holds no checkpoint of a run that could go on; allowed: "
+        f"{other if there else 'without --change'}, or the `out` folder of a run that was begun"
+    )
+
+
+def newest_step(recipe: Recipe) -> int | None:
+    """The step of the newest checkpoint of the run folder that was completed; None without one."""
+    found = [path for path in checkpoints(recipe.folder) if (path / "manifest.json").exists()]
+    return int(found[-1].name.removeprefix("step-")) if found else None
+
+
+def made_before(recipe: Recipe, now: Mapping[str, Any]) -> list[str]:
+    """Fields that were changed in this run on purpose and are `now`, by dotted path, as they were changed to."""
+    return [each.field for each in read_changes(recipe.folder) if now.get(each.field) == each.after]
+
+
+def adjustable_fields(recipe: Recipe) -> list[str]:
+    """Patterns of the fields below `objective` that its tasks call `adjustable`."""
+    return list(_adjustable("objective", recipe.objective))
+
+
+def _adjustable(path: str, value: Any) -> Iterator[str]:
+    if isinstance(value, Section):
+        task = discover().get(getattr(value, "name", ""))
+        yield from (f"{path}.{field}" for field in (task.adjustable if task is not None else ()))
+        value = {name: getattr(value, name) for name in type(value).model_fields}
+    if isinstance(value, dict):
+        for name, below in value.items():
+            yield from _adjustable(f"{path}.{name}", below)

@@ -1,0 +1,1 @@
+"""What is somebody's data, and which small recipe learns from it?"""

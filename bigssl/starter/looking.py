@@ -1,0 +1,205 @@
+"""What a dataset holds, as far as a first recipe asks: what there is to learn from, how large, and which labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bigssl.config.errors import ConfigError
+from bigssl.data.errors import DataError
+from bigssl.data.kinds import decode
+from bigssl.data.kinds.pictures import size_of
+from bigssl.data.order.stream import SampleReader
+from bigssl.data.sample import Sample
+from bigssl.data.shards.index import DatasetIndex
+from bigssl.data.tools.classes import LABEL
+from bigssl.transfer.inputs import INPUTS
+
+MOST = 2000  # samples that are looked at
+CHARACTERS = 1 << 14  # of a text that are looked at
+CLASSES = range(2, 101)  # values of a field that may be a label
+
+
+class Measures(NamedTuple):
+    """Of one sample: numbers by name, and its text."""
+
+    numbers: dict[str, int]
+    text: str = ""
+
+
+def _picture(sample: Sample) -> Measures:
+    return Measures({"side": min(size_of(decode.field(sample, decode.IMAGES)))})
+
+
+def _text(sample: Sample) -> Measures:
+    text = decode.running_text(sample)
+    return Measures({"characters": len(text), "letters": sum(map(str.isalnum, text[:CHARACTERS]))}, text[:CHARACTERS])
+
+
+def _series(sample: Sample) -> Measures:
+    steps, channels = decode.series(decode.field(sample, decode.FIELDS["series"]), non_finite="keep").shape
+    return Measures({"steps": steps, "channels": channels})
+
+
+def _sound(sample: Sample) -> Measures:
+    values, rate = decode.audio(decode.field(sample, decode.AUDIO))
+    return Measures({"samples": len(values), "rate": rate})
+
+
+MEASURED: dict[str, Callable[[Sample], Measures]] = {
+    "image": _picture, "text": _text, "series": _series, "audio": _sound,
+}  # fmt: skip
+"""By modality, what is measured of a sample. Where it has none of it, this is a DataError."""
+
+
+@dataclass
+class Held:
+    """What the samples hold of one modality. numbers: one value a sample that has it. lacking: keys of those without,
+    and of texts those without a letter or digit."""
+
+    numbers: dict[str, list[int]] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
+
+    def add(self, measures: Measures) -> None:
+        """One more sample that has it."""
+        for name, number in measures.numbers.items():
+            self.numbers.setdefault(name, []).append(number)
+        self.texts += [measures.text] * bool(measures.text)
+
+    def middle(self, name: str) -> int:
+        """The median of a number."""
+        return int(np.median(self.numbers[name]))
+
+
+@dataclass
+class Look:
+    """A dataset that was looked at.
+
+    Attributes:
+        samples: how many there are.
+        looked: at how many of them.
+        fields: names of fields, with how many of these have them.
+        held: by modality, of those that any sample has.
+        labels: by field of the json, how often each of its values occurs; only fields that all of these have.
+    """
+
+    samples: int
+    looked: int = 0
+    fields: Counter[str] = field(default_factory=Counter)
+    held: dict[str, Held] = field(default_factory=dict)
+    labels: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def classes(self) -> dict[str, Counter[str]]:
+        """The fields of the json that may be labels: a few values, most of which occur again."""
+        return {
+            name: values for name, values in self.labels.items()
+            if len(values) in CLASSES and len(values) * 2 <= values.total() or name == LABEL and len(values) > 1
+        }  # fmt: skip
+
+    def why_not(self, modality: str) -> str:
+        """What is missing for a network of this modality; "" where each sample has what it takes."""
+        kinds = " or ".join(decode.FIELDS[modality])
+        if modality not in self.held:
+            return f"no {INPUTS[modality].plural} ({kinds})"
+        held = self.held[modality]
+        if "letters" in held.numbers and not any(held.numbers["letters"]):
+            return "texts, but all of them are empty"
+        if held.lacking:
+            some = f"{len(held.lacking)} of {self.looked} samples, such as {held.lacking[0]!r}"
+            return f"no {INPUTS[modality].plural} ({kinds}) in {some}"
+        return ""
+
+    def described(self) -> str:
+        """In words, for who has typed the command."""
+        parts = [f"{INPUTS[name].plural} ({_measured(held)})" for name, held in self.held.items()]
+        return ", ".join(parts) or f"nothing that a network takes (fields: {', '.join(sorted(self.fields))})"
+
+
+def _measured(held: Held) -> str:
+    return ", ".join(
+        f"{name} {min(values)}" if min(values) == max(values) else f"{name} {min(values)} to {max(values)}"
+        for name, values in held.numbers.items() if name != "letters"
+    )  # fmt: skip
+
+
+def look_at(samples: Iterable[Sample], count: int) -> Look:
+    """What `samples` hold, some of the `count` that there are.
+
+    Raises:
+        DataError: one of them is damaged.
+    """
+    look, metadata = Look(count), list[dict[str, Any]]()
+    for sample in samples:
+        look.looked += 1
+        look.fields.update(sample.fields.keys())
+        for modality, measure in MEASURED.items():
+            _add(look, modality, sample, measure)
+        metadata.append(_meta(sample))
+    for modality, held in list(look.held.items()):
+        if not held.numbers:
+            del look.held[modality]
+    names = set.intersection(*map(set, metadata)) if metadata else set()
+    look.labels = {name: Counter(str(values[name]) for values in metadata) for name in sorted(names)}
+    return look
+
+
+def _add(look: Look, modality: str, sample: Sample, measure: Callable[[Sample], Measures]) -> None:
+    held = look.held.setdefault(modality, Held())
+    if not _has(modality, sample):
+        held.lacking.append(sample.key)
+        return
+    try:
+        held.add(measure(sample))
+    except DataError as error:
+        where = f"shard {sample.shard}, sample {sample.key!r}" if sample.shard else f"sample {sample.key!r}"
+        raise DataError(f"{where}: {error}") from error
+
+
+def _has(modality: str, sample: Sample) -> bool:
+    if modality == "text" and "txt" not in sample.fields:
+        return _is_document(sample)
+    return any(name in sample.fields for name in decode.FIELDS[modality])
+
+
+def _is_document(sample: Sample) -> bool:
+    """Whether its json is a text; it may be metadata as well."""
+    try:
+        return bool(decode.document(sample))
+    except DataError:
+        return False
+
+
+def _meta(sample: Sample) -> dict[str, Any]:
+    """The values of its json that may be labels."""
+    try:
+        found = decode.meta(sample.fields["json"]) if "json" in sample.fields else {}
+    except DataError:  # a document that is no object
+        return {}
+    return {name: value for name, value in found.items() if isinstance(value, str | int | bool)}
+
+
+def stored(index: DatasetIndex, most: int = MOST) -> Iterator[Sample]:
+    """At most `most` samples of an index, from all over it."""
+    reader = SampleReader(index)
+    try:
+        yield from (reader.read(number) for number in spread_numbers(len(index), most))
+    finally:
+        reader.close()
+
+
+def spread_numbers(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spread."""
+    return sorted({number * count // min(count, most) for number in range(min(count, most))})
+
+
+def check_label(label: str, *looks: Look) -> None:
+    """Refuse a field of the json that cannot be a label. Raises ConfigError."""
+    for look in looks:
+        if label not in look.labels:
+            there = ", ".join(look.labels) or "no field that all samples have"
+            raise ConfigError(f"--label: value {label!r} is not in the json of each sample; allowed: {there}")

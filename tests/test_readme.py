@@ -1,0 +1,69 @@
+"""What the README says is so: exit codes, the smallest recipes, where relative paths begin."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bigssl import exits, train
+from bigssl.cli.main import main
+from bigssl.objectives.base import discover
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def section(title: str) -> str:
+    """What stands below a heading."""
+    (found,) = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## )", README, flags=re.M | re.S)
+    return found  # type: ignore[no-any-return]
+
+
+def smallest() -> dict[str, dict[str, Any]]:
+    """The recipes of the README by objective: the first, and the others, which change lines of it."""
+    first, others = re.findall(r"^```yaml\n(.*?)^```", section("A run of your own"), flags=re.M | re.S)
+    base = yaml.safe_load(first)
+    changed = [base, *(base | lines for lines in yaml.safe_load_all(others))]
+    return {recipe["objective"]["name"]: recipe for recipe in changed}
+
+
+def test_there_is_a_smallest_recipe_of_every_objective() -> None:
+    assert smallest().keys() == discover().keys()
+
+
+@pytest.mark.parametrize("objective", smallest())
+def test_the_smallest_recipes_can_be_run(
+    objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "first.yaml"
+    path.write_text(yaml.safe_dump(smallest()[objective]))
+    assert main(["config", "check", str(path), f"out={tmp_path / 'run'}"]) == exits.DONE, capsys.readouterr().err
+
+
+def test_the_table_of_exit_codes_is_that_of_the_code() -> None:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section("Exit codes").splitlines()
+            if re.match(r"\| *\d", line)]  # fmt: skip
+    assert {int(code): meaning for code, meaning, _ in rows} == exits.MEANINGS
+
+
+def test_commands_and_runs_answer_by_these_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """75 and 130 are in tests/test_train.py and tests/cli/test_pack.py, which need processes."""
+    monkeypatch.chdir(tmp_path)
+    recipe = smallest()["simclr"]
+    recipe["data"]["sources"]["pictures"]["url"] = "data/train"
+    Path("first.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["config", "check", "first.yaml"]) == exits.REFUSED and "data/train" in capsys.readouterr().err
+    assert train.main(["--config", "first.yaml"]) == exits.REFUSED and not Path("runs").exists()
+    assert main(["plan", "--config", "first.yaml", "--world", "1"]) == exits.FAILED
+    Path("data").symlink_to(ROOT / "bigssl" / "demo" / "emoji")  # relative paths begin in the working directory
+    assert main(["plan", "--config", "first.yaml", "--world", "1"]) == exits.DONE
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert main(["config", "check", "../first.yaml"]) == exits.REFUSED
