@@ -40,15 +40,15 @@ def check(
     from bigssl.engine.plan import preflight
 
     recipe = load_recipe(config, list(overrides), model())
-    fields = fields_of(change)
     try:
-        plan = preflight.plan(recipe, world, fields)
+        plan = preflight.plan(recipe, world, fields_of(change))
     except (ConfigError, DataError) as error:
-        raise ConfigError(*_mistakes(recipe, world, fields, error)) from None
+        raise ConfigError(*_mistakes(recipe, world, fields_of(change), error)) from None
     samples = ", ".join(f"{plan.sizes[name]} of the {len(order):,} of {name}" for name, order in plan.streams.items())
     verdict = f"fits: {world} ranks x {plan.accum} passes x {plan.micro} samples; samples a step: {samples}"
-    lines = [verdict, *plan.notes]
-    print("\n".join([*(f"# {line}" for line in lines), redact(dump_recipe(recipe)).rstrip()] if resolved else lines))
+    for line in (verdict, *(f"note: {note}" for note in plan.notes)):
+        print(f"# {line}" if resolved else line)
+    print(redact(dump_recipe(recipe)) if resolved else "", end="")
 
 
 def _mistakes(recipe: Recipe, world: int, change: list[str], first: Exception) -> list[str]:

@@ -39,7 +39,7 @@ class BackboneConfig(Section):
 
     type: str = Field(description="transformers model type, e.g. resnet, vit, bert")
     config: dict[str, Any] = Field(default_factory=dict, description="fields of the transformers configuration class")
-    pretrained: str | None = Field(None, description="folder (or NAME, OWNER/NAME of a hub) to start from instead of random weights")
+    pretrained: str | None = Field(None, description="folder (or hub name) to start from instead of random weights")
     tokenizer: str | None = Field(None, description="tokenizer.json or tokenizer folder of a text backbone")
     size: PositiveInt | None = Field(None, description="image side in pixels of an image backbone")
     length: PositiveInt | None = Field(

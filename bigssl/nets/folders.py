@@ -120,6 +120,4 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _is_tokenizer(path: Path) -> bool:
-    return path.is_file() and path.name.startswith("tokenizer") and path.suffix == ".json" and path.name != (
-        "tokenizer_config.json"
-    )
+    return path.match("tokenizer*.json") and path.name != "tokenizer_config.json" and path.is_file()

@@ -92,7 +92,7 @@ KINDS: dict[str, Callable[[int], Fields]] = {
     "texts": lambda n: {"txt": b"a cat sits on the mat and looks at a dog number %d" % n},
     "reviews": lambda n: {"json": json.dumps({"review": f"a cat {n}"}).encode()},
     "chinese": lambda n: {"txt": CHINESE},
-    "half": lambda n: {"txt": b"the cat sits here " + CHINESE[:15]},
+    "half": lambda n: {"txt": b"the cat sits " + CHINESE[:30]},
     "captioned": lambda n: {"png": picture(n), "txt": b"a cat"},
     "narrow": lambda n: {"npy": series(16, 1)},
     "wide": lambda n: {"npy": series(16, 3)},
@@ -143,7 +143,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refuse:
     def refuse(path: Path, *overrides: str) -> list[str]:
         assert main(["config", "check", str(path), *overrides]) == 2
         out, err = capsys.readouterr()
-        lines = [line.removeprefix("bigssl: ") for line in err.splitlines()]
+        lines = [line.removeprefix("bigssl: ") for line in err.splitlines() if line.startswith("bigssl: ")]
         assert not out and "Traceback" not in err
         with pytest.raises(ConfigError) as caught:
             preflight.plan(load_recipe(path, list(overrides), model()), 1)
@@ -304,7 +304,15 @@ def test_a_look_leaves_nothing_behind(
         calls.append(f"{torch.rand(1)} {np.random.random()} {random.random()}")
         return prepare(self, *arguments)
 
+    def spending(self: Simclr, *arguments: Any) -> Losses:
+        torch.rand(1)
+        np.random.random()
+        random.random()
+        return forward(self, *arguments)
+
+    forward = Simclr.forward
     monkeypatch.setattr(Simclr, "prepare", drawing)
+    monkeypatch.setattr(Simclr, "forward", spending)
     if numbers:
         monkeypatch.setattr(passes, "without_numbers", lambda *_: 1 / 0)
     seen, at_the_look = started(path), calls[:4]
@@ -330,7 +338,8 @@ def test_tars_without_an_index_are_looked_at_from_the_front(
 ) -> None:
     shard = next((data / "texts").glob("*.tar"))
     path = recipe("simclr", "", source={"url": str(shard), "sequential": True, "samples": 2}, batch={"size": 2})
-    assert "no field jpg" in [line for line in refused(path) if "has no index" not in line][0]
+    (line,) = refused(path)
+    assert line.startswith("data.sources.it.url: ") and "no field jpg" in line
 
 
 # --- folders
@@ -435,7 +444,7 @@ def test_a_parent_of_datasets_is_answered_with_them(
         (line,) = refused(recipe("simclr", "", source={"url": str(url)}))
         assert line.startswith(f"data.sources.it.url: value '{url}': ") and both + more in line
         section = {"near": knn | {"bank": str(url), "queries": str(parent / "val")}}
-        (line,) = refused(recipe("simclr", "pictures", evaluate=section))
+        (line,) = refused(recipe("simclr", "captioned", evaluate=section))
         assert line.startswith(f"evaluate.near.bank: value '{url}': ") and both + more in line
 
 
@@ -446,7 +455,7 @@ def test_a_parent_of_datasets_is_answered_with_them(
     ("texts", "queries", ["evaluate.near.queries: value '", "has txt; allowed: shards with jpg"]),
     ("texts", "bank", ["evaluate.near.bank: value '", "has txt; allowed: shards with jpg"]),
     ("captioned", "queries", ["evaluate.near.queries: value '", "no field json"]),
-    ("labelled, damaged", "bank", ["evaluate.near.bank: value '", "sample 'k5': undecodable image"]),
+    ("labelled, damaged", "bank", ["evaluate.near.bank: value '", "sample 'k6': undecodable image"]),
     ("unlabelled in part", "queries", ["evaluate.near.label: value 'label' is not in the metadata", "(sample k4)"]),
 ])  # fmt: skip
 @pytest.mark.parametrize("section", ["evaluate", "probe"])

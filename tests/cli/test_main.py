@@ -82,9 +82,11 @@ def test_schema_lists_every_objective_with_its_fields(capsys: pytest.CaptureFixt
     assert simclr["additionalProperties"] is False and "temperature" in simclr["properties"]
 
 
-def test_check_prints_the_resolved_recipe_and_what_it_means(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_check_prints_what_a_recipe_means(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["config", "check", "launch/recipes/demo.yaml", "--world", "2", f"out={tmp_path}"]) == 0
-    assert "# fits: 2 ranks x 1 passes x 128 samples" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert out.startswith("fits: 2 ranks x 1 passes x 128 samples; samples a step: ") and out.count("\n") == 1
+    assert "256 of the 3,078 of emoji" in out and not err
 
 
 def test_check_names_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

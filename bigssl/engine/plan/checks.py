@@ -110,7 +110,8 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     _reading(paper, recipe, orders, sizes)
     _memory(paper, recipe, networks, {name: size // parts for name, size in sizes.items()}, shape[1], device_bytes)
     _host(paper, recipe, orders, preflight.drawing(networks.objective))
-    _disk(paper, recipe, networks)
+    if not any(failure.startswith("out: ") for failure in paper.failures):
+        _disk(paper, recipe, networks)
     return paper
 
 

@@ -1,8 +1,8 @@
 """A look at the data: do the task and its networks take what the sources really hold?
 
 A few samples of each dataset go the way that they go in training, through `prepare`, `collate` and `assemble`, and then
-through the networks on tensors that have shapes but no memory. Every rank looks at the same samples and finds the same,
-so that all of them refuse; each costs a read. Nothing is left behind: the streams are closed as before a fork, and all
+through the networks on tensors that have shapes but no memory (passes.py). Every rank looks at the same samples and
+finds the same, so that all of them refuse. Nothing is left behind: the streams are closed as before a fork, and all
 generators are as they were.
 
 The samples are ones that the run will read: local ones from as many shards as can be, remote ones that lie beside each
@@ -73,16 +73,15 @@ def look(
     Where `data.on_error` is skip, bad ones are passed over unless all of a dataset are.
     """
     found = Looked()
-    with _nothing_left_behind():
-        for name, order in orders.items():
-            if isinstance(order, SequentialStream) and order.index.shards[0].url.startswith(PIPE):
-                found.warnings.append(f"data.sources.{name}.url: a command, which the run alone starts: nothing of "
-                                      "what it gives was looked at")  # fmt: skip
-                continue
-            try:
-                _source(found, recipe, objective, towers, order, recipe.steps * sizes[name])
-            finally:
-                order.close()
+    for name, order in orders.items():
+        if isinstance(order, SequentialStream) and order.index.shards[0].url.startswith(PIPE):
+            found.warnings.append(f"data.sources.{name}.url: a command, which the run alone starts: nothing of what "
+                                  "it gives was looked at")  # fmt: skip
+            continue
+        try:
+            _source(found, recipe, objective, towers, order, recipe.steps * sizes[name])
+        finally:
+            order.close()
     return found
 
 
@@ -265,7 +264,7 @@ def said(error: Exception) -> str:
 
 
 @contextmanager
-def _nothing_left_behind() -> Iterator[None]:
+def nothing_left_behind() -> Iterator[None]:
     """The generators of this process are as before: a task that draws from one trains as if nobody had looked."""
     python, array = random.getstate(), np.random.get_state()
     try:

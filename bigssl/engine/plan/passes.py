@@ -15,7 +15,7 @@ from bigssl.config.recipe import Recipe
 from bigssl.data.loading.collate import collate
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import Order
-from bigssl.engine.plan.look import Looked, called_in_recipe, leaves, look, said, towers_in
+from bigssl.engine.plan.look import Looked, called_in_recipe, leaves, look, nothing_left_behind, said, towers_in
 from bigssl.engine.plan.tokens import arrays
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
@@ -40,11 +40,13 @@ def examine(
         orders: the sources that can be read. sizes: samples a step by source, for `parts` = accum × world passes.
         numbers: makes the same networks with numbers.
     """
-    looked = look(recipe, *networks, orders, sizes)
-    micro = {name: size // parts for name, size in sizes.items()}
-    failures, warnings = _try_pass(recipe, looked, networks, micro, numbers)
-    looked.failures += failures
-    looked.warnings += warnings
+    with nothing_left_behind():
+        looked = look(recipe, *networks, orders, sizes)
+        if looked.prepared.keys() == set(networks[0].sources()):
+            micro = {name: size // parts for name, size in sizes.items()}
+            failures, warnings = _try_pass(recipe, looked, networks, micro, numbers)
+            looked.failures += failures
+            looked.warnings += warnings
     return looked
 
 
@@ -52,31 +54,46 @@ def _try_pass(
     recipe: Recipe, looked: Looked, networks: Networks, micro: Mapping[str, int], numbers: Callable[[], Networks]
 ) -> tuple[list[str], list[str]]:
     """(failures, warnings) of a pass of the samples that were `looked` at; micro: of a source in a pass of one rank."""
-    objective, towers = networks
-    if looked.prepared.keys() != set(objective.sources()):
-        return [], []
-    given = ", ".join(dict.fromkeys(f"{name} {each.dtype}{list(each.shape)}" for prepared in looked.prepared.values()
+    objective, sources = networks[0], looked.prepared
+    given = ", ".join(dict.fromkeys(f"{name} {each.dtype}{list(each.shape)}" for prepared in sources.values()
                                     for name, each in arrays(prepared[0])))  # fmt: skip
     try:
-        batch = objective.assemble({name: _collated(looked, name, micro[name]) for name in looked.prepared})
+        batch = objective.assemble({name: _collated(looked, name, micro[name]) for name in sources})
     except Exception as error:  # whatever a task raises
-        return [f"objective: its `assemble` fails on {given} of {_fields(looked.prepared)}: {said(error)}"], []
+        return [f"objective: it can assemble no batch from {given}, as made of {_fields(sources)}: {said(error)}"], []
+    if _passes_on_shapes(recipe, networks, batch):
+        return [], []
+    if sum(parameter.numel() for parameter in objective.parameters()) > NUMBERS:
+        return [], ["backbones: no pass on shapes is possible, and the networks are too large to be tried otherwise"]
+    torch.manual_seed(recipe.seed)
+    other = numbers()
+    failing = _failing(recipe, other, _without_flash(recipe, other[0], other), batch)
+    return [f"{who}: takes no {given}, as made of {source}: {said(error)}" for who, source, error in failing], []
+
+
+def _passes_on_shapes(recipe: Recipe, networks: Networks, batch: Any) -> bool:
+    """False too where shapes do not tell, as the networks or the task look at numbers."""
+    objective = networks[0]
     try:
         shapes = without_numbers(objective, *(teacher.module for teacher in objective.teachers().values()))
     except Exception:  # something in it that cannot be copied
-        shapes = None
-    if shapes is not None:
-        with on_shapes():
-            failing = _failing(recipe, objective, towers, shapes, tree_map(_empty, batch))
-        if not failing:
-            return [], []
-    if sum(parameter.numel() for parameter in objective.parameters()) > NUMBERS:
-        return [], ["backbones: no pass on shapes is possible, and the networks are too large to be tried otherwise"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        objective, towers = numbers()
-        failing = _failing(recipe, objective, towers, objective, batch)
-    return [f"{who}: takes no {given}, as made of {source}: {said(error)}" for who, source, error in failing], []
+        return False
+    with on_shapes():
+        return not _failing(recipe, networks, _without_flash(recipe, shapes, networks), tree_map(_empty, batch))
+
+
+def _without_flash(recipe: Recipe, used: Objective, networks: Networks) -> Objective:
+    """`used`, the task of `networks` or a copy of it, with attention that a CPU has; shapes are the same."""
+    for name, path in _paths(*networks).items():
+        if recipe.backbones[name].attention == "flash_attention_2":
+            used.get_submodule(path).get_submodule("model").set_attn_implementation("eager")  # type: ignore[operator]
+    return used
+
+
+def _paths(part: nn.Module, towers: Mapping[str, Tower]) -> dict[str, str]:
+    """Where in a task its backbones are."""
+    return {tower: next(path for path, module in part.named_modules() if module is each)
+            for tower, each in towers_in(part, towers).items()}  # fmt: skip
 
 
 def _collated(looked: Looked, name: str, micro: int) -> Any:
@@ -89,22 +106,19 @@ def _fields(sources: Any) -> str:
     return " and ".join(f"data.sources.{name}" for name in sources)
 
 
-def _failing(
-    recipe: Recipe, objective: Objective, towers: Mapping[str, Tower], used: Objective, batch: Any
-) -> list[tuple[str, str, Exception]]:  # fmt: skip
-    """(what does not take it, the sources, the error) of each part of `objective` whose pass fails in `used`, which is
-    the same or a copy of it."""
+def _failing(recipe: Recipe, networks: Networks, used: Objective, batch: Any) -> list[tuple[str, str, Exception]]:
+    """(what does not take it, the sources, the error) of each part of a task whose pass fails in `used`, which is it or
+    a copy of it."""
+    objective, towers = networks
     found = []
     for (name, part), (_, its) in zip(leaves(objective), leaves(used), strict=True):
         own = batch[name] if isinstance(objective, Joint) else batch
-        models = {tower: next(path for path, module in part.named_modules() if module is each)
-                  for tower, each in towers_in(part, towers).items()}  # fmt: skip
-        inside: list[str] = []
+        paths, inside = _paths(part, towers), list[str]()
         try:
-            with _watched({tower: its.get_submodule(path) for tower, path in models.items()}, inside):
+            with _watched({tower: its.get_submodule(path) for tower, path in paths.items()}, inside):
                 its(own, Progress(0, recipe.steps))
         except Exception as error:  # whatever torch, transformers or a task raises
-            over = f"{called_in_recipe(name, part)}, over {' and '.join(f'backbones.{tower}' for tower in models)}"
+            over = f"{called_in_recipe(name, part)}, over {' and '.join(f'backbones.{tower}' for tower in paths)}"
             found.append((f"backbones.{inside[-1]}" if inside else over, _fields(part.sources()), error))
     return found
 

@@ -84,10 +84,10 @@ def _host(paper: Paper) -> Iterator[str]:
     yield "host memory per rank"
     for name, value in paper.host.items():
         yield f"  {name}".ljust(36) + (str(value) if name == "loader processes" else size(value)).rjust(12)
-    disk = paper.disk
-    yield f"checkpoints: {size(disk['checkpoint'])} each, at most {disk['kept at most']} at once"
-    held = f", and {size(disk['held'])} in those of this run" if disk["held"] else ""
-    yield f"  need {size(disk['needed'])}, free {size(disk['free'])}{held}"
+    if disk := paper.disk:
+        yield f"checkpoints: {size(disk['checkpoint'])} each, at most {disk['kept at most']} at once"
+        held = f", and {size(disk['held'])} in those of this run" if disk["held"] else ""
+        yield f"  need {size(disk['needed'])}, free {size(disk['free'])}{held}"
 
 
 def size(value: float) -> str:

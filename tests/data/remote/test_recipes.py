@@ -39,7 +39,7 @@ def check(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Check:
         data = {"workers": 0, "sources": {"emoji": source}, "remote": {"retries": 0, **remote}}
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump({**RECIPE, "out": str(tmp_path / "run"), "data": data}))
-        status = main.main(["config", "check", str(path)])
+        status = main.main(["config", "check", str(path), "--resolved"])
         return status, "".join(capfd.readouterr())
 
     return run
@@ -53,6 +53,19 @@ def test_remote_sources_are_checked_with_their_options(serve, check: Check, tmp_
     assert (status, "data.remote.cache: folder" in said) == (2, True)
     status, said = check({"url": server.url}, cache=str(tmp_path / "cache"), cache_gb=0.001)
     assert (status, "data.remote.cache_gb: value 0.001" in said) == (2, True)
+
+
+def test_a_look_at_a_remote_dataset_is_one_sidecar_and_one_range(serve, check: Check) -> None:
+    """Of each dataset: four samples beside each other, in a shard of seven; nothing of the others."""
+    server = serve(DEMO)
+    mix = {name: {"url": server.url, "weight": 1} for name in ("a", "b")}
+    for source, datasets in (({"url": server.url}, 1), ({"mix": mix}, 2)):
+        before = len(server.log()["requests"])
+        assert check(source)[0] == 0
+        asked = [path.rpartition(".")[2] for path, _ in server.log()["requests"][before:] if path != "/_log"]
+        assert sorted(asked) == sorted(["json", "idx", "gz"] * datasets)
+    widths = [stop - start for start, stop in server.ranges(".tar.gz")]
+    assert len(widths) == 3 and max(widths) < 60_000
 
 
 def test_failures_name_the_field_without_credentials(serve, check: Check) -> None:
