@@ -101,8 +101,7 @@ def pictureless(path: Path, root: Path, first: Rows, target: Path) -> DataError:
         cell = first[0][named[0]]
         what = f"the pictures of column {named[0]!r}, e.g. {cell!r}, are not below {root}"
         return DataError(f"source {path}: {what}; say with --root where they are")
-    numbers = [name for name in first[0] if all(is_number(row[name]) for row in first)]
-    if len(numbers) > len(first[0]) / 2 and len(first[0]) - len(numbers) < 2:
+    if holds_numbers(first):
         advice = f"a table of numbers is one with `bigssl shards pack {path} {target} --as series --window 96`"
     elif texts := text_columns(first):
         text = _quoted(max(texts, key=lambda name: sum(len(row[name]) for row in first)))
@@ -111,6 +110,12 @@ def pictureless(path: Path, root: Path, first: Rows, target: Path) -> DataError:
         advice = "a table of texts needs --text, a table of numbers needs --as series"
     needs = "a table needs --image, e.g. --image 'images/{name}.jpg', where no column names pictures"
     return DataError(f"source {path}: {needs} (it has {there}); {advice}")
+
+
+def holds_numbers(first: Rows) -> bool:
+    """Whether a table is one of numbers, with at most one other column, such as the time."""
+    numbers = [name for name in first[0] if all(is_number(row[name]) for row in first)]
+    return len(numbers) > len(first[0]) / 2 and len(first[0]) - len(numbers) < 2
 
 
 def _quoted(name: str) -> str:
@@ -127,10 +132,11 @@ def ask_of_parts(source: Path, names: Sequence[str], target: Path, parted: bool,
     """What to say of folders (or files of another kind) that are called train, val, ...: that they are packed as one;
     nothing where there are none. Raises DataError where they would be mixed, to be parted anew (`parted`)."""
     suffix = SUFFIXES.get(kind, "")
-    found = dataset_parts(name.removesuffix(suffix) + "/" * bool(suffix) for name in names)
+    found = dataset_parts(source, (f"{name[: -len(suffix)]}/" for name in names) if suffix else names)
     if not found:
         return ""
-    paths = {part: source / (f"{name}{suffix}" if f"{name}{suffix}" in names else name) for part, name in found.items()}
+    files = {part: path.with_name(path.name + suffix) for part, path in found.items()}
+    paths = {part: files[part] if files[part].is_file() else path for part, path in found.items()}
     how = f" --as {kind}" if suffix else ""
     commands = " and ".join(f"`bigssl shards pack {path} {target / part}{how}`" for part, path in paths.items())
     there = ", ".join(path.name for path in paths.values())
