@@ -187,7 +187,7 @@ def _reader(kind: str, fields: Fields, note: Note, held_out: float) -> Read:
     if kind == "lines":
         return sources_text.from_lines
     if kind == "ts":
-        return lambda path, stem, label: sources_series.from_series(path, stem)
+        return lambda path, stem, label: sources_series.from_series(path, stem, fields.labels == "names")
     if kind == "series":
         held_out = held_out if fields.window is not None and fields.split_by != "series" else 0.0
         columns = _words("columns", fields.columns)

@@ -405,6 +405,21 @@ def test_no_value_of_an_option_ends_in_a_traceback(
                 assert code == 0 and not refusals, (given, said)
 
 
+def test_every_source_read_as_every_kind_is_done_or_refused(sources: Path, pack: Pack) -> None:
+    series = b"@classLabel true x\n@data\n1,2:x\n"
+    fill(sources, {"a.ts": series, "l.txt": b"a\nb\n", "zip.csv": b"PK\x03\x04\xff\0,\n"})
+    fine = set()
+    for name in ("c", "t.csv", "j.jsonl", "s.csv", "a.ts", "l.txt", "zip.csv"):
+        for kind in ("files", "table", "lines", "jsonl", "series", "ts"):
+            code, said = pack.run(sources / name, "--as", kind)
+            assert code == 0 or (code == 2 and said.splitlines()[-1].startswith("bigssl: ")), (name, kind, said)
+            fine |= {(name, kind)} if code == 0 else set()
+    assert {("c", "files"), ("t.csv", "table"), ("j.jsonl", "jsonl"), ("s.csv", "series"), ("a.ts", "ts")} < fine
+    assert not {kind for name, kind in fine if name == "zip.csv"}
+    assert set(labels(pack(sources / "a.ts")[0]).values()) == {"x"}
+    assert set(labels(pack(sources / "a.ts", "--labels", "none")[0]).values()) == {None}
+
+
 def test_an_empty_path_is_no_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,12 +34,12 @@ def part_names(names: Iterable[str]) -> list[str]:
     return [prefix + name for name in found] if len(whats) > 1 and "train" in whats else []
 
 
-def dataset_parts(names: Iterable[str]) -> dict[str, str]:
-    """The same as part (train, val, test, or the folder's own name where two are called one part) -> folder."""
-    folders = part_names(names)
-    parts = {folder: PARTS[Path(folder).name.lower()] for folder in folders}
+def dataset_parts(source: Path, names: Iterable[str]) -> dict[str, Path]:
+    """The same as part (train, val, test, or the folder's own name where two are called one part) -> folder below
+    `source`, whose files are `names`."""
+    parts = {folder: PARTS[Path(folder).name.lower()] for folder in part_names(names)}
     times = Counter(parts.values())
-    return {part if times[part] == 1 else Path(folder).name: folder for folder, part in parts.items()}
+    return {part if times[part] == 1 else Path(folder).name: source / folder for folder, part in parts.items()}
 
 
 def folder_labels(files: Mapping[str, Sequence[str]]) -> dict[str, str]:

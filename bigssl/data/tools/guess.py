@@ -132,10 +132,11 @@ def ask_of_parts(source: Path, names: Sequence[str], target: Path, parted: bool,
     """What to say of folders (or files of another kind) that are called train, val, ...: that they are packed as one;
     nothing where there are none. Raises DataError where they would be mixed, to be parted anew (`parted`)."""
     suffix = SUFFIXES.get(kind, "")
-    found = dataset_parts(name.removesuffix(suffix) + "/" * bool(suffix) for name in names)
+    found = dataset_parts(source, (f"{name[: -len(suffix)]}/" for name in names) if suffix else names)
     if not found:
         return ""
-    paths = {part: source / (f"{name}{suffix}" if f"{name}{suffix}" in names else name) for part, name in found.items()}
+    files = {part: path.with_name(path.name + suffix) for part, path in found.items()}
+    paths = {part: files[part] if files[part].is_file() else path for part, path in found.items()}
     how = f" --as {kind}" if suffix else ""
     commands = " and ".join(f"`bigssl shards pack {path} {target / part}{how}`" for part, path in paths.items())
     there = ", ".join(path.name for path in paths.values())

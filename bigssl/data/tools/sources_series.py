@@ -36,20 +36,23 @@ class TsLine(NamedTuple):
     offset: int
     length: int
     labelled: bool
+    labels: bool = True
 
     def load(self) -> dict[str, bytes]:
-        """npy, and json {"label"}."""
+        """npy, and json {"label"} where labels are there and wanted."""
         line = self.file.text(self.offset, self.length, self.number)
         values, label = parse_series(f"{self.file.path}, line {self.number}", line, self.labelled)
-        return {"npy": _npy(values)} | ({"json": json_bytes({"label": label})} if self.labelled else {})
+        said = self.labelled and self.labels
+        return {"npy": _npy(values)} | ({"json": json_bytes({LABEL: label})} if said else {})
 
     def stamp(self) -> object:
         """Which version of the file."""
-        return [self.file.version, self.offset]
+        return [self.file.version, self.offset, self.labels]
 
 
-def from_series(path: Path, stem: str | None = None) -> Iterator[Item]:
-    """The .ts format of the UEA & UCR archive: samples `STEM-000000` with npy (float32 [T, C]) and json {"label"}."""
+def from_series(path: Path, stem: str | None = None, labels: bool = True) -> Iterator[Item]:
+    """The .ts format of the UEA & UCR archive: samples `STEM-000000` with npy (float32 [T, C]) and, where `labels` are
+    wanted, json {"label"}."""
     labelled, count, file = False, 0, line_file(path)
     for line in document_lines(path):
         text = line.data.strip()
@@ -57,7 +60,7 @@ def from_series(path: Path, stem: str | None = None) -> Iterator[Item]:
             labelled = text.split()[1].lower() == b"true"
         elif text[:1] not in (b"#", b"@"):
             key = f"{path.stem if stem is None else stem}-{count:06d}"
-            series = TsLine(file, line.number, line.offset, len(line.data), labelled)
+            series = TsLine(file, line.number, line.offset, len(line.data), labelled, labels)
             yield Item(key, key, series.load, series.stamp)
             count += 1
 

@@ -84,7 +84,7 @@ def test_each_series_is_parted_by_its_own_time_and_short_ones_are_trained_on() -
     [
         (100, 0.05, "val=0.05: of 'x', the longest series, it is 5 of 100 rows, fewer than a window of 10; "
                     "choose val=0.1 or more, or parts made of whole series"),
-        (100, 0.99, "what it leaves is 1 of 100 rows, fewer than a window of 10; choose a smaller --window"),
+        (15, 0.9, "what it leaves is 1 of 15 rows, fewer than a window of 10; choose a smaller --window"),
         (8, 0.5, "it is 4 of 8 rows, fewer than a window of 8; choose a smaller --window"),
     ],
 )  # fmt: skip
