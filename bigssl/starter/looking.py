@@ -19,7 +19,8 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.classes import LABEL
 from bigssl.transfer.inputs import INPUTS
 
-MOST = 2000  # samples that are looked at
+MOST, FEW = 2000, 64  # samples that are looked at, where these bytes allow more than FEW:
+BYTES = 1 << 28
 CHARACTERS = 2048  # of a text whose tokens are counted: more than a first network takes
 CLASSES = range(2, 101)  # values of a field that may be a label
 
@@ -184,8 +185,9 @@ def _meta(sample: Sample) -> dict[str, Any]:
 
 
 def stored(index: DatasetIndex, most: int = MOST) -> Iterator[Sample]:
-    """At most `most` samples of an index, from all over it."""
-    reader = SampleReader(index)
+    """At most `most` samples of an index, from all over it; of large ones fewer, which seconds suffice for."""
+    mean = sum(shard.bytes for shard in index.shards) // len(index) + 1
+    most, reader = min(most, max(FEW, BYTES // mean)), SampleReader(index)
     try:
         yield from (reader.read(number) for number in spread_numbers(len(index), most))
     finally:
