@@ -54,14 +54,14 @@ def listed(source: Path, fields: Fields, target: Path, *, held_out: float = 0.0)
     if held_out and found.kind == "series" and len(found.items) == 1:
         raise DataError(f"source {source}: one series is one sample; --window ROWS cuts it, to be split by time")
     if said := said_of_labels(found.items):
-        found.note(f"label: {said}; --labels none leaves them out")
+        found.note(f"label: {said}{'' if fields.label else '; --labels none leaves them out'}")
     return found
 
 
 def _items(source: Path, fields: Fields, found: Listing, target: Path, held_out: float) -> Iterator[Item]:
     if found.kind == "table":
         root = local(fields.root) if fields.root is not None else source.parent
-        return from_table(source, root, _table(source, root, fields, found.note), found.left_out, found.note)
+        return from_table(source, root, _table(source, root, fields, found.note, target), found.left_out, found.note)
     if found.kind != "files":
         return _of_each_file(source, fields, found, target, held_out)
     if not source.is_dir():
@@ -107,11 +107,13 @@ def _refuse_idle_options(source: Path, fields: Fields, kind: str, held_out: floa
         raise DataError(f"--label {fields.label} and --labels none: one of them is meant")
 
 
-def _table(source: Path, root: Path, fields: Fields, note: Note) -> Table:
+def _table(source: Path, root: Path, fields: Fields, note: Note, target: Path) -> Table:
     first = guess.head(source)
     if not first:
         raise DataError(f"source {source}: no rows below a header, so no samples")
-    images = _images(fields.image) if fields.image else _found_images(source, root, first, fields.text is None, note)
+    images = _images(fields.image) if fields.image else _found_images(source, root, first, note)
+    if not images and (fields.text is None or guess.named_pictures(first)):
+        raise guess.pictureless(source, root, first, target)
     meta = _words("meta", fields.meta)
     table = Table(
         images, _key(fields, first[0]), _text(fields, first[0], note), _given("group", fields.group), meta,
@@ -133,7 +135,7 @@ def _images(given: list[str]) -> dict[str, str]:
     return {variant: as_template("image", image) for variant, image in pairs}
 
 
-def _found_images(source: Path, root: Path, first: guess.Rows, needed: bool, note: Note) -> dict[str, str]:
+def _found_images(source: Path, root: Path, first: guess.Rows, note: Note) -> dict[str, str]:
     found = guess.picture_templates(first, root)
     if len(found) > 1:
         several = " or ".join(f"--image '{template}'" for template in found)
@@ -141,8 +143,6 @@ def _found_images(source: Path, root: Path, first: guess.Rows, needed: bool, not
     if found:
         note(f"pictures: --image '{found[0]}', the only ones that are named and below {root}")
         return {"": found[0]}
-    if needed or guess.named_pictures(first):
-        raise guess.pictureless(source, root, first)
     return {}
 
 
@@ -191,6 +191,8 @@ def _reader(kind: str, fields: Fields, note: Note, held_out: float) -> Read:
     if kind == "series":
         held_out = held_out if fields.window is not None and fields.split_by != "series" else 0.0
         columns = _words("columns", fields.columns)
+        if fields.stride is not None and fields.window is not None and fields.stride > fields.window > 0:
+            note(f"--stride {fields.stride} is more than --window {fields.window}: rows between windows are left out")
         how = sources_series.Windows(columns, fields.by, fields.window, fields.stride, held_out)
         return lambda path, stem, label: sources_series.from_csv(path, stem, how, label, note)
     key, group, text = (_given(name, getattr(fields, name)) for name in ("key", "group", "text"))
@@ -211,7 +213,7 @@ def _of_each_file(source: Path, fields: Fields, found: Listing, target: Path, he
     wanted = [name for name in names if name.lower().endswith(suffix)]
     for name in sorted(set(names) - set(wanted)):
         found.left_out.add(leftout.OTHERS, name)
-    found.note(guess.ask_of_parts(source, [f"{_stem(name, suffix)}/" for name in wanted], target, held_out > 0))
+    found.note(guess.ask_of_parts(source, wanted, target, held_out > 0, found.kind))
     labels = _labels_of_files(wanted, found.kind) if fields.labels == "names" else {}
     for name in wanted:
         item = None

@@ -87,7 +87,14 @@ class Writing(Reading):
     def arguments(self, folder: Path) -> dict[str, Any]:
         """The arguments of `pack` that these are."""
         given = {name: value for name, value in asdict(self).items() if name != "limit"}
-        return given | {"name": self.name or folder.resolve().name, "note": note}
+        name = folder.resolve().name if self.name is None else _file_name(self.name)
+        return given | {"name": name, "note": note}
+
+
+def _file_name(name: str) -> str:
+    if not name or "/" in name or name.startswith(".") or len(name.encode(errors="replace")) > 200:
+        raise DataError(f"--name {name!r}: a name without / and without . before it is needed, of 1 to 200 bytes")
+    return name
 
 
 def local(text: str) -> Path:

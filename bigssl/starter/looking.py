@@ -58,7 +58,7 @@ MEASURED: dict[str, Callable[[Sample], Measures]] = {
 
 
 @dataclass
-class Held:
+class Content:
     """What the samples hold of one modality. numbers: one value a sample that has it. lacking: keys of those without,
     and of texts those without a letter or digit."""
 
@@ -92,7 +92,7 @@ class Look:
     samples: int
     looked: int = 0
     fields: Counter[str] = field(default_factory=Counter)
-    held: dict[str, Held] = field(default_factory=dict)
+    held: dict[str, Content] = field(default_factory=dict)
     labels: dict[str, Counter[str]] = field(default_factory=dict)
 
     def classes(self) -> dict[str, Counter[str]]:
@@ -121,7 +121,7 @@ class Look:
         return ", ".join(parts) or f"nothing that a network takes (fields: {', '.join(sorted(self.fields))})"
 
 
-def _measured(held: Held) -> str:
+def _measured(held: Content) -> str:
     return ", ".join(
         f"{name} {min(values)}" if min(values) == max(values) else f"{name} {min(values)} to {max(values)}"
         for name, values in held.numbers.items() if name != "letters"
@@ -150,7 +150,7 @@ def look_at(samples: Iterable[Sample], count: int) -> Look:
 
 
 def _add(look: Look, modality: str, sample: Sample, measure: Callable[[Sample], Measures]) -> None:
-    held = look.held.setdefault(modality, Held())
+    held = look.held.setdefault(modality, Content())
     if not _has(modality, sample):
         held.lacking.append(sample.key)
         return

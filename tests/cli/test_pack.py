@@ -148,7 +148,7 @@ def test_webdatasets_own_shards_of_every_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{tmp}/t.csv"], "a table needs --image, .*; a table of numbers needs --as series"),
+        (["{tmp}/t.csv"], "a table needs --image, .*; a table of numbers is one with .* --as series"),
         (["{tmp}/t.csv", "--as", "series", "--text", "x"], "--text has no effect on .*t.csv, read as series"),
         (["{tmp}/t.txt", "--window", "3"], "--window has no effect on .*t.txt, read as lines; it is for series"),
         (["{tmp}/t.txt", "--as", "files"], "--as files needs a folder"),

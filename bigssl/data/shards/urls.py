@@ -45,6 +45,8 @@ def place(url: str) -> str:
 def _named(url: str, magic: str) -> list[str]:
     if url.startswith(PIPE):
         return _braces(url)
+    if not url.strip():
+        raise DataError(f"{url!r} is no path; is a variable empty?")
     parts = list(_parts(url))
     if "" in parts:
         raise DataError(f"{display(url)}: nothing stands on one side of `::`, which joins shards as in a.tar::b.tar")

@@ -35,10 +35,11 @@ def part_names(names: Iterable[str]) -> list[str]:
 
 
 def dataset_parts(source: Path, names: Iterable[str]) -> dict[str, Path]:
-    """The same as part (train, val, test) -> folder below `source`, whose files are `names`; none where two folders
-    are one part."""
-    found = [(PARTS[Path(folder).name.lower()], source / folder) for folder in part_names(names)]
-    return dict(found) if len(dict(found)) == len(found) else {}
+    """The same as part (train, val, test, or the folder's own name where two are called one part) -> folder below
+    `source`, whose files are `names`."""
+    parts = {folder: PARTS[Path(folder).name.lower()] for folder in part_names(names)}
+    times = Counter(parts.values())
+    return {part if times[part] == 1 else Path(folder).name: source / folder for folder, part in parts.items()}
 
 
 def folder_labels(files: Mapping[str, Sequence[str]]) -> dict[str, str]:

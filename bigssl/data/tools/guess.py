@@ -11,7 +11,7 @@ from pathlib import Path
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.decode import IMAGES
 from bigssl.data.tools.channels import is_number
-from bigssl.data.tools.classes import CLASSES, part_names
+from bigssl.data.tools.classes import CLASSES, dataset_parts
 from bigssl.data.tools.sources_tables import rows
 from bigssl.data.tools.sources_text import HEAD
 
@@ -94,17 +94,27 @@ def named_pictures(first: Rows) -> list[str]:
     return [name for name in first[0] if all(Path(row[name]).suffix[1:].lower() in IMAGES for row in first)]
 
 
-def pictureless(path: Path, root: Path, first: Rows) -> DataError:
+def pictureless(path: Path, root: Path, first: Rows, target: Path) -> DataError:
     """The error of a table in which no column names pictures: what it may be, with a command."""
     there = ", ".join(first[0])
     if named := named_pictures(first):
         cell = first[0][named[0]]
         what = f"the pictures of column {named[0]!r}, e.g. {cell!r}, are not below {root}"
         return DataError(f"source {path}: {what}; say with --root where they are")
+<<<<<<< HEAD
     if holds_numbers(first):
         advice = "a table of numbers needs --as series, e.g. --as series --window 96"
+||||||| b8569d5
+    numbers = [name for name in first[0] if all(is_number(row[name]) for row in first)]
+    if len(numbers) > len(first[0]) / 2 and len(first[0]) - len(numbers) < 2:
+        advice = "a table of numbers needs --as series, e.g. --as series --window 96"
+=======
+    if holds_numbers(first):
+        advice = f"a table of numbers is one with `bigssl shards pack {path} {target} --as series --window 96`"
+>>>>>>> h-f
     elif texts := text_columns(first):
-        advice = f"a table of texts needs --text, e.g. --text {_quoted(max(texts, key=lambda n: _length(first, n)))}"
+        text = _quoted(max(texts, key=lambda name: sum(len(row[name]) for row in first)))
+        advice = f"a table of texts is one with `bigssl shards pack {path} {target} --text {text}`"
     else:
         advice = "a table of texts needs --text, a table of numbers needs --as series"
     needs = "a table needs --image, e.g. --image 'images/{name}.jpg', where no column names pictures"
@@ -121,28 +131,29 @@ def _quoted(name: str) -> str:
     return name if name.replace("_", "").replace("-", "").isalnum() else f"'{name}'"
 
 
-def _length(first: Rows, name: str) -> int:
-    return sum(len(row[name]) for row in first)
-
-
 def text_columns(first: Rows) -> list[str]:
     """Columns that hold words: neither numbers nor names of classes."""
     return [name for name in (first[0] if first else ()) if name.lower() not in CLASSES
             and not all(is_number(row[name]) for row in first)]  # fmt: skip
 
 
-def ask_of_parts(source: Path, names: Sequence[str], target: Path, parted: bool) -> str:
-    """What to say of folders (or files) that are called train, val, ...: that they are packed as one; nothing where
-    there are none. Raises DataError where they would be mixed, to be parted anew (`parted`)."""
-    found = part_names(names)
-    commands = " and ".join(f"`bigssl shards pack {source / name} {target / Path(name).stem}`" for name in found)
-    if found and parted:
-        advice = f"pack each by itself: {commands}; or all as one without --split, then `bigssl shards split`"
-        raise DataError(f"source {source} has parts already ({', '.join(found)}), which --split would mix; {advice}")
+def ask_of_parts(source: Path, names: Sequence[str], target: Path, parted: bool, kind: str = "files") -> str:
+    """What to say of folders (or files of another kind) that are called train, val, ...: that they are packed as one;
+    nothing where there are none. Raises DataError where they would be mixed, to be parted anew (`parted`)."""
+    suffix = SUFFIXES.get(kind, "")
+    found = dataset_parts(source, (f"{name[: -len(suffix)]}/" for name in names) if suffix else names)
     if not found:
         return ""
+    files = {part: path.with_name(path.name + suffix) for part, path in found.items()}
+    paths = {part: files[part] if files[part].is_file() else path for part, path in found.items()}
+    how = f" --as {kind}" if suffix else ""
+    commands = " and ".join(f"`bigssl shards pack {path} {target / part}{how}`" for part, path in paths.items())
+    there = ", ".join(path.name for path in paths.values())
+    if parted:
+        advice = f"pack each by itself: {commands}; or all as one without --split, then `bigssl shards split`"
+        raise DataError(f"source {source} has parts already ({there}), which --split would mix; {advice}")
     return (
-        f"{', '.join(found)} of {source} are packed as one (their keys begin with these names), so that a run on it is "
+        f"{there} of {source} are packed as one (their keys begin with these names), so that a run on it is "
         f"trained on all of them; to keep them apart: {commands}"
     )
 

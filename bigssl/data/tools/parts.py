@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -69,7 +70,8 @@ def _too_short(part: str, fraction: float, stretches: Iterable[Stretch]) -> Data
     rows, window = longest.stop, longest.rows
     held = held_rows(rows, fraction)
     few, left = ("it", held) if held < window else ("what it leaves", rows - held)
-    advice = f"{part}={window / rows:.2g} or more" if held < window and window * 2 <= rows else "a smaller --window"
+    least = math.ceil(1000 * window / rows) / 1000
+    advice = f"{part}={least:g} or more" if held < window and window * 2 <= rows else "a smaller --window"
     return DataError(
         f"{part}={fraction:g}: of {longest.series!r}, the longest series, {few} is {left} of {rows} rows, fewer than a "
         f"window of {window}; choose {advice}, or parts made of whole series (pack: --split-by series; split: --by "
