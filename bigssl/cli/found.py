@@ -122,9 +122,9 @@ def _packed(data: str, fields: Fields, refuse: Refuse) -> tuple[tuple[str, str],
     items = listed(source, fields, target).items
     refuse(look_at(map(_sample, (items[number] for number in spread_numbers(len(items), FIRST))), len(items)))
     there = _there(target, len(items), data)
-    if parts := dataset_parts(names):
+    if parts := dataset_parts(source, names):
         for name, folder in {} if there else parts.items():
-            _pack(str(source / folder), f"{target}/{name}", fields, None)
+            _pack(str(folder), f"{target}/{name}", fields, None)
         held = next((name for name in ("val", "test") if name in parts), "")
         return (f"{target}/train", f"{target}/{held}" if held else ""), label
     share = share_of([item.group for item in items])

@@ -12,7 +12,7 @@ import numpy as np
 from bigssl.config.errors import ConfigError
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
-from bigssl.data.kinds.pictures import size_of
+from bigssl.data.kinds.pictures import stored_size
 from bigssl.data.order.stream import SampleReader
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
@@ -33,7 +33,7 @@ class Measures(NamedTuple):
 
 
 def _picture(sample: Sample) -> Measures:
-    return Measures({"side": min(size_of(decode.field(sample, decode.IMAGES)))})
+    return Measures({"side": min(stored_size(decode.field(sample, decode.IMAGES)))})
 
 
 def _text(sample: Sample) -> Measures:

@@ -101,17 +101,8 @@ def pictureless(path: Path, root: Path, first: Rows, target: Path) -> DataError:
         cell = first[0][named[0]]
         what = f"the pictures of column {named[0]!r}, e.g. {cell!r}, are not below {root}"
         return DataError(f"source {path}: {what}; say with --root where they are")
-<<<<<<< HEAD
-    if holds_numbers(first):
-        advice = "a table of numbers needs --as series, e.g. --as series --window 96"
-||||||| b8569d5
-    numbers = [name for name in first[0] if all(is_number(row[name]) for row in first)]
-    if len(numbers) > len(first[0]) / 2 and len(first[0]) - len(numbers) < 2:
-        advice = "a table of numbers needs --as series, e.g. --as series --window 96"
-=======
     if holds_numbers(first):
         advice = f"a table of numbers is one with `bigssl shards pack {path} {target} --as series --window 96`"
->>>>>>> h-f
     elif texts := text_columns(first):
         text = _quoted(max(texts, key=lambda name: sum(len(row[name]) for row in first)))
         advice = f"a table of texts is one with `bigssl shards pack {path} {target} --text {text}`"
