@@ -131,7 +131,7 @@ except DataError as error:
 def test_the_places_of_a_modality_are_there() -> None:
     """Each row of the page's table: a file, and the name in it that is to be edited."""
     rows = re.findall(r"^\| `([\w/.]+)` \| (.*) \|$", PAGE.read_text(), re.M)
-    assert len(rows) == 7 and {MODALITY, INPUT} <= {path for path, _ in rows}
+    assert len(rows) == 10 and {MODALITY, INPUT} <= {path for path, _ in rows}
     for path, what in rows:
         name = re.match(r"`(\w+)`", what)
         assert name is None or re.search(rf"^(class |def )?{name[1]}\b", (ROOT / path).read_text(), re.M), what

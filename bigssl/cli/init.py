@@ -24,7 +24,7 @@ from bigssl.objectives.base import Objective, discover
 from bigssl.starter.drafting import Parts, drafted, missing, refuse_unservable
 from bigssl.starter.judging import evaluations
 from bigssl.starter.looking import Look, check_label
-from bigssl.starter.notes import classes_in_words, head, minutes_of, remarks, unjudged
+from bigssl.starter.notes import classes_in_words, head_lines, minutes_of, remarks, unjudged
 from bigssl.starter.vocabulary import vocabulary_size
 from bigssl.starter.writing import page
 
@@ -49,18 +49,19 @@ def init(
     kind, fields, name = _task(objective), fields or Fields(), _name(data, objective)
     file = local(out or f"{name}.yaml")
     _refuse_existing("--out", file, overwrite)
+    words = _words(kind, f"{name}-tokenizer.json", tokenizer, overwrite)
     parts = found_data(data, fields, lambda look: _refuse_unserved(objective, kind, data, look))
     _refuse_unserved(objective, kind, data, parts.look)
     label = _label(parts, parts.label)
     _say_found(parts, label)
     options = [*words_of(fields), *(["--out", out] if out else []), *(["--tokenizer", tokenizer] if tokenizer else [])]
     command = join(["bigssl", "init", objective, data, *options])
-    if any(takes.modality == "text" for takes in kind.takes.values()):
-        tokenizer = tokenizer or _trained(parts, data, f"{name}-tokenizer.json", overwrite)
-    values = drafted(name, objective, kind, parts, tokenizer or "")
+    if words and not tokenizer:
+        _train_tokenizer(parts, data, words)
+    values = drafted(name, objective, kind, parts, words)
     values |= _judged(values, parts, label)
     preflight.plan(_valid(values), 1)
-    above = head(command, str(file), minutes_of(values))
+    above = head_lines(command, str(file), minutes_of(values))
     below = unjudged(values.get("evaluate", {}), parts, command)
     write_atomic(file, page(above, values, remarks(values, kind, parts), below).encode())
     print(f"{file}: {_in_words(values)}\nnext: {join(['bigssl', 'train', str(file)])}")
@@ -128,13 +129,21 @@ def _say_found(parts: Parts, label: str | None) -> None:
         print(f"found: one {LABEL} for all samples, by which nothing can be judged")
 
 
-def _trained(parts: Parts, data: str, file: str, overwrite: bool) -> str:
-    """A tokenizer of the training part."""
-    _refuse_existing("--tokenizer", Path(file), overwrite)
+def _words(kind: type[Objective], file: str, tokenizer: str | None, overwrite: bool) -> str:
+    """The tokenizer of the recipe: the one that is given, or `file`, to be trained; "" where none is needed."""
+    if not any(takes.modality == "text" for takes in kind.takes.values()):
+        if tokenizer:
+            raise ConfigError(f"init: --tokenizer {tokenizer} has no effect: {kind.__name__.lower()} takes no text")
+        return ""
+    if not tokenizer:
+        _refuse_existing("--tokenizer", Path(file), overwrite)
+    return tokenizer or file
+
+
+def _train_tokenizer(parts: Parts, data: str, file: str) -> None:
     size = vocabulary_size(parts.look, data)
     print(join(["bigssl", "tokenizer", "train", parts.train, file, "--vocab-size", str(size)]))
     train(parts.train, file, vocab_size=size)
-    return file
 
 
 def _judged(values: Mapping[str, Any], parts: Parts, label: str | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from bigssl.nets.constraint import Constraint
 from bigssl.nets.ema import Ema
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.takes import Takes
+from bigssl.objectives.needs import Needs
 
 
 class Losses(NamedTuple):
@@ -114,7 +114,7 @@ class Objective(nn.Module):
     untried: by name of a field of `Config` ("a.b" in a section) of which the tests find no other value, the reason.
     overfits: whether 60 steps on one batch bring the loss below .6 of its blind line; default True.
     """
-    takes: ClassVar[Mapping[str, Takes]]
+    takes: ClassVar[Mapping[str, Needs]]
     """By each field of `Config` that names a backbone, what that backbone has to be: `backbone_of` checks it, and
     `bigssl init` compares it with somebody's data to make a recipe for them."""
     starts: ClassVar[Mapping[str, Any]] = {}

@@ -31,7 +31,7 @@ from bigssl.nets.heads import ProjectionHead
 from bigssl.nets.progress import CosineRamp, Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
-from bigssl.objectives.takes import Takes
+from bigssl.objectives.needs import Needs
 
 
 class Projected(nn.Module):
@@ -56,7 +56,7 @@ class Byol(Objective):
         momentum: float = Field(0.996, ge=0, lt=1, description="of the target at the start; 1 at the end, by a cosine")
         augment: AugmentConfig = AugmentConfig()
 
-    takes = {"backbone": Takes("image")}
+    takes = {"backbone": Needs("image")}
     starts = {"hidden": 512, "dim": 128, "momentum": 0.98}
     least = 2  # BatchNorm makes of one sample a constant
     symmetric = scheduled = True

@@ -24,7 +24,7 @@ from bigssl.data.sample import Sample
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, attraction
-from bigssl.objectives.takes import Takes
+from bigssl.objectives.needs import Needs
 from bigssl_kernels import clip_loss
 
 MAX_SCALE = 100.0
@@ -60,7 +60,7 @@ class Clip(Objective):
         min_scale: float = Field(0.6, gt=0, le=1, description="smallest share of the image that a crop keeps")
         flip: bool = Field(False, description="mirror images (wrong for captions that say left and right)")
 
-    takes = {"image": Takes("image"), "text": Takes("text", sees="both")}
+    takes = {"image": Needs("image"), "text": Needs("text", sees="both")}
     least = 2  # one sample is compared with itself
     adjustable = ("min_scale", "flip")
     preset = {"objective": {"dim": 8}, "backbones": {"image": "resnet", "text": "bert"}}

@@ -33,7 +33,7 @@ from bigssl.nets.pool import normalise
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
-from bigssl.objectives.takes import Takes
+from bigssl.objectives.needs import Needs
 
 PATCHES = ("vit", "vit_msn", "deit", "dinov2", "dinov2_with_registers")
 """Backbones whose embeddings are leading tokens and one token a patch, with its position in it: what the layers after
@@ -54,7 +54,7 @@ class Mae(Objective):
         min_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the image that a crop keeps")
         flip: bool = Field(True, description="mirror half of the images")
 
-    takes = {"backbone": Takes("image", PATCHES, "which cannot leave patches out")}
+    takes = {"backbone": Needs("image", PATCHES, "which cannot leave patches out")}
     starts = {"decoder_dim": 64, "decoder_layers": 2, "decoder_heads": 4, "min_scale": 0.5}
     accumulates = seeded = True
     adjustable = ("ratio", "min_scale", "flip")

@@ -32,7 +32,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.seeds import another
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
-from bigssl.objectives.takes import Takes
+from bigssl.objectives.needs import Needs
 
 TOKENS = ("mask_token", "pad_token", "cls_token", "sep_token")
 CHARACTERS_PER_TOKEN = 8  # generous: a window cut from a long document must fill the sequence
@@ -57,7 +57,7 @@ class Mlm(Objective):
             return self
 
     adjustable = ("ratio", "masking", "packing", "longest")
-    takes = {"backbone": Takes("text", sees="both", tokens=TOKENS)}
+    takes = {"backbone": Needs("text", sees="both", tokens=TOKENS)}
     preset = {"objective": {}, "backbones": {"text": "bert"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:

@@ -24,7 +24,7 @@ from bigssl.nets.heads import ProjectionHead
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, attraction
-from bigssl.objectives.takes import Takes
+from bigssl.objectives.needs import Needs
 from bigssl_kernels import nt_xent
 
 
@@ -43,7 +43,7 @@ class Simclr(Objective):
         jitter: float | None = Field(None, ge=0, description="strength of the colour distortion; default the preset's")
         blur: float | None = Field(None, ge=0, le=1, description="probability of blur; default the preset's")
 
-    takes = {"backbone": Takes("image")}
+    takes = {"backbone": Needs("image")}
     starts = {"temperature": 0.2, "min_scale": 0.3}
     least = 2  # one sample is compared with itself
     symmetric = True

@@ -12,7 +12,7 @@ from bigssl.data.kinds.text import load_tokenizer
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.modality.small import small_network
 from bigssl.objectives.base import Objective
-from bigssl.starter.looking import Held, Look
+from bigssl.starter.looking import Content, Look
 
 SOURCE = "data"
 SIDES = (16, 64)  # pixels: of the smallest and the largest picture that a first network takes
@@ -58,7 +58,7 @@ def missing(kind: type[Objective], look: Look) -> str:
     return " and ".join(filter(None, reasons)) or few
 
 
-def sizes_of(modality: str, held: Held, tokenizer: str) -> dict[str, Any]:
+def sizes_of(modality: str, held: Content, tokenizer: str) -> dict[str, Any]:
     """The recipe's fields of a backbone of this modality, as the data have them."""
     if modality == "image":
         return {"size": _near(held.middle("side"), *SIDES)}

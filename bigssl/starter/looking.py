@@ -12,14 +12,15 @@ import numpy as np
 from bigssl.config.errors import ConfigError
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
-from bigssl.data.kinds.pictures import size_of
+from bigssl.data.kinds.pictures import stored_size
 from bigssl.data.order.stream import SampleReader
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.classes import LABEL
 from bigssl.transfer.inputs import INPUTS
 
-MOST = 2000  # samples that are looked at
+MOST, FEW = 2000, 64  # samples that are looked at, where these bytes allow more than FEW:
+BYTES = 1 << 28
 CHARACTERS = 2048  # of a text whose tokens are counted: more than a first network takes
 CLASSES = range(2, 101)  # values of a field that may be a label
 
@@ -32,7 +33,7 @@ class Measures(NamedTuple):
 
 
 def _picture(sample: Sample) -> Measures:
-    return Measures({"side": min(size_of(decode.field(sample, decode.IMAGES)))})
+    return Measures({"side": min(stored_size(decode.field(sample, decode.IMAGES)))})
 
 
 def _text(sample: Sample) -> Measures:
@@ -57,7 +58,7 @@ MEASURED: dict[str, Callable[[Sample], Measures]] = {
 
 
 @dataclass
-class Held:
+class Content:
     """What the samples hold of one modality. numbers: one value a sample that has it. lacking: keys of those without,
     and of texts those without a letter or digit."""
 
@@ -91,7 +92,7 @@ class Look:
     samples: int
     looked: int = 0
     fields: Counter[str] = field(default_factory=Counter)
-    held: dict[str, Held] = field(default_factory=dict)
+    held: dict[str, Content] = field(default_factory=dict)
     labels: dict[str, Counter[str]] = field(default_factory=dict)
 
     def classes(self) -> dict[str, Counter[str]]:
@@ -120,7 +121,7 @@ class Look:
         return ", ".join(parts) or f"nothing that a network takes (fields: {', '.join(sorted(self.fields))})"
 
 
-def _measured(held: Held) -> str:
+def _measured(held: Content) -> str:
     return ", ".join(
         f"{name} {min(values)}" if min(values) == max(values) else f"{name} {min(values)} to {max(values)}"
         for name, values in held.numbers.items() if name != "letters"
@@ -149,7 +150,7 @@ def look_at(samples: Iterable[Sample], count: int) -> Look:
 
 
 def _add(look: Look, modality: str, sample: Sample, measure: Callable[[Sample], Measures]) -> None:
-    held = look.held.setdefault(modality, Held())
+    held = look.held.setdefault(modality, Content())
     if not _has(modality, sample):
         held.lacking.append(sample.key)
         return
@@ -184,8 +185,9 @@ def _meta(sample: Sample) -> dict[str, Any]:
 
 
 def stored(index: DatasetIndex, most: int = MOST) -> Iterator[Sample]:
-    """At most `most` samples of an index, from all over it."""
-    reader = SampleReader(index)
+    """At most `most` samples of an index, from all over it; of large ones fewer, which seconds suffice for."""
+    mean = sum(shard.bytes for shard in index.shards) // len(index) + 1
+    most, reader = min(most, max(FEW, BYTES // mean)), SampleReader(index)
     try:
         yield from (reader.read(number) for number in spread_numbers(len(index), most))
     finally:

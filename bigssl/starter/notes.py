@@ -12,9 +12,10 @@ from bigssl.starter.drafting import Parts
 from bigssl.starter.looking import Look
 
 SHOWN = 8  # classes by name
+_STEP = 0.03  # seconds of a step beside those of its samples
 
 
-def head(command: str, file: str, minutes: str) -> list[str]:
+def head_lines(command: str, file: str, minutes: str) -> list[str]:
     """Lines of comment above a recipe."""
     return [
         f"Command: bigssl train {file}",
@@ -63,14 +64,15 @@ def unjudged(judged: Mapping[str, Any], parts: Parts, again: str) -> list[str]:
 
 def minutes_of(values: Mapping[str, Any]) -> str:
     """How long a run takes, by what a sample of each modality cost on two cores of a server."""
-    seconds = values["steps"] * values["batch"]["size"] * sum(map(_seconds, values["backbones"].values()))
-    return "a minute or less" if seconds < 75 else f"{max(2, round(seconds / 60))} minutes"
+    samples = values["batch"]["size"] * sum(map(_seconds, values["backbones"].values()))
+    seconds = values["steps"] * (_STEP + samples)
+    return "about a minute" if seconds < 80 else f"about {max(2, round(seconds / 60))} minutes"
 
 
 def _seconds(backbone: Mapping[str, Any]) -> float:
     if "size" in backbone:
-        return 0.004 * (backbone["size"] / 64) ** 2
-    return 0.002 * backbone["length"] / 64
+        return 0.001 + 0.003 * (backbone["size"] / 64) ** 2
+    return 0.002 * min(backbone["length"], 64) / 64
 
 
 def classes_in_words(look: Look, label: str) -> str:
@@ -78,4 +80,5 @@ def classes_in_words(look: Look, label: str) -> str:
     values: Counter[str] = look.labels[label]
     some = ", ".join(f"{name} {count}" for name, count in values.most_common(SHOWN))
     more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
-    return f"{label}: {len(values)} classes ({some}{more})"
+    of = f" in {look.looked} of {look.samples} samples" if look.looked < look.samples else ""
+    return f"{label}: {len(values)} classes{of} ({some}{more})"

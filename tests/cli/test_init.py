@@ -129,7 +129,7 @@ from torch import nn
 from bigssl import distributed
 from bigssl.data.kinds import decode
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
-from bigssl.objectives.takes import Takes
+from bigssl.objectives.needs import Needs
 
 
 class Forecast(Objective):
@@ -139,7 +139,7 @@ class Forecast(Objective):
         backbone: str = "motion"
         hidden: int
 
-    takes = {"backbone": Takes("series")}
+    takes = {"backbone": Needs("series")}
     starts = {"hidden": 8}
 
     def __init__(self, config, towers):

@@ -43,7 +43,7 @@ from bigssl.nets.towers import Tower, hf_config
 from bigssl.nets.weightless import feature_size
 from bigssl.objectives.clip import Clip
 from bigssl.objectives.mlm import Mlm
-from bigssl.objectives.takes import Takes
+from bigssl.objectives.needs import Needs
 from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import INPUTS, exported_input, input_of
 
@@ -254,8 +254,8 @@ def test_a_network_is_measured_without_its_memory(make: Callable[..., Tower], mo
 
 def test_tasks_refuse_what_they_cannot_use_and_name_what_they_can(make: Callable[..., Tower]) -> None:
     towers = {"pictures": make("vit"), "words": make("modernbert"), "decoder": make("gpt2"), "sound": make("wav2vec2")}
-    assert Takes("text").pick(towers, "decoder", "x") is towers["decoder"]
-    assert Takes("text", sees="before").pick(towers, "decoder", "x") is towers["decoder"]
+    assert Needs("text").pick(towers, "decoder", "x") is towers["decoder"]
+    assert Needs("text", sees="before").pick(towers, "decoder", "x") is towers["decoder"]
     for name, modality, options, said in [
         ("sound", "image", {}, "backbone 'sound': it is not an image backbone (with size), but takes sounds; allowed: "
                                "pictures"),
@@ -268,7 +268,7 @@ def test_tasks_refuse_what_they_cannot_use_and_name_what_they_can(make: Callable
         ("decoder", "text", {"tokens": ["mask_token"]}, "its tokenizer has no mask_token; allowed: words"),
     ]:  # fmt: skip
         with pytest.raises(ConfigError) as caught:
-            Takes(modality, **options).pick(towers, name, "objective.backbone")
+            Needs(modality, **options).pick(towers, name, "objective.backbone")
         assert str(caught.value).startswith("objective.backbone: backbone ") and said in str(caught.value)
     with pytest.raises(ConfigError, match="each token sees those before it only"):
         Mlm(Mlm.Config(source="t", backbone="decoder"), towers)

@@ -57,7 +57,7 @@ def grey(data: bytes) -> np.ndarray:
     return np.asarray(picture, dtype=np.float32)
 
 
-def size_of(data: bytes) -> tuple[int, int]:
+def stored_size(data: bytes) -> tuple[int, int]:
     """Width and height as stored, from the head alone. Raises DataError for what is no picture, or too large a one."""
     with _decoding(data):
         picture = Image.open(io.BytesIO(data), formats=_CODECS)

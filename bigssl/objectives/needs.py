@@ -11,7 +11,7 @@ from bigssl.nets.modality import MODALITIES
 from bigssl.nets.towers import Tower
 
 
-class Takes(NamedTuple):
+class Needs(NamedTuple):
     """What a backbone has to be.
 
     Attributes:
