@@ -1,3 +1,3 @@
-"""bigssl: self-supervised pretraining of foundation models. Commands: `bigssl`, `deepspeed bigssl/train.py`."""
+"""bigssl: self-supervised pretraining of foundation models. Command: `bigssl`."""
 
 __version__ = "0.1.0"

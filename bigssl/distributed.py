@@ -6,6 +6,7 @@ batch, so that averaging parameter gradients over ranks (what DDP and DeepSpeed 
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,12 @@ T = TypeVar("T")
 
 class NoMeeting(RuntimeError):
     """This rank cannot reach the others. The message says what to set."""
+
+
+def left_alone(error: RuntimeError) -> str:
+    """How a collective says that another rank has ended, or "" if `error` says something else."""
+    found = re.search(r"[Cc]onnection (closed|reset) by peer|Broken pipe|remote process exited", str(error))
+    return found.group() if found and active() else ""
 
 
 def active() -> bool:

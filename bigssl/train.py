@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -55,6 +56,9 @@ from bigssl.transfer.scorecard import format_table, score  # noqa: E402
 from bigssl.transfer.subjects import Live, Subject, Tensors  # noqa: E402
 from bigssl.transfer.team import AgreedError, Team  # noqa: E402
 
+LEFT_ALONE = 3.0
+"""Seconds that a rank waits when another has ended: what told that one to stop may be about to tell this one."""
+
 
 class Options(NamedTuple):
     """The command line."""
@@ -76,10 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
         options = called(app, arguments)
         if options is None:  # --help
             return exits.DONE
-        recipe = load_recipe(options.config, options.overrides, recipe_model(config_union(), evaluation_union()))
-        plan = preflight.plan(recipe, preflight.announced_world(), options.change)
         if not options.print_config:
             preflight.check_port()
+        recipe = load_recipe(options.config, options.overrides, recipe_model(config_union(), evaluation_union()))
+        plan = preflight.plan(recipe, preflight.announced_world(), options.change)
     except (ConfigError, DataError) as error:
         # What is wrong with the files of one machine is not seen on the first; on a machine, one rank speaks.
         if first or os.environ.get("LOCAL_RANK", "0") == "0":
@@ -89,7 +93,14 @@ def main(arguments: list[str] | None = None) -> int:
         resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
         print(redact(dump_recipe(resolved)) if first else "", end="")
         return exits.DONE
-    return _run(recipe, plan)
+    try:
+        return _run(recipe, plan)
+    except RuntimeError as error:
+        if not (how := distributed.left_alone(error)):
+            raise
+        time.sleep(LEFT_ALONE)
+        print(f"bigssl: rank {rank}: ended, since another rank has ({how})", file=sys.stderr, flush=True)
+        os._exit(exits.FAILED)
 
 
 def _options(

@@ -7,5 +7,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 overrides=("$@")
 set --
 . launch/setup.sh
-# --num_gpus 1 works with and without a GPU; without it the launcher would take every GPU for a few minutes' work
-exec deepspeed --num_gpus 1 bigssl/train.py --config launch/recipes/demo.yaml ${overrides[@]+"${overrides[@]}"}
+# one rank: every GPU of the machine would be much for a few minutes' work
+exec bigssl train launch/recipes/demo.yaml --ranks 1 ${overrides[@]+"${overrides[@]}"}

@@ -129,13 +129,15 @@ def ours(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if line.startswith("bigssl: ")]
 
 
-def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["deepspeed", "--num_gpus", "2"], ["bigssl", "train", "--ranks", "1"]], ids=str)
+def test_a_port_in_use_is_named(command: list[str], tmp_path: Path) -> None:
+    words = ["bigssl/train.py", "--config"] if command[0] == "deepspeed" else []
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", port]
-        done = start([*launcher, "bigssl/train.py", "--config", str(tiny(tmp_path))])
+        launcher = [str(Path(sys.executable).with_name(command[0])), *command[1:], "--master_port", port]
+        done = start([*launcher, *words, str(tiny(tmp_path))])
     (line,) = ours(done)
     assert f"--master_port: value {port}: Address already in use; allowed: a free port" in line
     assert done.returncode == 2 and not (tmp_path / "run").exists()

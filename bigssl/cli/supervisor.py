@@ -54,7 +54,7 @@ class Supervisor:
 
     def _wait(self) -> dict[int, int]:
         """Exit codes by process id (negative: signals), in the order in which they ended."""
-        codes = {}
+        codes: dict[int, int] = {}
         while True:
             try:
                 pid, status = os.wait()
@@ -66,8 +66,8 @@ class Supervisor:
         now, name = time.monotonic(), signal.Signals(number).name
         if self._told is None:
             self._told = now
-            _say(f"{name}: the run saves a checkpoint at the next step that it logs, and ends; another one after "
-                 f"{REPEATS:.0f} s ends it at once")  # fmt: skip
+            _say(f"{name}: the run stops, in training with a checkpoint at the next step that it logs; another signal "
+                 f"after {REPEATS:.0f} s ends it at once")  # fmt: skip
             self._pass_on()
         elif now - self._told > REPEATS:
             self._pass_on()
@@ -110,7 +110,7 @@ class Supervisor:
         name = _signal_name(code)
         memory = " (if memory ran out, `dmesg` says so)" if name == "SIGKILL" else ""
         how = f"was killed by {name}{memory}" if name else f"ended with code {code}"
-        _say(f"a rank, or the launcher, {how}; the same command goes on from the last checkpoint")
+        _say(f"a rank, or the launcher, {how}; the same command begins again at the last checkpoint, if there is one")
         return exits.FAILED
 
 

@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
+from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 import bigssl
@@ -24,7 +25,8 @@ _ELSEWHERE = ("-H", "--hostfile", "--force_multi", "--no_ssh", "--launcher")
 
 
 def train(
-    recipe: Path, /, *overrides: str, ranks: PositiveInt | None = None, master_port: PositiveInt | None = None,
+    recipe: Path, /, *overrides: str, ranks: PositiveInt | None = None,
+    master_port: Annotated[PositiveInt | None, Parameter(name=("--master-port", "--master_port"))] = None,
     hostfile: Path | None = None, change: str | None = None,
 ) -> int:  # fmt: skip
     """Told to stop (Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2, a terminal that closes), it saves a checkpoint at the next step

@@ -90,8 +90,8 @@ def _from_giver(above: list[psutil.Process], variable: str) -> list[psutil.Proce
         try:
             if variable not in process.environ():
                 return above[place:]
-        except psutil.AccessDenied:  # of another user, as no wrapper is
-            return above[place:]
+        except psutil.AccessDenied:  # init's, of another user, as no wrapper is
+            return [] if process.uids().real == os.getuid() else above[place:]
     return []
 
 

@@ -40,7 +40,7 @@ def error_of(*overrides: str, world: int = 1) -> str:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_recipes_begin_with_command_time_and_expectation(path: Path, tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
-    assert lines[0].startswith("# Command: deepspeed bigssl/train.py --config launch/recipes/" + path.name)
+    assert lines[0].startswith("# Command: bigssl train launch/recipes/" + path.name)
     assert lines[1].startswith("# Time: ") and any(c.isdigit() for c in lines[1])
     assert lines[2].startswith("# Expect: ")
     preflight.plan(load_recipe(path, [f"out={tmp_path}"], MODEL), 1)
