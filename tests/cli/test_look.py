@@ -28,10 +28,12 @@ from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources import Item
 from bigssl.engine.plan import passes, preflight
 from bigssl.engine.plan.look import Looked
-from bigssl.nets.towers import Tower
+from bigssl.nets.towers import Tower, check_backbone
 from bigssl.objectives import base
-from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, tower
+from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
+from bigssl.objectives.mlm import Mlm
 from bigssl.objectives.simclr import Simclr
+from bigssl.objectives.takes import Takes
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "bigssl" / "demo"
@@ -58,11 +60,13 @@ class Forecast(Objective):
     class Config(ObjectiveConfig):
         backbone: str = "net"
 
+    takes: ClassVar[dict[str, Takes]] = {"backbone": Takes("series")}
     preset: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: Any, towers: Mapping[str, Tower]) -> None:
         super().__init__()
-        self.config, self.backbone = config, tower(towers, config.backbone, "objective.backbone", "series")
+        self.config = config
+        self.backbone = self.backbone_of(towers, "backbone")
 
     def sources(self) -> list[str]:
         return [self.config.source]
@@ -255,6 +259,28 @@ def test_a_tokenizer_that_knows_some_words_is_warned_of(recipe: Callable[..., Pa
     assert "\nwarning: backbones.text.tokenizer: value " in capsys.readouterr().out
 
 
+def test_ids_have_rows_in_the_embedding(
+    recipe: Callable[..., Path], refused: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a tokenizer with gaps, which has fewer tokens than its largest id says."""
+    content = json.loads((DEMO / "tokenizer.json").read_text())
+    content["model"]["vocab"]["cat"] = 12_345
+    (tmp_path / "gaps.json").write_text(json.dumps(content))
+    path = recipe("mlm", "texts", backbones={"text": BERT | {"tokenizer": str(tmp_path / "gaps.json")}})
+    assert preflight.plan(load_recipe(path, [], model()), 1).backbones["text"].vocabulary == 12_346
+    (line,) = refused(path, "backbones.text.config.vocab_size=9000")
+    assert line == "backbones.text.config.vocab_size: value 9000; allowed: >= 12346 (the tokenizer's ids)"
+    prepare = Mlm.prepare
+
+    def beyond(self: Mlm, *arguments: Any) -> dict[str, Any]:
+        found = prepare(self, *arguments)
+        return found | {"input_ids": found["input_ids"] + 12_346}
+
+    monkeypatch.setattr(Mlm, "prepare", beyond)
+    (line,) = refused(path)
+    assert "gives id 123" in line and "data.sources.it.url; allowed: 0 to 12345" in line
+
+
 def test_a_task_that_raises_is_one_line(
     recipe: Callable[..., Path], refused: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,6 +455,14 @@ def test_what_a_folder_holds_has_to_be_what_the_recipe_says(
         (copy / gone).unlink()
         (line,) = refused(recipe("simclr", "pictures", **loaded("image", copy)))
         assert line.startswith(f"backbones.image.pretrained: value '{copy}': {said}")
+
+
+def test_a_network_of_sound_keeps_its_rate(tmp_path: Path) -> None:
+    for name, value in (("config", {"model_type": "wav2vec2"}), ("preprocessor_config", {"sampling_rate": 16_000})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ConfigError, match="backbones.ear.rate: value 8000; allowed: 16000, at which "):
+        check_backbone("ear", BackboneConfig(type="wav2vec2", rate=8000, length=400, pretrained=str(tmp_path)))
 
 
 def test_a_parent_of_datasets_is_answered_with_them(
