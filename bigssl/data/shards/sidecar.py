@@ -227,7 +227,7 @@ def _local_index(url: str, dataset: str) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) and not path.parent.exists():
-            raise DataError(f"dataset {display(dataset)}: no folder {path.parent}{seen_from(path)}") from error
+            raise DataError(f"dataset {display(dataset)}: no such file or folder{seen_from(path)}") from error
         raise _no_index(dataset, f"no index at {display(url)} ({type(error).__name__})") from error
 
 
