@@ -122,16 +122,15 @@ def _packed(data: str, fields: Fields, refuse: Refuse) -> tuple[tuple[str, str],
         label, fields = fields.label, replace(fields, label=None)
     items = listed(source, fields, target).items
     refuse(look_at(map(_sample, (items[number] for number in spread_numbers(len(items), FIRST))), len(items)))
-    there = _there(target, len(items), data)
-    if parts := dataset_parts(names):
-        for name, folder in {} if there else parts.items():
-            _pack(str(source / folder), f"{target}/{name}", fields, None)
-        held = next((name for name in ("val", "test") if name in parts), "")
-        return (f"{target}/train", f"{target}/{held}" if held else ""), label
-    share = share_of([item.group for item in items])
-    if not there:
-        _pack(data, str(target), fields, share)
-    return ((str(target), "") if share is None else (f"{target}/train", f"{target}/val")), label
+    parts = dataset_parts(source, names)
+    share = None if parts else share_of([item.group for item in items])
+    held = next((name for name in ("val", "test") if name in parts), "" if share is None else "val")
+    if not _there(target, len(items), data):
+        for name, folder in parts.items():
+            _pack(str(folder), f"{target}/{name}", fields, None)
+        if not parts:
+            _pack(data, str(target), fields, share)
+    return ((f"{target}/train", f"{target}/{held}") if held else (str(target), "")), label
 
 
 def _pack(source: str, target: str, fields: Fields, share: float | None) -> None:

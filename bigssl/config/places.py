@@ -13,7 +13,7 @@ _DEEP = 3  # folders below the one that exists
 
 
 def seen_from(path: str | Path) -> str:
-    """` in FOLDER`, the one where a relative `path` was looked for: the working directory. Of an absolute one nothing."""
+    """` in FOLDER`, the working directory, where a relative `path` was looked for; nothing of an absolute one."""
     return "" if Path(os.path.expanduser(path)).is_absolute() else f" in {Path.cwd()}"
 
 
