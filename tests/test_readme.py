@@ -64,6 +64,21 @@ def test_commands_and_runs_answer_by_these_codes(
     assert main(["plan", "--config", "first.yaml", "--world", "1"]) == exits.FAILED
     Path("data").symlink_to(ROOT / "bigssl" / "demo" / "emoji")  # relative paths begin in the working directory
     assert main(["plan", "--config", "first.yaml", "--world", "1"]) == exits.DONE
-    Path("elsewhere").mkdir()
-    monkeypatch.chdir("elsewhere")
-    assert main(["config", "check", "../first.yaml"]) == exits.REFUSED
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["config", "check", "first.yaml"], ["config", "check", "../first.yaml"], ["shards", "pack", "pictures", "out"],
+     ["shards", "stats", "data/train"], ["init", "simclr", "pictures"], ["evaluate", "runs/first"],
+     ["tokenizer", "train", "data/train", "tokenizer.json"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_is_not_there_is_said_with_the_folder_in_which_it_was_looked_for(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(smallest()["simclr"]))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(command) == exits.REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f" in {tmp_path}/elsewhere" in line and "shards index" not in line

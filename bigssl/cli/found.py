@@ -15,6 +15,7 @@ from bigssl.cli.listing import listed
 from bigssl.cli.options import local
 from bigssl.cli.pack import pack
 from bigssl.config.errors import ConfigError
+from bigssl.config.places import seen_from
 from bigssl.data.errors import DataError
 from bigssl.data.sample import Sample
 from bigssl.data.shards import storage, unpack
@@ -114,7 +115,7 @@ def _packed(data: str, fields: Fields, refuse: Refuse) -> tuple[tuple[str, str],
     `label` there."""
     source = local(data)
     if not source.exists():
-        raise DataError(f"source {source}: no such file or folder")
+        raise DataError(f"source {source}: no such file or folder{seen_from(source)}")
     target, label, names = target_of(source), None, files_below(source, LeftOut()) if source.is_dir() else []
     fields = replace(fields, kind=fields.kind or cast(Kind | None, _kind(source, names)))
     if fields.kind in (None, "files") and source.is_dir():

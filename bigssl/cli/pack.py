@@ -5,6 +5,7 @@ from __future__ import annotations
 from bigssl.cli.fields import Fields
 from bigssl.cli.listing import listed
 from bigssl.cli.options import AGAIN, Writing, local, note, note_left_out, print_written, refuse_destroying, split_of
+from bigssl.config.places import seen_from
 from bigssl.data.errors import DataError
 
 
@@ -24,7 +25,7 @@ def pack(source: str, folder: str, /, *, split: str | None = None, seed: int = 0
     fields, writing = fields or Fields(), writing or Writing()
     origin, there = local(source), local(folder)
     if not origin.exists():
-        raise DataError(f"source {origin}: no such file or folder")
+        raise DataError(f"source {origin}: no such file or folder{seen_from(origin)}")
     refuse_destroying(str(origin), there)
     if there.exists() and there.resolve().is_relative_to(origin.resolve()):
         raise DataError(f"{there} exists in the source {origin}, so it would be packed too; move it away")

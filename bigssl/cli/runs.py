@@ -10,6 +10,7 @@ from bigssl.cli.recipes import model
 from bigssl.config.changes import covers
 from bigssl.config.errors import ConfigError, say
 from bigssl.config.evaluate import EXAMPLE
+from bigssl.config.places import seen_from
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe
 from bigssl.data.loading import process
 from bigssl.files import write_atomic
@@ -154,6 +155,8 @@ def _refuse_trained_on(recipe: Recipe) -> None:
 
 
 def _recipe_of(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    if not folder.exists():
+        raise ConfigError(f"{folder}: no such folder{seen_from(folder)}; run folders are under runs/")
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder}: not a run folder (no config.yaml in it); run folders are under runs/")
     return load_recipe(folder / "config.yaml", list(overrides), model())

@@ -12,6 +12,11 @@ _SHOWN, _SEEN = 6, 500  # places that are named; names of a folder that are look
 _DEEP = 3  # folders below the one that exists
 
 
+def seen_from(path: str | Path) -> str:
+    """` in FOLDER`, the working directory, where a relative `path` was looked for; nothing of an absolute one."""
+    return "" if Path(os.path.expanduser(path)).is_absolute() else f" in {Path.cwd()}"
+
+
 def instead(path: str | Path, fits: Callable[[Path], bool]) -> str:
     """`; allowed: runs/x/export/image, runs/x/export/text (nearest: ...)`, or `; DIR holds: ...` where nothing fits, or
     an empty string.
@@ -33,7 +38,8 @@ def instead(path: str | Path, fits: Callable[[Path], bool]) -> str:
     names = [each.name for each in _children(root)]
     shown = (_alike(missing[0], names) if missing else names)[:_SHOWN]
     more = " ..." if len(names) > _SHOWN else ""
-    return f"; {root} holds: {', '.join(shown)}{more}" if names else f"; {root} is empty"
+    where = Path.cwd() if root == Path() else root
+    return f"; {where} holds: {', '.join(shown)}{more}" if names else f"; {where} is empty"
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:

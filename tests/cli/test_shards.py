@@ -95,7 +95,7 @@ def test_verify_prints_a_line_per_finding(folder: Path, tmp_path: Path, capsys: 
     assert (finding["shard"], finding["key"], finding["offset"]) == (tar.name, key, members["json"].offset)
     assert "differs from its checksum" in finding["cause"]
     assert run("shards", "verify", tmp_path / "nowhere") == 1
-    assert "no index" in capsys.readouterr().out
+    assert "nowhere: no such file or folder" in capsys.readouterr().out
 
 
 def test_tables_with_variants_and_split(tmp_path: Path) -> None:

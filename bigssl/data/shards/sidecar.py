@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bigssl.config.places import seen_from
 from bigssl.data.errors import DataError, display
 from bigssl.data.remote.cache import DiskCache, entry_name
 from bigssl.data.remote.client import Remote, RemoteError
@@ -221,9 +222,12 @@ def read_indexes(urls: Sequence[str], dataset: str, remote: Remote) -> list[byte
 
 
 def _local_index(url: str, dataset: str) -> bytes:
+    path = storage.local_path(url)
     try:
-        return storage.local_path(url).read_bytes()
+        return path.read_bytes()
     except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) and not path.parent.exists():
+            raise DataError(f"dataset {display(dataset)}: no such file or folder{seen_from(path)}") from error
         raise _no_index(dataset, f"no index at {display(url)} ({type(error).__name__})") from error
 
 
