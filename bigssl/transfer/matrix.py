@@ -155,7 +155,7 @@ class Scratch:
             for batch in batches:
                 for name, rows in batch.items():
                     if name not in files:
-                        path = self._folder / f"{self._number}-{name}"
+                        path = self._folder / f"{self._number}-{len(parts)}"
                         files[name] = path.open("wb")
                         parts[name] = FilePart(path, 0, rows.shape[1], rows.dtype)
                     files[name].write(rows.contiguous().numpy().tobytes())
