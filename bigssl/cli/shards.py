@@ -116,15 +116,15 @@ def train(*urls: str, vocab_size: PositiveInt = 8192, text_field: FieldOption = 
         vocab_size: entries at most
     """
     # imported here: transformers takes seconds to load
-    from bigssl.data.kinds.text import load_tokenizer, train_tokenizer
+    from bigssl.data.kinds.text import train_tokenizer
 
     if len(urls) < 2:
         raise DataError("tokenizer train: DATASETS... tokenizer.json are needed, the last one is written")
     out = local(urls[-1])
     indexes = [DatasetIndex.load(url) for url in urls[:-1]]
     samples = (sample for index in indexes for sample in read_in_order(index))
-    train_tokenizer((_text(sample, text_field) for sample in samples), vocab_size, out)
-    print(f"{out}: {len(load_tokenizer(out))} entries")
+    learnt = train_tokenizer((_text(sample, text_field) for sample in samples), vocab_size, out)
+    print(f"{out}: {learnt.sentence}")
 
 
 def _text(sample: Sample, field: str | None) -> str:

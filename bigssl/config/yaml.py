@@ -19,7 +19,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not path.exists():
         there = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         near = nearest(path.name, there)
-        raise ConfigError(f"--config: no file {path}{seen_from(path)}{near}; `bigssl init` writes a recipe for your data")
+        raise ConfigError(f"--config: no file {path}{seen_from(path)}{near}; `bigssl init` writes a recipe")
     try:
         values = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:

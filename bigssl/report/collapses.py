@@ -39,8 +39,8 @@ class Collapse:
     @property
     def sentence(self) -> str:
         if self.end is None:
-            return f"{self.name}: collapsed since step {self.begin}: {self.seen}. Whatever the loss says, next to nothing " \
-                   "of the input is in them"  # fmt: skip
+            return (f"{self.name}: collapsed since step {self.begin}: {self.seen}. Whatever the loss says, next to "
+                    "nothing of the input is in them")  # fmt: skip
         return f"{self.name}: collapsed at step {self.begin}, no longer at step {self.end}"
 
 
@@ -50,8 +50,8 @@ def _watched(values: Mapping[str, float]) -> Iterator[Watched]:
             continue
         kind, _, name = key.partition("/")
         if kind == "spread":
-            yield Watched(name, value, SPREAD, f"those of all samples are nearly alike (spread {value:.3f}; 0: all alike, "
-                          "1: as different as can be)")  # fmt: skip
+            yield Watched(name, value, SPREAD, f"those of all samples are nearly alike (spread {value:.3f}; 0: all "
+                          "alike, 1: as different as can be)")  # fmt: skip
         elif kind == "health" and name.endswith("/rankme") and (of := values.get(f"{key[:-6]}of", 0)) > 1:
             yield Watched(f"features of {name[:-7]}", (value - 1) / (of - 1), SPAN,
                           f"they span about {value:.1f} of {of:.0f} directions (RankMe)")  # fmt: skip

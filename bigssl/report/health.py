@@ -1,12 +1,10 @@
 """How many directions the features of a network span, and whether that is a collapse: in words.
 
 `health` is {backbone: {contender: {std, rankme, samples, of}}} (`bigssl.transfer.collapse`): RankMe is the effective
-number of directions, of `of` that are possible. The same network with random weights shows what the architecture passes
-on untrained: over a dozen of them RankMe was 3 to 260, so no fixed number tells a collapse. One that was trained and
-spans less than a tenth of what the random one does beyond a single direction has lost nearly all of it; healthy networks
-were found at more than half, and one that learnt a dozen classes and nothing else still spans a dozen directions.
-
-A single direction, that of the mean, is no information: it is taken off both.
+number of directions, of `of` that are possible. The same network with random weights shows what the architecture
+passes on untrained: of a dozen it was 3 to 260, so no fixed number tells a collapse. One that was trained and spans
+less than a tenth of what the random one does has lost nearly all of it; one that knows a dozen classes and nothing else
+still spans a dozen. A single direction, that of the mean, tells nothing: it is taken off both.
 """
 
 from __future__ import annotations

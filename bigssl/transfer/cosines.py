@@ -1,5 +1,5 @@
-"""Rows of which cosines are taken, from each of which the mean of a bank is taken first: of a matrix of features here, of
-texts in `bigssl.transfer.bags`. Both come in pieces, and neither need fit into memory."""
+"""Rows of which cosines are taken, each without the mean of a bank: of a matrix of features here, of texts in
+`bigssl.transfer.bags`. Both come in pieces, and neither need fit into memory."""
 
 from __future__ import annotations
 

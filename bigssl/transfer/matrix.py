@@ -156,7 +156,7 @@ class Scratch:
                 for batch in batches:
                     for name, rows in batch.items():
                         if name not in files:
-                            path = self._folder / f"{self._number}-{name}"
+                            path = self._folder / f"{self._number}-{len(parts)}"
                             files[name] = path.open("wb", buffering=0)
                             parts[name] = FilePart(path, 0, rows.shape[1], rows.dtype)
                         _write_all(files[name], rows.contiguous().numpy().tobytes())

@@ -43,7 +43,8 @@ class LiveProbe:
 
     def __call__(self) -> dict[str, float]:
         """{"probe/NAME": the trained network's mean, "health/BACKBONE/std": 1/√D when healthy and 0 when collapsed,
-        "health/BACKBONE/rankme": effective rank, "health/BACKBONE/of": what that could be}, the same on every rank. A collective, once it is prepared.
+        "health/BACKBONE/rankme": effective rank, "health/BACKBONE/of": what that could be}, the same on every rank. A
+        collective, once it is prepared.
 
         The networks are in eval mode inside and in their former mode afterwards.
         """

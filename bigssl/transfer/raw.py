@@ -1,7 +1,7 @@
 """Raw samples as vectors, baselines that have learnt nothing: by what they are in words, of collated views [B, ...].
 
-Where two are sensible there are both, and the better one counts: with values as they are, a channel of large scale or the
-loudness of a sound may be all that a cosine sees; at equal scale, what level and loudness tell is lost.
+Where two are sensible there are both, and the better one counts: with values as they are, a channel of large scale or
+the loudness of a sound may be all that a cosine sees; at equal scale, what level and loudness tell is lost.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@
         trained, stderr                mean over the queries and its standard error
         chance, majority, blind, random_net, raw   the same for the baselines; null where a baseline makes no sense
         raw_name, blind_name           what these are, in words
-        raws                           {words: number} of all raw baselines, the best first: it is `raw`. That the queries
-                                       themselves choose it is in its favour, and against the trained network
-        gains                          {baseline: {difference, stderr}}: how far trained is ahead of it, paired by query;
-                                       of each raw one, as raw/WORDS where there may be several, and of the best, as raw
+        raws                           {words: number} of all raw baselines, the best first: it is `raw`. That the very
+                                       queries choose it is in its favour, and against the trained network
+        gains                          {baseline: {difference, stderr}}: how far trained is ahead, paired by query; of
+                                       each raw one, as raw/WORDS where there may be several, and as raw of the best
         trained_beats_BASELINE, raw_beats_random_net   bools, by the plain difference
         passed                         trained is ahead of chance and every baseline
         queries, classes, bank, gallery, k, documents, tokens   sizes and settings
@@ -116,5 +116,6 @@ def format_table(card: dict[str, Any]) -> str:
     lines = ["  ".join(cell.ljust(width) if i in (0, last) else cell.rjust(width)
                        for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
     lines.insert(1, "-" * max(map(len, lines)))
-    said = [raws_said(task) for task in card["tasks"].values()]
-    return "\n".join([*lines, *health_said(card["health"]), *collapse_said(card["health"]), *filter(None, said), *card["notes"]])
+    said = health_said(card["health"]) + collapse_said(card["health"])
+    said += [raws for task in card["tasks"].values() if (raws := raws_said(task))]
+    return "\n".join([*lines, *said, *card["notes"]])

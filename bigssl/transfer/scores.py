@@ -137,7 +137,8 @@ def row_of(score: Score) -> dict[str, Any]:
     row |= {name: means.get(name) for name in (*BASELINES, "trained")}
     row |= {f"{name}_name": named[of] for name, of in shown.items() if name in ("blind", "raw")}
     row |= {"raws": {named[name]: score.mean(name) for name in score.raws}}
-    row |= {"stderr": error if math.isfinite(error) else None, "gains": gains | {a: gains[of] for a, of in best.items()}}
+    row |= {"stderr": error if math.isfinite(error) else None}
+    row |= {"gains": gains | {name: gains[of] for name, of in best.items()}}
     row |= {f"trained_beats_{name}": gains[of]["difference"] > 0 for name, of in shown.items() if of in gains}
     if "raw" in means and "random_net" in means:
         row["raw_beats_random_net"] = score.better(means["raw"], means["random_net"])

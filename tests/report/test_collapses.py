@@ -30,7 +30,24 @@ def test_a_resume_says_nothing_twice_and_forgets_nothing() -> None:
 
 def test_a_run_that_ends_collapsed_says_so_of_each() -> None:
     found = collapses([*RUN, row(10, a=0.02, b=0.03), row(11, a=math.nan, b=0.04)])
-    assert [(each.name, each.begin, each.end, each.spread) for each in found] == [
-        ("a", 3, 7, 0.3), ("a", 10, None, 0.02), ("b", 10, None, 0.04)
+    assert [(each.name, each.begin, each.end, each.seen.partition("spread ")[2][:5]) for each in found] == [
+        ("a", 3, 7, "0.300"), ("a", 10, None, "0.020"), ("b", 10, None, "0.040")
     ]  # fmt: skip
     assert "\n".join(each.sentence for each in found).count("Whatever the loss says") == 2
+
+
+def test_features_that_a_probe_finds_in_few_directions_are_named() -> None:
+    """2.0 of 128 are nothing; 3.1 of 40 are what an untrained PatchTST has, 13.5 of 128 an untrained ViT."""
+    ranks = {10: 42.5, 20: 2.0, 30: 3.0, 40: 13.5}
+    watch = CollapseWatch()
+    said = {}
+    for step in range(5, 45, 5):
+        health = {"health/text/rankme": ranks[step], "health/text/of": 128.0, "health/text/std": 0.01,
+                  "health/net/rankme": 3.1, "health/net/of": 40.0} if step in ranks else {}  # fmt: skip
+        said[step] = watch.observe(step, {"step": step, "loss": 1.0} | health)
+    assert {step for step, texts in said.items() if texts} == {20, 40}
+    assert said[20] == [
+        "features of text: collapsed since step 20: they span about 2.0 of 128 directions (RankMe). Whatever the loss "
+        "says, next to nothing of the input is in them"
+    ]
+    assert said[40] == ["features of text: collapsed at step 20, no longer at step 40"]

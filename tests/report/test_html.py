@@ -52,7 +52,9 @@ def test_page_is_one_file_with_everything_in_it(run: Path) -> None:
                  "kNN over &lt;category&gt;", "name: &lt;demo&gt;", "guessing 6.20", "driver overhead", "torch",
                  "6.02", "7.13", "4.40 nats", "(lower is better)", "probe near", "61.5 %", "near (%)", "lm (nats)",
                  "5.50 nats", "image: feature std", "raw input is raw &lt;letters&gt; 63.0 %, raw words 41.0 %",
-                 "60.2", "71.5", "401.2", "0.0612", "text has COLLAPSED: its features span about 2.0 of 128 directions", "beats every baseline in 2 of 2 tasks",
+                 "60.2", "71.5", "401.2", "0.0612",
+                 "text has COLLAPSED: its features span about 2.0 of 128 directions",
+                 "beats every baseline in 2 of 2 tasks",
                  "Masked words &amp; 8 documents.", "simclr: 1.20 nats below its blind line"):
         assert text in page, text
     assert page.count("COLLAPSED") == 1

@@ -19,8 +19,8 @@ from bigssl.transfer.collapse import rankme, text_health
 from bigssl.transfer.knn import stored_knn
 from bigssl.transfer.team import Team
 
-BANK = ["红色的苹果", "绿色的苹果", "蓝色的天空", "red apple", "Red apples, red!", "a blue sky", "天空很蓝", "green apple",
-        "苹果很红很红", "the sky", "  ", "x", "red apple"]  # fmt: skip
+BANK = ["红色的苹果", "绿色的苹果", "蓝色的天空", "red apple", "Red apples, red!", "a blue sky", "天空很蓝",
+        "green apple", "苹果很红很红", "the sky", "  ", "x", "red apple"]  # fmt: skip
 QUERIES = ["红苹果", "blue skies", "天", "§", "", "rot", "red apple"]
 
 
@@ -93,7 +93,7 @@ def test_cosines_and_votes_are_those_of_loops(
         for value, label in sorted(zip(cosines, labels.tolist(), strict=True), reverse=True)[:4]:
             votes[label] = votes.get(label, 0.0) + math.exp(value / 0.07)
         assert voted == max(sorted(votes), key=lambda label: votes[label]), query
-    assert found.tolist().count(-1) == {"characters": 2, "tokens": 3}[kind] - (QUERIES[0] == "")
+    assert found.tolist().count(-1) == {"characters": 2, "tokens": 3}[kind]
 
 
 def test_a_bank_without_a_gram_is_known_and_long_texts_come_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,8 @@ def test_images_equal_one_by_one(kind: str, batch: int, make_model: Make, val: D
 
 def test_raw_pixels_are_the_picture_or_means_of_its_areas() -> None:
     pixels = torch.randint(0, 256, (3, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(ImageInput(20).raws({"image": pixels[..., :20, :20]})["raw pixels"], pixels[..., :20, :20].flatten(1))
+    part = pixels[..., :20, :20]
+    assert torch.equal(ImageInput(20).raws({"image": part})["raw pixels"], part.flatten(1))
     small = ImageInput(128).raws({"image": pixels})["raw pixels"]
     assert small.shape == (3, 3 * 64 * 64) and small.dtype == torch.uint8
     mean = pixels[1, 2, 10:12, 40:42].float().mean()

@@ -23,7 +23,7 @@ from bigssl.transfer.baselines import random_network
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import TextInput
-from bigssl.transfer.matrix import Scratch
+from bigssl.transfer.matrix import Held
 from bigssl.transfer.scorecard import format_table, score
 from bigssl.transfer.scores import row_of
 from bigssl.transfer.subjects import Exported, Subject
@@ -84,7 +84,7 @@ class Given(Exported):
 def bench_of(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor], batch: int = 4) -> Bench:
     models = {"trained": model, "random_net": random_network(model.config, 0)}
     team = Team()
-    return Bench(team, Scratch(Path("unused"), team), Given(Subject("text", models, words), head), "cpu", seed=3,
+    return Bench(team, Held(), Given(Subject("text", models, words), head), "cpu", seed=3,
                  where="evaluate.words", batch=batch)  # fmt: skip
 
 

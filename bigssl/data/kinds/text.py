@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
+from bigssl.data.kinds.alphabet import COVERED, LONGEST, MANY, Alphabet
 from bigssl.data.kinds.words import word_numbers
 from bigssl.files import whole
 
@@ -26,40 +29,83 @@ _WORD_LENGTH = 5  # about
 _WORD_START = re.compile(r"(?<=\s)\S")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLike[str]) -> None:
+@dataclass(frozen=True)
+class Learnt:
+    """A vocabulary as it was trained: its `entries`, and which characters are among them."""
+
+    entries: int
+    alphabet: Alphabet
+
+    @property
+    def sentence(self) -> str:
+        """How many entries; which share of the text is unknown, and what size would do, where that is much."""
+        said, alphabet = f"{self.entries:,} entries", self.alphabet
+        if left_out := len(alphabet.ranked) - alphabet.count:
+            said += f"; {left_out:,} of {len(alphabet.ranked):,} characters are not among them"
+        if alphabet.unknown:
+            said += f"; {100 * alphabet.unknown:.2g} % of the text becomes {SPECIALS['unk_token']}"
+        if alphabet.unknown > MANY + alphabet.lost[-1]:
+            least = len(SPECIALS) + alphabet.enough
+            said += f": too small for this text; --vocab-size {least} or more would leave {100 * (1 - COVERED):.2g} %"
+        if alphabet.lost[-1] > MANY:
+            said += f"; {100 * alphabet.lost[-1]:.2g} % are words of more than {LONGEST} characters"
+        return said
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLike[str]) -> Learnt:
     """Trains a lower-case WordPiece vocabulary of at most `vocab_size` entries and writes it as a tokenizer.json.
 
     The same texts give the same bytes. [PAD] is 0; the others of SPECIALS follow. Encoding adds [CLS] and [SEP] (Devlin
-    et al. 2019). `texts` are held in memory.
+    et al. 2019). Accents and marks stay: in Hindi, Thai and Japanese they are vowels and consonants. Characters that
+    have no place become [UNK] (`bigssl.data.kinds.alphabet` says which). `texts` are held in memory.
+
+    Raises DataError for texts without characters, and a size that cannot hold one.
     """
-    texts, names = list(texts), list(SPECIALS.values())
-    learner = _wordpiece({})
-    # The trainer numbers letters inside words in the order of a hash table, which differs from run to run and decides
-    # ties between merges. As special tokens they have a fixed place; the final tokenizer has them as plain entries.
-    fixed = names + sorted(_letters_inside_words(learner, texts))
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False)
-    learner.train_from_iterator(texts, trainer)
-    tokenizer = _wordpiece(learner.get_vocab())
+    names, learner = list(SPECIALS.values()), _wordpiece({})
+    split = [_words_of(learner, text) for text in texts]
+    everything = Alphabet.of(Counter(word for words in split for word in words))
+    if not everything.ranked:
+        raise DataError("tokenizer: the texts hold no characters to learn from")
+    if vocab_size < (least := len(names) + everything.costs[0]):
+        raise DataError(f"tokenizer: vocab-size {vocab_size}; allowed: >= {least}, for the {len(names)} special tokens "
+                        "and one character; thousands are usual")  # fmt: skip
+    alphabet = everything.within(vocab_size - len(names))
+    known = set(alphabet.ranked[: alphabet.count])
+    # A word with another character is [UNK] whatever is learnt of it. The trainer numbers letters inside words in the
+    # order of a hash table, which differs from run to run and decides ties between merges. As special tokens they have
+    # a fixed place; the final tokenizer has them as plain entries.
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=names + alphabet.entries, show_progress=False)
+    learner.normalizer, learner.pre_tokenizer = normalizers.Sequence([]), pre_tokenizers.WhitespaceSplit()
+    whole = (" ".join(word for word in words if known.issuperset(word)) for words in split)
+    learner.train_from_iterator(whole, trainer)
+    vocabulary = learner.get_vocab()
+    alphabet = alphabet.filled(vocab_size - len(vocabulary))
+    for entry in alphabet.entries:
+        vocabulary.setdefault(entry, len(vocabulary))
+    tokenizer = _wordpiece(vocabulary)
     tokenizer.add_special_tokens(names)
     tokenizer.post_processor = processors.BertProcessing(
         ("[SEP]", names.index("[SEP]")), ("[CLS]", names.index("[CLS]"))
     )
     with whole(Path(path)) as staging:
         tokenizer.save(str(staging), pretty=False)
+    return Learnt(len(vocabulary), alphabet)
 
 
 def _wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIALS["unk_token"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    model = models.WordPiece(vocabulary, unk_token=SPECIALS["unk_token"], max_input_chars_per_word=LONGEST)
+    tokenizer = Tokenizer(model)
+    lower = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), lower])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer
 
 
-def _letters_inside_words(tokenizer: Tokenizer, texts: Iterable[str]) -> set[str]:
-    normal = (tokenizer.normalizer.normalize_str(text) for text in texts)
-    words = {word for text in normal for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
-    return {f"##{letter}" for word in words for letter in word[1:]}
+def _words_of(tokenizer: Tokenizer, text: str) -> list[str]:
+    normal = tokenizer.normalizer.normalize_str(text)
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:

@@ -152,3 +152,66 @@ def test_windows_cover_a_text() -> None:
     seen = {word for window in windows for word in window.split()}
     assert seen >= {f"w{i}" for i in range(500)}
     assert min(map(len, windows)) > 40
+
+
+CHINESE = ["".join(chr(0x4E00 + int(i)) for i in np.random.default_rng(n).zipf(1.3, 40) % 4000) for n in range(300)]
+
+
+def unknown_share(path: Path, texts: list[str]) -> float:
+    """By loops: the share of the characters that lie in words which became [UNK]."""
+    tokenizer, lost, every = load_tokenizer(path), 0, 0
+    backend = tokenizer.backend_tokenizer
+    for text in texts:
+        normal = backend.normalizer.normalize_str(text)
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal):
+            every += len(word)
+            lost += len(word) * (tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"])
+    return lost / every
+
+
+@pytest.mark.parametrize("size", [7, 50, 500, 2000, 8192])
+@pytest.mark.parametrize("texts", [CHINESE, WORDS + CHINESE[:20], WORDS], ids=["chinese", "both", "english"])
+def test_a_vocabulary_is_never_larger_than_asked_for_and_says_what_it_lacks(
+    texts: list[str], size: int, tmp_path: Path
+) -> None:
+    learnt = train_tokenizer(texts, size, tmp_path / "t.json")
+    vocabulary = load_tokenizer(tmp_path / "t.json").get_vocab()
+    assert len(vocabulary) == learnt.entries <= size and sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    there = sum(character in vocabulary for character in learnt.alphabet.ranked)
+    assert there == learnt.alphabet.count
+    assert learnt.alphabet.unknown == pytest.approx(unknown_share(tmp_path / "t.json", texts), abs=1e-9)
+    if there < len(learnt.alphabet.ranked):
+        every = len(learnt.alphabet.ranked)
+        assert f"; {every - there:,} of {every:,} characters are not among them; " in learnt.sentence
+    else:
+        assert learnt.sentence == f"{learnt.entries:,} entries"
+
+
+def test_a_size_that_is_too_small_is_answered_with_one_that_will_do(tmp_path: Path) -> None:
+    said = train_tokenizer(CHINESE, 500, tmp_path / "t.json").sentence
+    found = re.search(r"of the text becomes \[UNK\]: too small for this text; --vocab-size (\d+) or more", said)
+    assert found, said
+    train_tokenizer(CHINESE, int(found[1]), tmp_path / "t.json")
+    assert unknown_share(tmp_path / "t.json", CHINESE) <= 0.0005
+    train_tokenizer(CHINESE, int(found[1]) - 50, tmp_path / "t.json")
+    assert unknown_share(tmp_path / "t.json", CHINESE) > 0.0005
+    for size, texts, words in ((6, WORDS, "vocab-size 6; allowed: >= 7, for the 5 special tokens and one character"),
+                               (100, ["", " "], "no characters to learn from")):
+        with pytest.raises(DataError, match=words):
+            train_tokenizer(texts, size, tmp_path / "u.json")
+    assert not (tmp_path / "u.json").exists()
+
+
+def test_rare_characters_do_not_take_the_place_of_words(tmp_path: Path) -> None:
+    """Of characters that are one in thousands of the text, few are kept: words are learnt all the same."""
+    texts = WORDS * 200 + [chr(0x4E00 + i) for i in range(150)]
+    learnt = train_tokenizer(texts, 120, tmp_path / "t.json")
+    assert learnt.entries == 120 and 20 < learnt.alphabet.count < 70 < len(learnt.alphabet.ranked)
+    assert load_tokenizer(tmp_path / "t.json").tokenize("the union") == ["the", "union"]
+
+
+@pytest.mark.parametrize("word", ["हिन्दी", "がぎぐ", "한국어", "ภาษาไทย", "việt"])
+def test_marks_that_are_letters_stay(word: str, tmp_path: Path) -> None:
+    train_tokenizer([f"{word} {word}"] * 5, 200, tmp_path / "t.json")
+    tokenizer = load_tokenizer(tmp_path / "t.json")
+    assert tokenizer.decode(tokenizer(word)["input_ids"], skip_special_tokens=True) == word
