@@ -44,7 +44,7 @@ def writing(path: Path, needs: int | None = None, staged: Path | None = None) ->
 
 def disk_full(path: Path, needs: int | None = None, staged: Path | None = None, number: int = errno.ENOSPC) -> DiskFull:
     """The error that says so, with what is free now and what `staged` takes, which goes away with it."""
-    has, of = _room(number, path, size_of(staged or path))
+    has, of = _room(number, path, bytes_of(staged or path))
     wanted = f"more than {_mib(has)}" if needs is None else _mib(needs)
     return DiskFull(number, f"disk full: {path}, needs {wanted}, has {_mib(has)}{of}")
 
@@ -87,7 +87,7 @@ def existing(path: Path) -> Path:
     return next(each for each in [path, *path.absolute().parents] if os.path.lexists(each))
 
 
-def size_of(path: Path) -> int:
+def bytes_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(each.stat().st_size for each in files if each.is_file())

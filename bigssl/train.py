@@ -194,10 +194,10 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
     networks = subjects(plan)
     states = {network.name: zero.full_state(network.models["trained"]) for network in networks}
     heads = _heads(plan)
-    with _own_weights(plan):
-        rest = rest_of_objective(plan.objective, recipe.objective, plan.backbones, recipe.steps)
+    with _own_weights(plan):  # whole on every rank; one keeps them
+        rest = _rest(recipe, plan) if distributed.is_main() else None
     problem = ""
-    if distributed.is_main():
+    if rest is not None:
         try:
             print(f"exported {', '.join(states)} to {_write_export(recipe, networks, states, heads, rest)}", flush=True)
         except (OSError, SafetensorError, ExportError) as error:
@@ -206,6 +206,10 @@ def _export(recipe: Recipe, plan: preflight.Plan) -> None:
         raise NotSaved(
             f"trained, not exported to {recipe.folder}: {problem}; after mending it, the same command goes on there"
         )
+
+
+def _rest(recipe: Recipe, plan: preflight.Plan) -> tuple[str, Tensors, dict[str, str]]:
+    return rest_of_objective(plan.objective, recipe.objective, plan.backbones, recipe.steps)
 
 
 def _write_export(

@@ -1,5 +1,5 @@
-"""The commands of README's "Your own data in four commands", as they stand there, typed by one who has such data: from
-nothing to a scorecard, or to an early no that helps."""
+"""The commands of README's "Your own data in four commands", as they stand there, typed by a newcomer who has such
+data: from nothing to a scorecard, or to an early no that helps."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from bigssl import distributed, train
 from bigssl.cli import main
 from bigssl.config.recipe import load_recipe, recipe_model
 from bigssl.data.errors import DataError
+from bigssl.engine.launcher import free_port
 from bigssl.objectives.base import config_union
 from bigssl.transfer.discovery import evaluation_union
 from bigssl.transfer.team import AgreedError
@@ -104,7 +105,7 @@ def test_wrong_arguments_are_one_line(arguments: list[str], capsys: Any) -> None
 def test_one_rank_of_each_machine_says_what_is_wrong_there(
     rank: str, local: str, who: str | None, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": "16"}.items():
+    for name, value in {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": "16", "MASTER_PORT": free_port()}.items():
         monkeypatch.setenv(name, value)
     assert train.main(["--config", DEMO, "evaluate.images.bank=nowhere"]) == 2
     lines = capsys.readouterr().err.splitlines()

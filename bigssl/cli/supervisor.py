@@ -41,6 +41,8 @@ class Supervisor:
         """The exit code of the run."""
         for number in heard():
             signal.signal(number, self._tell)
+        signal.signal(signal.SIGTSTP, self._pause)
+        signal.signal(signal.SIGCONT, self._go_on)
         with contextlib.suppress(AttributeError, OSError):  # not Linux
             ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
         environment = environment | {SUPERVISOR: str(os.getpid())}
@@ -71,9 +73,17 @@ class Supervisor:
             self._pass_on()
         elif now - self._told > REPEATS:
             self._pass_on()
-            timer = threading.Timer(_PATIENCE, self._kill)
+            timer = threading.Timer(_PATIENCE, lambda: _send(signal.SIGKILL, _below()))
             timer.daemon = True
             timer.start()
+
+    def _pause(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-Z, which reaches this process only."""
+        _send(signal.SIGSTOP, _below())
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def _go_on(self, number: int, frame: FrameType | None) -> None:
+        _send(signal.SIGCONT, _below())
 
     def _pass_on(self) -> None:
         """SIGTERM to the ranks; to the launcher where there are none yet. (One that has just begun to load Python
@@ -81,21 +91,14 @@ class Supervisor:
         if not self._launcher:
             return
         below = _below()
-        for process in self._ranks(below) or below:
-            with contextlib.suppress(psutil.Error):
-                process.terminate()
+        _send(signal.SIGTERM, self._ranks(below) or below)
 
     def _ranks(self, below: list[psutil.Process]) -> list[psutil.Process]:
         found = [process for process in below if self._is_rank(_words(process))]
         return [process for process in found if not self._is_rank(_words(_parent(process)))]  # no loaders
 
     def _is_rank(self, words: list[str]) -> bool:
-        return self._script in words and "deepspeed.launcher.launch" not in words and not _is_runner(words)
-
-    def _kill(self) -> None:
-        for process in _below():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        return self._script in words and not {"deepspeed.launcher.launch", "deepspeed.launcher.runner"} & set(words)
 
     def _code(self, codes: dict[int, int]) -> int:
         """That of the ranks. The launcher passes it on; where the launcher was killed, ranks are among those that
@@ -125,6 +128,12 @@ def _below() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
+def _send(number: signal.Signals, processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
+
+
 def _words(process: psutil.Process | None) -> list[str]:
     with contextlib.suppress(psutil.Error):
         return process.cmdline() if process is not None else []
@@ -137,10 +146,7 @@ def _parent(process: psutil.Process) -> psutil.Process | None:
     return None
 
 
-def _is_runner(words: list[str]) -> bool:
-    return "deepspeed.launcher.runner" in words
-
-
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # the terminal is closed
-        print(f"bigssl: {text}", file=sys.stderr, flush=True)
+        behind_bar = "\n" if sys.stderr.isatty() else ""
+        print(f"{behind_bar}bigssl: {text}", file=sys.stderr, flush=True)

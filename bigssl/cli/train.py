@@ -11,13 +11,12 @@ from typing import Annotated, NoReturn
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-import bigssl
 from bigssl.cli.supervisor import Supervisor
 from bigssl.config.errors import ConfigError
 from bigssl.config.yaml import apply_override, read_mapping
 from bigssl.engine.launcher import free_port
 
-SCRIPT = Path(bigssl.__file__).with_name("train.py")
+SCRIPT = Path(__file__).parents[1] / "train.py"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 # launcher options by which it chooses devices, and by which it starts ranks elsewhere
 _CHOOSING = ("-i", "--include", "-e", "--exclude", "--num_gpus", "--num_accelerators", "--num_nodes")

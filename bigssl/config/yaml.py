@@ -18,8 +18,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config: {path} is a folder; allowed: a recipe (YAML); recipes are in launch/recipes/")
     if not path.exists():
         there = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        near = nearest(path.name, there)
-        raise ConfigError(f"--config: no file {path}{seen_from(path)}{near}; `bigssl init` writes a recipe")
+        near = f"{seen_from(path)}{nearest(path.name, there)}"
+        raise ConfigError(f"--config: no file {path}{near}; `bigssl init` writes a recipe for your data")
     try:
         values = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:

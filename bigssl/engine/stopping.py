@@ -122,6 +122,7 @@ class _Lasting(io.FileIO):
 def keep_speaking() -> None:
     """What is printed to a terminal that is closed, or to a pipe whose reader is gone, is lost, and ends no run."""
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
+        if (stream := getattr(sys, name)) is None:  # started without one
+            continue
         file = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
         setattr(sys, name, io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=True))

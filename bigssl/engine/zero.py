@@ -47,8 +47,7 @@ def start() -> torch.device:
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed calls what torch 2.13 renamed
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("BIGSSL_DEEPSPEED_LOG", "WARNING"))
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=free_port())
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     accelerator = get_accelerator()
     device = torch.device(accelerator.device_name())
     if device.type != "cpu":

@@ -14,7 +14,7 @@ from torch import Tensor
 from bigssl.transfer.matrix import Matrix
 
 
-class Piece(Protocol):
+class RowPiece(Protocol):
     """Some rows. blank: bool [m], those that point nowhere: all others are equally far from them."""
 
     @property
@@ -24,13 +24,13 @@ class Piece(Protocol):
         """float32 [m, n], with the rows of another piece of the same kind; 0 with blank ones."""
         ...
 
-    def __getitem__(self, rows: list[int]) -> Piece: ...
+    def __getitem__(self, rows: list[int]) -> RowPiece: ...
 
 
 class Rows(Protocol):
     def __len__(self) -> int: ...
 
-    def pieces(self, rows: range | None = None) -> Iterator[tuple[range, Piece]]:
+    def pieces(self, rows: range | None = None) -> Iterator[tuple[range, RowPiece]]:
         """(row numbers, these rows), of all or of contiguous `rows`, in order."""
         ...
 

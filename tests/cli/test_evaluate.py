@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bigssl.config.recipe import load_recipe, recipe_model
 from bigssl.engine import loop, zero
 from bigssl.engine.plan import preflight
 from bigssl.objectives.base import config_union
-from bigssl.report.changes import Change, write_changes
+from bigssl.report.changes import Change, read_changes, write_changes
 from bigssl.transfer.discovery import evaluation_union
 
 DEMO = Path(preflight.__file__).parents[2] / "demo"
@@ -122,6 +123,32 @@ def test_an_evaluation_that_fails_leaves_no_folder(run: Path, monkeypatch: pytes
     with pytest.raises(ZeroDivisionError):
         main(["evaluate", str(run), "--out", str(tmp_path / "mine")])
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.distributed
+def test_a_finished_run_is_extended_exported_and_evaluated_anew(
+    run: Path, ranks: Any, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """From the command line, checked beforehand by `config check` and `plan`; the same command again is a matter of
+    course."""
+    shutil.copytree(run, there := tmp_path / "run")
+    recipe = str(run.parent / "recipe.yaml")
+    longer = [f"out={there}", f"backbones.text.tokenizer={DEMO / 'tokenizer.json'}", "steps=4", "optim.lr=0.002"]
+    plan = ["plan", "--config", recipe, "--world", "1"]
+    for command, code in ((["config", "check", recipe], 2), (plan, 1)):
+        assert main([*command, *longer]) == code
+        said = "".join(capfd.readouterr())
+        assert "optim.lr: 0.001 before, 0.002 now; steps: 2 before, 4 now" in said and "--change optim.lr,steps" in said
+        assert main([*command, *longer, "--change", "steps,optim.lr"]) == 0
+        capfd.readouterr()
+    for words in ("changed on purpose: optim.lr: 0.001 up to step 2, then 0.002", ""):
+        assert ranks(train.main, 1, ["--config", recipe, "--change", "steps,optim.lr", *longer]) == [0]
+        out, said = capfd.readouterr()
+        assert words in said and "of the export after 4 steps" in out
+    changes = [Change(2, "optim.lr", 0.001, 0.002), Change(2, "steps", 2, 4)]
+    assert read_changes(there) == changes and changes[0].sentence in (there / "report.html").read_text()
+    steps = [json.loads(line)["step"] for line in (there / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
 
 
 def test_the_report_shows_what_changed_and_what_was_begun_with(run: Path, tmp_path: Path) -> None:

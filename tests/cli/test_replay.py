@@ -143,7 +143,8 @@ def test_skipped_samples_have_the_same_stand_in_everywhere(damaged: Any, replay:
     [
         (["--data", "x", "--seed", "1", "--steps", "1"], "missing: --batch"),
         (["--data", "x", "--seed", "1", "--batch", "2", "--steps", "1", "a.b=c"], "takes no overrides"),
-        (["--data", "/nowhere", "--seed", "1", "--batch", "2", "--steps", "1"], "/nowhere: no such file or folder"),
+        (["--data", "/nowhere", "--seed", "1", "--batch", "2", "--steps", "1"],
+         "dataset /nowhere: no such file or folder"),
         (["--config", "r.yaml", "--batch", "2", "--steps", "1"], "--batch: for --data only"),
         (["--config", "r.yaml", "--steps", "1"], "no file r.yaml"),
     ],

@@ -21,6 +21,7 @@ from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources import Item
 from bigssl.engine import guards
 from bigssl.engine.plan.sources import source_order
+from bigssl.train import main
 
 ROOT = Path(__file__).parents[2]
 TOTAL, BATCH, WORLD = 48, 8, 2
@@ -123,12 +124,11 @@ def test_a_run_over_the_limit_ends_with_one_line_and_code_1(tmp_path: Path, reci
     assert "bad samples, data.max_errors allows 3" in line and "Traceback" not in done.stderr
 
 
-@pytest.mark.distributed
-def test_a_dataset_of_bad_samples_only_ends_too(tmp_path: Path, recipe: Any) -> None:
+def test_a_dataset_of_bad_samples_only_is_not_begun(tmp_path: Path, recipe: Any, capsys: Any) -> None:
+    """What becomes of one whose first samples are good: tests/data/loading/test_loader.py."""
     path = tmp_path / "recipe.yaml"
-    url = dataset(tmp_path / "data", range(TOTAL))
-    path.write_text(dump_recipe(recipe(tmp_path / "run", **settings(url, 100))))
-    done = launched(path)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("bigssl:")]
-    assert lines and all("no good sample in the place of position" in line for line in lines)
+    path.write_text(dump_recipe(recipe(tmp_path / "run", **settings(dataset(tmp_path / "data", range(TOTAL)), 100))))
+    assert main(["--config", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bigssl: data.sources.emoji.url: value ") and "undecodable image" in line
+    assert not (tmp_path / "run").exists()

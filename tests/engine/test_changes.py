@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from byol_runs import BYOL, assert_same_state, state_by_hand, state_of, steps_by_hand
@@ -37,12 +39,21 @@ CHANGE = ["steps", "objective.momentum", "optim"]
 
 
 def driven(first: str, second: str) -> None:
-    """A run of the first recipe (JSON) to its end, which then goes on with the second. Collective."""
+    """A run of the first recipe (JSON) to its end, which then goes on with the second: a try that dies before its first
+    checkpoint, and another, which needs not be told again what changes. Collective."""
     device, model = zero.start(), recipe_model(config_union())
-    for text, change in ((first, []), (second, CHANGE)):
+
+    def die(self: Any, step: int, passes: Any) -> Any:
+        if step == 5:
+            raise RuntimeError("died")
+        return update(self, step, passes)
+
+    update = loop._Run._update
+    for text, change, dies in ((first, [], False), (second, CHANGE, True), (second, [], False)):
         recipe = model.model_validate_json(text)
         plan = preflight.plan(recipe, distributed.world(), change)
-        loop.train(recipe, plan, device, None)
+        with mock.patch.object(loop._Run, "_update", die if dies else update), contextlib.suppress(RuntimeError):
+            loop.train(recipe, plan, device, None)
 
 
 def by_hand(first: Recipe, second: Recipe) -> dict[str, Tensor]:

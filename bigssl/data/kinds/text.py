@@ -77,8 +77,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLi
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, special_tokens=names + alphabet.entries, show_progress=False)
     learner.normalizer, learner.pre_tokenizer = normalizers.Sequence([]), pre_tokenizers.WhitespaceSplit()
-    whole = (" ".join(word for word in words if known.issuperset(word)) for words in split)
-    learner.train_from_iterator(whole, trainer)
+    spelled = (" ".join(word for word in words if known.issuperset(word)) for words in split)
+    learner.train_from_iterator(spelled, trainer)
     vocabulary = learner.get_vocab()
     alphabet = alphabet.filled(vocab_size - len(vocabulary))
     for entry in alphabet.entries:

@@ -30,10 +30,12 @@ def ways_out(recipe: Recipe, reasons: Mapping[str, str]) -> str:
     if (recipe.folder / EXPORT).is_dir():
         other += f" start_from={recipe.folder}/{EXPORT}"
     bad = {key: reason for key, reason in reasons.items() if reason}
+    by_flag = f"`--change {','.join(key for key in reasons if key not in bad)}`"
     if not bad:
-        return f"the same values; or `--change {','.join(reasons)}` to go on with the new ones; or {other}"
-    said = "; ".join(f"{key} never changes in a run: {reason}" for key, reason in bad.items())
-    return f"the same values, or {other} ({said})"
+        return f"the same values; or {by_flag} to go on with the new ones; or {other}"
+    said = [f"{key} never changes in a run: {reason}" for key, reason in bad.items()]
+    said += [f"what else differs may, by {by_flag}"] if len(bad) < len(reasons) else []
+    return f"the same values, or {other} ({'; '.join(said)})"
 
 
 def refuse_change_of_nothing(recipe: Recipe, change: Sequence[str], *, begun: bool) -> None:

@@ -66,7 +66,7 @@ def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: Mapping
     _check_unlabelled(recipe.evaluate or {}, towers, looked)
 
 
-class Takes(Protocol):
+class Viewer(Protocol):
     """What a backbone takes (`bigssl.transfer.inputs.Input`). `view` raises DataError for what is none of it."""
 
     modality: ClassVar[str]
@@ -79,7 +79,7 @@ class Shelves:
 
     def __init__(self) -> None:
         self._samples: dict[str, list[Sample]] = {}
-        self._viewed: set[tuple[str, Takes]] = set()
+        self._viewed: set[tuple[str, Viewer]] = set()
 
     def samples(self, where: str, url: str) -> list[Sample]:
         """Of the dataset at `url`, the value of the recipe field `where`. ConfigError where there are none."""
@@ -89,7 +89,7 @@ class Shelves:
                 self._samples[url] = list(few_samples(index))
         return self._samples[url]
 
-    def view(self, where: str, url: str, takes: Takes) -> None:
+    def view(self, where: str, url: str, takes: Viewer) -> None:
         """Can the samples be seen as a backbone takes them? ConfigError where one cannot."""
         if (url, takes) not in self._viewed:
             with _reading(where, url):
@@ -141,7 +141,7 @@ class Checked:
                     f"{self._where}.{backbone}: value {given!r}; allowed: {own}, on which head {name!r} is trained"
                 )
 
-    def samples(self, field: str, takes: Takes, *metadata: str) -> None:
+    def samples(self, field: str, takes: Viewer, *metadata: str) -> None:
         """Do a few samples have what a backbone `takes`, and the metadata that the fields `metadata` name?"""
         url, where = getattr(self._section, field), f"{self._where}.{field}"
         samples = self._looked.samples(where, url)

@@ -16,7 +16,7 @@ from bigssl.config.recipe import Recipe
 from bigssl.config.yaml import read_mapping
 from bigssl.engine.plan.changes import CONFIG, checkpoints
 from bigssl.engine.plan.memory import checkpoint_bytes
-from bigssl.files import existing, remove, size_of, writing
+from bigssl.files import bytes_of, existing, remove, writing
 
 GIB = 2**30
 _PROBE = 1 << 16  # bytes that a run folder has to take at the start
@@ -97,7 +97,7 @@ def room(objective: nn.Module, recipe: Recipe) -> dict[str, int]:
         kept = 0  # all are written
     return {
         "checkpoint": each, "kept at most": kept, "needed": each * kept,
-        "held": sum(map(size_of, there)), "free": shutil.disk_usage(existing(recipe.folder)).free,
+        "held": sum(map(bytes_of, there)), "free": shutil.disk_usage(existing(recipe.folder)).free,
     }  # fmt: skip
 
 

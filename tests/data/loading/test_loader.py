@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import time
@@ -157,6 +158,10 @@ def test_a_batch_moves_as_a_whole() -> None:
 
 
 def test_workers_outlive_signals_to_the_group_and_end_with_the_loader(dataset, gone) -> None:
+    """And what they are told does not count for the main process, whose handlers they are forked with."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer)
     loader = make(Stream(dataset(COUNTS), seed=0), 4, workers=2, stop_step=40)
     batches = iter(loader)
     next(batches)
@@ -167,6 +172,10 @@ def test_workers_outlive_signals_to_the_group_and_end_with_the_loader(dataset, g
     assert len(list(batches)) == 39
     del loader, batches
     assert gone(pids)
+    signal.set_wakeup_fd(before)
+    assert not select.select([reader], [], [], 0)[0]
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_worker_obeys_its_parent(dataset, gone) -> None:

@@ -55,9 +55,12 @@ def test_remote_sources_are_checked_with_their_options(serve, check: Check, tmp_
     assert (status, "data.remote.cache_gb: value 0.001" in said) == (2, True)
 
 
-def test_a_look_at_a_remote_dataset_is_one_sidecar_and_one_range(serve, check: Check) -> None:
+def test_a_look_at_a_remote_dataset_is_one_sidecar_and_one_range(
+    serve, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of each dataset: four samples beside each other, in a shard of seven; nothing of the others."""
     server = serve(DEMO)
+    monkeypatch.setitem(RECIPE, "steps", 300)  # samples that a run does not come to are not looked at
     mix = {name: {"url": server.url, "weight": 1} for name in ("a", "b")}
     for source, datasets in (({"url": server.url}, 1), ({"mix": mix}, 2)):
         before = len(server.log()["requests"])
