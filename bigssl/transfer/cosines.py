@@ -27,7 +27,7 @@ class RowPiece(Protocol):
     def __getitem__(self, rows: list[int]) -> RowPiece: ...
 
 
-class ComparedRows(Protocol):
+class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def pieces(self, rows: range | None = None) -> Iterator[tuple[range, RowPiece]]:
