@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe
 from bigssl.data.order.order import Order
+from bigssl.engine.plan.changes import checkpoints
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective
@@ -66,7 +67,7 @@ def first_difference(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, 
 
 def refuse_unlike_checkpoint(recipe: Recipe, mine: dict[str, Any]) -> None:
     """Refuse to start where the newest checkpoint of the run folder is of other data or passes. Raises ConfigError."""
-    manifests = sorted(recipe.folder.glob("checkpoints/step-*[0-9]/manifest.json"))
+    manifests = [path / "manifest.json" for path in checkpoints(recipe.folder) if (path / "manifest.json").exists()]
     try:
         problem = unlike(json.loads(manifests[-1].read_text()), mine) if manifests else ""
     except (OSError, ValueError):
