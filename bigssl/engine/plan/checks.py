@@ -78,7 +78,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     recipe = paper.attempt(resume.taken_over, recipe) or recipe
     shape = paper.attempt(split_batch, recipe, world)
     settings_fit = paper.attempt(_checked_zero, recipe)
-    paper.attempt(folder.check_folder, recipe)
+    there = paper.attempt(folder.check_folder, recipe)
     paper.attempt(folder.refuse_foreign, recipe)
     paper.attempt(preflight.refuse_secrets, recipe)
     paper.attempt(resume.refuse_changed_recipe, recipe, change)
@@ -110,8 +110,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     _reading(paper, recipe, orders, sizes)
     _memory(paper, recipe, networks, {name: size // parts for name, size in sizes.items()}, shape[1], device_bytes)
     _host(paper, recipe, orders, preflight.drawing(networks.objective))
-    if not any(failure.startswith("out: ") for failure in paper.failures):
-        _disk(paper, recipe, networks)
+    _disk(paper, recipe, networks, writable=bool(there))
     return paper
 
 
@@ -255,8 +254,10 @@ def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], drawn: Mapp
     }
 
 
-def _disk(paper: Paper, recipe: Recipe, networks: Trial) -> None:
+def _disk(paper: Paper, recipe: Recipe, networks: Trial, writable: bool) -> None:
     paper.disk = folder.room(networks.objective, recipe)
+    if not writable:  # one mistake, one line
+        return
     paper.attempt(folder.check_room, recipe, paper.disk)
     if recipe.checkpoint.on_full == "wait" and (lack := folder.lack_of_room(recipe, paper.disk)):
         paper.warnings.append(f"{lack}; the run will wait for room")

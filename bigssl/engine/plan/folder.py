@@ -31,8 +31,8 @@ _BESIDE = (".yaml", ".yml", ".log", ".out", ".err", ".txt")  # what a user may h
 _SECTIONS = {"objective", "backbones", "data", "steps"}
 
 
-def check_folder(recipe: Recipe) -> None:
-    """Refuse a run folder that cannot be written to."""
+def check_folder(recipe: Recipe) -> bool:
+    """Refuse a run folder that cannot be written to; True for one that can."""
     there = recipe.folder
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -46,6 +46,7 @@ def check_folder(recipe: Recipe) -> None:
         raise ConfigError(
             f"out: value {str(recipe.folder)!r}: {there} cannot be written to ({why}); allowed: a folder with room"
         ) from None
+    return True
 
 
 def refuse_foreign(recipe: Recipe) -> None:
