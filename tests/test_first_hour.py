@@ -107,7 +107,8 @@ def test_a_table_of_pictures_and_classes(tmp_path: Path) -> None:
             picture(shape, draw).save(tmp_path / "shop" / "images" / f"{number}.png")
             table.writerow([number, f"images/{number}.png", draw.randrange(1, 99), shape])
     tasks = scored(walk(journey("bigssl init byol shop"), tmp_path), tmp_path / "runs" / "items-byol")
-    assert tasks["knn"]["classes"] == 3 and tasks["knn"]["bank"] + tasks["knn"]["queries"] == 72
+    assert tasks.keys() == {"knn_image", "knn_image_teacher"}
+    assert all(task["classes"] == 3 and task["bank"] + task["queries"] == 72 for task in tasks.values())
 
 
 def test_chinese_texts(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def init(
     fields: Fields | None = None,
 ) -> None:  # fmt: skip
     """
-    What does not lie in shards is packed first, into DATA-shards, by the options of `bigssl shards pack`; where nothing
+    What does not lie in shards is packed first, beside DATA, by the options of bigssl shards pack; where nothing
     is held out, a part is; for texts, a tokenizer is trained. Each is shown as the command that does the same.
 
     Args:

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def score(
     fields = sorted({name for section in evaluate.values() for name in section.metadata()})
     with Scratch(out or folder, team) as scratch:
         bench = Bench(team, scratch, subjects, device, seed=seed, fields=fields, notes=subjects.notes)
-        tasks = {name: row_of(found) for name, found in bench.rows("evaluate", evaluate)}
+        tasks = told_apart({name: row_of(found) for name, found in bench.rows("evaluate", evaluate)})
     card = {
         "version": CARD_VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),
         "seconds": round(time.monotonic() - start, 1),
@@ -87,6 +88,13 @@ def score(
     }  # fmt: skip
     team.gather(lambda: _write((out or folder) / FILE, card) if team.rank == 0 else None)
     return card
+
+
+def told_apart(tasks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows by name; of those that share a title (two networks that are judged alike), the name stands behind it."""
+    times = Counter(row["title"] for row in tasks.values())
+    return {name: row | {"title": f"{row['title']} ({name})"} if times[row["title"]] > 1 else row
+            for name, row in tasks.items()}  # fmt: skip
 
 
 def _unlabelled(evaluate: Mapping[str, Evaluation]) -> dict[str, list[str]]:

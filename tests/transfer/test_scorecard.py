@@ -367,3 +367,11 @@ def test_crash_midway_leaves_the_older_card(run: Path, shards: Path, monkeypatch
 def test_impossible_settings_are_named(run: Path, shards: Path, name: str, changes: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         score(run, settings(shards, name, **changes), seed=0)
+
+
+def test_rows_of_one_title_are_told_apart_by_their_names() -> None:
+    """BYOL's network and its teacher, judged by one field, were two lines that nobody could tell."""
+    given = {"knn_image": "image kNN: kind", "knn_image_teacher": "image kNN: kind", "words": "masked words"}
+    rows = scorecard.told_apart({name: {"title": title, "queries": 3} for name, title in given.items()})
+    titles = [row["title"] for row in rows.values()]
+    assert titles == ["image kNN: kind (knn_image)", "image kNN: kind (knn_image_teacher)", "masked words"]
