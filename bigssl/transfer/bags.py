@@ -3,7 +3,7 @@ tokens.
 
 Neither needs words: in a script without spaces a word is a sentence, which no other text shares. Measured by 20 nearest
 neighbours, on the demo's captions in English and in Chinese (categories) and on passages of its addresses (eras): words
-find 79.6, 19.9 and 37.8 %, one to four characters 80.9, 65.7 and 38.8 %, one and two tokens 76.0, 65.4 and 39.1 %.
+find 79.6, 19.9 and 37.8 %, one to four characters 80.9, 64.0 and 37.6 %, one and two tokens 74.1, 64.3 and 40.3 %.
 Neither is always ahead, so both stand in the scorecard.
 
 An n-gram is known by a hash into `WIDTH` columns: there is no vocabulary that grows with the texts. Vectors are sparse,
