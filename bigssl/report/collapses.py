@@ -13,8 +13,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-SPREAD = (0.1, 0.2)  # below the first, a collapse begins: two samples have a mean cosine of about .99
-SPAN = (0.01, 0.02)  # above the second, it is over: between the two, nothing changes, so that noise says nothing
+ALIKE = 0.1  # a spread below it is a collapse: two samples have a mean cosine of about .99
+SPREAD, SPAN = (ALIKE, 0.2), (0.01, 0.02)  # it begins below the first and is over above the second: noise says nothing
+PREFIX = "spread/"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def _watched(values: Mapping[str, float]) -> Iterator[Watched]:
         if not math.isfinite(value):
             continue
         kind, _, name = key.partition("/")
-        if kind == "spread":
+        if key.startswith(PREFIX):
             yield Watched(name, value, SPREAD, f"those of all samples are nearly alike (spread {value:.3f}; 0: all "
                           "alike, 1: as different as can be)")  # fmt: skip
         elif kind == "health" and name.endswith("/rankme") and (of := values.get(f"{key[:-6]}of", 0)) > 1:

@@ -25,7 +25,7 @@ from bigssl.data.kinds import decode
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.bags import Bags, TfIdf
 from bigssl.transfer.collapse import sampled_health, stored_health, text_health
-from bigssl.transfer.cosines import Centred, Rows
+from bigssl.transfer.cosines import Centred, Vectors
 from bigssl.transfer.features import Views, chosen, column, metadata, samples_at, text_batches, view_batches
 from bigssl.transfer.inputs import INPUTS, Input, TextInput
 from bigssl.transfer.matrix import Matrix, Store, joined
@@ -200,7 +200,7 @@ class Bench:
         return matrices
 
     def stored(self, rows: Iterator[dict[str, Tensor]]) -> dict[str, Matrix]:
-        """Rows of all ranks by contender, one below the other. A collective."""
+        """Vectors of all ranks by contender, one below the other. A collective."""
         return joined(self.team.gather(lambda: self.store.store(rows)))
 
     def captions(self, url: str, columns: Sequence[str], *, limit: int | None, field: str, also: Sequence[str] = ()
@@ -252,10 +252,10 @@ class Bench:
         mine = self.team.each(lambda: {name: sums(matrix) for name, matrix in matrices.items()})
         return {name: (self.team.total(part) / len(matrices[name])).float() for name, part in mine.items()}
 
-    def contenders(self, bank: Encoded) -> dict[str, Callable[[Encoded], Rows]]:
+    def contenders(self, bank: Encoded) -> dict[str, Callable[[Encoded], Vectors]]:
         """What is compared: a dataset's rows by contender, without the mean of the bank. A collective."""
         takes, means = bank.subject.takes, self.means(bank.matrices)
-        found: dict[str, Callable[[Encoded], Rows]] = {
+        found: dict[str, Callable[[Encoded], Vectors]] = {
             name: partial(_centred, name, mean, self.device) for name, mean in means.items()}
         for grams in [] if self.live else takes.bags():
             weights = TfIdf.of(grams, bank.keys, self.team)

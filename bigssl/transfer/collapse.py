@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigssl.transfer.bags import TfIdf
+from bigssl.transfer.bags import WIDTH, Bags, TfIdf
 from bigssl.transfer.matrix import Matrix
 
 EPS = 1e-7
@@ -63,16 +63,16 @@ def stored_health(features: Matrix) -> dict[str, float]:
 
 def sampled_health(raw: Matrix) -> dict[str, float]:
     """Of SAMPLES rows at most, at equal distances: SAMPLES × D numbers are held."""
-    rows = torch.cat([raw.read(row, row + 1) for row in _spaced(len(raw))])
+    rows = torch.cat([raw.read(row, row + 1) for row in _spaced(len(raw), min(SAMPLES, raw.rows))])
     gram = sum((part @ part.T for part in _doubles(rows)), torch.zeros(len(rows), len(rows), dtype=torch.float64))
     return _health(len(rows), raw.width, _effective_rank(gram), feature_std(rows))
 
 
 def text_health(texts: Sequence[str], weights: TfIdf) -> dict[str, float]:
     """The same of raw texts, without `std`: nearly all of their values are 0."""
-    rows = weights.vectors([texts[row] for row in _spaced(len(texts))])
-    gram = torch.from_numpy((rows @ rows.T).toarray()).double()
-    found = _health(len(gram), rows.shape[1], _effective_rank(gram), 0.0)
+    some = Bags([texts[row] for row in _spaced(len(texts), SAMPLES)], weights)
+    gram = torch.cat([torch.cat([one.products(other) for _, other in some.pieces()], 1) for _, one in some.pieces()])
+    found = _health(len(gram), WIDTH, _effective_rank(gram.double()), 0.0)
     return {name: value for name, value in found.items() if name != "std"}
 
 
@@ -80,8 +80,8 @@ def _health(samples: int, width: int, rank: float, std: float) -> dict[str, floa
     return {"std": std, "rankme": rank, "samples": samples, "of": min(samples, width)}
 
 
-def _spaced(count: int) -> range:
-    return range(0, count, -(-count // SAMPLES))
+def _spaced(count: int, most: int) -> range:
+    return range(0, count, -(-count // most))
 
 
 def _doubles(rows: torch.Tensor) -> Iterable[torch.Tensor]:

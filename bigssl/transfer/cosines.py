@@ -1,4 +1,4 @@
-"""Rows of which cosines are taken, each without the mean of a bank: of a matrix of features here, of texts in
+"""Vectors of which cosines are taken, each without the mean of a bank: of a matrix of features here, of texts in
 `bigssl.transfer.bags`. Both come in pieces, and neither need fit into memory."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from bigssl.transfer.matrix import Matrix
 
 
-class RowPiece(Protocol):
+class VectorPiece(Protocol):
     """Some rows. blank: bool [m], those that point nowhere: all others are equally far from them."""
 
     @property
@@ -24,19 +24,19 @@ class RowPiece(Protocol):
         """float32 [m, n], with the rows of another piece of the same kind; 0 with blank ones."""
         ...
 
-    def __getitem__(self, rows: list[int]) -> RowPiece: ...
+    def __getitem__(self, rows: list[int]) -> VectorPiece: ...
 
 
-class Rows(Protocol):
+class Vectors(Protocol):
     def __len__(self) -> int: ...
 
-    def pieces(self, rows: range | None = None) -> Iterator[tuple[range, RowPiece]]:
+    def pieces(self, rows: range | None = None) -> Iterator[tuple[range, VectorPiece]]:
         """(row numbers, these rows), of all or of contiguous `rows`, in order."""
         ...
 
 
 def unit(features: Tensor) -> Tensor:
-    """Rows [N, D] at length 1, float32; rows of zeros stay."""
+    """Vectors [N, D] at length 1, float32; rows of zeros stay."""
     return F.normalize(features.float(), dim=1)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from bigssl.transfer.cosines import Rows
+from bigssl.transfer.cosines import Vectors
 
 TEMPERATURE = 0.07
 
@@ -43,8 +43,9 @@ def vote(values: Tensor, labels: Tensor, classes: int, temperature: float) -> Te
     return torch.zeros(len(values), classes, device=values.device).scatter_add_(1, labels, weights).argmax(1)
 
 
-def stored_knn(bank: Rows, bank_labels: Tensor, queries: Rows, rows: range, *, k: int, temperature: float = TEMPERATURE
-               ) -> Tensor:
+def stored_knn(
+    bank: Vectors, bank_labels: Tensor, queries: Vectors, rows: range, *, k: int, temperature: float = TEMPERATURE
+) -> Tensor:
     """Class int64 [len(rows)] of each of the query `rows`: its k nearest bank rows by cosine vote with weight
     exp(similarity / temperature), computed in float32, exactly, in pieces. -1 of a query that points nowhere: no
     neighbour is nearer than another.

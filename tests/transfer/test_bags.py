@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -98,10 +99,16 @@ def test_cosines_and_votes_are_those_of_loops(
 
 def test_a_bank_without_a_gram_is_known_and_long_texts_come_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TfIdf.of(character_grams(), ["", ""], Team()).empty
+    texts, limits = ["abcdef", "gh", "ij", "k" * 50, "l"], (bags.ROWS, bags.VALUES)
+    weights = TfIdf.of(character_grams(), texts, Team())
+    (whole,) = [piece.values.toarray() for _, piece in Bags(texts, weights).pieces()]
     monkeypatch.setattr(bags, "TOGETHER", 10)
-    pieces = [list(numbers) for numbers, _ in Bags(["abcdef", "gh", "ij", "k" * 50, "l"],
-                                                   TfIdf.of(character_grams(), ["a"], Team())).pieces(range(0, 5))]
-    assert pieces == [[0, 1, 2], [3], [4]]
+    for (rows, values), expected in {limits: [5], (3, 1000): [3, 2], (1000, 24): [3, 2], (1, 1): [3, 1, 1]}.items():
+        monkeypatch.setattr(bags, "ROWS", rows)
+        monkeypatch.setattr(bags, "VALUES", values)
+        pieces = list(Bags(texts, weights).pieces())
+        assert [len(numbers) for numbers, _ in pieces] == ([1] * 5 if rows == 1 else expected)
+        assert (np.concatenate([piece.values.toarray() for _, piece in pieces]) == whole).all()
 
 
 def test_the_rank_of_texts_is_that_of_their_vectors() -> None:

@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.config.evaluate import Evaluation
 from bigssl.data.shards.index import build_index
+from bigssl.data.tools.pack import pack
+from bigssl.data.tools.sources import Item
 from bigssl.files import DiskFull
-from bigssl.transfer import matrix
+from bigssl.transfer import bags, matrix
 from bigssl.transfer.export import export_run
-from bigssl.transfer.inputs import ImageInput
+from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.matrix import Matrix, Scratch, joined
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.tasks import knn, zero_shot
@@ -47,6 +49,12 @@ def write_pictures(folder: Path, count: int) -> None:
     build_index([folder / "part.tar"], folder)
 
 
+def letters(number: int) -> dict[str, bytes]:
+    """800 letters without any order: nearly each of their n-grams is another."""
+    drawn = np.random.default_rng(number).integers(ord("a"), ord("z") + 1, 800, dtype=np.uint8)
+    return {"txt": drawn.tobytes(), "json": json.dumps({"label": str(number % 5)}).encode()}
+
+
 def status(field: str) -> int:
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
     return int(line.split()[1]) * 1024
@@ -55,6 +63,7 @@ def status(field: str) -> int:
 def growth(run: Path, asked: dict[str, Evaluation]) -> int:
     """Bytes by which the memory of this process grows at most while it evaluates."""
     matrix.VALUES, matrix.ROWS = 1 << 18, 64
+    bags.TOGETHER, bags.ROWS, bags.VALUES = 1 << 15, 128, 1 << 18
     score(run, {}, seed=0)  # whatever is imported late
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
@@ -76,6 +85,23 @@ def test_memory_does_not_grow_with_the_dataset(
         (peak,) = ranks(growth, 1, tmp_path, {"images": images})
         peaks.append(peak)
     assert peaks[1] < 100 * MIB and peaks[1] - peaks[0] < 30 * MIB, [f"{peak / MIB:.0f} MiB" for peak in peaks]
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_vectors_of_raw_texts(
+    tmp_path: Path, make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast,
+    ranks: Callable[..., list[Any]],
+) -> None:  # fmt: skip
+    """The larger bank is 1 MiB of text; its vectors, had they been kept, are 30 MiB, what they are made of 100."""
+    export_run(tmp_path, {"text": make_model("bert")}, {"text": TextInput(tokenizer, 8)}, {}, {})
+    peaks = []
+    for count in (100, 1200):
+        items = [Item(f"{n:06d}", f"{n:06d}", lambda n=n: letters(n)) for n in range(count)]
+        pack(items, tmp_path / str(count), name="x")
+        texts = knn.Knn(backbone="text", bank=str(tmp_path / str(count)), queries=str(tmp_path / "100"), label="label")
+        (peak,) = ranks(growth, 1, tmp_path, {"texts": texts})
+        peaks.append(peak)
+    assert peaks[1] - peaks[0] < 25 * MIB, [f"{peak / MIB:.0f} MiB" for peak in peaks]
 
 
 def test_parts_of_several_ranks_are_read_as_one_matrix(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:

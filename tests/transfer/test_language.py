@@ -21,6 +21,7 @@ from bigssl.engine import zero
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.transfer.baselines import random_network
 from bigssl.transfer.bench import Bench
+from bigssl.transfer.collapse import rankme
 from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.matrix import Held
@@ -110,10 +111,12 @@ def test_numbers_are_those_of_loops(
             counts[token] = counts.get(token, 0) + 1
     seen, kinds = sum(counts.values()), len(counts) + 1
     trained = blind = tokens = 0.0
+    features = []
     for document in documents_of(words, settings, 3):
         for ids, labels, mask in zip(document.ids, document.labels, document.mask, strict=True):
             with torch.no_grad():
                 hidden = model(input_ids=ids[None], attention_mask=mask[None]).last_hidden_state[0].double()
+            features.append(hidden[mask.bool()].mean(0))
             for position in (labels != -100).nonzero().flatten().tolist():
                 assert mask[position] == 1
                 token = int(labels[position])
@@ -125,6 +128,10 @@ def test_numbers_are_those_of_loops(
                 trained -= torch.log_softmax(logits, 0)[token].item()
                 blind -= math.log((counts.get(token, 0) + kinds / model.config.vocab_size) / (seen + kinds))
                 tokens += 1
+    settings.run(bench := bench_of(model, words, head))
+    health, held = bench.health["text"], torch.stack(features)
+    assert health["trained"]["rankme"] == pytest.approx(rankme(held), rel=1e-4) and "random_net" in health
+    assert health["trained"]["samples"] == len(held)
     assert found["tokens"] == tokens > 50 and found["documents"] == 5
     assert found["trained"] == pytest.approx(trained / tokens, rel=1e-5)
     assert found["blind"] == pytest.approx(blind / tokens, rel=1e-5)

@@ -27,13 +27,16 @@ from bigssl.data.tools.sources import Item
 from bigssl.engine.plan.evaluation import Checked
 from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.towers import Tower
-from bigssl.transfer import subjects
+from bigssl.transfer import raw, subjects
 from bigssl.transfer.baselines import random_network
 from bigssl.transfer.collapse import feature_std, rankme
+from bigssl.transfer.cosines import Centred
 from bigssl.transfer.discovery import evaluation_union
 from bigssl.transfer.export import export_run
 from bigssl.transfer.features import embed, read_samples, view_batches
 from bigssl.transfer.inputs import Input, input_of
+from bigssl.transfer.knn import stored_knn
+from bigssl.transfer.matrix import HeldPart, Matrix
 from bigssl.transfer.probe import LiveProbe
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.subjects import CALIBRATION_BATCHES, Live, Subject
@@ -216,3 +219,23 @@ def test_views_of_one_item_are_found_again_in_any_modality(waves: Path, tmp_path
             others = [j for j in range(17) if pitches[j] != pitches[at]]
             right += max(others, key=lambda j: float(unit[at] @ unit[j])) // 2 == at // 2
         assert row["raws"][name] == pytest.approx(right / 16), name
+
+
+def test_a_small_channel_and_a_quiet_sound_are_seen_by_one_of_the_raw_baselines() -> None:
+    """The class lies in a channel of a thousandth of the other's scale, or in the pitch of sounds of any loudness: by
+    values as they are it is lost, and what sees it would be called better than raw."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(80) % 2
+    wave = torch.sin(torch.arange(40) * (0.3 + 0.4 * labels[:, None])) + 0.1 * torch.randn(80, 40, generator=generator)
+    series = torch.stack([1000 * torch.randn(80, 40, generator=generator), wave], dim=-1)
+    tones = torch.sin(torch.arange(2000) * (0.2 + 0.5 * labels[:, None])) * 10 ** -(5 * torch.rand(80, 1))
+    found = raw.values(series, torch.ones(series.shape, dtype=torch.bool), 40)
+    found |= raw.spectra(tones, torch.ones(80, 2000, dtype=torch.int64))
+    share = {}
+    for name, rows in found.items():
+        bank, asked = (Centred(Matrix([HeldPart(part)]), rows[:60].mean(0)) for part in (rows[:60], rows[60:]))
+        share[name] = (stored_knn(bank, labels[:60], asked, range(20), k=K) == labels[60:]).float().mean().item()
+    assert share["raw values"] < 0.8 < share["raw values at equal scale"], share
+    assert share["log power spectrum at equal loudness"] == 1, share
+    flat = raw.values(torch.full((1, 9, 1), 1000.1), torch.tensor([[[True]] * 5 + [[False]] * 4]).view(1, 9, 1), 9)
+    assert not flat["raw values at equal scale"].any(), "rounding is no shape"

@@ -56,7 +56,7 @@ class Pieces(NamedTuple):
     mask: Tensor
 
 
-class Judged(NamedTuple):
+class PiecesJudged(NamedTuple):
     """Of some pieces of a document: sums over their masked tokens, in nats, with the number of these, and features
     [P, D] by contender."""
 
@@ -179,20 +179,20 @@ def _parts(document: Document, batch: int) -> Iterator[Pieces]:
         yield Pieces(document.key, document.ids[part], document.labels[part], document.mask[part])
 
 
-def _judged(subject: Subject, heads: Heads, surprise: Tensor | None, bench: Bench, part: Pieces) -> Judged:
+def _judged(subject: Subject, heads: Heads, surprise: Tensor | None, bench: Bench, part: Pieces) -> PiecesJudged:
     asked = part.labels[part.labels != IGNORE]
     both = {name: _loss(model, heads[name], part, bench) for name, model in subject.models.items()}
     sums = {name: loss for name, (loss, _) in both.items()}
     blind = {} if surprise is None else {"blind": surprise[asked].sum().item()}
     features = {name: rows for name, (_, rows) in both.items()}
-    return Judged(part.document, sums | blind | {"tokens": float(len(asked))}, features)
+    return PiecesJudged(part.document, sums | blind | {"tokens": float(len(asked))}, features)
 
 
-def _nothing(width: int, part: Pieces) -> Judged:
-    return Judged(part.document, {"trained": 0.0, "tokens": 1.0}, {"trained": torch.zeros(len(part.ids), width)})
+def _nothing(width: int, part: Pieces) -> PiecesJudged:
+    return PiecesJudged(part.document, {"trained": 0.0, "tokens": 1.0}, {"trained": torch.zeros(len(part.ids), width)})
 
 
-def _features_of(passes: Iterator[Judged], sums: list[tuple[str, Sums]]) -> Iterator[dict[str, Tensor]]:
+def _features_of(passes: Iterator[PiecesJudged], sums: list[tuple[str, Sums]]) -> Iterator[dict[str, Tensor]]:
     """The features, one pass after the other; the sums of each go to the list."""
     for each in passes:
         sums.append((each.document, each.sums))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bigssl.config.evaluate import Evaluation, Limit, Metadata
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.cosines import Rows
+from bigssl.transfer.cosines import Vectors
 from bigssl.transfer.inputs import input_of
 from bigssl.transfer.knn import top
 from bigssl.transfer.scores import Score
@@ -80,7 +80,7 @@ def _rounds(ids: list[str], views: list[str]) -> Iterator[tuple[list[int], list[
 
 
 def retrieval_hits(
-    among: Rows, asking: Sequence[int], gallery: Sequence[int], ids: Sequence[str], rows: range
+    among: Vectors, asking: Sequence[int], gallery: Sequence[int], ids: Sequence[str], rows: range
 ) -> Tensor:
     """bool: for each asking row that lies in `rows`, in order, whether the gallery row nearest to it has its id.
 
