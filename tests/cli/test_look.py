@@ -33,7 +33,7 @@ from bigssl.objectives import base
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
 from bigssl.objectives.mlm import Mlm
 from bigssl.objectives.simclr import Simclr
-from bigssl.objectives.takes import Takes
+from bigssl.objectives.needs import Needs
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "bigssl" / "demo"
@@ -60,7 +60,7 @@ class Forecast(Objective):
     class Config(ObjectiveConfig):
         backbone: str = "net"
 
-    takes: ClassVar[dict[str, Takes]] = {"backbone": Takes("series")}
+    takes: ClassVar[dict[str, Takes]] = {"backbone": Needs("series")}
     preset: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: Any, towers: Mapping[str, Tower]) -> None:
