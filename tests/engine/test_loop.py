@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from bigssl.config.errors import ConfigError
-from bigssl.engine import guards, loop
+from bigssl.engine import guards, loop, zero
 from bigssl.engine.checkpoint import CheckpointError
 from bigssl.engine.plan import preflight
+from bigssl.train import live_probe
+from bigssl.transfer.team import Team
 from bigssl_kernels import nt_xent
 
 
@@ -34,6 +36,34 @@ VAL = str(Path(loop.__file__).parents[1] / "demo" / "emoji" / "val")
 NEAR = {"task": "knn", "bank": VAL, "queries": VAL, "bank_limit": 64, "query_limit": 30, "batch": 16,
         "label": "category"}  # fmt: skip
 PROBE = {"every": 1, "near": NEAR}
+
+
+def without_a_difference(recipe: Any) -> None:
+    """Train a text network whose layers forget nearly all that goes through them."""
+    plan = preflight.plan(recipe, preflight.announced_world())
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for layer in plan.objective.modules():
+            if isinstance(layer, torch.nn.LayerNorm):
+                layer.weight.mul_(1e-4)
+                layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator))
+    device = zero.start()
+    loop.train(recipe, plan, device, live_probe(recipe, plan, device, Team()))
+    zero.stop()
+
+
+@pytest.mark.distributed
+def test_a_text_network_that_collapsed_is_named_while_it_trains(
+    tmp_path: Path, ranks: Any, recipe: Any, joint: Any, capfd: Any
+) -> None:
+    """By what a probe finds, whatever a task watches; and the picture network beside it is not accused."""
+    probe = PROBE | {"texts": NEAR | {"backbone": "text"}}
+    shape = {**joint, "steps": 3, "precision": "fp32", "probe": probe}
+    ranks(without_a_difference, 1, recipe(tmp_path / "run", **shape))
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("features of ")]
+    assert said and all(line.startswith("features of text: collapsed since step 1: they span about 1.0 of 16 direct")
+                        for line in said), said  # fmt: skip
+    assert len(said) == 2, "when it begins, and at the end"
 
 
 @pytest.mark.distributed

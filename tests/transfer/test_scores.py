@@ -152,3 +152,20 @@ def test_below_chance_never_passes() -> None:
     task = judged(trained="00000000", random_net="00000000")
     assert not task["passed"] and task["verdict"].startswith("not better than")
     assert "exactly as many (± 0.0 points) as the same network" in task["sentence"]
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_each_raw_baseline_has_to_be_beaten_and_the_best_one_counts(higher: bool) -> None:
+    sign = 1 if higher else -1
+    values = {"trained": bits("11111000"), "raw/words": bits("11000000"), "raw/letters": bits("11111011"),
+              "random_net": bits("10000000")}  # fmt: skip
+    values = {name: sign * each.double() for name, each in values.items()}
+    row = row_of(Score("t", "of 8", values, list("abcdefgh"), higher_is_better=higher))
+    assert not row["passed"] and not row["trained_beats_raw"] and row["verdict"] == "not better than letters"
+    assert list(row["raws"]) == ["letters", "words"] and row["raw_name"] == "letters"
+    assert row["raw"] == row["raws"]["letters"] == sign * 0.875
+    assert row["gains"]["raw"] == row["gains"]["raw/letters"] != row["gains"]["raw/words"]
+    assert "words" in row["sentence"] and "letters" in row["sentence"]
+    del values["raw/letters"]
+    row = row_of(Score("t", "of 8", values, list("abcdefgh"), higher_is_better=higher))
+    assert row["passed"] and row["trained_beats_raw"] and row["raw_name"] == "words"
