@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import select
 import signal
@@ -122,12 +121,12 @@ def test_skipping_is_deterministic_and_counted(dataset) -> None:
     assert all(shown[p] == good[p].key for p in range(36) if p not in bad)
 
 
-def test_raise_names_the_sample(dataset) -> None:
+def test_raise_names_the_sample(dataset, started) -> None:
     stream = Stream(dataset(COUNTS), seed=3, source="img")
     for workers in (0, 1):
         with pytest.raises(DataError, match=r"^source 'img', shard shard-00\d.tar, sample 's-000\d\d': .* is blank$"):
             list(make(stream, 37, fussy, workers=workers, stop_step=1))
-    assert not multiprocessing.active_children()
+    assert not started()
 
 
 def test_a_bad_sample_is_the_same_one_in_every_epoch(dataset) -> None:
@@ -157,7 +156,7 @@ def test_a_batch_moves_as_a_whole() -> None:
     assert (moved.data["t"], moved.keys, moved.errors) == ("text", {"": ["k"]}, ["e"])
 
 
-def test_workers_outlive_signals_to_the_group_and_end_with_the_loader(dataset, gone) -> None:
+def test_workers_outlive_signals_to_the_group_and_end_with_the_loader(dataset, gone, started) -> None:
     """And what they are told does not count for the main process, whose handlers they are forked with."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -165,7 +164,7 @@ def test_workers_outlive_signals_to_the_group_and_end_with_the_loader(dataset, g
     loader = make(Stream(dataset(COUNTS), seed=0), 4, workers=2, stop_step=40)
     batches = iter(loader)
     next(batches)
-    pids = [child.pid for child in multiprocessing.active_children() if child.pid]
+    pids = [child.pid for child in started() if child.pid]
     assert len(pids) == 2
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         subprocess.run(["kill", f"-{int(number)}", *map(str, pids)], check=True)  # not from the parent itself
@@ -178,11 +177,11 @@ def test_workers_outlive_signals_to_the_group_and_end_with_the_loader(dataset, g
     os.close(writer)
 
 
-def test_a_worker_obeys_its_parent(dataset, gone) -> None:
+def test_a_worker_obeys_its_parent(dataset, gone, started) -> None:
     loader = make(Stream(dataset((8,)), seed=0), 4, workers=1, stop_step=40)
     batches = iter(loader)
     next(batches)
-    (pid,) = [child.pid for child in multiprocessing.active_children() if child.pid]
+    (pid,) = [child.pid for child in started() if child.pid]
     os.kill(pid, signal.SIGTERM)
     assert gone([pid])
 
@@ -192,11 +191,11 @@ def slow(sample: Sample, rng: np.random.Generator, more: object) -> dict[str, An
     return {"draw": rng.random()}
 
 
-def test_a_killed_worker_is_reported(dataset) -> None:
+def test_a_killed_worker_is_reported(dataset, started) -> None:
     loader = make(Stream(dataset(COUNTS), seed=0), 4, slow, workers=1, stop_step=2000)
     batches = iter(loader)
     next(batches)
-    (child,) = multiprocessing.active_children()
+    (child,) = started()
     while loader.stages.read(0).name != "preparing":
         time.sleep(0.002)
     os.kill(child.pid or 0, signal.SIGKILL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import re
@@ -34,7 +33,7 @@ def start(function: Callable[[int], Any], items: range, workers: int = 2) -> Gen
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("count", [0, 1, 2, 4, 23])
-def test_results_come_in_order(workers: int, count: int) -> None:
+def test_results_come_in_order(workers: int, count: int, started) -> None:
     def late(item: int) -> tuple[int, int]:
         time.sleep(0.002 * (item % 3))
         return item, os.getpid()
@@ -42,7 +41,7 @@ def test_results_come_in_order(workers: int, count: int) -> None:
     results = list(start(late, range(5, 5 + count), workers))
     assert [item for item, _ in results] == list(range(5, 5 + count))
     assert len({pid for _, pid in results}) == min(workers, count)
-    assert not multiprocessing.active_children()
+    assert not started()
 
 
 def test_a_worker_keeps_no_more_than_it_is_asked_for() -> None:
@@ -67,7 +66,7 @@ def test_large_results_and_small_buffers() -> None:
     assert all(len(keys) == 2000 for keys, _ in results)
 
 
-def test_an_exception_arrives_with_its_traceback() -> None:
+def test_an_exception_arrives_with_its_traceback(started) -> None:
     def wrong(item: int) -> int:
         return 1 // (item - 3)
 
@@ -75,7 +74,7 @@ def test_an_exception_arrives_with_its_traceback() -> None:
     assert [next(results) for _ in range(3)] == [-1, -1, -1]
     with pytest.raises(WorkerError, match=r"(?s)data worker 1 failed:.*in wrong.*ZeroDivisionError"):
         next(results)
-    assert not multiprocessing.active_children()
+    assert not started()
     with pytest.raises(WorkerError, match="(?s)data worker 0 failed:.*pickle"):
         next(start(lambda item: lambda: None, range(3)))
 
@@ -94,26 +93,26 @@ def kill(*processes: Any) -> None:
         os.kill(process.pid, signal.SIGKILL)
 
 
-def test_a_kill_at_any_moment_is_an_error() -> None:
+def test_a_kill_at_any_moment_is_an_error(started) -> None:
     """Also in the middle of a message: the pickles are larger than the sockets' buffers."""
     draw = random.Random(0)
     for _ in range(25):
         results = start(busy, range(10**6))
         next(results)
-        victims = draw.sample(multiprocessing.active_children(), draw.choice([1, 1, 2]))
+        victims = draw.sample(started(), draw.choice([1, 1, 2]))
         killer = threading.Timer(draw.random() * 0.03, kill, victims)
         killer.start()
         with pytest.raises(WorkerError, match=r"data worker [01] \(pid \d+\) was killed by SIGKILL while \w+"):
             for number, (_, tensor) in enumerate(results, 1):
                 assert tensor.eq(number).all()
         killer.join()
-        assert not multiprocessing.active_children()
+        assert not started()
 
 
-def test_one_that_nobody_waits_for_is_noticed() -> None:
+def test_one_that_nobody_waits_for_is_noticed(started) -> None:
     results = start(lambda item: time.sleep(item % 2 * 60), range(10**6))
     next(results)  # worker 1 sleeps; worker 0 dies
-    first = min(multiprocessing.active_children(), key=lambda child: int(child.name.split("-")[-1]))
+    first = min(started(), key=lambda child: int(child.name.split("-")[-1]))
     kill(first)
     with pytest.raises(WorkerError, match="data worker 0 .* was killed by SIGKILL"):
         next(results)
