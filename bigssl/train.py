@@ -43,6 +43,7 @@ from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model 
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError, NotSaved  # noqa: E402
+from bigssl.engine.held import refuse_held  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
@@ -83,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.print_config:
             preflight.check_port()
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union(), evaluation_union()))
+        if not options.print_config:
+            refuse_held(recipe.folder)
         plan = preflight.plan(recipe, preflight.announced_world(), options.change)
     except (ConfigError, DataError) as error:
         # What is wrong with the files of one machine is not seen on the first; on a machine, one rank speaks.

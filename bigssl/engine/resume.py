@@ -6,19 +6,21 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from bigssl import distributed
 from bigssl.config.changes import covers, never, refuse_idle_change, under
 from bigssl.config.errors import ConfigError, describe
+from bigssl.config.places import CONFIG
 from bigssl.config.recipe import Attention, BatchConfig, Recipe, dump_recipe
 from bigssl.config.yaml import read_mapping
 from bigssl.data.errors import redact
 from bigssl.engine.checkpoint import NotSaved
+from bigssl.engine.held import hold
 from bigssl.engine.plan.changes import (
-    CONFIG,
     adjustable_fields,
     checkpoints,
     made_before,
@@ -33,6 +35,7 @@ from bigssl.objectives.base import Objective
 from bigssl.report import environment
 from bigssl.report.changes import Change, read_changes, write_changes
 
+T = TypeVar("T")
 # Fields that may differ (`*`: any name; all fields below one that is listed, too), with what makes that harmless.
 # Every other field shapes the loss curve: config/changes.py says which of them may change on purpose.
 MAY_CHANGE = {
@@ -124,19 +127,20 @@ def open_folder(resolved: Recipe) -> list[str]:
     Raises:
         NotSaved: the disk refuses, or does not show its files to every rank.
     """
-    left: list[str] = []
 
-    def write() -> None:
+    def write() -> list[str]:
         resolved.folder.mkdir(parents=True, exist_ok=True)
-        left.extend(clear(resolved.folder))
+        notes = hold(resolved.folder)
+        notes += [said] if (said := clear(resolved.folder)) else []
+        environment.record(resolved.folder)  # first, since by it a first try is known
         if not checkpoints(resolved.folder) or not (resolved.folder / CONFIG).exists():
             _write(resolved)  # else it says what the steps so far were trained with
-        environment.record(resolved.folder)
+        return notes
 
-    on_main(resolved.folder, write)
+    notes = on_main(resolved.folder, write)
     if not distributed.agree((resolved.folder / CONFIG).exists()):
         raise NotSaved(f"{resolved.folder} is not seen by every rank; out has to be on a shared file system")
-    return [f"begins anew: {resolved.folder} held no checkpoint; removed {', '.join(left)}"] if left else []
+    return notes if distributed.is_main() else []
 
 
 def settle_folder(resolved: Recipe, start: int) -> list[str]:
@@ -147,14 +151,14 @@ def settle_folder(resolved: Recipe, start: int) -> list[str]:
     Raises:
         NotSaved: the disk refuses.
     """
-    made: list[Change] = []
 
-    def write() -> None:
-        made.extend(_record_changes(resolved, start))
+    def write() -> list[str]:
+        made = _record_changes(resolved, start)
         _write(resolved)
+        return [f"changed on purpose: {change.sentence}" for change in made]
 
-    on_main(resolved.folder, write)
-    return [f"changed on purpose: {change.sentence}" for change in made]
+    notes = on_main(resolved.folder, write)
+    return notes if distributed.is_main() else []
 
 
 def _record_changes(resolved: Recipe, start: int) -> list[Change]:
@@ -175,16 +179,24 @@ def _write(resolved: Recipe) -> None:
     write_atomic(resolved.folder / CONFIG, dump_recipe(resolved).encode())
 
 
-def on_main(folder: Path, write: Callable[[], None]) -> None:
-    """Run `write` on rank 0. Raises NotSaved on every rank where the disk refuses. Collective."""
-    problem = ""
+def on_main(folder: Path, work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank. Collective.
+
+    Raises:
+        NotSaved: on every rank, where rank 0 cannot write to `folder`, or read what it needs: others would wait for it.
+    """
+    problem, found = "", None
     if distributed.is_main():
         try:
-            write()
+            found = work()
         except OSError as error:
-            problem = error.strerror or str(error)
-    if problem := distributed.from_main(problem):
-        raise NotSaved(f"out: {folder} cannot be written to ({problem}); allowed: a folder with room")
+            problem = f"out: {folder} cannot be written to ({error.strerror or error}); allowed: a folder with room"
+        except (ConfigError, ValueError, SafetensorError) as error:
+            problem = str(error)
+    problem, value = distributed.from_main((problem, found))
+    if problem:
+        raise NotSaved(problem)
+    return cast(T, value)
 
 
 def _flat_recipe(recipe: Recipe) -> dict[str, Any]:

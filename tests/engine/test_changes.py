@@ -16,13 +16,14 @@ from torch import Tensor
 from bigssl import distributed
 from bigssl.config.changes import never
 from bigssl.config.errors import ConfigError
+from bigssl.config.places import CONFIG
 from bigssl.config.recipe import Recipe, load_recipe, recipe_model
 from bigssl.engine import loop, zero
 from bigssl.engine.optim import build_optimizer
 from bigssl.engine.plan import preflight
 from bigssl.engine.plan.changes import adjustable_fields
 from bigssl.engine.plan.checks import draft
-from bigssl.engine.resume import CONFIG, flat, may_change, refuse_changed_recipe, settle_folder, settled
+from bigssl.engine.resume import flat, may_change, refuse_changed_recipe, settle_folder, settled
 from bigssl.nets.progress import CosineRamp
 from bigssl.objectives.base import config_union
 from bigssl.report.changes import Change, read_changes

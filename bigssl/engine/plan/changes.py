@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bigssl.config.errors import ConfigError
+from bigssl.config.places import EXPORT
 from bigssl.config.recipe import Recipe, Section
 from bigssl.objectives.base import discover
 from bigssl.report.changes import read_changes
-
-CONFIG, EXPORT = "config.yaml", "export"  # in a run folder
 
 
 def checkpoints(folder: Path) -> list[Path]:

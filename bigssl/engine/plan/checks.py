@@ -36,7 +36,6 @@ from bigssl.engine.plan.start_from import begin_from
 from bigssl.objectives.base import exported_heads
 
 T = TypeVar("T")
-GIB = 2**30
 STAGES = (0, 1, 2, 3)
 
 
