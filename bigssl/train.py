@@ -26,6 +26,8 @@ from bigssl.engine import stopping  # noqa: E402
 
 ATTENTION: stopping.Attention | None = None
 if __name__ == "__main__":  # before the seconds that the other imports take
+    if os.environ.get("DS_ACCELERATOR") == "cpu":  # the launcher numbers ranks by it, which shows GPUs that were hidden
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     stopping.keep_speaking()
     ATTENTION = stopping.Attention()
     ATTENTION.start()
@@ -42,7 +44,8 @@ from bigssl.config.errors import ConfigError, say  # noqa: E402
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, zero  # noqa: E402
-from bigssl.engine.checkpoint import CheckpointError, NotSaved  # noqa: E402
+from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
+from bigssl.engine.guards import NotSaved  # noqa: E402
 from bigssl.engine.held import refuse_held  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402

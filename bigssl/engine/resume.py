@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
 
 from bigssl import distributed
 from bigssl.config.changes import covers, never, refuse_idle_change, under
@@ -18,7 +16,7 @@ from bigssl.config.places import CONFIG
 from bigssl.config.recipe import Attention, BatchConfig, Recipe, dump_recipe
 from bigssl.config.yaml import read_mapping
 from bigssl.data.errors import redact
-from bigssl.engine.checkpoint import NotSaved
+from bigssl.engine.guards import NotSaved, on_main
 from bigssl.engine.held import hold
 from bigssl.engine.plan.changes import (
     adjustable_fields,
@@ -26,6 +24,7 @@ from bigssl.engine.plan.changes import (
     made_before,
     newest_step,
     refuse_change_of_nothing,
+    refuse_other_beginning,
     ways_out,
 )
 from bigssl.engine.plan.folder import clear
@@ -35,7 +34,6 @@ from bigssl.objectives.base import Objective
 from bigssl.report import environment
 from bigssl.report.changes import Change, read_changes, write_changes
 
-T = TypeVar("T")
 # Fields that may differ (`*`: any name; all fields below one that is listed, too), with what makes that harmless.
 # Every other field shapes the loss curve: config/changes.py says which of them may change on purpose.
 MAY_CHANGE = {
@@ -46,7 +44,7 @@ MAY_CHANGE = {
     "data.sources.*.url": "the manifest of each checkpoint knows the data's fingerprint",
     "backbones.*.tokenizer": "the manifest of each checkpoint knows its fingerprint",
     "backbones.*.pretrained": "the checkpoint's weights replace it, and its manifest knows the network",
-    "start_from": "as pretrained",
+    "start_from": "as pretrained; another one is refused all the same",
     "data.workers": "the order of samples does not depend on it", "data.remote": "how bytes are read",
     "data.on_error": "damage is met as the user now wishes", "data.max_errors": "as on_error",
     "data.limits": "as on_error", "data.watchdog": "waiting", "data.watchdog_abort": "waiting",
@@ -106,7 +104,10 @@ def refuse_changed_recipe(recipe: Recipe, change: Sequence[str] = ()) -> None:
         return
     before, now = _flat_recipe(stored), _flat_recipe(recipe)
     found = _differences(before, now)
-    refuse_idle_change(change, before.keys() | now.keys(), found, made_before(recipe, now), str(recipe.folder))
+    refuse_other_beginning(recipe, stored)
+    known = before.keys() | now.keys()
+    idle = [*made_before(recipe, now), *(key for key in known if may_change(key, recipe))]
+    refuse_idle_change(change, known, found, idle, str(recipe.folder))
     shown = {key: f"{old!r} before, {new!r} now" for key, (old, new) in found.items() if not may_change(key, recipe)}
     reasons = {key: never(key, adjustable_fields(recipe), recipe.optim.name) for key in shown}
     # a field that an update removed and that was in use; fields that it brought have their defaults on both sides
@@ -177,26 +178,6 @@ def _record_changes(resolved: Recipe, start: int) -> list[Change]:
 
 def _write(resolved: Recipe) -> None:
     write_atomic(resolved.folder / CONFIG, dump_recipe(resolved).encode())
-
-
-def on_main(folder: Path, work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, on every rank. Collective.
-
-    Raises:
-        NotSaved: on every rank, where rank 0 cannot write to `folder`, or read what it needs: others would wait for it.
-    """
-    problem, found = "", None
-    if distributed.is_main():
-        try:
-            found = work()
-        except OSError as error:
-            problem = f"out: {folder} cannot be written to ({error.strerror or error}); allowed: a folder with room"
-        except (ConfigError, ValueError, SafetensorError) as error:
-            problem = str(error)
-    problem, value = distributed.from_main((problem, found))
-    if problem:
-        raise NotSaved(problem)
-    return cast(T, value)
 
 
 def _flat_recipe(recipe: Recipe) -> dict[str, Any]:

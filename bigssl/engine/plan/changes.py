@@ -54,6 +54,18 @@ def refuse_change_of_nothing(recipe: Recipe, change: Sequence[str], *, begun: bo
     )
 
 
+def refuse_other_beginning(recipe: Recipe, stored: Recipe) -> None:
+    """The checkpoint goes on; who names another export than the run began with expects something else."""
+    asked, used = ({Path(each.start_from).resolve()} if each.start_from else set() for each in (recipe, stored))
+    if asked - used:
+        before = f"start_from={stored.start_from}, with which it began" if used else "without start_from"
+        raise ConfigError(
+            f"start_from: value {recipe.start_from!r}, but {recipe.folder} holds a run that goes on from step "
+            f"{newest_step(recipe) or 0}; allowed: {before}, or another folder for a run that begins with that export, "
+            f"for example out={recipe.folder}-2"
+        )
+
+
 def newest_step(recipe: Recipe) -> int | None:
     """The step of the newest checkpoint of the run folder that was completed; None without one."""
     found = [path for path in checkpoints(recipe.folder) if (path / "manifest.json").exists()]

@@ -12,7 +12,7 @@ import pytest
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe, dump_recipe
 from bigssl.engine import guards, resume
-from bigssl.engine.checkpoint import NotSaved
+from bigssl.engine.guards import NotSaved
 from bigssl.engine.plan import folder, preflight
 from bigssl.objectives import simclr
 from bigssl.report import environment
