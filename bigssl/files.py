@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+GIB = 2**30
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _RUST = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers raise exceptions of their own
 # torch, for a path, and numpy forget what the system said

@@ -26,6 +26,8 @@ from bigssl.engine import stopping  # noqa: E402
 
 ATTENTION: stopping.Attention | None = None
 if __name__ == "__main__":  # before the seconds that the other imports take
+    if os.environ.get("DS_ACCELERATOR") == "cpu":  # the launcher numbers ranks by it, which shows GPUs that were hidden
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     stopping.keep_speaking()
     ATTENTION = stopping.Attention()
     ATTENTION.start()
@@ -42,7 +44,9 @@ from bigssl.config.errors import ConfigError, say  # noqa: E402
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, zero  # noqa: E402
-from bigssl.engine.checkpoint import CheckpointError, NotSaved  # noqa: E402
+from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
+from bigssl.engine.guards import NotSaved  # noqa: E402
+from bigssl.engine.held import refuse_held  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
@@ -83,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.print_config:
             preflight.check_port()
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union(), evaluation_union()))
+        if not options.print_config:
+            refuse_held(recipe.folder)
         plan = preflight.plan(recipe, preflight.announced_world(), options.change)
     except (ConfigError, DataError) as error:
         # What is wrong with the files of one machine is not seen on the first; on a machine, one rank speaks.

@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
+
+from bigssl import train
 
 ROOT = Path(__file__).parents[1]
 OVERRIDES = [
@@ -156,3 +159,17 @@ def test_mistakes_end_with_one_line_and_code_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if "bigssl:" in line]
     assert "nearest: lr" in line and "Traceback" not in done.stderr
+
+
+def test_a_wish_to_stop_that_comes_with_the_last_step_is_heeded_before_the_export(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    did: list[str] = []
+    monkeypatch.setattr(train, "ATTENTION", SimpleNamespace(heed=lambda: did.append("heed")))
+    monkeypatch.setattr(train, "zero", SimpleNamespace(start=lambda: "cpu", stop=lambda: did.append("stop")))
+    monkeypatch.setattr(train, "live_probe", lambda *_: None)
+    monkeypatch.setattr(train.loop, "train", lambda *_: train.loop.Outcome(8))
+    monkeypatch.setattr(train, "_export", lambda *_: did.append("export"))
+    monkeypatch.setattr(train, "_evaluate", lambda *_: 0)
+    assert train._run(SimpleNamespace(evaluate=None, probe=None), SimpleNamespace()) == 0  # type: ignore[arg-type]
+    assert did == ["heed", "export", "stop"]

@@ -6,6 +6,7 @@ from cyclopts.types import PositiveInt
 
 from bigssl.cli.app import Change, fields_of
 from bigssl.config.recipe import load_recipe
+from bigssl.files import GIB
 
 
 def plan(
@@ -23,7 +24,7 @@ def plan(
         json: print one JSON object, sizes in bytes
     """
     from bigssl.cli.recipes import model
-    from bigssl.engine.plan.checks import GIB, draft
+    from bigssl.engine.plan.checks import draft
     from bigssl.engine.plan.report import to_json, to_text
 
     recipe = load_recipe(config, list(overrides), model())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,12 +11,10 @@ from bigssl.cli.recipes import model
 from bigssl.config.changes import covers
 from bigssl.config.errors import ConfigError, say
 from bigssl.config.evaluate import EXAMPLE
-from bigssl.config.places import seen_from
+from bigssl.config.places import EXPORT, seen_from
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe
 from bigssl.data.loading import process
 from bigssl.files import write_atomic
-
-EXPORT = "export"
 
 
 def evaluate(run_folder: Path, /, *overrides: str, device: str = "cpu", out: Path | None = None) -> None:
@@ -25,7 +24,7 @@ def evaluate(run_folder: Path, /, *overrides: str, device: str = "cpu", out: Pat
         run_folder: for example runs/demo
         overrides: fields to change, evaluate.NAME.FIELD=VALUE or seed=N
         device: cpu, cuda, cuda:1 ...
-        out: folder for what is written (default with overrides: RUN_FOLDER/evaluations/NNN)
+        out: a new or empty folder for what is written (default with overrides: RUN_FOLDER/evaluations/NNN)
     """
     from bigssl.report.html import write_report
     from bigssl.transfer.scorecard import format_table, score
@@ -76,8 +75,9 @@ def _beside(run_folder: Path, out: Path | None, overrides: Sequence[str]) -> Ite
         return
     if out is None:
         out = _next_number(run_folder / "evaluations")
-    elif out.resolve() == run_folder.resolve() or (out / "scorecard.json").exists():
-        raise ConfigError(f"--out: value {str(out)!r}: holds a scorecard; allowed: another folder")
+    elif os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        holds = f"holds {min(path.name for path in out.iterdir())}" if out.is_dir() else "is no folder"
+        raise ConfigError(f"--out: value {str(out)!r}: {holds}; allowed: a new or empty folder")
     out.mkdir(parents=True, exist_ok=True)
     try:
         yield out

@@ -11,16 +11,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 import psutil
 
 from bigssl import exits
-from bigssl.engine.launcher import SUPERVISOR
+from bigssl.engine.launcher import SUPERVISOR, is_there
 from bigssl.engine.stopping import REPEATS, heard
 
 _PATIENCE = 10.0  # seconds until ranks that were told twice are killed
+_LOOK, _REST = 1.0, 0.05  # seconds between two looks for ranks, and for processes that have ended
+_LAUNCHERS = {"deepspeed.launcher.launch", "deepspeed.launcher.runner"}
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
 
@@ -28,7 +31,8 @@ class Supervisor:
     """Starts a launcher of ranks in a session of its own: what the terminal sends does not reach it, nor the ranks.
 
     DeepSpeed's launcher ends ranks after 30 seconds when it is told to stop, and leaves them behind when it is killed.
-    So ranks are told directly. On Linux, orphans become children of this process, which ends when no one is left.
+    So ranks are told directly. On Linux, orphans become children of this process. Those that are neither ranks nor
+    launchers (what a `pipe:` source left, a connection that ssh keeps) neither hold it up nor say how the run ended.
 
     script: what each rank runs, by which ranks are known.
     """
@@ -36,6 +40,9 @@ class Supervisor:
     def __init__(self, script: Path) -> None:
         self._script, self._launcher = str(script), 0
         self._told: float | None = None
+        self._known: dict[int, psutil.Process] = {}  # ranks and launchers
+        self._loaders: set[int] = set()  # processes of a rank: forked, they have its words
+        self._outlived = False  # the first launcher, by one of them
 
     def run(self, command: list[str], environment: dict[str, str]) -> int:
         """The exit code of the run."""
@@ -55,14 +62,34 @@ class Supervisor:
         return self._code(codes)
 
     def _wait(self) -> dict[int, int]:
-        """Exit codes by process id (negative: signals), in the order in which they ended."""
+        """Until the launcher and all ranks have ended. Exit codes of those that ended here, by process id (negative:
+        signals), in order."""
         codes: dict[int, int] = {}
-        while True:
-            try:
-                pid, status = os.wait()
-            except ChildProcessError:
-                return codes
-            codes[pid] = os.waitstatus_to_exitcode(status)
+        looked = float("-inf")
+        while self._launcher not in codes or any(map(is_there, self._known.values())):
+            for pid, code in _ended():
+                if pid == self._launcher:
+                    self._look()  # at those that it left
+                    self._outlived = any(map(is_there, self._known.values()))
+                if pid == self._launcher or pid in self._known:
+                    codes[pid] = code
+            if time.monotonic() - looked > _LOOK:
+                looked = time.monotonic()
+                self._look()
+            time.sleep(_REST)
+        codes.update((pid, code) for pid, code in _ended() if pid in self._known)
+        return codes
+
+    def _look(self) -> None:
+        """Remember ranks, and launchers that are below the first."""
+        for process in _below():
+            words = _words(process)
+            if self._script not in words or process.pid in self._loaders:
+                continue
+            if self._is_rank(words) and self._is_rank(_words(_parent(process))):
+                self._loaders.add(process.pid)
+            elif process.pid != self._launcher:
+                self._known[process.pid] = process
 
     def _tell(self, number: int, frame: FrameType | None) -> None:
         now, name = time.monotonic(), signal.Signals(number).name
@@ -98,14 +125,16 @@ class Supervisor:
         return [process for process in found if not self._is_rank(_words(_parent(process)))]  # no loaders
 
     def _is_rank(self, words: list[str]) -> bool:
-        return self._script in words and not {"deepspeed.launcher.launch", "deepspeed.launcher.runner"} & set(words)
+        return self._script in words and not _LAUNCHERS & set(words)
 
     def _code(self, codes: dict[int, int]) -> int:
         """That of the ranks. The launcher passes it on; where the launcher was killed, ranks are among those that
-        ended here."""
+        ended here, or, where the system gives orphans to others, nobody knows."""
         launcher = codes.pop(self._launcher, 0)
         others = next((code for code in codes.values() if code), exits.DONE)
         code = others or (exits.DONE if codes and launcher < 0 else launcher)
+        if not codes and self._outlived and code == exits.DONE:
+            code = -signal.SIGKILL  # of launch.py, for which DeepSpeed's runner ends with 0
         if code in exits.MEANINGS:
             return code
         if self._told is not None:
@@ -122,6 +151,13 @@ def _signal_name(code: int) -> str:
     with contextlib.suppress(ValueError):
         return signal.Signals(-code if code < 0 else 256 - code if code > 192 else code - 128).name
     return ""
+
+
+def _ended() -> Iterator[tuple[int, int]]:
+    """Children that have ended since, and their exit codes."""
+    with contextlib.suppress(ChildProcessError):  # none is left
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            yield found[0], os.waitstatus_to_exitcode(found[1])
 
 
 def _below() -> list[psutil.Process]:

@@ -64,7 +64,8 @@ def refuse_idle_change(
     Args:
         known: every dotted path of the recipe, and of the run's.
         differing: those of which the recipe has another value than the run.
-        made: those that were changed in this run before, and still have that value: the same command may come again.
+        made: those that were changed in this run before, and still have that value, and those that may change unasked,
+            which nobody writes down: the same command may come again.
     Raises:
         ConfigError: naming the first such field.
     """

@@ -1,4 +1,5 @@
-"""What a path that leads nowhere may have meant: the places beside it, or within it, that would do."""
+"""Names in a run folder; and what a path that leads nowhere may have meant: the places beside it, or within it, that
+would do."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
+CONFIG, EXPORT = "config.yaml", "export"  # in a run folder
 _SHOWN, _SEEN = 6, 500  # places that are named; names of a folder that are looked at
 _DEEP = 3  # folders below the one that exists
 

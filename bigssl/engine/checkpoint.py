@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from bigssl import distributed
 from bigssl.config.recipe import CheckpointConfig
-from bigssl.engine.guards import Agreed
+from bigssl.engine.guards import NotSaved
 from bigssl.engine.plan.facts import unlike
 from bigssl.engine.restore import StateError
 from bigssl.engine.saved import LAYOUT
@@ -41,11 +41,6 @@ CERTAIN = 0.9  # share of the expected size below which it is of no use to try: 
 
 class CheckpointError(RuntimeError):
     """Checkpoints exist but none can be used; the message names each and its fault."""
-
-
-class NotSaved(Agreed):
-    """A checkpoint that is due, or the run folder, cannot be written: what has been trained since the last one would
-    be lost unseen."""
 
 
 class Problem(NamedTuple):

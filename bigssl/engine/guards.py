@@ -1,4 +1,5 @@
-"""What stops a run before its last step: a wish that it stop, and losses that are no longer numbers."""
+"""What stops a run before its last step: a wish that it stop, losses that are no longer numbers, and a disk that takes
+or gives no more."""
 
 from __future__ import annotations
 
@@ -6,12 +7,17 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from bigssl import distributed
+from bigssl.config.errors import ConfigError
 from bigssl.engine.stopping import StopFlag
+
+T = TypeVar("T")
 
 
 class Agreed(RuntimeError):
@@ -24,6 +30,11 @@ class TooManyBadSamples(Agreed):
 
 class NonFiniteLoss(Agreed):
     """Loss or gradient became NaN or infinite; nothing was saved since."""
+
+
+class NotSaved(Agreed):
+    """A checkpoint that is due, or the run folder, cannot be written: what has been trained since the last one would
+    be lost unseen."""
 
 
 class Guard:
@@ -88,3 +99,23 @@ def _generators(device: torch.device) -> list[Tensor]:
     """States of the generators that a network on `device` would draw from."""
     states = [torch.get_rng_state()]
     return states + [torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def on_main(folder: Path, work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank. Collective.
+
+    Raises:
+        NotSaved: on every rank, where rank 0 cannot write to `folder`, or read what it needs: others would wait for it.
+    """
+    problem, found = "", None
+    if distributed.is_main():
+        try:
+            found = work()
+        except OSError as error:
+            problem = f"out: {folder} cannot be written to ({error.strerror or error}); allowed: a folder with room"
+        except (ConfigError, ValueError, SafetensorError) as error:
+            problem = str(error)
+    problem, value = distributed.from_main((problem, found))
+    if problem:
+        raise NotSaved(problem)
+    return cast(T, value)

@@ -74,7 +74,7 @@ class Launchers:
 
     def gone(self) -> bool:
         """Whether one of them has ended. A tenth of a millisecond."""
-        return self._lost or not all(_is_there(process) for process in self._watched)
+        return self._lost or not all(is_there(process) for process in self._watched)
 
     def ends_the_rest(self) -> bool:
         """Whether the launcher has noticed that a rank of this machine has ended, after which it ends the others."""
@@ -99,7 +99,7 @@ def _is_python(process: psutil.Process) -> bool:
     return Path((process.cmdline() or [""])[0]).name.startswith(("python", "pypy"))
 
 
-def _is_there(process: psutil.Process) -> bool:
+def is_there(process: psutil.Process) -> bool:
     """psutil knows a process by its start too: a number that was given away again is another process."""
     try:
         return process.is_running() and process.status() not in _GONE

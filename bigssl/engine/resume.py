@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -13,17 +12,19 @@ from pydantic import ValidationError
 from bigssl import distributed
 from bigssl.config.changes import covers, never, refuse_idle_change, under
 from bigssl.config.errors import ConfigError, describe
+from bigssl.config.places import CONFIG
 from bigssl.config.recipe import Attention, BatchConfig, Recipe, dump_recipe
 from bigssl.config.yaml import read_mapping
 from bigssl.data.errors import redact
-from bigssl.engine.checkpoint import NotSaved
+from bigssl.engine.guards import NotSaved, on_main
+from bigssl.engine.held import hold
 from bigssl.engine.plan.changes import (
-    CONFIG,
     adjustable_fields,
     checkpoints,
     made_before,
     newest_step,
     refuse_change_of_nothing,
+    refuse_other_beginning,
     ways_out,
 )
 from bigssl.engine.plan.folder import clear
@@ -43,7 +44,7 @@ MAY_CHANGE = {
     "data.sources.*.url": "the manifest of each checkpoint knows the data's fingerprint",
     "backbones.*.tokenizer": "the manifest of each checkpoint knows its fingerprint",
     "backbones.*.pretrained": "the checkpoint's weights replace it, and its manifest knows the network",
-    "start_from": "as pretrained",
+    "start_from": "as pretrained; another one is refused all the same",
     "data.workers": "the order of samples does not depend on it", "data.remote": "how bytes are read",
     "data.on_error": "damage is met as the user now wishes", "data.max_errors": "as on_error",
     "data.limits": "as on_error", "data.watchdog": "waiting", "data.watchdog_abort": "waiting",
@@ -103,7 +104,10 @@ def refuse_changed_recipe(recipe: Recipe, change: Sequence[str] = ()) -> None:
         return
     before, now = _flat_recipe(stored), _flat_recipe(recipe)
     found = _differences(before, now)
-    refuse_idle_change(change, before.keys() | now.keys(), found, made_before(recipe, now), str(recipe.folder))
+    refuse_other_beginning(recipe, stored)
+    known = before.keys() | now.keys()
+    idle = [*made_before(recipe, now), *(key for key in known if may_change(key, recipe))]
+    refuse_idle_change(change, known, found, idle, str(recipe.folder))
     shown = {key: f"{old!r} before, {new!r} now" for key, (old, new) in found.items() if not may_change(key, recipe)}
     reasons = {key: never(key, adjustable_fields(recipe), recipe.optim.name) for key in shown}
     # a field that an update removed and that was in use; fields that it brought have their defaults on both sides
@@ -124,19 +128,20 @@ def open_folder(resolved: Recipe) -> list[str]:
     Raises:
         NotSaved: the disk refuses, or does not show its files to every rank.
     """
-    left: list[str] = []
 
-    def write() -> None:
+    def write() -> list[str]:
         resolved.folder.mkdir(parents=True, exist_ok=True)
-        left.extend(clear(resolved.folder))
+        notes = hold(resolved.folder)
+        notes += [said] if (said := clear(resolved.folder)) else []
+        environment.record(resolved.folder)  # first, since by it a first try is known
         if not checkpoints(resolved.folder) or not (resolved.folder / CONFIG).exists():
             _write(resolved)  # else it says what the steps so far were trained with
-        environment.record(resolved.folder)
+        return notes
 
-    on_main(resolved.folder, write)
+    notes = on_main(resolved.folder, write)
     if not distributed.agree((resolved.folder / CONFIG).exists()):
         raise NotSaved(f"{resolved.folder} is not seen by every rank; out has to be on a shared file system")
-    return [f"begins anew: {resolved.folder} held no checkpoint; removed {', '.join(left)}"] if left else []
+    return notes if distributed.is_main() else []
 
 
 def settle_folder(resolved: Recipe, start: int) -> list[str]:
@@ -147,14 +152,14 @@ def settle_folder(resolved: Recipe, start: int) -> list[str]:
     Raises:
         NotSaved: the disk refuses.
     """
-    made: list[Change] = []
 
-    def write() -> None:
-        made.extend(_record_changes(resolved, start))
+    def write() -> list[str]:
+        made = _record_changes(resolved, start)
         _write(resolved)
+        return [f"changed on purpose: {change.sentence}" for change in made]
 
-    on_main(resolved.folder, write)
-    return [f"changed on purpose: {change.sentence}" for change in made]
+    notes = on_main(resolved.folder, write)
+    return notes if distributed.is_main() else []
 
 
 def _record_changes(resolved: Recipe, start: int) -> list[Change]:
@@ -173,18 +178,6 @@ def _record_changes(resolved: Recipe, start: int) -> list[Change]:
 
 def _write(resolved: Recipe) -> None:
     write_atomic(resolved.folder / CONFIG, dump_recipe(resolved).encode())
-
-
-def on_main(folder: Path, write: Callable[[], None]) -> None:
-    """Run `write` on rank 0. Raises NotSaved on every rank where the disk refuses. Collective."""
-    problem = ""
-    if distributed.is_main():
-        try:
-            write()
-        except OSError as error:
-            problem = error.strerror or str(error)
-    if problem := distributed.from_main(problem):
-        raise NotSaved(f"out: {folder} cannot be written to ({problem}); allowed: a folder with room")
 
 
 def _flat_recipe(recipe: Recipe) -> dict[str, Any]:

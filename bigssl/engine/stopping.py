@@ -23,8 +23,8 @@ _LOST = "the end of its launcher"
 
 
 def heard() -> list[signal.Signals]:
-    """SIGNALS, less SIGHUP where that is ignored, as `nohup` has it."""
-    return [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    """SIGNALS, less those that were ignored from the start: SIGHUP by `nohup`, SIGINT where a script used `&`."""
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class StopFlag:
@@ -79,8 +79,15 @@ class Attention(threading.Thread):
             for number in os.read(self._pipe, 64) if ready else b"":
                 if number in SIGNALS:
                     self._signalled(signal.Signals(number).name)
-            if self._told is None and self._launchers.gone():
+            if self._told is None and self._gone():
                 self._tell(_LOST)
+
+    def _gone(self) -> bool:
+        """False too where looking fails, however: signals would be heard no more."""
+        try:
+            return self._launchers.gone()
+        except Exception:
+            return False
 
     def heed(self) -> None:
         """To be called when training is over: ends the process if it was told to stop too late for the last step."""

@@ -15,7 +15,7 @@ from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective, discover, exported_networks
 
 FILE = "objective.safetensors"  # in the export folder
-ABOUT = "bigssl"  # key of its metadata: JSON with `tasks`, `steps`, `teachers` and `extra`
+ABOUT = "bigssl"  # key of its metadata: JSON with `tasks`, `steps`, `teachers`, `extra` and `lost`
 BETWEEN = "|"  # in names of tensors: TASK|NAME, TASK|teacher NAME: NAME
 
 
@@ -76,29 +76,28 @@ def rest_of_objective(
                 tensors[path + BETWEEN + key] = value.detach().cpu().clone().contiguous()
             else:
                 extra[path + BETWEEN + key] = value
+    kept = {key: value for key, value in extra.items() if _in_json(value)}
     about = {
         "tasks": {path: json.loads(task.model_dump_json()) for path, task in tasks.items()},
         "teachers": {path: networks_of_teachers(task_at(objective, path), networks) for path in tasks},
         "steps": steps,
-        "extra": _in_json(extra),
+        "extra": kept,
+        "lost": sorted(extra.keys() - kept.keys()),
     }
     return FILE, tensors, {ABOUT: json.dumps(about)}
 
 
-def _in_json(extra: dict[str, Any]) -> dict[str, Any]:
-    """What JSON can hold; the rest is made anew, which a run that begins with it says."""
-    kept = {}
-    for key, value in extra.items():
-        try:
-            if json.loads(json.dumps(value)) == value:
-                kept[key] = value
-        except (TypeError, ValueError):
-            continue
-    return kept
+def _in_json(value: Any) -> bool:
+    """Whether JSON can hold it. The rest is made anew, which a run that begins with it says."""
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
 
 
 def about_export(folder: Path) -> dict[str, Any]:
-    """What FILE in an export says of its run: `tasks`, `teachers`, `steps`, `extra`.
+    """What FILE in an export says of its run: `tasks`, `teachers`, `steps`, `extra` (state that is no
+    tensor) and `lost` (names of such that JSON cannot hold).
 
     Raises:
         OSError, ValueError: there is none, or it is not whole.

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bigssl.config.errors import ConfigError
 from bigssl.files import write_atomic
 
 FILE = "changes.jsonl"
@@ -33,9 +34,15 @@ def _short(value: Any) -> str:
 
 
 def read_changes(folder: Path) -> list[Change]:
-    """The changes of a run, in order; [] where there were none."""
-    path = folder / FILE
-    return [Change(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    """The changes of a run, in order; [] where there were none. Raises ConfigError where the record is damaged."""
+    path, changes = folder / FILE, []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else [], 1):
+        try:
+            changes.append(Change(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path}: line {number} is no change of a run ({error}); allowed: the record without it, "
+                              f"in the form {Change(400, 'optim.lr', 0.001, 0.0001)._asdict()}") from None  # fmt: skip
+    return changes
 
 
 def write_changes(folder: Path, changes: Iterable[Change]) -> None:

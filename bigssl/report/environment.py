@@ -66,3 +66,12 @@ def record(folder: Path) -> dict[str, object]:
     facts = installed()
     write_atomic(folder / FILE, (json.dumps(facts, indent=1) + "\n").encode())
     return facts
+
+
+def is_recorded(folder: Path) -> bool:
+    """Whether a run has written FILE there, which no other program's file of that name looks like."""
+    try:
+        facts = json.loads((folder / FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(facts, dict) and facts.keys() >= {"python", "system", "cores", "memory_gib", "world", "packages"}

@@ -87,9 +87,15 @@ def test_another_evaluation_is_written_beside(run: Path, capsys: pytest.CaptureF
     assert main(["evaluate", str(run), "--out", str(tmp_path / "mine")]) == 0
     assert card(tmp_path / "mine")["tasks"] == card(run)["tasks"]
     assert before == {name: (run / name).read_bytes() for name in before}
-    for out in (tmp_path / "mine", run):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.html").write_text("of another run, not scored yet")
+    holds = {tmp_path / "mine": "holds config.yaml", run / "checkpoints": "holds latest",
+             run / "config.yaml": "is no folder", tmp_path / "other": "holds report.html"}  # fmt: skip
+    for out, words in holds.items():
         assert main(["evaluate", str(run), "--out", str(out)]) == 2
-        assert f"--out: value '{out}': holds a scorecard; allowed: another folder" in capsys.readouterr().err
+        assert f"--out: value '{out}': {words}" in (said := capsys.readouterr().err)
+        assert said.endswith("allowed: a new or empty folder\n")
+    assert (tmp_path / "other" / "report.html").read_text() == "of another run, not scored yet"
 
 
 @pytest.mark.parametrize(

@@ -296,11 +296,16 @@ def test_what_cannot_be_started_is_refused_before_the_launcher(
     assert said in line and line.count("\n") == 1
 
 
+OUTLIVED = -1  # no process: ranks outlived the launcher
+
+
 @pytest.mark.parametrize(("codes", "told", "code", "said"), [
     ({1: 0}, False, 0, ""), ({1: 2}, False, 2, ""), ({1: 75}, True, 75, ""),
     ({1: 247}, False, 1, "was killed by SIGKILL (if memory ran out"),  # launch.py of a rank that ended with -9
     ({1: -9, 2: 75}, False, 75, ""), ({1: -9, 2: 0}, False, 0, ""),  # the runner was killed, launch.py lived on
     ({1: 0, 2: 75, 3: 75}, False, 75, ""), ({1: 0, 2: -9}, False, 1, "SIGKILL"),  # launch.py was killed, ranks lived on
+    ({1: 0, OUTLIVED: 0}, False, 1, "SIGKILL"), ({1: 0, OUTLIVED: 0}, True, 75, ""),  # as children of nobody knows whom
+    ({1: 0, OUTLIVED: 0, 2: 0}, False, 0, ""),
     ({1: 143}, True, 75, ""), ({1: 143}, False, 1, "SIGTERM"), ({1: 3}, False, 1, "ended with code 3"),
 ])  # fmt: skip
 def test_the_exit_code_is_that_of_the_ranks(
@@ -308,5 +313,37 @@ def test_the_exit_code_is_that_of_the_ranks(
 ) -> None:
     watcher = supervisor.Supervisor(train.SCRIPT)
     watcher._launcher, watcher._told = 1, 0.0 if told else None
+    watcher._outlived = codes.get(OUTLIVED) is not None
+    codes = {pid: value for pid, value in codes.items() if pid != OUTLIVED}
     assert watcher._code(codes) == code
     assert said in (line := capsys.readouterr().err) and bool(line) == bool(said)
+
+
+WATCHED = """
+import ctypes, os, sys
+from pathlib import Path
+from bigssl.cli.supervisor import Supervisor
+if sys.argv[1] == "no reaper":
+    def CDLL(name): raise OSError
+    ctypes.CDLL = CDLL
+supervisor = Supervisor(Path(os.environ["SCRIPT"]))
+print("code", supervisor.run(["bash", "-c", sys.argv[2]], {"PATH": "/usr/bin:/bin"}))
+"""
+
+
+@pytest.mark.parametrize(("how", "launcher", "code"), [
+    # A launcher that is done leaves one that fails (a `pipe:` source whose reader has enough) and one that stays
+    # (a connection that ssh keeps).
+    ("reaper", "( (sleep 0.2; exit 7) & ) ; (sleep 60 >&- & echo $!) ; sleep 0.6", 0),
+    # One that is killed leaves a rank.
+    ("reaper", "bash -c 'sleep 1.5; exit 75' {rank} & sleep 0.5", 75),
+    ("no reaper", "bash -c 'sleep 2.5; exit 0' {rank} & sleep 1.3", 1),
+])  # fmt: skip
+def test_only_ranks_and_launchers_are_waited_for_and_heard(how: str, launcher: str, code: int, tmp_path: Path) -> None:
+    rank = tmp_path / "train.py"
+    words = [sys.executable, "-c", WATCHED, how, launcher.format(rank=rank)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=30, env={**os.environ, "SCRIPT": str(rank)})
+    left, *_ = lines = done.stdout.splitlines()
+    if len(lines) > 1:
+        psutil.Process(int(left)).kill()
+    assert lines[-1] == f"code {code}"

@@ -16,13 +16,15 @@ from torch import Tensor
 from bigssl import distributed
 from bigssl.config.changes import never
 from bigssl.config.errors import ConfigError
+from bigssl.config.places import CONFIG
 from bigssl.config.recipe import Recipe, load_recipe, recipe_model
 from bigssl.engine import loop, zero
+from bigssl.engine.guards import NotSaved
 from bigssl.engine.optim import build_optimizer
 from bigssl.engine.plan import preflight
 from bigssl.engine.plan.changes import adjustable_fields
 from bigssl.engine.plan.checks import draft
-from bigssl.engine.resume import CONFIG, flat, may_change, refuse_changed_recipe, settle_folder, settled
+from bigssl.engine.resume import flat, may_change, refuse_changed_recipe, settle_folder, settled
 from bigssl.nets.progress import CosineRamp
 from bigssl.objectives.base import config_union
 from bigssl.report.changes import Change, read_changes
@@ -163,6 +165,46 @@ def test_a_kill_between_the_record_and_the_recipe_loses_neither(
     assert read_changes(out) == [Change(4, "optim.lr", 0.01, 0.02)]
 
 
+def test_the_same_command_comes_again_also_where_what_it_names_may_change_unasked(tmp_path: Path, fixed: Any) -> None:
+    """A scheduler starts it again after each stop."""
+    begun(fixed(tmp_path / "run"), 4)
+    changed = fixed(tmp_path / "run", lr=0.02).model_copy(update={"log_every": 7})
+    for step in (4, 6):
+        refuse_changed_recipe(changed, ["log_every", "optim.lr", "data.workers"])
+        begun(changed, step)
+
+
+def test_another_export_to_begin_with_than_the_run_had_is_refused(tmp_path: Path, fixed: Any) -> None:
+    """It would not be read: the checkpoint goes on."""
+    plain = fixed(tmp_path / "run")
+    one, other = (plain.model_copy(update={"start_from": str(tmp_path / name)}) for name in ("one", "other"))
+    begun(one, 4)
+    refuse_changed_recipe(one)
+    with pytest.raises(ConfigError, match=f"run that goes on from step 4; allowed: start_from={tmp_path}/one, "):
+        refuse_changed_recipe(other)
+    begun(plain, 4)
+    with pytest.raises(ConfigError, match=f"start_from: value '{tmp_path}/one'.*: without .* out={tmp_path}/run-2"):
+        refuse_changed_recipe(one)
+
+
+def damaged(recipe: Recipe) -> str:
+    """What every rank ends with where rank 0 cannot read the record of changes. Collective."""
+    zero.start()
+    with pytest.raises(NotSaved) as caught:
+        settle_folder(recipe, 4)
+    return str(caught.value)
+
+
+@pytest.mark.distributed
+def test_what_rank_0_cannot_read_ends_every_rank_in_a_line(tmp_path: Path, fixed: Any, ranks: Any) -> None:
+    resolved = begun(fixed(tmp_path / "run"), 4)
+    (tmp_path / "run" / "changes.jsonl").write_text('{"step": 4, "fie')
+    with pytest.raises(ConfigError, match="changes.jsonl: line 1 is no change of a run"):
+        refuse_changed_recipe(resolved)
+    one, other = ranks(damaged, 2, resolved)
+    assert one == other and "changes.jsonl: line 1 is no change of a run" in one
+
+
 def test_names_that_stand_for_nothing_are_refused(tmp_path: Path, fixed: Any) -> None:
     out = tmp_path / "run"
     with pytest.raises(ConfigError, match="--change: .*holds no checkpoint of a run .*; allowed: without"):
@@ -236,8 +278,9 @@ def test_a_scheduled_task_is_made_longer_when_asked_for(tmp_path: Path, recipe: 
     shape["backbones"] = {"image": image}
     begun(recipe(tmp_path / "run", steps=4, **shape), 4)
     longer = recipe(tmp_path / "run", steps=8, **shape)
-    with pytest.raises(ConfigError, match="steps: value 8, .*byol changes its loss .*`--change steps`"):
+    with pytest.raises(ConfigError, match="steps: value 8, .*byol changes its loss .*`--change steps`") as caught:
         preflight.plan(longer, 1)
+    assert draft(longer, 1, per_node=8, device_bytes=None).failures == [str(caught.value)]
     (note,) = preflight.plan(longer, 1, ["steps"]).notes
     assert "after step 4 of 8, where it was as after step 4 of 4" in note
     assert note in draft(longer, 1, per_node=8, device_bytes=None, change=["steps"]).notes

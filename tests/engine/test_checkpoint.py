@@ -13,7 +13,8 @@ import pytest
 from bigssl import distributed
 from bigssl.config.recipe import CheckpointConfig
 from bigssl.engine import checkpoint, zero
-from bigssl.engine.checkpoint import CheckpointStore, NotSaved
+from bigssl.engine.checkpoint import CheckpointStore
+from bigssl.engine.guards import NotSaved
 
 SIZES = {"a": 900, "b": 800, "c": 700, "d": 100, "e": 90, "f": 80}
 

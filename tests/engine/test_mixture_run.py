@@ -62,6 +62,7 @@ def test_a_mixture_is_learned_from(recipe: Any, joint: Any, train: Any, curve: A
 def test_other_weights_are_another_run(recipe: Any, joint: Any, tmp_path: Path) -> None:
     first = recipe(tmp_path, **joint | {"data": MIXED})
     (tmp_path / "config.yaml").write_text(dump_recipe(first))
+    (tmp_path / "checkpoints" / "step-00000002").mkdir(parents=True)
     sources = MIXED["sources"] | {"text": {"url": str(DEMO / "text" / "train"), "batch": 4}}  # type: ignore[operator]
     with pytest.raises(ConfigError, match="data.sources.text.mix.prose.weight: 0.7 before, None now"):
         preflight.plan(recipe(tmp_path, **joint | {"data": {"workers": 1, "sources": sources}}), 1)

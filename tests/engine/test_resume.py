@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from bigssl.config.errors import ConfigError
+from bigssl.config.places import CONFIG
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe
 from bigssl.engine.plan import preflight
 from bigssl.engine.plan.checks import draft
 from bigssl.engine.plan.facts import facts
-from bigssl.engine.resume import CONFIG, may_change, refuse_changed_recipe, settled, taken_over
+from bigssl.engine.resume import may_change, refuse_changed_recipe, settled, taken_over
 
 DEMO = Path(preflight.__file__).parents[2] / "demo"
 

@@ -11,7 +11,8 @@ import pytest
 
 from bigssl import distributed
 from bigssl.engine import loop, saved
-from bigssl.engine.checkpoint import CheckpointStore, NotSaved
+from bigssl.engine.checkpoint import CheckpointStore
+from bigssl.engine.guards import NotSaved
 
 WIDE = {"embedding_size": 32, "hidden_sizes": [64, 128], "depths": [1, 1], "layer_type": "basic"}
 BACKBONES = {"image": {"type": "resnet", "size": 16, "config": WIDE}}

@@ -20,10 +20,12 @@ from bigssl import distributed, train
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe, recipe_model
 from bigssl.engine import loop, zero
+from bigssl.engine.guards import NotSaved
 from bigssl.engine.optim import build_optimizer
 from bigssl.engine.plan import preflight
 from bigssl.engine.plan.checks import draft
 from bigssl.objectives.base import config_union
+from bigssl.objectives.exported import rest_of_objective
 
 OPTIM = {"lr": 0.01, "warmup": 1, "eps": 1e-2}
 
@@ -195,3 +197,40 @@ def test_a_head_of_another_shape_or_none_is_refused(alone: Path, recipe: Any, tm
     save_file(tensors, path, metadata)
     with pytest.raises(ConfigError, match="it has no head.layers.0.weight of simclr"):
         preflight.plan(recipe(start_from=str(tmp_path / "export")), 1)
+
+
+def test_state_that_an_export_cannot_hold_is_named(
+    alone: Path, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = preflight.plan(recipe(), 1)
+    monkeypatch.setattr(type(plan.objective), "get_extra_state", lambda self: {1, 2}, raising=False)
+    monkeypatch.setattr(type(plan.objective), "set_extra_state", lambda self, state: None, raising=False)
+    _, tensors, metadata = rest_of_objective(plan.objective, recipe().objective, plan.backbones, 3)
+    shutil.copytree(alone, tmp_path / "export")
+    save_file(tensors, tmp_path / "export" / "objective.safetensors", metadata)
+    used = recipe(start_from=str(tmp_path / "export"))
+    assert "start_from: made anew, since no export can hold it: _extra_state of simclr" in preflight.plan(used, 1).notes
+
+
+def gone(text: str) -> str:
+    """What a rank ends with where the export goes away after the plan. Collective."""
+    recipe = recipe_model(config_union()).model_validate_json(text)
+    plan = preflight.plan(recipe, distributed.world())
+    zero.start()
+    distributed.barrier()
+    if distributed.is_main():
+        shutil.rmtree(recipe.start_from)
+    with pytest.raises(NotSaved) as caught:
+        plan.beginning.begin(plan.objective, plan.backbones)
+    return str(caught.value)
+
+
+@pytest.mark.distributed
+def test_an_export_that_goes_away_meanwhile_ends_every_rank_in_a_line(
+    alone: Path, recipe: Any, tmp_path: Path, crew: Any
+) -> None:
+    shutil.copytree(alone, tmp_path / "export")
+    (tmp_path / "run").mkdir()
+    one, other = crew(gone, 2, recipe(tmp_path / "run", start_from=str(tmp_path / "export")).model_dump_json())
+    assert one == other
+    assert one.startswith(f"start_from: value '{tmp_path}/export': cannot be read any more (No such file")

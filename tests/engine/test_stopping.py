@@ -98,17 +98,26 @@ def test_a_stop_that_was_heeded_is_not_ended_by_its_repetition() -> None:
     assert end(process, "\n") == (0, "")
 
 
-def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_what_is_ignored_stays_ignored(number: signal.Signals) -> None:
+    """By nohup, or by a script that started it in the background."""
     process = start("flag = stopping.StopFlag(); ready(); print(repr(flag.name)); flag.restore(); ready()",
-                    ignoring=signal.SIGHUP)  # fmt: skip
+                    ignoring=number)  # fmt: skip
     assert process.stdin and process.stdout
-    process.send_signal(signal.SIGHUP)
+    process.send_signal(number)
     process.stdin.write("\n")
     process.stdin.flush()
     assert process.stdout.readline() == "''\n" and process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGHUP)
+    process.send_signal(number)
     time.sleep(REPEATS / 5)
     assert end(process, "\n") == (0, "")
+
+
+def test_a_look_at_launchers_that_fails_leaves_it_attentive() -> None:
+    process = start("stopping._LOOK = 0.01; attention._launchers.gone = lambda: 1 / 0; ready()")
+    time.sleep(1.2)
+    process.terminate()
+    assert end(process) == (75, "bigssl: stopped by SIGTERM; the same command goes on\n")
 
 
 def test_a_reader_that_is_gone_ends_no_run(tmp_path: Path) -> None:

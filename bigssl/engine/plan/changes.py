@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bigssl.config.errors import ConfigError
+from bigssl.config.places import EXPORT
 from bigssl.config.recipe import Recipe, Section
 from bigssl.objectives.base import discover
 from bigssl.report.changes import read_changes
-
-CONFIG, EXPORT = "config.yaml", "export"  # in a run folder
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -53,6 +52,18 @@ def refuse_change_of_nothing(recipe: Recipe, change: Sequence[str], *, begun: bo
         f"--change: {recipe.folder} holds no checkpoint of a run that could go on; allowed: "
         f"{other if there else 'without --change'}, or the `out` folder of a run that was begun"
     )
+
+
+def refuse_other_beginning(recipe: Recipe, stored: Recipe) -> None:
+    """The checkpoint goes on; who names another export than the run began with expects something else."""
+    asked, used = ({Path(each.start_from).resolve()} if each.start_from else set() for each in (recipe, stored))
+    if asked - used:
+        before = f"start_from={stored.start_from}, with which it began" if used else "without start_from"
+        raise ConfigError(
+            f"start_from: value {recipe.start_from!r}, but {recipe.folder} holds a run that goes on from step "
+            f"{newest_step(recipe) or 0}; allowed: {before}, or another folder for a run that begins with that export, "
+            f"for example out={recipe.folder}-2"
+        )
 
 
 def newest_step(recipe: Recipe) -> int | None:

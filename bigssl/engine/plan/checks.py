@@ -29,14 +29,13 @@ from bigssl.engine.plan.groups import GroupRow, group_rows
 from bigssl.engine.plan.look import with_shards
 from bigssl.engine.plan.memory import Memory, memory
 from bigssl.engine.plan.order import Reading, lanes_that_keep, refuse_twice, simulate
+from bigssl.engine.plan.pairing import begin_from
 from bigssl.engine.plan.passes import examine
 from bigssl.engine.plan.room import large_bucket, too_much
 from bigssl.engine.plan.sources import source_order, split_batch
-from bigssl.engine.plan.start_from import begin_from
 from bigssl.objectives.base import exported_heads
 
 T = TypeVar("T")
-GIB = 2**30
 STAGES = (0, 1, 2, 3)
 
 

@@ -12,23 +12,27 @@ from pathlib import Path
 from torch import nn
 
 from bigssl.config.errors import ConfigError
-from bigssl.config.recipe import Recipe
+from bigssl.config.places import CONFIG
+from bigssl.config.recipe import CheckpointConfig, Recipe
 from bigssl.config.yaml import read_mapping
-from bigssl.engine.plan.changes import CONFIG, checkpoints
+from bigssl.engine.plan.changes import checkpoints
 from bigssl.engine.plan.memory import checkpoint_bytes
-from bigssl.files import bytes_of, existing, remove, writing
+from bigssl.files import GIB, bytes_of, existing, remove, writing
+from bigssl.report import environment
+from bigssl.report.metrics import read_metrics
 
-GIB = 2**30
 _PROBE = 1 << 16  # bytes that a run folder has to take at the start
-# What a run writes before its first checkpoint, beside config.yaml, and what a killed one leaves.
+# What a run writes before its first checkpoint, and which files a killed one leaves half written.
 FIRST = (
-    "environment.json", "metrics.jsonl", "losses.json", "tensorboard", "ledger-rank*.jsonl", "skipped.jsonl",
-    "nonfinite-rank*.txt", "report.html", "started_from.json", "checkpoints/step-*.tmp", "checkpoints/latest",
-    "checkpoints/.*.tmp", ".*.tmp", ".export.staging", ".scorecard",
+    CONFIG, environment.FILE, "metrics.jsonl", "losses.json", "tensorboard", "ledger-rank*.jsonl", "skipped.jsonl",
+    "nonfinite-rank*.txt", "report.html", "started_from.json",
 )  # fmt: skip
+HALF = (
+    "checkpoints/step-*.tmp", "checkpoints/latest", "checkpoints/.*.tmp", ".*.tmp", ".export.staging", ".scorecard",
+)  # fmt: skip
+ASIDE = "first-try-"  # and a number: the folder, within that of the run, of what a first try has left
 LAST = ("export", ".export.previous", "scorecard.json", "evaluations", "changes.jsonl")  # what it leaves at its end
 _BESIDE = (".yaml", ".yml", ".log", ".out", ".err", ".txt")  # what a user may have put there for the run to come
-_SECTIONS = {"objective", "backbones", "data", "steps"}
 
 
 def check_folder(recipe: Recipe) -> bool:
@@ -55,12 +59,13 @@ def refuse_foreign(recipe: Recipe) -> None:
     if not os.path.isdir(folder) or checkpoints(folder):
         return
     names = sorted(path.name for path in folder.iterdir())
+    _refuse_lost_checkpoints(folder)
     if left := [name for name in names if name in LAST]:
         raise ConfigError(
             f"out: {folder} holds {left[0]} of a run whose checkpoints are gone, which this run would write over; "
             f"allowed: another folder, for example out={folder}-2, or the same one without {', '.join(left)}"
         )
-    if not _is_recipe(folder / CONFIG) and (strange := [name for name in names if _is_strange(folder / name)]):
+    if not environment.is_recorded(folder) and (strange := [name for name in names if _is_strange(folder / name)]):
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         raise ConfigError(
             f"out: {folder} holds {strange[0]}{more}, and no run; allowed: a new or empty folder, for example "
@@ -68,23 +73,54 @@ def refuse_foreign(recipe: Recipe) -> None:
         )
 
 
-def _is_recipe(path: Path) -> bool:
+def _refuse_lost_checkpoints(folder: Path) -> None:
+    """Where a run got so far that it has saved, they are only out of reach: on a disk that is not mounted, or moved."""
+    place = folder / "checkpoints"
+    lost = "is no folder (a link that leads nowhere, or a file)"
+    if not os.path.lexists(place) or place.is_dir():
+        steps = max((row["step"] for row in read_metrics(folder)), default=0) if environment.is_recorded(folder) else 0
+        first = _first_due(folder)
+        if steps < first or (steps == first and place.is_dir()):  # the attempt to save may have failed
+            return
+        lost = f"holds none, but {folder}/metrics.jsonl reaches step {steps:.0f}, and the first was due after {first}"
+    raise ConfigError(
+        f"out: {place} {lost}: the checkpoints of a run are gone or out of reach; allowed: the same folder with them, "
+        f"or another one, for example out={folder}-2"
+    )
+
+
+def _first_due(folder: Path) -> int:
+    """The step after which a run of the stored recipe saves first."""
+    stored = {}
     with contextlib.suppress(ConfigError):
-        return path.is_file() and read_mapping(path).keys() >= _SECTIONS
-    return False
+        stored = read_mapping(folder / CONFIG)
+    every, steps = (stored.get("checkpoint") or {}).get("every"), stored.get("steps")
+    found = [value for value in (every, steps) if isinstance(value, int)]
+    return min(found, default=CheckpointConfig().every)
 
 
 def _is_strange(path: Path) -> bool:
+    if path.is_dir() and path.name.startswith(ASIDE):
+        return False
     return path.name == CONFIG or path.is_dir() or not (path.name.startswith(".") or path.suffix in _BESIDE)
 
 
-def clear(folder: Path) -> list[str]:
-    """Remove what a first try without a checkpoint has left, so that it does not mix with the run that begins now;
-    names of what was removed. Nothing where a run has begun."""
-    found = [] if checkpoints(folder) else [path for pattern in FIRST for path in sorted(folder.glob(pattern))]
-    for path in found:
+def clear(folder: Path) -> str:
+    """Move aside what a first try without a checkpoint has left, so that it does not mix with the run that begins now;
+    what was moved where, in a sentence. Nothing where a run has begun, or where a folder only looks like a first try.
+    """
+    if checkpoints(folder) or not environment.is_recorded(folder):
+        return ""
+    for path in [path for pattern in HALF for path in folder.glob(pattern)]:
         remove(path)
-    return [str(path.relative_to(folder)) for path in found]
+    found = [path for pattern in FIRST for path in sorted(folder.glob(pattern))]
+    number = 1 + max((int(path.name[len(ASIDE) :]) for path in folder.glob(f"{ASIDE}*")
+                      if path.name[len(ASIDE) :].isdigit()), default=0)  # fmt: skip
+    aside = folder / f"{ASIDE}{number}"
+    aside.mkdir()
+    for path in sorted(found, key=lambda path: path.name == environment.FILE):  # by which a first try is known
+        path.rename(aside / path.name)
+    return f"begins anew: {folder} held no checkpoint; moved to {aside.name}: {', '.join(path.name for path in found)}"
 
 
 def room(objective: nn.Module, recipe: Recipe) -> dict[str, int]:

@@ -30,9 +30,10 @@ from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
 from bigssl.engine.plan.folder import check_folder, check_room, refuse_foreign, room
 from bigssl.engine.plan.order import refuse_twice, repeats
+from bigssl.engine.plan.pairing import begin_from, refuse_other_network
 from bigssl.engine.plan.passes import examine
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
-from bigssl.engine.plan.start_from import Beginning, begin_from, refuse_other_network
+from bigssl.engine.plan.start_from import Beginning
 from bigssl.engine.resume import (
     flat,
     notes_of_length,

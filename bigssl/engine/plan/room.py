@@ -9,8 +9,7 @@ from torch import nn
 from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
 from bigssl.engine.plan.memory import FP32, Memory
-
-GIB = 2**30
+from bigssl.files import GIB
 
 
 def large_bucket(objective: nn.Module, recipe: Recipe) -> list[str]:

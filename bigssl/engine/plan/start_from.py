@@ -11,24 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig
 
-from bigssl import distributed
-from bigssl.config.changes import under
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe
-from bigssl.data.errors import DataError
-from bigssl.data.kinds.text import load_tokenizer
-from bigssl.engine.plan.changes import adjustable_fields, newest_step
-from bigssl.engine.plan.facts import first_difference, network_fields, tokenizer_fingerprint
-from bigssl.engine.resume import on_main
+from bigssl.engine.guards import on_main
 from bigssl.files import write_atomic
 from bigssl.nets import build
 from bigssl.nets.towers import Tower
@@ -36,7 +31,6 @@ from bigssl.objectives.base import Objective
 from bigssl.objectives.exported import (
     BETWEEN,
     FILE,
-    about_export,
     called,
     models_of,
     networks_of_teachers,
@@ -129,35 +123,42 @@ class Beginning:
         the run began with. Collective: rank 0 reads for all.
 
         Raises:
-            NotSaved: the disk refuses.
+            NotSaved: on every rank, where the disk refuses, or the export cannot be read any more.
         """
         networks = models_of(objective, towers)
         for path, old in self.pairs.items():
             task = task_at(objective, path)
             mine = [key for key in rest_of_task(task, networks) if key.startswith("teacher ")]
-            values = distributed.from_main(self._values(path, mine) if distributed.is_main() else {})
+            values = on_main(self.recipe.folder, partial(self._values, path, mine))
             for name, teacher in task.teachers().items():
                 start = f"teacher {name}: "
                 state = {key.removeprefix(start): v for key, v in values.items() if key.startswith(start)}
                 teacher.module.load_state_dict(state, strict=False)
             for where, name in networks_of_teachers(task, networks).items():
-                networks[name].load_state_dict(self._network(self.about["teachers"][old][where], networks[name]))
+                there, like = self.about["teachers"][old][where], networks[name]
+                like.load_state_dict(on_main(self.recipe.folder, partial(self._network, there, like)))
         on_main(self.recipe.folder, self._record)
 
     def _network(self, name: str, like: Any) -> dict[str, Tensor]:
         """All weights and buffers of a network in the export; those that no features need as they are in `like`."""
-        state: dict[str, Tensor] = {}
-        if distributed.is_main():
-            state = dict(build.load(f"start_from.{name}", str(self.folder / name), like.config).state_dict())
-        return distributed.from_main(state)
+        with self._reading():
+            return dict(build.load(f"start_from.{name}", str(self.folder / name), like.config).state_dict())
 
     def _values(self, path: str, keys: Collection[str]) -> dict[str, Any]:
         """What FILE holds of these names of a task."""
         start, extra = self.pairs[path] + BETWEEN, self.about["extra"]
-        with self._file() as stored:
+        with self._reading(), self._file() as stored:
             names = set(stored.keys())
             found = {key: stored.get_tensor(start + key) for key in keys if start + key in names}
         return found | {key: extra[start + key] for key in keys if start + key in extra}
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise self.refusal(f"cannot be read any more ({why})", "the whole export") from None
 
     def _file(self) -> Any:
         return safe_open(self.folder / FILE, framework="pt")
@@ -182,6 +183,10 @@ class Beginning:
         anew += [f"heads of {self.named()[path]}" for path in self.fresh]
         if anew:
             notes.append(f"start_from: made anew, since the export has none: {', '.join(anew)}")
+        lost = [f"{name.removeprefix(old + BETWEEN)} of {self.named()[path]}" for path, old in self.pairs.items()
+                for name in self.about["lost"] if name.startswith(old + BETWEEN)]  # fmt: skip
+        if lost:
+            notes.append(f"start_from: made anew, since no export can hold it: {', '.join(lost)}")
         if left := self._left_over():
             notes.append(f"start_from: in the export, not used here: {', '.join(left)}")
         return notes
@@ -197,104 +202,9 @@ class Beginning:
         digest = hashlib.sha256()
         for path in sorted([self.folder / FILE, *self.folder.glob("*/*.safetensors")]):
             digest.update(str(path.relative_to(self.folder)).encode())
-            with path.open("rb") as file:
+            with self._reading(), path.open("rb") as file:
                 while block := file.read(1 << 22):
                     digest.update(block)
         facts = {"folder": str(self.folder), "sha256": digest.hexdigest(), "steps": self.about["steps"],
                  "notes": self.notes()}  # fmt: skip
         write_atomic(self.recipe.folder / RECORD, (json.dumps(facts, indent=1) + "\n").encode())
-
-
-def begin_from(recipe: Recipe) -> Beginning | None:
-    """What the recipe's `start_from` gives to its run; None where it has none, or a checkpoint replaces it.
-
-    Raises:
-        ConfigError: there is no such export, or it holds other tasks or networks.
-    """
-    if recipe.start_from is None or newest_step(recipe) is not None:
-        return None
-    folder = Path(recipe.start_from)
-    found = Beginning(folder, recipe, _about(folder))
-    _pair(found)
-    for path, old in found.pairs.items():
-        _refuse_other_fields(found, path, old)
-    for name, backbone in recipe.backbones.items():
-        if name in found.held():
-            if backbone.pretrained is not None:
-                raise ConfigError(f"backbones.{name}.pretrained: value {backbone.pretrained!r} beside start_from "
-                                  f"{recipe.start_from!r}, which holds {name}; allowed: one of the two")  # fmt: skip
-            found.towers.append(name)
-    return found
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    try:
-        return about_export(folder)
-    except (OSError, ValueError) as error:
-        why = "no such folder" if not folder.is_dir() else f"no {FILE} in it" if not (folder / FILE).exists() else error
-        raise ConfigError(f"start_from: value {str(folder)!r}: {why}{_instead(folder)}") from None
-
-
-def _instead(folder: Path) -> str:
-    near = [each for each in (folder / "export", folder.parent) if (each / FILE).exists()]
-    return f"; allowed: an export of a run{f', as {near[0]}' if near else ', as runs/NAME/export'}"
-
-
-def _pair(found: Beginning) -> None:
-    """Which task goes on with which."""
-    old = {path: section["name"] for path, section in found.about["tasks"].items()}
-    for path, section in tasks_of(found.recipe.objective):
-        same = [other for other, name in old.items() if name == section.name]
-        if path in same:
-            found.pairs[path] = path
-        elif len(same) > 1:
-            raise found.refusal(f"it holds {section.name} more than once ({', '.join(same)}), this run as "
-                                 f"{path or 'its only task'}", "parts of a joint objective of these names")  # fmt: skip
-        elif same:
-            found.pairs[path] = same[0]
-        else:
-            found.fresh.append(path)
-    twice = {old: path for path, old in found.pairs.items() if list(found.pairs.values()).count(old) > 1}
-    for path, old_path in found.pairs.items():
-        if old_path in twice and path != twice[old_path]:
-            raise found.refusal(f"{path} and {twice[old_path]} would both go on with its {old[old_path]}",
-                                 "one of the name")  # fmt: skip
-    if not found.pairs:
-        raise found.refusal(f"it holds heads of {', '.join(map(called, old, old.values()))}, none of this objective",
-                             f"the same objective, or backbones.NAME.pretrained={found.folder}/NAME")  # fmt: skip
-
-
-def _refuse_other_fields(found: Beginning, path: str, old: str) -> None:
-    """Equal shapes mean something else with other heads, or on another backbone."""
-    mine = json.loads(dict(tasks_of(found.recipe.objective))[path].model_dump_json())
-    theirs = found.about["tasks"][old]
-    for key in sorted(mine.keys() & theirs.keys() - {"source"}):
-        where = ".".join(part for part in ("objective", path, key) if part)
-        if mine[key] != theirs[key] and not any(under(each, where) for each in adjustable_fields(found.recipe)):
-            raise found.refusal(f"{where} is {theirs[key]!r} there, {mine[key]!r} here", "the same")
-
-
-def refuse_other_network(found: Beginning, name: str, config: Any, tokenizer: Any) -> None:
-    """Raises ConfigError where a backbone is another one than the export's, as between a run and its checkpoint.
-
-    Args:
-        config: what transformers would build. tokenizer: its own, if it has one.
-    """
-    if name not in found.towers:
-        return
-    there = AutoConfig.from_pretrained(found.folder / name)
-    if there.model_type != config.model_type:
-        raise found.refusal(f"network {name!r} is a {there.model_type} there, a {config.model_type} here", "the same")
-    where, before, now = first_difference({name: network_fields(there)}, {name: network_fields(config)})
-    if before != now:
-        raise found.refusal(f"{where} is {before} there, {now} here",
-                            f"the same, see {found.folder / name / 'config.json'}")  # fmt: skip
-    if tokenizer is not None:
-        try:
-            same = tokenizer_fingerprint(load_tokenizer(found.folder / name)) == tokenizer_fingerprint(tokenizer)
-        except DataError as error:
-            raise found.refusal(str(error), "a whole export") from None
-        if not same:
-            raise found.refusal(f"network {name!r} was trained with another tokenizer than "
-                                 f"{found.recipe.backbones[name].tokenizer}",
-                                 f"backbones.{name}.tokenizer={found.folder / name}")  # fmt: skip
