@@ -36,23 +36,24 @@ def init(
     fields: Fields | None = None,
 ) -> None:  # fmt: skip
     """
-    What does not lie in shards is packed first, beside DATA, by the options of bigssl shards pack; where nothing
+    What does not lie in shards is packed into DATA-shards first, by the options of bigssl shards pack; where nothing
     is held out, a part is; for texts, a tokenizer is trained. Each is shown as the command that does the same.
 
     Args:
         objective: the pretext, e.g. simclr, byol, mae, clip, mlm
         data: a folder of shards; or files, a table or texts, as `bigssl shards pack` takes them
-        out: the recipe that is written (default: DATA-OBJECTIVE.yaml)
+        out: the recipe that is written (default: DATA-OBJECTIVE.yaml); run and tokenizer are called like it
         tokenizer: a tokenizer.json (default: one is trained on the training part)
-        overwrite: replace the recipe, and the tokenizer that was trained for it
+        overwrite: replace the recipe, and the tokenizer and shards that were made for it, where they differ
     """
-    kind, fields, name = _task(objective), fields or Fields(), _name(data, objective)
-    file = local(out or f"{name}.yaml")
-    _refuse_existing("--out", file, overwrite)
-    words = _words(kind, f"{name}-tokenizer.json", tokenizer, overwrite)
-    parts = found_data(data, fields, lambda look: _refuse_unserved(objective, kind, data, look))
+    kind, fields = _task(objective), fields or Fields()
+    file = local(out or f"{_name(data, objective)}.yaml")
+    name = _plain(file.stem)
+    _refuse_existing(file, overwrite, "--out with another file")
+    words = _words(kind, str(file.with_name(f"{name}-tokenizer.json")), tokenizer, overwrite)
+    parts = found_data(data, fields, lambda look: _refuse_unserved(objective, kind, data, look), overwrite)
     _refuse_unserved(objective, kind, data, parts.look)
-    label = _label(parts, parts.label)
+    label = _label(parts, fields.label)
     _say_found(parts, label)
     options = [*words_of(fields), *(["--out", out] if out else []), *(["--tokenizer", tokenizer] if tokenizer else [])]
     command = join(["bigssl", "init", objective, data, *options])
@@ -80,15 +81,19 @@ def _name(data: str, objective: str) -> str:
     """Of the run: DATA-OBJECTIVE, of DATA the last part without what `init` itself adds."""
     last = local(data).resolve() if "://" not in data else Path(data)
     stem = last.parent.name if last.name == "train" else last.name if last.is_dir() else last.stem
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(r"-(shards|split)$", "", stem)).strip("-.") or "data"
-    return f"{stem}-{objective}"
+    return f"{_plain(re.sub(r'-(shards|split)$', '', stem))}-{objective}"
 
 
-def _refuse_existing(option: str, file: Path, overwrite: bool) -> None:
+def _plain(name: str) -> str:
+    """`name` without what a shell or a path may take for something else."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
+
+
+def _refuse_existing(file: Path, overwrite: bool, allowed: str) -> None:
     if file.is_dir():
-        raise ConfigError(f"init: {option}: {file} is a folder; allowed: a file")
+        raise ConfigError(f"init: {file} is a folder; allowed: {allowed}")
     if file.exists() and not overwrite:
-        raise ConfigError(f"init: {file} exists; allowed: {option} with another file, or --overwrite")
+        raise ConfigError(f"init: {file} exists; allowed: {allowed}, or --overwrite")
 
 
 def _refuse_unserved(objective: str, kind: type[Objective], data: str, look: Look) -> None:
@@ -111,12 +116,12 @@ def _unserved(look: Look, data: str) -> str:
     )
 
 
-def _label(parts: Parts, wanted: str | None) -> str | None:
-    """The field of the json by which is judged; None where there is none."""
+def _label(parts: Parts, asked: str | None) -> str | None:
+    """The field of the json by which is judged; None where there is none. asked: --label."""
     looks = [look for look in (parts.look, parts.look_at_held) if look is not None]
-    if wanted is not None:
-        check_label(wanted, *looks)
-        return wanted
+    if parts.label is not None:
+        check_label(parts.label, asked, *looks)
+        return parts.label
     return LABEL if LABEL in parts.look.classes() and all(LABEL in look.labels for look in looks) else None
 
 
@@ -136,7 +141,8 @@ def _words(kind: type[Objective], file: str, tokenizer: str | None, overwrite: b
             raise ConfigError(f"init: --tokenizer {tokenizer} has no effect: {kind.__name__.lower()} takes no text")
         return ""
     if not tokenizer:
-        _refuse_existing("--tokenizer", Path(file), overwrite)
+        use = f"--tokenizer {file} to read it, --out with another file to have one trained beside that"
+        _refuse_existing(Path(file), overwrite, use)
     return tokenizer or file
 
 

@@ -199,9 +199,9 @@ def spread_numbers(count: int, most: int) -> list[int]:
     return sorted({number * count // min(count, most) for number in range(min(count, most))})
 
 
-def check_label(label: str, *looks: Look) -> None:
-    """Refuse a field of the json that cannot be a label. Raises ConfigError."""
+def check_label(label: str, asked: str | None, *looks: Look) -> None:
+    """Refuse a field of the json that cannot be a label. asked: what the source calls it. Raises ConfigError."""
     for look in looks:
         if label not in look.labels:
             there = ", ".join(look.labels) or "no field that all samples have"
-            raise ConfigError(f"--label: value {label!r} is not in the json of each sample; allowed: {there}")
+            raise ConfigError(f"--label: value {asked or label!r} is not in the json of each sample; allowed: {there}")
