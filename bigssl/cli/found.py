@@ -24,8 +24,8 @@ from bigssl.data.shards.index import MANIFEST, DatasetIndex
 from bigssl.data.shards.leftout import LeftOut
 from bigssl.data.shards.urls import place
 from bigssl.data.tools.classes import LABEL, dataset_parts
-from bigssl.data.tools.equal import equal_together
 from bigssl.data.tools.guess import SUFFIXES, ask_of_few_texts, head, holds_numbers, picture_templates
+from bigssl.data.tools.parts import equal_together
 from bigssl.data.tools.sources import Item
 from bigssl.data.tools.sources_folder import files_below
 from bigssl.data.tools.sources_shards import from_index, stretches_of
@@ -190,8 +190,12 @@ def _kind(source: Path, names: Sequence[str]) -> str | None:
 
 
 def _looked(items: Sequence[Item]) -> Look:
-    """A look at some samples, and at the names of the fields of all of them."""
-    return look_at(map(_sample, (items[number] for number in spread_numbers(len(items), FIRST))), len(items))
+    """A look at some samples, and at the names of the fields of all of them where these are known."""
+    look = look_at(map(_sample, (items[number] for number in spread_numbers(len(items), FIRST))), len(items))
+    named = [(item.key, item.fields) for item in items if item.fields is not None]
+    if len(named) == len(items):
+        look.see_names(named)
+    return look
 
 
 def _sample(item: Item) -> Sample:

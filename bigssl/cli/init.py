@@ -102,14 +102,20 @@ def _refuse_unserved(objective: str, kind: type[Objective], data: str, look: Loo
         return
     simple = {name: each for name, each in discover().items() if not each.__dict__.get("composite")}
     serving = [name for name, each in simple.items() if not missing(each, look)]
-    then = f"allowed with these data: {', '.join(serving)}" if serving else _unserved(look, data)
+    partly = any(look.partly(takes.modality) for takes in kind.takes.values())
+    remedies = ["remove these samples, or add what they lack"] if partly else []
+    remedies += [f"allowed with these data: {', '.join(serving)}"] if serving else []
+    then = "; ".join(remedies) or _unserved(simple, look)
     raise ConfigError(f"init {objective}: {data} has {look.described()}, but {lack}; {then}")
 
 
-def _unserved(look: Look, data: str) -> str:
+def _unserved(simple: Mapping[str, type[Objective]], look: Look) -> str:
     found = ", ".join(look.held)
     if not found:
         return "no objective takes such data; `bigssl shards pack --help` says what becomes samples"
+    held = set(look.held)
+    if takers := [name for name, each in simple.items() if {takes.modality for takes in each.takes.values()} <= held]:
+        return f"{', '.join(takers)} would take {found}, but not as they are"
     return (
         f"no objective takes {found} yet: `bigssl shards pack`, `stats`, `clean` and `split` work on them, there are "
         "backbones for them (README), and docs/extend.md shows how an objective is added, in one file"

@@ -7,7 +7,7 @@ from bigssl.cli.listing import listed
 from bigssl.cli.options import AGAIN, Writing, local, note, note_left_out, print_written, refuse_destroying, split_of
 from bigssl.config.places import seen_from
 from bigssl.data.errors import DataError
-from bigssl.data.tools.equal import equal_together as joined
+from bigssl.data.tools.parts import equal_together as joined
 
 
 def pack(source: str, folder: str, /, *, split: str | None = None, seed: int = 0, keep_order: bool = False,

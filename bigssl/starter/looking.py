@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -94,6 +94,18 @@ class Look:
     fields: Counter[str] = field(default_factory=Counter)
     held: dict[str, Content] = field(default_factory=dict)
     labels: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def see_names(self, named: Sequence[tuple[str, Collection[str]]]) -> None:
+        """Learn from (key, names of fields) of all samples which of them lack what others hold. A json may be text."""
+        self.looked = len(named)
+        for modality, held in self.held.items():
+            kinds = {*decode.FIELDS[modality], *(["json"] if modality == "text" else [])}
+            held.lacking = held.lacking if modality == "text" else []
+            held.lacking = list(dict.fromkeys([*held.lacking, *(key for key, names in named if not kinds & {*names})]))
+
+    def partly(self, modality: str) -> bool:
+        """Whether some samples have what a network of this modality takes, and some not."""
+        return modality in self.held and bool(self.held[modality].lacking)
 
     def classes(self) -> dict[str, Counter[str]]:
         """The fields of the json that may be labels: a few values, most of which occur again."""

@@ -94,7 +94,8 @@ def test_each_objective_gets_a_recipe_or_a_no_that_helps(
         if code:
             refused.append(name)
             assert code == 2 and not file.exists() and errors.count("\n") == 1, errors
-            helps = rf"bigssl: init {name}: {data} has .*, but no .*; (allowed with these data: |no objective takes)"
+            then = "allowed with these data: |no objective takes|remove these"
+            helps = rf"bigssl: init {name}: {data} has .*, but no .*; ({then})"
             assert re.match(helps, errors)
             continue
         made.append(name)
@@ -229,14 +230,14 @@ def test_texts_may_be_empty_or_huge(here: Path, capsys: pytest.CaptureFixture[st
     for number in range(3):
         (here / "e" / f"{number}.txt").write_text(" ")
     assert main(["init", "mlm", "e"]) == 2
-    assert "e has texts (characters 1), but all of its texts are empty; no objective takes" in said(capsys)
+    assert "e has texts (characters 1), but all of its texts are empty; mlm would take text, but not as" in said(capsys)
 
 
 def test_pictures_of_which_some_lack_a_caption_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = captioned(here / "pairs")
     (here / "pairs" / "a" / "0.txt").unlink()
     assert main(["init", "clip", data]) == 2
-    assert "but no texts (txt) in 1 of 36 samples, such as 'a/0'; allowed with these data: byol" in said(capsys)
+    assert "but no texts (txt) in 1 of 36 samples, such as 'a/0'; remove these samples, or add" in said(capsys)
 
 
 def test_shards_without_parts_are_split_and_foreign_ones_are_not_touched(

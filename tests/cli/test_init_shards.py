@@ -148,3 +148,40 @@ def test_nothing_is_written_into_the_data(
     assert main(["init", "mlm", "notes"]) == 0, said(capsys)
     monkeypatch.chdir(here / "notes")
     assert main(["init", "mlm", "."]) == 2 and "the working directory lies in the data" in said(capsys)
+
+
+def test_what_no_sample_lacks_is_said_before_anything_is_packed(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One odd file among hundreds, which a first look does not meet; what a system put there is none."""
+    (here / "t").mkdir()
+    for n, text in enumerate(texts(150)):
+        (here / "t" / f"{n:03d}.txt").write_text(text)
+    (here / "t" / "001.dat").write_bytes(b"1")
+    (here / "t" / "Thumbs.db").write_bytes(b"1")
+    (here / "t" / "desktop.ini").write_bytes(b"1")
+    (here / "t" / "__MACOSX").mkdir()
+    (here / "t" / "__MACOSX" / "x.txt").write_bytes(b"1")
+    (here / "t" / "odd.rtf").write_bytes(b"1")
+    assert main(["init", "mlm", "t"]) == 2
+    assert "no texts (txt) in 1 of 151 samples, such as 'odd'; remove these samples, or add what" in said(capsys)
+    assert [path.name for path in here.iterdir()] == ["t"]
+    (here / "t" / "odd.rtf").unlink()
+    assert main(["init", "mlm", "t"]) == 0
+    assert "left out: 3 files and folders that an operating system puts beside others" in said(capsys)
+    (here / "films").mkdir()
+    (here / "films" / "a.mp4").write_bytes(b"1")
+    (here / "films" / "b.arrow").write_bytes(b"1")
+    assert main(["init", "mae", "films"]) == 2
+    assert "films has nothing that a network takes (fields: arrow, mp4)" in said(capsys)
+    assert not (here / "films-shards").exists()
+
+
+def test_few_files_of_many_lines_are_asked_about(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("neg", "pos"):
+        (here / "by-class").mkdir(exist_ok=True)
+        (here / "by-class" / f"{name}.txt").write_text("\n".join(texts(50)))
+    assert main(["init", "mlm", "by-class"]) == 2
+    assert "2 .txt files with 49 lines each; is a file a document (--as files), or a line (--as lines" in said(capsys)
+    assert main(["init", "mlm", "by-class", "--as", "lines"]) == 0
+    assert recipe("by-class-mlm.yaml")["evaluate"]["knn"]["label"] == "label"

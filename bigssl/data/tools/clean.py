@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from bigssl.data.errors import DataError, damaged
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.data.tools.equal import equal_together
 from bigssl.data.tools.pack import pack, refuse_existing
+from bigssl.data.tools.parts import equal_together
 from bigssl.data.tools.rules import Judged, Thresholds, check_names, judge_samples
 from bigssl.data.tools.sources import json_bytes
 from bigssl.data.tools.sources_shards import from_index, stretches_of
