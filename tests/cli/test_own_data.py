@@ -164,7 +164,7 @@ def test_class_folders_give_labels_and_say_so(tmp_path: Path, pack: Pack) -> Non
 
 
 def test_one_folder_or_none_is_no_class(tmp_path: Path, pack: Pack) -> None:
-    for names in (("a.jpg", "b.jpg"), ("p/a.jpg", "p/b.jpg"), ("a.jpg", "p/b.jpg"), ("x/p/a.jpg", "y/p/b.jpg")):
+    for names in (("a.jpg", "b.jpg"), ("p/a.jpg", "p/b.jpg"), ("a.jpg", "p/b.jpg"), ("x/p/a.jpg", "x/p/b.jpg")):
         shutil.rmtree(tmp_path / "s", ignore_errors=True)
         samples, said = pack(pictures(tmp_path / "s", *names))
         assert set(labels(samples).values()) == {None} and said == ""
@@ -175,6 +175,19 @@ def test_one_folder_or_none_is_no_class(tmp_path: Path, pack: Pack) -> None:
     assert labels(patterned) == {"cat/a_1": "cat", "dog/b_1": "dog"}
     pattern = "(?P<key>[a-z]+/(?P<label>.).*)"
     assert labels(pack(tmp_path / "d", "--pattern", pattern)[0]) == {"cat/a_1": "a", "dog/b_1": "b"}
+
+
+def test_of_nested_folders_the_first_that_differ_are_the_classes(tmp_path: Path, pack: Pack) -> None:
+    names = [f"{part}/{kind}/{size}/1.jpg" for part in ("train", "val") for kind in ("cat", "dog")
+             for size in ("small", "big")]  # fmt: skip
+    source = pictures(tmp_path / "s", *names, "train/cat/2.jpg")
+    samples, said = pack(source)
+    assert {key: key.split("/")[1] for key in samples} == labels(samples)
+    (pattern,) = re.findall(r"for those around it \(big, small\): --pattern '(.*?)'", said)
+    assert {key: key.split("/")[-2] for key in samples} == labels(pack(source, "--pattern", pattern)[0])
+    alike = pictures(tmp_path / "a", *(f"data/{kind}/images/{n}.jpg" for kind in ("cat", "dog") for n in "12"))
+    samples, said = pack(alike)
+    assert {key: key.split("/")[1] for key in samples} == labels(samples) and "--pattern" not in said
 
 
 def test_folders_that_may_be_one_sample_are_asked(tmp_path: Path, pack: Pack) -> None:
