@@ -46,7 +46,7 @@ def init(
         tokenizer: a tokenizer.json (default: one is trained on the training part)
         overwrite: replace the recipe, and the tokenizer and shards that were made for it, where they differ
     """
-    kind, fields = _task(objective), fields or Fields()
+    kind, fields = _task(objective, data), fields or Fields()
     file = local(out or f"{_name(data, objective)}.yaml")
     name = _plain(file.stem)
     _refuse_existing(file, overwrite, "--out with another file")
@@ -68,11 +68,14 @@ def init(
     print(f"{file}: {_in_words(values)}\nnext: {join(['bigssl', 'train', str(file)])}")
 
 
-def _task(objective: str) -> type[Objective]:
+def _task(objective: str, data: str) -> type[Objective]:
     known = discover()
     if objective not in known:
         allowed = ", ".join(name for name, kind in known.items() if not kind.__dict__.get("composite"))
-        raise ConfigError(f"init: no objective {objective!r}; allowed: {allowed}{nearest(objective, sorted(known))}")
+        meant = next((name for name in known if name == objective.lower()), "")
+        near = f"; nearest: {meant}" if meant else nearest(objective, sorted(known))
+        near = f"; the objective comes first: `{join(['bigssl', 'init', data, objective])}`" if data in known else near
+        raise ConfigError(f"init: no objective {objective!r}; allowed: {allowed}{near}")
     refuse_unservable(objective, known[objective])
     return known[objective]
 

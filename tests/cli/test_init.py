@@ -268,6 +268,9 @@ def test_folders_that_are_parts_stay_parts(here: Path, capsys: pytest.CaptureFix
 def test_what_is_no_objective_for_init_is_answered(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "simclear", "photos"]) == 2
     assert f"no objective 'simclear'; allowed: {', '.join(SIMPLE)}; nearest: simclr" in said(capsys)
+    assert main(["init", "photos", "simclr"]) == 2
+    assert "the objective comes first: `bigssl init simclr photos`" in said(capsys)
+    assert main(["init", "SimCLR", "photos"]) == 2 and said(capsys).endswith("; nearest: simclr\n")
     for name in set(discover()) - set(SIMPLE):
         assert main(["init", name, "photos"]) == 2 and "begin with one of them" in said(capsys)
     assert main(["init", "simclr", "nowhere"]) == 2 and "nowhere: no such file or folder" in said(capsys)

@@ -143,6 +143,23 @@ def test_what_a_table_means_is_asked_with_a_command_that_fits(tmp_path: Path, pa
     assert "no rows below a header" in pack.refused(table(tmp_path, "a,b", name="empty.csv"))
 
 
+def test_what_is_nearly_a_source_is_told_what_it_lacks(
+    tmp_path: Path, pack: Pack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parted = table(tmp_path, "file;label", "a,b.jpg;x", name="semi.csv")
+    for options in ([], ["--as", "series"]):
+        line = pack.refused(parted, *options)
+        assert "line 1: one column, 'file;label': its cells are separated by semicolons (';')" in line
+    urls = table(tmp_path, "id,url", "1,https://x.org/a.jpg", "2,https://x.org/b.jpg", name="urls.csv")
+    assert "column 'url' holds URLs of pictures, e.g. 'https://x.org/a.jpg'; download them" in pack.refused(urls)
+    (tmp_path / "t.json").write_text('[{"text": "a"}]')
+    assert f"`jq -c '.[]' {tmp_path}/t.json > {tmp_path}/t.jsonl`" in pack.refused(tmp_path / "t.json")
+    pack(pictures(tmp_path / "s", *(f"{n}.jpg" for n in range(20))), "--split", "val=0.3")
+    capsys.readouterr()
+    assert main(["shards", "split", str(pack.out), str(tmp_path / "again")]) == 2
+    assert f"it has parts with one; allowed: {pack.out}/train, {pack.out}/val" in capsys.readouterr().err
+
+
 def test_class_folders_give_labels_and_say_so(tmp_path: Path, pack: Pack) -> None:
     own = {"cat/1.json": b'{"n": 1.50e3}', "cat/2.json": b'\xef\xbb\xbf{ }', "dog/1.json": b'{"label": "hound"}',
            "dog/2.json": b"[1]"}  # fmt: skip

@@ -28,6 +28,9 @@ def kind_of(source: Path) -> str:
         return "files"
     kinds = {".tsv": "table", ".csv": "table"} | {suffix: kind for kind, suffix in SUFFIXES.items() if kind != "series"}
     suffix = source.suffix.lower()
+    if suffix == ".json":
+        lines = f"`jq -c '.[]' {source} > {source.with_suffix('.jsonl')}` makes lines of an array"
+        raise DataError(f"source {source}: a .json is one value; allowed is .jsonl, an object a line; {lines}")
     if suffix not in kinds:
         raise DataError(
             f"source {source}: allowed are a folder, {', '.join(sorted(kinds))}; or say what it is with --as"
@@ -99,6 +102,9 @@ def pictureless(path: Path, root: Path, first: Rows, target: Path) -> DataError:
     there = ", ".join(first[0])
     if named := named_pictures(first):
         cell = first[0][named[0]]
+        if "://" in cell:
+            what = f"column {named[0]!r} holds URLs of pictures, e.g. {cell!r}; download them, then name the files"
+            return DataError(f"source {path}: {what} in a column, or give --image with their path")
         what = f"the pictures of column {named[0]!r}, e.g. {cell!r}, are not below {root}"
         return DataError(f"source {path}: {what}; say with --root where they are")
     if holds_numbers(first):
