@@ -103,7 +103,7 @@ def _held_of(parts: Sequence[str]) -> str:
 def _parted(where: _Place, index: DatasetIndex, overwrite: bool) -> _Place:
     """The parts of unparted shards, which are made where that is a matter of seconds."""
     data, size = where.train, sum(shard.bytes for shard in index.shards)
-    name = Path(data.rstrip("/")).name if data not in (".", "..") else local(data).resolve().name
+    name = Path(storage.bare(data)).name if data not in (".", "..") else local(data).resolve().name
     target = made_target(name, "split", None)
     command = ["bigssl", "shards", "split", data, str(target)]
     if size > LARGEST or not storage.is_local(place(data)) or not local(data).is_dir():

@@ -21,6 +21,7 @@ from bigssl.transfer.inputs import INPUTS
 
 MOST, FEW = 2000, 64  # samples that are looked at, where these bytes allow more than FEW:
 BYTES = 1 << 28
+RUNS = 8  # of neighbours among remote samples
 CHARACTERS = 2048  # of a text whose tokens are counted: more than a first network takes
 CLASSES = range(2, 101)  # values of a field that may be a label
 
@@ -197,13 +198,25 @@ def _meta(sample: Sample) -> dict[str, Any]:
 
 
 def stored(index: DatasetIndex, most: int = MOST) -> Iterator[Sample]:
-    """At most `most` samples of an index, from all over it; of large ones fewer, which seconds suffice for."""
+    """At most `most` samples of an index, from all over it; of large ones fewer, which seconds suffice for; of remote
+    ones a few runs of neighbours, which are fetched together."""
     mean = sum(shard.bytes for shard in index.shards) // len(index) + 1
     most, reader = min(most, max(FEW, BYTES // mean)), SampleReader(index)
+    numbers = near_numbers(len(index), min(most, FEW)) if reader.remote else spread_numbers(len(index), most)
     try:
-        yield from (reader.read(number) for number in spread_numbers(len(index), most))
+        if reader.remote:
+            reader.announce(numbers, ())
+        yield from map(reader.read, numbers)
     finally:
         reader.close()
+
+
+def near_numbers(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, in RUNS runs of neighbours."""
+    if count <= most:
+        return list(range(count))
+    length = max(1, most // RUNS)
+    return sorted({at for start in spread_numbers(count - length + 1, RUNS) for at in range(start, start + length)})
 
 
 def spread_numbers(count: int, most: int) -> list[int]:
