@@ -18,7 +18,7 @@ MEANINGS = "; ".join(f"{name}: {meaning(name, Thresholds())}" for name in RULES)
 
 
 def split(source: str, folder: str, /, *, part: str = "val=0.1", by: str | None = None, seed: int = 0,
-          writing: Writing | None = None) -> None:  # fmt: skip
+          equal_together: bool = False, writing: Writing | None = None) -> None:  # fmt: skip
     """
     Args:
         source: a dataset: a folder, a tar or a brace pattern; it is only read
@@ -27,6 +27,7 @@ def split(source: str, folder: str, /, *, part: str = "val=0.1", by: str | None 
         by: a field of the json; equal values stay on one side (default: the key; windows of series are parted by time,
             without rows on both sides)
         seed: of the hash
+        equal_together: samples of equal content stay on one side; each is read once more
     """
     # imported here and below: webdataset takes seconds to load, and only writing needs it
     from bigssl.data.tools.clean import split
@@ -35,7 +36,7 @@ def split(source: str, folder: str, /, *, part: str = "val=0.1", by: str | None 
     refuse_destroying(source, there)
     with writing.applied(AGAIN):
         index = DatasetIndex.load(source)
-        made = split(index, there, split_of(part), seed=seed, by=by, **writing.arguments(there))
+        made = split(index, there, split_of(part), seed=seed, by=by, equal=equal_together, **writing.arguments(there))
     print_written(there, made)
 
 

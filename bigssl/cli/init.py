@@ -36,23 +36,24 @@ def init(
     fields: Fields | None = None,
 ) -> None:  # fmt: skip
     """
-    What does not lie in shards is packed first, beside DATA, by the options of bigssl shards pack; where nothing
+    What does not lie in shards is packed into DATA-shards first, by the options of bigssl shards pack; where nothing
     is held out, a part is; for texts, a tokenizer is trained. Each is shown as the command that does the same.
 
     Args:
         objective: the pretext, e.g. simclr, byol, mae, clip, mlm
         data: a folder of shards; or files, a table or texts, as `bigssl shards pack` takes them
-        out: the recipe that is written (default: DATA-OBJECTIVE.yaml)
+        out: the recipe that is written (default: DATA-OBJECTIVE.yaml); run and tokenizer are called like it
         tokenizer: a tokenizer.json (default: one is trained on the training part)
-        overwrite: replace the recipe, and the tokenizer that was trained for it
+        overwrite: replace the recipe, and the tokenizer and shards that were made for it, where they differ
     """
-    kind, fields, name = _task(objective), fields or Fields(), _name(data, objective)
-    file = local(out or f"{name}.yaml")
-    _refuse_existing("--out", file, overwrite)
-    words = _words(kind, f"{name}-tokenizer.json", tokenizer, overwrite)
-    parts = found_data(data, fields, lambda look: _refuse_unserved(objective, kind, data, look))
+    kind, fields = _task(objective, data), fields or Fields()
+    file = local(out or f"{_name(data, objective)}.yaml")
+    name = _plain(file.stem)
+    _refuse_existing(file, overwrite, "--out with another file")
+    words = _words(kind, str(file.with_name(f"{name}-tokenizer.json")), tokenizer, overwrite)
+    parts = found_data(data, fields, lambda look: _refuse_unserved(objective, kind, data, look), overwrite)
     _refuse_unserved(objective, kind, data, parts.look)
-    label = _label(parts, parts.label)
+    label = _label(parts, fields.label)
     _say_found(parts, label)
     options = [*words_of(fields), *(["--out", out] if out else []), *(["--tokenizer", tokenizer] if tokenizer else [])]
     command = join(["bigssl", "init", objective, data, *options])
@@ -67,11 +68,14 @@ def init(
     print(f"{file}: {_in_words(values)}\nnext: {join(['bigssl', 'train', str(file)])}")
 
 
-def _task(objective: str) -> type[Objective]:
+def _task(objective: str, data: str) -> type[Objective]:
     known = discover()
     if objective not in known:
         allowed = ", ".join(name for name, kind in known.items() if not kind.__dict__.get("composite"))
-        raise ConfigError(f"init: no objective {objective!r}; allowed: {allowed}{nearest(objective, sorted(known))}")
+        meant = next((name for name in known if name == objective.lower()), "")
+        near = f"; nearest: {meant}" if meant else nearest(objective, sorted(known))
+        near = f"; the objective comes first: `{join(['bigssl', 'init', data, objective])}`" if data in known else near
+        raise ConfigError(f"init: no objective {objective!r}; allowed: {allowed}{near}")
     refuse_unservable(objective, known[objective])
     return known[objective]
 
@@ -80,15 +84,19 @@ def _name(data: str, objective: str) -> str:
     """Of the run: DATA-OBJECTIVE, of DATA the last part without what `init` itself adds."""
     last = local(data).resolve() if "://" not in data else Path(data)
     stem = last.parent.name if last.name == "train" else last.name if last.is_dir() else last.stem
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(r"-(shards|split)$", "", stem)).strip("-.") or "data"
-    return f"{stem}-{objective}"
+    return f"{_plain(re.sub(r'-(shards|split)$', '', stem))}-{objective}"
 
 
-def _refuse_existing(option: str, file: Path, overwrite: bool) -> None:
+def _plain(name: str) -> str:
+    """`name` without what a shell or a path may take for something else."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
+
+
+def _refuse_existing(file: Path, overwrite: bool, allowed: str) -> None:
     if file.is_dir():
-        raise ConfigError(f"init: {option}: {file} is a folder; allowed: a file")
+        raise ConfigError(f"init: {file} is a folder; allowed: {allowed}")
     if file.exists() and not overwrite:
-        raise ConfigError(f"init: {file} exists; allowed: {option} with another file, or --overwrite")
+        raise ConfigError(f"init: {file} exists; allowed: {allowed}, or --overwrite")
 
 
 def _refuse_unserved(objective: str, kind: type[Objective], data: str, look: Look) -> None:
@@ -97,26 +105,32 @@ def _refuse_unserved(objective: str, kind: type[Objective], data: str, look: Loo
         return
     simple = {name: each for name, each in discover().items() if not each.__dict__.get("composite")}
     serving = [name for name, each in simple.items() if not missing(each, look)]
-    then = f"allowed with these data: {', '.join(serving)}" if serving else _unserved(look, data)
+    partly = any(look.partly(takes.modality) for takes in kind.takes.values())
+    remedies = ["remove these samples, or add what they lack"] if partly else []
+    remedies += [f"allowed with these data: {', '.join(serving)}"] if serving else []
+    then = "; ".join(remedies) or _unserved(simple, look)
     raise ConfigError(f"init {objective}: {data} has {look.described()}, but {lack}; {then}")
 
 
-def _unserved(look: Look, data: str) -> str:
+def _unserved(simple: Mapping[str, type[Objective]], look: Look) -> str:
     found = ", ".join(look.held)
     if not found:
         return "no objective takes such data; `bigssl shards pack --help` says what becomes samples"
+    held = set(look.held)
+    if takers := [name for name, each in simple.items() if {takes.modality for takes in each.takes.values()} <= held]:
+        return f"{', '.join(takers)} would take {found}, but not as they are"
     return (
         f"no objective takes {found} yet: `bigssl shards pack`, `stats`, `clean` and `split` work on them, there are "
         "backbones for them (README), and docs/extend.md shows how an objective is added, in one file"
     )
 
 
-def _label(parts: Parts, wanted: str | None) -> str | None:
-    """The field of the json by which is judged; None where there is none."""
+def _label(parts: Parts, asked: str | None) -> str | None:
+    """The field of the json by which is judged; None where there is none. asked: --label."""
     looks = [look for look in (parts.look, parts.look_at_held) if look is not None]
-    if wanted is not None:
-        check_label(wanted, *looks)
-        return wanted
+    if parts.label is not None:
+        check_label(parts.label, asked, *looks)
+        return parts.label
     return LABEL if LABEL in parts.look.classes() and all(LABEL in look.labels for look in looks) else None
 
 
@@ -136,7 +150,8 @@ def _words(kind: type[Objective], file: str, tokenizer: str | None, overwrite: b
             raise ConfigError(f"init: --tokenizer {tokenizer} has no effect: {kind.__name__.lower()} takes no text")
         return ""
     if not tokenizer:
-        _refuse_existing("--tokenizer", Path(file), overwrite)
+        use = f"--tokenizer {file} to read it, --out with another file to have one trained beside that"
+        _refuse_existing(Path(file), overwrite, use)
     return tokenizer or file
 
 

@@ -14,7 +14,15 @@ from bigssl.data.errors import DataError
 from bigssl.data.shards import leftout
 from bigssl.data.shards.leftout import LeftOut
 from bigssl.data.tools import guess, sources_series, sources_text
-from bigssl.data.tools.classes import CLASSES, LABEL, extensions, file_labels, folder_labels, said_of_labels
+from bigssl.data.tools.classes import (
+    CLASSES,
+    LABEL,
+    extensions,
+    file_labels,
+    folder_labels,
+    said_of_labels,
+    said_of_levels,
+)
 from bigssl.data.tools.sources import Item
 from bigssl.data.tools.sources_folder import files_below, from_folder
 from bigssl.data.tools.sources_tables import Table, from_table
@@ -70,6 +78,8 @@ def _items(source: Path, fields: Fields, found: Listing, target: Path, held_out:
     names = files_below(source, found.left_out)
     items = list(from_folder(source, fields.pattern, found.left_out, names=names, labels=fields.labels == "names"))
     found.note(guess.ask_of_parts(source, names, target, held_out > 0))
+    if fields.pattern is None:
+        found.note(said_of_levels(names, {str(item.label) for item in items if item.label is not None}))
     if fields.kind is None and fields.pattern is None:
         kinds = extensions(names)
         guess.ask_of_tables(source, kinds, target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from bigssl.transfer.inputs import INPUTS
 
 MOST, FEW = 2000, 64  # samples that are looked at, where these bytes allow more than FEW:
 BYTES = 1 << 28
+RUNS = 8  # of neighbours among remote samples
 CHARACTERS = 2048  # of a text whose tokens are counted: more than a first network takes
 CLASSES = range(2, 101)  # values of a field that may be a label
 
@@ -94,6 +95,18 @@ class Look:
     fields: Counter[str] = field(default_factory=Counter)
     held: dict[str, Content] = field(default_factory=dict)
     labels: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def see_names(self, named: Sequence[tuple[str, Collection[str]]]) -> None:
+        """Learn from (key, names of fields) of all samples which of them lack what others hold. A json may be text."""
+        self.looked = len(named)
+        for modality, held in self.held.items():
+            kinds = {*decode.FIELDS[modality], *(["json"] if modality == "text" else [])}
+            held.lacking = held.lacking if modality == "text" else []
+            held.lacking = list(dict.fromkeys([*held.lacking, *(key for key, names in named if not kinds & {*names})]))
+
+    def partly(self, modality: str) -> bool:
+        """Whether some samples have what a network of this modality takes, and some not."""
+        return modality in self.held and bool(self.held[modality].lacking)
 
     def classes(self) -> dict[str, Counter[str]]:
         """The fields of the json that may be labels: a few values, most of which occur again."""
@@ -185,13 +198,25 @@ def _meta(sample: Sample) -> dict[str, Any]:
 
 
 def stored(index: DatasetIndex, most: int = MOST) -> Iterator[Sample]:
-    """At most `most` samples of an index, from all over it; of large ones fewer, which seconds suffice for."""
+    """At most `most` samples of an index, from all over it; of large ones fewer, which seconds suffice for; of remote
+    ones a few runs of neighbours, which are fetched together."""
     mean = sum(shard.bytes for shard in index.shards) // len(index) + 1
     most, reader = min(most, max(FEW, BYTES // mean)), SampleReader(index)
+    numbers = near_numbers(len(index), min(most, FEW)) if reader.remote else spread_numbers(len(index), most)
     try:
-        yield from (reader.read(number) for number in spread_numbers(len(index), most))
+        if reader.remote:
+            reader.announce(numbers, ())
+        yield from map(reader.read, numbers)
     finally:
         reader.close()
+
+
+def near_numbers(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, in RUNS runs of neighbours."""
+    if count <= most:
+        return list(range(count))
+    length = max(1, most // RUNS)
+    return sorted({at for start in spread_numbers(count - length + 1, RUNS) for at in range(start, start + length)})
 
 
 def spread_numbers(count: int, most: int) -> list[int]:
@@ -199,9 +224,9 @@ def spread_numbers(count: int, most: int) -> list[int]:
     return sorted({number * count // min(count, most) for number in range(min(count, most))})
 
 
-def check_label(label: str, *looks: Look) -> None:
-    """Refuse a field of the json that cannot be a label. Raises ConfigError."""
+def check_label(label: str, asked: str | None, *looks: Look) -> None:
+    """Refuse a field of the json that cannot be a label. asked: what the source calls it. Raises ConfigError."""
     for look in looks:
         if label not in look.labels:
             there = ", ".join(look.labels) or "no field that all samples have"
-            raise ConfigError(f"--label: value {label!r} is not in the json of each sample; allowed: {there}")
+            raise ConfigError(f"--label: value {asked or label!r} is not in the json of each sample; allowed: {there}")

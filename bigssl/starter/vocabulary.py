@@ -7,7 +7,7 @@ from bigssl.starter.looking import Look
 
 ENTRIES = (512, 4096)
 CHARACTERS_PER_ENTRY = 64  # of the training part: an entry is seen some times at least
-MOST_CHARACTERS = 1 << 28  # a tokenizer is trained on texts that are held in memory
+MOST_CHARACTERS = 1 << 28  # of which all words fit into memory, and that are read in minutes
 
 
 def vocabulary_size(look: Look, data: str) -> int:
@@ -20,8 +20,8 @@ def vocabulary_size(look: Look, data: str) -> int:
     characters = sum(lengths) * look.samples // len(lengths)
     if characters > MOST_CHARACTERS:
         raise ConfigError(
-            f"init: {data} holds about {characters / 1e9:.1f} · 10^9 characters, too many to train a tokenizer on in "
-            f"memory; allowed: --tokenizer FILE, e.g. of a part: `bigssl shards split {data} PART --part some=0.01`, "
+            f"init: {data} holds about {characters / 1e9:.1f} · 10^9 characters, too many to train a tokenizer on; "
+            f"allowed: --tokenizer FILE, e.g. of a part: `bigssl shards split {data} PART --part some=0.01`, "
             "then `bigssl tokenizer train PART/some tokenizer.json`"
         )
     wanted = max(ENTRIES[0], min(ENTRIES[1], characters // CHARACTERS_PER_ENTRY))

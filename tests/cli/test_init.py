@@ -94,7 +94,8 @@ def test_each_objective_gets_a_recipe_or_a_no_that_helps(
         if code:
             refused.append(name)
             assert code == 2 and not file.exists() and errors.count("\n") == 1, errors
-            helps = rf"bigssl: init {name}: {data} has .*, but no .*; (allowed with these data: |no objective takes)"
+            then = "allowed with these data: |no objective takes|remove these"
+            helps = rf"bigssl: init {name}: {data} has .*, but no .*; ({then})"
             assert re.match(helps, errors)
             continue
         made.append(name)
@@ -229,14 +230,14 @@ def test_texts_may_be_empty_or_huge(here: Path, capsys: pytest.CaptureFixture[st
     for number in range(3):
         (here / "e" / f"{number}.txt").write_text(" ")
     assert main(["init", "mlm", "e"]) == 2
-    assert "e has texts (characters 1), but all of its texts are empty; no objective takes" in said(capsys)
+    assert "e has texts (characters 1), but all of its texts are empty; mlm would take text, but not as" in said(capsys)
 
 
 def test_pictures_of_which_some_lack_a_caption_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = captioned(here / "pairs")
     (here / "pairs" / "a" / "0.txt").unlink()
     assert main(["init", "clip", data]) == 2
-    assert "but no texts (txt) in 1 of 36 samples, such as 'a/0'; allowed with these data: byol" in said(capsys)
+    assert "but no texts (txt) in 1 of 36 samples, such as 'a/0'; remove these samples, or add" in said(capsys)
 
 
 def test_shards_without_parts_are_split_and_foreign_ones_are_not_touched(
@@ -245,13 +246,13 @@ def test_shards_without_parts_are_split_and_foreign_ones_are_not_touched(
     class_folders(here / "photos")
     assert main(["shards", "pack", "photos", "mine", "--jobs", "1"]) == 0
     assert main(["init", "simclr", "mine"]) == 0, said(capsys)
-    assert "bigssl shards split mine mine-split --part val=0.2" in capsys.readouterr().out
+    assert "bigssl shards split mine mine-split --part val=0.2 --equal-together" in capsys.readouterr().out
     both = [len(DatasetIndex.load(f"mine-split/{part}")) for part in ("train", "val")]
     assert sum(both) == 36 and min(both) > 0
     assert main(["init", "simclr", "photos"]) == 0
     (here / "photos" / "a" / "more.png").write_bytes(picture(99))
     assert main(["init", "byol", "photos"]) == 2
-    assert "photos-shards is there already and holds 36 samples, but photos 37; remove it" in said(capsys)
+    assert "photos-shards is there already and holds 36 samples of another state of photos" in said(capsys)
     assert main(["init", "byol", "mine", "--window", "3"]) == 2 and "--window has no effect on mine" in said(capsys)
 
 
@@ -267,6 +268,9 @@ def test_folders_that_are_parts_stay_parts(here: Path, capsys: pytest.CaptureFix
 def test_what_is_no_objective_for_init_is_answered(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "simclear", "photos"]) == 2
     assert f"no objective 'simclear'; allowed: {', '.join(SIMPLE)}; nearest: simclr" in said(capsys)
+    assert main(["init", "photos", "simclr"]) == 2
+    assert "the objective comes first: `bigssl init simclr photos`" in said(capsys)
+    assert main(["init", "SimCLR", "photos"]) == 2 and said(capsys).endswith("; nearest: simclr\n")
     for name in set(discover()) - set(SIMPLE):
         assert main(["init", name, "photos"]) == 2 and "begin with one of them" in said(capsys)
     assert main(["init", "simclr", "nowhere"]) == 2 and "nowhere: no such file or folder" in said(capsys)

@@ -103,6 +103,7 @@ KINDS: dict[str, Callable[[int], Fields]] = {
     "short": lambda n: {"npy": series(12, 1)},
     "damaged": lambda n: {"png": b"no picture"},
     "one damaged": lambda n: {"png": picture(n) if n else b"no picture"},
+    "one sound": lambda n: {"png": picture(n) if n == 7 else b"no picture"},
     "several sizes": lambda n: {"npy": series(16 + n, 1)},
 }
 
@@ -250,6 +251,19 @@ def test_a_bad_sample_is_passed_over_where_training_does(
     assert 0 < len(seeds) < 20  # one sample in eight, four of which are looked at
     (line,) = refused(path, "data.on_error=raise", f"seed={seeds[0]}")
     assert "sample 'k0': undecodable image" in line
+
+
+def test_bad_samples_and_shards_are_passed_over_where_others_are_sound(
+    recipe: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    """A run would go on to the next ones: after all that is looked at first, and after a shard that is gone."""
+    skipping = load_recipe(recipe("simclr", "one sound", data={"on_error": "skip"}), [], model())
+    assert not [seed for seed in range(6) if refuses(skipping.model_copy(update={"seed": seed}))]
+    shutil.copytree(data / "pictures", tmp_path / "gone")
+    (tmp_path / "gone" / "x-000000.tar").write_bytes(b"")
+    front = {"url": str(tmp_path / "gone"), "sequential": True, "samples": 8}
+    path = recipe("simclr", "", data={"sources": {"it": front}, "on_error": "skip"})
+    preflight.plan(load_recipe(path, [], model()), 1)
 
 
 def refuses(recipe: Any) -> bool:

@@ -143,6 +143,23 @@ def test_what_a_table_means_is_asked_with_a_command_that_fits(tmp_path: Path, pa
     assert "no rows below a header" in pack.refused(table(tmp_path, "a,b", name="empty.csv"))
 
 
+def test_what_is_nearly_a_source_is_told_what_it_lacks(
+    tmp_path: Path, pack: Pack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parted = table(tmp_path, "file;label", "a,b.jpg;x", name="semi.csv")
+    for options in ([], ["--as", "series"]):
+        line = pack.refused(parted, *options)
+        assert "line 1: one column, 'file;label': its cells are separated by semicolons (';')" in line
+    urls = table(tmp_path, "id,url", "1,https://x.org/a.jpg", "2,https://x.org/b.jpg", name="urls.csv")
+    assert "column 'url' holds URLs of pictures, e.g. 'https://x.org/a.jpg'; download them" in pack.refused(urls)
+    (tmp_path / "t.json").write_text('[{"text": "a"}]')
+    assert f"`jq -c '.[]' {tmp_path}/t.json > {tmp_path}/t.jsonl`" in pack.refused(tmp_path / "t.json")
+    pack(pictures(tmp_path / "s", *(f"{n}.jpg" for n in range(20))), "--split", "val=0.3")
+    capsys.readouterr()
+    assert main(["shards", "split", str(pack.out), str(tmp_path / "again")]) == 2
+    assert f"it has parts with one; allowed: {pack.out}/train, {pack.out}/val" in capsys.readouterr().err
+
+
 def test_class_folders_give_labels_and_say_so(tmp_path: Path, pack: Pack) -> None:
     own = {"cat/1.json": b'{"n": 1.50e3}', "cat/2.json": b'\xef\xbb\xbf{ }', "dog/1.json": b'{"label": "hound"}',
            "dog/2.json": b"[1]"}  # fmt: skip
@@ -164,7 +181,7 @@ def test_class_folders_give_labels_and_say_so(tmp_path: Path, pack: Pack) -> Non
 
 
 def test_one_folder_or_none_is_no_class(tmp_path: Path, pack: Pack) -> None:
-    for names in (("a.jpg", "b.jpg"), ("p/a.jpg", "p/b.jpg"), ("a.jpg", "p/b.jpg"), ("x/p/a.jpg", "y/p/b.jpg")):
+    for names in (("a.jpg", "b.jpg"), ("p/a.jpg", "p/b.jpg"), ("a.jpg", "p/b.jpg"), ("x/p/a.jpg", "x/p/b.jpg")):
         shutil.rmtree(tmp_path / "s", ignore_errors=True)
         samples, said = pack(pictures(tmp_path / "s", *names))
         assert set(labels(samples).values()) == {None} and said == ""
@@ -175,6 +192,19 @@ def test_one_folder_or_none_is_no_class(tmp_path: Path, pack: Pack) -> None:
     assert labels(patterned) == {"cat/a_1": "cat", "dog/b_1": "dog"}
     pattern = "(?P<key>[a-z]+/(?P<label>.).*)"
     assert labels(pack(tmp_path / "d", "--pattern", pattern)[0]) == {"cat/a_1": "a", "dog/b_1": "b"}
+
+
+def test_of_nested_folders_the_first_that_differ_are_the_classes(tmp_path: Path, pack: Pack) -> None:
+    names = [f"{part}/{kind}/{size}/1.jpg" for part in ("train", "val") for kind in ("cat", "dog")
+             for size in ("small", "big")]  # fmt: skip
+    source = pictures(tmp_path / "s", *names, "train/cat/2.jpg")
+    samples, said = pack(source)
+    assert {key: key.split("/")[1] for key in samples} == labels(samples)
+    (pattern,) = re.findall(r"for those around it \(big, small\): --pattern '(.*?)'", said)
+    assert {key: key.split("/")[-2] for key in samples} == labels(pack(source, "--pattern", pattern)[0])
+    alike = pictures(tmp_path / "a", *(f"data/{kind}/images/{n}.jpg" for kind in ("cat", "dog") for n in "12"))
+    samples, said = pack(alike)
+    assert {key: key.split("/")[1] for key in samples} == labels(samples) and "--pattern" not in said
 
 
 def test_folders_that_may_be_one_sample_are_asked(tmp_path: Path, pack: Pack) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ SPECIALS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+_AT_ONCE = 1000  # words of a text that a tokenizer is trained on
 _WORD_LENGTH = 5  # about
 _WORD_START = re.compile(r"(?<=\s)\S")
 
@@ -57,13 +58,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLi
 
     The same texts give the same bytes. [PAD] is 0; the others of SPECIALS follow. Encoding adds [CLS] and [SEP] (Devlin
     et al. 2019). Accents and marks stay: in Hindi, Thai and Japanese they are vowels and consonants. Characters that
-    have no place become [UNK] (`bigssl.data.kinds.alphabet` says which). `texts` are held in memory.
+    have no place become [UNK] (`bigssl.data.kinds.alphabet` says which). `texts` are read once; their words are held
+    in memory, each once.
 
     Raises DataError for texts without characters, and a size that cannot hold one.
     """
     names, learner = list(SPECIALS.values()), _wordpiece({})
-    split = [_words_of(learner, text) for text in texts]
-    everything = Alphabet.of(Counter(word for words in split for word in words))
+    counts = Counter(word for text in texts for word in _words_of(learner, text))
+    everything = Alphabet.of(counts)
     if not everything.ranked:
         raise DataError("tokenizer: the texts hold no characters to learn from")
     if vocab_size < (least := len(names) + everything.costs[0]):
@@ -77,8 +79,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLi
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, special_tokens=names + alphabet.entries, show_progress=False)
     learner.normalizer, learner.pre_tokenizer = normalizers.Sequence([]), pre_tokenizers.WhitespaceSplit()
-    spelled = (" ".join(word for word in words if known.issuperset(word)) for words in split)
-    learner.train_from_iterator(spelled, trainer)
+    learner.train_from_iterator(_repeated({word: n for word, n in counts.items() if known.issuperset(word)}), trainer)
     vocabulary = learner.get_vocab()
     alphabet = alphabet.filled(vocab_size - len(vocabulary))
     for entry in alphabet.entries:
@@ -91,6 +92,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLi
     with whole(Path(path)) as staging:
         tokenizer.save(str(staging), pretty=False)
     return Learnt(len(vocabulary), alphabet)
+
+
+def _repeated(counts: Mapping[str, int]) -> Iterator[str]:
+    """Texts in which each word occurs so often: a trainer takes no counts."""
+    for word, times in counts.items():
+        for begin in range(0, times, _AT_ONCE):
+            yield " ".join([word] * min(_AT_ONCE, times - begin))
 
 
 def _wordpiece(vocabulary: dict[str, int]) -> Tokenizer:

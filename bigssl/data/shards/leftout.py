@@ -10,6 +10,7 @@ EXAMPLES = 3
 
 HIDDEN = "hidden files (names that begin with a dot)"
 FOLDERS = "hidden folders with all that is in them"
+SYSTEM = "files and folders that an operating system puts beside others"
 SPECIAL = "files that are no ordinary ones (pipes, sockets, devices)"
 NAMELESS = "files without an extension, so without a name for their field"
 META = "files that webdataset passes over (__NAME__)"
@@ -24,6 +25,7 @@ _TAKEN = (EMPTY, DOTS, TWINS, MISSING)
 _ADVICE = {
     HIDDEN: "rename those that are data",
     FOLDERS: "rename those that hold data",
+    SYSTEM: "nothing is lost",
     SPECIAL: "copy their content into files where it is data",
     NAMELESS: "rename those that are data",
     META: "rename those that are data",

@@ -228,6 +228,9 @@ def _local_index(url: str, dataset: str) -> bytes:
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) and not path.parent.exists():
             raise DataError(f"dataset {display(dataset)}: no such file or folder{seen_from(path)}") from error
+        if parts := sorted(str(each.parent) for each in path.parent.glob(f"*/{path.name}")):
+            raise DataError(f"dataset {display(dataset)}: no index, but it has parts with one; allowed: "
+                            f"{', '.join(parts)}") from error  # fmt: skip
         raise _no_index(dataset, f"no index at {display(url)} ({type(error).__name__})") from error
 
 

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from bigssl.data.errors import DataError
-from bigssl.data.tools.sources_text import HEAD, decoded, document_lines
+from bigssl.data.tools.sources_text import HEAD, decoded, document_lines, refuse_separator
 
 MISSING = ("", "?", "nan", "NaN", "NA")
 
@@ -32,6 +32,7 @@ def cells_of(data: bytes, path: Path, line: int) -> list[str]:
 def header_of(cells: list[str], where: str) -> list[str]:
     """Names of the columns: the cells of the first line, or 0, 1, ... where all of them are numbers. Raises DataError
     for a first line of numbers and dates, which is a row."""
+    refuse_separator(cells, where)
     numbers = [cell for cell in cells if cell.strip() and is_number(cell)]
     if all(map(is_number, cells)):
         return [str(place) for place in range(len(cells))]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from os.path import commonpath
 from pathlib import Path
 
@@ -43,13 +43,33 @@ def dataset_parts(source: Path, names: Iterable[str]) -> dict[str, Path]:
 
 
 def folder_labels(files: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """sample -> name of the folder that holds all its files, where there are at least two such names. files: sample ->
-    paths. Neither the source itself nor a folder that is a part of the dataset (train, val) is a class."""
-    no_classes = {"", *part_names(name for names in files.values() for name in names)}
+    """sample -> name of the class folder that holds all its files, where there are at least two such names. files:
+    sample -> paths. That is the first folder on the way in which the samples (of a part of the dataset, as train and
+    val are) differ; neither the source itself nor such a part is a class."""
     homes = {key: {name.rpartition("/")[0] for name in names} for key, names in files.items()}
-    found = {key: home for key, (home, *more) in homes.items() if not more and home not in no_classes}
-    labels = {key: home.rpartition("/")[2] for key, home in found.items()}
+    found = {key: tuple(home.split("/")) for key, (home, *more) in homes.items() if not more and home}
+    parts = [tuple(part.split("/")) for part in part_names(name for names in files.values() for name in names)]
+    within = {key: next((home[len(part) :] for part in parts if home[: len(part)] == part), home)
+              for key, home in found.items()}  # fmt: skip
+    level = _first_unlike(within.values())
+    labels = {key: home[level] for key, home in within.items() if len(home) > level}
     return labels if len(set(labels.values())) > 1 else {}
+
+
+def _first_unlike(homes: Collection[tuple[str, ...]]) -> int:
+    """The first level on which folders differ, of those that have one."""
+    deepest = max(map(len, homes), default=0)
+    return next((level for level in range(deepest) if len({home[level] for home in homes if len(home) > level}) > 1), 0)
+
+
+def said_of_levels(names: Iterable[str], labels: Collection[str]) -> str:
+    """What to say where the folders within the class folders have names of their own, which may be the classes."""
+    last = sorted({name.split("/")[-2] for name in names if "/" in name} - set(labels))
+    if not labels or len(last) < 2:
+        return ""
+    shown = ", ".join(last[:SHOWN]) + (", ..." if len(last) > SHOWN else "")
+    return (f"label: of the folders on the way to a sample the first that differs; for those around it ({shown}): "
+            "--pattern '(?P<key>.*?(?P<label>[^/]+)/[^/]+)'")  # fmt: skip
 
 
 def file_labels(names: Sequence[str]) -> dict[str, str]:

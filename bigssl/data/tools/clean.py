@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from bigssl.data.errors import DataError, damaged
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack, refuse_existing
+from bigssl.data.tools.parts import equal_together
 from bigssl.data.tools.rules import Judged, Thresholds, check_names, judge_samples
 from bigssl.data.tools.sources import json_bytes
 from bigssl.data.tools.sources_shards import from_index, stretches_of
@@ -71,14 +72,16 @@ def _line(index: DatasetIndex, verdict: Judged) -> bytes:
 
 
 def split(
-    index: DatasetIndex, folder: Path, part: tuple[str, float], *, seed: int = 0, by: str | None = None, **options: Any
-) -> dict[str, DatasetIndex]:
+    index: DatasetIndex, folder: Path, part: tuple[str, float], *, seed: int = 0, by: str | None = None,
+    equal: bool = False, **options: Any,
+) -> dict[str, DatasetIndex]:  # fmt: skip
     """Writes `folder/PART` of a share of the samples and `folder/train` of the others; part: (name, share).
 
     A hash of (seed, key) decides, or of a field `by` of the json, so that samples that agree there stay on one side.
-    Windows of series are parted by time instead, unless there is a field `by` (see `by_time`). options: as of `pack`.
-    Raises DataError.
+    Windows of series are parted by time instead, unless there is a field `by` (see `by_time`). equal: samples of
+    equal content stay on one side, too. options: as of `pack`. Raises DataError.
     """
     items = stretches_of(index) if by is None else None
     items = from_index(index, range(len(index)), by) if items is None else items
+    items = equal_together(items) if equal else items
     return pack(items, folder, split=part, seed=seed, **options)

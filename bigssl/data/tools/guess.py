@@ -17,7 +17,7 @@ from bigssl.data.tools.sources_text import HEAD
 
 SUFFIXES = {"lines": ".txt", "jsonl": ".jsonl", "series": ".csv", "ts": ".ts"}
 FEW = 50  # files, from which on nobody takes a file for a class
-SOME, MANY = 100, 1000  # lines of a file that may be documents, and that hardly are one
+SOME, MANY = 10, 1000  # lines of a file that may be documents, and that hardly are one
 _TABLES = ("csv", "tsv", "jsonl", "ts")
 Rows = Sequence[Mapping[str, str]]
 
@@ -28,6 +28,9 @@ def kind_of(source: Path) -> str:
         return "files"
     kinds = {".tsv": "table", ".csv": "table"} | {suffix: kind for kind, suffix in SUFFIXES.items() if kind != "series"}
     suffix = source.suffix.lower()
+    if suffix == ".json":
+        lines = f"`jq -c '.[]' {source} > {source.with_suffix('.jsonl')}` makes lines of an array"
+        raise DataError(f"source {source}: a .json is one value; allowed is .jsonl, an object a line; {lines}")
     if suffix not in kinds:
         raise DataError(
             f"source {source}: allowed are a folder, {', '.join(sorted(kinds))}; or say what it is with --as"
@@ -99,6 +102,9 @@ def pictureless(path: Path, root: Path, first: Rows, target: Path) -> DataError:
     there = ", ".join(first[0])
     if named := named_pictures(first):
         cell = first[0][named[0]]
+        if "://" in cell:
+            what = f"column {named[0]!r} holds URLs of pictures, e.g. {cell!r}; download them, then name the files"
+            return DataError(f"source {path}: {what} in a column, or give --image with their path")
         what = f"the pictures of column {named[0]!r}, e.g. {cell!r}, are not below {root}"
         return DataError(f"source {path}: {what}; say with --root where they are")
     if holds_numbers(first):
@@ -152,19 +158,35 @@ def ask_of_parts(source: Path, names: Sequence[str], target: Path, parted: bool,
 def ask_of_texts(source: Path, names: Sequence[str]) -> str:
     """What to say where a folder of few .txt files may hold a document a line. Raises DataError where it surely does
     not hold a document a file."""
-    if not 0 < len(names) < FEW or not all(name.lower().endswith(".txt") for name in names):
-        return ""
-    lines = [_lines(source / name) for name in names]
-    mean = sum(lines) / len(lines)
-    many = f"{len(names)} .txt files with {'over ' if mean > MANY else ''}{min(mean, MANY):,.0f} lines each"
+    mean = _lines_each(source, names)
     if mean > MANY:
-        raise DataError(
-            f"source {source}: {many}; is a file a document (--as files), or a line (--as lines, with the names of "
-            "the files as labels)?"
-        )
+        raise DataError(_asked_of_texts(source, names, mean))
     if mean < SOME:
         return ""
-    return f"{many}: a file is a sample; --as lines makes each line one, with the names of the files as labels"
+    each = "--as lines makes each line one, with the names of the files as labels"
+    return f"{_counted(names, mean)}: a file is a sample; {each}"
+
+
+def ask_of_few_texts(source: Path, names: Sequence[str]) -> None:
+    """The same where files are too few to be the samples of a run. Raises DataError where lines may be them."""
+    if (mean := _lines_each(source, names)) >= SOME:
+        raise DataError(_asked_of_texts(source, names, mean))
+
+
+def _asked_of_texts(source: Path, names: Sequence[str], mean: float) -> str:
+    asked = "is a file a document (--as files), or a line (--as lines, with the names of the files as labels)?"
+    return f"source {source}: {_counted(names, mean)}; {asked}"
+
+
+def _counted(names: Sequence[str], mean: float) -> str:
+    return f"{len(names)} .txt files with {'over ' if mean > MANY else ''}{min(mean, MANY):,.0f} lines each"
+
+
+def _lines_each(source: Path, names: Sequence[str]) -> float:
+    """Lines of a file in the mean; 0 where there are other files, or many."""
+    if not 0 < len(names) < FEW or not all(name.lower().endswith(".txt") for name in names):
+        return 0
+    return sum(_lines(source / name) for name in names) / len(names)
 
 
 def _lines(path: Path) -> int:

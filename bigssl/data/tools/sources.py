@@ -35,7 +35,8 @@ class Item:
 
     stamp: says, as something JSON can hold, which version of the source `load` would read; equal stamps, equal bytes.
     Shards of items without one are never taken over from an interrupted run. label: what its json says as `label`,
-    where that is known before it is loaded. stretch: where a split has to go by time, the rows that it holds.
+    where that is known before it is loaded. stretch: where a split has to go by time, the rows that it holds. fields:
+    names of those that it has at least, where they are known before.
     """
 
     key: str
@@ -44,6 +45,7 @@ class Item:
     stamp: Callable[[], object] | None = None
     label: object | None = None
     stretch: Stretch | None = None
+    fields: frozenset[str] | None = None
 
 
 def json_bytes(values: Mapping[str, object]) -> bytes:

@@ -17,12 +17,16 @@ from bigssl.data.shards.tarwalk import split_name
 from bigssl.data.tools.classes import LABEL, folder_labels, with_label
 from bigssl.data.tools.sources import Item, is_utf8, json_bytes, read_file, version
 
+_SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "$recycle.bin", "system volume information",
+           "@eadir", "lost+found"}  # fmt: skip
+
 
 def files_below(root: Path, left_out: LeftOut) -> list[str]:
     """Paths below `root`, relative to it and sorted; links to files and folders are followed.
 
-    left_out: is told what begins with a dot, what is no ordinary file, and which files are empty (they are taken).
-    Raises DataError for a folder that cannot be read, and a link that leads back to a folder around it.
+    left_out: is told what begins with a dot, what systems put there (Thumbs.db), what is no ordinary file, and which
+    files are empty (they are taken). Raises DataError for a folder that cannot be read, and a link that leads back to a
+    folder around it.
     """
     return sorted(_below(str(root), "", (os.path.realpath(root),), left_out))
 
@@ -37,6 +41,8 @@ def _below(folder: str, prefix: str, around: tuple[str, ...], left_out: LeftOut)
         name = prefix + entry.name
         if entry.name.startswith("."):
             left_out.add(leftout.FOLDERS if entry.is_dir() else leftout.HIDDEN, name)
+        elif entry.name.lower() in _SYSTEM:
+            left_out.add(leftout.SYSTEM, name)
         elif entry.is_dir():
             real = os.path.realpath(entry.path)
             if real in around:
@@ -109,7 +115,8 @@ def from_folder(
     for key, files in groups.items():
         sample = Files(str(root), files, pattern, found.get(key))
         facts = sample.facts()
-        yield Item(key, key, sample.load, sample.stamp, found.get(key, facts.get(LABEL)))
+        label = found.get(key, facts.get(LABEL))
+        yield Item(key, key, sample.load, sample.stamp, label, fields=frozenset(field for field, _ in files))
 
 
 def _groups(

@@ -16,7 +16,7 @@ from bigssl.data.kinds.decode import IMAGES
 from bigssl.data.shards import leftout
 from bigssl.data.shards.leftout import LeftOut
 from bigssl.data.tools.sources import Item, Keys, json_bytes, read_file, unusable, version
-from bigssl.data.tools.sources_text import decoded, physical_lines
+from bigssl.data.tools.sources_text import decoded, physical_lines, refuse_separator
 from bigssl.data.tools.templates import columns_of, fill_in
 
 _MISSING = {"", "nan", "none", "null", "na", "n/a", "<na>"}  # lower case; how programs write that there is no text
@@ -188,6 +188,8 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             return
         if cells and not header:
             header = _header(cells, lines.where)
+            if path.suffix.lower() != ".tsv":
+                refuse_separator(cells, lines.where)
         elif cells:
             yield lines.row_begin, _row(header, cells, lines.where)
 

@@ -91,6 +91,15 @@ def document_lines(path: Path) -> Iterator[Line]:
             yield line._replace(data=line.data.rstrip(b"\r\n"))
 
 
+def refuse_separator(cells: Sequence[str], where: str) -> None:
+    """Raises DataError for the first line of a .csv table whose only cell holds what separates others."""
+    found = {";": "semicolons", "\t": "tabs", "|": "bars"}
+    if len(cells) == 1 and (mark := max(found, key=cells[0].count)) in cells[0]:
+        how = "rename it to .tsv" if mark == "\t" else "write it anew with commas, e.g. by a program for tables"
+        raise DataError(f"{where}: one column, {cells[0][:60]!r}: its cells are separated by {found[mark]} ({mark!r}), "
+                        f"those of a .csv by commas; {how}")  # fmt: skip
+
+
 class TextDocument(NamedTuple):
     """A line of a text file, or of a file of JSON objects when there is a template for its text.
 

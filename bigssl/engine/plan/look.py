@@ -6,7 +6,7 @@ finds the same, so that all of them refuse. Nothing is left behind: the streams 
 generators are as they were.
 
 The samples are ones that the run will read: local ones from as many shards as can be, remote ones that lie beside each
-other, which is a sidecar and one range. A `pipe:` command is not started.
+other, which is a sidecar and one range (samples.py). A `pipe:` command is not started.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +27,18 @@ from bigssl.data.errors import DataError, display
 from bigssl.data.loading.collate import collate
 from bigssl.data.loading.drawn import Draws, NotHereYet, Shelf, where
 from bigssl.data.loading.watchdog import Stages
-from bigssl.data.order.mixture import Mixture
 from bigssl.data.order.order import Order, as_it_is
 from bigssl.data.order.rng import sample_rng
-from bigssl.data.order.sequential import SequentialStream, samples_of
-from bigssl.data.order.stream import Stream
+from bigssl.data.order.sequential import SequentialStream
 from bigssl.data.remote.pipes import PIPE
 from bigssl.data.sample import Sample
 from bigssl.data.shards import storage
+from bigssl.engine.plan.samples import LookedAt, datasets_of
 from bigssl.engine.plan.tokens import judge_tokens
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective
 from bigssl.objectives.joint import Joint
-
-MOST = 4  # samples of a dataset
-_NEAR = 1 << 14  # positions among which those beside each other are looked for
 
 
 @dataclass
@@ -53,15 +48,6 @@ class Looked:
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     prepared: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Dataset:
-    """One of a source: its field in the recipe, and its samples to look at (what cannot be read is an error)."""
-
-    field: str
-    url: str
-    samples: list[Sample | DataError]
 
 
 def look(
@@ -123,8 +109,11 @@ def _source(
     found: Looked, recipe: Recipe, objective: Objective, towers: Mapping[str, Tower], order: Order, within: int
 ) -> None:
     shelf, prepared, failures = Shelf(order, order.source, Stages(0, {})), list[dict[str, Any]](), list[str]()
-    for dataset in _datasets(order, within):
+    for dataset in datasets_of(order, within):
         good, bad = _prepared(shelf, objective, dataset.samples, recipe.seed)
+        if not good and order.on_error == "skip":  # a run would go on from one dead shard to the next
+            others = (_prepared(shelf, objective, each, recipe.seed)[0] for each in dataset.elsewhere())
+            good = next(filter(None, others), good)
         prepared += good
         if bad and (order.on_error == "raise" or not good):
             failures.append(_refused(dataset, *bad[0], objective, towers, order.source))
@@ -143,59 +132,6 @@ def _source(
     found.failures += failures
     if not failures:
         found.prepared[order.source] = prepared
-
-
-def _datasets(order: Order, within: int) -> Iterator[_Dataset]:
-    """Every dataset of a source with samples that the first `within` positions of its order hold."""
-    source = f"data.sources.{order.source}"
-    if isinstance(order, SequentialStream):
-        yield _Dataset(f"{source}.url", order.index.url, _from_front(order))
-    elif isinstance(order, Mixture):
-        for number, (dataset, part) in enumerate(order.parts.items()):
-            positions = [order.schedule.position(number, place) for place in _places(part, within)]
-            samples = _read(order, [position for position in positions if position < within])
-            if samples:
-                yield _Dataset(f"{source}.mix.{dataset}.url", part.index.url, samples)
-    else:
-        assert isinstance(order, Stream)
-        yield _Dataset(f"{source}.url", order.index.url, _read(order, _places(order, within)))
-
-
-def _places(stream: Stream, within: int) -> list[int]:
-    """Positions of a dataset's first epoch to look at."""
-    count = min(within, len(stream))
-    if not stream.remote:
-        return list(range(min(count, MOST)))  # of lanes that lie all over the dataset
-    _, numbers = stream.locate_many(np.arange(min(count, _NEAR)))
-    shards = np.searchsorted(stream.index.offsets, numbers, side="right")
-    beside = np.flatnonzero(shards == shards[0])
-    return beside[np.argsort(abs(numbers[beside] - numbers[0]), kind="stable")][:MOST].tolist()
-
-
-def _read(order: Order, positions: list[int]) -> list[Sample | DataError]:
-    try:
-        if order.remote:
-            order.announce(positions, [])
-    except DataError as error:
-        return [error]
-    return [_at(order, position) for position in positions]
-
-
-def _at(order: Order, position: int) -> Sample | DataError:
-    try:
-        return order.read(position)
-    except DataError as error:
-        return error
-
-
-def _from_front(stream: SequentialStream) -> list[Sample | DataError]:
-    shard = stream.index.shards[0]
-    try:
-        with closing(samples_of(shard.url, stream.index.remote)) as samples:
-            first = list(islice(samples, MOST))
-    except DataError as error:
-        return [error]
-    return [Sample(key, fields, at, 0, shard.name, stream.source) for at, (key, fields) in enumerate(first)]
 
 
 def _prepared(
@@ -223,7 +159,7 @@ def _prepared(
 
 
 def _refused(
-    dataset: _Dataset, sample: Sample | None, error: Exception, objective: Objective,
+    dataset: LookedAt, sample: Sample | None, error: Exception, objective: Objective,
     towers: Mapping[str, Tower], source: str,
 ) -> str:  # fmt: skip
     head = f"{dataset.field}: value {display(dataset.url)!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +216,14 @@ def test_marks_that_are_letters_stay(word: str, tmp_path: Path) -> None:
     train_tokenizer([f"{word} {word}"] * 5, 200, tmp_path / "t.json")
     tokenizer = load_tokenizer(tmp_path / "t.json")
     assert tokenizer.decode(tokenizer(word)["input_ids"], skip_special_tokens=True) == word
+
+
+def test_texts_are_not_held_in_memory(tmp_path: Path) -> None:
+    """Held as words they would take some 30 MB."""
+    texts = ("".join(chr(0x4E00 + (n * 31 + at) % 700) for at in range(1000)) for n in range(300))
+    tracemalloc.start()
+    try:
+        assert train_tokenizer(texts, 1000, tmp_path / "tokenizer.json").entries == 705
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    finally:
+        tracemalloc.stop()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bigssl.cli.main import main
 from bigssl.data.order.stream import read_in_order
@@ -63,3 +64,19 @@ def test_stats_clean_and_split(dataset, serve, tmp_path: Path, capsys: pytest.Ca
     assert content(str(tmp_path / "x")) == content(index.url)
     assert run("shards", "split", server.url, tmp_path / "y", "--part", "val=0.5", "--by", "number") == 0
     assert content(str(tmp_path / "y/train")) | content(str(tmp_path / "y/val")) == content(index.url)
+
+
+def test_init_reads_few_neighbours_together_and_says_how_to_part_them(
+    serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for n in range(120):
+        Image.new("RGB", (9, 9), (n, 2 * n, 0)).save(tmp_path / "in" / f"{n}.png")
+    assert run("shards", "pack", tmp_path / "in", tmp_path / "out" / "set", "--shard-size", 20, "--jobs", 1) == 0
+    server = serve(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    assert run("init", "mae", f"{server.url}/set/") == 0, capsys.readouterr().err
+    assert (f"`bigssl shards split {server.url}/set/ set-split --part val=0.1 --equal-together` holds some out"
+            in (tmp_path / "set-mae.yaml").read_text())  # fmt: skip
+    asked = [path for path, _ in server.log()["requests"]]
+    assert len([path for path in asked if path.endswith(".tar")]) <= 24, asked

@@ -7,7 +7,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from bigssl.data.errors import DataError
-from bigssl.data.tools.parts import by_time
+from bigssl.data.tools.parts import by_time, equal_together
 from bigssl.data.tools.sources import Item, Stretch
 from bigssl.data.tools.sources_series import Windows
 
@@ -104,3 +104,19 @@ def test_the_fraction_that_is_advised_does(length: int, window: int) -> None:
     assume(advised < 0.5)
     divided = by_time(items("x", Windows(window=window, held_out=advised).pieces(length)), "val", advised)
     assert divided.parts["val"] and not rows(divided.parts["train"]) & rows(divided.parts["val"])
+
+
+def groups(*samples: tuple[str, str, dict[str, bytes]]) -> dict[str, str]:
+    items = [Item(key, group, lambda fields=fields: fields) for key, group, fields in samples]
+    forth, back = ({item.key: item.group for item in equal_together(each)} for each in (items, items[::-1]))
+    assert forth == back
+    return forth
+
+
+def test_equal_pictures_are_one_group_whatever_is_said_of_them_and_groups_stay_whole() -> None:
+    found = groups(
+        ("a", "a", {"jpg": b"1", "txt": b"one"}), ("b", "b", {"png": b"1", "json": b"{}"}),
+        ("c", "C", {"jpg": b"2"}), ("d", "C", {"jpg": b"1"}), ("e", "e", {"jpg": b"3", "txt": b"one"}),
+        ("f", "f", {"txt": b"one", "json": b"1"}), ("g", "g", {"txt": b"one"}),
+    )  # fmt: skip
+    assert found == dict.fromkeys("abcd", "C") | {"e": "e", "f": "f", "g": "f"}

@@ -1,0 +1,112 @@
+"""Which samples of a source are looked at before a run: ones that it will read, a few of each dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import numpy as np
+
+from bigssl.data.errors import DataError
+from bigssl.data.order.mixture import Mixture
+from bigssl.data.order.order import Order
+from bigssl.data.order.sequential import SequentialStream, samples_of
+from bigssl.data.order.stream import Stream
+from bigssl.data.sample import Sample
+from bigssl.data.shards.index import ShardInfo
+
+MOST = 4  # samples of a dataset
+OTHERS = 4  # further ones, of other shards where there are some, where all of these are bad and may be skipped
+_NEAR = 1 << 14  # positions among which those beside each other are looked for
+
+
+@dataclass(frozen=True)
+class LookedAt:
+    """One of a source: its field in the recipe, and its samples to look at (what cannot be read is an error).
+
+    elsewhere: OTHERS more, each in a list, read when they are asked for.
+    """
+
+    field: str
+    url: str
+    samples: list[Sample | DataError]
+    elsewhere: Callable[[], Iterator[list[Sample | DataError]]]
+
+
+def datasets_of(order: Order, within: int) -> Iterator[LookedAt]:
+    """Every dataset of a source with samples that the first `within` positions of its order hold."""
+    source = f"data.sources.{order.source}"
+    if isinstance(order, SequentialStream):
+        first, *others = order.index.shards
+        yield LookedAt(f"{source}.url", order.index.url, _from_front(order, first),
+                       lambda: (_from_front(order, shard) for shard in others[:OTHERS]))  # fmt: skip
+    elif isinstance(order, Mixture):
+        for number, (dataset, part) in enumerate(order.parts.items()):
+            samples, rest = _read_within(order, part, within, partial(order.schedule.position, number))
+            if samples:
+                yield LookedAt(f"{source}.mix.{dataset}.url", part.index.url, samples, rest)
+    else:
+        assert isinstance(order, Stream)
+        yield LookedAt(f"{source}.url", order.index.url, *_read_within(order, order, within, int))
+
+
+def _read_within(
+    order: Order, stream: Stream, within: int, position: Callable[[int], int]
+) -> tuple[list[Sample | DataError], Callable[[], Iterator[list[Sample | DataError]]]]:
+    """Samples of a dataset, and what gives OTHERS. position: in `order`, of a place in the dataset's own."""
+
+    def there(places: list[int]) -> list[int]:
+        return [at for at in map(position, places) if at < within]
+
+    places = _places(stream, within)
+    return _read(order, there(places)), lambda: (_read(order, [at]) for at in there(_elsewhere(stream, within, places)))
+
+
+def _places(stream: Stream, within: int) -> list[int]:
+    """Positions of a dataset's first epoch to look at."""
+    count = min(within, len(stream))
+    if not stream.remote:
+        return list(range(min(count, MOST)))  # of lanes that lie all over the dataset
+    _, numbers = stream.locate_many(np.arange(min(count, _NEAR)))
+    shards = np.searchsorted(stream.index.offsets, numbers, side="right")
+    beside = np.flatnonzero(shards == shards[0])
+    return beside[np.argsort(abs(numbers[beside] - numbers[0]), kind="stable")][:MOST].tolist()
+
+
+def _elsewhere(stream: Stream, within: int, looked: list[int]) -> list[int]:
+    """Positions of OTHERS: the first in other shards than those of `looked`, then whatever comes first."""
+    count = min(within, len(stream), _NEAR)
+    _, numbers = stream.locate_many(np.arange(count))
+    shards = np.searchsorted(stream.index.offsets, numbers, side="right")
+    _, firsts = np.unique(shards, return_index=True)
+    known = set(shards[looked].tolist())
+    others = [at for at in sorted(firsts.tolist()) if shards[at] not in known]
+    return [*others, *(at for at in range(count) if at not in {*looked, *others})][:OTHERS]
+
+
+def _read(order: Order, positions: list[int]) -> list[Sample | DataError]:
+    try:
+        if order.remote:
+            order.announce(positions, [])
+    except DataError as error:
+        return [error]
+    return [_at(order, position) for position in positions]
+
+
+def _at(order: Order, position: int) -> Sample | DataError:
+    try:
+        return order.read(position)
+    except DataError as error:
+        return error
+
+
+def _from_front(stream: SequentialStream, shard: ShardInfo) -> list[Sample | DataError]:
+    try:
+        with closing(samples_of(shard.url, stream.index.remote)) as samples:
+            first = list(islice(samples, MOST))
+    except DataError as error:
+        return [error]
+    return [Sample(key, fields, at, 0, shard.name, stream.source) for at, (key, fields) in enumerate(first)]
