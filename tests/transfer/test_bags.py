@@ -20,12 +20,15 @@ from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources import Item
 from bigssl.transfer import bags, collapse
 from bigssl.transfer.bags import Bags, Grams, TfIdf, character_grams, counted, token_grams
+from bigssl.transfer.bench import Bench
 from bigssl.transfer.collapse import rankme, text_health
 from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.knn import stored_knn
 from bigssl.transfer.matrix import Held
 from bigssl.transfer.scorecard import score
+from bigssl.transfer.scores import RAW
+from bigssl.transfer.subjects import Exported
 from bigssl.transfer.tasks.knn import Knn
 from bigssl.transfer.team import Team
 
@@ -205,26 +208,25 @@ def judged(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., A
 
 
 def test_a_row_of_raw_texts_weighs_by_the_bank(judged: tuple[Path, Any]) -> None:
-    """In another way where queries were weighed by themselves, or their own mean was taken off."""
+    """The row's number, and the cosines behind it, which few numbers show: queries neither weigh anything nor have a
+    mean of their own."""
     folder, made = judged
     asked = Knn(backbone="text", bank=str(folder / "bank"), queries=str(folder / "queries"), label="label", k=5)
-    found = score(folder, {"texts": asked}, seed=0)["tasks"]["texts"]["raws"]
-    (texts, labels), (queries, wanted) = made["bank"], made["queries"]
-    grams = both("characters", None)[1]
-    slow, own, mixed = Slow(grams, texts), Slow(grams, queries), Slow(grams, texts)
-    mixed.mean = {}
-    for vector in map(mixed.vector, queries):
-        for gram, value in vector.items():
-            mixed.mean[gram] = mixed.mean.get(gram, 0.0) + value / len(queries)
-
-    def right(asking: Slow) -> float:
-        bank = [slow.centred(vector) for vector in slow.bank]
-        votes = [slow_vote([dot(asking.centred(asking.vector(query)), there) for there in bank], labels, 5)
-                 for query in queries]  # fmt: skip
-        return sum(vote == label for vote, label in zip(votes, wanted, strict=True)) / len(queries)
-
-    assert found["TF-IDF of characters"] == pytest.approx(right(slow))
-    assert len({right(each) for each in (slow, own, mixed)}) == 3
+    bench = Bench(Team(), Held(), Exported(folder / "export", 0, {}), "cpu").at("evaluate.texts", 16)
+    (found,) = asked.run(bench)
+    network = bench.subject("text")
+    bank, queries = (bench.encode(network, getattr(asked, name), limit=None, field=name, columns=["label"])
+                     for name in ("bank", "queries"))  # fmt: skip
+    make = bench.contenders(bank)[RAW + "TF-IDF of characters"]
+    ((_, there),), ((_, here),) = make(bank).pieces(), make(queries).pieces()
+    assert sorted(bank.keys) == sorted(made["bank"][0]) and sorted(queries.keys) == sorted(made["queries"][0])
+    slow = Slow(both("characters", None)[1], bank.keys)
+    known = [slow.centred(vector) for vector in slow.bank]
+    cosines = [[dot(slow.centred(slow.vector(query)), one) for one in known] for query in queries.keys]
+    assert torch.allclose(here.cosines(there), torch.tensor(cosines), atol=2e-6)
+    hits = [slow_vote(each, bank.column("label"), 5) == label
+            for each, label in zip(cosines, queries.column("label"), strict=True)]  # fmt: skip
+    assert found.values[RAW + "TF-IDF of characters"].bool().tolist() == hits and 0.5 < np.mean(hits) < 1
 
 
 def test_the_ngrams_of_a_text_are_counted_once(judged: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,8 +241,8 @@ def test_the_ngrams_of_a_text_are_counted_once(judged: tuple[Path, Any], monkeyp
     monkeypatch.setattr(bags, "ROWS", 7)
     monkeypatch.setattr(Grams, "counts", noted)
     queries = str(folder / "queries")
-    asked = {name: Knn(backbone="text", bank=str(folder / name), queries=queries, label="label", k=k)
-             for name, k in (("bank", 5), ("small", 3))}  # fmt: skip
-    health = score(folder, asked | {"again": asked["bank"]}, seed=0)["health"]["text"]
+    asked = {f"{name} {k}": Knn(backbone="text", bank=str(folder / name), queries=queries, label="label", k=k)
+             for name, k in (("bank", 5), ("bank", 3), ("small", 3))}  # fmt: skip
+    health = score(folder, asked, seed=0)["health"]["text"]
     assert set(seen.values()) == {1} and len(seen) == 2 * len({text for texts, _ in made.values() for text in texts})
     assert health["TF-IDF of characters"]["samples"] == 40, "of the larger bank, not of the later one"
