@@ -6,8 +6,9 @@ neighbours, on the demo's captions in English and in Chinese (categories) and on
 find 79.6, 19.9 and 37.8 %, one to four characters 80.9, 64.0 and 37.6 %, one and two tokens 74.1, 64.3 and 40.3 %.
 Neither is always ahead, so both stand in the scorecard.
 
-An n-gram is known by a hash into `WIDTH` columns: there is no vocabulary that grows with the texts. Vectors are sparse,
-made of some texts at a time and not kept.
+An n-gram is known by a hash into `WIDTH` columns: there is no vocabulary that grows with the texts. n-grams of a text
+are counted once, by one rank, some texts at a time. Counts, and vectors made of them, are kept where features are,
+eight bytes for each value that is not 0, and read in pieces.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from scipy import sparse
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from bigssl.transfer.matrix import Matrix, Store, joined
 from bigssl.transfer.team import Team
 
 WIDTH = 1 << 20
 CHARACTERS = 1 << 16  # of a text at most; no network sees as many tokens
 TOGETHER = 1 << 18  # characters that are counted at once: some 32 MiB
-ROWS, VALUES = 1024, 1 << 22  # texts, and values that are not 0, of a piece at most: 32 MiB
+ROWS, VALUES = 1024, 1 << 22  # texts, and values that are not 0, of a piece at most: 32 MiB, twice while it is read
 PRIME, SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
 
 
@@ -84,6 +86,64 @@ def token_grams(tokenizer: PreTrainedTokenizerFast) -> Grams:
     return Grams("TF-IDF of tokens", symbols, 2)
 
 
+class StoredRows:
+    """Sparse rows, kept where a `Store` puts them: n-grams of one text each.
+
+    Attributes:
+        matrix: float32 [values, 2]: column and value of each that is not 0. Columns below 2^24 are exact.
+        starts: int64 [N + 1]: where each row begins in it, and the end.
+    """
+
+    def __init__(self, matrix: Matrix, starts: np.ndarray) -> None:
+        self.matrix, self.starts = matrix, starts
+
+    @classmethod
+    def of(cls, parts: Iterable[sparse.csr_matrix], team: Team, store: Store) -> StoredRows:
+        """Rows [n, WIDTH] of all ranks, one below the other. A collective."""
+        sizes: list[np.ndarray] = []
+
+        def batches() -> Iterator[dict[str, Tensor]]:
+            for part in parts:
+                sizes.append(np.diff(part.indptr).astype(np.int64))
+                yield {"rows": torch.from_numpy(np.stack([part.indices.astype(np.float32), part.data], axis=1))}
+
+        found = team.gather(lambda: (store.store(batches()), sizes))
+        every = [np.zeros(1, np.int64), *(size for _, mine in found for size in mine)]
+        return cls(joined([part for part, _ in found]).get("rows", Matrix([])), np.cumsum(np.concatenate(every)))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def read(self, rows: range) -> sparse.csr_matrix:
+        """float32 [len(rows), WIDTH]"""
+        stretches = [rows] if rows.step == 1 else [range(row, row + 1) for row in rows]
+        places = [(int(self.starts[each.start]), int(self.starts[each.stop])) for each in stretches]
+        found = torch.cat([torch.zeros(0, 2), *(self.matrix.read(*each) for each in places if each[0] < each[1])])
+        chosen = np.arange(rows.start, rows.stop, rows.step)
+        begins = np.concatenate([[0], np.cumsum(self.starts[chosen + 1] - self.starts[chosen])])
+        columns, values = found[:, 0].to(torch.int32).numpy(), found[:, 1].contiguous().numpy()
+        return sparse.csr_matrix((values, columns, begins), shape=(len(rows), WIDTH))
+
+    def pieces(self, rows: range) -> Iterator[tuple[range, sparse.csr_matrix]]:
+        """(row numbers, their values): ROWS and VALUES at most, of a range of any step, in order."""
+        begin = 0
+        while begin < len(rows):
+            end, size = begin + 1, self._size(rows[begin])
+            while end < min(len(rows), begin + ROWS) and size + self._size(rows[end]) <= VALUES:
+                size, end = size + self._size(rows[end]), end + 1
+            yield rows[begin:end], self.read(rows[begin:end])
+            begin = end
+
+    def _size(self, row: int) -> int:
+        return int(self.starts[row + 1] - self.starts[row])
+
+
+def counted(grams: Grams, texts: Sequence[str], team: Team, store: Store) -> StoredRows:
+    """How often each n-gram occurs in each of the texts, which every rank has, each counting its share. A
+    collective."""
+    return StoredRows.of(map(grams.counts, _pieces(texts, team.share(len(texts)))), team, store)
+
+
 @dataclass(frozen=True)
 class SparseRows:
     """Some texts: their vectors, of unit length before the mean is taken from them.
@@ -130,39 +190,32 @@ class TfIdf:
         mean: float64 [WIDTH], of the unit vectors of the bank.
     """
 
-    grams: Grams
     weights: np.ndarray
     mean: np.ndarray
 
     @classmethod
-    def of(cls, grams: Grams, texts: Sequence[str], team: Team) -> TfIdf:
-        """From the texts of a bank, which every rank has, each working on its share. A collective."""
-        share = team.share(len(texts))
-        mine = [part for _, part in _pieces(texts, share)]
-        seen = team.total(team.each(lambda: _sum(grams.counts(part).sign() for part in mine))).numpy()
-        weights = np.where(seen > 0, 1 + np.log((1 + len(texts)) / (1 + seen)), 0).astype(np.float32)
-        bare = cls(grams, weights, np.zeros(WIDTH))
-        sums = team.total(team.each(lambda: _sum(bare.vectors(part) for part in mine)))
-        return cls(grams, weights, sums.numpy() / max(1, len(texts)))
+    def of(cls, counts: StoredRows, team: Team) -> TfIdf:
+        """From the n-grams of a bank, each rank working on its share. A collective."""
+        mine = team.share(len(counts))
+        seen = team.total(team.each(lambda: _sum(part.sign() for _, part in counts.pieces(mine)))).numpy()
+        weights = np.where(seen > 0, 1 + np.log((1 + len(counts)) / (1 + seen)), 0).astype(np.float32)
+        bare = cls(weights, np.zeros(WIDTH))
+        sums = team.total(team.each(lambda: _sum(bare.vectors(counts, mine))))
+        return cls(weights, sums.numpy() / max(1, len(counts)))
 
     @property
     def empty(self) -> bool:
         """Whether the bank holds no n-gram."""
         return not self.weights.any()
 
-    def vectors(self, texts: Sequence[str]) -> sparse.csr_matrix:
-        """float32 [N, WIDTH]: (1 + ln(count)) × weight, rows at unit length."""
-        found = self.grams.counts(texts)
-        found.data = (1 + np.log(found.data)) * self.weights[found.indices]
-        found.eliminate_zeros()
-        rows = np.repeat(np.arange(len(texts)), np.diff(found.indptr))
-        squares = np.bincount(rows, found.data.astype(np.float64) ** 2, minlength=len(texts))
-        found.data = (found.data / np.sqrt(squares)[rows]).astype(np.float32)
-        return found
-
-    def rows(self, texts: Sequence[str]) -> SparseRows:
-        vectors = self.vectors(texts)
-        return SparseRows(vectors, vectors.astype(np.float64) @ self.mean, float(self.mean @ self.mean))
+    def vectors(self, counts: StoredRows, rows: range) -> Iterator[sparse.csr_matrix]:
+        """float32 [n, WIDTH], of some rows at a time: (1 + ln(count)) × weight, rows at unit length."""
+        for _, found in counts.pieces(rows):
+            found.data = (1 + np.log(found.data)) * self.weights[found.indices]
+            found.eliminate_zeros()
+            lengths = np.sqrt(np.add.reduceat(np.append(found.data, 0) ** 2, found.indptr[:-1], dtype=np.float64))
+            found.data /= np.repeat(lengths, np.diff(found.indptr)).astype(np.float32)
+            yield found
 
 
 def _sum(parts: Iterable[sparse.csr_matrix]) -> Tensor:
@@ -175,38 +228,45 @@ def _sum(parts: Iterable[sparse.csr_matrix]) -> Tensor:
 
 @dataclass(frozen=True)
 class Bags:
-    """Texts whose vectors are made when they are asked for."""
+    """Vectors of texts.
 
-    texts: Sequence[str]
+    Attributes:
+        rows: of unit length, before the mean is taken from them.
+        along: x · mean of each row x, float64 [N].
+    """
+
+    rows: StoredRows
+    along: np.ndarray
     weights: TfIdf
 
+    @classmethod
+    def of(cls, counts: StoredRows, weights: TfIdf, team: Team, store: Store) -> Bags:
+        """Of the texts whose n-grams are counted. A collective."""
+        along = [np.zeros(0)]
+
+        def parts() -> Iterator[sparse.csr_matrix]:
+            for part in weights.vectors(counts, team.share(len(counts))):
+                along.append(part.astype(np.float64) @ weights.mean)
+                yield part
+
+        rows = StoredRows.of(parts(), team, store)
+        return cls(rows, np.concatenate([each for mine in team.gather(lambda: along) for each in mine]), weights)
+
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.rows)
 
     def pieces(self, rows: range | None = None) -> Iterator[tuple[range, SparseRows]]:
-        rows = range(len(self.texts)) if rows is None else rows
-        parts: list[SparseRows] = []
-        begin = rows.start
-        for numbers, texts in _pieces(self.texts, rows):
-            part = self.weights.rows(texts)
-            if parts and (numbers.stop - begin > ROWS or sum(each.values.nnz for each in [*parts, part]) > VALUES):
-                yield range(begin, numbers.start), _joined(parts)
-                parts, begin = [], numbers.start
-            parts.append(part)
-        if parts:
-            yield range(begin, rows.stop), _joined(parts)
+        """As `Vectors` has it; `rows` may have any step."""
+        square = float(self.weights.mean @ self.weights.mean)
+        for numbers, part in self.rows.pieces(range(len(self)) if rows is None else rows):
+            yield numbers, SparseRows(part, self.along[numbers.start : numbers.stop : numbers.step], square)
 
 
-def _joined(parts: Sequence[SparseRows]) -> SparseRows:
-    values = sparse.vstack([part.values for part in parts], format="csr")
-    return SparseRows(values, np.concatenate([part.along for part in parts]), parts[0].square)
-
-
-def _pieces(texts: Sequence[str], rows: range) -> Iterator[tuple[range, Sequence[str]]]:
+def _pieces(texts: Sequence[str], rows: range) -> Iterator[Sequence[str]]:
     begin = rows.start
     while begin < rows.stop:
         end, size = begin + 1, len(texts[begin])
         while end < min(rows.stop, begin + ROWS) and size + len(texts[end]) <= TOGETHER:
             size, end = size + len(texts[end]), end + 1
-        yield range(begin, end), texts[begin:end]
+        yield texts[begin:end]
         begin = end

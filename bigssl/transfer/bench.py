@@ -3,8 +3,8 @@
 A rank encodes its contiguous share of each dataset into a file (`Matrix`), and judges its share of the queries against
 all rows, piece by piece. It holds at a time: the networks, one batch, a piece of each of two matrices with their unit
 vectors and similarities (`matrix.VALUES` numbers each, 5 × 64 MiB), D × D numbers in float64, and of each sample its
-key, the metadata that an evaluation asks for and, for texts, the text. Sparse vectors of raw texts are made of some
-32 MiB at a time; what n-grams weigh takes `bags.WIDTH` numbers (`bigssl.transfer.bags`).
+key, the metadata that an evaluation asks for and, for texts, the text. n-grams of raw texts are counted once, into
+files, and read in pieces of 32 MiB; what they weigh takes `bags.WIDTH` numbers (`bigssl.transfer.bags`).
 
 During training the same evaluations work on few samples: a rank then keeps its prepared samples and all features.
 """
@@ -23,8 +23,8 @@ from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import display
 from bigssl.data.kinds import decode
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.transfer.bags import Bags, TfIdf
-from bigssl.transfer.collapse import sampled_health, stored_health, text_health
+from bigssl.transfer.bags import Bags, Grams, StoredRows, TfIdf, counted
+from bigssl.transfer.collapse import Checkup, sampled_health, stored_health, text_health
 from bigssl.transfer.cosines import Centred, Vectors
 from bigssl.transfer.features import Views, chosen, column, metadata, samples_at, text_batches, view_batches
 from bigssl.transfer.inputs import INPUTS, Input, TextInput
@@ -47,8 +47,7 @@ class Bench:
         fields: metadata fields that any evaluation asks for.
         where, batch: of the evaluation at work: its field in the recipe, and its samples of a forward pass.
         notes: what a reader of the scorecard has to know.
-        health: {backbone: {contender: {std, rankme, samples, of}}}, see `bigssl.transfer.collapse`: of the
-            largest dataset that each encoded.
+        checkup: the health of features.
         kept: what the evaluations read and prepared, where it may stay in memory.
         rehearsal: no forward pass is made: features are zeros.
     """
@@ -62,7 +61,7 @@ class Bench:
     where: str = ""
     batch: int = 256
     notes: list[str] = field(default_factory=list)
-    health: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    checkup: Checkup = field(default_factory=Checkup)
     kept: dict[Any, Any] = field(default_factory=dict)
     encoded: dict[Any, Encoded] = field(default_factory=dict)
     rehearsal: bool = False
@@ -73,7 +72,7 @@ class Bench:
 
     def again(self) -> Bench:
         """The same for networks that have changed; what was read is kept."""
-        return replace(self, encoded={}, health={}, rehearsal=False)
+        return replace(self, encoded={}, checkup=Checkup(), rehearsal=False)
 
     def rows(self, where: str, sections: Mapping[str, Evaluation]) -> Iterator[tuple[str, Score]]:
         """What the evaluations of a section `where` of the recipe find, by NAME, or NAME/ROW where one has several
@@ -253,33 +252,39 @@ class Bench:
         return {name: (self.team.total(part) / len(matrices[name])).float() for name, part in mine.items()}
 
     def contenders(self, bank: Encoded) -> dict[str, Callable[[Encoded], Vectors]]:
-        """What is compared: a dataset's rows by contender, without the mean of the bank. A collective."""
+        """What is compared: a dataset's rows by contender, without the mean of the bank. A collective, as are those
+        that make the rows."""
         takes, means = bank.subject.takes, self.means(bank.matrices)
         found: dict[str, Callable[[Encoded], Vectors]] = {
             name: partial(_centred, name, mean, self.device) for name, mean in means.items()}
         for grams in [] if self.live else takes.bags():
-            weights = TfIdf.of(grams, bank.keys, self.team)
+            weights = self._weights(grams, bank)
             if weights.empty:
                 self.note(f"{self.where}.bank: nothing to compare with by {grams.name}: the texts hold none.")
                 continue
-            found[RAW + grams.name] = partial(_bags, weights)
-            self._measure(bank.subject.name, {grams.name: partial(text_health, bank.keys, weights)})
+            found[RAW + grams.name] = partial(self._bags, grams, weights)
+            looked = partial(text_health, self._bags(grams, weights, bank))
+            self.checkup.look(self.team, bank.subject.name, len(bank), {grams.name: looked})
         return {name: found[name] for name in sorted(found, key=lambda name: (name == "trained", name != "random_net"))}
+
+    # Of texts, each made once. Collectives.
+
+    def _counts(self, grams: Grams, of: Encoded) -> StoredRows:
+        return of.once(("counts", grams.name), lambda: counted(grams, of.keys, self.team, self.store))
+
+    def _weights(self, grams: Grams, bank: Encoded) -> TfIdf:
+        return bank.once(("weights", grams.name), lambda: TfIdf.of(self._counts(grams, bank), self.team))
+
+    def _bags(self, grams: Grams, weights: TfIdf, of: Encoded) -> Bags:
+        counts = self._counts(grams, of)
+        return of.once(("bags", grams.name, id(weights)), lambda: Bags.of(counts, weights, self.team, self.store))
 
     def look_at(self, subject: Subject, matrices: Mapping[str, Matrix]) -> None:
         """Notes the health of features where no larger dataset was looked at. A collective."""
-        if len(matrices["trained"]) > self.health.get(subject.name, {}).get("trained", {}).get("samples", 0):
-            networks = {name: partial(stored_health, matrices[name]) for name in subject.models}
-            raws = {name.removeprefix(RAW): partial(sampled_health, matrix) for name, matrix in matrices.items()
-                    if name not in networks}  # fmt: skip
-            self._measure(subject.name, networks | raws)
-
-    def _measure(self, backbone: str, measures: Mapping[str, Callable[[], dict[str, float]]]) -> None:
-        """The ranks share the work. A collective."""
-        mine = list(measures)[self.team.rank :: self.team.world]
-        found = self.team.gather(lambda: {name: measures[name]() for name in mine})
-        everything = {name: value for part in found for name, value in part.items()}
-        self.health.setdefault(backbone, {}).update({name: everything[name] for name in measures})
+        networks = {name: partial(stored_health, matrices[name]) for name in subject.models}
+        raws = {name.removeprefix(RAW): partial(sampled_health, matrix) for name, matrix in matrices.items()
+                if name not in networks}  # fmt: skip
+        self.checkup.look(self.team, subject.name, len(matrices["trained"]), networks | raws)
 
     def hits(self, judge: Callable[[], Tensor]) -> Tensor:
         """The hits of all ranks one after the other, from what `judge` finds for this rank's. A collective."""
@@ -288,7 +293,3 @@ class Bench:
 
 def _centred(name: str, mean: Tensor, device: str | torch.device, of: Encoded) -> Centred:
     return Centred(of.matrices[name], mean, device)
-
-
-def _bags(weights: TfIdf, of: Encoded) -> Bags:
-    return Bags(of.keys, weights)

@@ -6,14 +6,16 @@
     of         what `rankme` could be at most
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigssl.transfer.bags import WIDTH, Bags, TfIdf
+from bigssl.transfer.bags import WIDTH, Bags
 from bigssl.transfer.matrix import Matrix
+from bigssl.transfer.team import Team
 
 EPS = 1e-7
 SAMPLES = 512  # of raw ones at most, which have many more values than features
@@ -68,12 +70,41 @@ def sampled_health(raw: Matrix) -> dict[str, float]:
     return _health(len(rows), raw.width, _effective_rank(gram), feature_std(rows))
 
 
-def text_health(texts: Sequence[str], weights: TfIdf) -> dict[str, float]:
-    """The same of raw texts, without `std`: nearly all of their values are 0."""
-    some = Bags([texts[row] for row in _spaced(len(texts), SAMPLES)], weights)
-    gram = torch.cat([torch.cat([one.products(other) for _, other in some.pieces()], 1) for _, one in some.pieces()])
-    found = _health(len(gram), WIDTH, _effective_rank(gram.double()), 0.0)
+def text_health(texts: Bags) -> dict[str, float]:
+    """The same of raw texts, without `std`: nearly all of their values are 0. Two pieces are held."""
+    rows = _spaced(len(texts), SAMPLES)
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for some, one in texts.pieces(rows):
+        first, last = rows.index(some[0]), rows.index(some[-1]) + 1
+        products = [one.products(other) for _, other in texts.pieces(rows[first:])]
+        gram[first:last, first:] = torch.cat(products, 1)
+    gram = gram.triu() + gram.triu(1).T
+    found = _health(len(rows), WIDTH, _effective_rank(gram), 0.0)
     return {name: value for name, value in found.items() if name != "std"}
+
+
+@dataclass
+class Checkup:
+    """Looks at features, of each network and of what it is compared with at the largest dataset that there is.
+
+    Attributes:
+        health: {backbone: {contender: {std, rankme, samples, of}}}
+        sizes: of the dataset each was looked at, by backbone and contender.
+    """
+
+    health: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    sizes: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def look(self, team: Team, backbone: str, size: int, measures: Mapping[str, Callable[[], dict[str, float]]]
+             ) -> None:
+        """At those contenders of which no dataset as large was looked at. The ranks share the work. A collective."""
+        due = [name for name in measures if size > self.sizes.get((backbone, name), 0)]
+        if not due:
+            return
+        found = team.gather(lambda: {name: measures[name]() for name in due[team.rank :: team.world]})
+        everything = {name: value for part in found for name, value in part.items()}
+        self.health.setdefault(backbone, {}).update({name: everything[name] for name in due})
+        self.sizes.update({(backbone, name): size for name in due})
 
 
 def _health(samples: int, width: int, rank: float, std: float) -> dict[str, float]:

@@ -52,6 +52,6 @@ class LiveProbe:
         found = {f"probe/{name}": score.mean("trained") for name, score in bench.rows("probe", self._sections)}
         return found | {
             f"health/{backbone}/{name}": health["trained"][name]
-            for backbone, health in bench.health.items()
+            for backbone, health in bench.checkup.health.items()
             for name in ("std", "rankme", "of")
         }

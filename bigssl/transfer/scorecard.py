@@ -84,7 +84,7 @@ def score(
         "version": CARD_VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),
         "seconds": round(time.monotonic() - start, 1),
         "verdicts": {name: task["passed"] for name, task in tasks.items()},
-        "tasks": tasks, "health": bench.health, "notes": [*([made] if made else []), *NOTES, *bench.notes],
+        "tasks": tasks, "health": bench.checkup.health, "notes": [*([made] if made else []), *NOTES, *bench.notes],
     }  # fmt: skip
     team.gather(lambda: _write((out or folder) / FILE, card) if team.rank == 0 else None)
     return card

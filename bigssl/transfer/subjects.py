@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from bigssl.transfer.team import AgreedError
 CALIBRATION_BATCHES = 8
 NORM = "The random network's BatchNorm statistics were set from unlabelled samples that are no queries."
 Tensors = dict[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -166,12 +167,24 @@ class Notes:
 @dataclass(frozen=True)
 class Encoded:
     """Features of a dataset by contender ("trained", "random_net", "raw" where that is a vector), and of each sample
-    what it is known by: its key, or the text itself."""
+    what it is known by: its key, or the text itself.
+
+    Attributes:
+        made: what else was made of it.
+    """
 
     subject: Subject
     matrices: dict[str, Matrix]
     keys: list[str]
     notes: Sequence[Notes]
+    made: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make` made when it was first asked for under `key`."""
+        if key not in self.made:
+            self.made[key] = make()
+        found: T = self.made[key]
+        return found
 
     def __len__(self) -> int:
         return len(self.keys)

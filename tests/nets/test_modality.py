@@ -210,12 +210,14 @@ def test_a_tower_trains_exports_and_loads_in_plain_transformers(
 def test_the_raw_baseline_sees_the_sample_and_nothing_else(kind: str, make: Callable[..., Tower]) -> None:
     tower = make(kind)
     taken = input_of(tower)
-    raw, alone = taken.raw(batch_of(tower, range(3))), taken.raw(batch_of(tower, range(1, 2)))
-    if taken.once:  # an evaluation makes it of all samples
-        assert raw is None
+    raws, alone = taken.raws(batch_of(tower, range(3))), taken.raws(batch_of(tower, range(1, 2)))
+    if taken.once:  # an evaluation makes them of all samples
+        assert raws == {} and taken.bags()
         return
-    assert raw is not None and alone is not None and raw.dim() == 2 and len(raw) == 3 and raw.float().isfinite().all()
-    assert not torch.equal(raw[0], raw[2]) and torch.equal(raw[1], alone[0])
+    assert raws and not taken.bags() and list(raws) == list(alone)
+    for name, raw in raws.items():
+        assert raw.dim() == 2 and len(raw) == 3 and raw.float().isfinite().all(), name
+        assert not torch.equal(raw[0], raw[2]) and torch.equal(raw[1], alone[name][0]), name
 
 
 @pytest.mark.parametrize("kind", TINY)

@@ -129,7 +129,7 @@ def test_numbers_are_those_of_loops(
                 blind -= math.log((counts.get(token, 0) + kinds / model.config.vocab_size) / (seen + kinds))
                 tokens += 1
     settings.run(bench := bench_of(model, words, head))
-    health, held = bench.health["text"], torch.stack(features)
+    health, held = bench.checkup.health["text"], torch.stack(features)
     assert health["trained"]["rankme"] == pytest.approx(rankme(held), rel=1e-4) and "random_net" in health
     assert health["trained"]["samples"] == len(held)
     assert found["tokens"] == tokens > 50 and found["documents"] == 5
