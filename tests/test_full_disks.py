@@ -84,7 +84,8 @@ def check(disk: Path, fill: Fill, when: int, ranks: Any, capfd: pytest.CaptureFi
     if when:
         stays = f"{kept[-1]} stays, after which the same command goes on" if kept else "the same command begins anew"
         assert line.startswith(f"bigssl: no checkpoint of step {when}: ") and line.endswith(stays)
-    assert "Traceback" not in said and not list((disk / "run").rglob("*.tmp*")) + list((disk / "run").glob(".*"))
+    hidden = {path.name for path in (disk / "run").glob(".*")}
+    assert "Traceback" not in said and not list((disk / "run").rglob("*.tmp*")) and hidden == {".lock"}
     assert sorted(path.name for path in (disk / "run" / "checkpoints").glob("step-*")) == kept
     (disk / "ballast").unlink(missing_ok=True)
     assert ranks(attempt, 1, disk, None, 0) == [0]

@@ -57,6 +57,8 @@ def test_a_corrected_recipe_begins_anew_where_the_first_try_failed(
     aside = run / "first-try-1"
     assert {"metrics.jsonl", "ledger-rank0.jsonl", "nonfinite-rank0.txt", "config.yaml"} <= set(names(aside))
     assert (aside / "report.html").read_text() == "of the first try", "nothing is lost"
+    last = (run / "checkpoints" / "latest").read_text()
+    assert last == "step-00000003\n", "the final one is written, though none is due"
     ranks(train, 1, recipe(tmp_path / "fresh", **corrected))
     assert "begins anew" not in capfd.readouterr().err
     assert curve(run) == curve(tmp_path / "fresh")
