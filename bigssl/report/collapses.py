@@ -4,9 +4,10 @@
 A spread is 1 where samples are as different as can be and 0 where all are alike (`bigssl.distributed.spread`); of
 unit-length rows its square is at most 1 minus the mean cosine of two samples. RankMe is the number of directions that
 features span: untrained networks were found to span 5 to 80 % of those that are possible beyond a single one, so below
-1 % nothing is left whatever the architecture. Of more than `WIDE` possible ones that many count: what a collapse leaves,
-one or two, does not grow with the width, and a network that knows a dozen classes and nothing else spans a dozen at any
-(`bigssl.report.health` compares with the untrained network at the end). A loss may look its best while either falls.
+1 % nothing is left whatever the architecture. Of more than `WIDE` possible ones that many count: what a collapse
+leaves, one or two, does not grow with the width, and a network that knows a dozen classes and nothing else spans a
+dozen at any (`bigssl.report.health` compares with the untrained network at the end). A loss may look its best while
+either falls.
 """
 
 from __future__ import annotations
