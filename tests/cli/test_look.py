@@ -32,8 +32,8 @@ from bigssl.nets.towers import Tower, check_backbone
 from bigssl.objectives import base
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
 from bigssl.objectives.mlm import Mlm
-from bigssl.objectives.simclr import Simclr
 from bigssl.objectives.needs import Needs
+from bigssl.objectives.simclr import Simclr
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "bigssl" / "demo"
