@@ -4,7 +4,10 @@
 A spread is 1 where samples are as different as can be and 0 where all are alike (`bigssl.distributed.spread`); of
 unit-length rows its square is at most 1 minus the mean cosine of two samples. RankMe is the number of directions that
 features span: untrained networks were found to span 5 to 80 % of those that are possible beyond a single one, so below
-1 % nothing is left whatever the architecture. A loss may look its best while either falls.
+1 % nothing is left whatever the architecture. Of more than `WIDE` possible ones that many count: what a collapse
+leaves, one or two, does not grow with the width, and a network that knows a dozen classes and nothing else spans a
+dozen at any (`bigssl.report.health` compares with the untrained network at the end). A loss may look its best while
+either falls.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from dataclasses import dataclass
 
 ALIKE = 0.1  # a spread below it is a collapse: two samples have a mean cosine of about .99
 SPREAD, SPAN = (ALIKE, 0.2), (0.01, 0.02)  # it begins below the first and is over above the second: noise says nothing
+WIDE = 128
 PREFIX = "spread/"
 
 
@@ -54,7 +58,7 @@ def _watched(values: Mapping[str, float]) -> Iterator[Watched]:
             yield Watched(name, value, SPREAD, f"those of all samples are nearly alike (spread {value:.3f}; 0: all "
                           "alike, 1: as different as can be)")  # fmt: skip
         elif kind == "health" and name.endswith("/rankme") and (of := values.get(f"{key[:-6]}of", 0)) > 1:
-            yield Watched(f"features of {name[:-7]}", (value - 1) / (of - 1), SPAN,
+            yield Watched(f"features of {name[:-7]}", (value - 1) / (min(of, WIDE) - 1), SPAN,
                           f"they span about {value:.1f} of {of:.0f} directions (RankMe)")  # fmt: skip
 
 

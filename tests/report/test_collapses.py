@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from bigssl.report.collapses import CollapseWatch, collapses
 
 
@@ -51,3 +53,12 @@ def test_features_that_a_probe_finds_in_few_directions_are_named() -> None:
         "says, next to nothing of the input is in them"
     ]
     assert said[40] == ["features of text: collapsed at step 20, no longer at step 40"]
+
+
+@pytest.mark.parametrize(("rank", "of", "fallen"), [
+    (13.0, 2048, False), (4.0, 2048, False), (2.0, 2048, True), (1.0, 2048, True), (2.0, 128, True), (1.2, 40, True),
+    (3.1, 40, False),
+])  # fmt: skip
+def test_a_wide_network_that_spans_its_classes_has_not_collapsed(rank: float, of: int, fallen: bool) -> None:
+    row = {"step": 1, "loss": 1.0, "health/net/rankme": rank, "health/net/of": float(of)}
+    assert [each.name for each in collapses([row])] == ["features of net"] * fallen
