@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from bigssl.cli.fields import Fields
+from bigssl.cli.found import found_data
 from bigssl.cli.main import main
 from bigssl.data.kinds.text import train_tokenizer
 from bigssl.data.order.stream import read_in_order
@@ -190,3 +192,14 @@ def test_few_files_of_many_lines_are_asked_about(here: Path, capsys: pytest.Capt
     assert "2 .txt files with 49 lines each; is a file a document (--as files), or a line (--as lines" in said(capsys)
     assert main(["init", "mlm", "by-class", "--as", "lines"]) == 0
     assert recipe("by-class-mlm.yaml")["evaluate"]["knn"]["label"] == "label"
+
+
+@pytest.mark.parametrize("rows, windows, held", [(600, 6, True), (150, 2, False)])
+def test_windows_are_held_out_by_time_or_with_a_word(rows: int, windows: int, held: bool, here: Path) -> None:
+    table = "\n".join(["load,heat", *(f"{n / 7:.3f},{n % 5}" for n in range(rows))])
+    (here / "s.csv").write_text(table)
+    parts = found_data("s.csv", Fields(window=96), lambda look: None, False)
+    assert (parts.held, parts.train) == (("s-shards/val", "s-shards/train") if held else ("", "s-shards"))
+    assert bool(parts.why) is not held and parts.look.samples >= windows - 2
+    again = found_data("s.csv", Fields(window=96), lambda look: None, False)
+    assert (again.train, again.held, again.why) == (parts.train, parts.held, parts.why)
