@@ -144,20 +144,27 @@ def _packed(data: str, fields: Fields, refuse: Refuse, overwrite: bool) -> _Plac
     if fields.kind is None and folder and len(items) < FEWEST:
         ask_of_few_texts(source, names)
     refuse(_looked(items))
+    if fields.label is not None:
+        _refuse_unlabelled(fields.label, items)
     made = Made(words_of(fields), mark_of(items))
     parted = already_made(target, made, data, overwrite)
     if parted is None:
-        parted = _make(target, fields, sources, items, overwrite)
+        parted = _make(target, made, fields, sources, items, overwrite)
         note_made(target, made, parted)
     train, held = f"{target}/train" if "train" in parted.parts else str(target), _held_of(parted.parts)
     return _Place(train, held and f"{target}/{held}", parted.why, label)
 
 
-def _make(target: Path, fields: Fields, sources: Mapping[str, Path], items: list[Item], overwrite: bool) -> Parted:
+def _make(
+    target: Path, made: Made, fields: Fields, sources: Mapping[str, Path], items: list[Item], overwrite: bool
+) -> Parted:
     if "" not in sources:
+        parted = Parted(list(sources))
+        note_made(target, made, parted)  # first, so that what is interrupted goes on with the parts that lack
         for part, folder in sources.items():
-            _pack(str(folder), f"{target}/{part}", fields, [], overwrite)
-        return Parted(list(sources))
+            if overwrite or not (target / part / MANIFEST).is_file():
+                _pack(str(folder), f"{target}/{part}", fields, [], overwrite)
+        return parted
     source = sources[""]
     if fields.window is not None and fields.split_by != "series":
         share, why = held_time(lambda share: listed(source, fields, target, held_out=share).items)
@@ -196,6 +203,13 @@ def _looked(items: Sequence[Item]) -> Look:
     if len(named) == len(items):
         look.see_names(named)
     return look
+
+
+def _refuse_unlabelled(label: str, items: Sequence[Item]) -> None:
+    without = [item.key for item in items if item.label is None]
+    if without:
+        some = f"{len(without)} of {len(items)} samples, such as {without[0]!r}"
+        raise ConfigError(f"--label: value {label!r} is empty in {some}; fill it in, leave these out, or no --label")
 
 
 def _sample(item: Item) -> Sample:

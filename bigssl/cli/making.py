@@ -85,6 +85,7 @@ def already_made(target: Path, made: Made, data: str, overwrite: bool) -> Parted
 
 def note_made(target: Path, made: Made, parted: Parted) -> None:
     """Says in the folder what its shards were made of."""
+    target.mkdir(exist_ok=True)
     write_atomic(target / RECORD, json_bytes({**made._asdict(), **parted._asdict()}))
 
 

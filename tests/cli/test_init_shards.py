@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from bigssl.cli.fields import Fields
+from bigssl.cli.found import found_data
 from bigssl.cli.main import main
 from bigssl.data.kinds.text import train_tokenizer
 from bigssl.data.order.stream import read_in_order
@@ -78,7 +81,8 @@ def test_a_second_recipe_has_a_tokenizer_of_its_own(here: Path, capsys: pytest.C
 def test_a_label_that_some_samples_lack_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = jsonl(here / "t.jsonl", texts(40), stars=lambda n: n % 2 or None)
     assert main(["init", "mlm", data, "--label", "stars"]) == 2
-    assert "--label: value 'stars' is not in the json of each sample" in said(capsys)
+    assert "--label: value 'stars' is empty in 20 of 40 samples, such as 't-000000'; fill it in" in said(capsys)
+    assert not (here / "t-shards").exists()
 
 
 def test_shards_of_somebody_else_are_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +138,9 @@ def test_any_names_of_parts_do(here: Path, capsys: pytest.CaptureFixture[str]) -
     assert recipe("set-mlm.yaml")["data"]["sources"]["data"]["url"] == "set-shards/train"
     assert recipe("set-mlm.yaml")["evaluate"]["language"]["queries"] == "set-shards/dev"
     assert main(["init", "mlm", "set", "--overwrite"]) == 0 and "there already, 75" in capsys.readouterr().out
+    shutil.rmtree(here / "set-shards" / "dev")  # as if interrupted
+    assert main(["init", "mlm", "set", "--out", "again.yaml"]) == 0, said(capsys)
+    assert len(samples("set-shards/dev")) == 25
 
 
 def test_nothing_is_written_into_the_data(
@@ -185,3 +192,14 @@ def test_few_files_of_many_lines_are_asked_about(here: Path, capsys: pytest.Capt
     assert "2 .txt files with 49 lines each; is a file a document (--as files), or a line (--as lines" in said(capsys)
     assert main(["init", "mlm", "by-class", "--as", "lines"]) == 0
     assert recipe("by-class-mlm.yaml")["evaluate"]["knn"]["label"] == "label"
+
+
+@pytest.mark.parametrize("rows, windows, held", [(600, 6, True), (150, 2, False)])
+def test_windows_are_held_out_by_time_or_with_a_word(rows: int, windows: int, held: bool, here: Path) -> None:
+    table = "\n".join(["load,heat", *(f"{n / 7:.3f},{n % 5}" for n in range(rows))])
+    (here / "s.csv").write_text(table)
+    parts = found_data("s.csv", Fields(window=96), lambda look: None, False)
+    assert (parts.held, parts.train) == (("s-shards/val", "s-shards/train") if held else ("", "s-shards"))
+    assert bool(parts.why) is not held and parts.look.samples >= windows - 2
+    again = found_data("s.csv", Fields(window=96), lambda look: None, False)
+    assert (again.train, again.held, again.why) == (parts.train, parts.held, parts.why)

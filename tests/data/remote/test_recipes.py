@@ -35,8 +35,8 @@ Check = Callable[..., tuple[int, str]]
 def check(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Check:
     """`check(source, remote)` -> exit status and everything printed by `bigssl config check`."""
 
-    def run(source: dict[str, Any], **remote: Any) -> tuple[int, str]:
-        data = {"workers": 0, "sources": {"emoji": source}, "remote": {"retries": 0, **remote}}
+    def run(source: dict[str, Any], on_error: str = "raise", **remote: Any) -> tuple[int, str]:
+        data = {"workers": 0, "on_error": on_error, "sources": {"emoji": source}, "remote": {"retries": 0, **remote}}
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump({**RECIPE, "out": str(tmp_path / "run"), "data": data}))
         status = main.main(["config", "check", str(path), "--resolved"])
@@ -69,6 +69,19 @@ def test_a_look_at_a_remote_dataset_is_one_sidecar_and_one_range(
         assert sorted(asked) == sorted(["json", "idx", "gz"] * datasets)
     widths = [stop - start for start, stop in server.ranges(".tar.gz")]
     assert len(widths) == 3 and max(widths) < 60_000
+
+
+def test_a_shard_that_is_gone_is_passed_over_where_its_samples_may_be(
+    serve, check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The four samples beside each other are all of one shard; others are asked before a no."""
+    monkeypatch.setitem(RECIPE, "steps", 300)
+    server = serve(Path(shutil.copytree(DEMO, tmp_path / "copy")))
+    assert check({"url": server.url})[0] == 0
+    (looked,) = {path for path, _ in server.log()["requests"] if path.endswith(".tar.gz")}
+    (tmp_path / "copy" / looked.strip("/")).unlink()
+    assert check({"url": server.url})[0] == 2
+    assert check({"url": server.url}, "skip")[0] == 0
 
 
 def test_failures_name_the_field_without_credentials(serve, check: Check) -> None:
