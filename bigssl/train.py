@@ -46,7 +46,7 @@ from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
 from bigssl.engine.guards import NotSaved  # noqa: E402
-from bigssl.engine.held import refuse_held  # noqa: E402
+from bigssl.engine.held import let_go, refuse_held  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
@@ -107,6 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
         time.sleep(LEFT_ALONE)
         print(f"bigssl: rank {rank}: ended, since another rank has ({how})", file=sys.stderr, flush=True)
         os._exit(exits.FAILED)
+    finally:
+        let_go()
 
 
 def _options(

@@ -18,8 +18,9 @@ _mine: dict[str, int] = {}  # descriptors by file: to close one, or another of t
 
 
 def hold(folder: Path) -> list[str]:
-    """Take the lock of a run folder, which is there, for the life of this process. (By fcntl, since a child would
-    inherit that of flock, and a loader that outlives a killed rank for seconds would refuse the next start.)
+    """Take the lock of a run folder, which is there, until `let_go` or the end of this process. (By fcntl, since a
+    child would inherit that of flock, and a loader that outlives a killed rank for seconds would refuse the next
+    start.)
 
     Returns:
         what there is to say about it.
@@ -46,6 +47,13 @@ def hold(folder: Path) -> list[str]:
         return [f"{path}: this file system has no locks ({os.strerror(number)}): nothing refuses a second run in "
                 f"{folder} meanwhile"]  # fmt: skip
     return []
+
+
+def let_go() -> None:
+    """Give back what this process holds: its run has ended, and it may live on."""
+    for file in _mine.values():
+        os.close(file)
+    _mine.clear()
 
 
 def refuse_held(folder: Path) -> None:

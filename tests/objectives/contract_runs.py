@@ -20,6 +20,7 @@ from bigssl.config.recipe import Recipe, recipe_model
 from bigssl.data.loading.loader import MicroBatches
 from bigssl.engine import loop, zero
 from bigssl.engine.guards import NonFiniteLoss
+from bigssl.engine.held import let_go
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.plan import preflight
 from bigssl.nets.progress import Progress
@@ -194,6 +195,7 @@ def driven(
     if without:
         plan.objective.guards()[without]()
     with contextlib.ExitStack() as stack:
+        stack.callback(let_go)  # another process of the crew may go on in this folder
         stack.enter_context(exact_autocast())
         stack.enter_context(mock.patch.object(loop, "Engine", Kept))
         stack.enter_context(mock.patch.object(ProgressBar, "note", lambda self, text: notes.append(text)))

@@ -27,11 +27,10 @@ from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
 from bigssl.engine.plan.groups import GroupRow, group_rows
 from bigssl.engine.plan.look import with_shards
-from bigssl.engine.plan.memory import Memory, memory
+from bigssl.engine.plan.memory import Memory, large_bucket, memory, too_much
 from bigssl.engine.plan.order import Reading, lanes_that_keep, refuse_twice, simulate
 from bigssl.engine.plan.pairing import begin_from
 from bigssl.engine.plan.passes import examine
-from bigssl.engine.plan.room import large_bucket, too_much
 from bigssl.engine.plan.sources import source_order, split_batch
 from bigssl.objectives.base import exported_heads
 
