@@ -66,7 +66,7 @@ class Supervisor:
         signals), in order."""
         codes: dict[int, int] = {}
         looked = float("-inf")
-        while self._launcher not in codes or any(map(is_there, self._known.values())):
+        while self._launcher not in codes or any(map(_has_not_ended, self._known.values())):
             for pid, code in _ended():
                 if pid == self._launcher:
                     self._look()  # at those that it left
@@ -151,6 +151,13 @@ def _signal_name(code: int) -> str:
     with contextlib.suppress(ValueError):
         return signal.Signals(-code if code < 0 else 256 - code if code > 192 else code - 128).name
     return ""
+
+
+def _has_not_ended(process: psutil.Process) -> bool:
+    """Whether it is there, or a child that cannot be waited for yet (its first thread has ended, others have not)."""
+    with contextlib.suppress(psutil.Error):
+        return is_there(process) or (process.is_running() and process.ppid() == os.getpid())
+    return False
 
 
 def _ended() -> Iterator[tuple[int, int]]:

@@ -137,12 +137,12 @@ def test_a_launcher_that_is_killed_is_missed_and_nothing_else_is(
 def test_a_killed_process_that_nobody_has_asked_after_is_gone() -> None:
     child = subprocess.Popen(["sleep", "60"])
     process = psutil.Process(child.pid)
-    assert launcher._is_there(process)
+    assert launcher.is_there(process)
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert process.status() == psutil.STATUS_ZOMBIE and not launcher._is_there(process)
+    assert process.status() == psutil.STATUS_ZOMBIE and not launcher.is_there(process)
     child.wait()
-    assert not launcher._is_there(process)
+    assert not launcher.is_there(process)
 
 
 def test_a_number_that_was_given_away_again_is_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_a_number_that_was_given_away_again_is_another_process(monkeypatch: pyte
     try:
         earlier = psutil.Process(child.pid)
         monkeypatch.setattr(earlier, "_ident", (child.pid, earlier._ident[1] - 5))
-        assert not launcher._is_there(earlier)
+        assert not launcher.is_there(earlier)
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
