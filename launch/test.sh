@@ -12,4 +12,4 @@ if [ "${arguments[0]:-}" = --matrix ]; then
 fi
 ruff check .
 mypy bigssl kernels/bigssl_kernels
-exec python -m pytest -q -n 2 --dist loadfile ${arguments[@]+"${arguments[@]}"}
+exec python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"}

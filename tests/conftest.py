@@ -27,6 +27,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 Ranks = Callable[..., list[Any]]
 
 
+# Files of real runs, minutes each: they begin first, so that the two processes of launch/test.sh end together.
+LONG = {f"test_{name}.py" for name in ("first_hour", "train", "extend", "refusals", "loop", "interpreted")}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

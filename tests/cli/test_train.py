@@ -17,7 +17,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tarfile
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -234,22 +233,6 @@ def test_a_run_that_is_told_before_it_trains_says_so_in_a_line(start: Any) -> No
     assert run.is_over(least=LAUNCHER) == 75
     assert "bigssl: stopped by SIGTERM; the same command goes on" in run.shown() and "Traceback" not in run.shown()
     assert not (run.folder / "elsewhere").exists()
-
-
-def test_a_source_that_is_not_read_to_its_end_fails_no_run(folder: Path) -> None:
-    """What feeds a pipe is killed when the last step has its samples, as an orphan of a worker that has ended."""
-    shards = sorted((ROOT / "bigssl/demo/emoji/train").glob("*.tar.gz"))
-    count = 0
-    for path in shards:
-        with tarfile.open(path) as shard:
-            count += sum(name.endswith(".json") for name in shard.getnames())
-    names = f"{shards[0].parent}/emoji-train-{{000000..{len(shards) - 1:06d}}}.tar.gz"
-    source = {"url": f"pipe:cat {names} | gzip -dc | cat", "sequential": True, "samples": count}
-    changes = ["steps=3", "out=piped", "checkpoint.every=2", f"data.sources.emoji={json.dumps(source)}"]
-    words = by_bigssl(*changes)
-    done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0 and "killed" not in done.stderr, done.stderr
-    assert (folder / "piped/checkpoints/latest").read_text() == "step-00000003\n"
 
 
 @pytest.fixture
