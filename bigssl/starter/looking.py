@@ -13,7 +13,7 @@ from bigssl.config.errors import ConfigError
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.kinds.pictures import stored_size
-from bigssl.data.order.stream import SampleReader
+from bigssl.data.order.stream import is_remote, read_numbers
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.classes import LABEL
@@ -201,14 +201,9 @@ def stored(index: DatasetIndex, most: int = MOST) -> Iterator[Sample]:
     """At most `most` samples of an index, from all over it; of large ones fewer, which seconds suffice for; of remote
     ones a few runs of neighbours, which are fetched together."""
     mean = sum(shard.bytes for shard in index.shards) // len(index) + 1
-    most, reader = min(most, max(FEW, BYTES // mean)), SampleReader(index)
-    numbers = near_numbers(len(index), min(most, FEW)) if reader.remote else spread_numbers(len(index), most)
-    try:
-        if reader.remote:
-            reader.announce(numbers, ())
-        yield from map(reader.read, numbers)
-    finally:
-        reader.close()
+    most = min(most, max(FEW, BYTES // mean))
+    near = is_remote(index)
+    return read_numbers(index, near_numbers(len(index), min(most, FEW)) if near else spread_numbers(len(index), most))
 
 
 def near_numbers(count: int, most: int) -> list[int]:

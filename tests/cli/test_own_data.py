@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from written import fill
 
 from bigssl.cli.main import _app, main
 from bigssl.data.order.stream import read_in_order
@@ -25,13 +26,6 @@ def jpg(grey: int = 0) -> bytes:
     buffer = io.BytesIO()
     Image.new("L", (8, 8), grey).save(buffer, "JPEG")
     return buffer.getvalue()
-
-
-def fill(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
 
 
 def read(folder: Path) -> Samples:

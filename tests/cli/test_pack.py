@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
+from written import fill
 
 from bigssl.cli.main import main
 from bigssl.data.order.stream import read_in_order
@@ -67,13 +68,6 @@ def audio(form: str) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.sin(np.arange(800) / 9), 8000, format=form)
     return buffer.getvalue()
-
-
-def fill(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
 
 
 def test_a_folder_of_pictures_and_texts_keeps_names_as_keys(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from written import fill
 
 from bigssl.cli.main import main
 from bigssl.data.order.stream import read_in_order
@@ -22,13 +23,6 @@ Samples = dict[str, dict[str, bytes]]
 
 def run(*words: object) -> int:
     return main([str(word) for word in words])
-
-
-def fill(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
 
 
 def jpg() -> bytes:

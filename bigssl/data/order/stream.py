@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,7 +168,7 @@ class SampleReader:
     def __init__(self, index: DatasetIndex) -> None:
         self.index = index
         self._extents = ExtentReader(index.remote)
-        self.remote = not all(storage.is_local(shard.url) for shard in index.shards)
+        self.remote = is_remote(index)
         if self.remote:
             self._extents.check()
 
@@ -193,7 +193,7 @@ class SampleReader:
         ]
         self._extents.announce(*extents)
 
-    def ahead(self, numbers: range) -> Iterator[int]:
+    def ahead(self, numbers: Sequence[int]) -> Iterator[int]:
         """`numbers` one by one; remote samples are fetched in groups, each before its first is given."""
         for begin in range(0, len(numbers), _TOGETHER):
             group = numbers[begin : begin + _TOGETHER]
@@ -261,11 +261,20 @@ class SampleReader:
         return damaged(shard.url, key=row.key, offset=offset, cause=cause, dataset=self.index.url)
 
 
+def is_remote(index: DatasetIndex) -> bool:
+    """Whether any of its shards lies elsewhere."""
+    return not all(storage.is_local(shard.url) for shard in index.shards)
+
+
 def read_in_order(index: DatasetIndex, limit: int | None = None) -> Iterator[Sample]:
     """Every sample once, in the order of the index: what evaluation and tokenizer training read."""
-    reader, size = SampleReader(index), len(index) if limit is None else min(limit, len(index))
+    return read_numbers(index, range(len(index) if limit is None else min(limit, len(index))))
+
+
+def read_numbers(index: DatasetIndex, numbers: Sequence[int]) -> Iterator[Sample]:
+    """These samples of an index, in this order; remote ones are fetched together. Raises DataError."""
+    reader = SampleReader(index)
     try:
-        for number in reader.ahead(range(size)):
-            yield reader.read(number)
+        yield from map(reader.read, reader.ahead(numbers))
     finally:
         reader.close()

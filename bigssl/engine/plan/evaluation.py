@@ -13,7 +13,7 @@ from bigssl.config.places import instead
 from bigssl.config.recipe import Recipe
 from bigssl.data.errors import DataError, display
 from bigssl.data.kinds import decode
-from bigssl.data.order.stream import SampleReader
+from bigssl.data.order.stream import is_remote, read_numbers
 from bigssl.data.remote.pipes import PIPE
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import MANIFEST, DatasetIndex, ShardInfo
@@ -184,14 +184,9 @@ class Checked:
 
 def few_samples(index: DatasetIndex) -> Iterator[Sample]:
     """Some from all over a dataset; of a remote one its first, which are fetched together. Raises DataError."""
-    reader = SampleReader(index)
-    numbers = range(min(MOST, len(index))) if reader.remote else sorted({n * len(index) // MOST for n in range(MOST)})
-    try:
-        if reader.remote:
-            reader.announce(numbers, ())
-        yield from map(reader.read, numbers)
-    finally:
-        reader.close()
+    count = len(index)
+    spread = sorted({n * count // MOST for n in range(MOST)})
+    return read_numbers(index, range(min(MOST, count)) if is_remote(index) else spread)
 
 
 def _check_unlabelled(evaluate: Mapping[str, Evaluation], towers: Mapping[str, Tower], looked: Shelves) -> None:

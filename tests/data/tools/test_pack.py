@@ -13,6 +13,7 @@ import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from written import fill
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.series import series
@@ -145,13 +146,6 @@ def test_packing_is_all_or_nothing(tmp_path: Path) -> None:
     replaced = pack(items({"c": {"txt": b"3"}}), tmp_path / "x", name="x", overwrite=True)[""]
     assert list(content(replaced)) == ["c"]
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
-
-
-def fill(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
 
 
 def loaded(found: Sequence[Item]) -> dict[str, dict[str, bytes]]:
