@@ -18,7 +18,7 @@ from bigssl.data.order.stream import Stream
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 
 Row = dict[str, Any]
 BATCH = 256

@@ -53,8 +53,8 @@ from bigssl.objectives.base import config_union, exported_heads, exported_networ
 from bigssl.objectives.exported import rest_of_objective  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
 from bigssl.transfer.discovery import evaluation_union  # noqa: E402
-from bigssl.transfer.export import ExportError, export_run  # noqa: E402
 from bigssl.transfer.inputs import input_of  # noqa: E402
+from bigssl.transfer.leaving.export import ExportError, export_run  # noqa: E402
 from bigssl.transfer.probe import LiveProbe  # noqa: E402
 from bigssl.transfer.scorecard import format_table, score  # noqa: E402
 from bigssl.transfer.subjects import Live, Subject, Tensors  # noqa: E402

@@ -26,9 +26,9 @@ from bigssl.data.shards.urls import place
 from bigssl.data.tools.classes import LABEL, dataset_parts
 from bigssl.data.tools.guess import SUFFIXES, ask_of_few_texts, head, holds_numbers, picture_templates
 from bigssl.data.tools.parts import equal_together
-from bigssl.data.tools.sources import Item
-from bigssl.data.tools.sources_folder import files_below
-from bigssl.data.tools.sources_shards import from_index, stretches_of
+from bigssl.data.tools.sources.base import Item
+from bigssl.data.tools.sources.folder import files_below
+from bigssl.data.tools.sources.shards import from_index, stretches_of
 from bigssl.starter.drafting import Parts
 from bigssl.starter.looking import Look, look_at, spread_numbers, stored
 

@@ -13,7 +13,7 @@ from bigssl.cli.options import local
 from bigssl.data.errors import DataError
 from bigssl.data.shards import leftout
 from bigssl.data.shards.leftout import LeftOut
-from bigssl.data.tools import guess, sources_series, sources_text
+from bigssl.data.tools import guess
 from bigssl.data.tools.classes import (
     CLASSES,
     LABEL,
@@ -23,9 +23,11 @@ from bigssl.data.tools.classes import (
     said_of_labels,
     said_of_levels,
 )
-from bigssl.data.tools.sources import Item
-from bigssl.data.tools.sources_folder import files_below, from_folder
-from bigssl.data.tools.sources_tables import Table, from_table
+from bigssl.data.tools.sources import series as sources_series
+from bigssl.data.tools.sources import text as sources_text
+from bigssl.data.tools.sources.base import Item
+from bigssl.data.tools.sources.folder import files_below, from_folder
+from bigssl.data.tools.sources.tables import Table, from_table
 from bigssl.data.tools.templates import as_template
 
 Note = Callable[[str], None]

@@ -13,7 +13,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.shards.index import MANIFEST, DatasetIndex
 from bigssl.data.tools.pack import split_by_key
 from bigssl.data.tools.parts import by_time
-from bigssl.data.tools.sources import Item, json_bytes
+from bigssl.data.tools.sources.base import Item, json_bytes
 from bigssl.files import write_atomic
 
 FEWEST = 20  # samples of which some are held out

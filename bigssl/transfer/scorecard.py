@@ -42,8 +42,8 @@ from bigssl.config.evaluate import Evaluation
 from bigssl.files import write_atomic
 from bigssl.report.health import collapse_said, health_said
 from bigssl.report.values import CARD_VERSION, raws_said, shown, with_unit
-from bigssl.transfer import export
 from bigssl.transfer.bench import Bench
+from bigssl.transfer.leaving import export
 from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.scores import row_of
 from bigssl.transfer.subjects import Exported

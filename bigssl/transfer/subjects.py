@@ -17,10 +17,10 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.norm import has_batch_norm
-from bigssl.transfer import export
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
 from bigssl.transfer.features import Views, column, encoder, holds, read_samples, view_batches
 from bigssl.transfer.inputs import Input, exported_input
+from bigssl.transfer.leaving import export
 from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.team import AgreedError
 

@@ -25,7 +25,7 @@ from bigssl.data.kinds import decode
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.loading.loader import make_loader
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 from bigssl.engine.plan import passes, preflight
 from bigssl.engine.plan.look import Looked
 from bigssl.nets.towers import Tower, check_backbone

@@ -18,7 +18,7 @@ from bigssl.config.recipe import recipe_model
 from bigssl.data.loading.ledger import files
 from bigssl.data.shards.index import DatasetIndex, build_index
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 from bigssl.engine import loop, zero
 from bigssl.engine.plan import preflight
 from bigssl.objectives.base import config_union

@@ -14,7 +14,7 @@ from PIL import Image
 
 from bigssl.data.shards.index import DatasetIndex, build_index
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item, json_bytes
+from bigssl.data.tools.sources.base import Item, json_bytes
 
 MakeDataset = Callable[..., DatasetIndex]
 

@@ -10,7 +10,7 @@ from bigssl.data.loading.loader import make_loader
 from bigssl.data.order.stream import Stream
 from bigssl.data.shards.index import DatasetIndex, build_index
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 
 COUNTS = [(7 * number) % 5 + 1 for number in range(37)]  # 1 to 5 samples
 WORLDS = (1, 2, 3, 4, 8)

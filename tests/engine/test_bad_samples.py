@@ -18,7 +18,7 @@ from PIL import Image
 from bigssl import distributed
 from bigssl.config.recipe import dump_recipe
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 from bigssl.engine import guards
 from bigssl.engine.plan.sources import source_order
 from bigssl.train import main

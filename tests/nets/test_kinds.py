@@ -27,8 +27,8 @@ from bigssl.nets.pool import mean_of
 from bigssl.nets.pretrained import read_network
 from bigssl.nets.progress import Progress
 from bigssl.objectives.mlm import Mlm
-from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import ImageInput, TextInput, input_of
+from bigssl.transfer.leaving.export import export_run
 
 AT = Progress(0, 100)
 

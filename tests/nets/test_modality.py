@@ -44,8 +44,8 @@ from bigssl.nets.weightless import feature_size
 from bigssl.objectives.clip import Clip
 from bigssl.objectives.mlm import Mlm
 from bigssl.objectives.needs import Needs
-from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import INPUTS, exported_input, input_of
+from bigssl.transfer.leaving.export import export_run
 
 DEMO = str(Path(__file__).parents[2] / "bigssl" / "demo" / "tokenizer.json")
 WORDS = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,

@@ -20,8 +20,8 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import build, discover
 from bigssl.objectives.mae import PATCHES, Mae, _can_hide, blind_error, encode_visible, patches_of, targets
-from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import ImageInput
+from bigssl.transfer.leaving.export import export_run
 
 AT = Progress(0, 100)
 FIELDS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}

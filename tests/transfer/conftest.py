@@ -23,8 +23,8 @@ from transformers import (
 
 from bigssl.data.kinds import text
 from bigssl.data.shards.index import build_index
-from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import ImageInput, TextInput
+from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.matrix import Matrix, Scratch, joined
 from bigssl.transfer.team import Team
 

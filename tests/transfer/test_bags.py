@@ -17,14 +17,14 @@ from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.kinds.text import load_tokenizer, train_tokenizer
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 from bigssl.transfer import bags, collapse
 from bigssl.transfer.bags import Bags, Grams, TfIdf, character_grams, counted, token_grams
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.collapse import rankme, text_health
-from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.knn import stored_knn
+from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.matrix import Held
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.scores import RAW

@@ -20,11 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from bigssl.config.evaluate import Evaluation
 from bigssl.data.shards.index import build_index
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 from bigssl.files import DiskFull
 from bigssl.transfer import bags, matrix
-from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import ImageInput, TextInput
+from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.matrix import Matrix, Scratch, joined
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.tasks import knn, zero_shot

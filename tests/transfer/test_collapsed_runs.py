@@ -15,8 +15,8 @@ from transformers import AutoModel, PatchTSTConfig, PreTrainedModel, PreTrainedT
 
 from bigssl.cli.main import main
 from bigssl.report.html import write_report
-from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import ImageInput, SeriesInput, TextInput
+from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.scorecard import format_table, score
 from bigssl.transfer.tasks.knn import Knn
 

@@ -16,8 +16,8 @@ from bigssl.data.kinds import decode, text
 from bigssl.data.sample import Sample
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import normalise
-from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import INPUTS, ImageInput, TextInput, exported_input
+from bigssl.transfer.leaving.export import export_run
 
 Make = Callable[..., PreTrainedModel]
 SIZE = 32

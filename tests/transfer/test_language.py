@@ -22,8 +22,8 @@ from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.transfer.baselines import random_network
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.collapse import rankme
-from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import TextInput
+from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.matrix import Held
 from bigssl.transfer.scorecard import format_table, score
 from bigssl.transfer.scores import row_of

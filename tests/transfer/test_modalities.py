@@ -23,7 +23,7 @@ from bigssl.config.recipe import BackboneConfig
 from bigssl.data.order.stream import read_in_order
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 from bigssl.engine.plan.evaluation import Checked
 from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.towers import Tower
@@ -32,10 +32,10 @@ from bigssl.transfer.baselines import random_network
 from bigssl.transfer.collapse import feature_std, rankme
 from bigssl.transfer.cosines import Centred
 from bigssl.transfer.discovery import evaluation_union
-from bigssl.transfer.export import export_run
 from bigssl.transfer.features import embed, read_samples, view_batches
 from bigssl.transfer.inputs import Input, input_of
 from bigssl.transfer.knn import stored_knn
+from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.matrix import HeldPart, Matrix
 from bigssl.transfer.probe import LiveProbe
 from bigssl.transfer.scorecard import score

@@ -18,8 +18,8 @@ from bigssl.data.order.stream import Stream
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.report.metrics import Measure
 from bigssl.transfer.discovery import discover_evaluations, evaluation_union
-from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import ImageInput, TextInput
+from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.probe import LiveProbe
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.subjects import Live, Subject

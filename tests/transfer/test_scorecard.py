@@ -21,9 +21,9 @@ from bigssl.report.html import write_report
 from bigssl.transfer import scorecard, subjects
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.discovery import evaluation_union
-from bigssl.transfer.export import export_run
 from bigssl.transfer.features import column, encoder, text_batches, view_batches
 from bigssl.transfer.inputs import ImageInput, TextInput
+from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.scorecard import format_table, score
 from bigssl.transfer.subjects import Captions

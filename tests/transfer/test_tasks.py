@@ -22,8 +22,8 @@ from bigssl.objectives.base import Head
 from bigssl.report.html import write_report
 from bigssl.report.metrics import Measure
 from bigssl.transfer.discovery import discover_evaluations, evaluation_union
-from bigssl.transfer.export import export_run
 from bigssl.transfer.inputs import input_of
+from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.probe import LiveProbe
 from bigssl.transfer.scorecard import format_table, score
 from bigssl.transfer.subjects import Live, Subject

@@ -15,10 +15,11 @@ from pydantic import TypeAdapter
 from bigssl.config.evaluate import Evaluation
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.distributed import NoMeeting
-from bigssl.transfer import export, matrix, scorecard, subjects
+from bigssl.transfer import matrix, scorecard, subjects
 from bigssl.transfer import team as teams
 from bigssl.transfer.discovery import evaluation_union
 from bigssl.transfer.inputs import ImageInput, TextInput
+from bigssl.transfer.leaving import export
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.team import AgreedError, Team
 

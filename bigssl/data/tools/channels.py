@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from bigssl.data.errors import DataError
-from bigssl.data.tools.sources_text import HEAD, decoded, document_lines, refuse_separator
+from bigssl.data.tools.sources.text import HEAD, decoded, document_lines, refuse_separator
 
 MISSING = ("", "?", "nan", "NaN", "NA")
 

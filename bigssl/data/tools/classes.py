@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from os.path import commonpath
 from pathlib import Path
 
-from bigssl.data.tools.sources import Item, json_bytes
+from bigssl.data.tools.sources.base import Item, json_bytes
 
 LABEL = "label"
 CLASSES = (LABEL, "labels", "class", "category", "target", "y")

@@ -12,8 +12,8 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack, refuse_existing
 from bigssl.data.tools.parts import equal_together
 from bigssl.data.tools.rules import Judged, Thresholds, check_names, judge_samples
-from bigssl.data.tools.sources import json_bytes
-from bigssl.data.tools.sources_shards import from_index, stretches_of
+from bigssl.data.tools.sources.base import json_bytes
+from bigssl.data.tools.sources.shards import from_index, stretches_of
 from bigssl.data.tools.survey import Survey, survey
 
 REPORT = "dropped.jsonl"

@@ -12,8 +12,8 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds.decode import IMAGES
 from bigssl.data.tools.channels import is_number
 from bigssl.data.tools.classes import CLASSES, dataset_parts
-from bigssl.data.tools.sources_tables import rows
-from bigssl.data.tools.sources_text import HEAD
+from bigssl.data.tools.sources.tables import rows
+from bigssl.data.tools.sources.text import HEAD
 
 SUFFIXES = {"lines": ".txt", "jsonl": ".jsonl", "series": ".csv", "ts": ".ts"}
 FEW = 50  # files, from which on nobody takes a file for a class

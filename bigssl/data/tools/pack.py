@@ -16,7 +16,7 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools import staged
 from bigssl.data.tools.jobs import each
 from bigssl.data.tools.parts import by_time
-from bigssl.data.tools.sources import Item, Keys
+from bigssl.data.tools.sources.base import Item, Keys
 from bigssl.data.tools.staged import ShardPlan
 from bigssl.files import write_atomic, writing
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bigssl.data.errors import DataError
-from bigssl.data.tools.sources import Item, Stretch
+from bigssl.data.tools.sources.base import Item, Stretch
 
 _SAID = ("txt", "json")  # what a sample says of the rest of it; its content where there is nothing else
 

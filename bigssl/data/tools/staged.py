@@ -22,7 +22,7 @@ import webdataset
 from bigssl.data.errors import DataError
 from bigssl.data.shards import tarwalk
 from bigssl.data.shards.index import MANIFEST, build_index
-from bigssl.data.tools.sources import Item, refuse_fields
+from bigssl.data.tools.sources.base import Item, refuse_fields
 from bigssl.files import DiskFull, write_atomic, writing
 
 _FINISHED = ".shards"

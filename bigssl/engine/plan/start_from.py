@@ -1,6 +1,6 @@
 """`start_from`: a new run begins with the networks and the heads of an export; its optimizer is fresh.
 
-    FOLDER/NAME/                  the networks (see `bigssl.transfer.export`): backbones, and what tasks made of them
+    FOLDER/NAME/                  the networks (`bigssl.transfer.leaving.export`): backbones, what tasks made of them
     FOLDER/objective.safetensors  all other state of the objective: heads, buffers, teachers, by task
 
 A task of the new run goes on with that of the same name and place in the export's objective, or, where there is one of

@@ -171,7 +171,7 @@ def test_a_stranger_is_found(dataset) -> None:
 def repack(index: DatasetIndex, change: Callable[[str, dict[str, bytes]], dict[str, bytes]]) -> DatasetIndex:
     """The same samples with `change` applied, written and indexed anew: damage that was there before packing."""
     from bigssl.data.tools.pack import pack
-    from bigssl.data.tools.sources import Item
+    from bigssl.data.tools.sources.base import Item
 
     items = [Item(s.key, s.key, lambda s=s: change(s.key, dict(s.fields))) for s in read_in_order(index)]  # type: ignore[misc]
     return pack(items, Path(index.url + "-changed"), name="x")[""]

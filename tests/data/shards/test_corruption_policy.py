@@ -19,7 +19,7 @@ from bigssl.data.order.stream import Stream, read_in_order
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 from bigssl.data.tools.verify import verify
 
 COUNTS = (3, 3)

@@ -20,7 +20,7 @@ from bigssl.data.order.stream import SampleReader, Stream
 from bigssl.data.shards import tarwalk
 from bigssl.data.shards.index import DatasetIndex, build_index, scan
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 from bigssl.data.tools.verify import verify
 
 

@@ -12,7 +12,7 @@ from bigssl.data.order.stream import read_in_order
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.clean import REPORT, clean, split
 from bigssl.data.tools.rules import Thresholds
-from bigssl.data.tools.sources import json_bytes
+from bigssl.data.tools.sources.base import json_bytes
 from bigssl.data.tools.verify import verify
 
 from .test_staged import files

@@ -21,10 +21,10 @@ from bigssl.data.order.stream import read_in_order
 from bigssl.data.shards import tarwalk
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack, split_by_key
-from bigssl.data.tools.sources import Item
-from bigssl.data.tools.sources_folder import from_folder
-from bigssl.data.tools.sources_series import from_series, parse_series
-from bigssl.data.tools.sources_tables import Table, from_table
+from bigssl.data.tools.sources.base import Item
+from bigssl.data.tools.sources.folder import from_folder
+from bigssl.data.tools.sources.series import from_series, parse_series
+from bigssl.data.tools.sources.tables import Table, from_table
 
 # webdataset leaves the files that it has read to the garbage collector
 unclosed = pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bigssl.data.errors import DataError
 from bigssl.data.tools.pack import pack
 from bigssl.data.tools.rules import RULES, Thresholds, first_of_equals, judge_samples, meaning
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 from bigssl.data.tools.survey import survey
 
 from .test_survey import NOISE, npy, png, surveyed

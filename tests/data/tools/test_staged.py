@@ -18,8 +18,8 @@ from bigssl.data.order.stream import read_in_order
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools import staged
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
-from bigssl.data.tools.sources_folder import from_folder
+from bigssl.data.tools.sources.base import Item
+from bigssl.data.tools.sources.folder import from_folder
 from bigssl.data.tools.verify import verify
 from bigssl.files import DiskFull
 

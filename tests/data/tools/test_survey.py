@@ -12,7 +12,7 @@ from PIL import Image
 
 from bigssl.data.errors import DataError
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 from bigssl.data.tools.survey import Measured, Survey, grey_values, measure, series_spread, survey
 
 

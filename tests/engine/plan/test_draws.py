@@ -10,7 +10,7 @@ import pytest
 from bigssl.config.errors import ConfigError
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 from bigssl.engine.plan import preflight
 from bigssl.engine.plan.checks import draft
 from bigssl.objectives.simclr import Simclr

@@ -10,7 +10,7 @@ import pytest
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import load_recipe, recipe_model
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources import Item
+from bigssl.data.tools.sources.base import Item
 from bigssl.engine.plan import preflight
 from bigssl.objectives.base import config_union
 from bigssl.transfer.discovery import evaluation_union

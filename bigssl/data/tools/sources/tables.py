@@ -15,8 +15,8 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds.decode import IMAGES
 from bigssl.data.shards import leftout
 from bigssl.data.shards.leftout import LeftOut
-from bigssl.data.tools.sources import Item, Keys, json_bytes, read_file, unusable, version
-from bigssl.data.tools.sources_text import decoded, physical_lines, refuse_separator
+from bigssl.data.tools.sources.base import Item, Keys, json_bytes, read_file, unusable, version
+from bigssl.data.tools.sources.text import decoded, physical_lines, refuse_separator
 from bigssl.data.tools.templates import columns_of, fill_in
 
 _MISSING = {"", "nan", "none", "null", "na", "n/a", "<na>"}  # lower case; how programs write that there is no text

@@ -16,7 +16,7 @@ from bigssl.config import limits
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.tools.classes import CLASSES, LABEL
-from bigssl.data.tools.sources import Item, Keys, json_bytes, version
+from bigssl.data.tools.sources.base import Item, Keys, json_bytes, version
 from bigssl.data.tools.templates import fill_in
 
 LINE_FEED = b"\n"

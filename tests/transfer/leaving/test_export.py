@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, PreTrainedModel
 
 from bigssl.nets.norm import with_global_batch_norm
-from bigssl.transfer import export
-from bigssl.transfer.export import ExportError, export_run, load_backbone, load_heads
 from bigssl.transfer.inputs import ImageInput
+from bigssl.transfer.leaving import export
+from bigssl.transfer.leaving.export import ExportError, export_run, load_backbone, load_heads
 
 Make = Callable[..., PreTrainedModel]
 

@@ -18,8 +18,8 @@ from bigssl.data.errors import DataError
 from bigssl.data.tools.channels import cells_of, channels, header_of, number
 from bigssl.data.tools.classes import LABEL
 from bigssl.data.tools.parts import held_rows
-from bigssl.data.tools.sources import Item, Stretch, json_bytes
-from bigssl.data.tools.sources_text import LineFile, document_lines, line_file
+from bigssl.data.tools.sources.base import Item, Stretch, json_bytes
+from bigssl.data.tools.sources.text import LineFile, document_lines, line_file
 
 
 def _npy(values: np.ndarray) -> bytes:

@@ -1,6 +1,6 @@
 """What `bigssl shards pack` reads. Each source yields `Item`s in order; an item knows where its bytes are and does not
-hold them. Folders, tables, texts, series and shards: `sources_folder`, `sources_tables`, `sources_text`,
-`sources_series`, `sources_shards`."""
+hold them. Folders, tables, texts, series and shards: `folder`, `tables`, `text`,
+`series`, `shards`."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ from transformers.utils import logging
 from bigssl.data.errors import DataError
 from bigssl.files import fsync, writing
 from bigssl.nets.modality.kinds import unused_parameters
-from bigssl.transfer.card import model_card
 from bigssl.transfer.inputs import Input
+from bigssl.transfer.leaving.card import model_card
 
 FOLDER = "export"
 State = Mapping[str, Tensor]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigssl.data.errors import DataError
-from bigssl.data.tools.sources import Item
-from bigssl.data.tools.sources_series import Windows, from_csv, from_series
+from bigssl.data.tools.sources.base import Item
+from bigssl.data.tools.sources.series import Windows, from_csv, from_series
 
 
 def array(item: Item) -> np.ndarray:

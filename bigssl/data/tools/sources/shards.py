@@ -12,7 +12,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.order.stream import SampleReader
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.data.tools.sources import Item, Stretch
+from bigssl.data.tools.sources.base import Item, Stretch
 
 _NUMBERED = re.compile(r"(.+)-\d{6}")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bigssl.config import limits
 from bigssl.data.errors import DataError
-from bigssl.data.tools.sources_text import document_lines, from_jsonl, from_lines
+from bigssl.data.tools.sources.text import document_lines, from_jsonl, from_lines
 
 
 def write(path: Path, content: bytes) -> Path:

@@ -15,7 +15,7 @@ from bigssl.data.shards import leftout, unpack
 from bigssl.data.shards.leftout import LeftOut
 from bigssl.data.shards.tarwalk import split_name
 from bigssl.data.tools.classes import LABEL, folder_labels, with_label
-from bigssl.data.tools.sources import Item, is_utf8, json_bytes, read_file, version
+from bigssl.data.tools.sources.base import Item, is_utf8, json_bytes, read_file, version
 
 _SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "$recycle.bin", "system volume information",
            "@eadir", "lost+found"}  # fmt: skip

@@ -1,0 +1,1 @@
+"""What can samples be packed from? Folders, tables, texts, series, shards."""
