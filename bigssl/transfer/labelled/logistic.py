@@ -71,8 +71,8 @@ def _chosen(x: Tensor, y: Tensor, l2: Sequence[float], valid: Tensor | None, lea
             ) -> Linear:
     strengths = sorted(set(l2), reverse=True)
     if not strengths or strengths[-1] <= 0 or (valid is None and len(strengths) > 1):
-        held = "no" if valid is None else len(valid)
-        raise ValueError(f"l2 {list(l2)}, {held} rows to choose on; allowed: strengths above 0, and rows to choose on "
+        count = "no" if valid is None else len(valid)
+        raise ValueError(f"l2 {list(l2)}, {count} rows to choose on; allowed: strengths above 0, and rows to choose on "
                          "where there are several")  # fmt: skip
     if valid is None or len(strengths) == 1:
         return learner(x, y).at(strengths[0])
@@ -80,7 +80,8 @@ def _chosen(x: Tensor, y: Tensor, l2: Sequence[float], valid: Tensor | None, lea
     held[valid.to(x.device)] = True
     if held.all() or not held.any():
         raise ValueError(f"{int(held.sum())} of {len(x)} rows to choose on; allowed: some, and not all")
-    rest, path = learner(x[~held], y[~held]), []
+    rest = learner(x[~held], y[~held])
+    path: list[Linear] = []
     for strength in strengths:
         path.append(rest.at(strength, path[-1] if path else None))
     best = min(path, key=lambda each: rest.loss(each(x[held]), y[held]))
@@ -233,7 +234,7 @@ class _Two(_Sigmoids):
 
 def _classes_loss(y: Tensor, count: int) -> _Softmax | _Two:
     seen = y.unique().tolist()
-    return _Two(y, *seen, count) if len(seen) == 2 else _Softmax(y, count)
+    return _Two(y, seen[0], seen[1], count) if len(seen) == 2 else _Softmax(y, count)
 
 
 class _Path:
