@@ -24,7 +24,7 @@ class LinearProbe(Classifying):
     backbone: str = "image"
     l2: list[Strength] = Field(
         STRENGTHS, min_length=1,
-        description="penalties to choose from: each times half the squared norm of the weights, beside the sum of losses",
+        description="penalties to choose from: of half the squared norm of the weights, beside the summed losses",
     )
 
     def run(self, bench: Bench) -> list[ScoreRow]:
