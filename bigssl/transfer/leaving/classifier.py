@@ -70,7 +70,7 @@ def save_classifier(
         with hushed():
             fresh.save_pretrained(folder)
             takes.write(folder)
-        mademade_readable(folder, (folder / "config.json").stat().st_mode)
+        made_readable(folder, (folder / "config.json").stat().st_mode)
         load = {"class": loader, "modality": takes.modality, "outputs": ["logits"]}
         claim = Claim(folder, "transformers", f"{loader}.from_pretrained({str(folder)!r})", load,
                       contents(takes, seen), {"logits": logits})  # fmt: skip

@@ -78,7 +78,7 @@ def export_run(
                 save_file(dict(rest[1]), staging / rest[0], metadata=rest[2])
             card = staging / "README.md"
             card.write_text(model_card(Path(folder).resolve().name, backbones, inputs, heads, meta))
-            mademade_readable(staging, card.stat().st_mode)
+            made_readable(staging, card.stat().st_mode)
             _publish(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -112,7 +112,7 @@ def _write_backbone(folder: Path, name: str, model: PreTrainedModel, state: Stat
         fresh.save_pretrained(folder, state_dict={key: value for key, value in tensors.items() if key not in untrained})
 
 
-def mademade_readable(staging: Path, mode: int) -> None:
+def made_readable(staging: Path, mode: int) -> None:
     """safetensors writes for the owner's eyes alone; everybody whom the umask lets see `mode` is to load the export."""
     for path in staging.rglob("*"):
         if path.is_file():
