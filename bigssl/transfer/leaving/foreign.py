@@ -189,7 +189,7 @@ def _by_transformers(job: Job) -> Found:
     with torch.no_grad():
         found = model(**inputs)
         outputs = {name: OUTPUTS[name](job, model, inputs, found) for name in job["outputs"]}
-    return report, {name: value.float().numpy() for name, value in outputs.items()}
+    return report, {name: value.numpy() for name, value in outputs.items()}
 
 
 def _real_logits(job: Job, model: Any, inputs: dict[str, Any], found: Any) -> Any:

@@ -126,25 +126,31 @@ def _judged(claim: Claim, out: Path) -> Proof:
         )
     with np.load(out / "outputs.npz") as found:
         theirs = dict(found)
-    worst = {name: _difference(f"{where}: {name}", ours, theirs.get(name)) for name, ours in claim.outputs.items()}
-    largest = max(float(np.abs(ours).max(initial=0)) for ours in claim.outputs.values())
-    proof = Proof(
-        claim.format, report["library"], report["version"], claim.loader, len(claim.samples), max(worst.values()),
-        largest, TOLERANCE, report["loaded"], report["total"], report["missing"], report["unexpected"],
+    worst = largest = 0.0
+    for name, ours in claim.outputs.items():
+        difference, size = _compared(f"{where}: {name}", claim, ours, theirs.get(name))
+        worst, largest = max(worst, difference), max(largest, size)
+    return Proof(
+        claim.format, report["library"], report["version"], claim.loader, len(claim.samples), worst, largest,
+        TOLERANCE, report["loaded"], report["total"], report["missing"], report["unexpected"],
     )  # fmt: skip
-    for name, difference in worst.items():
-        allowed = TOLERANCE * max(1.0, float(np.abs(claim.outputs[name]).max(initial=0)))
-        if not difference <= allowed:
-            raise ProofError(f"{where}: {name} of {len(claim.samples)} samples differ by up to {difference:.2g} from "
-                             f"ours after {claim.loader}; allowed: {allowed:.2g}")
-    return proof
 
 
-def _difference(where: str, ours: np.ndarray, theirs: np.ndarray | None) -> float:
+def _compared(where: str, claim: Claim, ours: np.ndarray, theirs: np.ndarray | None) -> tuple[float, float]:
+    """(largest difference, largest value) of an output; of whole numbers (ids), which have to be equal, (0, 0)."""
     if theirs is None or theirs.shape != ours.shape:
         found = "not given" if theirs is None else f"of shape {list(theirs.shape)}"
         raise ProofError(f"{where} is {found} there; ours is {list(ours.shape)}")
-    return float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max(initial=0))
+    if ours.dtype.kind in "iu":
+        if not np.array_equal(ours, theirs):
+            raise ProofError(f"{where} gives {theirs.tolist()} after {claim.loader}; ours is {ours.tolist()}")
+        return 0.0, 0.0
+    difference = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max(initial=0))
+    size = float(np.abs(ours).max(initial=0))
+    if not difference <= (allowed := TOLERANCE * max(1.0, size)):
+        raise ProofError(f"{where} of {len(claim.samples)} samples differ by up to {difference:.2g} from ours after "
+                         f"{claim.loader}; allowed: {allowed:.2g}")
+    return difference, size
 
 
 def _some(names: Sequence[str]) -> str:
