@@ -254,6 +254,45 @@ def _onnx_inputs(job: Job) -> dict[str, np.ndarray]:
     return {main: values[0], observed: values[1].astype(np.float32)}
 
 
+# timm
+
+
+def _by_timm(job: Job) -> Found:
+    from functools import partial
+
+    import timm
+    import torch
+    from safetensors.numpy import load_file
+
+    options = {"norm_layer": partial(torch.nn.LayerNorm, eps=job["eps"])} if job["eps"] else {}
+    model = timm.create_model(f"local-dir:{job['folder']}", pretrained=True, **options).eval()
+    stored = load_file(Path(job["folder"]) / "model.safetensors")
+    state = model.state_dict()
+    right = {name for name, value in state.items() if name in stored and np.array_equal(stored[name], value.numpy())}
+    report = _report(timm, state, state.keys() - right, stored.keys() - state.keys())
+    with torch.no_grad():
+        found = model.forward_features(_timm_pixels(job, model))
+    tokens = found.mean((2, 3)) if found.dim() == 4 else found[:, model.num_prefix_tokens :].mean(1)
+    return report, {"features": tokens.numpy()}
+
+
+def _timm_pixels(job: Job, model: Any) -> Any:
+    """By timm's own transforms, which are torchvision's; where that is a stand-in, by its settings."""
+    import importlib.metadata
+
+    import torch
+
+    settings = model.pretrained_cfg
+    try:
+        importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        return torch.from_numpy(pixels(job, settings["input_size"][1], settings["mean"], settings["std"]))
+    import timm.data
+
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    return torch.stack([transform(_picture(path)) for path in job["samples"]])
+
+
 # sentence-transformers
 
 
@@ -276,6 +315,7 @@ def _by_sentence_transformers(job: Job) -> Found:
 
 FORMATS: dict[str, Callable[[Job], Found]] = {
     "transformers": _by_transformers, "onnx": _by_onnx, "sentence-transformers": _by_sentence_transformers,
+    "timm": _by_timm,
 }  # fmt: skip
 
 
