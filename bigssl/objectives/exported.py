@@ -7,12 +7,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bigssl.config.recipe import Section
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Objective, discover, exported_networks
+from bigssl.objectives.base import (
+    Head,
+    Objective,
+    build,
+    config_union,
+    discover,
+    exported_heads,
+    exported_networks,
+)
 
 FILE = "objective.safetensors"  # in the export folder
 ABOUT = "bigssl"  # key of its metadata: JSON with `tasks`, `steps`, `teachers`, `extra` and `lost`
@@ -120,3 +129,22 @@ def task_at(objective: Objective, path: str) -> Objective:
     found = objective.get_submodule(path)
     assert isinstance(found, Objective)
     return found
+
+
+def heads_of_export(folder: Path, towers: Mapping[str, Tower]) -> dict[str, Head]:
+    """The heads of an export by name, of which it says on which networks they were trained; the others mean nothing.
+
+    Args:
+        towers: the networks that are there.
+    """
+    try:
+        tasks = about_export(folder)["tasks"]
+    except (OSError, ValueError):  # of another program
+        return {}
+    found: dict[str, Head] = {}
+    for path, values in tasks.items():
+        section: Any = TypeAdapter(config_union()).validate_json(json.dumps(values))
+        if {getattr(section, field) for field in discover()[section.name].takes} <= towers.keys():
+            for key, head in exported_heads(build(section, towers)).items():
+                found[f"{path.rpartition('.')[2]}-{key}" if key in found else key] = head  # as `joint` names them
+    return {name: head for name, head in found.items() if (folder / "heads" / f"{name}.safetensors").is_file()}
