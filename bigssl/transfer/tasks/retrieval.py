@@ -31,6 +31,8 @@ class Retrieval(Evaluation):
 
     preset = {"bank": "bigssl/demo/emoji/train", "queries": "bigssl/demo/emoji/val", "pair": "code", "view": "design"}
 
+    learns_from = "bank"
+
     backbone: str = "image"
     bank: str = Field(description="shards whose mean is taken from all features before each cosine")
     pair: Annotated[str | None, METADATA] = Field(
