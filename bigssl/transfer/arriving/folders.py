@@ -53,6 +53,13 @@ def networks_at(path: Path) -> Networks:
     raise ConfigError(f"{path}: not a run folder, and no export ({there}){instead(path, _is_any)}; {HOLDS}")
 
 
+def below(folder: Path) -> Path:
+    """The folder in which the networks of a run, an export or a network lie, whatever else is there."""
+    if (folder / EXPORT).is_dir():
+        return folder / EXPORT
+    return folder.resolve().parent if _is_network(folder) else folder
+
+
 def _names(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir() if _is_network(each))
 
