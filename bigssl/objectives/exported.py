@@ -7,24 +7,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bigssl.config.recipe import Section
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import (
-    Head,
-    Objective,
-    build,
-    config_union,
-    discover,
-    exported_heads,
-    exported_networks,
-)
+from bigssl.objectives.base import Head, Objective, discover, exported_heads, exported_networks
 
 FILE = "objective.safetensors"  # in the export folder
-ABOUT = "bigssl"  # key of its metadata: JSON with `tasks`, `steps`, `teachers`, `extra` and `lost`
+ABOUT = "bigssl"  # key of its metadata: JSON with `tasks`, `heads`, `steps`, `teachers`, `extra` and `lost`
 BETWEEN = "|"  # in names of tensors: TASK|NAME, TASK|teacher NAME: NAME
 
 
@@ -89,6 +81,8 @@ def rest_of_objective(
     about = {
         "tasks": {path: json.loads(task.model_dump_json()) for path, task in tasks.items()},
         "teachers": {path: networks_of_teachers(task_at(objective, path), networks) for path in tasks},
+        "heads": {name: {"kind": head.kind, "backbones": head.backbones}
+                  for name, head in exported_heads(objective).items()},
         "steps": steps,
         "extra": kept,
         "lost": sorted(extra.keys() - kept.keys()),
@@ -105,8 +99,8 @@ def _in_json(value: Any) -> bool:
 
 
 def about_export(folder: Path) -> dict[str, Any]:
-    """What FILE in an export says of its run: `tasks`, `teachers`, `steps`, `extra` (state that is no
-    tensor) and `lost` (names of such that JSON cannot hold).
+    """What FILE in an export says of its run: `tasks`, `teachers`, `heads` (kind and backbones of each by
+    name), `steps`, `extra` (state that is no tensor) and `lost` (names of such that JSON cannot hold).
 
     Raises:
         OSError, ValueError: there is none, or it is not whole.
@@ -131,20 +125,15 @@ def task_at(objective: Objective, path: str) -> Objective:
     return found
 
 
-def heads_of_export(folder: Path, towers: Mapping[str, Tower]) -> dict[str, Head]:
-    """The heads of an export by name, of which it says on which networks they were trained; the others mean nothing.
+def heads_of_export(folder: Path) -> dict[str, Head]:
+    """The heads of an export by name, of which it says on which networks they were trained: the others mean nothing.
 
-    Args:
-        towers: the networks that are there.
+    Raises:
+        OSError, SafetensorError: one is not there, or not whole.
     """
     try:
-        tasks = about_export(folder)["tasks"]
+        said = about_export(folder).get("heads", {})
     except (OSError, ValueError):  # of another program
         return {}
-    found: dict[str, Head] = {}
-    for path, values in tasks.items():
-        section: Any = TypeAdapter(config_union()).validate_json(json.dumps(values))
-        if {getattr(section, field) for field in discover()[section.name].takes} <= towers.keys():
-            for key, head in exported_heads(build(section, towers)).items():
-                found[f"{path.rpartition('.')[2]}-{key}" if key in found else key] = head  # as `joint` names them
-    return {name: head for name, head in found.items() if (folder / "heads" / f"{name}.safetensors").is_file()}
+    return {name: Head(head["kind"], head["backbones"], load_file(folder / "heads" / f"{name}.safetensors"))
+            for name, head in said.items()}  # fmt: skip

@@ -48,7 +48,7 @@ class Judged:
 
     @cached_property
     def heads(self) -> dict[str, Head]:
-        return heads_of_export(self.networks.folder, self.towers)
+        return heads_of_export(self.networks.folder)
 
     @property
     def steps(self) -> str:
