@@ -7,25 +7,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bigssl.data.sample import Sample
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import mean_of
-from bigssl.transfer.leaving.parts import Member, Part, UnfitError
+from bigssl.transfer.leaving.parts import Member, Part
 from bigssl.transfer.leaving.proof import Claim
-from bigssl.transfer.leaving.samples import collated, contents
 
 LARGE = 1 << 30  # bytes; what a protobuf can hold ends at 2 GiB
 MODEL = "model.onnx"

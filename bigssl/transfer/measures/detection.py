@@ -72,10 +72,11 @@ def match(found: Boxes, truth: Boxes, classes: int) -> Matched:
 def _greedy(shared: np.ndarray, crowd: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """(right, ignored), bool [D], of detections in the order of their scores; of equal overlaps the last truth."""
     right, ignored = np.zeros(len(shared), bool), np.zeros(len(shared), bool)
-    free = np.ones(len(crowd), bool)
-    for number, row in enumerate(shared):
+    free, close = np.ones(len(crowd), bool), shared >= min(threshold, 1 - 1e-10)
+    for number in np.flatnonzero(close.any(1)).tolist():
+        row = shared[number]
         for among in (free & ~crowd, crowd):
-            fits = np.flatnonzero(among & (row >= min(threshold, 1 - 1e-10)))
+            fits = np.flatnonzero(among & close[number])
             if len(fits):
                 best = fits[::-1][np.argmax(row[fits][::-1])]
                 free[best] = False
@@ -95,17 +96,19 @@ def average_precisions(matched: Sequence[Matched]) -> np.ndarray:
     order = np.lexsort((-scores, classes))
     for name in np.flatnonzero(truths).tolist():
         rows = order[np.searchsorted(classes[order], name) : np.searchsorted(classes[order], name, side="right")]
-        for at in range(len(THRESHOLDS)) if len(rows) else ():
-            found[at, name] = _area(right[rows, at], ~right[rows, at] & ~ignored[rows, at], int(truths[name]))
+        if len(rows):
+            found[:, name] = _areas(right[rows], ~right[rows] & ~ignored[rows], int(truths[name]))
     return found
 
 
-def _area(right: np.ndarray, wrong: np.ndarray, truths: int) -> float:
-    """Mean of the highest precision at each of 101 recalls or above it."""
-    hits, misses = np.cumsum(right, dtype=np.float64), np.cumsum(wrong, dtype=np.float64)
+def _areas(right: np.ndarray, wrong: np.ndarray, truths: int) -> np.ndarray:
+    """float64 [T], of bool [D, T]: the mean of the highest precision at each of 101 recalls or above it."""
+    hits, misses = np.cumsum(right, axis=0, dtype=np.float64), np.cumsum(wrong, axis=0, dtype=np.float64)
     recall, precision = hits / truths, hits / (hits + misses + np.spacing(1))
-    highest = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    return float(highest[np.searchsorted(recall, RECALLS, side="left")].mean())
+    highest = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    highest = np.concatenate([highest, np.zeros((1, len(THRESHOLDS)))])
+    reached = np.stack([np.searchsorted(each, RECALLS, side="left") for each in recall.T], 1)  # [101, T]
+    return np.asarray(np.take_along_axis(highest, reached, axis=0).mean(0))
 
 
 def mean_ap(matched: Sequence[Matched]) -> float:
