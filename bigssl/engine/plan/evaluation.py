@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
@@ -185,6 +185,13 @@ class Checked:
                 f"{where}: value {display(self._section.queries)!r}: {len(both)} of {len(asked)} shards are also in "
                 f"{self._where}.{field} ({both[0]}); allowed: others (`bigssl shards split` makes such parts)"
             )
+
+    def readable(self, field: str, read: Callable[[Sample], Any]) -> None:
+        """Do a few samples hold what `read` makes of one? It raises DataError."""
+        url, where = getattr(self._section, field), f"{self._where}.{field}"
+        for sample in self._looked.samples(where, url):
+            with _reading(where, url):
+                read(sample)
 
     def documents(self, field: str) -> None:
         """Are a few samples documents?"""
