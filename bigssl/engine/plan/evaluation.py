@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.evaluate import Evaluation
@@ -111,6 +111,10 @@ class Checked:
         """where: the section's field in the recipe. looked: what the checks of other sections have read."""
         self._where, self._section, self._towers, self._heads = where, section, towers, heads
         self._looked = looked or Shelves()
+
+    def refuse(self, field: str, why: str) -> NoReturn:
+        """ConfigError about the value of a field."""
+        raise ConfigError(f"{self._where}.{field}: value {getattr(self._section, field)!r}: {why}")
 
     def backbone(self, field: str, *modalities: str) -> Tower:
         """The backbone, whose modality has to be one of `modalities`; without them, any."""
