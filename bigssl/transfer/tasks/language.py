@@ -59,6 +59,8 @@ class Language(Evaluation):
 
     preset = {"bank": "bigssl/demo/text/train", "queries": "bigssl/demo/text/val"}
 
+    learns_from = "bank"
+
     head: str = Field("mlm", description="name under export/heads of the head of masked language modelling; a "
                                          "decoder-only network is judged with its own")  # fmt: skip
     backbone: str = "text"
