@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NoReturn, Protocol
 
@@ -167,6 +167,13 @@ class Checked:
                     f"{self._where}.{name}: value {value!r} is not in the metadata of {display(url)} (sample "
                     f"{sample.key}); allowed: {', '.join(there)}{nearest(value, there)}"
                 )
+
+    def readable(self, field: str, read: Callable[[Sample], Any]) -> None:
+        """Do a few samples hold what `read` makes of one? It raises DataError."""
+        url, where = getattr(self._section, field), f"{self._where}.{field}"
+        for sample in self._looked.samples(where, url):
+            with _reading(where, url):
+                read(sample)
 
     def documents(self, field: str) -> None:
         """Are a few samples documents?"""

@@ -18,6 +18,7 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.features import samples_at
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.team import Team
+from bigssl.transfer.texts.states import frame_of
 
 CHARACTERS = 1 << 16  # of a document; the rest of a longer one is left out
 COUNTED = 1 << 22  # tokens of a bank whose n-grams are counted at most; a rank holds them twice
@@ -79,7 +80,7 @@ def following_documents(url: str, numbers: Sequence[int], words: TextInput, left
 
     Pieces overlap by half, so that a token behind the first piece has at least half a piece before it.
     """
-    begin, padding = leading_tokens_of(words.tokenizer), words.tokenizer.pad_token_id or 0
+    begin, padding = frame_of(words.tokenizer)[0], words.tokenizer.pad_token_id or 0
     inside = words.length - len(begin)
     for _, key, text in _texts(url, numbers, left):
         ids, rows = np.array(_ids(words.tokenizer, text), dtype=np.int64), []
@@ -97,13 +98,6 @@ def _whole(key: str, rows: list[tuple[np.ndarray, ...]], left: Unasked) -> Itera
         yield document
     else:
         left.empty.append(key)
-
-
-def leading_tokens_of(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """int64: what the tokenizer puts before a text."""
-    found = tokenizer("a", return_special_tokens_mask=True, return_attention_mask=False)
-    special = found["special_tokens_mask"]
-    return np.array(found["input_ids"][: special.index(0) if 0 in special else 0], dtype=np.int64)
 
 
 def _masked(ids: np.ndarray, words: np.ndarray, takes: TextInput, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
