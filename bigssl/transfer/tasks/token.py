@@ -48,6 +48,7 @@ class Token(Labelled, Fit):
         seen.backbone("backbone", "text")
         seen.readable("train", self._read)
         seen.readable("queries", self._read)
+        seen.apart("train")
 
     def _read(self, sample: Sample) -> Tagged:
         return tagged_words(sample, self.tokens, self.label)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from bigssl.data.kinds.masking import IGNORE
-from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.heads import MaskedLanguageHead, masked_head
 from bigssl.nets.modality.kinds import CAUSAL
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.subjects import Exported, Subject, Tensors
@@ -109,7 +109,7 @@ def masked_heads(bench: Bench, subject: Subject, tensors: Tensors) -> dict[str, 
         embedding = bench.subjects.whole(model.get_input_embeddings().weight)  # type: ignore[arg-type]
         with torch.random.fork_rng():
             torch.manual_seed(bench.seed)
-            head = MaskedLanguageHead(embedding, model.config.hidden_size)
+            head = masked_head(embedding, model.config)
         if name == "trained":
             _refuse_other_head(f"{bench.where}.head", head, tensors)
             head.load_state_dict(tensors, strict=False)
