@@ -57,7 +57,7 @@ class Language(Evaluation):
     standard error. They are dealt over the ranks.
     """
 
-    preset = {"bank": "bigssl/demo/text/train", "queries": "bigssl/demo/text/val"}
+    preset = {"bank": "bigssl/demo/text/train", "queries": "bigssl/demo/text/val", "bank_limit": 6, "query_limit": 3}
 
     learns_from = "bank"
 
