@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.evaluate import Evaluation
@@ -119,6 +119,10 @@ class Checked:
         self._where, self._section, self._towers, self._heads = where, section, towers, heads
         self._looked = looked or Shelves()
 
+    def refuse(self, field: str, why: str) -> NoReturn:
+        """ConfigError about the value of a field."""
+        raise ConfigError(f"{self._where}.{field}: value {getattr(self._section, field)!r}: {why}")
+
     def backbone(self, field: str, *modalities: str) -> Tower:
         """The backbone, whose modality has to be one of `modalities`; without them, any."""
         name = getattr(self._section, field)
@@ -174,6 +178,13 @@ class Checked:
     def refuse(self, field: str, why: str) -> None:
         """What the evaluation itself finds wrong with a field. why: with what is allowed."""
         raise ConfigError(f"{self._where}.{field}: value {getattr(self._section, field)!r}: {why}")
+
+    def readable(self, field: str, read: Callable[[Sample], Any]) -> None:
+        """Do a few samples hold what `read` makes of one? It raises DataError."""
+        url, where = getattr(self._section, field), f"{self._where}.{field}"
+        for sample in self._looked.samples(where, url):
+            with _reading(where, url):
+                read(sample)
 
     def apart(self, field: str) -> None:
         """Are the shards that are learnt from others than those that are judged?"""
