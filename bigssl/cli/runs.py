@@ -100,7 +100,7 @@ def _next_number(folder: Path) -> Path:
 def _check_evaluations(run_folder: Path, recipe: Recipe) -> None:
     """What `bigssl config check` finds wrong with the section, for the networks that were exported: tokenizers and
     pretrained networks of the recipe may be gone from here, as may exported ones that no evaluation asks for."""
-    from bigssl.engine.plan.activations import Trial
+    from bigssl.engine.plan.activations import OnPaper
     from bigssl.engine.plan.evaluation import check_evaluation
     from bigssl.engine.plan.preflight import evaluated_towers
     from bigssl.objectives.base import exported_heads
@@ -118,7 +118,7 @@ def _check_evaluations(run_folder: Path, recipe: Recipe) -> None:
         tokenizer = {} if backbone.tokenizer is None else {"tokenizer": str(folder / name)}
         backbones[name] = backbone.model_copy(update=pretrained | tokenizer)
     recipe = recipe.model_copy(update={"backbones": backbones, "start_from": None, "probe": None})
-    networks = Trial(recipe)
+    networks = OnPaper(recipe)
     towers = evaluated_towers(networks.objective, networks.towers)
     there = {name: tower for name, tower in towers.items() if (folder / name).is_dir()}
     check_evaluation(recipe, there, exported_heads(networks.objective))

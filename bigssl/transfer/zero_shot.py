@@ -35,11 +35,13 @@ class ByTexts(Evaluation):
 
     preset = {"captions": "bigssl/demo/emoji/train", "queries": "bigssl/demo/emoji/val", "label": "category"}
 
+    learns_from = "captions"
+
     heads: str = Field("clip", description="name under export/heads of the two projections")
     image_backbone: str = "image"
     text_backbone: str = "text"
     captions: str = Field(description="shards whose captions and labels describe the classes")
-    label: Label
+    label: Label = "label"
     item: Item = None
     caption_limit: Limit = None
 

@@ -74,6 +74,8 @@ class Language(Evaluation):
 
     preset = {"bank": "bigssl/demo/text/train", "queries": "bigssl/demo/text/val"}
 
+    learns_from = "bank"
+
     head: str = Field("mlm", description="name under export/heads of the head of masked language modelling")
     backbone: str = "text"
     bank: str = Field(description="documents trained on, whose token frequencies are the line to beat")

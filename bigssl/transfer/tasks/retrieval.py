@@ -27,6 +27,8 @@ class Retrieval(Evaluation):
 
     preset = {"bank": "bigssl/demo/emoji/train", "queries": "bigssl/demo/emoji/val", "pair": "code", "view": "design"}
 
+    learns_from = "bank"
+
     backbone: str = "image"
     bank: str = Field(description="shards whose mean is taken from all features before each cosine")
     pair: Metadata = Field(description="metadata field that views of one item share")
