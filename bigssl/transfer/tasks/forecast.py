@@ -11,14 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bigssl.config.evaluate import Label
 from bigssl.config.section import PositiveInt
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating
 from bigssl.transfer.inputs import SeriesInput, input_of
 from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
 from bigssl.transfer.labelled.rows import scored
-from bigssl.transfer.labelled.section import Labelled
+from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial, outcomes, trials
 from bigssl.transfer.scores import RAW, ScoreRow
 from bigssl.transfer.steps.cases import (
@@ -42,7 +41,7 @@ LINEAR = RAW + "linear model of the past"
 MEASURES = (("mse", "squared error", "squared deviations"), ("mae", "absolute error", "deviations"))
 
 
-class Forecast(Labelled, Fit):
+class Forecast(Learning, Fit):
     """The next `horizon` steps from as many as the backbone takes, all channels; errors in deviations of the training
     part.
 
@@ -56,7 +55,6 @@ class Forecast(Labelled, Fit):
               "horizon": 6, "stride": 18, "seeds": 2, "fractions": [0.1, 1.0]}  # fmt: skip
 
     backbone: str = "series"
-    label: Label | None = Field(None, exclude=True)
     horizon: PositiveInt = Field(24, description="steps that are forecast")
     stride: PositiveInt | None = Field(None, description="steps from one window to the next; default the horizon")
     period: PositiveInt | None = Field(
@@ -71,7 +69,7 @@ class Forecast(Labelled, Fit):
         takes = input_of(seen.backbone("backbone", "series"))
         assert isinstance(takes, SeriesInput)
         seen.samples("train", takes)
-        seen.samples("queries", takes, "item")
+        seen.samples("queries", takes)
         seen.at_most("period", takes.length, "the steps that the backbone takes")
 
     def run(self, bench: Bench) -> list[ScoreRow]:
