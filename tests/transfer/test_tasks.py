@@ -45,6 +45,10 @@ SECTIONS = {
     "series": BackboneConfig(type="patchtst", channels=6, length=40, config={
         "d_model": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32, "patch_length": 8,
         "patch_stride": 8}),
+    "audio": BackboneConfig(type="wav2vec2", rate=1000, length=1000, config={
+        "conv_dim": [16, 16], "conv_kernel": [10, 3], "conv_stride": [5, 2], "num_feat_extract_layers": 2,
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+        "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}),
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,11 +166,11 @@ def long_enough(bench: Bench, lines: Sequence[Line], steps: int, *, field: str, 
     kept = [line for line in lines if len(line) >= steps]
     longest = max(map(len, lines))
     if not kept:
-        raise AgreedError(f"{bench.where}.{field}: {len(lines)} series, the longest of {longest} steps; allowed: {steps} "
-                          f"or more ({need})")  # fmt: skip
+        raise AgreedError(f"{bench.where}.{field}: {len(lines)} series, the longest of {longest} steps; allowed: "
+                          f"{steps} or more ({need})")  # fmt: skip
     if len(kept) < len(lines):
-        bench.note(f"{bench.where}.{field}: {len(lines) - len(kept)} of {len(lines)} series are shorter than {steps} steps "
-                   f"({need}) and are left out.")  # fmt: skip
+        bench.note(f"{bench.where}.{field}: {len(lines) - len(kept)} of {len(lines)} series are shorter than {steps} "
+                   f"steps ({need}) and are left out.")  # fmt: skip
     return kept
 
 
@@ -184,13 +184,13 @@ class Scale:
     @classmethod
     def of(cls, where: str, lines: Sequence[Line]) -> Scale:
         """Of all steps that were observed. Raises AgreedError naming a channel without any."""
-        count, total, square = (sum(map(of, lines)) for of in (_count, _sum, _squares))
+        count, total, square = (np.sum([of(line) for line in lines], 0) for of in (_count, _sum, _squares))
         if (lacking := np.flatnonzero(count == 0)).size:
-            raise AgreedError(f"{where}: channel {lacking[0]} has no finite value; remove it (--columns of `bigssl shards "
-                              "pack`)")  # fmt: skip
+            raise AgreedError(f"{where}: channel {lacking[0]} has no finite value; leave it out (`bigssl shards pack` "
+                              "with --columns)")  # fmt: skip
         mean = total / count
         # Sums of squares alone would lose the deviation of a channel whose mean is large beside it.
-        std = np.sqrt(sum(_squares(Line(line.name, 0, line.values - mean)) for line in lines) / count)
+        std = np.sqrt(np.sum([_squares(Line(line.name, 0, line.values - mean)) for line in lines], 0) / count)
         constant = std <= 1e-6 * np.sqrt(square / count)
         return cls(mean, np.where(constant, 1.0, std))
 
@@ -204,11 +204,11 @@ def _count(line: Line) -> np.ndarray:
 
 
 def _sum(line: Line) -> np.ndarray:
-    return np.nansum(line.values, 0, dtype=np.float64)
+    return np.asarray(np.nansum(line.values, 0, dtype=np.float64))
 
 
 def _squares(line: Line) -> np.ndarray:
-    return np.nansum(np.square(line.values, dtype=np.float64), 0)
+    return np.asarray(np.nansum(np.square(line.values, dtype=np.float64), 0))
 
 
 def period_of(rows: Sequence[np.ndarray], most: int) -> int | None:
@@ -231,7 +231,3 @@ def period_of(rows: Sequence[np.ndarray], most: int) -> int | None:
     inner = correlation[2:-1]
     tops = np.flatnonzero((inner > correlation[1:-2]) & (inner >= correlation[3:]) & (inner >= 0.1))
     return None if not tops.size else int(2 + tops[np.argmax(inner[tops])])
-
-
-Scores = Callable[[Line], np.ndarray]
-"""Of a series, float64 [T]: higher where an anomaly is more likely."""

@@ -63,7 +63,7 @@ class Anomaly(Evaluation):
     backbone: str = "series"
     train: str = Field(description="shards with series that count as normal")
     train_limit: Limit = None
-    label: str = Field("label", description="member LABEL.npy, or list in the json: 0 or 1 of each step, of queries only")
+    label: str = Field("label", description="member LABEL.npy, or list in the json, of queries: 0 or 1 of each step")
     quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.99, description="of the scores of held-out normal steps: what is above it is called anomalous"
     )
@@ -151,8 +151,8 @@ class _Work:
         train = long_enough(bench, train, takes.length, field="train", need=need)
         lines = long_enough(bench, lines, takes.length, field="queries", need=need)
         if not any(_marks(line).any() for line in lines):
-            raise AgreedError(f"{bench.where}.queries: no step of {len(lines)} series is marked as anomalous, so there is "
-                              "nothing to be found; allowed: series of which some have anomalies")  # fmt: skip
+            raise AgreedError(f"{bench.where}.queries: no step of {len(lines)} series is marked as anomalous, so there "
+                              "is nothing to be found; allowed: series of which some have anomalies")  # fmt: skip
         scale = Scale.of(f"{bench.where}.train", train)
         scaled = [scale(line) for line in train]
         normal, calibrating = _parted(bench.where, scaled, takes.length)
@@ -166,8 +166,9 @@ class _Work:
         return [self._judged(_marks(line), score(self.scale(line)), float(level)) for line in self.lines]
 
     def _judged(self, truth: np.ndarray, scores: np.ndarray, level: float) -> Judged:
-        called, nothing = scores > level, float("nan")
-        areas = (average_precision(truth, scores), vus_pr(truth, scores, self.border)) if truth.any() else (nothing,) * 2
+        called, areas = scores > level, (float("nan"), float("nan"))
+        if truth.any():
+            areas = average_precision(truth, scores), vus_pr(truth, scores, self.border)
         return Judged(Counted.of(truth, called), Counted.of(truth, point_adjusted(truth, called)), *areas)
 
     def _detector(self, trial: Trial) -> Detector:
@@ -206,6 +207,6 @@ def _parted(where: str, rows: Sequence[np.ndarray], length: int) -> tuple[list[n
             (calibrating if short % CALIBRATING == 0 else normal).append(values)
     if not calibrating:
         raise AgreedError(f"{where}.train: {len(rows)} series of {max(map(len, rows))} steps at most; allowed: "
-                          f"{CALIBRATING} series, or one of {CALIBRATING * length} steps: a fifth of what is normal sets "
-                          "the threshold")  # fmt: skip
+                          f"{CALIBRATING} series, or one of {CALIBRATING * length} steps: a fifth of what is normal "
+                          "sets the threshold")  # fmt: skip
     return normal, calibrating

@@ -134,14 +134,16 @@ class _Work:
                 raise AgreedError(f"{bench.where}.{name}: no window of {sum(sizes[:2])} steps with a value in its last "
                                   f"{section.horizon}")  # fmt: skip
         period = section.period or period_of([scale(line) for line in lines], takes.length)
-        return cls(section, bench, subject, takes, train.permuted(bench.seed) if section.permuted else train, test, period)
+        if section.permuted:
+            train = train.permuted(bench.seed)
+        return cls(section, bench, subject, takes, train, test, period)
 
     def without_learning(self, bench: Bench) -> dict[str, Tensor]:
         """Forecasts [N, C, H] by contender."""
         found = {"blind": torch.zeros_like(self.test.future), RAW + "last value": last_value(self.test)}
         if self.period is None:
-            bench.note(f"{bench.where}: no period of at most {self.takes.length} steps was found in the training part, so "
-                       "there is no seasonal naive forecast; name it with period=N.")  # fmt: skip
+            bench.note(f"{bench.where}: no period of at most {self.takes.length} steps was found in the training part, "
+                       "so there is no seasonal naive forecast; name it with period=N.")  # fmt: skip
             return found
         return found | {f"{RAW}last period ({self.period} steps)": last_period(self.test, self.period)}
 
@@ -153,7 +155,8 @@ class _Work:
             return errors_of(self._tuned(trial), self.test)
         else:
             train, test = self._frozen(trial)
-        return errors_of(LinearForecast.fitted(train, self.train, trial.rows, self.section.l2)(test, self.test), self.test)
+        head = LinearForecast.fitted(train, self.train, trial.rows, self.section.l2)
+        return errors_of(head(test, self.test), self.test)
 
     def _frozen(self, trial: Trial) -> tuple[Tensor, Tensor]:
         """Features float32 [N, C, F] of train and test. Those of the last network are kept."""
