@@ -164,6 +164,17 @@ class Checked:
                     f"{sample.key}); allowed: {', '.join(there)}{nearest(value, there)}"
                 )
 
+    def apart(self, field: str) -> None:
+        """Are the shards that are learnt from others than those that are judged?"""
+        learnt, where = load_index(getattr(self._section, field), f"{self._where}.{field}"), f"{self._where}.queries"
+        known = {mark for shard in learnt.shards for mark in _marks(shard)}
+        asked = load_index(self._section.queries, where).shards
+        if both := [shard.name for shard in asked if known.intersection(_marks(shard))]:
+            raise ConfigError(
+                f"{where}: value {display(self._section.queries)!r}: {len(both)} of {len(asked)} shards are also in "
+                f"{self._where}.{field} ({both[0]}); allowed: others (`bigssl shards split` makes such parts)"
+            )
+
     def documents(self, field: str) -> None:
         """Are a few samples documents?"""
         url, where = getattr(self._section, field), f"{self._where}.{field}"

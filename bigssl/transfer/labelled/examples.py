@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,7 @@ class Examples:
         keys: of the samples.
         targets: of each sample, as `target` made it.
         columns: metadata fields of each sample.
-        contents: what tells equal samples from others, where equal ones are one observation (texts); else the keys.
+        contents: what samples are known by: the texts of inputs of which equal ones are one observation, else the keys.
         numbers: of the samples in the index.
     """
 
@@ -132,7 +131,7 @@ def _content(sample: Sample, takes: Input) -> str:
     kinds = decode.FIELDS[takes.modality]
     if not takes.once or not any(kind in sample.fields for kind in kinds):
         return sample.key
-    return blake2b(decode.field(sample, kinds), digest_size=16).hexdigest()
+    return decode.text(decode.field(sample, kinds))
 
 
 def _target(sample: Sample, target: Target) -> Any:

@@ -77,6 +77,14 @@ def _part(parts: Sequence[np.ndarray], fraction: float) -> Tensor:
     return torch.from_numpy(np.sort(np.concatenate(taken)).astype(np.int64))
 
 
+def held_out(strata: Sequence[Hashable], share: float, seed: tuple[int, int]) -> Tensor:
+    """int64, ascending: a share of the samples to choose settings on: of each class that has two or more, one at
+    least, and never all."""
+    parts = [part for part in _dealt(len(strata), strata, seed) if len(part) > 1]
+    taken = [part[-max(1, math.floor(share * len(part) + 0.5)) :] for part in parts]
+    return torch.from_numpy(np.sort(np.concatenate([np.zeros(0, np.int64), *taken])))
+
+
 def outcomes(bench: Bench, trials: Sequence[Trial], work: Callable[[Trial], T]) -> dict[Trial, T]:
     """What `work` (picklable result, on the CPU) makes of each trial, in their order. Dealt over the ranks, gathered on
     all: a collective.
