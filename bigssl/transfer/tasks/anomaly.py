@@ -78,6 +78,7 @@ class Anomaly(Evaluation):
         takes = input_of(seen.backbone("backbone", "series"))
         seen.samples("train", takes)
         seen.samples("queries", takes)
+        seen.apart("train")
 
     def run(self, bench: Bench) -> list[ScoreRow]:
         work = _Work.of(self, bench)

@@ -87,6 +87,7 @@ class Ctc(Learning, Fit):
         takes = input_of(seen.backbone("backbone", "audio"))
         seen.samples("train", takes, "label")
         seen.samples("queries", takes, "label", "item")
+        seen.apart("train")
         if self.label is None:
             seen.documents("train")
             seen.documents("queries")
@@ -109,7 +110,7 @@ class Ctc(Learning, Fit):
 
         constant = best_constant([each.text for each in work.train.targets], lambda *texts: edits(*texts).edits)
         return scored(
-            f"speech recognition: {name.upper()}", f"of the {parts} of {len(truths)} unseen sounds are wrong",
+            f"speech recognition: {name.upper()}", f"is the error rate of {parts} of {len(truths)} unseen sounds",
             {trial: records(said.texts) for trial, said in found.items()}, work.test.groups(self.item),
             fixed={"blind": records([constant] * len(truths))}, measure=error_rate, higher_is_better=False,
             names={"blind": f"always {constant!r}" if constant else "an empty transcript"},
@@ -143,8 +144,8 @@ class _Work:
                         columns=columns)  # fmt: skip
         for name, part in (("train", train), ("queries", test)):
             if not any(each.text for each in part.targets):
-                raise AgreedError(f"{bench.where}.{name}: {len(part)} transcripts, all of them empty; allowed: some with "
-                                  "words")  # fmt: skip
+                raise AgreedError(f"{bench.where}.{name}: {len(part)} transcripts, all of them empty; allowed: some "
+                                  "with words")  # fmt: skip
             if cut := sum(each.cut for each in part.targets):
                 what = "are not learnt from" if name == "train" else "are judged by their beginning"
                 bench.note(f"{bench.where}.{name}: {cut} of {len(part)} sounds are longer than the "

@@ -70,6 +70,7 @@ class Forecast(Learning, Fit):
         assert isinstance(takes, SeriesInput)
         seen.samples("train", takes)
         seen.samples("queries", takes)
+        seen.apart("train")
         seen.at_most("period", takes.length, "the steps that the backbone takes")
 
     def run(self, bench: Bench) -> list[ScoreRow]:
