@@ -80,7 +80,7 @@ def line_of(sample: Sample, channels: int, label: str | None = None) -> Line:
         values = np.where(np.isfinite(values), values, np.float32(np.nan))
         marks = None if label is None else marks_of(sample, meta, label, len(values))
     except DataError as error:
-        raise DataError(str(error) if sample.key in str(error) else f"{where}: {error}") from error
+        raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     if isinstance(meta.get("series"), str) and isinstance(meta.get("start"), int):
         return Line(meta["series"], meta["start"], values, marks)
     return Line(sample.key, 0, values, marks)
@@ -220,7 +220,9 @@ def period_of(rows: Sequence[np.ndarray], most: int) -> int | None:
     """
     found, steps = np.zeros(most + 2), 0
     for values in rows:
-        clean = np.nan_to_num(values.astype(np.float64) - np.nanmean(values, 0, keepdims=True), nan=0.0)
+        known = np.isfinite(values)
+        mean = np.where(known, values, 0).sum(0, dtype=np.float64) / np.maximum(known.sum(0), 1)
+        clean = np.where(known, values - mean, 0.0)
         size = 2 * max(len(clean), most + 2)
         power = np.square(np.abs(np.fft.rfft(clean, size, axis=0)))
         found += np.fft.irfft(power, size, axis=0)[: most + 2].sum(1)
