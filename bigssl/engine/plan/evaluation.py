@@ -221,6 +221,12 @@ class Checked:
             raise ConfigError(f"{self._where}.k: value {k}; allowed: <= "
                               + (there if most == len(index) else f"{field}_limit, {most}"))  # fmt: skip
 
+    def at_most(self, field: str, most: int, what: str) -> None:
+        """Is a number that is given no greater than `most`, which is `what` in words?"""
+        value = getattr(self._section, field)
+        if value is not None and value > most:
+            raise ConfigError(f"{self._where}.{field}: value {value}; allowed: <= {most}, {what}")
+
 
 def few_samples(index: DatasetIndex) -> Iterator[Sample]:
     """Some from all over a dataset; of a remote one its first, which are fetched together. Raises DataError."""
