@@ -72,7 +72,7 @@ def save_classifier(
             takes.write(folder)
         made_readable(folder, (folder / "config.json").stat().st_mode)
         load = {"class": loader, "modality": takes.modality, "outputs": ["logits"]}
-        claim = Claim(folder, "transformers", f"{loader}.from_pretrained({str(folder)!r})", load,
+        claim = Claim(folder.name, folder, "transformers", f'{loader}.from_pretrained("{{folder}}")', load,
                       contents(takes, seen), {"logits": logits})  # fmt: skip
         (proof,) = prove([claim], python)
         proof.write(folder)
