@@ -74,8 +74,8 @@ IMPORTS = {
 }  # fmt: skip
 INPUTS_ARE = {
     "transformers": "`AutoImageProcessor` (with `backend=\"pil\"`, to the byte), `AutoTokenizer` (with "
-    "`truncation=True`) or `AutoFeatureExtractor` of the same folder make its inputs; a network that was not made for a "
-    "task gives `last_hidden_state`, whose mean over what is no padding are the features.",
+    "`truncation=True`) or `AutoFeatureExtractor` of the same folder make its inputs; a network without a head gives "
+    "`last_hidden_state`, whose mean over what is no padding are the features.",
     "timm": "Pictures as `config.json` says (`timm.data.create_transform`), transparent ones on white. Features: the "
     "mean of `forward_features` over positions, or over tokens without the prefix tokens.",
     "onnx": "Inputs are what transformers calls them: made as `preprocessor_config.json`, or tokenizer.json cut at "
@@ -120,7 +120,7 @@ def _numbers(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _licence(made: Made) -> list[str]:
     said = [f"These weights: {made.license}."] if made.license != "other" else [
-        "Nobody has said under which licence these weights are: `license` above is to be set before they are passed on."]
+        "Under which licence these weights are, nobody has said: set `license` above before they are passed on."]
     return said + [f"Of the data: {', '.join(made.licences)}."] * bool(made.licences)
 
 

@@ -52,8 +52,8 @@ def leave(
     export: Path, parts: Sequence[Listed], name: Format, to: Path, made: Made, data: Sequence[str],
     *, python: str = sys.executable, apart: bool,
 ) -> tuple[dict[str, list[Proof]], list[str]]:  # fmt: skip
-    """Writes `to` in one step: weights, preprocessor, README.md and proof.json of each part. Returns the proofs by part,
-    and what was left out, in sentences.
+    """Writes `to` in one step: weights, preprocessor, README.md and proof.json of each part. Returns the proofs by
+    part, and what was left out, in sentences.
 
     Args:
         parts: those that the format cannot hold are left out, unless it is none.
@@ -72,7 +72,7 @@ def leave(
     staging.mkdir(parents=True)
     try:
         claims, left_out = _written(export, parts, name, staging, data, apart)
-        proofs = dict.fromkeys(claims, [])
+        proofs: dict[str, list[Proof]] = {}
         found = iter(prove([claim for part in claims.values() for claim in part], python))
         for part, own in claims.items():
             proofs[part] = [next(found) for _ in own]

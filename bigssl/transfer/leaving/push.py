@@ -7,8 +7,8 @@ from typing import Any
 
 
 def push_to_hub(folder: Path, repository: str, api: Any) -> str:
-    """Uploads the folder in one commit and returns the address. A repository that is made for it is private; of one that
-    is there, who may see it stays as it is.
+    """Uploads the folder in one commit and returns the address. A repository that is made for it is private; of one
+    that is there, who may see it stays as it is.
 
     Args:
         repository: OWNER/NAME.
