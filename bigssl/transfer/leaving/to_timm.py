@@ -45,14 +45,16 @@ def to_timm(part: Part, folder: Path, samples: Samples) -> list[Claim]:
     write_json(folder / "config.json", {
         "architecture": name, "num_classes": 0, "num_features": int(member.features(samples["image"][:1]).shape[1]),
         "model_args": arguments, "pretrained_cfg": {
-            "input_size": [3, size, size], "fixed_input_size": "img_size" in arguments, "interpolation": "bicubic", "crop_pct": 1.0,
-            "crop_mode": "center", "mean": [IMAGE_MEAN] * 3, "std": [IMAGE_STD] * 3, "num_classes": 0,
+            "input_size": [3, size, size], "fixed_input_size": "img_size" in arguments, "num_classes": 0,
+            "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center",
+            "mean": [IMAGE_MEAN] * 3, "std": [IMAGE_STD] * 3,
         },
     })  # fmt: skip
     eps = None if name.startswith(("resnet", "convnext")) or config.layer_norm_eps == EPS else config.layer_norm_eps
     said = "" if eps is None else f", norm_layer=partial(torch.nn.LayerNorm, eps={eps})"
-    return [Claim(folder, "timm", f'timm.create_model("local-dir:{{folder}}", pretrained=True{said})', {"eps": eps},
-                  contents(member.takes, samples["image"]), {"features": member.features(samples["image"]).numpy()})]
+    return [Claim(part.name, folder, "timm", f'timm.create_model("local-dir:{{folder}}", pretrained=True{said})',
+                  {"eps": eps}, contents(member.takes, samples["image"]),
+                  {"features": member.features(samples["image"]).numpy()})]  # fmt: skip
 
 
 class _Fit:
@@ -114,8 +116,8 @@ def _widen_stem(state: State, width: int, first: int) -> None:
             ("num_batches_tracked", torch.tensor(0)))}  # fmt: skip
     for name in ("layer1.0.conv1.weight", "layer1.0.downsample.0.weight"):
         if name in state and state[name].shape[1] == width:
-            value = state[name]
-            state[name] = torch.cat([value, value.new_zeros(len(value), beyond, *value.shape[2:])], 1)
+            kernel = state[name]
+            state[name] = torch.cat([kernel, kernel.new_zeros(len(kernel), beyond, *kernel.shape[2:])], 1)
 
 
 def _convnext(fit: _Fit, state: State) -> tuple[Architecture, State]:
