@@ -246,6 +246,9 @@ def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:
             if card is not None:
                 print(format_table(card), flush=True)
             print(f"report: {write_report(recipe.folder)}", flush=True)
+            for name, why in card["failed"].items() if card is not None else ():
+                print(f"bigssl: trained and exported, not evaluated: evaluate.{name}: {why}; after mending it: bigssl "
+                      f"evaluate {recipe.folder}", file=sys.stderr, flush=True)  # fmt: skip
     except (DataError, OSError) as error:
         agreed = isinstance(error, AgreedError) or not distributed.active()
         if distributed.is_main() or not agreed:
@@ -256,7 +259,7 @@ def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:
         if not agreed:
             os._exit(exits.FAILED)  # others may wait for this rank; the launcher ends them
         return exits.FAILED
-    return exits.DONE
+    return exits.FAILED if card is not None and card["failed"] else exits.DONE
 
 
 if __name__ == "__main__":

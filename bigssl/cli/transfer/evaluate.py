@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -90,7 +91,10 @@ def _by_recipe(judged: Judged, overrides: Sequence[str]) -> Asked:
 
 def _by_task(judged: Judged, wish: Wish, words: str) -> Asked:
     sections, unserved = judged.serve(wish)
-    judged.refuse_seen(sections)
+    try:
+        judged.refuse_seen(sections)
+    except ConfigError as error:
+        raise ConfigError(re.sub(r"evaluate\.[\w-]+\.queries: ", "--test: ", str(error))) from None
     made = f"Made by `bigssl evaluate {judged.path} {words}`, {judged.steps}."
     seed = wish.seed if wish.seed is not None else judged.recipe.seed if judged.recipe is not None else 0
     return Asked(judged, sections, " ".join([made, *judged.unknown]), seed, unserved)
@@ -109,7 +113,7 @@ def _scored(asked: Asked, beside: Any, device: str) -> int:
         if there is not None:
             write_atomic(there / "config.yaml", judged.recipe_with(asked.evaluate, asked.seed).encode())
         for name, why in asked.unserved.items():
-            print(f"not served: {name}: {why}")
+            print(f"not served: {name}: {'; '.join(why.splitlines())}")
         print(f"report: {write_report(judged.path, there)}")
     for name, why in card["failed"].items():
         print(f"bigssl: {name} failed: {why}", file=sys.stderr)

@@ -63,7 +63,7 @@ def serve(
         for name, section in _named(task, new, found):
             found[name] = section
         if not fitting and not any(getattr(section, "task", None) == task for section in found.values()):
-            unserved[task] = refused
+            unserved[task] = refused.replace(f"--task {task}: ", "") if wish.all else refused
     if unserved and not wish.all:
         raise ConfigError(*unserved.values())
     if not found:

@@ -54,6 +54,8 @@ def wish_of(
     seed = values.pop(SEED, None)
     if seed is not None and (not isinstance(seed, int) or seed < 0):
         raise ConfigError(f"seed: value {seed!r}; allowed: a whole number >= 0")
+    for name in values.keys() & (discover_evaluations().keys() - tasks.keys()):
+        raise ConfigError(f"option {name}...: --task names {_named(tasks)}; allowed: TASK.FIELD=VALUE of these")
     own = {name: values.pop(name) for name in list(values) if name in tasks and isinstance(values[name], dict)}
     for name, fields in own.items():
         _refuse_unknown(f"{name}.", fields, {name: tasks[name]})

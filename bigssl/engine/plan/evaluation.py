@@ -69,7 +69,6 @@ def check_sections(
     """The same of sections by the recipe field of each. looked: what other checks have read. Raises ConfigError."""
     for where, section in sections.items():
         section.check(Checked(where, section, towers, heads, looked))
-        _refuse_same(where, section)
     _check_unlabelled(sections, towers, looked)
 
 
@@ -188,14 +187,8 @@ class Checked:
 
     def apart(self, field: str) -> None:
         """Are the shards that are learnt from others than those that are judged?"""
-        learnt, where = load_index(getattr(self._section, field), f"{self._where}.{field}"), f"{self._where}.queries"
-        known = {mark for shard in learnt.shards for mark in _marks(shard)}
-        asked = load_index(self._section.queries, where).shards
-        if both := [shard.name for shard in asked if known.intersection(_marks(shard))]:
-            raise ConfigError(
-                f"{where}: value {display(self._section.queries)!r}: {len(both)} of {len(asked)} shards are also in "
-                f"{self._where}.{field} ({both[0]}); allowed: others (`bigssl shards split` makes such parts)"
-            )
+        refuse_shared(f"{self._where}.{field}", getattr(self._section, field), f"{self._where}.queries",
+                      self._section.queries)  # fmt: skip
 
     def readable(self, field: str, read: Callable[[Sample], Any]) -> None:
         """Do a few samples hold what `read` makes of one? It raises DataError."""
@@ -251,23 +244,14 @@ def _check_unlabelled(sections: Mapping[str, Evaluation], towers: Mapping[str, T
             _check_field(*shards[0], samples[0], kinds, need)
 
 
-def _refuse_same(where: str, section: Evaluation) -> None:
-    """Of what trains networks. (Neighbours and means of the shards that are judged are a choice.)"""
-    if section.learns_from is not None and not section.probes:
-        taught = getattr(section, section.learns_from)
-        refuse_shared(f"{where}.{section.learns_from}", taught, f"{where}.queries", section.queries)
-
-
 def refuse_shared(train_field: str, train: str, test_field: str, test: str) -> None:
     """What was learnt by heart would be asked again. Raises ConfigError where two datasets share a shard."""
-    taught, asked = load_index(train, train_field).shards, load_index(test, test_field).shards
-    marks = {mark: shard.name for shard in taught for mark in _marks(shard)}
-    same = {shard.name: marks[mark] for shard in asked for mark in _marks(shard) if mark in marks}
-    if same:
-        name = next(iter(same.values()))
-        raise ConfigError(f"{test_field}: value {display(test)!r}: {len(same)} of {len(asked)} shards are learnt from "
-                          f"({name} of {train_field}); allowed: shards that are not (`bigssl shards split` makes such "
-                          "parts)")  # fmt: skip
+    known = {mark for shard in load_index(train, train_field).shards for mark in _marks(shard)}
+    asked = load_index(test, test_field).shards
+    if both := [shard.name for shard in asked if known.intersection(_marks(shard))]:
+        raise ConfigError(f"{test_field}: value {display(test)!r}: {len(both)} of {len(asked)} shards are also in "
+                          f"{train_field} ({both[0]}); allowed: others (`bigssl shards split` makes such parts)"
+        )  # fmt: skip
 
 
 def refuse_seen(recipe: Recipe, indexes: Mapping[str, Iterable[DatasetIndex]]) -> None:
