@@ -8,9 +8,9 @@ import json
 
 from cyclopts.types import PositiveInt
 
-from bigssl.cli.app import Change, fields_of
+from bigssl.cli.app import AllowPartial, Change, fields_of
 from bigssl.config.errors import ConfigError
-from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model
+from bigssl.config.recipe import Recipe, allowing_partial, dump_recipe, load_recipe, recipe_model
 from bigssl.data.errors import DataError, redact
 
 
@@ -27,8 +27,9 @@ def schema() -> None:
 
 
 def check(
-    config: str, /, *overrides: str, world: PositiveInt = 1, resolved: bool = False, change: Change = ""
-) -> None:
+    config: str, /, *overrides: str, world: PositiveInt = 1, resolved: bool = False, change: Change = "",
+    allow_partial: AllowPartial = False,
+) -> None:  # fmt: skip
     """Looks at some samples of each source, too.
 
     Args:
@@ -40,6 +41,7 @@ def check(
     from bigssl.engine.plan import preflight
 
     recipe = load_recipe(config, list(overrides), model())
+    recipe = allowing_partial(recipe) if allow_partial else recipe
     try:
         plan = preflight.plan(recipe, world, fields_of(change))
     except (ConfigError, DataError) as error:

@@ -114,7 +114,7 @@ def _check_evaluations(run_folder: Path, recipe: Recipe) -> None:
         if not (folder / name).is_dir():
             backbones[name] = backbone
             continue
-        pretrained = {} if backbone.pretrained is None else {"pretrained": str(folder / name)}
+        pretrained = {} if backbone.init_from is None else {"init_from": str(folder / name)}
         tokenizer = {} if backbone.tokenizer is None else {"tokenizer": str(folder / name)}
         backbones[name] = backbone.model_copy(update=pretrained | tokenizer)
     recipe = recipe.model_copy(update={"backbones": backbones, "start_from": None, "probe": None})
