@@ -28,7 +28,9 @@ COMMANDS = {
     "config check": ("recipes:check", "Check a recipe and the files it names, without starting it."),
     "train": ("train:train", "Pretrain on this machine, or on several; the same command again goes on."),
     "plan": ("plan:plan", "Check and simulate a run on any number of ranks, without a GPU."),
-    "evaluate": ("runs:evaluate", "Score a trained run again, or in another way: scorecard.json and report.html."),
+    "evaluate": (
+        "transfer.evaluate:evaluate", "Score a trained run or any network by a task: scorecard.json and report.html."
+    ),
     "report": ("runs:report", "Write report.html of a run, also while it trains."),
     "shards pack": ("pack:pack", "Write shards and their index."),
     "shards split": (

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 from cyclopts.types import PositiveInt
 
 from bigssl.cli.app import AllowPartial, Change, fields_of
 from bigssl.config.errors import ConfigError
+from bigssl.config.places import CONFIG, seen_from
 from bigssl.config.recipe import Recipe, allowing_partial, dump_recipe, load_recipe, recipe_model
 from bigssl.data.errors import DataError, redact
 
@@ -20,6 +23,15 @@ def model() -> type[Recipe]:
     from bigssl.transfer.discovery import evaluation_union
 
     return recipe_model(config_union(), evaluation_union())
+
+
+def recipe_of(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run. Raises ConfigError where `folder` is none of a run."""
+    if not folder.exists():
+        raise ConfigError(f"{folder}: no such folder{seen_from(folder)}; run folders are under runs/")
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder}: not a run folder (no {CONFIG} in it); run folders are under runs/")
+    return load_recipe(folder / CONFIG, list(overrides), model())
 
 
 def schema() -> None:

@@ -39,15 +39,17 @@ from typing import Any
 import torch
 
 from bigssl.config.evaluate import Evaluation
-from bigssl.files import write_atomic
+from bigssl.data.errors import DataError
+from bigssl.files import DiskFull, write_atomic
 from bigssl.report.health import collapse_said, health_said
 from bigssl.report.values import CARD_VERSION, raws_said, shown, with_unit
+from bigssl.transfer.arriving.folders import below
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.leaving import export
 from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.scores import row_of
 from bigssl.transfer.subjects import Exported
-from bigssl.transfer.team import Team
+from bigssl.transfer.team import AgreedError, Team
 
 FILE = "scorecard.json"
 HEADINGS = ("task", "chance", "blind", "random net", "raw", "trained", "verdict")
@@ -58,36 +60,57 @@ NOTES = [
 
 
 def score(
-    run_folder: Path, evaluate: Mapping[str, Evaluation], *, seed: int, device: str | torch.device = "cpu",
+    folder: Path, evaluate: Mapping[str, Evaluation], *, seed: int, device: str | torch.device = "cpu",
     team: Team | None = None, made: str = "", out: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Evaluates `run_folder/export` as the recipe's `evaluate` section says; writes and returns the scorecard.
+    """Evaluates the networks of a folder as the sections of a recipe's `evaluate` say; writes and returns the
+    scorecard. An evaluation that fails does not lose the rows of the others: it is named under `failed`.
 
     A collective of all ranks: each gets the same card, but for the seconds.
 
     Args:
+        folder: of a run, of an export, or of one network.
         team: the ranks, where they have met before.
-        made: which recipe it is, and of what, in a sentence.
+        made: of what it is, and how, in a sentence.
         out: where the scorecard is written; default the run folder.
     Raises:
-        DataError, OSError: an export, shard, metadata field or class that is needed is not there, or a file cannot be
-            read or written; of several ranks, AgreedError on each.
+        DataError, OSError: every evaluation failed (the error is that of the first): an export, shard, metadata field
+            or class that is needed is not there; or a file cannot be written. Of several ranks, AgreedError on each.
     """
-    start, folder, team = time.monotonic(), Path(run_folder), team or Team()
+    start, folder, team = time.monotonic(), Path(folder), team or Team()
     team.gather(lambda: export.recover(folder) if team.rank == 0 else None)
-    subjects = Exported(folder / export.FOLDER, seed, _unlabelled(evaluate))
+    subjects = Exported(below(folder), seed, _unlabelled(evaluate))
     fields = sorted({name for section in evaluate.values() for name in section.metadata()})
     with Scratch(out or folder, team) as scratch:
         bench = Bench(team, scratch, subjects, device, seed=seed, fields=fields, notes=subjects.notes)
-        tasks = told_apart({name: row_of(found) for name, found in bench.rows("evaluate", evaluate)})
+        rows, failed = _rows(bench, evaluate)
+    tasks = told_apart(rows)
     card = {
         "version": CARD_VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),
         "seconds": round(time.monotonic() - start, 1),
         "verdicts": {name: task["passed"] for name, task in tasks.items()},
-        "tasks": tasks, "health": bench.checkup.health, "notes": [*([made] if made else []), *NOTES, *bench.notes],
+        "tasks": tasks, "failed": failed, "health": bench.checkup.health,
+        "notes": [*([made] if made else []), *NOTES, *bench.notes],
     }  # fmt: skip
     team.gather(lambda: _write((out or folder) / FILE, card) if team.rank == 0 else None)
     return card
+
+
+def _rows(bench: Bench, evaluate: Mapping[str, Evaluation]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """(rows by name, errors by evaluation). A collective. Raises the first error where there is no row."""
+    rows: dict[str, dict[str, Any]] = {}
+    failed: dict[str, Exception] = {}
+    agreed = (DataError, OSError) if bench.team.world == 1 else (AgreedError,)  # others would leave ranks that wait
+    for name, section in evaluate.items():
+        try:
+            rows |= {row: row_of(found) for row, found in bench.rows("evaluate", {name: section})}
+        except DiskFull:
+            raise
+        except agreed as error:
+            failed[name] = error
+    if failed and not rows:
+        raise next(iter(failed.values()))
+    return rows, {name: str(error) for name, error in failed.items()}
 
 
 def told_apart(tasks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from bigssl.engine.constraints import check_constraints
 from bigssl.engine.groups import check_groups
 from bigssl.engine.plan import data as plan_data
 from bigssl.engine.plan import folder, preflight
-from bigssl.engine.plan.activations import Activations, Trial
+from bigssl.engine.plan.activations import Activations, OnPaper
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
 from bigssl.engine.plan.groups import GroupRow, group_rows
@@ -80,7 +80,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     paper.attempt(folder.refuse_foreign, recipe)
     paper.attempt(preflight.refuse_secrets, recipe)
     paper.attempt(resume.refuse_changed_recipe, recipe, change)
-    networks = paper.attempt(Trial, recipe)
+    networks = paper.attempt(OnPaper, recipe)
     if networks is None:
         return paper
     paper.notes += beginning.notes() if (beginning := begin_from(recipe)) is not None else []
@@ -113,7 +113,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     return paper
 
 
-def _evaluation(recipe: Recipe, networks: Trial) -> None:
+def _evaluation(recipe: Recipe, networks: OnPaper) -> None:
     towers = preflight.evaluated_towers(networks.objective, networks.towers)
     check_evaluation(recipe, towers, exported_heads(networks.objective))
 
@@ -131,7 +131,7 @@ def _data(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
 
 
 def _look(
-    paper: Paper, recipe: Recipe, networks: Trial, orders: Mapping[str, Order], sizes: Mapping[str, int], parts: int
+    paper: Paper, recipe: Recipe, networks: OnPaper, orders: Mapping[str, Order], sizes: Mapping[str, int], parts: int
 ) -> None:
     there, notes = with_shards(orders)
     trained, numbers = (networks.objective, networks.towers), lambda: preflight.build_networks(recipe)
@@ -209,7 +209,7 @@ def _uneven(paper: Paper, recipe: Recipe, name: str, order: Order, reading: Read
     return texts
 
 
-def _memory(paper: Paper, recipe: Recipe, networks: Trial, micro: dict[str, int], accum: int,
+def _memory(paper: Paper, recipe: Recipe, networks: OnPaper, micro: dict[str, int], accum: int,
             device_bytes: int | None) -> None:
     bf16 = recipe.precision != "fp32"
     if recipe.precision == "auto":
@@ -253,7 +253,7 @@ def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], drawn: Mapp
     }
 
 
-def _disk(paper: Paper, recipe: Recipe, networks: Trial, writable: bool) -> None:
+def _disk(paper: Paper, recipe: Recipe, networks: OnPaper, writable: bool) -> None:
     paper.disk = folder.room(networks.objective, recipe)
     if not writable:  # one mistake, one line
         return

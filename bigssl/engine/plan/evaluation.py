@@ -60,10 +60,17 @@ def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: Mapping
     Raises:
         ConfigError: field, value, what is allowed.
     """
-    looked = Shelves()
-    for where, section in evaluated(recipe).items():
+    check_sections(evaluated(recipe), towers, heads, Shelves())
+
+
+def check_sections(
+    sections: Mapping[str, Evaluation], towers: Mapping[str, Tower], heads: Mapping[str, Head], looked: Shelves
+) -> None:
+    """The same of sections by the recipe field of each. looked: what other checks have read. Raises ConfigError."""
+    for where, section in sections.items():
         section.check(Checked(where, section, towers, heads, looked))
-    _check_unlabelled(recipe.evaluate or {}, towers, looked)
+        _refuse_same(where, section)
+    _check_unlabelled(sections, towers, looked)
 
 
 class Viewer(Protocol):
@@ -164,6 +171,17 @@ class Checked:
                     f"{sample.key}); allowed: {', '.join(there)}{nearest(value, there)}"
                 )
 
+    def apart(self, field: str) -> None:
+        """Are the shards that are learnt from others than those that are judged?"""
+        learnt, where = load_index(getattr(self._section, field), f"{self._where}.{field}"), f"{self._where}.queries"
+        known = {mark for shard in learnt.shards for mark in _marks(shard)}
+        asked = load_index(self._section.queries, where).shards
+        if both := [shard.name for shard in asked if known.intersection(_marks(shard))]:
+            raise ConfigError(
+                f"{where}: value {display(self._section.queries)!r}: {len(both)} of {len(asked)} shards are also in "
+                f"{self._where}.{field} ({both[0]}); allowed: others (`bigssl shards split` makes such parts)"
+            )
+
     def documents(self, field: str) -> None:
         """Are a few samples documents?"""
         url, where = getattr(self._section, field), f"{self._where}.{field}"
@@ -189,12 +207,12 @@ def few_samples(index: DatasetIndex) -> Iterator[Sample]:
     return read_numbers(index, range(min(MOST, count)) if is_remote(index) else spread)
 
 
-def _check_unlabelled(evaluate: Mapping[str, Evaluation], towers: Mapping[str, Tower], looked: Shelves) -> None:
+def _check_unlabelled(sections: Mapping[str, Evaluation], towers: Mapping[str, Tower], looked: Shelves) -> None:
     """The random twin of a network with BatchNorm takes its statistics from samples that are not judged."""
     offered: dict[str, list[tuple[str, str]]] = {}
-    for name, section in evaluate.items():
-        for backbone, field in section.unlabelled().items():
-            offered.setdefault(backbone, []).append((f"evaluate.{name}.{field}", getattr(section, field)))
+    for where, section in sections.items():
+        for backbone, field in section.unlabelled().items() if where.startswith("evaluate.") else ():
+            offered.setdefault(backbone, []).append((f"{where}.{field}", getattr(section, field)))
     for backbone, shards in offered.items():
         kinds = decode.FIELDS[towers[backbone].modality]
         if not has_batch_norm(towers[backbone].model):
@@ -203,6 +221,25 @@ def _check_unlabelled(evaluate: Mapping[str, Evaluation], towers: Mapping[str, T
         if samples and not any(kind in sample.fields for sample in samples for kind in kinds):
             need = f"the BatchNorm of the random twin of {backbone!r} is set from them"
             _check_field(*shards[0], samples[0], kinds, need)
+
+
+def _refuse_same(where: str, section: Evaluation) -> None:
+    """Of what trains networks. (Neighbours and means of the shards that are judged are a choice.)"""
+    if section.learns_from is not None and not section.probes:
+        taught = getattr(section, section.learns_from)
+        refuse_shared(f"{where}.{section.learns_from}", taught, f"{where}.queries", section.queries)
+
+
+def refuse_shared(train_field: str, train: str, test_field: str, test: str) -> None:
+    """What was learnt by heart would be asked again. Raises ConfigError where two datasets share a shard."""
+    taught, asked = load_index(train, train_field).shards, load_index(test, test_field).shards
+    marks = {mark: shard.name for shard in taught for mark in _marks(shard)}
+    same = {shard.name: marks[mark] for shard in asked for mark in _marks(shard) if mark in marks}
+    if same:
+        name = next(iter(same.values()))
+        raise ConfigError(f"{test_field}: value {display(test)!r}: {len(same)} of {len(asked)} shards are learnt from "
+                          f"({name} of {train_field}); allowed: shards that are not (`bigssl shards split` makes such "
+                          "parts)")  # fmt: skip
 
 
 def refuse_seen(recipe: Recipe, indexes: Mapping[str, Iterable[DatasetIndex]]) -> None:

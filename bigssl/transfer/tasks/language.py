@@ -20,7 +20,7 @@ from bigssl.data.kinds.masking import IGNORE, corrupt, select_tokens
 from bigssl.data.kinds.text import encode_pieces
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.frequencies import TokenFrequencies
-from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.heads import MaskedLanguageHead, masked_head
 from bigssl.nets.pool import mean_of
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating, samples_at
@@ -73,6 +73,8 @@ class Language(Evaluation):
     """
 
     preset = {"bank": "bigssl/demo/text/train", "queries": "bigssl/demo/text/val"}
+
+    learns_from = "bank"
 
     head: str = Field("mlm", description="name under export/heads of the head of masked language modelling")
     backbone: str = "text"
@@ -138,7 +140,7 @@ def _heads(bench: Bench, subject: Subject, tensors: Tensors) -> Heads:
         embedding = bench.subjects.whole(model.get_input_embeddings().weight)  # type: ignore[arg-type]
         with torch.random.fork_rng():
             torch.manual_seed(bench.seed)
-            head = MaskedLanguageHead(embedding, model.config.hidden_size)
+            head = masked_head(embedding, model.config)
         if name == "trained":
             _refuse_other_head(f"{bench.where}.head", head, tensors)
             head.load_state_dict(tensors, strict=False)
