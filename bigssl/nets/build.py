@@ -29,6 +29,7 @@ from transformers.initialization import guard_torch_init_functions, no_init_weig
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
 from bigssl.nets.pretrained import read_network
+from bigssl.nets.timm.folders import is_of_timm, read_timm
 
 Cut = Callable[[list[nn.Parameter]], None]
 M = TypeVar("M", bound=nn.Module)
@@ -98,7 +99,7 @@ def load(
     seed = torch.initial_seed()
     with torch.device("cpu"), _own_randomness():  # on another default device transformers refuses to load
         _sow(seed, path)
-        model = read_network(folder, config, partial=partial, **options)
+        model = (read_timm if is_of_timm(folder) else read_network)(folder, config, partial=partial, **options)
     if _postponed:
         vars(model)[_PLAN] = _Plan(seed, list(_steps(path, model)), loaded=True)
     return model

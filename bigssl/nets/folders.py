@@ -13,6 +13,7 @@ from typing import Any
 from bigssl.config.errors import ConfigError
 from bigssl.config.places import EXPORT, instead
 from bigssl.config.recipe import BackboneConfig
+from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 
 CONFIG, TOKENIZER, PREPROCESSOR = "config.json", "tokenizer.json", "preprocessor_config.json"
 REST = "README.md"  # in an export, beside the networks
@@ -72,6 +73,19 @@ def check_tokenizer(where: str, config: BackboneConfig) -> None:
         raise ConfigError(f"{field}: {why}{instead(path, _is_tokenizer)}; or train one with `bigssl tokenizer train`")
     if config.init_from is not None and (own := Path(config.init_from) / TOKENIZER).is_file():
         _same_ids(field, config.init_from, ids_of(_read(field, file)), ids_of(_read(field, own)))
+
+
+def other_normalisation(folder: str) -> str:
+    """What to know of a network that has learnt from pictures of other numbers than it will see here."""
+    files = [path for path in (Path(folder) / PREPROCESSOR, Path(folder) / CONFIG) if path.is_file()]
+    settings = [_read("init_from", path) for path in files]
+    kept = next((each for each in (*settings, *(s.get("pretrained_cfg") or {} for s in settings))
+                 if "image_mean" in each or "mean" in each), {})  # fmt: skip
+    values = [kept.get("image_" + name, kept.get(name)) for name in ("mean", "std")]
+    if None in values or values == [[IMAGE_MEAN] * 3, [IMAGE_STD] * 3]:
+        return ""
+    return f"; it has learnt from pictures normalised by mean {values[0]} and std {values[1]}, and sees {IMAGE_MEAN} " \
+           f"and {IMAGE_STD} here"
 
 
 def _same_ids(field: str, pretrained: str, given: dict[str, int], own: dict[str, int]) -> None:

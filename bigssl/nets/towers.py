@@ -17,13 +17,14 @@ from transformers import (
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import BackboneConfig
 from bigssl.nets import build, dropout
-from bigssl.nets.folders import check_pretrained, check_tokenizer, with_network_folder
+from bigssl.nets.folders import check_pretrained, check_tokenizer, other_normalisation, with_network_folder
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.modality.fields import check_fields, modality_for
 from bigssl.nets.modality.kinds import CAUSAL, STILL, unused_parameters
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
 from bigssl.nets.pool import mean_of
 from bigssl.nets.pretrained import found_in
+from bigssl.nets.timm.folders import is_of_timm, timm_config
 from bigssl.nets.weightless import feature_size
 
 
@@ -167,7 +168,10 @@ def _still(where: str, given: Mapping[str, Any], allowed: Collection[str]) -> di
 
 def _config_in(where: str, kind: str, pretrained: str) -> PreTrainedConfig:
     try:
-        loaded: PreTrainedConfig = AutoConfig.from_pretrained(pretrained)
+        loaded: PreTrainedConfig = timm_config(pretrained, kind) if is_of_timm(pretrained) else (
+            AutoConfig.from_pretrained(pretrained))  # fmt: skip
+    except ConfigError as error:
+        raise ConfigError(f"{where}.init_from: value {pretrained!r}: {error}") from None
     except Exception as error:  # transformers raises whatever it met
         raise ConfigError(
             f"{where}.init_from: value {pretrained!r}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -226,7 +230,8 @@ def _load_or_create(
 
 def _begun(where: str, config: BackboneConfig, model: PreTrainedModel) -> str:
     found = found_in(model) if config.init_from is not None else None
-    return "" if found is None else f"{where}.init_from: {config.init_from}: {found.said()}"
+    return "" if found is None else f"{where}.init_from: {config.init_from}: {found.said()}" \
+        f"{other_normalisation(str(config.init_from))}"
 
 
 def _recompute(model: PreTrainedModel) -> None:
