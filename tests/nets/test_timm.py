@@ -25,7 +25,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "convnextv2_atto": ("convnextv2", {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32], "conv_mlp": False}),
     "vit_tiny_patch16_224": ("vit", {"depth": 2, "img_size": 32}),
     "deit_tiny_distilled_patch16_224": ("deit", {"depth": 2, "img_size": 32}),
-    "resnet50d": ("resnet", {}), "seresnet18": ("resnet", {}), "vit_relpos_small_patch16_224": ("vit", {"depth": 1, "img_size": 32}),
+    "resnet50d": ("resnet", {}), "seresnet18": ("resnet", {}),
+    "vit_relpos_small_patch16_224": ("vit", {"depth": 1, "img_size": 32}),
 }  # fmt: skip
 REFUSED = ("resnet50d", "seresnet18", "vit_relpos_small_patch16_224")
 SAVING = """
@@ -73,12 +74,12 @@ def test_the_features_are_those_of_timm(name: str, folders: Path) -> None:
     found = output.mean((2, 3)) if output.ndim == 4 else output[:, 2 if name.startswith("deit") else 1 :].mean(1)
     wanted = torch.from_numpy(np.load(folders / f"{name}.npy"))
     assert torch.allclose(found, wanted, atol=2e-5 * wanted.abs().max().item()), (found - wanted).abs().max()
-    assert "; in it, not used here: " in begun.begun and "normalised by mean" in begun.begun
+    assert "; in it, not used here: " in begun.begun and ("normalised by mean" in begun.begun) == (name != "vit_tiny_patch16_224")
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_place_in_the_network_is_refused(name: str, folders: Path) -> None:
-    with pytest.raises(ConfigError, match=r"backbones.image.init_from: value .*timm's .* (has no place|is no vit)"):
+    with pytest.raises(ConfigError, match=r"backbones.image.init_from: value .*timm's .* (has no place|is no resnet)"):
         tower(folders / name, KINDS[name][0])
 
 
@@ -90,7 +91,7 @@ def test_another_type_or_a_part_is_refused(folders: Path, tmp_path: Path) -> Non
     whole = load_file(folders / "resnet18" / "model.safetensors")
     (tmp_path / "config.json").write_bytes((folders / "resnet18" / "config.json").read_bytes())
     save_file({n: v for n, v in whole.items() if n != "layer2.0.bn1.bias"}, tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match="1 of 122 tensors of ResNetModel are not in it .*--allow-partial"):
+    with pytest.raises(ConfigError, match="1 of 120 tensors of ResNetModel are not in it .*--allow-partial"):
         tower(tmp_path, "resnet")
     part = tower(tmp_path, "resnet", allow_partial=True)
-    assert "121 of 122 tensors are taken; made anew since it lacks them: encoder.stages.1.layers.0.layer.0" in part.begun
+    assert "119 of 120 tensors are taken; made anew since it lacks them: encoder.stages.1.layers.0" in part.begun

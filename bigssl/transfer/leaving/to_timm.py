@@ -147,9 +147,12 @@ def _transformer(fit: _Fit) -> dict[str, Any]:
 def _renamed(state: State) -> State:
     """Of a vision transformer: queries, keys and values in one; without a mask token."""
     found: dict[str, list[Tensor]] = {}
-    for name, value in state.items():
-        if not name.endswith("mask_token"):
-            found.setdefault(timm_name("vit", name), []).append(value)
+    for letter in ("", "q", "k", "v"):
+        for name, value in state.items():
+            if letter == next((each for each in "qkv" if f"attention.{each}_proj" in name), "") and (
+                not name.endswith("mask_token")
+            ):
+                found.setdefault(timm_name("vit", name), []).append(value)
     return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in found.items()}
 
 
