@@ -174,17 +174,6 @@ class Checked:
                     f"{sample.key}); allowed: {', '.join(there)}{nearest(value, there)}"
                 )
 
-    def refuse(self, field: str, why: str) -> None:
-        """What the evaluation itself finds wrong with a field. why: with what is allowed."""
-        raise ConfigError(f"{self._where}.{field}: value {getattr(self._section, field)!r}: {why}")
-
-    def readable(self, field: str, read: Callable[[Sample], Any]) -> None:
-        """Do a few samples hold what `read` makes of one? It raises DataError."""
-        url, where = getattr(self._section, field), f"{self._where}.{field}"
-        for sample in self._looked.samples(where, url):
-            with _reading(where, url):
-                read(sample)
-
     def apart(self, field: str) -> None:
         """Are the shards that are learnt from others than those that are judged?"""
         refuse_shared(f"{self._where}.{field}", getattr(self._section, field), f"{self._where}.queries",
