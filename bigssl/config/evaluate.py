@@ -31,8 +31,15 @@ class Evaluation(Section):
 
     preset: ClassVar[dict[str, Any]]
     """The section on the demo's data, all that tests/transfer/test_tasks.py is told of an evaluation: there are tiny
-    backbones "image", "text" and "series" (six channels, as in bigssl/demo/series/basic_motions), with heads "clip" and
-    "mlm" of the first two. A limit that it leaves out is small there."""
+    backbones "image", "text", "series" (six channels, as in bigssl/demo/series/basic_motions) and "audio" (1,000
+    samples, a second), with heads "clip" and "mlm" of the first two. A limit that it leaves out is small there. Data
+    made/NAME/train and made/NAME/val is what `make` of tests/transfer/made/NAME.py writes."""
+
+    learns_from: ClassVar[str | None] = None
+    """The field of the shards that it learns from, which `bigssl evaluate --train` sets; None: it has none."""
+
+    probes: ClassVar[bool] = True
+    """Whether it can judge networks while they are trained; False of one that trains networks itself."""
 
     queries: str = Field(description="shards that are judged, and never trained on")
     query_limit: Limit = None
@@ -89,6 +96,8 @@ class ProbeConfig(Section):
     def _of_few_samples(self) -> ProbeConfig:
         if not self.__pydantic_extra__:
             raise ValueError(f"nothing is probed; allowed: {{every: {self.every}, NAME: {EXAMPLE}}}")
+        if trains := ", ".join(name for name, section in self.sections.items() if not section.probes):
+            raise ValueError(f"{trains}: trains networks itself, which is no probe; allowed: in `evaluate`")
         self.__pydantic_extra__.update({name: section.few() for name, section in self.sections.items()})
         return self
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from bigssl.nets.norm import GlobalBatchNorm
 from bigssl_kernels import linear_cross_entropy
@@ -34,17 +36,30 @@ class MaskedLanguageHead(nn.Module):
 
     The tied embedding is registered here as well, so that ZeRO-3 gathers it for this module's forward and backward. An
     embedding that is narrower than the hidden states (ALBERT, Lan et al. 2020; ELECTRA, Clark et al. 2020) is met by
-    projecting these to its width, as in both papers' code.
+    projecting these to its width, as in both papers' code. `masked_head` makes the one of a backbone.
     """
 
-    def __init__(self, embedding: nn.Parameter, dim: int | None = None) -> None:
-        """embedding: [V, E]. dim: size H of the hidden states; default E."""
+    def __init__(
+        self, embedding: nn.Parameter, dim: int | None = None, activation: str = "gelu", eps: float = 1e-12
+    ) -> None:
+        """embedding: [V, E]. dim: size H of the hidden states; default E. activation: as ACT2FN calls it. eps: of the
+        LayerNorm."""
         super().__init__()
         vocabulary, width = embedding.shape
         self.weight = embedding
         self.bias = nn.Parameter(torch.zeros(vocabulary))  # of the embedding there may be no more than the shape
         self.dense = nn.Linear(dim or width, width)
-        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.activation = ACT2FN[activation]
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """[..., H] -> [..., E], what is compared with the embeddings."""
+        transformed: Tensor = self.norm(self.activation(self.dense(hidden)))
+        return transformed
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., H] -> [..., V], all of them."""
+        return F.linear(self.transform(hidden), self.weight, self.bias)
 
     def forward(self, hidden: Tensor, labels: Tensor, most: int | None = None) -> Tensor:
         """Sum of the cross-entropies over the labelled tokens; only these are transformed.
@@ -60,13 +75,33 @@ class MaskedLanguageHead(nn.Module):
         labels = labels.flatten()
         rows = labelled_rows(labels, most)
         picked = hidden.flatten(0, 1).index_select(0, rows)  # [M, H]
-        transformed = self.norm(F.gelu(self.dense(picked)))
+        transformed = self.transform(picked)
         targets = labels.index_select(0, rows)
         if most is not None:  # rows beyond the labelled ones repeat the first token
             count = (labels != IGNORED).sum()
             targets = targets.masked_fill(torch.arange(len(rows), device=rows.device) >= count, IGNORED)
         loss = linear_cross_entropy(transformed, self.weight, targets, self.bias, reduction="sum")
         return loss if most is None else torch.where(count > most, float("nan"), loss)
+
+
+_ACTIVATION = {"distilbert": "activation", "modernbert": "classifier_activation"} | dict.fromkeys(
+    ("albert", "bert", "deberta", "deberta-v2", "ernie", "megatron-bert", "nomic_bert", "rembert", "roformer",
+     "squeezebert"), "hidden_act",
+)  # fmt: skip
+
+
+def masked_head(embedding: nn.Parameter, config: PreTrainedConfig) -> MaskedLanguageHead:
+    """The head for a backbone: with activation and epsilon of the one that transformers has for its type, so that the
+    trained one leaves as `AutoModelForMaskedLM`.
+
+    Args:
+        embedding: [V, E], its token embedding.
+        config: its configuration.
+    """
+    field = _ACTIVATION.get(config.model_type)  # of others (RoBERTa, ELECTRA, MPNet and theirs) it is always GELU
+    activation = "gelu" if field is None else str(getattr(config, field))
+    eps = getattr(config, "layer_norm_eps", getattr(config, "norm_eps", 1e-12))
+    return MaskedLanguageHead(embedding, config.hidden_size, activation, float(eps))
 
 
 def labelled_rows(labels: Tensor, most: int | None) -> Tensor:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bigssl.config.recipe import Section
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Objective, discover, exported_networks
+from bigssl.objectives.base import Head, Objective, discover, exported_heads, exported_networks
 
 FILE = "objective.safetensors"  # in the export folder
-ABOUT = "bigssl"  # key of its metadata: JSON with `tasks`, `steps`, `teachers`, `extra` and `lost`
+ABOUT = "bigssl"  # key of its metadata: JSON with `tasks`, `heads`, `steps`, `teachers`, `extra` and `lost`
 BETWEEN = "|"  # in names of tensors: TASK|NAME, TASK|teacher NAME: NAME
 
 
@@ -80,6 +81,8 @@ def rest_of_objective(
     about = {
         "tasks": {path: json.loads(task.model_dump_json()) for path, task in tasks.items()},
         "teachers": {path: networks_of_teachers(task_at(objective, path), networks) for path in tasks},
+        "heads": {name: {"kind": head.kind, "backbones": head.backbones}
+                  for name, head in exported_heads(objective).items()},
         "steps": steps,
         "extra": kept,
         "lost": sorted(extra.keys() - kept.keys()),
@@ -96,8 +99,8 @@ def _in_json(value: Any) -> bool:
 
 
 def about_export(folder: Path) -> dict[str, Any]:
-    """What FILE in an export says of its run: `tasks`, `teachers`, `steps`, `extra` (state that is no
-    tensor) and `lost` (names of such that JSON cannot hold).
+    """What FILE in an export says of its run: `tasks`, `teachers`, `heads` (kind and backbones of each by
+    name), `steps`, `extra` (state that is no tensor) and `lost` (names of such that JSON cannot hold).
 
     Raises:
         OSError, ValueError: there is none, or it is not whole.
@@ -120,3 +123,17 @@ def task_at(objective: Objective, path: str) -> Objective:
     found = objective.get_submodule(path)
     assert isinstance(found, Objective)
     return found
+
+
+def heads_of_export(folder: Path) -> dict[str, Head]:
+    """The heads of an export by name, of which it says on which networks they were trained: the others mean nothing.
+
+    Raises:
+        OSError, SafetensorError: one is not there, or not whole.
+    """
+    try:
+        said = about_export(folder).get("heads", {})
+    except (OSError, ValueError):  # of another program
+        return {}
+    return {name: Head(head["kind"], head["backbones"], load_file(folder / "heads" / f"{name}.safetensors"))
+            for name, head in said.items()}  # fmt: skip

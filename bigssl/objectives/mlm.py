@@ -26,7 +26,7 @@ from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.frequencies import TokenFrequencies
-from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.heads import masked_head
 from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.progress import Progress
 from bigssl.nets.seeds import another
@@ -44,7 +44,7 @@ class Mlm(Objective):
     class Config(ObjectiveConfig):
         backbone: str = "text"
         ratio: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are predicted")
-        masking: Unit = Field("token", description="what is masked as a whole: token, word (see README) or span")
+        masking: Unit = Field("token", description="what is masked as a whole: token, word (see docs/data.md) or span")
         packing: bool = Field(False, description="several texts in a row of the backbone's length, none cut off")
         longest: int = Field(
             1 << 18, ge=1, description="packing: characters; a longer text gives a random window of as many each epoch"
@@ -64,7 +64,7 @@ class Mlm(Objective):
         super().__init__()
         self.config = config
         self.backbone = self.backbone_of(towers, "backbone")
-        self.head = MaskedLanguageHead(self.backbone.token_embedding, self.backbone.dim)
+        self.head = masked_head(self.backbone.token_embedding, self.backbone.model.config)
         self.frequencies = TokenFrequencies(self.backbone.vocabulary)
         if config.packing:
             check_packable(self.backbone.model, "objective.packing")

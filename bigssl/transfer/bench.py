@@ -14,23 +14,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import display
-from bigssl.data.kinds import decode
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.bags import Bags, Grams, StoredRows, TfIdf, counted
 from bigssl.transfer.collapse import Checkup, sampled_health, stored_health, text_health
 from bigssl.transfer.cosines import Centred, Vectors
-from bigssl.transfer.features import Views, chosen, column, metadata, samples_at, text_batches, view_batches
+from bigssl.transfer.features import Views, chosen, samples_at, text_batches, view_batches
 from bigssl.transfer.inputs import INPUTS, Input, TextInput
 from bigssl.transfer.matrix import Matrix, Store, joined
-from bigssl.transfer.scores import RAW, Score
-from bigssl.transfer.subjects import Captions, Encoded, Notes, Subject, Subjects, Tensors
+from bigssl.transfer.scores import RAW, ScoreRow
+from bigssl.transfer.subjects import Captions, Encoded, Exported, Notes, Subject, Subjects, Tensors, captions_of
 from bigssl.transfer.team import AgreedError, Team
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Bench:
         checkup: the health of features.
         kept: what the evaluations read and prepared, where it may stay in memory.
         rehearsal: no forward pass is made: features are zeros.
+        out: folder of the scorecard, beside which networks may be kept.
     """
 
     team: Team
@@ -65,6 +67,7 @@ class Bench:
     kept: dict[Any, Any] = field(default_factory=dict)
     encoded: dict[Any, Encoded] = field(default_factory=dict)
     rehearsal: bool = False
+    out: Path | None = None
 
     def at(self, where: str, batch: int) -> Bench:
         """The same for an evaluation."""
@@ -74,7 +77,7 @@ class Bench:
         """The same for networks that have changed; what was read is kept."""
         return replace(self, encoded={}, checkup=Checkup(), rehearsal=False)
 
-    def rows(self, where: str, sections: Mapping[str, Evaluation]) -> Iterator[tuple[str, Score]]:
+    def rows(self, where: str, sections: Mapping[str, Evaluation]) -> Iterator[tuple[str, ScoreRow]]:
         """What the evaluations of a section `where` of the recipe find, by NAME, or NAME/ROW where one has several
         rows. A collective, at each step."""
         for name, section in sections.items():
@@ -97,6 +100,13 @@ class Bench:
             raise AgreedError(f"{self.where}: backbone {name!r} takes {found.takes.plural}; allowed: one that takes "
                               f"{INPUTS[str(modality)].plural}")  # fmt: skip
         return found
+
+    def network(self, subject: Subject, contender: str, seed: int) -> PreTrainedModel:
+        """A network to train, on the device: a copy of the weights of "trained", or for another contender a
+        "random_net" of fresh weights by the seed (0: that of the subject). Raises DataError. No collective."""
+        assert isinstance(self.subjects, Exported)  # while a network trains, none is trained beside it
+        made = self.subjects.copy_of(subject, contender, seed, batch=self.batch, device=self.device)
+        return made.to(self.device)  # type: ignore[arg-type]
 
     def head(self, name: str) -> Tensors:
         return self.team.each(lambda: self.subjects.head(name))
@@ -221,21 +231,8 @@ class Bench:
         index = self.index(url)
         numbers = self.numbers(index, limit, field)
 
-        def read() -> tuple[list[tuple[str, ...]], list[tuple[tuple[str, str], ...]]]:
-            rows: dict[tuple[str, ...], None] = {}
-            kinds: dict[tuple[tuple[str, str], ...], None] = {}
-            for sample in samples_at(index, numbers):
-                text, meta = decode.text(decode.field(sample, decode.FIELDS["text"])), metadata(sample)
-                rows[(text, *(column([sample.key], [meta], name)[0] for name in columns))] = None
-                kinds[tuple((name, str(meta[name])) for name in named if name in meta)] = None
-            return list(rows), list(kinds)
-
-        found = self.team.gather(read)
-        rows = list(dict.fromkeys(row for part, _ in found for row in part))
-        kinds = dict.fromkeys(kind for _, part in found for kind in part)
-        texts = [row[0] for row in rows]
-        values = {name: [row[at] for row in rows] for at, name in enumerate(columns, 1)}
-        return Captions(texts, values, [dict(kind) for kind in kinds])
+        found = self.team.gather(lambda: captions_of(samples_at(index, numbers), columns, named))
+        return Captions.of(found, columns)
 
     # What the ranks make of features together.
 

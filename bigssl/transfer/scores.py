@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, field
+from math import isfinite
+from statistics import stdev
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,63 +23,79 @@ NAMES = {"majority": "the most frequent class", "blind": "the best guess that do
          "random_net": "the same network with random weights", "raw": "the raw input"}  # fmt: skip
 
 
+class Point(NamedTuple):
+    """Of the few-label curve. numbers: by contender, (mean over the seeds, standard deviation or None of one seed)."""
+
+    fraction: float
+    samples: int
+    numbers: Mapping[str, tuple[float, float | None]]
+
+
 @dataclass(frozen=True)
-class Score:
-    """One row: how the trained network and its baselines did at each query.
+class ScoreRow(ABC):
+    """One row: how the trained network and its baselines did.
+
+    Contenders are "trained", and of the baselines "majority" (the most frequent class), "blind" (the best predictor
+    that does not see the input), "random_net", "raw" those that make sense, "raw" as "raw/WORDS" where there may be
+    several: each has to be beaten, the best counts as "raw".
 
     Attributes:
         title: of the row.
         subject: what follows the number in its sentence, e.g. "of 764 images find their category".
-        values: [N] by contender, hits or real values: "trained", and of its baselines "majority" (the most frequent
-            class), "blind" (the best predictor that does not see the input), "random_net", "raw" those that make sense,
-            "raw" as "raw/WORDS" where there may be several: each has to be beaten, the best counts as "raw".
-            Where there are `weights`, sums over the parts of a query.
-        groups: what each of the N queries belongs to; different groups are independent.
         chance: what guessing reaches.
-        weights: [N] how many parts (tokens) each query has.
-        unit: of the values; `SHARE` for hits.
+        unit: of the numbers; `SHARE` for hits.
         names: "raw" and "blind" in words of its own, e.g. "raw pixels".
         facts: sizes and settings.
         row: name beside the evaluation's, of one that has several rows.
-
-    Raises:
-        ValueError: another contender, none that is trained, or values of another number of queries.
+        seeds: of an evaluation that is repeated, by contender its number with each seed.
+        curve: the same by shares of the labels, ascending; the last one is that of the row.
     """
 
     title: str
     subject: str
-    values: Mapping[str, Tensor]
-    groups: Sequence[str]
+    _: KW_ONLY
     chance: float | None = None
-    weights: Tensor | None = None
     unit: str = SHARE
     higher_is_better: bool = True
     names: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     row: str = ""
+    seeds: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    curve: Sequence[Point] = ()
+
+    @property
+    @abstractmethod
+    def contenders(self) -> list[str]: ...
+
+    @property
+    @abstractmethod
+    def queries(self) -> int: ...
+
+    @abstractmethod
+    def mean(self, name: str) -> float:
+        """The number of a contender."""
+
+    @abstractmethod
+    def error(self) -> float:
+        """The standard error of trained; infinite where one group cannot tell."""
+
+    @abstractmethod
+    def ahead(self, name: str) -> tuple[float, float]:
+        """(trained - a baseline, the standard error of this paired difference)."""
 
     def __post_init__(self) -> None:
-        strange = (self.values.keys() | self.names.keys()) - {*BASELINES, "trained"}
-        if "trained" not in self.values or any(not name.startswith(RAW) for name in strange):
-            there, allowed = ", ".join([*self.values, *self.names]), ", ".join(BASELINES)
+        strange = ({*self.contenders, *self.names, *self.seeds}) - {*BASELINES, "trained"}
+        if "trained" not in self.contenders or any(not name.startswith(RAW) for name in strange):
+            there, allowed = ", ".join([*self.contenders, *self.names, *self.seeds]), ", ".join(BASELINES)
             raise ValueError(f"{self.title}: values and names of {there}; allowed: trained, and of {allowed}")
-        sizes = {name: len(each) for name, each in self.values.items()}
-        sizes |= {} if self.weights is None else {"weights": len(self.weights)}
-        if set(sizes.values()) != {len(self.groups)}:
-            raise ValueError(f"{self.title}: {sizes} of {len(self.groups)} queries; allowed: one value of each query")
 
     def better(self, one: float, other: float) -> bool:
         return one > other if self.higher_is_better else one < other
 
-    def mean(self, name: str) -> float:
-        """Of all parts of all queries."""
-        total = self.values[name].double().sum()
-        return (total / (len(self.groups) if self.weights is None else self.weights.double().sum())).item()
-
     @property
     def raws(self) -> list[str]:
-        """The raw baselines among `values`, the best one first."""
-        names = [name for name in self.values if name == "raw" or name.startswith(RAW)]
+        """The raw baselines, the best one first."""
+        names = [name for name in self.contenders if name == "raw" or name.startswith(RAW)]
         return sorted(names, key=self.mean, reverse=self.higher_is_better)
 
     def words(self, name: str, otherwise: Mapping[str, str]) -> str:
@@ -86,10 +105,54 @@ class Score:
     def gain(self, name: str) -> dict[str, Any]:
         """How far trained is ahead of a baseline, in the better direction, with the standard error of the paired
         difference; null where one group cannot tell."""
+        mean, error = self.ahead(name)
+        return {"difference": mean if self.higher_is_better else -mean, "stderr": error if isfinite(error) else None}
+
+
+@dataclass(frozen=True)
+class Score(ScoreRow):
+    """A row whose number is a mean over queries.
+
+    Attributes:
+        values: [N] by contender, hits or real values. Where there are `weights`, sums over the parts of a query. Of an
+            evaluation that is repeated, the mean over the seeds.
+        groups: what each of the N queries belongs to; different groups are independent.
+        weights: [N] how many parts (tokens) each query has.
+
+    Raises:
+        ValueError: another contender, none that is trained, or values of another number of queries.
+    """
+
+    values: Mapping[str, Tensor]
+    groups: Sequence[str]
+    weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = {name: len(each) for name, each in self.values.items()}
+        sizes |= {} if self.weights is None else {"weights": len(self.weights)}
+        if set(sizes.values()) != {len(self.groups)}:
+            raise ValueError(f"{self.title}: {sizes} of {len(self.groups)} queries; allowed: one value of each query")
+
+    @property
+    def contenders(self) -> list[str]:
+        return list(self.values)
+
+    @property
+    def queries(self) -> int:
+        return len(self.groups)
+
+    def mean(self, name: str) -> float:
+        """Of all parts of all queries."""
+        total = self.values[name].double().sum()
+        return (total / (len(self.groups) if self.weights is None else self.weights.double().sum())).item()
+
+    def error(self) -> float:
+        return clustered_mean(self.values["trained"], self.groups, self.weights)[1]
+
+    def ahead(self, name: str) -> tuple[float, float]:
         difference = self.values["trained"].double() - self.values[name].double()
-        better = difference if self.higher_is_better else -difference
-        mean, error = clustered_mean(better, self.groups, self.weights)
-        return {"difference": mean, "stderr": error if math.isfinite(error) else None}
+        return clustered_mean(difference, self.groups, self.weights)
 
 
 def majority_hits(labels: Sequence[str]) -> Tensor:
@@ -124,20 +187,20 @@ def words_of(name: str) -> str:
     return name.removeprefix(RAW)
 
 
-def row_of(score: Score) -> dict[str, Any]:
+def row_of(score: ScoreRow) -> dict[str, Any]:
     """The row as it stands in the scorecard (its keys: see `bigssl.transfer.scorecard`)."""
-    named = {name: score.words(name, NAMES) for name in score.values if name != "trained"}
+    named = {name: score.words(name, NAMES) for name in score.contenders if name != "trained"}
     gains = {name: score.gain(name) for name in named}
     best = {"raw": score.raws[0]} if score.raws else {}
-    shown = {name: name for name in score.values if not name.startswith(RAW)} | best
+    shown = {name: name for name in score.contenders if not name.startswith(RAW)} | best
     means = {name: score.mean(of) for name, of in shown.items()}
-    error = clustered_mean(score.values["trained"], score.groups, score.weights)[1]
-    row: dict[str, Any] = {"title": score.title, **score.facts, "queries": len(score.groups), "unit": score.unit}
+    error = score.error()
+    row: dict[str, Any] = {"title": score.title, **score.facts, "queries": score.queries, "unit": score.unit}
     row |= {"higher_is_better": score.higher_is_better, "chance": score.chance}
     row |= {name: means.get(name) for name in (*BASELINES, "trained")}
     row |= {f"{name}_name": named[of] for name, of in shown.items() if name in ("blind", "raw")}
     row |= {"raws": {named[name]: score.mean(name) for name in score.raws}}
-    row |= {"stderr": error if math.isfinite(error) else None}
+    row |= {"stderr": error if isfinite(error) else None} | _repeated(score, best)
     row |= {"gains": gains | {name: gains[of] for name, of in best.items()}}
     row |= {f"trained_beats_{name}": gains[of]["difference"] > 0 for name, of in shown.items() if of in gains}
     if "raw" in means and "random_net" in means:
@@ -160,8 +223,26 @@ def _verdict(gains: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], a
     return "ahead of all, but within noise of " + ", ".join(unsure) if unsure else "better than all"
 
 
-def _sentence(score: Score, means: Mapping[str, float], gains: Mapping[str, Mapping[str, Any]]) -> str:
-    said = f"{with_unit(means['trained'], score.unit)} {score.subject}"
+def _repeated(score: ScoreRow, best: Mapping[str, str]) -> dict[str, Any]:
+    """Numbers by seed and by share of the labels; of the `best` raw baseline, as "raw", too."""
+
+    def beside(numbers: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(numbers) | {name: numbers[of] for name, of in best.items() if of in numbers}
+
+    seeds = beside({name: list(each) for name, each in score.seeds.items()})
+    curve = [{"fraction": point.fraction, "samples": point.samples,
+              "means": beside({name: mean for name, (mean, _) in point.numbers.items()}),
+              "stds": beside({name: std for name, (_, std) in point.numbers.items()})} for point in score.curve]
+    return {"seeds": seeds, "std": {name: deviation(each) for name, each in seeds.items()}, "curve": curve}
+
+
+def deviation(numbers: Sequence[float]) -> float | None:
+    """The standard deviation of a sample; None of one number."""
+    return stdev(numbers) if len(numbers) > 1 else None
+
+
+def _sentence(score: ScoreRow, means: Mapping[str, float], gains: Mapping[str, Mapping[str, Any]]) -> str:
+    said = f"{with_unit(means['trained'], score.unit)}{_spread(score)} {score.subject}"
     aside = [] if score.chance is None else [f"guessing: {with_unit(score.chance, score.unit)}"]
     aside += [] if score.higher_is_better else ["lower is better"]
     parts = [_compared(score, gain, name) for name, gain in gains.items()]
@@ -169,7 +250,16 @@ def _sentence(score: Score, means: Mapping[str, float], gains: Mapping[str, Mapp
     return said + (f" ({'; '.join(aside)})" if aside else "") + (f"; {against}." if against else ".")
 
 
-def _compared(score: Score, gain: Mapping[str, Any], name: str) -> str:
+def _spread(score: ScoreRow) -> str:
+    """` ± 1.2 points over 3 seeds`, "" of what is not repeated."""
+    seeds = score.seeds.get("trained", ())
+    if (std := deviation(seeds)) is None:
+        return " with one seed" if seeds else ""
+    said = f"{100 * std:.1f} points" if score.unit == SHARE else f"{std:.2f}"
+    return f" ± {said} over {len(seeds)} seeds"
+
+
+def _compared(score: ScoreRow, gain: Mapping[str, Any], name: str) -> str:
     """`3.2 ± 1.1 points more than raw pixels`, `1.35 ± 0.10 nats less than token frequencies`."""
     share = score.unit == SHARE
     scale, digits, unit = (100, 1, "points") if share else (1, 2, score.unit)

@@ -3,6 +3,7 @@ data: features with what is known of each sample."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -11,14 +12,16 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
+from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.norm import has_batch_norm
+from bigssl.transfer.arriving.sizes import prepared_otherwise
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
-from bigssl.transfer.features import Views, column, encoder, holds, read_samples, view_batches
+from bigssl.transfer.features import Views, column, encoder, holds, metadata, read_samples, view_batches
 from bigssl.transfer.inputs import Input, exported_input
 from bigssl.transfer.leaving import export
 from bigssl.transfer.matrix import Matrix
@@ -83,6 +86,7 @@ class Exported:
         self.folder, self.seed, self._unlabelled = folder, seed, unlabelled
         self.notes: list[str] = []
         self._loaded: dict[str, Subject] = {}
+        self._randoms: dict[tuple[str, int], PreTrainedModel] = {}
 
     def subject(self, name: str, *, batch: int, device: str | torch.device) -> Subject:
         if name not in self._loaded:
@@ -91,15 +95,35 @@ class Exported:
 
     def _load(self, name: str, batch: int, device: str | torch.device) -> Subject:
         folder = self.folder / name
-        trained = export.load_backbone(folder)
-        takes, fresh = exported_input(folder), random_network(trained.config, self.seed)
+        trained, takes = export.load_backbone(folder), exported_input(folder)
+        fresh = self._random(name, trained.config, takes, self.seed, batch, device)
+        self.notes += [said] if (said := prepared_otherwise(folder)) else []
+        return Subject(name, {"trained": trained, "random_net": fresh}, takes)
+
+    def _random(
+        self, name: str, config: PreTrainedConfig, takes: Input, seed: int, batch: int, device: str | torch.device
+    ) -> PreTrainedModel:
+        fresh = random_network(config, seed)
         indexes = map(DatasetIndex.load, self._unlabelled.get(name, ()) if has_batch_norm(fresh) else ())
         index = next((each for each in indexes if holds(each, decode.FIELDS[takes.modality])), None)
         if index is not None:
             views = view_batches(read_samples(index, CALIBRATION_BATCHES * batch), takes, batch=batch)
             calibrate_batch_norm(fresh, (each.arrays for each in views), device)
             self.notes += [NORM] if NORM not in self.notes else []
-        return Subject(name, {"trained": trained, "random_net": fresh}, takes)
+        return fresh
+
+    def copy_of(
+        self, subject: Subject, contender: str, seed: int, *, batch: int, device: str | torch.device
+    ) -> PreTrainedModel:
+        """Of its own: of the "trained" network, or for another contender of one with fresh weights by the run's seed +
+        `seed`, which is made once."""
+        if contender == "trained" or seed == 0:
+            return copy.deepcopy(subject.models["trained" if contender == "trained" else "random_net"])
+        if (subject.name, seed) not in self._randoms:
+            config = subject.models["trained"].config
+            fresh = self._random(subject.name, config, subject.takes, self.seed + seed, batch, device)
+            self._randoms[subject.name, seed] = fresh.cpu()
+        return copy.deepcopy(self._randoms[subject.name, seed])
 
     def head(self, name: str) -> Tensors:
         return export.load_heads(self.folder / "heads" / f"{name}.safetensors")
@@ -210,3 +234,25 @@ class Captions:
     texts: list[str]
     columns: dict[str, list[str]]
     meta: list[dict[str, str]]
+
+    @classmethod
+    def of(cls, parts: Sequence[CaptionsRead], columns: Sequence[str]) -> Captions:
+        """From what the ranks have read."""
+        rows = list(dict.fromkeys(row for part, _ in parts for row in part))
+        kinds = dict.fromkeys(kind for _, part in parts for kind in part)
+        values = {name: [row[at] for row in rows] for at, name in enumerate(columns, 1)}
+        return cls([row[0] for row in rows], values, [dict(kind) for kind in kinds])
+
+
+CaptionsRead = tuple[list[tuple[str, ...]], list[tuple[tuple[str, str], ...]]]
+
+
+def captions_of(samples: Iterable[Sample], columns: Sequence[str], named: Sequence[str]) -> CaptionsRead:
+    """(the different texts, each with its `columns`; the different values of the fields `named`). Raises DataError."""
+    rows: dict[tuple[str, ...], None] = {}
+    kinds: dict[tuple[tuple[str, str], ...], None] = {}
+    for sample in samples:
+        text, meta = decode.text(decode.field(sample, decode.FIELDS["text"])), metadata(sample)
+        rows[(text, *(column([sample.key], [meta], name)[0] for name in columns))] = None
+        kinds[tuple((name, str(meta[name])) for name in named if name in meta)] = None
+    return list(rows), list(kinds)

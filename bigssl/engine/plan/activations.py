@@ -49,7 +49,7 @@ class Activations:
     unknown: dict[str, str] = field(default_factory=dict)
 
 
-class Trial:
+class OnPaper:
     """The networks of a recipe without their weights (a pretrained backbone is loaded to be counted).
 
     Raises:

@@ -22,14 +22,14 @@ from bigssl.engine.constraints import check_constraints
 from bigssl.engine.groups import check_groups
 from bigssl.engine.plan import data as plan_data
 from bigssl.engine.plan import folder, preflight
-from bigssl.engine.plan.activations import Activations, Trial
+from bigssl.engine.plan.activations import Activations, OnPaper
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
 from bigssl.engine.plan.groups import GroupRow, group_rows
 from bigssl.engine.plan.look import with_shards
 from bigssl.engine.plan.memory import Memory, large_bucket, memory, too_much
 from bigssl.engine.plan.order import Reading, lanes_that_keep, refuse_twice, simulate
-from bigssl.engine.plan.pairing import begin_from
+from bigssl.engine.plan.pairing import begin_from, reports_of_folders
 from bigssl.engine.plan.passes import examine
 from bigssl.engine.plan.sources import source_order, split_batch
 from bigssl.objectives.base import exported_heads
@@ -80,10 +80,11 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     paper.attempt(folder.refuse_foreign, recipe)
     paper.attempt(preflight.refuse_secrets, recipe)
     paper.attempt(resume.refuse_changed_recipe, recipe, change)
-    networks = paper.attempt(Trial, recipe)
+    networks = paper.attempt(OnPaper, recipe)
     if networks is None:
         return paper
     paper.notes += beginning.notes() if (beginning := begin_from(recipe)) is not None else []
+    paper.notes += reports_of_folders(recipe, networks.towers.values())
     groups_fit = paper.attempt(check_groups, networks.objective, recipe)
     paper.groups = group_rows(networks.objective, recipe.optim) if groups_fit else []
     paper.attempt(resume.refuse_changed_length, recipe, networks.objective, change)
@@ -112,7 +113,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     return paper
 
 
-def _evaluation(recipe: Recipe, networks: Trial) -> None:
+def _evaluation(recipe: Recipe, networks: OnPaper) -> None:
     towers = preflight.evaluated_towers(networks.objective, networks.towers)
     check_evaluation(recipe, towers, exported_heads(networks.objective))
 
@@ -130,7 +131,7 @@ def _data(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
 
 
 def _look(
-    paper: Paper, recipe: Recipe, networks: Trial, orders: Mapping[str, Order], sizes: Mapping[str, int], parts: int
+    paper: Paper, recipe: Recipe, networks: OnPaper, orders: Mapping[str, Order], sizes: Mapping[str, int], parts: int
 ) -> None:
     there, notes = with_shards(orders)
     trained, numbers = (networks.objective, networks.towers), lambda: preflight.build_networks(recipe)
@@ -208,7 +209,7 @@ def _uneven(paper: Paper, recipe: Recipe, name: str, order: Order, reading: Read
     return texts
 
 
-def _memory(paper: Paper, recipe: Recipe, networks: Trial, micro: dict[str, int], accum: int,
+def _memory(paper: Paper, recipe: Recipe, networks: OnPaper, micro: dict[str, int], accum: int,
             device_bytes: int | None) -> None:
     bf16 = recipe.precision != "fp32"
     if recipe.precision == "auto":
@@ -252,7 +253,7 @@ def _host(paper: Paper, recipe: Recipe, orders: Mapping[str, Order], drawn: Mapp
     }
 
 
-def _disk(paper: Paper, recipe: Recipe, networks: Trial, writable: bool) -> None:
+def _disk(paper: Paper, recipe: Recipe, networks: OnPaper, writable: bool) -> None:
     paper.disk = folder.room(networks.objective, recipe)
     if not writable:  # one mistake, one line
         return

@@ -78,7 +78,7 @@ def export_run(
                 save_file(dict(rest[1]), staging / rest[0], metadata=rest[2])
             card = staging / "README.md"
             card.write_text(model_card(Path(folder).resolve().name, backbones, inputs, heads, meta))
-            _readable(staging, card.stat().st_mode)
+            made_readable(staging, card.stat().st_mode)
             _publish(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -108,11 +108,11 @@ def _write_backbone(folder: Path, name: str, model: PreTrainedModel, state: Stat
                           f"lacking {_some(lacking)}; not part of it {_some(strange)}")
     untrained = {key for key in unused_parameters(model) if not model.get_parameter(key).requires_grad}
     fresh.load_state_dict(tensors, strict=True, assign=True)
-    with _quiet():
+    with hushed():
         fresh.save_pretrained(folder, state_dict={key: value for key, value in tensors.items() if key not in untrained})
 
 
-def _readable(staging: Path, mode: int) -> None:
+def made_readable(staging: Path, mode: int) -> None:
     """safetensors writes for the owner's eyes alone; everybody whom the umask lets see `mode` is to load the export."""
     for path in staging.rglob("*"):
         if path.is_file():
@@ -120,7 +120,7 @@ def _readable(staging: Path, mode: int) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def hushed() -> Iterator[None]:
     """No progress bars and reports of transformers: they would stand between the lines of ours."""
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
@@ -182,7 +182,7 @@ def _present(path: Path) -> Path:
 
 def load_backbone(folder: Path) -> PreTrainedModel:
     """A backbone of an export folder, float32, in eval mode. ExportError where weights lack that features need."""
-    with _quiet():
+    with hushed():
         model, report = AutoModel.from_pretrained(_present(Path(folder)), dtype=torch.float32, output_loading_info=True)
     lacking = set(report["missing_keys"]) - unused_parameters(model)
     if lacking:

@@ -28,9 +28,11 @@ class Knn(Evaluation):
 
     preset = {"bank": "bigssl/demo/emoji/train", "queries": "bigssl/demo/emoji/val", "label": "category"}
 
+    learns_from = "bank"
+
     backbone: str = "image"
     bank: str = Field(description="labelled shards in which neighbours are looked for")
-    label: Label
+    label: Label = "label"
     item: Item = None
     k: PositiveInt = 20
     bank_limit: Limit = None

@@ -87,7 +87,7 @@ PLACES: dict[str, tuple[Make, str]] = {
         "data.remote.storage.s3.secret_key: a credential",
     ),
     "resume.refuse_changed_recipe": (lambda f, r, _: begun(f, r, seed=7), "seed: 7 before, 0 now"),
-    "Trial": (lambda f, r, _: r(backbones={"image": {"type": "detr", "size": 32}}), "not for an image backbone"),
+    "OnPaper": (lambda f, r, _: r(backbones={"image": {"type": "detr", "size": 32}}), "not for an image backbone"),
     "resume.notes_of_length": (lambda f, r, _: begun(f, r, steps="many"), "config.yaml: steps: value 'many'"),
     "check_groups": (lambda f, r, _: r(optim={"groups": [{"pattern": "^nobody"}]}), "'^nobody'"),
     "resume.refuse_changed_length": (

@@ -1,0 +1,114 @@
+"""How an evaluation trains a network on a labelled task: AdamW with a learning rate that falls from layer to layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bigssl.config.section import Fraction, PositiveInt, Section
+from bigssl.data.errors import DataError
+from bigssl.nets.depth import depths
+from bigssl.nets.dropout import seeded
+
+CLIP = 1.0  # norm of the gradient at most
+Positive = Annotated[float, Field(gt=0)]
+Groups = list[dict[str, Any]]
+
+
+class Fit(Section):
+    """Settings of a training on labels, to be mixed into a section."""
+
+    epochs: PositiveInt = Field(20, description="times that each sample is seen")
+    lr: Positive = Field(1e-3, description="greatest learning rate, of the new layers")
+    fit_batch: PositiveInt = Field(32, description="samples of a training step at most")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.75, description="learning rate of a layer relative to the one above it"
+    )
+    warmup: Fraction = Field(0.1, description="share of the steps in which the learning rate rises")
+
+
+def fit(
+    module: nn.Module, groups: Groups, count: int, loss: Callable[[Tensor], Tensor], settings: Fit, seed: int
+) -> nn.Module:
+    """Trains in place, in train mode, and returns the module in eval mode.
+
+    AdamW (Loshchilov and Hutter 2019), linear warm-up and cosine, gradients clipped at norm 1. The order of the samples
+    and whatever is drawn inside (dropout) come from the seed; the global generators are left as they were. bf16
+    autocast on CUDA, float32 elsewhere. Each epoch is cut into batches of nearly equal size: none is a lone sample.
+
+    Args:
+        groups: parameters with an optional "scale" of the learning rate and "weight_decay", see `layer_groups`.
+        count: samples.
+        loss: of the samples int64 [b], numbers below `count`: a scalar. Each is a row of what the networks are given.
+    Raises:
+        DataError: the loss is not finite.
+    """
+    device = next(module.parameters()).device
+    tuned = [{**group, "lr": settings.lr * group.get("scale", 1.0)} for group in groups]
+    optimizer = torch.optim.AdamW(tuned, lr=settings.lr, weight_decay=settings.weight_decay)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    steps = settings.epochs * math.ceil(count / settings.fit_batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _height(step, steps, settings.warmup))
+    module.train()
+    with _seeded(seed, device):
+        for step, rows in enumerate(_batches(count, settings, seed)):
+            drawn = torch.randint(2**62, (len(rows),)).to(device)  # what dropout by sample goes by
+            with seeded(drawn), torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                value = loss(rows)
+            if not math.isfinite(value.item()):
+                raise DataError(f"loss {value.item()} at step {step} of {steps}; lower lr (value {settings.lr})")
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(parameters, CLIP)
+            optimizer.step()
+            schedule.step()
+    return module.eval()
+
+
+def _height(step: int, steps: int, warmup: float) -> float:
+    """Of the learning rate, 0 to 1: up to 1 in the first `warmup` of the steps, then down along a cosine."""
+    rising = math.ceil(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def _batches(count: int, settings: Fit, seed: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(settings.epochs):
+        yield from torch.randperm(count, generator=generator).tensor_split(math.ceil(count / settings.fit_batch))
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """What is drawn inside depends on the seed; the generators are left as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def layer_groups(model: PreTrainedModel, decay: float, above: Sequence[nn.Parameter] = ()) -> Groups:
+    """Groups for `fit` of the parameters that are trained: the scale is 1 for those `above` (a head) and the last norm,
+    `decay` in the last block, `decay` of that in the one before it (Clark et al. 2020; BEiT, Bao et al. 2022). Vectors
+    (biases, norms) are not decayed. Decay 1 suits every network; DataError with another one where the layers have
+    no order (`bigssl.nets.depth`)."""
+    try:
+        depth, deepest = depths(model) if decay != 1 else (dict.fromkeys(dict(model.named_parameters()), 0), 0)
+    except ValueError as error:
+        raise DataError(f"{error}; allowed: layer_decay=1") from None
+    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault((deepest - depth[name], parameter.ndim > 1), []).append(parameter)
+    for parameter in above:
+        found.setdefault((0, parameter.ndim > 1), []).append(parameter)
+    return [{"params": parameters, "scale": decay**below} | ({} if matrices else {"weight_decay": 0.0})
+            for (below, matrices), parameters in sorted(found.items(), key=lambda item: item[0])]  # fmt: skip

@@ -1,0 +1,82 @@
+"""A classifier that was tuned leaves as the class of transformers that it is."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForAudioClassification, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification as ForTexts
+
+from bigssl.data.sample import Sample
+from bigssl.nets.modality import MODALITIES
+from bigssl.transfer.inputs import Input
+from bigssl.transfer.leaving.export import ExportError, hushed, made_readable
+from bigssl.transfer.leaving.proof import SAMPLES, Claim, Proof, prove
+from bigssl.transfer.leaving.samples import collated, contents
+
+CLASSIFIERS = {
+    "image": AutoModelForImageClassification, "text": ForTexts, "audio": AutoModelForAudioClassification,
+}  # fmt: skip
+
+
+def classifier_class(modality: str) -> str:
+    """The class of transformers that loads a classifier, by name. Raises ExportError where it has none."""
+    if modality not in CLASSIFIERS:
+        raise ExportError(f"transformers has no auto class for classifiers of {modality}; allowed: "
+                          f"{', '.join(CLASSIFIERS)}")  # fmt: skip
+    return CLASSIFIERS[modality].__name__
+
+
+def save_classifier(
+    folder: Path, model: PreTrainedModel, classes: Sequence[str], takes: Input, samples: Sequence[Sample],
+    python: str = sys.executable,
+) -> Proof:  # fmt: skip
+    """Writes `folder` (weights in float32, preprocessor, names of the classes, proof.json), proven, or leaves nothing.
+
+    Args:
+        folder: is not there yet.
+        model: of a class that `CLASSIFIERS[modality]` loads; on any device. It stays as it is.
+        classes: names in the order of its logits.
+        takes: what it takes.
+        samples: real ones, of which the first SAMPLES are compared.
+        python: the interpreter that the proof is made in.
+    Raises:
+        ExportError: `model` is no such class, or gives another number of logits than there are classes.
+        ProofError: transformers reloads another network.
+    """
+    loader = classifier_class(takes.modality)
+    config = copy.deepcopy(model.config)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: number for number, name in enumerate(classes)}
+    config.dtype = torch.float32
+    if type(config) not in (CLASSIFIERS[takes.modality]._model_mapping or ()):
+        raise ExportError(f"{folder}: transformers has no {loader} of type {config.model_type}")
+    if model.config.num_labels != len(classes):
+        raise ExportError(f"{folder}: {model.config.num_labels} logits and {len(classes)} classes")
+    fresh: PreTrainedModel = CLASSIFIERS[takes.modality].from_config(config)
+    fresh.load_state_dict({key: value.detach().float().cpu() for key, value in model.state_dict().items()})
+    fresh.eval()
+    seen = list(samples)[:SAMPLES]
+    row, batch = MODALITIES[takes.modality], collated(takes, seen)
+    with torch.no_grad():
+        logits = fresh(**row.inputs(fresh, batch)).logits.numpy()
+    folder.mkdir(parents=True)
+    try:
+        with hushed():
+            fresh.save_pretrained(folder)
+            takes.write(folder)
+        made_readable(folder, (folder / "config.json").stat().st_mode)
+        load = {"class": loader, "modality": takes.modality, "outputs": ["logits"]}
+        claim = Claim(folder.name, folder, "transformers", f'{loader}.from_pretrained("{{folder}}")', load,
+                      contents(takes, seen), {"logits": logits})  # fmt: skip
+        (proof,) = prove([claim], python)
+        proof.write(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return proof

@@ -1,0 +1,163 @@
+"""What of an export can leave by itself: a network, with the head that predicts its masked tokens where it has one, or
+two networks with the projections that CLIP trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from bigssl.config.errors import nearest
+from bigssl.data.sample import Sample
+from bigssl.nets.heads import MaskedLanguageHead, masked_head
+from bigssl.nets.modality import MODALITIES
+from bigssl.nets.modality.kinds import unused_parameters
+from bigssl.transfer.inputs import CONFIG, Input, exported_input
+from bigssl.transfer.leaving.export import ExportError, load_backbone, load_heads
+from bigssl.transfer.leaving.samples import collated
+
+POOLER = "add_pooling_layer"  # argument of most classes of transformers that have a pooler
+
+
+class UnfitError(ExportError):
+    """A format cannot hold a part; the message says why, and what can."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network of a part, float32 in eval mode on the CPU, and what it takes. name: its folder in the export.
+
+    untrained: its tensors that the export does not hold, as nothing has trained them and features do not pass through
+    them: they are as transformers makes them, from one seed.
+    """
+
+    name: str
+    model: PreTrainedModel
+    takes: Input
+    untrained: tuple[str, ...] = ()
+
+    def features(self, samples: list[Sample]) -> Tensor:
+        """float32 [N, D]."""
+        with torch.no_grad():
+            return MODALITIES[self.takes.modality].features(self.model, collated(self.takes, samples))
+
+    def hidden(self, samples: list[Sample]) -> tuple[Tensor, Tensor]:
+        """Of texts: hidden states [N, T, D] and which tokens are real, bool [N, T]."""
+        batch = collated(self.takes, samples)
+        with torch.no_grad():
+            return MODALITIES["text"].hidden(self.model, batch), batch["attention_mask"].bool()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments without which `from_pretrained` would make a pooler that nothing has trained."""
+        return {POOLER: False} if has_pooler_switch(self.model) else {}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Attributes:
+    name: as --part has it.
+    kind: "network", or what its head is: "mlm", "causal", "clip".
+    members: by role: "image" and "text" of CLIP; of others the one, by its modality.
+    tensors: of the head.
+    """
+
+    name: str
+    kind: str
+    members: dict[str, Member]
+    tensors: dict[str, Tensor]
+
+    @property
+    def only(self) -> Member:
+        """The network of a part that has one."""
+        (member,) = self.members.values()
+        return member
+
+    def head(self) -> MaskedLanguageHead:
+        """Of masked language modelling, with its trained tensors."""
+        embedding: Any = self.only.model.get_input_embeddings().weight
+        head = masked_head(embedding, self.only.model.config)
+        found = head.load_state_dict(self.tensors, strict=False)
+        if found.missing_keys != ["weight"] or found.unexpected_keys:
+            raise ExportError(f"part {self.name!r}: its head holds {', '.join(self.tensors)}; no head of this network")
+        return head.eval().requires_grad_(False)
+
+    def projected(self, role: str, samples: list[Sample]) -> Tensor:
+        """Of CLIP: unit vectors [N, P] of a side."""
+        return F.normalize(self.members[role].features(samples) @ self.tensors[f"{role}_projection"].T, dim=1)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A part that is not loaded yet. backbones: names of its networks by role. head: file of its head, or None."""
+
+    name: str
+    kind: str
+    backbones: dict[str, str]
+    head: str | None = None
+
+    def load(self, export: Path) -> Part:
+        """Raises DataError where something of it is not there."""
+        members = {role: load_member(export, name) for role, name in self.backbones.items()}
+        tensors = load_heads(export / "heads" / f"{self.head}.safetensors") if self.head is not None else {}
+        return Part(self.name, self.kind, members, tensors)
+
+
+def has_pooler_switch(model: PreTrainedModel) -> bool:
+    return POOLER in inspect.signature(type(model).__init__).parameters
+
+
+def load_member(export: Path, name: str) -> Member:
+    """A network of an export folder; without its pooler where its class can do without. Raises DataError."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = load_backbone(export / name)
+    if has_pooler_switch(model):
+        setattr(model, "pooler", None)  # noqa: B010 - as its class does where it is told to make none
+    stored: set[str] = set()
+    for file in (export / name).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            stored.update(opened.keys())
+    untrained = sorted((unused_parameters(model) & model.state_dict().keys()) - stored)
+    return Member(name, model, exported_input(export / name), tuple(untrained))
+
+
+def parts_of(export: Path, heads: Mapping[str, Mapping[str, Any]]) -> dict[str, Listed]:
+    """By name: each network, with its head where it has just one, and each head that is of several networks or not the
+    only one of its network.
+
+    Args:
+        heads: kind and backbones of each head (`about_export(...)["heads"]`).
+    """
+    networks = sorted(path.parent.name for path in export.glob(f"*/{CONFIG}"))
+    found: dict[str, Listed] = {}
+    of_one = {name: [key for key, head in heads.items() if list(head["backbones"].values()) == [name]]
+              for name in networks}  # fmt: skip
+    for name in networks:
+        role = exported_input(export / name).modality
+        own = of_one[name][0] if len(of_one[name]) == 1 else None
+        kind = heads[own]["kind"] if own is not None else "network"
+        found[name] = Listed(name, kind, {role: name}, own)
+    for key, head in heads.items():
+        if [key] not in of_one.values():
+            name = key if key not in networks else f"{key}-head"
+            found[name] = Listed(name, head["kind"], dict(head["backbones"]), key)
+    return found
+
+
+def chosen_parts(parts: Mapping[str, Listed], name: str | None) -> list[Listed]:
+    """All, or the one of a name. Raises ExportError."""
+    if name is None:
+        return list(parts.values())
+    if name not in parts:
+        raise ExportError(f"--part: value {name!r}: not in the export{nearest(name, sorted(parts))}; there is: "
+                          f"{', '.join(sorted(parts))}")
+    return [parts[name]]

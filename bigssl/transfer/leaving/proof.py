@@ -1,0 +1,168 @@
+"""A proof that an export is right: reloaded by the library it is for, in a process of its own where bigssl cannot be
+imported, it gives what our network gives, for real samples that went through the written preprocessor.
+
+    folder, raw samples ── foreign.py (another process) ── outputs, tensors that are missing ┐
+    network, samples ───── our view and pass ─────────────────────────────────── outputs ────┴─ Proof, or ProofError
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigssl.data.errors import DataError
+
+FILE = "proof.json"
+TOLERANCE = 1e-5
+SAMPLES = 8
+SCRIPT = Path(__file__).with_name("foreign.py")
+SHOWN = 3
+
+
+class ProofError(DataError):
+    """An export that its library does not load, or loads as another network."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found, as it is written to FILE.
+
+    Attributes:
+        format: as `bigssl export --format` has it.
+        library, version: what reloaded it.
+        loader: the call that did.
+        samples: how many were compared.
+        max_abs_difference: between our outputs and theirs, all of them.
+        largest: the largest absolute value of an output of ours.
+        tolerance: of the difference, times `largest` where that is above 1.
+        tensors_loaded, tensors_total: of the reloaded network; loaded ones equal those of the file bit by bit.
+        missing, unexpected: names of tensors that the network has and the file has not, and the other way round.
+        untrained: names of those that nothing has trained and features do not pass through; they are in the file as
+            transformers makes them, since its class cannot do without.
+    """
+
+    format: str
+    library: str
+    version: str
+    loader: str
+    samples: int
+    max_abs_difference: float
+    largest: float
+    tolerance: float
+    tensors_loaded: int
+    tensors_total: int
+    missing: list[str]
+    unexpected: list[str]
+    untrained: list[str]
+
+    def write(self, folder: Path) -> None:
+        (folder / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is to be proven of a folder.
+
+    Attributes:
+        part: what leaves, by its name in the export.
+        folder: holds the files of the format.
+        format: as in `Proof`.
+        loader: the call that loads it, for people, with {folder} in place of the folder.
+        load: how `foreign.py` loads and calls it, JSON: see there.
+        samples: raw contents: files of pictures, UTF-8 texts, `.npy` of series and sounds.
+        outputs: of our network for these samples, by name, float32.
+    """
+
+    part: str
+    folder: Path
+    format: str
+    loader: str
+    load: Mapping[str, Any]
+    samples: Sequence[bytes]
+    outputs: Mapping[str, np.ndarray] = field(repr=False)
+    untrained: Sequence[str] = ()
+
+    @property
+    def call(self) -> str:
+        return self.loader.format(folder="DIR")
+
+
+def prove(claims: Sequence[Claim], python: str = sys.executable) -> list[Proof]:
+    """A proof of each claim. One process reloads them all.
+
+    Args:
+        python: the interpreter of an environment that has the libraries.
+    Raises:
+        ProofError: a claim is wrong; the message says what of it.
+    """
+    with tempfile.TemporaryDirectory(prefix="bigssl-proof-") as scratch:
+        work = Path(scratch)
+        (work / "jobs.json").write_text(json.dumps([_job(work, number, each) for number, each in enumerate(claims)]))
+        done = subprocess.run([python, "-I", str(SCRIPT), str(work)], cwd=work, capture_output=True, text=True)
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+            raise ProofError(f"{python}: the process that reloads the export ended with {done.returncode}: {said}")
+        return [_judged(claim, work / f"{number}") for number, claim in enumerate(claims)]
+
+
+def _job(work: Path, number: int, claim: Claim) -> dict[str, Any]:
+    folder = work / f"{number}"
+    folder.mkdir()
+    names = []
+    for place, data in enumerate(claim.samples):
+        names.append(str(folder / f"sample-{place:03d}"))
+        Path(names[-1]).write_bytes(data)
+    return {"folder": str(claim.folder.resolve()), "format": claim.format, "samples": names, "out": str(folder),
+            **claim.load}  # fmt: skip
+
+
+def _judged(claim: Claim, out: Path) -> Proof:
+    report = json.loads((out / "report.json").read_text())
+    where = f"part {claim.part!r}, {claim.format}"
+    if "error" in report:
+        raise ProofError(f"{where}: {claim.call} failed: {report['error']}")
+    if report["missing"] or report["unexpected"]:
+        raise ProofError(
+            f"{where}: {claim.call} loads {report['loaded']} of {report['total']} tensors: missing "
+            f"{_some(report['missing'])}; not part of it {_some(report['unexpected'])}"
+        )
+    with np.load(out / "outputs.npz") as found:
+        theirs = dict(found)
+    worst = largest = 0.0
+    for name, ours in claim.outputs.items():
+        difference, size = _compared(f"{where}: {name}", claim, ours, theirs.get(name))
+        worst, largest = max(worst, difference), max(largest, size)
+    return Proof(
+        claim.format, report["library"], report["version"], claim.call, len(claim.samples), worst, largest,
+        TOLERANCE, report["loaded"], report["total"], report["missing"], report["unexpected"], list(claim.untrained),
+    )  # fmt: skip
+
+
+def _compared(where: str, claim: Claim, ours: np.ndarray, theirs: np.ndarray | None) -> tuple[float, float]:
+    """(largest difference, largest value) of an output; of whole numbers (ids), which have to be equal, (0, 0)."""
+    if theirs is None or theirs.shape != ours.shape:
+        found = "not given" if theirs is None else f"of shape {list(theirs.shape)}"
+        raise ProofError(f"{where} is {found} there; ours is {list(ours.shape)}")
+    if ours.dtype.kind in "iu":
+        if not np.array_equal(ours, theirs):
+            raise ProofError(f"{where} gives {theirs.tolist()} after {claim.call}; ours is {ours.tolist()}")
+        return 0.0, 0.0
+    difference = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max(initial=0))
+    size = float(np.abs(ours).max(initial=0))
+    if not difference <= (allowed := TOLERANCE * max(1.0, size)):
+        raise ProofError(f"{where} of {len(claim.samples)} samples differ by up to {difference:.2g} from ours after "
+                         f"{claim.call}; allowed: {allowed:.2g}")
+    return difference, size
+
+
+def _some(names: Sequence[str]) -> str:
+    first = ", ".join(names[:SHOWN]) or "nothing"
+    return first + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,115 @@
+"""As transformers loads it: `AutoModel`, or with the trained head `AutoModelForMaskedLM`, `AutoModelForCausalLM`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+from bigssl.data.sample import Sample
+from bigssl.nets.modality.kinds import OBSERVED
+from bigssl.nets.pool import leading_tokens
+from bigssl.transfer.inputs import ImageInput, TextInput
+from bigssl.transfer.leaving.export import hushed
+from bigssl.transfer.leaving.masked import masked_language_model
+from bigssl.transfer.leaving.parts import Member, Part, UnfitError
+from bigssl.transfer.leaving.proof import Claim
+from bigssl.transfer.leaving.samples import Samples, contents
+
+TOKENS = 256  # whose logits are compared
+WORDS = 5  # of a text that a pipeline goes on with
+
+
+def to_transformers(part: Part, folder: Path, samples: Samples) -> list[Claim]:
+    """Writes weights and preprocessor to `folder`. Raises UnfitError."""
+    kinds: dict[str, Callable[[Part, list[Sample]], Written]] = {
+        "network": _network, "mlm": _masked, "causal": _causal, "clip": _dual}  # fmt: skip
+    seen = next(iter(samples.values()))
+    model, load, outputs = kinds[part.kind](part, seen)
+    member = part.only
+    with hushed():
+        model.save_pretrained(folder)
+        member.takes.write(folder)
+    said = "".join(f", {key}={value}" for key, value in load.get("options", {}).items())
+    return [Claim(part.name, folder, "transformers", f'{load["class"]}.from_pretrained("{{folder}}"{said})',
+                  {"modality": member.takes.modality} | load, contents(member.takes, seen),
+                  {name: value.numpy() for name, value in outputs.items()}, member.untrained)]  # fmt: skip
+
+
+Written = tuple[PreTrainedModel, dict[str, Any], dict[str, Tensor]]
+
+
+def _network(part: Part, samples: list[Sample]) -> Written:
+    member = part.only
+    load = {"class": "AutoModel", "options": member.options, "outputs": ["features"], **_facts(member)}
+    return member.model, load, {"features": member.features(samples)}
+
+
+def _facts(member: Member) -> dict[str, Any]:
+    """What the mean of `last_hidden_state` is over, beyond the modality."""
+    kind = member.model.config.model_type
+    found: dict[str, Any] = {"observed": OBSERVED.get(kind)}
+    if isinstance(member.takes, ImageInput):
+        pixels = torch.zeros(1, 3, member.takes.size, member.takes.size)
+        with torch.no_grad():
+            hidden = member.model(pixel_values=pixels).last_hidden_state
+        found["leading"] = 0 if hidden.dim() == 4 else leading_tokens(member.model, pixels, hidden)
+    return found
+
+
+def _masked(part: Part, samples: list[Sample]) -> Written:
+    model, member = masked_language_model(part), part.only
+    assert isinstance(member.takes, TextInput)
+    tokenizer = member.takes.tokenizer
+    hidden, real = member.hidden(samples)
+    logits = part.head().logits(hidden[real][:TOKENS])
+    prompts = [f"{_beginning(text)} {tokenizer.mask_token}" for text in contents(member.takes, samples)]
+    ids = [torch.tensor(tokenizer(prompt)["input_ids"])[None] for prompt in prompts]
+    with torch.no_grad():
+        asked = [member.model(input_ids=each).last_hidden_state[each == tokenizer.mask_token_id] for each in ids]
+        best = torch.cat([part.head().logits(each).argmax(-1) for each in asked])
+    load = {"class": "AutoModelForMaskedLM", "outputs": ["token_logits", "pipeline"], "tokens": TOKENS,
+            "pipeline": "fill-mask", "prompts": prompts}  # fmt: skip
+    return model, load, {"token_logits": logits, "pipeline": best}
+
+
+def _causal(part: Part, samples: list[Sample]) -> Written:
+    """A head that is the token embedding."""
+    member = part.only
+    config = copy.deepcopy(member.model.config)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or part.tensors:
+        raise UnfitError(f"part {part.name!r}: transformers has no {config.model_type} that predicts the next token by "
+                         f"a head of {', '.join(part.tensors) or 'its embedding'}")
+    assert isinstance(member.takes, TextInput)
+    config.tie_word_embeddings, config.dtype = True, torch.float32
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model.base_model.load_state_dict(member.model.state_dict())
+    model.tie_weights()
+    embedding: Any = member.model.get_input_embeddings().weight
+    hidden, real = member.hidden(samples)
+    prompts = [_beginning(text) for text in contents(member.takes, samples)]
+    with torch.no_grad():
+        ids = [torch.tensor(member.takes.tokenizer(prompt)["input_ids"])[None] for prompt in prompts]
+        ends = torch.cat([member.model(input_ids=each, use_cache=False).last_hidden_state[:, -1] for each in ids])
+        load = {"class": "AutoModelForCausalLM", "outputs": ["token_logits", "pipeline"], "tokens": TOKENS,
+                "pipeline": "text-generation", "prompts": prompts}  # fmt: skip
+        logits = {"token_logits": hidden[real][:TOKENS] @ embedding.T, "pipeline": (ends @ embedding.T).argmax(-1)}
+    return model.eval(), load, logits
+
+
+def _beginning(text: bytes) -> str:
+    return " ".join(text.decode().split()[:WORDS])
+
+
+def _dual(part: Part, samples: list[Sample]) -> Written:
+    image, text = (part.members[role].model.config.model_type for role in ("image", "text"))
+    raise UnfitError(
+        f"part {part.name!r}: no dual encoder of transformers takes the means of {image} and {text} that were trained: "
+        f"they project a first token, a last one, or a pooler's output; allowed: --format onnx (both sides), "
+        f"--format sentence-transformers (texts), or --part {' or '.join(m.name for m in part.members.values())}"
+    )
