@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from bigssl.data.errors import DataError
+from bigssl.nets.modality import MODALITIES
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.labelled.classify import Classification
 from bigssl.transfer.labelled.networks import Classifier, with_head
@@ -79,7 +80,8 @@ def test_adapters_leave_every_weight_as_it_was(bench: Bench, shards: Path) -> No
     assert not {name for name in changed(before, state) if not unused(name)}
     added = {name for name in network.base.state_dict() if "lora_" in name}
     layers = {name.rpartition(".lora_")[0] for name in added}
-    assert {f"encoder.layer.0.attention.self.{part}" for part in ("query", "key", "value")} < layers and len(layers) >= 6
+    assert {f"encoder.layer.0.attention.self.{part}" for part in ("query", "key", "value")} < layers
+    assert len(layers) >= 6
     assert all(network.base.state_dict()[name].any() for name in added if "lora_B" in name), "they have left zero"
 
 
@@ -105,12 +107,12 @@ def test_where_transformers_has_no_class_the_head_takes_mean_features(
     network = with_head(model, {"series": batch["series"][:1]}, ["a", "b", "c"], False, 0)
     assert network.head is not None and network(batch).shape == (3, 3)
     assert [p.shape for p in network.new_parameters()] == [(3, 8), (3,)]
+    dropping = [module for module in model.modules() if isinstance(module, nn.Dropout | nn.BatchNorm1d)]
     network.train()
-    assert all(module.training for module in network.modules())
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    assert dropping and all(module.training for module in dropping)
+    model.requires_grad_(False)
     network.train()
-    assert not any(m.training for m in model.modules() if isinstance(m, nn.Dropout | nn.BatchNorm1d))
+    assert not any(module.training for module in dropping) and network.head.training
 
 
 def test_a_kept_classifier_is_the_one_that_was_judged(bench: Bench, shards: Path, run: Path) -> None:
@@ -120,7 +122,7 @@ def test_a_kept_classifier_is_the_one_that_was_judged(bench: Bench, shards: Path
     assert row["kept"] == "networks/mine" and row["trained"] > row["majority"]
     kept = AutoModelForImageClassification.from_pretrained(run / "networks" / "mine")
     job = Classification.of(bench, of)
-    network = Classifier(kept, kept.resnet, __import__("bigssl.nets.modality", fromlist=["x"]).MODALITIES["image"], None)
+    network = Classifier(kept, kept.resnet, MODALITIES["image"], None)
     right = job.classes.right(predictions(network, job.queries, bench), job.asked)
     assert right.double().mean().item() == row["trained"]
     assert [kept.config.id2label[n] for n in range(3)] == job.classes.names
