@@ -13,6 +13,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import label_ranking_average_precision_score
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
@@ -57,7 +58,9 @@ def test_a_probe_is_scikit_learns_on_the_same_features(bench: Bench) -> None:
         x, z = bank.matrices[name].read(0, 200).numpy(), queries.matrices[name].read(0, 150).numpy()
         for rows in (torch.arange(200), torch.arange(0, 200, 2))[name.startswith("raw") :]:
             scaler = StandardScaler().fit(x[rows])
-            theirs = LogisticRegression(C=1 / 30, max_iter=5000, tol=1e-6).fit(scaler.transform(x[rows]), known[rows])
+            with threadpool_limits(1):
+                theirs = LogisticRegression(C=1 / 30, max_iter=5000, tol=1e-6)
+                theirs.fit(scaler.transform(x[rows]), known[rows])
             wanted = torch.from_numpy(theirs.decision_function(scaler.transform(z)))
             found = learn(Trial(name, 0.5, 0, rows))
             off = (centred(found) - centred(wanted)).abs().max() / centred(wanted).abs().max()
@@ -183,7 +186,8 @@ def cards(run: Path, shards: Path) -> dict[str, Any]:
         "texts": LinearProbe(**places, backbone="text", fractions=[0.2], seeds=3),
         "tuned": Finetune(**places, fractions=[0.2], seeds=3, epochs=2),
     }
-    found: dict[str, Any] = score(run, asked, seed=3)["tasks"]
+    with threadpool_limits(1):
+        found: dict[str, Any] = score(run, asked, seed=3)["tasks"]
     return found
 
 

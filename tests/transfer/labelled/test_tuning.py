@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from bigssl.transfer.labelled.classify import Classification
 from bigssl.transfer.labelled.networks import Classifier, with_head
 from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.labelled.tuning import Tuning, predictions, trained
+from bigssl.transfer.leaving import classifier
 from bigssl.transfer.scores import row_of
 from bigssl.transfer.tasks.finetune import Finetune
 from bigssl.transfer.tasks.hybrid import Hybrid, layers_from
@@ -115,7 +117,11 @@ def test_where_transformers_has_no_class_the_head_takes_mean_features(
     assert not any(module.training for module in dropping) and network.head.training
 
 
-def test_a_kept_classifier_is_the_one_that_was_judged(bench: Bench, shards: Path, run: Path) -> None:
+def test_a_kept_classifier_is_the_one_that_was_judged(
+    bench: Bench, shards: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(That another process loads it is proven in tests/transfer/leaving.)"""
+    monkeypatch.setattr(classifier, "prove", lambda claims, python: [Mock() for _ in claims])
     of = section(Finetune, shards, keep=True, epochs=6, query_limit=20)
     (score,) = of.run(bench)
     row = row_of(score)
