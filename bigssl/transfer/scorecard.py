@@ -78,7 +78,7 @@ def score(
     subjects = Exported(folder / export.FOLDER, seed, _unlabelled(evaluate))
     fields = sorted({name for section in evaluate.values() for name in section.metadata()})
     with Scratch(out or folder, team) as scratch:
-        bench = Bench(team, scratch, subjects, device, seed=seed, fields=fields, notes=subjects.notes)
+        bench = Bench(team, scratch, subjects, device, seed, fields, notes=subjects.notes, out=out or folder)
         tasks = told_apart({name: row_of(found) for name, found in bench.rows("evaluate", evaluate)})
     card = {
         "version": CARD_VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),

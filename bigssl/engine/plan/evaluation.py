@@ -164,6 +164,10 @@ class Checked:
                     f"{sample.key}); allowed: {', '.join(there)}{nearest(value, there)}"
                 )
 
+    def refuse(self, field: str, why: str) -> None:
+        """What the evaluation itself finds wrong with a field. why: with what is allowed."""
+        raise ConfigError(f"{self._where}.{field}: value {getattr(self._section, field)!r}: {why}")
+
     def apart(self, field: str) -> None:
         """Are the shards that are learnt from others than those that are judged?"""
         learnt, where = load_index(getattr(self._section, field), f"{self._where}.{field}"), f"{self._where}.queries"
