@@ -15,7 +15,6 @@ from bigssl.config.section import PositiveInt
 from bigssl.data.order import rng
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.labelled.examples import Examples, examples
 from bigssl.transfer.labelled.fit import Fit
 from bigssl.transfer.labelled.rows import scored
@@ -63,10 +62,9 @@ class Seq2Seq(Labelled, Fit):
                        columns=[] if self.item is None else [self.item])  # fmt: skip
         if self.permuted:
             train = replace(train, targets=_dealt(train.targets, bench.seed))
-        assert isinstance(subject.takes, TextInput)
         translating = bench.team.each(lambda: Translating(
-            subject, train.targets, [each.source for each in queries.targets], layers=self.decoder_layers,
-            length=self.target_length or subject.takes.length, beams=self.beams))  # fmt: skip
+            subject, train.targets, [each.source for each in queries.targets], length=self.target_length,
+            layers=self.decoder_layers, beams=self.beams))  # fmt: skip
         found = outcomes(bench, trials(self, ["trained", "random_net"], len(train), seed=bench.seed),
                          lambda trial: translating.by_network(bench, self, trial))  # fmt: skip
         self._notes(bench, translating, train, queries)
@@ -88,8 +86,7 @@ class Seq2Seq(Labelled, Fit):
 
     def _notes(self, bench: Bench, translating: Translating, train: Examples, queries: Examples) -> None:
         both = [*train.targets, *queries.targets]
-        assert isinstance(translating.subject.takes, TextInput)
-        most = translating.subject.takes.length
+        most = translating.takes.length
         if cut := translating.longer([each.source for each in both], most, framed=True):
             bench.note(f"{bench.where}: of {cut} of {len(both)} sources the network sees the first {most} tokens.")
         if cut := translating.longer([each.target for each in train.targets], translating.length - 1, framed=False):

@@ -77,10 +77,10 @@ class Token(Labelled, Fit):
         what = f"{self.label} of words" if self.label != "label" else "tags of words"
         facts = {"train": len(train), "classes": len(tagging.kinds), "words": int(weights.sum())}
         if not entities:
-            found = {trial: torch.tensor(each, dtype=torch.float64) for trial, each in found.items()}
-            fixed = {name: torch.tensor(each, dtype=torch.float64) for name, each in fixed.items()}
+            counts = {trial: torch.tensor(each, dtype=torch.float64) for trial, each in found.items()}
+            usually = {name: torch.tensor(each, dtype=torch.float64) for name, each in fixed.items()}
             return [scored(what, f"of the words of {len(queries)} unseen texts get the right tag of "
-                           f"{len(tagging.kinds)}", found, queries.groups(self.item), fixed=fixed, weights=weights,
+                           f"{len(tagging.kinds)}", counts, queries.groups(self.item), fixed=usually, weights=weights,
                            chance=1 / len(tagging.kinds), facts=facts)]  # fmt: skip
         return [scored(f"{what}: entities", f"F1 of the entities in {len(queries)} unseen texts", found,
                        queries.groups(self.item), fixed=fixed, measure=entity_f1, facts=facts,

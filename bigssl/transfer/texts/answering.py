@@ -191,8 +191,7 @@ def best_spans(scores: Tensor, longest: int) -> list[tuple[float, int, int]]:
     """(log odds against the first token, first, last) of the best span in each row of scores float32 [B, T, 2], of
     `longest` tokens at most and without the first token; odds -inf where there is no other."""
     start, end = scores[..., 0] - scores[:, :1, 0], scores[..., 1] - scores[:, :1, 1]
-    start = start.index_fill(1, torch.zeros(1, dtype=torch.int64, device=start.device), -torch.inf)
-    size = start.shape[1]
+    start[:, 0], size = -torch.inf, start.shape[1]
     sums = torch.stack([torch.nn.functional.pad(start[:, : size - more] + end[:, more:], (0, more), value=-torch.inf)
                         for more in range(min(longest, size))], 2)  # fmt: skip
     best, at = sums.flatten(1).max(1)
