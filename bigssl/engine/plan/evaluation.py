@@ -60,10 +60,16 @@ def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: Mapping
     Raises:
         ConfigError: field, value, what is allowed.
     """
-    looked = Shelves()
-    for where, section in evaluated(recipe).items():
+    check_sections(evaluated(recipe), towers, heads, Shelves())
+
+
+def check_sections(
+    sections: Mapping[str, Evaluation], towers: Mapping[str, Tower], heads: Mapping[str, Head], looked: Shelves
+) -> None:
+    """The same of sections by the recipe field of each. looked: what other checks have read. Raises ConfigError."""
+    for where, section in sections.items():
         section.check(Checked(where, section, towers, heads, looked))
-    _check_unlabelled(recipe.evaluate or {}, towers, looked)
+    _check_unlabelled(sections, towers, looked)
 
 
 class Viewer(Protocol):
@@ -168,23 +174,17 @@ class Checked:
                     f"{sample.key}); allowed: {', '.join(there)}{nearest(value, there)}"
                 )
 
+    def apart(self, field: str) -> None:
+        """Are the shards that are learnt from others than those that are judged?"""
+        refuse_shared(f"{self._where}.{field}", getattr(self._section, field), f"{self._where}.queries",
+                      self._section.queries)  # fmt: skip
+
     def readable(self, field: str, read: Callable[[Sample], Any]) -> None:
         """Do a few samples hold what `read` makes of one? It raises DataError."""
         url, where = getattr(self._section, field), f"{self._where}.{field}"
         for sample in self._looked.samples(where, url):
             with _reading(where, url):
                 read(sample)
-
-    def apart(self, field: str) -> None:
-        """Are the shards that are learnt from others than those that are judged?"""
-        learnt, where = load_index(getattr(self._section, field), f"{self._where}.{field}"), f"{self._where}.queries"
-        known = {mark for shard in learnt.shards for mark in _marks(shard)}
-        asked = load_index(self._section.queries, where).shards
-        if both := [shard.name for shard in asked if known.intersection(_marks(shard))]:
-            raise ConfigError(
-                f"{where}: value {display(self._section.queries)!r}: {len(both)} of {len(asked)} shards are also in "
-                f"{self._where}.{field} ({both[0]}); allowed: others (`bigssl shards split` makes such parts)"
-            )
 
     def documents(self, field: str) -> None:
         """Are a few samples documents?"""
@@ -203,6 +203,12 @@ class Checked:
             raise ConfigError(f"{self._where}.k: value {k}; allowed: <= "
                               + (there if most == len(index) else f"{field}_limit, {most}"))  # fmt: skip
 
+    def at_most(self, field: str, most: int, what: str) -> None:
+        """Is a number that is given no greater than `most`, which is `what` in words?"""
+        value = getattr(self._section, field)
+        if value is not None and value > most:
+            raise ConfigError(f"{self._where}.{field}: value {value}; allowed: <= {most}, {what}")
+
 
 def few_samples(index: DatasetIndex) -> Iterator[Sample]:
     """Some from all over a dataset; of a remote one its first, which are fetched together. Raises DataError."""
@@ -211,12 +217,12 @@ def few_samples(index: DatasetIndex) -> Iterator[Sample]:
     return read_numbers(index, range(min(MOST, count)) if is_remote(index) else spread)
 
 
-def _check_unlabelled(evaluate: Mapping[str, Evaluation], towers: Mapping[str, Tower], looked: Shelves) -> None:
+def _check_unlabelled(sections: Mapping[str, Evaluation], towers: Mapping[str, Tower], looked: Shelves) -> None:
     """The random twin of a network with BatchNorm takes its statistics from samples that are not judged."""
     offered: dict[str, list[tuple[str, str]]] = {}
-    for name, section in evaluate.items():
-        for backbone, field in section.unlabelled().items():
-            offered.setdefault(backbone, []).append((f"evaluate.{name}.{field}", getattr(section, field)))
+    for where, section in sections.items():
+        for backbone, field in section.unlabelled().items() if where.startswith("evaluate.") else ():
+            offered.setdefault(backbone, []).append((f"{where}.{field}", getattr(section, field)))
     for backbone, shards in offered.items():
         kinds = decode.FIELDS[towers[backbone].modality]
         if not has_batch_norm(towers[backbone].model):
@@ -225,6 +231,16 @@ def _check_unlabelled(evaluate: Mapping[str, Evaluation], towers: Mapping[str, T
         if samples and not any(kind in sample.fields for sample in samples for kind in kinds):
             need = f"the BatchNorm of the random twin of {backbone!r} is set from them"
             _check_field(*shards[0], samples[0], kinds, need)
+
+
+def refuse_shared(train_field: str, train: str, test_field: str, test: str) -> None:
+    """What was learnt by heart would be asked again. Raises ConfigError where two datasets share a shard."""
+    known = {mark for shard in load_index(train, train_field).shards for mark in _marks(shard)}
+    asked = load_index(test, test_field).shards
+    if both := [shard.name for shard in asked if known.intersection(_marks(shard))]:
+        raise ConfigError(f"{test_field}: value {display(test)!r}: {len(both)} of {len(asked)} shards are also in "
+                          f"{train_field} ({both[0]}); allowed: others (`bigssl shards split` makes such parts)"
+        )  # fmt: skip
 
 
 def refuse_seen(recipe: Recipe, indexes: Mapping[str, Iterable[DatasetIndex]]) -> None:

@@ -103,7 +103,7 @@ def layer_groups(model: PreTrainedModel, decay: float, above: Sequence[nn.Parame
     try:
         depth, deepest = depths(model) if decay != 1 else (dict.fromkeys(dict(model.named_parameters()), 0), 0)
     except ValueError as error:
-        raise DataError(f"layer_decay: value {decay}, but {error}; allowed: 1") from None
+        raise DataError(f"{error}; allowed: layer_decay=1") from None
     found: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
