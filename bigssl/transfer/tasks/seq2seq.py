@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from bigssl.config.evaluate import Item
 from bigssl.config.section import PositiveInt
 from bigssl.data.order import rng
 from bigssl.data.sample import Sample
@@ -18,7 +19,7 @@ from bigssl.transfer.bench import Bench
 from bigssl.transfer.labelled.examples import Examples, examples
 from bigssl.transfer.labelled.fit import Fit
 from bigssl.transfer.labelled.rows import scored
-from bigssl.transfer.labelled.section import Labelled
+from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial, outcomes, trials
 from bigssl.transfer.measures.translations import CorpusMeasure, Words
 from bigssl.transfer.scores import RAW, ScoreRow
@@ -28,16 +29,17 @@ if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
 
 
-class Seq2Seq(Labelled, Fit):
+class Seq2Seq(Learning, Fit):
     """Translations or summaries by the network as the encoder and a small decoder of fresh weights, all trained; BLEU
     and chrF by sacrebleu beside copying the source."""
 
     preset = {"train": "made/pairs/train", "queries": "made/pairs/val", "fractions": [1.0], "seeds": 1,
-              "epochs": 4, "decoder_layers": 1}  # fmt: skip
+              "epochs": 2, "decoder_layers": 1, "target_length": 8}  # fmt: skip
 
     backbone: str = "text"
     source: str | None = Field(None, description="field of the json with the source; default the txt")
     label: str = Field("target", description="field of the json with the text to be made")
+    item: Item = None
     target_length: PositiveInt | None = Field(None, description="its tokens at most; default as many as the network's")
     decoder_layers: PositiveInt = 2
     beams: PositiveInt = Field(1, description="beams of the search; 1: the likeliest token each time")

@@ -36,7 +36,7 @@ class Token(Labelled, Fit):
     Tags of the form B-TYPE, I-TYPE and O are judged by F1 of whole entities, others by the share that is right.
     """
 
-    preset = {"train": "made/tags/train", "queries": "made/tags/val", "fractions": [0.3, 1.0], "seeds": 1, "epochs": 6}
+    preset = {"train": "made/tags/train", "queries": "made/tags/val", "fractions": [0.3, 1.0], "seeds": 1, "epochs": 3}
 
     backbone: str = "text"
     tokens: str = Field("tokens", description="field of the json with the list of words")

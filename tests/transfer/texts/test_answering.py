@@ -76,6 +76,7 @@ def test_questions_are_read() -> None:
     assert read() == ("who", "Anna saw Anna.", ["Anna"], [9], 0)
     assert read(context=None).context == "Anna and Anna too", "the txt"
     assert read(answers=answers([], [])).answers == [] == read(answers=answers([""], [0])).answers
+    assert read(answers=answers([" saw "], [4])) == ("who", "Anna saw Anna.", ["saw"], [5], 0)
     assert read(answers=answers(["Anna", "saw"], [8, 5])) == ("who", "Anna saw Anna.", ["Anna", "saw"], [9, 5], 1)
 
 
@@ -89,6 +90,12 @@ def test_questions_are_read() -> None:
 def test_what_is_no_question_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(**changes)
+
+
+def test_a_window_without_room_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert windows_of(TextInput(tokenizer, 5), 0, "thing number", "thing number")
+    with pytest.raises(DataError, match="length 4 has no room for a question and a text; allowed: >= 5"):
+        windows_of(TextInput(tokenizer, 4), 0, "thing", "thing")
 
 
 def test_answers_without_a_network() -> None:

@@ -23,7 +23,7 @@ from bigssl.transfer.tasks.seq2seq import Seq2Seq
 from bigssl.transfer.team import Team
 from bigssl.transfer.texts.pairs import Pair, Translating, read_pair
 
-PAIRS = [Pair("warm thing", "cool number"), Pair("cool thing", "warm number")]
+PAIRS = [Pair("warm", "cool number"), Pair("number thing thing", "warm thing")]
 
 
 def translating(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, **changes: Any) -> Translating:
@@ -55,7 +55,7 @@ def test_two_pairs_are_learnt_by_heart(
     settings = Seq2Seq(train="unused", queries="unused", epochs=80, lr=1e-2)
     everything = Trial("trained", 1.0, 0, torch.arange(2))
     assert job.by_network(bench, settings, everything) == [each.target for each in PAIRS]
-    assert job.given_back(["Warm thing, cool"]) == ["warm thing, cool"]
+    assert job.given_back(["Warm thing cool"]) == ["warm thing cool"]
 
 
 def read(meta: dict[str, Any], text: str = "a", source: str | None = None) -> Pair:
