@@ -24,8 +24,8 @@ from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial, outcomes, trials
 from bigssl.transfer.measures.answers import answer_f1, exact_match, plain_answer
 from bigssl.transfer.scores import RAW, ScoreRow
-from bigssl.transfer.texts.answering import Answering, Question, read_question, trimmed
-from bigssl.transfer.texts.lexical import Lexical
+from bigssl.transfer.texts.answering import Answering, Question, read_question
+from bigssl.transfer.texts.lexical import Lexical, words_in
 
 if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
@@ -121,8 +121,11 @@ def _dealt(questions: Sequence[Question], seed: int) -> list[Question]:
 
 
 def _elsewhere(question: Question, other: Question) -> Question:
-    begins = [min(len(question.context) - 1, start * len(question.context) // len(other.context))
-              for start in other.starts]  # fmt: skip
-    found = [trimmed(question.context[begin : begin + len(text)], begin)
-             for begin, text in zip(begins, other.answers, strict=True)]  # fmt: skip
-    return Question(question.question, question.context, [text for text, _ in found], [begin for _, begin in found])
+    words, context = words_in(question.context), question.context
+    if not words or not other.answers:
+        return question._replace(answers=[], starts=[])
+    starts = [min(len(words) - 1, start * len(words) // len(other.context)) for start in other.starts]
+    spans = [words[start : start + max(1, len(words_in(text)))]
+             for start, text in zip(starts, other.answers, strict=True)]  # fmt: skip
+    return question._replace(answers=[context[span[0].begin : span[-1].end] for span in spans],
+                             starts=[span[0].begin for span in spans])  # fmt: skip

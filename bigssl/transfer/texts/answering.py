@@ -68,11 +68,11 @@ def _given(answers: dict[str, list], name: str) -> tuple[list[str], list[int]]:
             and all(isinstance(start, int) and not isinstance(start, bool) for start in starts)):  # fmt: skip
         raise DataError(f"{name} is {answers!r:.80}; allowed: {{text: [...], answer_start: [...]}}, texts and where "
                         "each begins in characters, one for each; both empty where there is no answer")  # fmt: skip
-    kept = [trimmed(text, start) for text, start in zip(texts, starts, strict=True) if text.strip()]
+    kept = [_trimmed(text, start) for text, start in zip(texts, starts, strict=True) if text.strip()]
     return [text for text, _ in kept], [start for _, start in kept]
 
 
-def trimmed(text: str, start: int) -> tuple[str, int]:
+def _trimmed(text: str, start: int) -> tuple[str, int]:
     """Without spaces around it, for which there are no tokens, and where it then begins."""
     return text.strip(), start + len(text) - len(text.lstrip())
 
