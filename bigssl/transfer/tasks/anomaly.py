@@ -53,6 +53,7 @@ class Anomaly(Evaluation):
     The labels of `queries` are read for the measures only. From `train`, which counts as normal, come the memory of the
     detectors (four fifths) and the threshold (the `quantile` of the scores of the last fifth, which is not in the
     memory). A step is marked by 0 or 1 in the member LABEL.npy of its series, or in the list under LABEL of its json.
+    A backbone that brings each window to variance 1, as PatchTST does, sees no change of level that outlasts a window.
     """
 
     preset: ClassVar[dict[str, Any]] = {"train": "made/anomaly/train", "queries": "made/anomaly/val", "seeds": 2}

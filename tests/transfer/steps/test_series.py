@@ -47,7 +47,7 @@ def test_windows_of_a_long_series_are_put_together_again(stride: int, tmp_path: 
     want = {row for first, stop in ((0, 35), (35, 50)) for begin in how.begins(stop - first)
             for row in range(first + begin, first + begin + 7)}  # fmt: skip
     assert sorted(held) == sorted(want) and (stride > 7 or want == set(range(50)))
-    assert [len(part) for part in found.values()] == ([1, 1] if stride <= 7 else [3, 1])
+    assert [len(part) for part in found.values()] == ([1, 1] if stride <= 7 else [4, 2])
     for line in (line for part in found.values() for line in part):
         np.testing.assert_array_equal(line.values, rows[line.start : line.stop].astype(np.float32))
         assert line.name == "long"
