@@ -9,15 +9,18 @@ import math
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from PIL import Image, ImageDraw
 from transformers import AutoModel, AutoTokenizer
 
+from bigssl.cli.main import main
 from bigssl.exits import DONE, REFUSED
 
 ROOT = Path(__file__).parents[1]
@@ -45,23 +48,40 @@ class Answer(NamedTuple):
     err: str
 
 
-def walk(commands: list[str], folder: Path) -> list[Answer]:
-    """What each command answered, typed one after the other in `folder`."""
+Walk = Callable[[list[str], Path], list[Answer]]
+
+
+@pytest.fixture
+def walk(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Walk:
+    """walk(commands, folder): what each answered, typed one after the other in `folder`. Training is a process, as a
+    newcomer's; the others are called here, where their imports are paid for once."""
+
+    def walked(commands: list[str], folder: Path) -> list[Answer]:
+        monkeypatch.chdir(folder)
+        return [typed(command) if command.startswith("bigssl train ") else within(command) for command in commands]
+
+    def within(command: str) -> Answer:
+        name, *words = shlex.split(command, comments=True)
+        assert name == "bigssl"
+        code = main(words)
+        return Answer(code, *capfd.readouterr())
+
+    return walked
+
+
+def typed(command: str) -> Answer:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    answers = []
-    for command in commands:
-        done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
-        assert "Traceback" not in done.stderr, f"{command}\n{done.stderr[-3000:]}"
-        answers.append(Answer(done.returncode, done.stdout, done.stderr))
-    return answers
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, f"{command}\n{done.stderr[-3000:]}"
+    return Answer(done.returncode, done.stdout, done.stderr)
 
 
 def scored(answers: list[Answer], run: Path) -> dict[str, Any]:
-    """The tasks of the scorecard that a journey ended with, which it printed as a table."""
+    """The tasks of the scorecard with which the training ended, the second command, which it printed as a table."""
     for answer in answers:
         assert answer.code == DONE, answer.err
-    said = answers[-1].out
+    said = answers[1].out
     assert re.search(r"^task +chance +blind +random net +raw +trained +verdict$", said, flags=re.M), said
     tasks: dict[str, Any] = json.loads((run / "scorecard.json").read_text())["tasks"]
     for task in tasks.values():
@@ -82,7 +102,7 @@ def picture(shape: str, draw: random.Random) -> Image.Image:
     return image
 
 
-def test_pictures_in_class_folders(tmp_path: Path) -> None:
+def test_pictures_in_class_folders_lead_to_a_few_label_curve(tmp_path: Path, walk: Walk) -> None:
     draw = random.Random(0)
     for number in range(90):
         shape = list(SHAPES)[number % 3]
@@ -92,11 +112,23 @@ def test_pictures_in_class_folders(tmp_path: Path) -> None:
     tasks = scored(answers, tmp_path / "runs" / "photos-simclr")
     assert tasks["knn"]["classes"] == 3 and tasks["knn"]["bank"] + tasks["knn"]["queries"] == 90
     assert "3 classes" in answers[0].out + answers[0].err
-    network = AutoModel.from_pretrained(tmp_path / "runs" / "photos-simclr" / "export" / "image")
-    assert network.config.model_type in (tmp_path / "photos-simclr.yaml").read_text()
+    run = tmp_path / "runs" / "photos-simclr"
+    assert AutoModel.from_pretrained(run / "export" / "image").config.model_type in (
+        tmp_path / "photos-simclr.yaml").read_text()
+    there, said = run / "evaluations" / "001", answers[2].out
+    (row,) = json.loads((there / "scorecard.json").read_text())["tasks"].values()
+    assert len(answers) == 3 and f"few labels: {row['title']}\nsamples with labels" in said
+    assert [point["fraction"] for point in row["curve"]] == [0.01, 0.1, 1.0] and row["curve"][-1]["samples"] > 60
+    for point in row["curve"]:
+        shown = [f"{100 * point['means'][name]:.1f} ± {100 * point['stds'][name]:.1f} %"
+                 for name in ("random_net", "raw", "trained")]  # fmt: skip
+        line = rf"^{100 * point['fraction']:g} % \({point['samples']}\) +" + " +".join(map(re.escape, shown)) + "$"
+        assert re.search(line, said, flags=re.M), (line, said)
+    page = (there / "report.html").read_text()
+    assert "<h2>Few labels</h2>" in page and f"report: runs/{run.name}/evaluations/001/report.html" in said
 
 
-def test_a_table_of_pictures_and_classes(tmp_path: Path) -> None:
+def test_a_table_of_pictures_and_classes(tmp_path: Path, walk: Walk) -> None:
     draw = random.Random(1)
     (tmp_path / "shop" / "images").mkdir(parents=True)
     with (tmp_path / "shop" / "items.csv").open("w", newline="") as file:
@@ -111,7 +143,7 @@ def test_a_table_of_pictures_and_classes(tmp_path: Path) -> None:
     assert all(task["classes"] == 3 and task["bank"] + task["queries"] == 72 for task in tasks.values())
 
 
-def test_chinese_texts(tmp_path: Path) -> None:
+def test_chinese_texts(tmp_path: Path, walk: Walk) -> None:
     draw = random.Random(2)
     what = ["房间", "早餐", "服务", "位置", "价格", "前台"]
     how = {"好": ["很干净", "特别热情", "让人满意", "非常方便"], "差": ["又脏又旧", "特别冷淡", "让人失望", "太不方便"]}
@@ -130,7 +162,7 @@ def test_chinese_texts(tmp_path: Path) -> None:
     assert tokenizer.unk_token_id not in tokenizer("早餐让人失望，前台特别热情。")["input_ids"]
 
 
-def test_a_table_of_sensors_meets_an_early_no(tmp_path: Path) -> None:
+def test_a_table_of_sensors_meets_an_early_no(tmp_path: Path, walk: Walk) -> None:
     with (tmp_path / "sensors.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["time", "temperature", "load"])

@@ -28,8 +28,11 @@ COMMANDS = {
     "config check": ("recipes:check", "Check a recipe and the files it names, without starting it."),
     "train": ("train:train", "Pretrain on this machine, or on several; the same command again goes on."),
     "plan": ("plan:plan", "Check and simulate a run on any number of ranks, without a GPU."),
-    "evaluate": ("runs:evaluate", "Score a trained run again, or in another way: scorecard.json and report.html."),
+    "evaluate": (
+        "transfer.evaluate:evaluate", "Score a trained run or any network by a task: scorecard.json and report.html."
+    ),
     "report": ("runs:report", "Write report.html of a run, also while it trains."),
+    "export": ("transfer.export:export", "Write a trained run for transformers, timm, onnx or sentence-transformers."),
     "shards pack": ("pack:pack", "Write shards and their index."),
     "shards split": (
         "clean:split", "Part existing shards into train and val by a hash of the key, or by time; the order stays."

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 from cyclopts.types import PositiveInt
 
-from bigssl.cli.app import Change, fields_of
+from bigssl.cli.app import AllowPartial, Change, fields_of
 from bigssl.config.errors import ConfigError
-from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model
+from bigssl.config.places import CONFIG, seen_from
+from bigssl.config.recipe import Recipe, allowing_partial, dump_recipe, load_recipe, recipe_model
 from bigssl.data.errors import DataError, redact
 
 
@@ -22,13 +25,23 @@ def model() -> type[Recipe]:
     return recipe_model(config_union(), evaluation_union())
 
 
+def recipe_of(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run. Raises ConfigError where `folder` is none of a run."""
+    if not folder.exists():
+        raise ConfigError(f"{folder}: no such folder{seen_from(folder)}; run folders are under runs/")
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder}: not a run folder (no {CONFIG} in it); run folders are under runs/")
+    return load_recipe(folder / CONFIG, list(overrides), model())
+
+
 def schema() -> None:
     print(json.dumps(model().model_json_schema(), indent=1))
 
 
 def check(
-    config: str, /, *overrides: str, world: PositiveInt = 1, resolved: bool = False, change: Change = ""
-) -> None:
+    config: str, /, *overrides: str, world: PositiveInt = 1, resolved: bool = False, change: Change = "",
+    allow_partial: AllowPartial = False,
+) -> None:  # fmt: skip
     """Looks at some samples of each source, too.
 
     Args:
@@ -40,6 +53,7 @@ def check(
     from bigssl.engine.plan import preflight
 
     recipe = load_recipe(config, list(overrides), model())
+    recipe = allowing_partial(recipe) if allow_partial else recipe
     try:
         plan = preflight.plan(recipe, world, fields_of(change))
     except (ConfigError, DataError) as error:

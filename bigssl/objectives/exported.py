@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bigssl.config.recipe import Section
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Objective, discover, exported_heads, exported_networks
+from bigssl.objectives.base import Head, Objective, discover, exported_heads, exported_networks
 
 FILE = "objective.safetensors"  # in the export folder
 ABOUT = "bigssl"  # key of its metadata: JSON with `tasks`, `heads`, `steps`, `teachers`, `extra` and `lost`
@@ -122,3 +123,17 @@ def task_at(objective: Objective, path: str) -> Objective:
     found = objective.get_submodule(path)
     assert isinstance(found, Objective)
     return found
+
+
+def heads_of_export(folder: Path) -> dict[str, Head]:
+    """The heads of an export by name, of which it says on which networks they were trained: the others mean nothing.
+
+    Raises:
+        OSError, SafetensorError: one is not there, or not whole.
+    """
+    try:
+        said = about_export(folder).get("heads", {})
+    except (OSError, ValueError):  # of another program
+        return {}
+    return {name: Head(head["kind"], head["backbones"], load_file(folder / "heads" / f"{name}.safetensors"))
+            for name, head in said.items()}  # fmt: skip

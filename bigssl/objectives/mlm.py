@@ -44,7 +44,7 @@ class Mlm(Objective):
     class Config(ObjectiveConfig):
         backbone: str = "text"
         ratio: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are predicted")
-        masking: Unit = Field("token", description="what is masked as a whole: token, word (see README) or span")
+        masking: Unit = Field("token", description="what is masked as a whole: token, word (see docs/data.md) or span")
         packing: bool = Field(False, description="several texts in a row of the backbone's length, none cut off")
         longest: int = Field(
             1 << 18, ge=1, description="packing: characters; a longer text gives a random window of as many each epoch"

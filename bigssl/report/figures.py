@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bigssl.report.metrics import Measure
-from bigssl.report.values import SHARE
+from bigssl.report.values import CURVE, SHARE
 
 BLUE, ORANGE, GREEN, GREY, INK = "#1f5fa8", "#c8641c", "#2f8f5b", "#9aa0a6", "#202124"
 POINTS = 600  # a curve of more points than pixels only makes the file larger
@@ -189,4 +190,28 @@ def scores(tasks: Sequence[dict]) -> str:
     axis.set_xlim(left=0)
     axis.set_xlabel("accuracy (%)")
     axis.legend(frameon=False, fontsize=9, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
+    return _svg(figure)
+
+
+def curves(tasks: Sequence[dict[str, Any]]) -> str:
+    """The few-label curve of each row that has one: means over the seeds with a band of a standard deviation."""
+    figure, axes = _axes(len(tasks), height=3.2)
+    for axis, task in zip(axes, tasks, strict=True):
+        scale = 100.0 if task["unit"] == SHARE else 1.0
+        for name, colour, marker in (("trained", BLUE, "o"), ("random_net", ORANGE, "s"), ("raw", INK, "D")):
+            points = [(p["samples"], scale * p["means"][name], scale * (p["stds"][name] or 0.0))
+                      for p in task["curve"] if name in p["means"]]  # fmt: skip
+            if points:
+                xs, ys, stds = zip(*points, strict=True)
+                axis.plot(xs, ys, color=colour, marker=marker, markersize=4, linewidth=1.8, label=CURVE[name])
+                low, high = ([y + sign * std for y, std in zip(ys, stds, strict=True)] for sign in (-1, 1))
+                axis.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.set_xscale("log")
+        sizes = [point["samples"] for point in task["curve"]]
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.minorticks_off()
+        axis.set_xlabel("samples with labels")
+        axis.set_ylabel("%" if task["unit"] == SHARE else task["unit"])
+        axis.set_title("\n".join(textwrap.wrap(task["title"], 46)), fontsize=10, loc="left")
+        axis.legend(frameon=False, fontsize=9)
     return _svg(figure)

@@ -14,7 +14,7 @@ from bigssl.report.changes import read_changes
 from bigssl.report.collapses import collapses
 from bigssl.report.health import collapse_said, health_rows
 from bigssl.report.metrics import Measure, read_measures, read_metrics
-from bigssl.report.values import CARD_VERSION, SHARE, raws_said, shown, with_unit
+from bigssl.report.values import CARD_VERSION, SHARE, raws_said, shown, with_std, with_unit
 
 FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -67,6 +67,7 @@ def _figures(rows: Rows, measures: dict[str, Measure], tasks: list[dict[str, Any
     has = {name for row in rows for name in row}
     return {
         "scores": figures.scores(shares) if (shares := [task for task in tasks if task["unit"] == SHARE]) else "",
+        "curves": figures.curves(drawn) if (drawn := [task for task in tasks if len(task["curve"]) > 1]) else "",
         "losses": figures.losses(rows, measures) if figures.parts(rows) else "",
         "probes": figures.probes(rows, measures) if figures.probed(rows) else "",
         "spreads": figures.spreads(rows) if any(name.startswith("spread/") for name in has) else "",
@@ -76,7 +77,7 @@ def _figures(rows: Rows, measures: dict[str, Measure], tasks: list[dict[str, Any
 
 def render_report(run_folder: Path, beside: Path | None = None) -> str:
     """The page of a run as HTML text; reads config.yaml, metrics.jsonl, environment.json, scorecard.json,
-    changes.jsonl and started_from.json as present.
+    changes.jsonl, started_from.json and init_from.json as present.
 
     beside: another folder, from which the scorecard and the recipe that made it come.
     """
@@ -89,15 +90,17 @@ def render_report(run_folder: Path, beside: Path | None = None) -> str:
     measures = read_measures(run_folder)
     learnt = verdicts(rows, measures)
     engine = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    engine.filters |= {"shown": shown, "with_unit": with_unit}
+    engine.filters |= {"shown": shown, "with_std": with_std, "with_unit": with_unit}
     return engine.from_string(TEMPLATE.read_text()).render(
         name=run_folder.resolve().name, subtitle=_subtitle(tasks, rows, learnt), tiles=_tiles(rows, measures),
-        tasks=tasks, stale=bool(card) and not readable, learnt=learnt, notes=card.get("notes", []),
+        tasks=tasks, failed=card.get("failed", {}), repeated=any(task["std"] for task in tasks),
+        stale=bool(card) and not readable, learnt=learnt, notes=card.get("notes", []),
         raws=[said for task in tasks if (said := raws_said(task))],
         health=health_rows(health), collapsed=collapse_said(health), collapses=collapses(rows),
         figures=_figures(rows, measures, tasks),
         environment=_environment(_json(run_folder / environment.FILE)),
-        began=_json(run_folder / "started_from.json"), changes=read_changes(run_folder),
+        began=_json(run_folder / "started_from.json"), read=_json(run_folder / "init_from.json"),
+        changes=read_changes(run_folder),
         recipe=recipe.read_text() if recipe.exists() else "",
     )
 

@@ -26,9 +26,10 @@ from bigssl.nets.modality import modality_of_type
 from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 from bigssl.nets.towers import Tower
 from bigssl.transfer import raw
+from bigssl.transfer.arriving.sizes import CONFIG, PREPROCESSOR, image_side, series_sizes, sound_sizes, text_length
 from bigssl.transfer.bags import Grams, character_grams, token_grams
 
-PREPROCESSOR, TOKENIZER, CONFIG = "preprocessor_config.json", "tokenizer_config.json", "config.json"
+TOKENIZER = "tokenizer_config.json"
 BICUBIC = 3  # Pillow's number
 UNLIMITED = 10**9  # transformers writes 10^30 where there is no limit
 CLASS = "PreTrainedTokenizerFast"  # transformers 5 writes a name of its own, which 4 does not know; both load this one
@@ -103,7 +104,7 @@ them as they were when the scorecard was made."""
 
     @classmethod
     def read(cls, folder: Path) -> ImageInput:
-        return cls(int(_preprocessor(folder, "images")["crop_size"]["height"]))
+        return cls(image_side(folder, _preprocessor(folder, "images")))
 
     def write(self, folder: Path) -> None:
         """Settings with which `AutoImageProcessor` makes of an RGB picture exactly the view. To the byte with Pillow;
@@ -143,10 +144,8 @@ class TextInput(Input):
     @classmethod
     def read(cls, folder: Path) -> TextInput:
         tokenizer = load_tokenizer(folder)
-        if tokenizer.model_max_length > UNLIMITED:
-            raise DataError(f"{folder / TOKENIZER}: no model_max_length; the export is of an older version: run the "
-                            "training command again")
-        return cls(tokenizer, int(tokenizer.model_max_length))
+        unlimited = tokenizer.model_max_length > UNLIMITED
+        return cls(tokenizer, text_length(folder) if unlimited else int(tokenizer.model_max_length))
 
     def write(self, folder: Path) -> None:
         """The tokenizer files: without the padding and truncation of an earlier call, and with a limit of its own."""
@@ -186,8 +185,7 @@ longer one; 0 behind the end of a shorter one and in place of NaN, and the mask 
 
     @classmethod
     def read(cls, folder: Path) -> SeriesInput:
-        settings = _preprocessor(folder, "series")
-        return cls(int(settings["length"]), int(settings["channels"]))
+        return cls(*series_sizes(folder, _preprocessor(folder, "series")))
 
     def write(self, folder: Path) -> None:
         _write_json(folder / PREPROCESSOR, {"length": self.length, "channels": self.channels, "padding_value": 0.0})
@@ -229,8 +227,7 @@ weights with `max_length=extractor.max_length, truncation=True, padding="max_len
 
     @classmethod
     def read(cls, folder: Path) -> AudioInput:
-        settings = _preprocessor(folder, "sounds")
-        return cls(int(settings["sampling_rate"]), int(settings["max_length"]))
+        return cls(*sound_sizes(folder, _preprocessor(folder, "sounds")))
 
     def write(self, folder: Path) -> None:
         """Settings with which `AutoFeatureExtractor` makes of a sound what the modality makes of the view."""

@@ -14,8 +14,14 @@
         gains                          {baseline: {difference, stderr}}: how far trained is ahead, paired by query; of
                                        each raw one, as raw/WORDS where there may be several, and as raw of the best
         trained_beats_BASELINE, raw_beats_random_net   bools, by the plain difference
+        seeds, std      of what is repeated: {contender: [number of each seed]}, and {contender: their sample standard
+                        deviation, null for one}, of the last point of the curve; {} of what is not
+        curve           [{fraction, samples, means: {contender: number}, stds: {contender: deviation or null}}], the
+                        few-label curve, by share of the samples that are learnt from; [] of what learns nothing.
+                        Contenders are random_net, trained and raw/WORDS; "raw" is the one that counts
         passed                         trained is ahead of chance and every baseline
         queries, classes, bank, gallery, k, documents, tokens   sizes and settings
+    failed              {name: the error} of evaluations that have no row
     health              {backbone: {trained | random_net | WORDS of a raw baseline: {std, rankme, samples, of}}}, see
                         `bigssl.transfer.collapse`
     notes               how it was measured, in sentences
@@ -32,62 +38,87 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bigssl.config.evaluate import Evaluation
-from bigssl.files import write_atomic
+from bigssl.data.errors import DataError
+from bigssl.files import DiskFull, write_atomic
 from bigssl.report.health import collapse_said, health_said
-from bigssl.report.values import CARD_VERSION, raws_said, shown, with_unit
+from bigssl.report.values import CARD_VERSION, SHARE, curve_rows, raws_said, shown, with_std
+from bigssl.transfer.arriving.folders import below
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.leaving import export
 from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.scores import row_of
 from bigssl.transfer.subjects import Exported
-from bigssl.transfer.team import Team
+from bigssl.transfer.team import AgreedError, Team
 
 FILE = "scorecard.json"
 HEADINGS = ("task", "chance", "blind", "random net", "raw", "trained", "verdict")
+REPEATED = "± behind a number is the standard deviation over the seeds of what is repeated."
 NOTES = [
-    "± is one standard error of the paired difference; queries that show the same item count as one.",
+    "± of a difference is one standard error, paired; queries that show the same item count as one.",
     "Features and raw vectors are centred by the mean of the bank before each cosine, all alike.",
 ]
 
 
 def score(
-    run_folder: Path, evaluate: Mapping[str, Evaluation], *, seed: int, device: str | torch.device = "cpu",
+    folder: Path, evaluate: Mapping[str, Evaluation], *, seed: int, device: str | torch.device = "cpu",
     team: Team | None = None, made: str = "", out: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Evaluates `run_folder/export` as the recipe's `evaluate` section says; writes and returns the scorecard.
+    """Evaluates the networks of a folder as the sections of a recipe's `evaluate` say; writes and returns the
+    scorecard. An evaluation that fails does not lose the rows of the others: it is named under `failed`.
 
     A collective of all ranks: each gets the same card, but for the seconds.
 
     Args:
+        folder: of a run, of an export, or of one network.
         team: the ranks, where they have met before.
-        made: which recipe it is, and of what, in a sentence.
+        made: of what it is, and how, in a sentence.
         out: where the scorecard is written; default the run folder.
     Raises:
-        DataError, OSError: an export, shard, metadata field or class that is needed is not there, or a file cannot be
-            read or written; of several ranks, AgreedError on each.
+        DataError, OSError: every evaluation failed (the error is that of the first): an export, shard, metadata field
+            or class that is needed is not there; or a file cannot be written. Of several ranks, AgreedError on each.
     """
-    start, folder, team = time.monotonic(), Path(run_folder), team or Team()
+    start, folder, team = time.monotonic(), Path(folder), team or Team()
     team.gather(lambda: export.recover(folder) if team.rank == 0 else None)
-    subjects = Exported(folder / export.FOLDER, seed, _unlabelled(evaluate))
+    subjects = Exported(below(folder), seed, _unlabelled(evaluate))
     fields = sorted({name for section in evaluate.values() for name in section.metadata()})
     with Scratch(out or folder, team) as scratch:
-        bench = Bench(team, scratch, subjects, device, seed=seed, fields=fields, notes=subjects.notes)
-        tasks = told_apart({name: row_of(found) for name, found in bench.rows("evaluate", evaluate)})
+        bench = Bench(team, scratch, subjects, device, seed, fields, notes=subjects.notes, out=out or folder)
+        rows, failed = _rows(bench, evaluate)
+    tasks = told_apart(rows)
     card = {
         "version": CARD_VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),
         "seconds": round(time.monotonic() - start, 1),
         "verdicts": {name: task["passed"] for name, task in tasks.items()},
-        "tasks": tasks, "health": bench.checkup.health, "notes": [*([made] if made else []), *NOTES, *bench.notes],
+        "tasks": tasks, "failed": failed, "health": bench.checkup.health,
+        "notes": [*([made] if made else []), *NOTES, *[REPEATED] * any(task["std"] for task in rows.values()),
+                  *bench.notes],
     }  # fmt: skip
     team.gather(lambda: _write((out or folder) / FILE, card) if team.rank == 0 else None)
     return card
+
+
+def _rows(bench: Bench, evaluate: Mapping[str, Evaluation]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """(rows by name, errors by evaluation). A collective. Raises the first error where there is no row."""
+    rows: dict[str, dict[str, Any]] = {}
+    failed: dict[str, Exception] = {}
+    agreed = (DataError, OSError) if bench.team.world == 1 else (AgreedError,)  # others would leave ranks that wait
+    for name, section in evaluate.items():
+        try:
+            rows |= {row: row_of(found) for row, found in bench.rows("evaluate", {name: section})}
+        except DiskFull:
+            raise
+        except agreed as error:
+            failed[name] = error
+    if failed and not rows:
+        raise next(iter(failed.values()))
+    return rows, {name: str(error) for name, error in failed.items()}
 
 
 def told_apart(tasks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -112,18 +143,27 @@ def _write(path: Path, card: dict[str, Any]) -> None:
 
 def _cells(task: dict[str, Any]) -> tuple[str, ...]:
     unit, blind = task["unit"], task["blind"] if task["majority"] is None else task["majority"]
-    numbers = [shown(value, unit) for value in (task["chance"], blind, task["random_net"], task["raw"])]
-    return (task["title"], *numbers, with_unit(task["trained"], unit), task["verdict"])
+    learnt = [with_std(task[name], task["std"].get(name), unit) for name in ("random_net", "raw", "trained")]
+    learnt[-1] += "" if unit == SHARE else f" {unit}"
+    return (task["title"], shown(task["chance"], unit), shown(blind, unit), *learnt, task["verdict"])
 
 
 def format_table(card: dict[str, Any]) -> str:
-    """The scorecard as aligned plain text, one row per task, and the notes below it."""
-    rows = [HEADINGS, *map(_cells, card["tasks"].values())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    last = len(HEADINGS) - 1
-    lines = ["  ".join(cell.ljust(width) if i in (0, last) else cell.rjust(width)
-                       for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    """The scorecard as aligned plain text, one row per task; below it few-label curves, what failed, and the notes."""
+    lines = _aligned([HEADINGS, *map(_cells, card["tasks"].values())])
     lines.insert(1, "-" * max(map(len, lines)))
+    for task in card["tasks"].values():
+        lines += ["", f"few labels: {task['title']}", *_aligned(curve)] if (curve := curve_rows(task)) else []
+    lines += [""] if any(task["curve"] for task in card["tasks"].values()) else []
+    lines += [f"failed: {name}: {why}" for name, why in card["failed"].items()]
     said = health_said(card["health"]) + collapse_said(card["health"])
     said += [raws for task in card["tasks"].values() if (raws := raws_said(task))]
     return "\n".join([*lines, *said, *card["notes"]])
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Cells as columns of text: the first to the left, as is a verdict; numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    left = (0, HEADINGS.index("verdict"))
+    return ["  ".join(cell.ljust(width) if i in left else cell.rjust(width)
+                      for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]

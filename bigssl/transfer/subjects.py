@@ -19,6 +19,7 @@ from bigssl.data.kinds import decode
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.norm import has_batch_norm
+from bigssl.transfer.arriving.sizes import prepared_otherwise
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
 from bigssl.transfer.features import Views, column, encoder, holds, metadata, read_samples, view_batches
 from bigssl.transfer.inputs import Input, exported_input
@@ -96,6 +97,7 @@ class Exported:
         folder = self.folder / name
         trained, takes = export.load_backbone(folder), exported_input(folder)
         fresh = self._random(name, trained.config, takes, self.seed, batch, device)
+        self.notes += [said] if (said := prepared_otherwise(folder)) else []
         return Subject(name, {"trained": trained, "random_net": fresh}, takes)
 
     def _random(

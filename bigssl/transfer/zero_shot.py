@@ -7,6 +7,7 @@ shared space, and "logit_scale" [], which does not change which class wins.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,13 @@ class ByTexts(Evaluation):
         return {}
 
     def run(self, bench: Bench) -> list[Score]:
+        asked = self.asked(bench)
+        hits = asked.hits(range(asked.texts)) | asked.beside
+        hits |= {} if bench.live else self.raw(bench, asked.queries, asked.classes, asked.right)
+        return [self.score(asked.queries, hits, asked.classes, asked.texts)]
+
+    def asked(self, bench: Bench) -> Asked:
+        """What is to be told apart, and the texts that may tell it. A collective."""
         images, text = bench.subject(self.image_backbone, "image"), bench.subject(self.text_backbone, "text")
         queries = bench.encode(images, self.queries, limit=self.query_limit, field="queries",
                                columns=self.metadata())  # fmt: skip
@@ -79,22 +87,62 @@ class ByTexts(Evaluation):
             raise AgreedError(f"{bench.where}.captions: {display(self.captions)} has no text for {missing}")
         sentences, labels = self.texts(captions)
         described = bench.texts(text, sentences)
-        heads = {"trained": bench.head(self.heads)}
-        widths = queries.matrices["trained"].width, described["trained"].width
-        _check_heads(f"{bench.where}.heads", heads["trained"], *widths)
-        heads["random_net"] = _random_heads(heads["trained"], bench.seed)
-        (known, asked), classes = encode_labels(labels, wanted)
-        hits = {} if bench.live else {"majority": majority_hits(wanted)}
-        for name, matrix in described.items():
-            image = partial(project, weight=heads[name]["image_projection"])
-            directions = _directions(bench, matrix, known, len(classes), heads[name]["text_projection"])
-            hits[name] = nearest_class(bench, queries.matrices[name], image, directions) == asked
-        hits |= {} if bench.live else self.raw(bench, queries, classes, asked)
-        return [self.score(queries, hits, classes, len(sentences))]
+        heads = clip_heads(bench, self.heads, queries.matrices["trained"].width, described["trained"].width)
+        (known, right), classes = encode_labels(labels, wanted)
+        majority = {} if bench.live else {"majority": majority_hits(wanted)}
+        return Asked(bench, queries, described, heads, known, right, classes, majority)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Images whose class is asked, and texts.
+
+    Attributes:
+        described: features of the texts by contender.
+        known: int64 [texts], the class of each. right: int64 [N], that of each image.
+        classes: by name. beside: hits of what sees neither.
+    """
+
+    bench: Bench
+    queries: Encoded
+    described: dict[str, Matrix]
+    heads: dict[str, Tensors]
+    known: Tensor
+    right: Tensor
+    classes: list[str]
+    beside: dict[str, Tensor]
+
+    @property
+    def texts(self) -> int:
+        return len(self.known)
+
+    def hits(self, texts: Sequence[int]) -> dict[str, Tensor]:
+        """bool [N] by contender, where the texts with these numbers describe the classes. A collective."""
+        among = torch.full_like(self.known, len(self.classes))  # a class of those that are left out
+        among[list(texts)] = self.known[list(texts)]
+        return {name: self._found(name, matrix, among) == self.right for name, matrix in self.described.items()}
+
+    def _found(self, name: str, texts: Matrix, among: Tensor) -> Tensor:
+        head, bench = self.heads[name], self.bench
+        directions = _directions(bench, texts, among, len(self.classes) + 1, head["text_projection"])
+        into = partial(project, weight=head["image_projection"])
+        return nearest_class(bench, self.queries.matrices[name], into, directions[:-1])
+
+
+def clip_heads(bench: Bench, name: str, image: int, text: int) -> dict[str, Tensors]:
+    """By contender, the projections of an export and random ones of their shapes. A collective.
+
+    Args:
+        image, text: values of a feature of the two backbones.
+    Raises:
+        AgreedError: they are of other backbones.
+    """
+    trained = bench.head(name)
+    _check_heads(f"{bench.where}.heads", trained, image, text)
+    return {"trained": trained, "random_net": _random_heads(trained, bench.seed)}
 
 
 def _check_heads(where: str, heads: Tensors, image: int, text: int) -> None:
-    """image, text: values of a feature of the two backbones."""
     for name, width in (("image_projection", image), ("text_projection", text)):
         if name not in heads or heads[name].shape[1:] != (width,):
             there = ", ".join(f"{key} {list(value.shape)}" for key, value in sorted(heads.items()))

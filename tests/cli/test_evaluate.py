@@ -101,7 +101,7 @@ def test_another_evaluation_is_written_beside(run: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("optim.lr=1", "override 'optim.lr=1': the run is trained; allowed: evaluate.NAME.FIELD=VALUE and seed=N"),
+        ("optim.lr=1", "override 'optim.lr=1': .* trained; allowed: evaluate.NAME.FIELD=VALUE and seed=N, or --task"),
         ("evaluated.near.k=1", "override 'evaluated.near.k=1': the run is trained"),
         ("evaluate.near.lable=category", "evaluate.near.lable: .*nearest: label"),
         ("evaluate.near.label=categry", "evaluate.near.label: value 'categry' .*nearest: category"),

@@ -28,7 +28,7 @@ def test_help_is_there_at_once() -> None:
     code = "import sys; from bigssl.cli.main import main; main(['--help']); main(['shards', '--help'])"
     code += "; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "Score a trained run again" in shown and "Sizes, lengths, duplicates" in shown
+    assert "Score a trained run or any network" in shown and "Sizes, lengths, duplicates" in shown
     assert not {"torch", "transformers", "deepspeed", "numpy", "webdataset", "fsspec"} & set(shown.split())
 
 

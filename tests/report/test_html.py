@@ -15,10 +15,10 @@ from bigssl.report.values import CARD_VERSION
 TASK = {"title": "kNN over <category>", "unit": "share", "higher_is_better": True, "chance": 0.1, "majority": 0.3,
         "blind": None, "random_net": 0.58, "raw": 0.63, "trained": 0.66,
         "raws": {"raw <letters>": 0.63, "raw words": 0.41}, "passed": True, "verdict": "better than all",
-        "sentence": "The network & its features."}
+        "std": {}, "curve": [], "sentence": "The network & its features."}
 WORDS = {"title": "masked words", "unit": "nats", "higher_is_better": False, "chance": None, "majority": None,
          "blind": 6.021, "random_net": 7.13, "raw": None, "trained": 4.404, "passed": True,
-         "raws": {}, "verdict": "better than all", "sentence": "Masked words & 8 documents."}
+         "raws": {}, "verdict": "better than all", "std": {}, "curve": [], "sentence": "Masked words & 8 documents."}
 HEALTH = {"image": {"trained": {"std": 0.0612, "rankme": 60.25, "samples": 734, "of": 128},
                     "random_net": {"std": 0.0553, "rankme": 71.5, "samples": 734, "of": 128},
                     "raw <letters>": {"rankme": 401.2, "samples": 512, "of": 512}},

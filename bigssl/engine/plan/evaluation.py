@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.evaluate import Evaluation
@@ -60,10 +60,16 @@ def check_evaluation(recipe: Recipe, towers: Mapping[str, Tower], heads: Mapping
     Raises:
         ConfigError: field, value, what is allowed.
     """
-    looked = Shelves()
-    for where, section in evaluated(recipe).items():
+    check_sections(evaluated(recipe), towers, heads, Shelves())
+
+
+def check_sections(
+    sections: Mapping[str, Evaluation], towers: Mapping[str, Tower], heads: Mapping[str, Head], looked: Shelves
+) -> None:
+    """The same of sections by the recipe field of each. looked: what other checks have read. Raises ConfigError."""
+    for where, section in sections.items():
         section.check(Checked(where, section, towers, heads, looked))
-    _check_unlabelled(recipe.evaluate or {}, towers, looked)
+    _check_unlabelled(sections, towers, looked)
 
 
 class Viewer(Protocol):
@@ -111,6 +117,10 @@ class Checked:
         """where: the section's field in the recipe. looked: what the checks of other sections have read."""
         self._where, self._section, self._towers, self._heads = where, section, towers, heads
         self._looked = looked or Shelves()
+
+    def refuse(self, field: str, why: str) -> NoReturn:
+        """ConfigError about the value of a field."""
+        raise ConfigError(f"{self._where}.{field}: value {getattr(self._section, field)!r}: {why}")
 
     def backbone(self, field: str, *modalities: str) -> Tower:
         """The backbone, whose modality has to be one of `modalities`; without them, any."""
@@ -166,14 +176,15 @@ class Checked:
 
     def apart(self, field: str) -> None:
         """Are the shards that are learnt from others than those that are judged?"""
-        learnt, where = load_index(getattr(self._section, field), f"{self._where}.{field}"), f"{self._where}.queries"
-        known = {mark for shard in learnt.shards for mark in _marks(shard)}
-        asked = load_index(self._section.queries, where).shards
-        if both := [shard.name for shard in asked if known.intersection(_marks(shard))]:
-            raise ConfigError(
-                f"{where}: value {display(self._section.queries)!r}: {len(both)} of {len(asked)} shards are also in "
-                f"{self._where}.{field} ({both[0]}); allowed: others (`bigssl shards split` makes such parts)"
-            )
+        refuse_shared(f"{self._where}.{field}", getattr(self._section, field), f"{self._where}.queries",
+                      self._section.queries)  # fmt: skip
+
+    def readable(self, field: str, read: Callable[[Sample], Any]) -> None:
+        """Do a few samples hold what `read` makes of one? It raises DataError."""
+        url, where = getattr(self._section, field), f"{self._where}.{field}"
+        for sample in self._looked.samples(where, url):
+            with _reading(where, url):
+                read(sample)
 
     def documents(self, field: str) -> None:
         """Are a few samples documents?"""
@@ -206,12 +217,12 @@ def few_samples(index: DatasetIndex) -> Iterator[Sample]:
     return read_numbers(index, range(min(MOST, count)) if is_remote(index) else spread)
 
 
-def _check_unlabelled(evaluate: Mapping[str, Evaluation], towers: Mapping[str, Tower], looked: Shelves) -> None:
+def _check_unlabelled(sections: Mapping[str, Evaluation], towers: Mapping[str, Tower], looked: Shelves) -> None:
     """The random twin of a network with BatchNorm takes its statistics from samples that are not judged."""
     offered: dict[str, list[tuple[str, str]]] = {}
-    for name, section in evaluate.items():
-        for backbone, field in section.unlabelled().items():
-            offered.setdefault(backbone, []).append((f"evaluate.{name}.{field}", getattr(section, field)))
+    for where, section in sections.items():
+        for backbone, field in section.unlabelled().items() if where.startswith("evaluate.") else ():
+            offered.setdefault(backbone, []).append((f"{where}.{field}", getattr(section, field)))
     for backbone, shards in offered.items():
         kinds = decode.FIELDS[towers[backbone].modality]
         if not has_batch_norm(towers[backbone].model):
@@ -220,6 +231,16 @@ def _check_unlabelled(evaluate: Mapping[str, Evaluation], towers: Mapping[str, T
         if samples and not any(kind in sample.fields for sample in samples for kind in kinds):
             need = f"the BatchNorm of the random twin of {backbone!r} is set from them"
             _check_field(*shards[0], samples[0], kinds, need)
+
+
+def refuse_shared(train_field: str, train: str, test_field: str, test: str) -> None:
+    """What was learnt by heart would be asked again. Raises ConfigError where two datasets share a shard."""
+    known = {mark for shard in load_index(train, train_field).shards for mark in _marks(shard)}
+    asked = load_index(test, test_field).shards
+    if both := [shard.name for shard in asked if known.intersection(_marks(shard))]:
+        raise ConfigError(f"{test_field}: value {display(test)!r}: {len(both)} of {len(asked)} shards are also in "
+                          f"{train_field} ({both[0]}); allowed: others (`bigssl shards split` makes such parts)"
+        )  # fmt: skip
 
 
 def refuse_seen(recipe: Recipe, indexes: Mapping[str, Iterable[DatasetIndex]]) -> None:

@@ -216,7 +216,107 @@ OUTPUTS: dict[str, Callable[..., Any]] = {
     "token_logits": _real_logits,
     "pipeline": _pipeline,
 }
-FORMATS: dict[str, Callable[[Job], Found]] = {"transformers": _by_transformers}
+
+
+# onnxruntime
+
+
+def _by_onnx(job: Job) -> Found:
+    import hashlib
+
+    import onnx
+    import onnxruntime
+
+    file = str(Path(job["folder"]) / "model.onnx")
+    stored = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(file).graph.initializer}
+    right = {name for name, digest in job["tensors"].items()
+             if name in stored and hashlib.sha256(np.ascontiguousarray(stored[name]).tobytes()).hexdigest() == digest}
+    report = _report(onnxruntime, job["tensors"], job["tensors"].keys() - right, ())
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    inputs = _onnx_inputs(job)
+    found = dict(zip([each.name for each in session.get_outputs()], session.run(None, inputs), strict=True))
+    if "logits" in found:
+        found["logits"] = found["logits"][inputs["attention_mask"].astype(bool)][: job["tokens"]]
+    return report, found
+
+
+def _onnx_inputs(job: Job) -> dict[str, np.ndarray]:
+    if job["modality"] == "image":
+        settings = _settings(job["folder"])
+        return {"pixel_values": pixels(job, settings["crop_size"]["height"], settings["image_mean"],
+                                       settings["image_std"])}  # fmt: skip
+    if job["modality"] == "text":
+        return _tokens(job)
+    if job["modality"] == "audio":
+        return _sounds(job)
+    main, observed = job["inputs"]
+    values = _series(job)
+    return {main: values[0], observed: values[1].astype(np.float32)}
+
+
+# timm
+
+
+def _by_timm(job: Job) -> Found:
+    from functools import partial
+
+    import timm
+    import torch
+    from safetensors.numpy import load_file
+
+    options: dict[str, Any] = {"norm_layer": partial(torch.nn.LayerNorm, eps=job["eps"])} if job["eps"] else {}
+    model: Any = timm.create_model(f"local-dir:{job['folder']}", pretrained=True, **options).eval()
+    stored = load_file(Path(job["folder"]) / "model.safetensors")
+    state = model.state_dict()
+    right = {name for name, value in state.items() if name in stored and np.array_equal(stored[name], value.numpy())}
+    report = _report(timm, state, state.keys() - right, stored.keys() - state.keys())
+    with torch.no_grad():
+        found = model.forward_features(_timm_pixels(job, model))
+    tokens = found.mean((2, 3)) if found.dim() == 4 else found[:, model.num_prefix_tokens :].mean(1)
+    return report, {"features": tokens.numpy()}
+
+
+def _timm_pixels(job: Job, model: Any) -> Any:
+    """By timm's own transforms, which are torchvision's; where that is a stand-in, by its settings."""
+    import importlib.metadata
+
+    import torch
+
+    settings = model.pretrained_cfg
+    try:
+        importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        return torch.from_numpy(pixels(job, settings["input_size"][1], settings["mean"], settings["std"]))
+    import timm.data
+
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    return torch.stack([transform(_picture(path)) for path in job["samples"]])
+
+
+# sentence-transformers
+
+
+def _by_sentence_transformers(job: Job) -> Found:
+    import re
+
+    import sentence_transformers
+    from safetensors.numpy import load_file
+
+    model = sentence_transformers.SentenceTransformer(job["folder"], device="cpu")
+    stored: dict[str, np.ndarray] = {}
+    for path in Path(job["folder"]).rglob("*.safetensors"):
+        number = path.parent.name.partition("_")[0] if path.parent != Path(job["folder"]) else "0"
+        stored |= {f"{number}.{name}": value for name, value in load_file(path).items()}
+    state = {re.sub(r"^0\.(auto_)?model\.", "0.", name): value for name, value in model.state_dict().items()}
+    right = {name for name, value in state.items() if name in stored and np.array_equal(stored[name], value.numpy())}
+    report = _report(sentence_transformers, state, state.keys() - right, stored.keys() - state.keys())
+    return report, {"embeddings": model.encode(_texts(job), convert_to_numpy=True, show_progress_bar=False)}
+
+
+FORMATS: dict[str, Callable[[Job], Found]] = {
+    "transformers": _by_transformers, "onnx": _by_onnx, "sentence-transformers": _by_sentence_transformers,
+    "timm": _by_timm,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +20,8 @@ from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.features import read_samples
 from bigssl.transfer.inputs import AudioInput, Input, TextInput
+
+Samples = Mapping[str, list[Sample]]  # by role of a part
 
 
 def collated(takes: Input, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -60,3 +65,7 @@ def _waveform(takes: AudioInput, data: bytes) -> bytes:
     file = io.BytesIO()
     np.save(file, decode.audio(data, rate=takes.rate, mono=True)[0][:, 0])
     return file.getvalue()
+
+
+def write_json(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n")

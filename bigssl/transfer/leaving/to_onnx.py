@@ -21,38 +21,97 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bigssl.data.sample import Sample
+from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import mean_of
 from bigssl.transfer.leaving.parts import Member, Part, UnfitError
 from bigssl.transfer.leaving.proof import Claim
-from bigssl.transfer.leaving.samples import collated, contents
+from bigssl.transfer.leaving.samples import Samples, collated, contents
 
 LARGE = 1 << 30  # bytes; what a protobuf can hold ends at 2 GiB
 MODEL = "model.onnx"
+TOKENS = 256  # whose logits are compared
 
 
-class _Features(nn.Module):
-    """Inputs of a network by name -> outputs by position: what a modality does after them."""
+class _Graph(nn.Module):
+    """Inputs of a network by transformers' names -> the outputs of a part."""
 
-    def __init__(self, member: Member, head: nn.Module | None, projection: Tensor | None) -> None:
+    def __init__(self, member: Member, head: MaskedLanguageHead | None, projection: Tensor | None) -> None:
         super().__init__()
-        self.model, self.modality = member.model, MODALITIES[member.takes.modality]
-        self.head, self.projection = head, None if projection is None else nn.Parameter(projection)
+        self.model, self.head, self.member = member.model, head, member
+        self.projection = None if projection is None else nn.Parameter(projection)
 
-    def forward(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        given: dict[str, Any] = dict(inputs)
-        if self.modality.name == "text":
-            given = self.modality.inputs(self.model, given)
-        hidden, mask = self.modality.run(self.model, given)
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        row = MODALITIES[self.member.takes.modality]
+        given = row.inputs(self.model, inputs) if row.name == "text" else inputs
+        hidden, mask = row.run(self.model, given)
         features = mean_of(hidden, mask)
         if self.projection is not None:
             return (F.normalize(features @ self.projection.T, dim=1),)
-        return (features,) if self.head is None else (features, self.head.logits(hidden))  # type: ignore[operator]
+        return (features,) if self.head is None else (features, self.head.logits(hidden))
 
 
-def to_onnx(part: Part, folder: Path, samples: dict[str, list[Sample]]) -> list[Claim]:
+def to_onnx(part: Part, folder: Path, samples: Samples) -> list[Claim]:
     """Writes a graph to `folder`, of CLIP one for each side. Raises UnfitError."""
     if part.kind == "clip":
-        return [_side(part, role, folder / role, samples[role]) for role in part.members]
+        return [_written(part, role, folder / role, samples[role]) for role in part.members]
     (role,) = part.members
-    return [_side(part, role, folder, samples[role])]
+    return [_written(part, role, folder, samples[role])]
+
+
+def _written(part: Part, role: str, folder: Path, samples: list[Sample]) -> Claim:
+    member = part.members[role]
+    clip = part.kind == "clip"
+    graph = _Graph(member, part.head() if part.kind == "mlm" else None,
+                   part.tensors[f"{role}_projection"] if clip else None).eval()  # fmt: skip
+    batch = collated(member.takes, (samples * 2)[: max(2, len(samples))])
+    given = {name: value for name, value in MODALITIES[member.takes.modality].inputs(member.model, batch).items()
+             if isinstance(value, Tensor)}  # fmt: skip
+    names = ["embeddings"] if clip else ["features", "logits"][: 1 + (part.kind == "mlm")]
+    folder.mkdir(parents=True, exist_ok=True)
+    where = f"part {part.name!r}: a {member.model.config.model_type}"
+    tensors = _export(where, graph, given, names, folder / MODEL, sequences=member.takes.modality == "text")
+    member.takes.write(folder)
+    with torch.no_grad():
+        outputs = dict(zip(names, graph({name: value[: len(samples)] for name, value in given.items()}), strict=True))
+    if "logits" in outputs:
+        outputs["logits"] = outputs["logits"][given["attention_mask"][: len(samples)].bool()][:TOKENS]
+    load = {"modality": member.takes.modality, "tensors": tensors, "tokens": TOKENS, "inputs": list(given)}
+    return Claim(part.name, folder, "onnx", f'onnxruntime.InferenceSession("{{folder}}/{MODEL}")', load,
+                 contents(member.takes, samples), {name: value.numpy() for name, value in outputs.items()})  # fmt: skip
+
+
+def _export(
+    where: str, graph: _Graph, given: dict[str, Tensor], names: list[str], file: Path, *, sequences: bool
+) -> dict[str, str]:
+    """Writes the graph; returns the SHA-256 of each tensor that the outputs depend on, by name."""
+    axes = {0: torch.export.Dim.DYNAMIC} | ({1: torch.export.Dim.DYNAMIC} if sequences else {})
+    size = sum(value.nbytes for value in graph.state_dict().values())
+    try:
+        with _quietly():
+            exported = torch.export.export(graph, (given,), dynamic_shapes=({name: dict(axes) for name in given},))
+            program: Any = torch.onnx.export(
+                exported, dynamo=True, verbose=False, input_names=list(given), output_names=names, optimize=False
+            )
+            program.save(str(file), external_data=size > LARGE)
+    except Exception as error:  # whatever the tracer raises
+        said = " ".join(str(error).split())[:200]
+        raise UnfitError(f"{where} cannot be traced for ONNX: {type(error).__name__}: {said}; allowed: --format "
+                         "transformers") from None  # fmt: skip
+    signature, state = exported.graph_signature, {**exported.state_dict, **exported.constants}
+    inside = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    used = {inside[node.name] for node in exported.graph.nodes if node.name in inside and node.users}
+    return {name: hashlib.sha256(state[name].detach().contiguous().numpy().tobytes()).hexdigest() for name in used}
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the exporter says of itself and of networks that it traces."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

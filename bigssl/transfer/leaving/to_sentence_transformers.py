@@ -11,15 +11,14 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from bigssl.data.sample import Sample
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.leaving.export import hushed
 from bigssl.transfer.leaving.parts import Part, UnfitError
 from bigssl.transfer.leaving.proof import Claim
-from bigssl.transfer.leaving.samples import contents, write_json
+from bigssl.transfer.leaving.samples import Samples, contents, write_json
 
 
-def to_sentence_transformers(part: Part, folder: Path, samples: list[Sample]) -> Claim:
+def to_sentence_transformers(part: Part, folder: Path, samples: Samples) -> list[Claim]:
     """Writes the modules to `folder`. Of CLIP, the side of texts. Raises UnfitError."""
     member = part.members.get("text")
     if member is None or not isinstance(member.takes, TextInput):
@@ -47,9 +46,10 @@ def to_sentence_transformers(part: Part, folder: Path, samples: list[Sample]) ->
     ])  # fmt: skip
     write_json(folder / "config_sentence_transformers.json",
                {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"})
-    embeddings = part.projected("text", samples) if part.kind == "clip" else member.features(samples)
-    return Claim(folder, "sentence-transformers", 'SentenceTransformer("{folder}")', {}, contents(takes, samples),
-                 {"embeddings": embeddings.numpy()})  # fmt: skip
+    seen = samples["text"]
+    embeddings = part.projected("text", seen) if part.kind == "clip" else member.features(seen)
+    return [Claim(part.name, folder, "sentence-transformers", 'SentenceTransformer("{folder}")', {},
+                  contents(takes, seen), {"embeddings": embeddings.numpy()}, member.untrained)]  # fmt: skip
 
 
 def _module(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -19,25 +19,26 @@ from bigssl.transfer.leaving.export import hushed
 from bigssl.transfer.leaving.masked import masked_language_model
 from bigssl.transfer.leaving.parts import Member, Part, UnfitError
 from bigssl.transfer.leaving.proof import Claim
-from bigssl.transfer.leaving.samples import contents
+from bigssl.transfer.leaving.samples import Samples, contents
 
 TOKENS = 256  # whose logits are compared
 WORDS = 5  # of a text that a pipeline goes on with
 
 
-def to_transformers(part: Part, folder: Path, samples: list[Sample]) -> Claim:
+def to_transformers(part: Part, folder: Path, samples: Samples) -> list[Claim]:
     """Writes weights and preprocessor to `folder`. Raises UnfitError."""
     kinds: dict[str, Callable[[Part, list[Sample]], Written]] = {
         "network": _network, "mlm": _masked, "causal": _causal, "clip": _dual}  # fmt: skip
-    model, load, outputs = kinds[part.kind](part, samples)
+    seen = next(iter(samples.values()))
+    model, load, outputs = kinds[part.kind](part, seen)
     member = part.only
     with hushed():
         model.save_pretrained(folder)
         member.takes.write(folder)
     said = "".join(f", {key}={value}" for key, value in load.get("options", {}).items())
-    return Claim(folder, "transformers", f'{load["class"]}.from_pretrained("{{folder}}"{said})',
-                 {"modality": member.takes.modality} | load, contents(member.takes, samples),
-                 {name: value.numpy() for name, value in outputs.items()})  # fmt: skip
+    return [Claim(part.name, folder, "transformers", f'{load["class"]}.from_pretrained("{{folder}}"{said})',
+                  {"modality": member.takes.modality} | load, contents(member.takes, seen),
+                  {name: value.numpy() for name, value in outputs.items()}, member.untrained)]  # fmt: skip
 
 
 Written = tuple[PreTrainedModel, dict[str, Any], dict[str, Tensor]]

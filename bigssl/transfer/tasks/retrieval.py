@@ -1,20 +1,20 @@
-"""Finding the same item in its other view by nearest neighbour, among samples never trained on."""
+"""Finding the same item in its other view, or in words, among samples never trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from bigssl.config.evaluate import Evaluation, Limit, Metadata
+from bigssl.config.evaluate import METADATA, Evaluation, Limit
+from bigssl.config.section import PositiveInt
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.cosines import Vectors
 from bigssl.transfer.inputs import input_of
-from bigssl.transfer.knn import top
+from bigssl.transfer.recall import Across, first_ranks, recalled
 from bigssl.transfer.scores import Score
 from bigssl.transfer.team import AgreedError
 
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 class Retrieval(Evaluation):
-    """Nearest neighbour of an item among all items in another view: is it the same item?"""
+    """Nearest neighbours of an item among all items in another view: is it among them?
+
+    Without `heads`, views are samples of one backbone that differ in the field `view`, in both directions. With heads
+    of CLIP, they are pictures and their texts, through the projections: a row for each direction.
+    """
 
     preset = {"bank": "bigssl/demo/emoji/train", "queries": "bigssl/demo/emoji/val", "pair": "code", "view": "design"}
 
@@ -31,19 +35,61 @@ class Retrieval(Evaluation):
 
     backbone: str = "image"
     bank: str = Field(description="shards whose mean is taken from all features before each cosine")
-    pair: Metadata = Field(description="metadata field that views of one item share")
-    view: Metadata = Field(description="metadata field that tells the views of an item apart")
+    pair: Annotated[str | None, METADATA] = Field(
+        None, description="metadata field that views of one item share; across modalities the default is the key"
+    )
+    view: Annotated[str | None, METADATA] = Field(
+        None, description="metadata field that tells the views of an item apart"
+    )
+    heads: str | None = Field(None, description="name under export/heads of two projections: across modalities")
+    image_backbone: str = Field("image", description="with heads")
+    text_backbone: str = Field("text", description="with heads")
+    k: list[PositiveInt] = Field([1], min_length=1, description="neighbours that are looked at, ascending")
     bank_limit: Limit = None
 
+    @field_validator("k")
+    @classmethod
+    def _ascends(cls, k: list[int]) -> list[int]:
+        if sorted(set(k)) != k:
+            raise ValueError(f"{k} do not ascend; allowed: as in [1, 5, 10]")
+        return k
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Retrieval:
+        if self.heads is None and (self.pair is None or self.view is None):
+            raise ValueError("pair and view are needed, the metadata fields that views of one item share and that tell "
+                             "them apart; or heads, to look for pictures and their texts in each other")  # fmt: skip
+        if self.heads is not None and self.view is not None:
+            raise ValueError("view has no effect beside heads, whose views are pictures and texts; allowed: one of the "
+                             "two")  # fmt: skip
+        return self
+
     def unlabelled(self) -> dict[str, str]:
-        return {self.backbone: "bank"}
+        return {self.backbone if self.heads is None else self.image_backbone: "bank"}
 
     def check(self, seen: Checked) -> None:
-        takes = input_of(seen.backbone("backbone"))
-        seen.samples("bank", takes)
-        seen.samples("queries", takes, "pair", "view")
+        if self.heads is None:
+            takes = input_of(seen.backbone("backbone"))
+            seen.samples("bank", takes)
+            seen.samples("queries", takes, "pair", "view")
+            return
+        pictures = input_of(seen.backbone("image_backbone", "image"))
+        texts = input_of(seen.backbone("text_backbone", "text"))
+        seen.head("heads", "clip", {"image": "image_backbone", "text": "text_backbone"})
+        seen.samples("bank", pictures)
+        seen.samples("queries", pictures, "pair")
+        seen.samples("queries", texts)
 
     def run(self, bench: Bench) -> list[Score]:
+        return self._of_views(bench) if self.heads is None else self._across(bench, self.heads)
+
+    def _across(self, bench: Bench, heads: str) -> list[Score]:
+        across = Across.of(bench, heads, self.image_backbone, self.text_backbone, url=self.queries,
+                           limit=self.query_limit, pair=self.pair)  # fmt: skip
+        return [score for direction in across.directions(bench, self.k[-1]) for score in direction.scores(self.k)]
+
+    def _of_views(self, bench: Bench) -> list[Score]:
+        assert self.pair is not None and self.view is not None
         network = bench.subject(self.backbone)
         bank = bench.encode(network, self.bank, limit=self.bank_limit, field="bank", columns=[])
         queries = bench.encode(network, self.queries, limit=self.query_limit, field="queries",
@@ -51,25 +97,26 @@ class Retrieval(Evaluation):
         contenders = {name: of(queries) for name, of in bench.contenders(bank).items()}
         ids, views = queries.column(self.pair), queries.column(self.view)
         rows = bench.team.share(len(ids))
-        hits: dict[str, list[Tensor]] = {name: [] for name in contenders}
+        ranks: dict[str, list[Tensor]] = {name: [] for name in contenders}
         groups: list[str] = []
-        chances: list[float] = []
+        galleries: list[int] = []
         for asking, gallery in _rounds(ids, views):
             groups += [ids[i] for i in asking]
-            chances += [1 / len(gallery)] * len(asking)
+            galleries += [len(gallery)] * len(asking)
             for name, among in contenders.items():
-                hits[name].append(bench.hits(partial(retrieval_hits, among, asking, gallery, ids, rows)))
+                ranks[name].append(bench.hits(partial(
+                    first_ranks, among, asking, ids, among, gallery, ids, rows, deepest=self.k[-1])))  # fmt: skip
         if not groups:
             raise AgreedError(f"{bench.where}.pair: value {self.pair!r}, but none occurs in two {self.view!r}s; "
                               "allowed: a metadata field that views of one item share")  # fmt: skip
-        takes = network.takes
-        subject = f"of {len(groups)} unseen {takes.plural} have the same {self.pair} in the other {self.view} as " \
-                  "their nearest neighbour"
-        return [Score(
-            f"retrieval: same {self.pair}, other {self.view}", subject,
-            {name: torch.cat(parts) for name, parts in hits.items()}, groups, chance=sum(chances) / len(chances),
-            facts={"gallery": max(views.count(view) for view in set(views))},
-        )]  # fmt: skip
+        found = {name: torch.cat(parts) for name, parts in ranks.items()}
+        return [self._score(k, network.takes.plural, found, groups, galleries) for k in self.k]
+
+    def _score(self, k: int, plural: str, ranks: dict[str, Tensor], groups: list[str], galleries: list[int]) -> Score:
+        where = "as their nearest neighbour" if k == 1 else f"among their {k} nearest neighbours"
+        title = f"retrieval: same {self.pair}, other {self.view}" + (f", recall@{k}" if k > 1 else "")
+        subject = f"of {len(groups)} unseen {plural} have the same {self.pair} in the other {self.view} {where}"
+        return recalled(title, subject, ranks, groups, k=k, galleries=galleries, row="" if k == 1 else f"recall@{k}")
 
 
 def _rounds(ids: list[str], views: list[str]) -> Iterator[tuple[list[int], list[int]]]:
@@ -79,27 +126,3 @@ def _rounds(ids: list[str], views: list[str]) -> Iterator[tuple[list[int], list[
         there = {ids[i] for i in members[other]}
         if asking := [i for i in members[one] if ids[i] in there]:
             yield asking, members[other]
-
-
-def retrieval_hits(
-    among: Vectors, asking: Sequence[int], gallery: Sequence[int], ids: Sequence[str], rows: range
-) -> Tensor:
-    """bool: for each asking row that lies in `rows`, in order, whether the gallery row nearest to it has its id.
-
-    asking, gallery: ascending numbers of N rows. ids: of all N. Cosine, float32, exact, in pieces. Raises ValueError
-    where an id has no counterpart in the gallery: such a query could only fail.
-    """
-    alone = sorted({ids[row] for row in asking} - {ids[row] for row in gallery})
-    if alone:
-        raise ValueError(f"{len(alone)} query ids are not in the gallery, the first {alone[0]!r}; leave them out")
-    wanted, members = set(asking), set(gallery)
-    hits: list[bool] = []
-    for numbers, piece in among.pieces(rows):
-        mine = [row for row in numbers if row in wanted]
-        if not mine:
-            continue
-        queries = piece[[row - numbers.start for row in mine]]
-        parts = ((part, [row - there.start for row in there if row in members]) for there, part in among.pieces())
-        _, nearest = top((queries.cosines(part[chosen]) for part, chosen in parts if chosen), 1)
-        hits += [ids[gallery[found]] == ids[row] for row, found in zip(mine, nearest[:, 0].tolist(), strict=True)]
-    return torch.tensor(hits, dtype=torch.bool)

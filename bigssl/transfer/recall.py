@@ -1,0 +1,166 @@
+"""At which rank the item that is meant is found: among views of one kind, or pictures and their texts in each other,
+through the projections of CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigssl.data.kinds import decode
+from bigssl.transfer.bench import Bench
+from bigssl.transfer.cosines import DenseRows, Vectors
+from bigssl.transfer.features import column, metadata, samples_at
+from bigssl.transfer.knn import top
+from bigssl.transfer.matrix import Matrix
+from bigssl.transfer.scores import Score
+from bigssl.transfer.zero_shot import clip_heads, project
+
+
+def first_ranks(
+    queries: Vectors, asking: Sequence[int], query_ids: Sequence[str], gallery: Vectors, members: Sequence[int],
+    gallery_ids: Sequence[str], rows: range, *, deepest: int,
+) -> Tensor:  # fmt: skip
+    """int64: for each asking row of the queries that lies in `rows`, in order, the rank (1: nearest) of the first
+    member of the gallery with its id; deepest + 1 where the `deepest` nearest have none. Cosine, float32, exact, in
+    pieces.
+
+    asking, members: ascending row numbers. query_ids, gallery_ids: of all rows. Raises ValueError where an id has no
+    counterpart among the members: such a query could only fail.
+    """
+    alone = sorted({query_ids[row] for row in asking} - {gallery_ids[row] for row in members})
+    if alone:
+        raise ValueError(f"{len(alone)} query ids are not in the gallery, the first {alone[0]!r}; leave them out")
+    wanted, inside = set(asking), set(members)
+    names = {name: number for number, name in enumerate(dict.fromkeys(gallery_ids))}
+    numbers = torch.tensor([names[gallery_ids[row]] for row in members])
+    found = [torch.empty(0, dtype=torch.int64)]
+    for there, piece in queries.pieces(rows):
+        mine = [row for row in there if row in wanted]
+        if not mine:
+            continue
+        asked = piece[[row - there.start for row in mine]]
+        parts = ((part, [row - at.start for row in at if row in inside]) for at, part in gallery.pieces())
+        similarities = (asked.cosines(part[chosen]) for part, chosen in parts if chosen)
+        _, nearest = top(similarities, min(deepest, len(members)))
+        right = numbers[nearest.cpu()] == torch.tensor([names[query_ids[row]] for row in mine])[:, None]
+        first = right.int().argmax(1) + 1
+        found.append(torch.where(right.any(1), first, torch.full_like(first, deepest + 1)))
+    return torch.cat(found)
+
+
+def recalled(
+    title: str, subject: str, ranks: Mapping[str, Tensor], groups: Sequence[str], *, k: int, galleries: Sequence[int],
+    row: str,
+) -> Score:  # fmt: skip
+    """The row of recall@k, from the ranks [N] by contender of N queries.
+
+    galleries: size of the gallery of each; chance is k of it, as if one were meant.
+    """
+    hits = {name: found <= k for name, found in ranks.items()}
+    chance = sum(min(1.0, k / size) for size in galleries) / len(galleries)
+    return Score(title, subject, hits, groups, chance=chance, facts={"gallery": max(galleries), "k": k}, row=row)
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Features [N, D] in the space [N, P] of a projection [P, D], at unit length, computed on `device`."""
+
+    matrix: Matrix
+    weight: Tensor
+    device: str | torch.device = "cpu"
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def pieces(self, rows: range | None = None) -> Iterator[tuple[range, DenseRows]]:
+        for numbers, piece in self.matrix.pieces(rows):
+            yield numbers, DenseRows(project(piece, self.weight).to(self.device))
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What one side finds in the other.
+
+    Attributes:
+        ranks: [N] by contender. ids: of the items that ask. gallery: how many they are looked for among.
+    """
+
+    row: str
+    words: str
+    ranks: Mapping[str, Tensor]
+    ids: Sequence[str]
+    gallery: int
+
+    def scores(self, ks: Sequence[int]) -> Iterator[Score]:
+        for k in ks:
+            where = "nearest" if k == 1 else f"among the {k} nearest"
+            yield recalled(
+                f"retrieval: {self.words}" + (f", recall@{k}" if k > 1 else ""),
+                f"of {len(self.ids)} unseen {self.words.replace(' to ', ' have one of their ')} {where}",
+                self.ranks, self.ids, k=k, galleries=[self.gallery] * len(self.ids),
+                row=self.row if k == 1 else f"{self.row}@{k}",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Across:
+    """Pictures and the different texts of a dataset, by contender, with the item that each is of."""
+
+    pictures: Mapping[str, Projected]
+    texts: Mapping[str, Projected]
+    picture_ids: list[str]
+    text_ids: list[str]
+
+    @classmethod
+    def of(cls, bench: Bench, heads: str, image: str, text: str, *, url: str, limit: int | None, pair: str | None
+           ) -> Across:
+        """Of a dataset of pictures with texts. A collective.
+
+        Args:
+            heads, image, text: names of the head and its backbones.
+            pair: metadata field of the item; None: each sample is one.
+        """
+        seeing, reading = bench.subject(image, "image"), bench.subject(text, "text")
+        queries = bench.encode(seeing, url, limit=limit, field="queries", columns=[pair] if pair else [])
+        said = _texts(bench, url, limit, pair)
+        described = bench.texts(reading, [words for words, _ in said])
+        weights = clip_heads(bench, heads, queries.matrices["trained"].width, described["trained"].width)
+        pictures = {name: Projected(queries.matrices[name], head["image_projection"], bench.device)
+                    for name, head in weights.items() if name in described}  # fmt: skip
+        texts = {name: Projected(described[name], weights[name]["text_projection"], bench.device) for name in pictures}
+        return cls(pictures, texts, queries.groups(pair), [item for _, item in said])
+
+    def directions(self, bench: Bench, deepest: int) -> Iterator[Direction]:
+        """Collectives."""
+        sides = (self.pictures, self.picture_ids), (self.texts, self.text_ids)
+        for (asking, ids), (gallery, known), words in ((*sides, "images to texts"), (*sides[::-1], "texts to images")):
+            rows = bench.team.share(len(ids))
+            ranks = {name: bench.hits(partial(first_ranks, asking[name], range(len(ids)), ids, gallery[name],
+                                              range(len(known)), known, rows, deepest=deepest))
+                     for name in asking}  # fmt: skip
+            yield Direction(words.replace(" ", "_"), words, ranks, ids, len(known))
+
+
+def _texts(bench: Bench, url: str, limit: int | None, pair: str | None) -> list[tuple[str, str]]:
+    """The different (text, item) of a dataset. A collective."""
+    key: Any = ("texts with items", url, limit, pair)
+    if key not in bench.kept:
+        index = bench.index(url)
+        numbers = bench.numbers(index, limit, "queries")
+
+        def read() -> list[tuple[str, str]]:
+            found: dict[tuple[str, str], None] = {}
+            for sample in samples_at(index, numbers):
+                text = decode.text(decode.field(sample, decode.FIELDS["text"]))
+                item = column([sample.key], [metadata(sample)], pair)[0] if pair else sample.key
+                found[text, item] = None
+            return list(found)
+
+        bench.kept[key] = list(dict.fromkeys(each for part in bench.team.gather(read) for each in part))
+    found: list[tuple[str, str]] = bench.kept[key]
+    return found
