@@ -1,5 +1,6 @@
 """Anomalies: nothing of what is judged sets a threshold; measures against scikit-learn; what is refused."""
 
+import json
 import re
 import runpy
 from collections.abc import Iterator
@@ -100,7 +101,8 @@ def test_rows_are_what_scikit_learn_makes_of_the_scores(work: anomaly._Work, dat
 
 def packed(folder: Path, series: dict[str, np.ndarray], marks: dict[str, np.ndarray] | None = None) -> str:
     npy = runpy.run_path(str(Path(__file__).parent / "made" / "anomaly.py"))["_npy"]
-    fields = {key: {"npy": npy(each)} | ({} if marks is None else {"label.npy": npy(marks[key])})
+    fields = {key: {"npy": npy(each)} | ({} if marks is None else
+              {"json": json.dumps({"label": marks[key].tolist()}).encode()})
               for key, each in series.items()}  # fmt: skip
     pack([Item(key, key, lambda key=key: fields[key]) for key in series], folder, name="x")
     return str(folder)
@@ -112,8 +114,8 @@ def test_what_cannot_be_judged_is_refused(data: Path, tmp_path: Path) -> None:
     none, lacking = {"a": np.zeros(100, np.uint8)}, plain | {"a": np.where([0, 0, 1, 0, 0, 0], np.nan, plain["a"])}
     for changes, words in (
         ({"queries": packed(tmp_path / "none", plain, none)}, "no step of 1 series is marked as anomalous"),
-        ({"queries": packed(tmp_path / "bare", plain)}, "sample 'a': no marks of its steps: neither label.npy"),
-        ({"label": "odd"}, "neither odd.npy nor odd in its json; it has label.npy, npy"),
+        ({"queries": packed(tmp_path / "bare", plain)}, "sample 'a': no marks of its steps, label in its json"),
+        ({"label": "odd"}, "no marks of its steps, odd in its json; that has label"),
         ({"train": packed(tmp_path / "few", plain)}, "train: 1 series of 100 steps at most; allowed: 5 series"),
         ({"train": packed(tmp_path / "nan", lacking)}, "train: channel 2 has no finite value"),
         ({"train": packed(tmp_path / "short", {"a": plain["a"][:39]})}, "the longest of 39 steps; allowed: 40 or more"),
