@@ -14,7 +14,6 @@ import json
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ sys.path[:0] = [str(ROOT / "tests" / "nets")]
 warnings.simplefilter("ignore")
 
 import test_kinds as tiny  # noqa: E402
+
 from bigssl.config.recipe import BackboneConfig  # noqa: E402
 from bigssl.data.kinds.text import load_tokenizer  # noqa: E402
 from bigssl.data.sample import Sample  # noqa: E402
@@ -40,8 +40,6 @@ from bigssl.transfer.leaving.export import export_run  # noqa: E402
 from bigssl.transfer.leaving.leave import WRITERS  # noqa: E402
 from bigssl.transfer.leaving.parts import Listed, UnfitError  # noqa: E402
 from bigssl.transfer.leaving.proof import Claim, ProofError  # noqa: E402
-
-FAILED = []
 
 
 def tower(kind: str, modality: str, files: dict[int, Path]) -> towers.Tower:
@@ -84,22 +82,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         claims = list(written(work, options.formats.split(","), set(filter(None, options.only.split(",")))))
-        judged: Callable[..., proof.Proof] = proof._judged
+        failed = 0
+        for claim, found in zip(claims, proof.judged(claims, options.python), strict=True):
+            failed += isinstance(found, ProofError)
+            print(f"FAILED {found}" if isinstance(found, ProofError) else said(claim, found))
+    print(f"{len(claims)} exports, {failed} failed")
+    return bool(failed)
 
-        def say(claim: Claim, out: Path) -> None:
-            try:
-                found = judged(claim, out)
-                untrained = f", untrained {', '.join(found.untrained)}" if found.untrained else ""
-                print(f"{claim.part} {claim.format}: {claim.loader.partition('(')[0]}, {found.tensors_loaded} of "
-                      f"{found.tensors_total} tensors, {found.max_abs_difference:.1e} of {found.largest:.1f}{untrained}")
-            except ProofError as error:
-                FAILED.append(error)
-                print(f"FAILED {error}")
 
-        proof._judged = say  # type: ignore[assignment]
-        proof.prove(claims, options.python)
-    print(f"{len(claims)} exports, {len(FAILED)} failed")
-    return bool(FAILED)
+def said(claim: Claim, found: proof.Proof) -> str:
+    untrained = f", untrained {', '.join(found.untrained)}" if found.untrained else ""
+    return (f"{claim.part} {claim.format}: {claim.loader.partition('(')[0]}, {found.tensors_loaded} of "
+            f"{found.tensors_total} tensors, {found.max_abs_difference:.1e} of {found.largest:.1f}{untrained}")
 
 
 def written(work: Path, formats: list[str], only: set[str]) -> list[Claim]:
