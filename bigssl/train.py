@@ -39,9 +39,9 @@ from torch import Tensor  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from bigssl import distributed, exits  # noqa: E402
-from bigssl.cli.app import Change, called, fields_of, new_app  # noqa: E402
+from bigssl.cli.app import AllowPartial, Change, called, fields_of, new_app  # noqa: E402
 from bigssl.config.errors import ConfigError, say  # noqa: E402
-from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model  # noqa: E402
+from bigssl.config.recipe import Recipe, allowing_partial, dump_recipe, load_recipe, recipe_model  # noqa: E402
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
@@ -71,6 +71,7 @@ class Options(NamedTuple):
     overrides: list[str]
     print_config: bool
     change: list[str]
+    allow_partial: bool
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.print_config:
             preflight.check_port()
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union(), evaluation_union()))
+        recipe = allowing_partial(recipe) if options.allow_partial else recipe
         if not options.print_config:
             refuse_held(recipe.folder)
         plan = preflight.plan(recipe, preflight.announced_world(), options.change)
@@ -113,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options(
     *overrides: str, config: str, print_config: bool = False, change: Change = "",
+    allow_partial: AllowPartial = False,
     local_rank: Annotated[int | None, Parameter(name="--local_rank", show=False)] = None,  # the launcher passes it
 ) -> Options:  # fmt: skip
     """
@@ -121,7 +124,7 @@ def _options(
         config: recipe (YAML), for example launch/recipes/demo.yaml
         print_config: print the resolved recipe and stop
     """
-    return Options(config, list(overrides), print_config, fields_of(change))
+    return Options(config, list(overrides), print_config, fields_of(change), allow_partial)
 
 
 def _run(recipe: Recipe, plan: preflight.Plan) -> int:

@@ -45,6 +45,11 @@ Change = Annotated[
 ]
 
 
+AllowPartial = Annotated[
+    bool, Parameter(help="make anew what a folder named by init_from lacks, or has in other shapes")
+]
+
+
 def fields_of(change: str) -> list[str]:
     """The fields that `--change` names."""
     return [field.strip() for field in change.split(",") if field.strip()]

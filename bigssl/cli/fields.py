@@ -12,6 +12,7 @@ the fields of sample NAME. table: .csv or .tsv with a header, pictures (--image)
 line. jsonl: a JSON object a line. series: .csv with a row per time; a file is a series, or several by --by, or many
 windows. ts: .ts of the UEA & UCR archive. For lines, jsonl, series and ts the source may be a folder of such files."""
 Kind = Literal["files", "table", "lines", "jsonl", "series", "ts"]
+PICTURES = Parameter(group=Group("Pictures in folders", sort_key=0))
 TABLE = Parameter(group=Group("Table and jsonl (templates with {column}; a bare word is a column)", sort_key=1))
 SERIES = Parameter(group=Group("Series", sort_key=2))
 
@@ -28,6 +29,11 @@ class Fields:
     labels: Literal["names", "none"] = "names"
     """`label` of the json. names: of the class folders that hold the samples (lines: of the files), or a column of
     that name; none: leave it out"""
+    boxes: Annotated[str | None, PICTURES] = None
+    """FILE as COCO has it: `boxes` and `labels` of the json (default: the one in the folder; none: leave them out)"""
+    masks: Annotated[str | None, PICTURES] = None
+    """a folder with NAME.png of each picture, or `beside` them: the class of each pixel, field mask.png (default:
+    NAME_mask.png, and a folder called masks, annotations, ... with a png for pictures; none: they are pictures)"""
     root: Annotated[str | None, TABLE] = None
     """folder of the pictures (default: that of the table)"""
     image: Annotated[list[str], TABLE] = field(default_factory=list)
@@ -42,7 +48,10 @@ class Fields:
     meta: Annotated[str | None, TABLE] = None
     """A,B: columns for the json"""
     label: Annotated[str | None, TABLE] = None
-    """column that goes into the json as `label` (default: the one of that name)"""
+    """column that goes into the json as `label` (default: the one of that name); A,B,C: a list of those that hold 1, or
+    of what they hold"""
+    separator: Annotated[str | None, TABLE] = None
+    """what stands between several labels in the column: `label` is a list"""
     variant: Annotated[str, TABLE] = "variant"
     """name of the variant in the json"""
     columns: Annotated[str | None, SERIES] = None

@@ -17,6 +17,7 @@ from bigssl.data.tools import guess
 from bigssl.data.tools.classes import (
     CLASSES,
     LABEL,
+    Labels,
     extensions,
     file_labels,
     folder_labels,
@@ -26,7 +27,10 @@ from bigssl.data.tools.classes import (
 from bigssl.data.tools.sources import series as sources_series
 from bigssl.data.tools.sources import text as sources_text
 from bigssl.data.tools.sources.base import Item
+from bigssl.data.tools.sources.boxes import BoxFile, find_boxes, read_boxes
 from bigssl.data.tools.sources.folder import files_below, from_folder
+from bigssl.data.tools.sources.masks import PLACES, find_masks
+from bigssl.data.tools.sources.spans import from_spans, spans_of
 from bigssl.data.tools.sources.tables import Table, from_table
 from bigssl.data.tools.templates import as_template
 
@@ -77,8 +81,7 @@ def _items(source: Path, fields: Fields, found: Listing, target: Path, held_out:
     if not source.is_dir():
         raise DataError(f"source {source}: --as files needs a folder")
     _refuse_pattern(fields.pattern)
-    names = files_below(source, found.left_out)
-    items = list(from_folder(source, fields.pattern, found.left_out, names=names, labels=fields.labels == "names"))
+    names, items = _files(source, fields, found)
     found.note(guess.ask_of_parts(source, names, target, held_out > 0))
     if fields.pattern is None:
         found.note(said_of_levels(names, {str(item.label) for item in items if item.label is not None}))
@@ -88,6 +91,31 @@ def _items(source: Path, fields: Fields, found: Listing, target: Path, held_out:
         guess.ask_of_twins(source, kinds)
         found.note(guess.ask_of_texts(source, names))
     return iter(items)
+
+
+def _files(source: Path, fields: Fields, found: Listing) -> tuple[list[str], list[Item]]:
+    """The files of a folder that are parts of samples by themselves, and the samples, with boxes and masks."""
+    names = files_below(source, found.left_out)
+    boxes = _boxes(source, names, fields)
+    own = {name for name in names if boxes is not None and (source / name).samefile(boxes.path)}
+    names = [name for name in names if name not in own]
+    given = fields.masks
+    where = given if given in (None, *PLACES) else local(str(given))
+    masks = find_masks(source, names, where, found.left_out)
+    names = [name for name in names if name not in masks.own]
+    boxed = {} if boxes is None else boxes.of(names, found.left_out)
+    found.note(masks.said)
+    found.note(f"boxes: {boxes.path} has those of {len(boxed)} pictures; --boxes none leaves them out" if boxes else "")
+    return names, list(from_folder(
+        source, fields.pattern, found.left_out, names=names, labels=fields.labels == "names", boxes=boxed,
+        masks=masks.paths,
+    ))  # fmt: skip
+
+
+def _boxes(source: Path, names: list[str], fields: Fields) -> BoxFile | None:
+    if fields.boxes is None:
+        return find_boxes(source, names) if fields.pattern is None else None
+    return None if fields.boxes == "none" else read_boxes(local(fields.boxes))
 
 
 def _refuse_pattern(pattern: str | None) -> None:
@@ -100,7 +128,8 @@ def _refuse_pattern(pattern: str | None) -> None:
 
 
 _USED = {
-    "pattern": ("files",), "root": ("table",), "image": ("table",), "key": ("table", "jsonl"),
+    "pattern": ("files",), "boxes": ("files",), "masks": ("files",), "separator": ("table", "jsonl"),
+    "root": ("table",), "image": ("table",), "key": ("table", "jsonl"),
     "text": ("table", "jsonl"), "group": ("table", "jsonl"), "meta": ("table", "jsonl"),
     "label": ("table", "jsonl"),
     "columns": ("series",), "by": ("series",), "window": ("series",), "stride": ("series",),
@@ -117,6 +146,8 @@ def _refuse_idle_options(source: Path, fields: Fields, kind: str, held_out: floa
         raise DataError(f"--split-by {fields.split_by}: has no effect without --split and --window")
     if fields.label is not None and fields.labels == "none":
         raise DataError(f"--label {fields.label} and --labels none: one of them is meant")
+    if fields.separator is not None and (not fields.separator or fields.label is None or "," in fields.label):
+        raise DataError(f"--separator {fields.separator!r}: needs one --label COLUMN, whose cells it parts")
 
 
 def _table(source: Path, root: Path, fields: Fields, note: Note, target: Path) -> Table:
@@ -129,14 +160,19 @@ def _table(source: Path, root: Path, fields: Fields, note: Note, target: Path) -
     meta = _words("meta", fields.meta)
     table = Table(
         images, _key(fields, first[0]), _text(fields, first[0], note), _given("group", fields.group), meta,
-        fields.variant, _label(fields, first[0], note),
+        fields.variant, _label(fields, first, note),
     )  # fmt: skip
     taken = [*meta, *([LABEL] if table.label else [])]
     if not table.variant or (len(images) > 1 and table.variant in taken):
         raise DataError(f"--variant {table.variant!r}: a name of its own in the json is needed")
-    if table.label not in (None, LABEL) and LABEL in meta:
-        raise DataError(f"--label {table.label} and --meta {LABEL} would both be `{LABEL}` of the json; give one")
+    _refuse_two_labels(table.label, meta)
     return table
+
+
+def _refuse_two_labels(label: Labels | None, meta: tuple[str, ...]) -> None:
+    if label not in (None, Labels((LABEL,))) and LABEL in meta:
+        named = ",".join(label.columns) if label else ""
+        raise DataError(f"--label {named} and --meta {LABEL} would both be `{LABEL}` of the json; give one")
 
 
 def _images(given: list[str]) -> dict[str, str]:
@@ -172,15 +208,24 @@ def _text(fields: Fields, columns: Mapping[str, str], note: Note) -> str | None:
     return None if column is None else f"{{{column}}}"
 
 
-def _label(fields: Fields, columns: Mapping[str, str], note: Note) -> str | None:
+def _label(fields: Fields, first: guess.Rows, note: Note) -> Labels | None:
+    columns = first[0]
     if fields.label is not None or fields.labels == "none":
-        return fields.label
+        return _labels(fields)
     if LABEL in columns:
-        return LABEL
+        marks = [mark for mark in ("|", ";") if any(mark in row[LABEL] for row in first)]
+        if marks:
+            note(f"column {LABEL!r} may hold several classes each, as in {first[0][LABEL][:40]!r}: --label {LABEL} "
+                 f"--separator '{marks[0]}' parts them")
+        return Labels((LABEL,))
     offered = [name for name in columns if name.lower() in CLASSES and name not in _words("meta", fields.meta)]
     if offered:
         note(f"column {offered[0]!r} may hold classes: --label {offered[0]} puts it into the json as `label`")
     return None
+
+
+def _labels(fields: Fields) -> Labels | None:
+    return None if fields.label is None else Labels(_words("label", fields.label), fields.separator)
 
 
 def _given(option: str, text: str | None) -> str | None:
@@ -209,11 +254,20 @@ def _reader(kind: str, fields: Fields, note: Note, held_out: float) -> Read:
         return lambda path, stem, label: sources_series.from_csv(path, stem, how, label, note)
     key, group, text = (_given(name, getattr(fields, name)) for name in ("key", "group", "text"))
     meta, labels = _words("meta", fields.meta), fields.labels == "names"
-    if fields.label not in (None, LABEL) and LABEL in meta:
-        raise DataError(f"--label {fields.label} and --meta {LABEL} would both be `{LABEL}` of the json; give one")
-    return lambda path, stem, label: sources_text.from_jsonl(
-        path, stem, text=text, key=key, group=group, meta=meta, label=fields.label, labels=labels, note=note
-    )
+    wanted = _labels(fields)
+    _refuse_two_labels(wanted, meta)
+
+    def read(path: Path, stem: str, label: str | None) -> Iterator[Item]:
+        found, tags = spans_of(path, fields.label) if text is None and labels else (False, None)
+        if not found:
+            return sources_text.from_jsonl(
+                path, stem, text=text, key=key, group=group, meta=meta, label=wanted, labels=labels, note=note
+            )
+        what = "the context of each question, answers in the json" if tags is None else f"tokens, label: their {tags}"
+        note(f"text of a sample: {what}; --text FIELD takes another")
+        return from_spans(path, stem, tags, key=key, group=group, meta=meta)
+
+    return read
 
 
 def _of_each_file(source: Path, fields: Fields, found: Listing, target: Path, held_out: float) -> Iterator[Item]:

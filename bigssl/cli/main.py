@@ -32,6 +32,7 @@ COMMANDS = {
         "transfer.evaluate:evaluate", "Score a trained run or any network by a task: scorecard.json and report.html."
     ),
     "report": ("runs:report", "Write report.html of a run, also while it trains."),
+    "export": ("transfer.export:export", "Write a trained run for transformers, timm, onnx or sentence-transformers."),
     "shards pack": ("pack:pack", "Write shards and their index."),
     "shards split": (
         "clean:split", "Part existing shards into train and val by a hash of the key, or by time; the order stays."

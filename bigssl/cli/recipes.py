@@ -10,10 +10,10 @@ from pathlib import Path
 
 from cyclopts.types import PositiveInt
 
-from bigssl.cli.app import Change, fields_of
+from bigssl.cli.app import AllowPartial, Change, fields_of
 from bigssl.config.errors import ConfigError
 from bigssl.config.places import CONFIG, seen_from
-from bigssl.config.recipe import Recipe, dump_recipe, load_recipe, recipe_model
+from bigssl.config.recipe import Recipe, allowing_partial, dump_recipe, load_recipe, recipe_model
 from bigssl.data.errors import DataError, redact
 
 
@@ -39,8 +39,9 @@ def schema() -> None:
 
 
 def check(
-    config: str, /, *overrides: str, world: PositiveInt = 1, resolved: bool = False, change: Change = ""
-) -> None:
+    config: str, /, *overrides: str, world: PositiveInt = 1, resolved: bool = False, change: Change = "",
+    allow_partial: AllowPartial = False,
+) -> None:  # fmt: skip
     """Looks at some samples of each source, too.
 
     Args:
@@ -52,6 +53,7 @@ def check(
     from bigssl.engine.plan import preflight
 
     recipe = load_recipe(config, list(overrides), model())
+    recipe = allowing_partial(recipe) if allow_partial else recipe
     try:
         plan = preflight.plan(recipe, world, fields_of(change))
     except (ConfigError, DataError) as error:

@@ -133,7 +133,7 @@ def _of_recipe(config: str, overrides: list[str], only: OnlyData, world: int) ->
     process.use_data_settings(recipe.data)
     _, accum = split_batch(recipe, world)
     # No weights: of the networks, only what preparing a sample asks for. (transformers loads none onto "meta".)
-    loads = any(backbone.pretrained for backbone in recipe.backbones.values())
+    loads = any(backbone.init_from for backbone in recipe.backbones.values())
     with torch.device("cpu" if loads else "meta"):
         objective, _ = preflight.build_networks(recipe)
     sizes = preflight.batch_sizes(recipe, objective)

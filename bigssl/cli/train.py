@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
+from bigssl.cli.app import AllowPartial
 from bigssl.cli.supervisor import Supervisor
 from bigssl.config.errors import ConfigError
 from bigssl.config.yaml import apply_override, read_mapping
@@ -26,7 +27,7 @@ _ELSEWHERE = ("-H", "--hostfile", "--force_multi", "--no_ssh", "--launcher")
 def train(
     recipe: Path, /, *overrides: str, ranks: PositiveInt | None = None,
     master_port: Annotated[PositiveInt | None, Parameter(name=("--master-port", "--master_port"))] = None,
-    hostfile: Path | None = None, change: str | None = None,
+    hostfile: Path | None = None, change: str | None = None, allow_partial: AllowPartial = False,
 ) -> int:  # fmt: skip
     """Told to stop (Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2, a terminal that closes), it saves a checkpoint at the next step
     that it logs, and ends with 75; a second time, 10 seconds later, ends it at once.
@@ -44,6 +45,7 @@ def train(
     _refuse_unreadable(recipe, fields)
     given = {option.partition("=")[0] for option in options}
     changed = [] if change is None else ["--change", change]
+    changed += ["--allow-partial"] if allow_partial else []
     rank = [str(SCRIPT), "--config", str(recipe), *changed, *fields]
     if hostfile is not None or given.intersection(_ELSEWHERE):
         port = [] if master_port is None else ["--master_port", str(master_port)]

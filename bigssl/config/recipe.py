@@ -39,7 +39,13 @@ class BackboneConfig(Section):
 
     type: str = Field(description="transformers model type, e.g. resnet, vit, bert")
     config: dict[str, Any] = Field(default_factory=dict, description="fields of the transformers configuration class")
-    pretrained: str | None = Field(None, description="folder (or hub name) to start from instead of random weights")
+    init_from: str | None = Field(
+        None, description="folder to start from instead of random weights: of transformers (or a hub name), of timm, "
+        "or another run's export; fields under config replace those of its network"
+    )
+    allow_partial: bool = Field(
+        False, description="tensors that init_from lacks, or has in other shapes, are made anew"
+    )
     tokenizer: str | None = Field(None, description="tokenizer.json or tokenizer folder of a text backbone")
     size: PositiveInt | None = Field(None, description="image side in pixels of an image backbone")
     length: PositiveInt | None = Field(
@@ -220,6 +226,19 @@ def load_recipe(path: str | Path, overrides: list[str], model: type[Recipe]) -> 
         return model.model_validate(values)
     except ValidationError as error:
         raise ConfigError(*describe(error, str(path), model.model_json_schema())) from None
+
+
+def allowing_partial(recipe: Recipe) -> Recipe:
+    """`recipe` in which every network that begins with a folder may take a part of it (`--allow-partial`).
+
+    Raises:
+        ConfigError: no network does.
+    """
+    begun = {name: section.model_copy(update={"allow_partial": True})
+             for name, section in recipe.backbones.items() if section.init_from}  # fmt: skip
+    if not begun:
+        raise ConfigError("--allow-partial: no backbone of the recipe has init_from; allowed: without --allow-partial")
+    return recipe.model_copy(update={"backbones": recipe.backbones | begun})
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -22,6 +22,7 @@ from bigssl.engine.guards import Guard, TooManyBadSamples
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.plan.facts import facts
 from bigssl.engine.plan.memory import checkpoint_bytes
+from bigssl.engine.plan.pairing import keep_reports
 from bigssl.engine.plan.preflight import Plan
 from bigssl.engine.resume import open_folder, settle_folder, settled
 from bigssl.engine.teaching import teach
@@ -79,6 +80,8 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
     progress_notes += plan.notes + settle_folder(resolved, start)
     if plan.beginning is not None:  # there is no checkpoint
         plan.beginning.begin(plan.objective, plan.backbones)
+    if not start:
+        keep_reports(recipe, plan.backbones.values())
     if probe is not None:
         probe.prepare()
     run = _Run(recipe, plan, device, engine, start)

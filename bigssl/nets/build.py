@@ -29,6 +29,7 @@ from transformers.initialization import guard_torch_init_functions, no_init_weig
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
 from bigssl.nets.pretrained import read_network
+from bigssl.nets.timm.folders import is_of_timm, read_timm
 
 Cut = Callable[[list[nn.Parameter]], None]
 M = TypeVar("M", bound=nn.Module)
@@ -81,11 +82,14 @@ def create(path: str, config: PreTrainedConfig, **options: Any) -> PreTrainedMod
     return model
 
 
-def load(path: str, folder: str, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+def load(
+    path: str, folder: str, config: PreTrainedConfig, *, partial: bool = False, **options: Any
+) -> PreTrainedModel:
     """The bare network in `folder`, in float32. Where it is postponed, rank 0 alone reads it.
 
     Args:
-        config: what `folder` holds.
+        config: of the network.
+        partial: what `folder` lacks may be made anew.
         options: of AutoModel.from_pretrained.
     Raises:
         ConfigError: `folder` does not hold all of it.
@@ -95,7 +99,7 @@ def load(path: str, folder: str, config: PreTrainedConfig, **options: Any) -> Pr
     seed = torch.initial_seed()
     with torch.device("cpu"), _own_randomness():  # on another default device transformers refuses to load
         _sow(seed, path)
-        model = read_network(folder, config, **options)
+        model = (read_timm if is_of_timm(folder) else read_network)(folder, config, partial=partial, **options)
     if _postponed:
         vars(model)[_PLAN] = _Plan(seed, list(_steps(path, model)), loaded=True)
     return model

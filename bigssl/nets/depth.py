@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 from transformers import PreTrainedModel
 
 
@@ -34,7 +35,8 @@ def depths(model: PreTrainedModel) -> tuple[dict[str, int], int]:
 
 def _blocks(model: PreTrainedModel) -> tuple[dict[str, int], int]:
     """(number of its block by the name of each parameter that lies in one, blocks)."""
-    lists = {path: len(module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    lists = {path: len(module) for path, module in model.named_modules()
+             if isinstance(module, nn.ModuleList) and not isinstance(module, ParametrizationList)}  # fmt: skip
     parents: dict[str, dict[str, int]] = defaultdict(dict)
     lengths: dict[str, set[int]] = defaultdict(set)
     held: dict[str, int] = defaultdict(int)

@@ -32,6 +32,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from bigssl.config.errors import ConfigError
 from bigssl.nets.seeds import element_bits, mixed, row_keys, views
 
+_MARK = "_drops_by_sample"  # attribute of modules
 _PATHS = "DropPath"  # end of the class names of stochastic depth in transformers
 
 
@@ -193,8 +194,9 @@ _fused = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
 def _attend(module: nn.Module, *args: Any, dropout: float = 0.0, **kwargs: Any) -> Any:
-    """transformers' sdpa attention; what it drops follows from the samples."""
-    if not dropout:
+    """transformers' sdpa attention; what it drops follows from the samples, in a network that was made so. Another one
+    of this process (an export that is fine-tuned) drops as torch does."""
+    if not dropout or not getattr(module, _MARK, False):
         return _fused(module, *args, dropout=dropout, **kwargs)
     with _Attention():
         return _fused(module, *args, dropout=dropout, **kwargs)
@@ -204,7 +206,7 @@ AttentionInterface.register("sdpa", _attend)
 
 
 def attention_by_sample(model: PreTrainedModel, field: str) -> None:
-    """Have a network that drops attention weights attend through `_attend`.
+    """Have a network drop attention weights by sample, in `_attend`.
 
     Raises:
         ConfigError: naming the recipe field, where a fused kernel would drop by a generator of its own.
@@ -219,3 +221,5 @@ def attention_by_sample(model: PreTrainedModel, field: str) -> None:
             f"{field}.attention: value {kind} with {name} {rate}; allowed: {field}.config.{name}=0.0, or attention "
             f"eager or sdpa (the kernel drops by rank, so that the loss would depend on the number of ranks)"
         )
+    for module in model.modules():
+        setattr(module, _MARK, True)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from bigssl.config.errors import ConfigError
-from bigssl.config.places import instead
+from bigssl.config.places import EXPORT, instead
 from bigssl.config.recipe import BackboneConfig
+from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 
 CONFIG, TOKENIZER, PREPROCESSOR = "config.json", "tokenizer.json", "preprocessor_config.json"
+REST = "README.md"  # in an export, beside the networks
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -26,20 +28,34 @@ def check_pretrained(where: str, config: BackboneConfig) -> None:
     Raises:
         ConfigError: field, value, what is there.
     """
-    given = config.pretrained
+    given = config.init_from
     if given is None or not _is_path(given):
         return
-    folder, field = Path(given), f"{where}.pretrained: value {given!r}"
+    folder, field = Path(given), f"{where}.init_from: value {given!r}"
     if not (folder / CONFIG).is_file():
         why = f"no folder of this name{_tilde(given)}" if not folder.is_dir() else f"no {CONFIG} in it"
         raise ConfigError(f"{field}: {why}{instead(folder, _is_network)}")
     if not _has_weights(folder):
         raise ConfigError(f"{field}: it has a {CONFIG}, but no weights ({', '.join(WEIGHTS[:1])}); allowed: a folder "
-                          "with both, or no pretrained and the fields of this network under config")  # fmt: skip
+                          "with both, or no init_from and the fields of this network under config")  # fmt: skip
     kind = _read(f"{field}: {CONFIG}", folder / CONFIG).get("model_type")
     if kind is not None and kind != config.type:
         raise ConfigError(f"{where}.type: value {config.type!r}; allowed: {kind}, which {given} holds")
     _check_rate(where, config, folder)
+
+
+def with_network_folder(name: str, config: BackboneConfig) -> BackboneConfig:
+    """`config` whose `init_from` is the folder of a network: of a run, or its export, that of the backbone `name`, or
+    the only one of its type. As it is where there is none (`check_pretrained` then says so), or it is no folder."""
+    if config.init_from is None or (Path(config.init_from) / CONFIG).is_file():
+        return config
+    export = next((p for p in (Path(config.init_from), Path(config.init_from) / EXPORT) if (p / REST).is_file()), None)
+    if export is None:
+        return config
+    mine = [path.parent for path in sorted(export.glob(f"*/{CONFIG}"))
+            if _read(f"backbones.{name}.init_from", path).get("model_type") == config.type]  # fmt: skip
+    found = [path for path in mine if path.name == name] or mine
+    return config.model_copy(update={"init_from": str(found[0])}) if len(found) == 1 else config
 
 
 def check_tokenizer(where: str, config: BackboneConfig) -> None:
@@ -55,8 +71,21 @@ def check_tokenizer(where: str, config: BackboneConfig) -> None:
     if not file.is_file():
         why = f"no {TOKENIZER} in it" if path.is_dir() else "no such file or folder"
         raise ConfigError(f"{field}: {why}{instead(path, _is_tokenizer)}; or train one with `bigssl tokenizer train`")
-    if config.pretrained is not None and (own := Path(config.pretrained) / TOKENIZER).is_file():
-        _same_ids(field, config.pretrained, ids_of(_read(field, file)), ids_of(_read(field, own)))
+    if config.init_from is not None and (own := Path(config.init_from) / TOKENIZER).is_file():
+        _same_ids(field, config.init_from, ids_of(_read(field, file)), ids_of(_read(field, own)))
+
+
+def other_normalisation(folder: str) -> str:
+    """What to know of a network that has learnt from pictures of other numbers than it will see here."""
+    files = [path for path in (Path(folder) / PREPROCESSOR, Path(folder) / CONFIG) if path.is_file()]
+    settings = [_read("init_from", path) for path in files]
+    kept = next((each for each in (*settings, *(s.get("pretrained_cfg") or {} for s in settings))
+                 if "image_mean" in each or "mean" in each), {})  # fmt: skip
+    values = [kept.get("image_" + name, kept.get(name)) for name in ("mean", "std")]
+    if None in values or values == [[IMAGE_MEAN] * 3, [IMAGE_STD] * 3]:
+        return ""
+    return f"; it has learnt from pictures normalised by mean {values[0]} and std {values[1]}, and sees {IMAGE_MEAN} " \
+           f"and {IMAGE_STD} here"
 
 
 def _same_ids(field: str, pretrained: str, given: dict[str, int], own: dict[str, int]) -> None:
@@ -83,7 +112,7 @@ def _check_rate(where: str, config: BackboneConfig, folder: Path) -> None:
     """A network of sound has learnt at one rate; nothing else would tell of another."""
     if config.rate is None or not (folder / PREPROCESSOR).is_file():
         return
-    rate = _read(f"{where}.pretrained: {PREPROCESSOR}", folder / PREPROCESSOR).get("sampling_rate")
+    rate = _read(f"{where}.init_from: {PREPROCESSOR}", folder / PREPROCESSOR).get("sampling_rate")
     if rate not in (None, config.rate):
         raise ConfigError(f"{where}.rate: value {config.rate}; allowed: {rate}, at which {folder} was trained")
 

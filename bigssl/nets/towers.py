@@ -17,12 +17,14 @@ from transformers import (
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import BackboneConfig
 from bigssl.nets import build, dropout
-from bigssl.nets.folders import check_pretrained, check_tokenizer
+from bigssl.nets.folders import check_pretrained, check_tokenizer, other_normalisation, with_network_folder
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.modality.fields import check_fields, modality_for
 from bigssl.nets.modality.kinds import CAUSAL, STILL, unused_parameters
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
 from bigssl.nets.pool import mean_of
+from bigssl.nets.pretrained import found_in
+from bigssl.nets.timm.folders import is_of_timm, timm_config
 from bigssl.nets.weightless import feature_size
 
 
@@ -37,6 +39,7 @@ class Tower(nn.Module):
         length: tokens per text, steps per series or samples per sound.
         channels: values per step of a series.
         rate: samples of sound per second.
+        begun: what was read of it (`init_from`), in a sentence; "" where nothing was, or by another rank.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Tower(nn.Module):
         """weights: a folder with those of just this network, where `config` does not say it."""
         super().__init__()
         where = f"backbones.{name}"
+        config = with_network_folder(name, config)
         check_fields(where, config)
         row = modality_for(where, config)
         self.modality = row.name
@@ -53,12 +57,13 @@ class Tower(nn.Module):
         _refuse_one_sided(where, hf)
         self.size, self.length = config.size or 0, config.length or 0
         self.channels, self.rate = config.channels or 0, config.rate or 0
-        field = f"{where}.pretrained" if config.pretrained else f"{where}.config"
+        field = f"{where}.init_from" if config.init_from else f"{where}.config"
         self.dim = feature_size(
             field, hf, lambda: row.trial(config, tokenizer), lambda model, inputs: mean_of(*row.run(model, inputs)),
             lambda model: row.check(where, model, config, tokenizer),
         )  # fmt: skip
         self.model = _build(where, config, hf, weights)
+        self.begun = _begun(where, config, self.model)
         _freeze_unused(self.model)
         if has_batch_norm(self.model):
             with_global_batch_norm(self.model)
@@ -115,18 +120,34 @@ def hf_config(where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizer
         hint = nearest(config.type, sorted(CONFIG_MAPPING.keys()))
         raise ConfigError(f"{where}.type: value {config.type!r}; allowed: a transformers model type{hint}")
     row = modality_for(where, config)
-    if config.pretrained is not None:
-        return _pretrained_config(where, config.type, config.pretrained)
+    if config.init_from is not None:
+        loaded = _config_in(where, config.type, config.init_from)
+        if not config.config:
+            return loaded
+        known = loaded.to_dict()
+        return _made(where, type(loaded), known | config.config, config.config, _allowed(where, type(loaded), known,
+                                                                                         config.config))  # fmt: skip
     kind = CONFIG_MAPPING[config.type]
     defaults = kind().to_dict()
-    allowed = sorted(set(defaults) - {"transformers_version", "model_type", "architectures"})
-    for field, value in config.config.items():
-        if field not in allowed:
-            hint = nearest(field, allowed)
-            raise ConfigError(f"{where}.config.{field}: unknown field (value {value!r}) of {kind.__name__}{hint}")
+    allowed = _allowed(where, kind, defaults, config.config)
     fields = config.config | row.settings(where, config, tokenizer, {name: defaults[name] for name in allowed})
+    return _made(where, kind, fields, config.config, allowed)
+
+
+def _allowed(where: str, kind: type[PreTrainedConfig], defaults: Collection[str], given: Collection[str]) -> list[str]:
+    """Fields of a configuration. Raises ConfigError where one of those `given` is none."""
+    allowed = sorted(set(defaults) - {"transformers_version", "model_type", "architectures"})
+    for field in given:
+        if field not in allowed:
+            raise ConfigError(f"{where}.config.{field}: unknown field of {kind.__name__}{nearest(field, allowed)}")
+    return allowed
+
+
+def _made(
+    where: str, kind: type[PreTrainedConfig], fields: Mapping[str, Any], given: Mapping[str, Any], allowed: list[str]
+) -> PreTrainedConfig:
     try:
-        return kind(**(fields | _still(where, config.config, allowed)))
+        return kind(**(dict(fields) | _still(where, given, allowed)))
     except ConfigError:
         raise
     except Exception as error:  # transformers raises types of its own for a wrong field
@@ -145,12 +166,15 @@ def _still(where: str, given: Mapping[str, Any], allowed: Collection[str]) -> di
     return found
 
 
-def _pretrained_config(where: str, kind: str, pretrained: str) -> PreTrainedConfig:
+def _config_in(where: str, kind: str, pretrained: str) -> PreTrainedConfig:
     try:
-        loaded: PreTrainedConfig = AutoConfig.from_pretrained(pretrained)
+        loaded: PreTrainedConfig = timm_config(pretrained, kind) if is_of_timm(pretrained) else (
+            AutoConfig.from_pretrained(pretrained))  # fmt: skip
+    except ConfigError as error:
+        raise ConfigError(f"{where}.init_from: value {pretrained!r}: {error}") from None
     except Exception as error:  # transformers raises whatever it met
         raise ConfigError(
-            f"{where}.pretrained: value {pretrained!r}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            f"{where}.init_from: value {pretrained!r}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from None
     if loaded.model_type != kind:
         raise ConfigError(f"{where}.type: value {kind!r}; allowed: {loaded.model_type}, which {pretrained} holds")
@@ -170,9 +194,10 @@ def _refuse_one_sided(where: str, hf: PreTrainedConfig) -> None:
 def check_backbone(name: str, config: BackboneConfig) -> None:
     """Refuse what can be seen before anything is loaded or built."""
     where = f"backbones.{name}"
+    config = with_network_folder(name, config)
     check_pretrained(where, config)
-    if config.pretrained is not None and config.config:
-        raise ConfigError(f"{where}.config: given beside pretrained {config.pretrained!r}; allowed: one of the two")
+    if config.allow_partial and config.init_from is None:
+        raise ConfigError(f"{where}.allow_partial: value true without init_from; allowed: false, or both")
     check_tokenizer(where, config)
     check_fields(where, config)
 
@@ -190,17 +215,23 @@ def _build(where: str, config: BackboneConfig, hf: PreTrainedConfig, weights: st
 def _load_or_create(
     where: str, config: BackboneConfig, hf: PreTrainedConfig, weights: str | None
 ) -> PreTrainedModel:
-    field = f"{where}.pretrained: value {config.pretrained!r}" if config.pretrained else f"{where}.config"
-    field, folder = (f"start_from: {weights}", weights) if weights else (field, config.pretrained)
+    field = f"{where}.init_from: value {config.init_from!r}" if config.init_from else f"{where}.config"
+    field, folder = (f"start_from: {weights}", weights) if weights else (field, config.init_from)
     options = {"attn_implementation": config.attention} if config.attention else {}
     try:
-        return build.load(where, folder, hf, **options) if folder else (
+        return build.load(where, folder, hf, partial=config.allow_partial, **options) if folder else (
             build.create(where, hf, **options)
         )
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from None
     except Exception as error:  # transformers raises whatever it met
         raise ConfigError(f"{field}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _begun(where: str, config: BackboneConfig, model: PreTrainedModel) -> str:
+    found = found_in(model) if config.init_from is not None else None
+    return "" if found is None else f"{where}.init_from: {config.init_from}: {found.said()}" \
+        f"{other_normalisation(str(config.init_from))}"
 
 
 def _recompute(model: PreTrainedModel) -> None:

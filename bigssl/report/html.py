@@ -77,7 +77,7 @@ def _figures(rows: Rows, measures: dict[str, Measure], tasks: list[dict[str, Any
 
 def render_report(run_folder: Path, beside: Path | None = None) -> str:
     """The page of a run as HTML text; reads config.yaml, metrics.jsonl, environment.json, scorecard.json,
-    changes.jsonl and started_from.json as present.
+    changes.jsonl, started_from.json and init_from.json as present.
 
     beside: another folder, from which the scorecard and the recipe that made it come.
     """
@@ -99,7 +99,8 @@ def render_report(run_folder: Path, beside: Path | None = None) -> str:
         health=health_rows(health), collapsed=collapse_said(health), collapses=collapses(rows),
         figures=_figures(rows, measures, tasks),
         environment=_environment(_json(run_folder / environment.FILE)),
-        began=_json(run_folder / "started_from.json"), changes=read_changes(run_folder),
+        began=_json(run_folder / "started_from.json"), read=_json(run_folder / "init_from.json"),
+        changes=read_changes(run_folder),
         recipe=recipe.read_text() if recipe.exists() else "",
     )
 

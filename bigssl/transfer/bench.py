@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -30,16 +31,7 @@ from bigssl.transfer.features import Views, chosen, samples_at, text_batches, vi
 from bigssl.transfer.inputs import INPUTS, Input, TextInput
 from bigssl.transfer.matrix import Matrix, Store, joined
 from bigssl.transfer.scores import RAW, ScoreRow
-from bigssl.transfer.subjects import (
-    Captions,
-    Encoded,
-    Exported,
-    Notes,
-    Subject,
-    Subjects,
-    Tensors,
-    captions_of,
-)
+from bigssl.transfer.subjects import Captions, Encoded, Exported, Notes, Subject, Subjects, Tensors, captions_of
 from bigssl.transfer.team import AgreedError, Team
 
 T = TypeVar("T")
@@ -59,6 +51,7 @@ class Bench:
         checkup: the health of features.
         kept: what the evaluations read and prepared, where it may stay in memory.
         rehearsal: no forward pass is made: features are zeros.
+        out: folder of the scorecard, beside which networks may be kept.
     """
 
     team: Team
@@ -74,6 +67,7 @@ class Bench:
     kept: dict[Any, Any] = field(default_factory=dict)
     encoded: dict[Any, Encoded] = field(default_factory=dict)
     rehearsal: bool = False
+    out: Path | None = None
 
     def at(self, where: str, batch: int) -> Bench:
         """The same for an evaluation."""

@@ -89,7 +89,7 @@ def score(
     subjects = Exported(below(folder), seed, _unlabelled(evaluate))
     fields = sorted({name for section in evaluate.values() for name in section.metadata()})
     with Scratch(out or folder, team) as scratch:
-        bench = Bench(team, scratch, subjects, device, seed=seed, fields=fields, notes=subjects.notes)
+        bench = Bench(team, scratch, subjects, device, seed, fields, notes=subjects.notes, out=out or folder)
         rows, failed = _rows(bench, evaluate)
     tasks = told_apart(rows)
     card = {

@@ -179,7 +179,8 @@ def fits(capsys: pytest.CaptureFixture[str], path: Path, *overrides: str) -> tup
     assert capsys.readouterr().out.startswith("1 ranks on 1 nodes: passes")
     assert main(["config", "check", str(path), *overrides]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("fits: 1 ranks x 1 passes x ") and out.count("\n") == 1
+    assert out.startswith("fits: 1 ranks x 1 passes x ")
+    assert all(line.startswith("note: backbones.") for line in out.splitlines()[1:])
     return out, err
 
 
@@ -409,7 +410,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(kind: str, folder: Path | str, **fields: Any) -> dict[str, Any]:
     name, section = {"image": ("image", RESNET), "text": ("text", BERT)}[kind]
     kept = {key: value for key, value in section.items() if key != "config"}
-    return {"backbones": {name: kept | {"pretrained": str(folder)} | fields}}
+    return {"backbones": {name: kept | {"init_from": str(folder)} | fields}}
 
 
 def test_a_folder_in_place_of_a_network_is_answered_with_those_there(
@@ -426,7 +427,7 @@ def test_a_folder_in_place_of_a_network_is_answered_with_those_there(
         (x / "export" / "text" / "config.json", "no folder of this name", f"; allowed: {x}/export/text"),
     ):
         (line,) = refused(recipe("simclr", "pictures", **loaded("image", wrong)))
-        assert line == f"backbones.image.pretrained: value '{wrong}': {why}{answer}"
+        assert line == f"backbones.image.init_from: value '{wrong}': {why}{answer}"
     fits(capsys, recipe("simclr", "pictures", **loaded("image", x / "export" / "image")))
     fits(capsys, recipe("mlm", "texts", **loaded("text", x / "export" / "text")))
 
@@ -437,7 +438,7 @@ def test_a_path_that_is_missing_asks_no_hub(
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: pytest.fail("asked"))
     for name in ("runs/gone/export/image", "./gone", "~/gone", "/gone", "a/b/c", "gone/", "bigssl/gone"):
         (line,) = refused(recipe("simclr", "pictures", **loaded("image", name)))
-        assert line.startswith(f"backbones.image.pretrained: value {name!r}: no folder of this name")
+        assert line.startswith(f"backbones.image.init_from: value {name!r}: no folder of this name")
 
 
 def test_a_name_of_a_hub_is_asked_of_it(
@@ -477,7 +478,7 @@ def test_what_a_folder_holds_has_to_be_what_the_recipe_says(
         shutil.copytree(export / "image", copy)
         (copy / gone).unlink()
         (line,) = refused(recipe("simclr", "pictures", **loaded("image", copy)))
-        assert line.startswith(f"backbones.image.pretrained: value '{copy}': {said}")
+        assert line.startswith(f"backbones.image.init_from: value '{copy}': {said}")
 
 
 def test_a_network_of_sound_keeps_its_rate(tmp_path: Path) -> None:
@@ -485,7 +486,7 @@ def test_a_network_of_sound_keeps_its_rate(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ConfigError, match="backbones.ear.rate: value 8000; allowed: 16000, at which "):
-        check_backbone("ear", BackboneConfig(type="wav2vec2", rate=8000, length=400, pretrained=str(tmp_path)))
+        check_backbone("ear", BackboneConfig(type="wav2vec2", rate=8000, length=400, init_from=str(tmp_path)))
 
 
 def test_a_parent_of_datasets_is_answered_with_them(

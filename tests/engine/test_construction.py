@@ -48,19 +48,19 @@ def save_pretrained(recipe: Any, folder: Path) -> dict[str, Any]:
         for parameter in model.parameters():
             nn.init.normal_(parameter)
         model.save_pretrained(folder / name)
-        sections[name] = section.model_dump() | {"pretrained": str(folder / name), "config": {}}
+        sections[name] = section.model_dump() | {"init_from": str(folder / name), "config": {}}
     return sections
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("source", ["created", "pretrained"])
+@pytest.mark.parametrize("source", ["created", "init_from"])
 def test_a_run_begins_alike_at_stage_0_and_in_slices(
     source: str, ranks: Any, recipe: Any, joint: dict[str, Any], tmp_path: Path
 ) -> None:
     """ResNet with BatchNorm over ranks, BERT with a head tied to its embedding and a pooler that is frozen."""
     text = joint["backbones"]["text"] | {"activation_checkpointing": True, "compile": True}
     changes = {**joint, "backbones": joint["backbones"] | {"text": text}}
-    if source == "pretrained":
+    if source == "init_from":
         changes["backbones"] = save_pretrained(recipe(**changes), tmp_path)
     objective = preflight.plan(recipe(**changes), 1).objective
     whole, trained = state_of(objective)
@@ -119,7 +119,7 @@ def teacher(recipe: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("pretrained", [False, True])
+@pytest.mark.parametrize("init_from", [False, True])
 def test_a_twin_is_whole_on_every_rank(pretrained: bool, ranks: Any, recipe: Any, tmp_path: Path) -> None:
     changes = {"backbones": save_pretrained(recipe(), tmp_path)} if pretrained else {}
     (student, first), (_, second) = ranks(teacher, 2, recipe(**changes, zero={"stage": 3}))

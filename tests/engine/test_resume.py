@@ -112,7 +112,7 @@ def test_groups_go_through_a_run_and_its_resume(
 
 
 def test_another_network_of_equal_shapes_is_refused(tmp_path: Path, recipe: Any) -> None:
-    """`pretrained` may be moved or left out, but it also says which activation the weights were trained for."""
+    """`init_from` may be moved or left out, but it also says which activation the weights were trained for."""
     vit = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
            "patch_size": 8}  # fmt: skip
 
@@ -122,15 +122,15 @@ def test_another_network_of_equal_shapes_is_refused(tmp_path: Path, recipe: Any)
 
     for name, changes in {"here": {}, "moved": {"id2label": {0: "cat"}}, "other": {"hidden_act": "relu"}}.items():
         preflight.plan(of(config={**vit, **changes}), 1).backbones["image"].model.save_pretrained(tmp_path / name)
-    first = of(pretrained=str(tmp_path / "here"))
+    first = of(init_from=str(tmp_path / "here"))
     plan = preflight.plan(first, 1)
     begin(settled(first, plan.backbones, accum=1, bf16=False), backbones__image__attention="eager")
     manifest = tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json"
     known = facts(1, 1, plan.streams, plan.backbones, plan.objective)
     manifest.write_text(json.dumps(known))
-    again = preflight.plan(of(pretrained=str(tmp_path / "moved")), 1)
+    again = preflight.plan(of(init_from=str(tmp_path / "moved")), 1)
     assert again.backbones["image"].model.config._attn_implementation == "eager"  # as the run folder has it
-    other = of(pretrained=str(tmp_path / "other"))
+    other = of(init_from=str(tmp_path / "other"))
     refused(other, "step-00000002 has networks.image.hidden_act gelu, this run relu; allowed: the same")
     known["groups"] = [{"pattern": "^head", "lr": 2.0}]
     known["networks"]["image"]["hidden_act"] = "relu"

@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_refused_by_name(
     (tmp_path / "tokenizer.json").write_text(tokenizer)
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (alone, {"objective": simclr | {"hidden": 8}}, "objective.hidden is 16 there, 8 here; allowed: the same"),
-        (alone, {"objective": BYOL}, "holds heads of simclr, none of this objective; allowed: .*pretrained=.*/NAME"),
+        (alone, {"objective": BYOL}, "holds heads of simclr, none of this objective; allowed: .*init_from=.*/NAME"),
         (alone, {"backbones": {"image": image | {"config": resnet | {"hidden_sizes": [8, 8]}}}},
          r"networks.image.hidden_sizes is \[8, 16\] there, \[8, 8\] here"),
         (alone, {"backbones": {"image": {"type": "vit", "size": 16}}}, "'image' is a resnet there, a vit here"),
@@ -172,8 +172,8 @@ def test_what_does_not_fit_is_refused_by_name(
          "networks.text.hidden_act is gelu there, relu here"),
         (together, mlm | {"backbones": {"text": text | {"tokenizer": str(tmp_path / "tokenizer.json")}}},
          f"'text' was trained with another tokenizer .*allowed: backbones.text.tokenizer={together}/text"),
-        (alone, {"backbones": {"image": {"type": "resnet", "size": 16, "pretrained": str(alone / "image")}}},
-         "backbones.image.pretrained: value .* beside start_from .*; allowed: one of the two"),
+        (alone, {"backbones": {"image": {"type": "resnet", "size": 16, "init_from": str(alone / "image")}}},
+         "backbones.image.init_from: value .* beside start_from .*; allowed: one of the two"),
     ]  # fmt: skip
     for folder, changes, words in cases:
         asked = recipe(**changes, start_from=str(folder))

@@ -171,6 +171,17 @@ def test_the_export_is_a_plain_network(tmp_path: Path) -> None:
     assert torch.equal(loaded.eval()(**texts())[0], model.eval()(**texts())[0])
 
 
+def test_a_network_that_is_not_an_objectives_drops_as_torch_does() -> None:
+    """An export that is fine-tuned behind a training, in the same process."""
+    model = AutoModel.from_config(BertConfig(**BERT | {"attention_probs_dropout_prob": 0.4})).train()
+    ids = {"input_ids": torch.arange(12).view(2, 6)}
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(model(**ids).last_hidden_state)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
 def test_a_kernel_that_drops_by_itself_is_refused() -> None:
     model = AutoModel.from_config(BertConfig(**BERT))
     model.config._attn_implementation = "flash_attention_2"

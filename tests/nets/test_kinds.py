@@ -34,7 +34,7 @@ AT = Progress(0, 100)
 
 
 def loaded(folder: Path) -> PreTrainedModel:
-    """As transformers reads it; `pretrained` of a recipe finds nothing missing there."""
+    """As transformers reads it; `init_from` of a recipe finds nothing missing there."""
     read_network(str(folder), AutoConfig.from_pretrained(folder))
     model: PreTrainedModel = AutoModel.from_pretrained(folder)
     return model

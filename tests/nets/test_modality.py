@@ -317,13 +317,13 @@ def test_a_pretrained_network_hides_nothing_at_random(make: Callable[..., Tower]
     quiet = dict.fromkeys(["hidden_dropout", "activation_dropout", "attention_dropout"], 0.0)
     loud = Wav2Vec2Config(**SOUND, **quiet, layerdrop=0.5, mask_time_prob=0.5, mask_time_length=4)
     AutoModel.from_config(loud).save_pretrained(tmp_path)
-    tower = make("wav2vec2", pretrained=str(tmp_path), config={}).eval()
+    tower = make("wav2vec2", init_from=str(tmp_path), config={}).eval()
     batch = batch_of(tower, range(2))
     with torch.no_grad():
         torch.testing.assert_close(tower.train().features(batch), tower.eval().features(batch), rtol=1e-4, atol=1e-5)
     with pytest.raises(ConfigError, match="backbones.net: length 22 and channels 2; allowed: length 22 and channels 3"):
         make("patchtst").model.save_pretrained(tmp_path / "series")
-        make("patchtst", pretrained=str(tmp_path / "series"), config={}, channels=2)
+        make("patchtst", init_from=str(tmp_path / "series"), config={}, channels=2)
 
 
 def test_class_tokens_are_no_hidden_states(make: Callable[..., Tower]) -> None:

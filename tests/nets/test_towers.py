@@ -89,7 +89,7 @@ def test_normalise_maps_bytes_to_minus_one_to_one() -> None:
         ({"type": "patchtst", "rate": 8, "length": 32}, ["'patchtst' is not for an audio backbone", "it takes series"]),
         ({"type": "bert", "tokenizer": "no/such.json", "length": 8}, ["tokenizer", "no/such.json", "bigssl tokenizer"]),
         ({"type": "bert", "tokenizer": TOKENIZER}, ["backbones.image.length"]),
-        ({"type": "vit", "size": 8, "pretrained": "x", "config": {"hidden_size": 8}}, ["pretrained", "one of the two"]),
+        ({"type": "vit", "size": 8, "allow_partial": True}, ["allow_partial: value true without init_from"]),
     ],
 )
 def test_mistakes_are_named_before_anything_is_loaded(section: dict[str, Any], words: list[str]) -> None:
@@ -121,12 +121,12 @@ def test_activation_checkpointing_is_refused_where_it_does_not_exist() -> None:
 def test_pretrained_folder_is_where_training_starts(tmp_path: Path) -> None:
     first = towers.Tower("net", BackboneConfig(type="vit", size=32, config=TINY_VIT), None)
     first.model.save_pretrained(tmp_path)
-    again = towers.Tower("net", BackboneConfig(type="vit", size=32, pretrained=str(tmp_path)), None)
+    again = towers.Tower("net", BackboneConfig(type="vit", size=32, init_from=str(tmp_path)), None)
     for name, value in first.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
     assert all(module.training for module in again.modules())
     with pytest.raises(ConfigError, match=r"backbones.net.type: value 'deit'; allowed: vit, which .* holds"):
-        towers.Tower("net", BackboneConfig(type="deit", size=32, pretrained=str(tmp_path)), None)
+        towers.Tower("net", BackboneConfig(type="deit", size=32, init_from=str(tmp_path)), None)
 
 
 def test_networks_of_many_formats_load_and_others_are_refused(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_networks_of_many_formats_load_and_others_are_refused(tmp_path: Path) ->
     whole = network.state_dict()
 
     def load(name: str) -> dict[str, torch.Tensor]:
-        section = BackboneConfig(type="vit", size=32, pretrained=str(tmp_path / name))
+        section = BackboneConfig(type="vit", size=32, init_from=str(tmp_path / name))
         return towers.Tower("net", section, None).model.state_dict()
 
     def write(name: str, tensors: dict[str, torch.Tensor]) -> None:
@@ -164,7 +164,7 @@ def test_networks_of_many_formats_load_and_others_are_refused(tmp_path: Path) ->
         "part": r"[24] of \d+ tensors of ViTModel are not in it \(.*layernorm_before.bias",
         "wide": r"tensors of ViTModel have other shapes \(embeddings.cls_token: \[1, 1, 4\] in place of \[1, 1, 16\]",
     }.items():
-        with pytest.raises(ConfigError, match=r"^backbones.net.pretrained: value '.*" + name + "': .*" + words):
+        with pytest.raises(ConfigError, match=r"^backbones.net.init_from: value '.*" + name + "': .*" + words):
             load(name)
 
 
@@ -174,7 +174,7 @@ def test_networks_of_many_formats_load_and_others_are_refused(tmp_path: Path) ->
         ({"type": "resnett", "size": 8}, False, ["backbones.net.type", "'resnett'", "nearest: resnet"]),
         ({"type": "resnet", "size": 8, "config": {"hiden_sizes": 8}}, False, ["config.hiden_sizes", ": hidden_sizes"]),
         ({"type": "resnet", "size": 8, "config": {"depths": "deep"}}, False, ["backbones.net.config", "depths"]),
-        ({"type": "vit", "size": 8, "pretrained": "no/such"}, False, ["backbones.net.pretrained", "no/such"]),
+        ({"type": "vit", "size": 8, "init_from": "no/such"}, False, ["backbones.net.init_from", "no/such"]),
         ({"type": "vit", "size": 32, "config": {"hidden_act": "foo"}}, False, ["backbones.net.config", "foo"]),
         ({"type": "vit", "size": 32, "config": {"image_size": 64}}, False, ["net.config", "values [2, 3, 32, 32]"]),
         ({"type": "swin", "size": 64}, False, ["backbones.net.config", "takes no pixel_values [2, 3, 64, 64]"]),

@@ -28,9 +28,9 @@ from bigssl.transfer.matrix import Held
 from bigssl.transfer.scorecard import format_table, score
 from bigssl.transfer.scores import row_of
 from bigssl.transfer.subjects import Exported, Subject
-from bigssl.transfer.tasks import language
 from bigssl.transfer.tasks.language import Language
 from bigssl.transfer.team import Team
+from bigssl.transfer.texts.documents import Document, Unasked, masked_documents
 
 Make = Callable[..., PreTrainedModel]
 LENGTH = 64  # max_position_embeddings of the fixture's network
@@ -95,8 +95,8 @@ def row(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor],
     return row_of(found)
 
 
-def documents_of(words: TextInput, settings: Language, seed: int) -> list[language.Document]:
-    return list(language._documents(settings.queries, range(5), words, seed))
+def documents_of(words: TextInput, settings: Language, seed: int) -> list[Document]:
+    return list(masked_documents(settings.queries, range(5), words, seed, Unasked()))
 
 
 def test_numbers_are_those_of_loops(
@@ -162,7 +162,7 @@ def test_a_network_that_knows_frequencies_alone_does_not_pass(
     model = make_model("bert").eval()
     head = {name: torch.zeros_like(value) for name, value in head_of(model).items()}
     bench = bench_of(model, words, head)
-    head["bias"] = -settings._frequencies(bench, tokenizer, model.config.vocab_size).surprise()
+    head["bias"] = -settings._lines(bench, bench.subject("text"), words, False).surprise
     found = row(model, words, head, settings)
     assert found["trained"] == pytest.approx(found["blind"], rel=1e-5)
     assert found["gains"]["blind"]["stderr"] < 1e-5 and "token frequencies" in found["verdict"]

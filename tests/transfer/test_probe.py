@@ -103,7 +103,7 @@ def test_samples_are_read_once_and_before_the_first_probe(
         raise OSError("the shards are gone")
 
     monkeypatch.setattr(Stream, "read", gone)
-    for module in ("features", "bench", "tasks.language"):
+    for module in ("features", "bench", "texts.documents"):
         monkeypatch.setattr(f"bigssl.transfer.{module}.samples_at", gone)
     assert probe() == probe()
 

@@ -24,7 +24,7 @@ from bigssl.report.html import write_report
 from bigssl.report.metrics import Measure
 from bigssl.transfer.discovery import discover_evaluations, evaluation_union
 from bigssl.transfer.inputs import input_of
-from bigssl.transfer.labelled.section import Labelled
+from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.probe import LiveProbe
 from bigssl.transfer.scorecard import format_table, score
@@ -45,6 +45,10 @@ SECTIONS = {
     "series": BackboneConfig(type="patchtst", channels=6, length=40, config={
         "d_model": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32, "patch_length": 8,
         "patch_stride": 8}),
+    "audio": BackboneConfig(type="wav2vec2", rate=1000, length=1000, config={
+        "conv_dim": [16, 16], "conv_kernel": [10, 3], "conv_stride": [5, 2], "num_feat_extract_layers": 2,
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+        "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}),
 }  # fmt: skip
 
 
@@ -117,7 +121,7 @@ def test_an_evaluation_is_checked_run_and_probed(
         assert all(map(math.isfinite, numbers(row))) and row["queries"] > 1 and row["random_net"] is not None, name
         assert row["title"] in format_table(card) and row["title"] in write_report(tmp_path).read_text()
     assert section.learns_from is None or hasattr(section, section.learns_from)
-    if isinstance(section, Labelled):
+    if isinstance(section, Learning):
         nothing_is_learnt_from_dealt_labels(score(tmp_path, {"mine": section.model_copy(update={"permuted": True})},
                                                   seed=0))  # fmt: skip
     if not section.probes:

@@ -1,1 +1,1 @@
-"""Commands about what a trained network is worth, and how it leaves -> one file each."""
+"""What is a trained network worth, what does it give, and how does it leave? Commands of finished runs."""

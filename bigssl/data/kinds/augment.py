@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
@@ -135,13 +135,34 @@ def center(image: Image.Image, size: int) -> np.ndarray:
     longer side cut to whole pixels, and the whole picture resized before the square is cut out: Pillow chooses the
     order of its two passes by the shape, and it shows. Raises DataError for a strip that would become too large.
     """
-    shorter = min(image.size)
-    width, height = (int(size * side / shorter) for side in image.size)
-    if refused := limits.over("image_pixels", width * height):
-        raise DataError(f"picture of {image.width}×{image.height} pixels becomes {width}×{height}: {refused}")
-    left, top = (width - size) // 2, (height - size) // 2
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    return to_array(resized.crop((left, top, left + size, top + size)))
+    square = middle(*image.size, size)
+    resized = image.resize((square.width, square.height), Image.Resampling.BICUBIC)
+    return to_array(resized.crop(square.box))
+
+
+def center_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """The same view of the classes of its pixels: uint8 [H, W] -> uint8 [size, size], each the nearest one."""
+    square = middle(mask.shape[1], mask.shape[0], size)
+    resized = Image.fromarray(mask).resize((square.width, square.height), Image.Resampling.NEAREST)
+    return np.asarray(resized.crop(square.box))
+
+
+class Middle(NamedTuple):
+    """A picture that is resized to width × height pixels, of which `box` is then cut out."""
+
+    width: int
+    height: int
+    box: Box
+
+
+def middle(width: int, height: int, size: int) -> Middle:
+    """What `center` does with a picture of `width` × `height`. Raises DataError."""
+    shorter = min(width, height)
+    wide, high = int(size * width / shorter), int(size * height / shorter)
+    if refused := limits.over("image_pixels", wide * high):
+        raise DataError(f"picture of {width}×{height} pixels becomes {wide}×{high}: {refused}")
+    left, top = (wide - size) // 2, (high - size) // 2
+    return Middle(wide, high, (left, top, left + size, top + size))
 
 
 def crop_box(width: int, height: int, min_scale: float, rng: np.random.Generator) -> Box:

@@ -12,17 +12,20 @@ from typing import Any
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.audio import audio
-from bigssl.data.kinds.pictures import grey, image, opened
+from bigssl.data.kinds.pictures import grey, image, mask, opened
 from bigssl.data.kinds.series import series
 from bigssl.data.sample import Sample
 
-__all__ = ["audio", "check_field", "document", "field", "grey", "image", "meta", "running_text", "series", "text"]
+__all__ = ["audio", "check_field", "document", "field", "grey", "image", "mask", "meta", "running_text", "series",
+           "text"]  # fmt: skip
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 AUDIO = ("flac", "wav", "ogg")
 DOCUMENTS = ("txt", "json")
 FIELDS = {"image": IMAGES, "text": ("txt",), "series": ("npy",), "audio": AUDIO}
 """The fields of a sample that hold what a backbone of a modality takes; json beside them is metadata."""
+MASK = "mask.png"
+"""The field that holds the class of each pixel of the picture beside it."""
 BOM = "\ufeff"
 _HALF = re.compile(r"[\ud800-\udfff]")
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -126,7 +129,9 @@ def check_field(name: str, data: bytes, *, only_text: bool = False) -> None:
     only_text: as `only_json` says; a json object with `text` or `sentences` must then be a document.
     """
     kind = name.rpartition(".")[2]
-    if kind in IMAGES:
+    if name == MASK:
+        mask(data)
+    elif kind in IMAGES:
         opened(data, None, "RGB")
     elif kind in AUDIO:
         audio(data)

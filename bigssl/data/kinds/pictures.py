@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -65,6 +66,44 @@ def stored_size(data: bytes) -> tuple[int, int]:
     return picture.size
 
 
+class Turned(NamedTuple):
+    """width, height: as a picture is shown; orientation: of its EXIF, 1 where it is stored so."""
+
+    width: int
+    height: int
+    orientation: int
+
+
+def upright_size(data: bytes) -> Turned:
+    """The size that `image` gives, without decoding where the codec allows. Raises DataError."""
+    with _decoding(data):
+        picture = Image.open(io.BytesIO(data), formats=_CODECS)
+        _refuse(picture)
+        orientation = _orientation(picture)
+    width, height = picture.size if orientation < 5 else picture.size[::-1]
+    return Turned(width, height, orientation)
+
+
+def mask(data: bytes) -> np.ndarray:
+    """uint8 [H, W]: the class of each pixel, as a png of grey values or of a palette stores it (255: not judged).
+
+    Raises:
+        DataError: colours or transparency in place of numbers, numbers above 255, an EXIF that turns it.
+    """
+    picture = opened(data, None, "L")
+    if _orientation(picture) != 1 or picture.mode not in ("1", "L", "P") and not _is_deep(picture):
+        raise DataError(f"a mask is grey or of a palette, its values are classes, without EXIF orientation; this one "
+                        f"is {picture.mode}, orientation {_orientation(picture)}; write its numbers as a grey png")
+    values = np.asarray(picture)
+    depth = data[_PNG_DEPTH] if data.startswith(b"\x89PNG") else 8
+    if picture.mode == "L" and depth < 8:  # which Pillow spreads over 0 to 255
+        values = values // (255 // (2**depth - 1))
+    if values.min() < 0 or values.max() > 255 or values.dtype.kind == "f":
+        raise DataError(f"a mask with values from {values.min()} to {values.max()}; allowed: classes from 0 to 254, "
+                        "and 255 for pixels that are not judged")
+    return values.astype(np.uint8)
+
+
 def opened(data: bytes, size: int | None, mode: str) -> Image.Image:
     """The picture in its own mode, upright; `size` and `mode` as of `image`. Raises DataError."""
     with _decoding(data):
@@ -104,11 +143,16 @@ def _cause(error: Exception) -> str:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        turn = _UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF, of which parsers raise a dozen types: every viewer shows the pixels as stored
-        return picture
+    turn = _UPRIGHT.get(_orientation(picture))
     return picture if turn is None else picture.transpose(turn)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        found = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if found in _UPRIGHT else 1
+    except Exception:  # damaged EXIF, of which parsers raise a dozen types: every viewer shows the pixels as stored
+        return 1
 
 
 def _is_deep(picture: Image.Image) -> bool:

@@ -16,12 +16,19 @@ NAMELESS = "files without an extension, so without a name for their field"
 META = "files that webdataset passes over (__NAME__)"
 OTHERS = "files of another kind than the ones that are read"
 BLANK = "files without a line"
+UNSEEN = "pictures that a file of boxes names are not in the folder"
+FLAT = "boxes without width or height"
+LOOSE = "annotations of pictures that their file of boxes does not list"
+UNMET = "masks of which there is no picture"
 # taken, but not as one may think
+CUT = "boxes reach out of their picture and end at its edge"
+BARE = "pictures are not in the file of boxes, and have none"
+MASKLESS = "pictures have no mask"
 EMPTY = "files are empty"
 DOTS = "keys had dots in their last part, which became _"
 TWINS = "files are a second picture or sound of their sample, of which training reads one"
 MISSING = "texts are empty or stand for a missing value"
-_TAKEN = (EMPTY, DOTS, TWINS, MISSING)
+_TAKEN = (EMPTY, DOTS, TWINS, MISSING, CUT, BARE, MASKLESS)
 _ADVICE = {
     HIDDEN: "rename those that are data",
     FOLDERS: "rename those that hold data",
@@ -31,6 +38,13 @@ _ADVICE = {
     META: "rename those that are data",
     OTHERS: "say with --as what they are, or pack them too",
     BLANK: "nothing is lost unless they should hold something",
+    UNSEEN: "add them, or take the file that belongs to this folder",
+    FLAT: "the picture keeps its others",
+    LOOSE: "mend the file where they count",
+    UNMET: "rename them as their pictures are",
+    CUT: "nothing is lost",
+    BARE: "packed without; `detect` refuses them: list them in the file, with no boxes where there are none",
+    MASKLESS: "packed without; `segment` refuses them: add masks, or move them away",
     EMPTY: "packed as they are; remove those that should not be there",
     DOTS: "rename them for other keys",
     TWINS: "rename those that are samples of their own",

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from os.path import commonpath
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from bigssl.data.errors import DataError
 from bigssl.data.tools.sources.base import Item, json_bytes
 
 LABEL = "label"
@@ -18,6 +20,47 @@ CLASSES = (LABEL, "labels", "class", "category", "target", "y")
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
          "test": "test", "testing": "test"}  # fmt: skip
 SHOWN = 10
+_NOT = {"", "false", "no"}
+_SET = {"true", "yes"}
+
+
+class Labels(NamedTuple):
+    """Which columns of a table (fields of a JSON object) say the classes of a sample, the `label` of its json.
+
+    One column: what it holds; with a `separator` the list of what stands between. Several: the list of the names of
+    those that hold 1, true or yes (0, false, no or nothing: not), and of the texts that the others hold.
+    """
+
+    columns: tuple[str, ...]
+    separator: str | None = None
+
+    def of(self, row: Mapping[str, Any], where: str) -> object | None:
+        """The label of a row; None where its only column is empty. Raises DataError for numbers that are no class,
+        where there are several columns."""
+        first = row[self.columns[0]]
+        if len(self.columns) > 1:
+            return [name for column in self.columns if (name := _named(column, row[column], where)) is not None]
+        if self.separator is None or not isinstance(first, str):
+            return None if first == "" else first
+        return [part.strip() for part in first.split(self.separator) if part.strip()]
+
+
+def _named(column: str, value: Any, where: str) -> str | None:
+    text = "" if value is None else str(value).strip()
+    number = None if text.lower() in _NOT | _SET else _number(text)
+    if text.lower() in _NOT or number == 0:
+        return None
+    if number not in (None, 1.0):
+        raise DataError(f"{where}: column {column!r} of several with labels holds {text!r}; allowed are 0 and 1, or "
+                        "the names of classes")  # fmt: skip
+    return column if number == 1 or text.lower() in _SET else text
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def part_names(names: Iterable[str]) -> list[str]:
@@ -98,12 +141,13 @@ def with_label(data: bytes, label: str) -> bytes:
 
 def said_of_labels(items: Sequence[Item]) -> str:
     """How many samples each class has, the largest first; nothing where there are no labels."""
-    counts = Counter(str(item.label) for item in items if item.label is not None)
+    sets = [item.label if isinstance(item.label, list) else [item.label] for item in items if item.label is not None]
+    counts = Counter(str(label) for labels in sets for label in labels)
     if not counts:
         return ""
     shown = ", ".join(f"{label} {count}" for label, count in counts.most_common(SHOWN))
     more = f", ... {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
-    without = len(items) - counts.total()
+    without = len(items) - sum(map(bool, sets))
     return f"{len(counts)} classes ({shown}{more})" + (f", {without} samples without" if without else "")
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bigssl.data.errors import DataError
+from bigssl.data.kinds import decode
 from bigssl.data.tools.sources.base import Item, Stretch
 
 _SAID = ("txt", "json")  # what a sample says of the rest of it; its content where there is nothing else
@@ -85,9 +86,10 @@ def _too_short(part: str, fraction: float, stretches: Iterable[Stretch]) -> Data
 
 
 def content_hash(fields: Mapping[str, bytes]) -> bytes:
-    """Of what a sample is: its picture, sound or series, whatever their names; of one without these the text, or else
-    the json."""
-    seen = sorted(data for name, data in fields.items() if name.rpartition(".")[2] not in _SAID)
+    """Of what a sample is: its picture, sound or series, whatever their names (not its mask, which is a label); of one
+    without these the text, or else the json."""
+    seen = sorted(data for name, data in fields.items()
+                  if name.rpartition(".")[2] not in _SAID and name != decode.MASK)  # fmt: skip
     said = next((fields[name] for name in _SAID if name in fields), b"")
     digest = hashlib.blake2b(digest_size=16)
     for data in seen or [said]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigssl.data.errors import DataError
+from bigssl.data.kinds import decode
 from bigssl.data.tools.survey import Survey
 
 
@@ -54,7 +55,7 @@ def _where(columns: dict[str, np.ndarray], bad: Callable[[np.ndarray], np.ndarra
 
 def _blank(survey: Survey, thresholds: Thresholds) -> Iterator[Hit]:
     pictures = survey.of("width")
-    spreads = {name: column for name, column in survey.of("spread").items() if name in pictures}
+    spreads = {name: column for name, column in survey.of("spread").items() if name in pictures and name != decode.MASK}
     return _where(spreads, lambda column: column <= thresholds.blank)
 
 

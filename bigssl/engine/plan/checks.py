@@ -29,7 +29,7 @@ from bigssl.engine.plan.groups import GroupRow, group_rows
 from bigssl.engine.plan.look import with_shards
 from bigssl.engine.plan.memory import Memory, large_bucket, memory, too_much
 from bigssl.engine.plan.order import Reading, lanes_that_keep, refuse_twice, simulate
-from bigssl.engine.plan.pairing import begin_from
+from bigssl.engine.plan.pairing import begin_from, reports_of_folders
 from bigssl.engine.plan.passes import examine
 from bigssl.engine.plan.sources import source_order, split_batch
 from bigssl.objectives.base import exported_heads
@@ -84,6 +84,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     if networks is None:
         return paper
     paper.notes += beginning.notes() if (beginning := begin_from(recipe)) is not None else []
+    paper.notes += reports_of_folders(recipe, networks.towers.values())
     groups_fit = paper.attempt(check_groups, networks.objective, recipe)
     paper.groups = group_rows(networks.objective, recipe.optim) if groups_fit else []
     paper.attempt(resume.refuse_changed_length, recipe, networks.objective, change)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.evaluate import Evaluation
@@ -118,6 +118,10 @@ class Checked:
         self._where, self._section, self._towers, self._heads = where, section, towers, heads
         self._looked = looked or Shelves()
 
+    def refuse(self, field: str, why: str) -> NoReturn:
+        """ConfigError about the value of a field."""
+        raise ConfigError(f"{self._where}.{field}: value {getattr(self._section, field)!r}: {why}")
+
     def backbone(self, field: str, *modalities: str) -> Tower:
         """The backbone, whose modality has to be one of `modalities`; without them, any."""
         name = getattr(self._section, field)
@@ -175,6 +179,13 @@ class Checked:
         refuse_shared(f"{self._where}.{field}", getattr(self._section, field), f"{self._where}.queries",
                       self._section.queries)  # fmt: skip
 
+    def readable(self, field: str, read: Callable[[Sample], Any]) -> None:
+        """Do a few samples hold what `read` makes of one? It raises DataError."""
+        url, where = getattr(self._section, field), f"{self._where}.{field}"
+        for sample in self._looked.samples(where, url):
+            with _reading(where, url):
+                read(sample)
+
     def documents(self, field: str) -> None:
         """Are a few samples documents?"""
         url, where = getattr(self._section, field), f"{self._where}.{field}"
@@ -191,6 +202,12 @@ class Checked:
             there = f"the samples of the bank, {len(index)} in {display(url)}"
             raise ConfigError(f"{self._where}.k: value {k}; allowed: <= "
                               + (there if most == len(index) else f"{field}_limit, {most}"))  # fmt: skip
+
+    def at_most(self, field: str, most: int, what: str) -> None:
+        """Is a number that is given no greater than `most`, which is `what` in words?"""
+        value = getattr(self._section, field)
+        if value is not None and value > most:
+            raise ConfigError(f"{self._where}.{field}: value {value}; allowed: <= {most}, {what}")
 
 
 def few_samples(index: DatasetIndex) -> Iterator[Sample]:

@@ -25,7 +25,7 @@ _PROBE = 1 << 16  # bytes that a run folder has to take at the start
 # What a run writes before its first checkpoint, and which files a killed one leaves half written.
 FIRST = (
     CONFIG, environment.FILE, "metrics.jsonl", "losses.json", "tensorboard", "ledger-rank*.jsonl", "skipped.jsonl",
-    "nonfinite-rank*.txt", "report.html", "started_from.json",
+    "nonfinite-rank*.txt", "report.html", "started_from.json", "init_from.json",
 )  # fmt: skip
 HALF = (
     "checkpoints/step-*.tmp", "checkpoints/latest", "checkpoints/.*.tmp", ".*.tmp", ".export.staging", ".scorecard",

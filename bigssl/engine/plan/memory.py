@@ -84,7 +84,7 @@ def memory(objective: nn.Module, recipe: Recipe, *, stage: int, world: int, accu
     )
     host = {name: sizes[name] for name in outside}
     device = {name: 0 if name in host else size for name, size in sizes.items()}
-    loads, taught = any(section.pretrained for section in recipe.backbones.values()), taught_bytes(objective)
+    loads, taught = any(section.init_from for section in recipe.backbones.values()), taught_bytes(objective)
     return Memory(device, host, construction(objective, stage, ranks) + taught,
                   preparation(objective, stage, loads=loads) + taught)  # fmt: skip
 

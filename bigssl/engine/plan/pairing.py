@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.text import load_tokenizer
+from bigssl.engine.guards import on_main
 from bigssl.engine.plan.changes import adjustable_fields, newest_step
 from bigssl.engine.plan.facts import first_difference, network_fields, tokenizer_fingerprint
 from bigssl.engine.plan.start_from import Beginning
+from bigssl.files import write_atomic
+from bigssl.nets.towers import Tower
 from bigssl.objectives.exported import FILE, about_export, called, tasks_of
+
+REPORTS = "init_from.json"
 
 
 def begin_from(recipe: Recipe) -> Beginning | None:
@@ -34,11 +40,28 @@ def begin_from(recipe: Recipe) -> Beginning | None:
         _refuse_other_fields(found, path, old)
     for name, backbone in recipe.backbones.items():
         if name in found.held():
-            if backbone.pretrained is not None:
-                raise ConfigError(f"backbones.{name}.pretrained: value {backbone.pretrained!r} beside start_from "
+            if backbone.init_from is not None:
+                raise ConfigError(f"backbones.{name}.init_from: value {backbone.init_from!r} beside start_from "
                                   f"{recipe.start_from!r}, which holds {name}; allowed: one of the two")  # fmt: skip
             found.towers.append(name)
     return found
+
+
+def reports_of_folders(recipe: Recipe, built: Iterable[Tower]) -> list[str]:
+    """What was read of each `init_from`, in sentences; nothing where a checkpoint replaces it."""
+    return [tower.begun for tower in built if tower.begun] if newest_step(recipe) is None else []
+
+
+def keep_reports(recipe: Recipe, built: Iterable[Tower]) -> None:
+    """Write them down in the run folder. Collective: rank 0 writes.
+
+    Raises:
+        NotSaved: on every rank, where the disk refuses.
+    """
+    notes = [tower.begun for tower in built if tower.begun]
+    if any(section.init_from for section in recipe.backbones.values()):
+        content = (json.dumps({"notes": notes}, indent=1) + "\n").encode()
+        on_main(recipe.folder, lambda: write_atomic(recipe.folder / REPORTS, content))
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -75,7 +98,7 @@ def _pair(found: Beginning) -> None:
                                  "one of the name")  # fmt: skip
     if not found.pairs:
         raise found.refusal(f"it holds heads of {', '.join(map(called, old, old.values()))}, none of this objective",
-                             f"the same objective, or backbones.NAME.pretrained={found.folder}/NAME")  # fmt: skip
+                             f"the same objective, or backbones.NAME.init_from={found.folder}/NAME")  # fmt: skip
 
 
 def _refuse_other_fields(found: Beginning, path: str, old: str) -> None:

@@ -30,7 +30,7 @@ from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
 from bigssl.engine.plan.folder import check_folder, check_room, refuse_foreign, room
 from bigssl.engine.plan.order import refuse_twice, repeats
-from bigssl.engine.plan.pairing import begin_from, refuse_other_network
+from bigssl.engine.plan.pairing import begin_from, refuse_other_network, reports_of_folders
 from bigssl.engine.plan.passes import examine
 from bigssl.engine.plan.sources import source_config, source_order, split_batch
 from bigssl.engine.plan.start_from import Beginning
@@ -110,6 +110,7 @@ def plan(recipe: Recipe, world: int, change: Sequence[str] = ()) -> Plan:
     if looked.failures:
         raise ConfigError(*looked.failures)
     notes = notes_of_length(recipe, objective) + (beginning.notes() if beginning is not None else [])
+    notes += reports_of_folders(recipe, built.values())
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe), notes, beginning)
 
 

@@ -118,7 +118,7 @@ class _Image(Modality):
               tokenizer: PreTrainedTokenizerFast | None) -> None:
         channels = getattr(model.config, "num_channels", 3)
         if channels != 3:
-            field = f"{where}.pretrained: value {config.pretrained!r}: num_channels" if config.pretrained else (
+            field = f"{where}.init_from: value {config.init_from!r}: num_channels" if config.init_from else (
                 f"{where}.config.num_channels: value")  # fmt: skip
             raise ConfigError(f"{field} {channels}; allowed: 3 (every picture is read as RGB, grey ones too)")
 

@@ -71,8 +71,8 @@ def check_vocabulary(
     rows = model.config.vocab_size
     if rows < (needed := rows_for(tokenizer)):
         field = f"{where}.config.vocab_size: value {rows}"
-        if config.pretrained is not None:
-            field = f"{where}.tokenizer: value {config.tokenizer!r}: {config.pretrained} has {rows} rows of tokens"
+        if config.init_from is not None:
+            field = f"{where}.tokenizer: value {config.tokenizer!r}: {config.init_from} has {rows} rows of tokens"
         raise ConfigError(f"{field}; allowed: >= {needed} (the tokenizer's ids)")
     positions = _position_table(model)
     for table in (model.get_input_embeddings(), positions):

@@ -101,7 +101,7 @@ def _tower(folder: Path) -> Tower:
         raise ConfigError(str(error)) from None
     values = {name: getattr(takes, name) for name in ("size", "length", "channels", "rate") if hasattr(takes, name)}
     tokenizer = takes.tokenizer if isinstance(takes, TextInput) else None
-    values |= {"tokenizer": str(folder) if tokenizer else None, "pretrained": str(folder)}
+    values |= {"tokenizer": str(folder) if tokenizer else None, "init_from": str(folder)}
     kind = json.loads((folder / CONFIG).read_text())["model_type"]
     with postponed(main=False):  # described alone
         return Tower(folder.name, BackboneConfig.model_validate(values | {"type": kind}), tokenizer)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from bigssl.config.section import Fraction, PositiveInt, Section
 from bigssl.data.errors import DataError
 from bigssl.nets.depth import depths
+from bigssl.nets.dropout import seeded
 
 CLIP = 1.0  # norm of the gradient at most
 Positive = Annotated[float, Field(gt=0)]
@@ -46,7 +47,7 @@ def fit(
     Args:
         groups: parameters with an optional "scale" of the learning rate and "weight_decay", see `layer_groups`.
         count: samples.
-        loss: of the samples int64 [b], numbers below `count`: a scalar.
+        loss: of the samples int64 [b], numbers below `count`: a scalar. Each is a row of what the networks are given.
     Raises:
         DataError: the loss is not finite.
     """
@@ -59,7 +60,8 @@ def fit(
     module.train()
     with _seeded(seed, device):
         for step, rows in enumerate(_batches(count, settings, seed)):
-            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+            drawn = torch.randint(2**62, (len(rows),)).to(device)  # what dropout by sample goes by
+            with seeded(drawn), torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
                 value = loss(rows)
             if not math.isfinite(value.item()):
                 raise DataError(f"loss {value.item()} at step {step} of {steps}; lower lr (value {settings.lr})")
@@ -101,7 +103,7 @@ def layer_groups(model: PreTrainedModel, decay: float, above: Sequence[nn.Parame
     try:
         depth, deepest = depths(model) if decay != 1 else (dict.fromkeys(dict(model.named_parameters()), 0), 0)
     except ValueError as error:
-        raise DataError(f"layer_decay: value {decay}, but {error}; allowed: 1") from None
+        raise DataError(f"{error}; allowed: layer_decay=1") from None
     found: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

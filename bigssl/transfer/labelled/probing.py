@@ -13,10 +13,11 @@ from bigssl.transfer.bench import Bench
 from bigssl.transfer.labelled.classify import Classification, Classifying
 from bigssl.transfer.labelled.examples import Examples
 from bigssl.transfer.labelled.logistic import fit_logistic
+from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial, held_out
 from bigssl.transfer.labelled.vectors import Learnable, bag_vectors, vectors_of
 from bigssl.transfer.scores import RAW
-from bigssl.transfer.subjects import Encoded
+from bigssl.transfer.subjects import Encoded, Subject
 
 HELD_OUT = 0.2
 STRENGTHS = [10.0**power for power in range(-2, 6)]
@@ -33,17 +34,24 @@ def linear_learners(
         l2: penalties. The best is taken by the loss on a fifth of the samples of a trial, and fitted to all of them;
             the middle one where no class has two.
     """
-    bank = bench.encode(job.subject, section.train, limit=section.train_limit, field="train", columns=[])
-    queries = bench.encode(job.subject, section.queries, limit=section.query_limit, field="queries", columns=[])
-    at, asked = _places(bank, job.train), _places(queries, job.queries)
-    found: dict[str, Learner] = {}
+    vectors = learnables(bench, section, job.subject, job.train, job.queries)
+    return {name: _learner(bench, job, each, l2) for name, each in vectors.items()}
+
+
+def learnables(
+    bench: Bench, section: Learning, subject: Subject, train: Examples, queries: Examples
+) -> dict[str, Learnable]:
+    """By contender, the vectors of these samples of `section.train` and `section.queries`. A collective."""
+    bank = bench.encode(subject, section.train, limit=section.train_limit, field="train", columns=[])
+    asked = bench.encode(subject, section.queries, limit=section.query_limit, field="queries", columns=[])
+    places = _places(bank, train), _places(asked, queries)
+    found: dict[str, Learnable] = {}
     for name, of in bench.contenders(bank).items():
-        known, judged = of(bank), of(queries)
+        known, judged = of(bank), of(asked)
         if isinstance(known, Bags) and isinstance(judged, Bags):
-            vectors: Learnable = bag_vectors(known, judged, at, asked)
+            found[name] = bag_vectors(known, judged, *places)
         else:
-            vectors = vectors_of(bank, queries, name, at, asked)
-        found[name] = _learner(bench, job, vectors, l2)
+            found[name] = vectors_of(bank, asked, name, *places)
     return found
 
 

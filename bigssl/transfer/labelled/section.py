@@ -1,4 +1,4 @@
-"""The section of an evaluation that learns from labels."""
+"""The section of an evaluation that learns, as a rule from labels."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from bigssl.config.section import PositiveInt
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class Labelled(Evaluation):
-    """What is learnt from shares of the labelled samples `train`, several times over, and judged on `queries`."""
+class Learning(Evaluation):
+    """What is learnt from shares of the samples `train`, several times over, and judged on `queries`. Where the samples
+    themselves say what is to be learnt (the future of a series), there is no label."""
 
     learns_from: ClassVar[str | None] = "train"
     probes: ClassVar[bool] = False
 
     backbone: str
-    train: str = Field(description="labelled shards that are learnt from")
+    train: str = Field(description="shards that are learnt from")
     train_limit: Limit = None
-    label: Label = "label"
-    item: Item = None
     seeds: PositiveInt = Field(3, description="times that all is repeated: other samples, fresh weights, another order")
     fractions: list[Share] = Field(
-        [0.01, 0.1, 1.0], min_length=1, description="shares of the labelled samples, ascending; the last one counts"
+        [0.01, 0.1, 1.0], min_length=1, description="shares of the samples, ascending; the last one counts"
     )
     permuted: bool = Field(False, description="deal the labels anew among the samples: what beats chance is a leak")
 
@@ -38,3 +37,10 @@ class Labelled(Evaluation):
 
     def unlabelled(self) -> dict[str, str]:
         return {self.backbone: "train"}
+
+
+class Labelled(Learning):
+    """The same from samples with a label in their metadata."""
+
+    label: Label = "label"
+    item: Item = None

@@ -14,7 +14,7 @@ from torch import Tensor
 from bigssl.data.errors import DataError
 from bigssl.data.order import rng
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.labelled.section import Labelled
+from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.scores import words_of
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Trial:
 
 
 def trials(
-    section: Labelled, contenders: Iterable[str], count: int, strata: Sequence[Hashable] | None = None, *, seed: int
+    section: Learning, contenders: Iterable[str], count: int, strata: Sequence[Hashable] | None = None, *, seed: int
 ) -> list[Trial]:
     """Every contender at every fraction with every seed, in this order.
 

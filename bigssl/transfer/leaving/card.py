@@ -1,15 +1,20 @@
-"""The model card of an export."""
+"""Model cards: of the export folder of a run, and of what leaves it for another library."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bigssl.report.values import shown, with_unit
 from bigssl.transfer.inputs import Input
+from bigssl.transfer.leaving.proof import FILE, Claim, Proof
 
 FEATURES = """\
 Features: the mean of `last_hidden_state`, for convolutional networks over positions, for
@@ -37,6 +42,86 @@ def model_card(run: str, backbones: Mapping[str, PreTrainedModel], inputs: Mappi
     lines += ["## How it was made", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {_cell(value)} |" for key, value in meta.items()]
     return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the card of an export says of the run.
+
+    Attributes:
+        run: its name.
+        command: that wrote the export.
+        data: URLs as they may be shown, by the name of their source.
+        licences: files that lie with the data.
+        license: of the export, as a hub calls it.
+        recipe: sections of the resolved recipe.
+        rows: of scorecard.json, by name; empty where there is none.
+    """
+
+    run: str
+    command: str
+    data: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    license: str = "other"
+    licences: Sequence[str] = ()
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+IMPORTS = {
+    "transformers": "import torch\nfrom transformers import {name}", "timm": "from functools import partial\n\n"
+    "import timm\nimport torch", "onnx": "import onnxruntime",
+    "sentence-transformers": "from sentence_transformers import SentenceTransformer",
+}  # fmt: skip
+INPUTS_ARE = {
+    "transformers": "`AutoImageProcessor` (with `backend=\"pil\"`, to the byte), `AutoTokenizer` (with "
+    "`truncation=True`) or `AutoFeatureExtractor` of the same folder make its inputs; a network without a head gives "
+    "`last_hidden_state`, whose mean over what is no padding are the features.",
+    "timm": "Pictures as `config.json` says (`timm.data.create_transform`), transparent ones on white. Features: the "
+    "mean of `forward_features` over positions, or over tokens without the prefix tokens.",
+    "onnx": "Inputs are what transformers calls them: made as `preprocessor_config.json`, or tokenizer.json cut at "
+    "`model_max_length` of `tokenizer_config.json`, says. Rows, and tokens of a text, may be of any number.",
+    "sentence-transformers": "`encode` takes texts.",
+}
+
+
+def left_card(part: str, claims: Sequence[Claim], proofs: Sequence[Proof], made: Made, root: Path) -> str:
+    """Of a part in the format of another library: how to load it, the proof, numbers, recipe, data and licence."""
+    kind = claims[0].format
+    lines = ["---", f"library_name: {kind}", f"license: {made.license}", "tags: [self-supervised, bigssl]", "---", "",
+             f"# {part} of {made.run}", "", "Pretrained without labels by bigssl.", "", "```python",
+             IMPORTS[kind].format(name=claims[0].loader.partition(".")[0]), ""]
+    for claim in claims:
+        place = claim.folder.relative_to(root)
+        lines += [f"{'model' if len(claims) == 1 else place} = " + claim.loader.format(folder=place)]
+    lines += ["```", "", INPUTS_ARE[kind], ""]
+    for claim, proof in zip(claims, proofs, strict=True):
+        lines += [f"`{claim.folder.relative_to(root) / FILE}`: reloaded by {proof.library} {proof.version} without "
+                  f"bigssl, {proof.tensors_loaded} of {proof.tensors_total} tensors; outputs of {proof.samples} real "
+                  f"samples differ by at most {proof.max_abs_difference:.1e} from those of the trained network."]
+        lines += [f"Not trained, and not part of the features: {', '.join(proof.untrained)}."] * bool(proof.untrained)
+    lines += ["", "## What it is worth", "", *_numbers(made.rows), "", "## How it was made", "",
+              *(f"- data `{name}`: {url}" for name, url in made.data.items()), f"- export: `{made.command}`", "",
+              "```yaml", yaml.safe_dump(dict(made.recipe), sort_keys=False).rstrip(), "```", "", "## Licence", "",
+              *_licence(made), ""]
+    return "\n".join(lines)
+
+
+def _numbers(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The scorecard of the run, each row beside what needs no pretraining."""
+    if not rows:
+        return ["The run has no scorecard: nothing is known of what its features are good for."]
+    lines = ["| of the run | chance | random network | raw input | trained | |", "|---|---|---|---|---|---|"]
+    for row in rows.values():
+        cells = [shown(row.get(name), row["unit"]) for name in ("chance", "random_net", "raw")]
+        lines += [f"| {' | '.join([_cell(row['title']), *cells, with_unit(row['trained'], row['unit'])])} | "
+                  f"{_cell(row['verdict'])} |"]
+    return lines
+
+
+def _licence(made: Made) -> list[str]:
+    said = [f"These weights: {made.license}."] if made.license != "other" else [
+        "Under which licence these weights are, nobody has said: set `license` above before they are passed on."]
+    return said + [f"Of the data: {', '.join(made.licences)}."] * bool(made.licences)
 
 
 def _identifier(name: str) -> str:

@@ -54,7 +54,7 @@ def save_classifier(
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: number for number, name in enumerate(classes)}
     config.dtype = torch.float32
-    if type(config) not in CLASSIFIERS[takes.modality]._model_mapping:
+    if type(config) not in (CLASSIFIERS[takes.modality]._model_mapping or ()):
         raise ExportError(f"{folder}: transformers has no {loader} of type {config.model_type}")
     if model.config.num_labels != len(classes):
         raise ExportError(f"{folder}: {model.config.num_labels} logits and {len(classes)} classes")
@@ -72,7 +72,7 @@ def save_classifier(
             takes.write(folder)
         made_readable(folder, (folder / "config.json").stat().st_mode)
         load = {"class": loader, "modality": takes.modality, "outputs": ["logits"]}
-        claim = Claim(folder, "transformers", f"{loader}.from_pretrained({str(folder)!r})", load,
+        claim = Claim(folder.name, folder, "transformers", f'{loader}.from_pretrained("{{folder}}")', load,
                       contents(takes, seen), {"logits": logits})  # fmt: skip
         (proof,) = prove([claim], python)
         proof.write(folder)

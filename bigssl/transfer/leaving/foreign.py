@@ -264,8 +264,8 @@ def _by_timm(job: Job) -> Found:
     import torch
     from safetensors.numpy import load_file
 
-    options = {"norm_layer": partial(torch.nn.LayerNorm, eps=job["eps"])} if job["eps"] else {}
-    model = timm.create_model(f"local-dir:{job['folder']}", pretrained=True, **options).eval()
+    options: dict[str, Any] = {"norm_layer": partial(torch.nn.LayerNorm, eps=job["eps"])} if job["eps"] else {}
+    model: Any = timm.create_model(f"local-dir:{job['folder']}", pretrained=True, **options).eval()
     stored = load_file(Path(job["folder"]) / "model.safetensors")
     state = model.state_dict()
     right = {name for name, value in state.items() if name in stored and np.array_equal(stored[name], value.numpy())}
@@ -303,7 +303,7 @@ def _by_sentence_transformers(job: Job) -> Found:
     from safetensors.numpy import load_file
 
     model = sentence_transformers.SentenceTransformer(job["folder"], device="cpu")
-    stored = {}
+    stored: dict[str, np.ndarray] = {}
     for path in Path(job["folder"]).rglob("*.safetensors"):
         number = path.parent.name.partition("_")[0] if path.parent != Path(job["folder"]) else "0"
         stored |= {f"{number}.{name}": value for name, value in load_file(path).items()}

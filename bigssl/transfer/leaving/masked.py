@@ -28,7 +28,7 @@ def masked_language_model(part: Part) -> PreTrainedModel:
         raise UnfitError(f"{where} has no class that predicts masked tokens with a {config.model_type}; allowed: "
                          "--format onnx, which holds any head")
     model: PreTrainedModel = AutoModelForMaskedLM.from_config(config)
-    base = model.base_model
+    base: Any = model.base_model
     base.load_state_dict(member.model.state_dict())
     inside = {id(module) for module in base.modules()}
     own = [module for module in model.modules() if id(module) not in inside]

@@ -121,7 +121,7 @@ def load_member(export: Path, name: str) -> Member:
         torch.manual_seed(0)
         model = load_backbone(export / name)
     if has_pooler_switch(model):
-        model.pooler = None
+        setattr(model, "pooler", None)  # noqa: B010 - as its class does where it is told to make none
     stored: set[str] = set()
     for file in (export / name).glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
@@ -138,14 +138,14 @@ def parts_of(export: Path, heads: Mapping[str, Mapping[str, Any]]) -> dict[str, 
         heads: kind and backbones of each head (`about_export(...)["heads"]`).
     """
     networks = sorted(path.parent.name for path in export.glob(f"*/{CONFIG}"))
-    found = {}
+    found: dict[str, Listed] = {}
     of_one = {name: [key for key, head in heads.items() if list(head["backbones"].values()) == [name]]
               for name in networks}  # fmt: skip
     for name in networks:
         role = exported_input(export / name).modality
-        head = of_one[name][0] if len(of_one[name]) == 1 else None
-        kind = heads[head]["kind"] if head is not None else "network"
-        found[name] = Listed(name, kind, {role: name}, head)
+        own = of_one[name][0] if len(of_one[name]) == 1 else None
+        kind = heads[own]["kind"] if own is not None else "network"
+        found[name] = Listed(name, kind, {role: name}, own)
     for key, head in heads.items():
         if [key] not in of_one.values():
             name = key if key not in networks else f"{key}-head"

@@ -45,6 +45,8 @@ class Proof:
         tolerance: of the difference, times `largest` where that is above 1.
         tensors_loaded, tensors_total: of the reloaded network; loaded ones equal those of the file bit by bit.
         missing, unexpected: names of tensors that the network has and the file has not, and the other way round.
+        untrained: names of those that nothing has trained and features do not pass through; they are in the file as
+            transformers makes them, since its class cannot do without.
     """
 
     format: str
@@ -59,6 +61,7 @@ class Proof:
     tensors_total: int
     missing: list[str]
     unexpected: list[str]
+    untrained: list[str]
 
     def write(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -69,20 +72,27 @@ class Claim:
     """What is to be proven of a folder.
 
     Attributes:
+        part: what leaves, by its name in the export.
         folder: holds the files of the format.
         format: as in `Proof`.
-        loader: the call that loads it, for people.
+        loader: the call that loads it, for people, with {folder} in place of the folder.
         load: how `foreign.py` loads and calls it, JSON: see there.
         samples: raw contents: files of pictures, UTF-8 texts, `.npy` of series and sounds.
         outputs: of our network for these samples, by name, float32.
     """
 
+    part: str
     folder: Path
     format: str
     loader: str
     load: Mapping[str, Any]
     samples: Sequence[bytes]
     outputs: Mapping[str, np.ndarray] = field(repr=False)
+    untrained: Sequence[str] = ()
+
+    @property
+    def call(self) -> str:
+        return self.loader.format(folder="DIR")
 
 
 def prove(claims: Sequence[Claim], python: str = sys.executable) -> list[Proof]:
@@ -116,12 +126,12 @@ def _job(work: Path, number: int, claim: Claim) -> dict[str, Any]:
 
 def _judged(claim: Claim, out: Path) -> Proof:
     report = json.loads((out / "report.json").read_text())
-    where = f"{claim.format} export {claim.folder}"
+    where = f"part {claim.part!r}, {claim.format}"
     if "error" in report:
-        raise ProofError(f"{where}: {claim.loader} failed: {report['error']}")
+        raise ProofError(f"{where}: {claim.call} failed: {report['error']}")
     if report["missing"] or report["unexpected"]:
         raise ProofError(
-            f"{where}: {claim.loader} loads {report['loaded']} of {report['total']} tensors: missing "
+            f"{where}: {claim.call} loads {report['loaded']} of {report['total']} tensors: missing "
             f"{_some(report['missing'])}; not part of it {_some(report['unexpected'])}"
         )
     with np.load(out / "outputs.npz") as found:
@@ -131,8 +141,8 @@ def _judged(claim: Claim, out: Path) -> Proof:
         difference, size = _compared(f"{where}: {name}", claim, ours, theirs.get(name))
         worst, largest = max(worst, difference), max(largest, size)
     return Proof(
-        claim.format, report["library"], report["version"], claim.loader, len(claim.samples), worst, largest,
-        TOLERANCE, report["loaded"], report["total"], report["missing"], report["unexpected"],
+        claim.format, report["library"], report["version"], claim.call, len(claim.samples), worst, largest,
+        TOLERANCE, report["loaded"], report["total"], report["missing"], report["unexpected"], list(claim.untrained),
     )  # fmt: skip
 
 
@@ -143,13 +153,13 @@ def _compared(where: str, claim: Claim, ours: np.ndarray, theirs: np.ndarray | N
         raise ProofError(f"{where} is {found} there; ours is {list(ours.shape)}")
     if ours.dtype.kind in "iu":
         if not np.array_equal(ours, theirs):
-            raise ProofError(f"{where} gives {theirs.tolist()} after {claim.loader}; ours is {ours.tolist()}")
+            raise ProofError(f"{where} gives {theirs.tolist()} after {claim.call}; ours is {ours.tolist()}")
         return 0.0, 0.0
     difference = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max(initial=0))
     size = float(np.abs(ours).max(initial=0))
     if not difference <= (allowed := TOLERANCE * max(1.0, size)):
         raise ProofError(f"{where} of {len(claim.samples)} samples differ by up to {difference:.2g} from ours after "
-                         f"{claim.loader}; allowed: {allowed:.2g}")
+                         f"{claim.call}; allowed: {allowed:.2g}")
     return difference, size
 
 

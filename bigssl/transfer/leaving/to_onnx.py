@@ -77,7 +77,7 @@ def _written(part: Part, role: str, folder: Path, samples: list[Sample]) -> Clai
     if "logits" in outputs:
         outputs["logits"] = outputs["logits"][given["attention_mask"][: len(samples)].bool()][:TOKENS]
     load = {"modality": member.takes.modality, "tensors": tensors, "tokens": TOKENS, "inputs": list(given)}
-    return Claim(folder, "onnx", f'onnxruntime.InferenceSession("{{folder}}/{MODEL}")', load,
+    return Claim(part.name, folder, "onnx", f'onnxruntime.InferenceSession("{{folder}}/{MODEL}")', load,
                  contents(member.takes, samples), {name: value.numpy() for name, value in outputs.items()})  # fmt: skip
 
 

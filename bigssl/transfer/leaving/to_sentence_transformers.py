@@ -48,8 +48,8 @@ def to_sentence_transformers(part: Part, folder: Path, samples: Samples) -> list
                {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"})
     seen = samples["text"]
     embeddings = part.projected("text", seen) if part.kind == "clip" else member.features(seen)
-    return [Claim(folder, "sentence-transformers", 'SentenceTransformer("{folder}")', {}, contents(takes, seen),
-                  {"embeddings": embeddings.numpy()})]  # fmt: skip
+    return [Claim(part.name, folder, "sentence-transformers", 'SentenceTransformer("{folder}")', {},
+                  contents(takes, seen), {"embeddings": embeddings.numpy()}, member.untrained)]  # fmt: skip
 
 
 def _module(folder: Path, settings: Mapping[str, Any]) -> None:

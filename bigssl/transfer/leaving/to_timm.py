@@ -7,7 +7,6 @@ What the features are there: the mean of `forward_features` over positions, of t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
+from bigssl.nets.timm.names import timm_name
 from bigssl.transfer.inputs import ImageInput
 from bigssl.transfer.leaving.parts import Member, Part, UnfitError
 from bigssl.transfer.leaving.proof import Claim
@@ -45,14 +45,16 @@ def to_timm(part: Part, folder: Path, samples: Samples) -> list[Claim]:
     write_json(folder / "config.json", {
         "architecture": name, "num_classes": 0, "num_features": int(member.features(samples["image"][:1]).shape[1]),
         "model_args": arguments, "pretrained_cfg": {
-            "input_size": [3, size, size], "fixed_input_size": "img_size" in arguments, "interpolation": "bicubic", "crop_pct": 1.0,
-            "crop_mode": "center", "mean": [IMAGE_MEAN] * 3, "std": [IMAGE_STD] * 3, "num_classes": 0,
+            "input_size": [3, size, size], "fixed_input_size": "img_size" in arguments, "num_classes": 0,
+            "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center",
+            "mean": [IMAGE_MEAN] * 3, "std": [IMAGE_STD] * 3,
         },
     })  # fmt: skip
     eps = None if name.startswith(("resnet", "convnext")) or config.layer_norm_eps == EPS else config.layer_norm_eps
     said = "" if eps is None else f", norm_layer=partial(torch.nn.LayerNorm, eps={eps})"
-    return [Claim(folder, "timm", f'timm.create_model("local-dir:{{folder}}", pretrained=True{said})', {"eps": eps},
-                  contents(member.takes, samples["image"]), {"features": member.features(samples["image"]).numpy()})]
+    return [Claim(part.name, folder, "timm", f'timm.create_model("local-dir:{{folder}}", pretrained=True{said})',
+                  {"eps": eps}, contents(member.takes, samples["image"]),
+                  {"features": member.features(samples["image"]).numpy()})]  # fmt: skip
 
 
 class _Fit:
@@ -81,24 +83,11 @@ def _resnet(fit: _Fit, state: State) -> tuple[Architecture, State]:
     fit.wants(c.embedding_size <= STEM, f"a stem of {STEM} channels, not {c.embedding_size}")
     first = c.hidden_sizes[0]
     fit.wants(c.embedding_size == first or first != STEM, f"no shortcut convolution from {c.embedding_size} to {first}")
-    renamed = {_resnet_name(name): value for name, value in state.items()}
+    renamed = {timm_name("resnet", name): value for name, value in state.items()}
     if c.embedding_size < STEM:
         _widen_stem(renamed, c.embedding_size, first)
     name = "resnet18" if basic else "resnet50"
     return (name, {"layers": list(c.depths), "channels": widths, "zero_init_last": False}), renamed
-
-
-def _resnet_name(name: str) -> str:
-    def block(found: re.Match[str]) -> str:
-        stage, layer, inside, place, what = found.groups()
-        number = "" if place is None else int(place) + 1
-        kind = {"convolution": "conv", "normalization": "bn"}[what]
-        end = f"{kind}{number}" if inside != "shortcut" else f"downsample.{0 if kind == 'conv' else 1}"
-        return f"layer{int(stage) + 1}.{layer}.{end}"
-
-    name = name.replace("embedder.embedder.convolution", "conv1").replace("embedder.embedder.normalization", "bn1")
-    return re.sub(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(shortcut|layer)(?:\.(\d+))?\.(convolution|normalization)",
-                  block, name)  # fmt: skip
 
 
 def _widen_stem(state: State, width: int, first: int) -> None:
@@ -114,25 +103,16 @@ def _widen_stem(state: State, width: int, first: int) -> None:
             ("num_batches_tracked", torch.tensor(0)))}  # fmt: skip
     for name in ("layer1.0.conv1.weight", "layer1.0.downsample.0.weight"):
         if name in state and state[name].shape[1] == width:
-            value = state[name]
-            state[name] = torch.cat([value, value.new_zeros(len(value), beyond, *value.shape[2:])], 1)
+            kernel = state[name]
+            state[name] = torch.cat([kernel, kernel.new_zeros(len(kernel), beyond, *kernel.shape[2:])], 1)
 
 
 def _convnext(fit: _Fit, state: State) -> tuple[Architecture, State]:
     c = fit.config
     fit.wants(len(c.hidden_sizes) == 4, f"4 stages, not {len(c.hidden_sizes)}")
     fit.wants(c.hidden_act == "gelu", f"gelu, not {c.hidden_act}")
-    names = (("embeddings.patch_embeddings", "stem.0"), ("embeddings.layernorm", "stem.1"),
-             ("encoder.stages", "stages"), (".layers.", ".blocks."), ("downsampling_layer", "downsample"),
-             ("dwconv", "conv_dw"), ("layer_scale_parameter", "gamma"), ("pwconv1", "mlp.fc1"),
-             ("pwconv2", "mlp.fc2"), (".grn.", ".mlp.grn."))  # fmt: skip
-    renamed = {}
-    for name, value in state.items():
-        for ours, theirs in names:
-            name = name.replace(ours, theirs)
-        name = "head.norm" + name.removeprefix("layernorm") if name.startswith("layernorm") else name
-        name = re.sub(r"blocks\.(\d+)\.layernorm", r"blocks.\1.norm", name)
-        renamed[name] = value.flatten() if ".grn." in name else value
+    names = {name: timm_name(c.model_type, name) for name in state}
+    renamed = {names[name]: value.flatten() if ".grn." in name else value for name, value in state.items()}
     arguments = {"depths": list(c.depths), "dims": list(c.hidden_sizes), "patch_size": c.patch_size}
     return (f"{c.model_type}_tiny", arguments), renamed
 
@@ -166,27 +146,16 @@ def _transformer(fit: _Fit) -> dict[str, Any]:
             "depth": c.num_hidden_layers, "num_heads": c.num_attention_heads, "mlp_ratio": hidden / c.hidden_size}
 
 
-_BLOCK = (
-    ("embeddings.cls_token", "cls_token"), ("embeddings.distillation_token", "dist_token"),
-    ("embeddings.register_tokens", "reg_token"), ("embeddings.position_embeddings", "pos_embed"),
-    ("embeddings.patch_embeddings.projection", "patch_embed.proj"), ("encoder.layer.", "blocks."),
-    ("layers.", "blocks."), ("layernorm_before", "norm1"), ("layernorm_after", "norm2"), ("layernorm.", "norm."),
-    ("attention.o_proj", "attn.proj"), ("layer_scale1.lambda1", "ls1.gamma"), ("layer_scale2.lambda1", "ls2.gamma"),
-)  # fmt: skip
-
-
 def _renamed(state: State) -> State:
     """Of a vision transformer: queries, keys and values in one; without a mask token."""
-    found: State = {}
-    for name, value in state.items():
-        for ours, theirs in _BLOCK:
-            name = name.replace(ours, theirs)
-        found[name] = value
-    found.pop("embeddings.mask_token", None)
-    for name in [name for name in found if ".attention.q_proj." in name]:
-        parts = [found.pop(name.replace("q_proj", f"{letter}_proj")) for letter in "qkv"]
-        found[name.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
-    return found
+    found: dict[str, list[Tensor]] = {}
+    for letter in ("", "q", "k", "v"):
+        for name, value in state.items():
+            if letter == next((each for each in "qkv" if f"attention.{each}_proj" in name), "") and (
+                not name.endswith("mask_token")
+            ):
+                found.setdefault(timm_name("vit", name), []).append(value)
+    return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in found.items()}
 
 
 CONVERTERS: dict[str, Callable[[_Fit, State], tuple[Architecture, State]]] = {

@@ -36,9 +36,9 @@ def to_transformers(part: Part, folder: Path, samples: Samples) -> list[Claim]:
         model.save_pretrained(folder)
         member.takes.write(folder)
     said = "".join(f", {key}={value}" for key, value in load.get("options", {}).items())
-    return [Claim(folder, "transformers", f'{load["class"]}.from_pretrained("{{folder}}"{said})',
+    return [Claim(part.name, folder, "transformers", f'{load["class"]}.from_pretrained("{{folder}}"{said})',
                   {"modality": member.takes.modality} | load, contents(member.takes, seen),
-                  {name: value.numpy() for name, value in outputs.items()})]  # fmt: skip
+                  {name: value.numpy() for name, value in outputs.items()}, member.untrained)]  # fmt: skip
 
 
 Written = tuple[PreTrainedModel, dict[str, Any], dict[str, Tensor]]

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 from transformers.image_utils import load_image
 
+from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
+from bigssl.data.kinds.pictures import upright_size
 from bigssl.data.tools.survey import measure
 
 
@@ -165,3 +167,38 @@ def test_the_reduced_size_of_a_turned_picture_is_that_of_the_turned_one() -> Non
     expected = decode.image(plain, size=16).transpose(Image.Transpose.ROTATE_270)
     np.testing.assert_array_equal(np.asarray(decode.image(turned, size=16)), np.asarray(expected))
     assert ImageOps.exif_transpose(Image.open(io.BytesIO(turned))).size == (128, 256)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("colour", [0, 3], ids=["grey", "palette"])
+def test_a_mask_is_the_numbers_that_a_png_stores(bits: int, colour: int) -> None:
+    """Of few bits too, which Pillow spreads over 0 to 255 where they are grey."""
+    values = np.arange(2**bits, dtype=np.uint8)
+    packed = np.packbits((values[:, None] >> np.arange(bits - 1, -1, -1) & 1).astype(np.uint8).ravel()).tobytes()
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", len(values), 1, bits, colour, 0, 0, 0))
+    data += chunk(b"PLTE", bytes(3 * 2**bits)) if colour == 3 else b""
+    data += chunk(b"IDAT", zlib.compress(b"\0" + packed)) + chunk(b"IEND", b"")
+    np.testing.assert_array_equal(decode.mask(data), values[None])
+
+
+def test_a_mask_of_16_bits_is_read_and_colours_and_large_numbers_are_not() -> None:
+    deep = np.array([[0, 3, 255]], np.uint16)
+    np.testing.assert_array_equal(decode.mask(encoded(Image.fromarray(deep), "PNG")), deep)
+    with pytest.raises(DataError, match="a mask with values from 0 to 256; allowed: classes from 0 to 254, and 255"):
+        decode.mask(encoded(Image.fromarray(np.array([[0, 256]], np.uint16)), "PNG"))
+    for mode in ("RGB", "RGBA", "LA"):
+        with pytest.raises(DataError, match=f"a mask is grey or of a palette, .* this one is {mode}"):
+            decode.mask(encoded(Image.new(mode, (2, 2)), "PNG"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_of_a_picture_as_it_is_shown(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for form in ("JPEG", "PNG"):
+        data = encoded(corners(10, 6), form, exif=exif)
+        assert upright_size(data) == (*decode.image(data).size, orientation)

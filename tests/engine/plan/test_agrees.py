@@ -125,15 +125,15 @@ def test_an_objective_that_looks_at_numbers_while_built_is_planned_all_the_same(
 def test_pretrained_networks_are_planned_as_they_train(of_cell: Any, recipe: Any, tmp_path: Path) -> None:
     plan = preflight.plan(of_cell("vit"), 1)
     plan.backbones["image"].model.save_pretrained(tmp_path / "net")
-    section = {"type": "vit", "size": 32, "pretrained": str(tmp_path / "net")}
+    section = {"type": "vit", "size": 32, "init_from": str(tmp_path / "net")}
     used = recipe(backbones={"image": section})
     step(preflight.plan(used, 1))
     assert not on_paper(used).failures
     wrong = recipe(backbones={"image": section | {"size": 64}})
-    with pytest.raises(ConfigError, match=r"backbones.image.pretrained: .* takes no pixel_values") as caught:
+    with pytest.raises(ConfigError, match=r"backbones.image.init_from: .* takes no pixel_values") as caught:
         preflight.plan(wrong, 1)
     assert on_paper(wrong).failures == [str(caught.value)]
     (tmp_path / "net" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ConfigError, match="backbones.image.pretrained: value") as caught:
+    with pytest.raises(ConfigError, match="backbones.image.init_from: value") as caught:
         preflight.plan(used, 1)
     assert on_paper(used).failures == [str(caught.value)]

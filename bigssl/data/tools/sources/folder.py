@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from bigssl.data.errors import DataError
+from bigssl.data.kinds import decode
 from bigssl.data.kinds.decode import AUDIO, IMAGES
 from bigssl.data.shards import leftout, unpack
 from bigssl.data.shards.leftout import LeftOut
 from bigssl.data.shards.tarwalk import split_name
 from bigssl.data.tools.classes import LABEL, folder_labels, with_label
 from bigssl.data.tools.sources.base import Item, is_utf8, json_bytes, read_file, version
+from bigssl.data.tools.sources.boxes import Boxed
+from bigssl.data.tools.sources.masks import refuse_unfitting
 
 _SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "$recycle.bin", "system volume information",
            "@eadir", "lost+found"}  # fmt: skip
@@ -59,22 +62,51 @@ def _below(folder: str, prefix: str, around: tuple[str, ...], left_out: LeftOut)
 
 
 class Files(NamedTuple):
-    """The files of one sample of a folder: (field, path below `root`) each. Facts in the names become the json; label:
-    one more of them."""
+    """The files of one sample of a folder: (field, path below `root`) each. Facts in the names become the json; label,
+    boxes: more of them. mask: path of the one of its picture."""
 
     root: str
     names: tuple[tuple[str, str], ...]
     pattern: str | None
     label: str | None = None
+    boxes: Boxed | None = None
+    mask: str | None = None
 
     def load(self) -> dict[str, bytes]:
-        """The files as they are; a json of their own gets the label where it has none."""
+        """The files as they are; a json of their own gets the label where it has none, and the boxes."""
         facts = self.facts()
-        fields = {field: read_file(f"{self.root}/{name}") for field, name in self.names}
-        if self.label is not None and "json" in fields:
-            return fields | {"json": with_label(fields["json"], self.label)}
+        fields = {field: read_file(Path(self.root, name)) for field, name in self.files()}
+        self._refuse_unfitting(fields)
+        boxes = {} if self.boxes is None else self.boxes.facts()
+        if "json" in fields:
+            own = fields["json"] if self.label is None else with_label(fields["json"], self.label)
+            return fields | {"json": self._with_boxes(own, boxes) if boxes else own}
         facts = facts if self.label is None else {LABEL: self.label} | facts
-        return fields | ({"json": json_bytes(facts)} if facts else {})
+        return fields | ({"json": json_bytes(facts | boxes)} if facts or boxes else {})
+
+    def files(self) -> Sequence[tuple[str, str]]:
+        """All of them: (field, path), relative to `root` or absolute."""
+        return self.names if self.mask is None else [*self.names, (decode.MASK, self.mask)]
+
+    def _refuse_unfitting(self, fields: Mapping[str, bytes]) -> None:
+        shown = next((field for field, _ in self.names if field in IMAGES), None)
+        if shown is None:
+            return
+        where = f"{self.root}/{dict(self.names)[shown]}"
+        if self.boxes is not None:
+            self.boxes.refuse_turned(fields[shown], where)
+        if decode.MASK in fields:
+            refuse_unfitting(fields[shown], fields[decode.MASK], where, dict(self.files())[decode.MASK])
+
+    def _with_boxes(self, own: bytes, boxes: dict[str, object]) -> bytes:
+        try:
+            facts = decode.meta(own)
+        except DataError as error:
+            raise DataError(f"{self.root}: the json of {self.names[0][1]} cannot hold boxes: {error}") from error
+        if double := sorted(facts.keys() & boxes.keys()):
+            raise DataError(f"{self.root}: the json of {self.names[0][1]} has {double[0]!r} already, so has the file "
+                            "of boxes; remove one")  # fmt: skip
+        return json_bytes(facts | boxes)
 
     def facts(self) -> dict[str, object]:
         """What the names of all files say together; a group that took no part says "", where no other file says more.
@@ -93,12 +125,13 @@ class Files(NamedTuple):
 
     def stamp(self) -> object:
         """Which version of the files."""
-        return [self.pattern, self.label, *(version(f"{self.root}/{name}") for _, name in self.names)]
+        boxes = None if self.boxes is None else [*self.boxes]
+        return [self.pattern, self.label, boxes, *(version(Path(self.root, name)) for _, name in self.files())]
 
 
 def from_folder(
     root: Path, pattern: str | None = None, left_out: LeftOut | None = None, *, names: Sequence[str] | None = None,
-    labels: bool = False,
+    labels: bool = False, boxes: Mapping[str, Boxed] | None = None, masks: Mapping[str, str] | None = None,
 ) -> Iterator[Item]:  # fmt: skip
     """Files below `root`: `sub/name.jpg` and `sub/name.txt` make the sample `sub/name` with fields jpg and txt.
 
@@ -106,17 +139,20 @@ def from_folder(
     (dots in its last part become _), its group `field`, where there is one, is put before the extension, the other
     named groups (numbers as numbers) are the field json. Without it a name with several dots is refused: it may mean
     sample `a.b` or a field of sample `a`. left_out, names: as of and from `files_below`. labels: the json says as
-    `label` what `folder_labels` finds, unless the pattern has a group of that name. Raises DataError.
+    `label` what `folder_labels` finds, unless the pattern has a group of that name. boxes: what the json says of a
+    picture, by its path. masks: picture -> the png that becomes the field `mask.png` of its sample. Raises DataError.
     """
     names = files_below(root, LeftOut() if left_out is None else left_out) if names is None else names
     groups = _groups(root, names, pattern, LeftOut() if left_out is None else left_out)
     wanted = labels and "(?P<label>" not in (pattern or "")
     found = folder_labels({key: [name for _, name in files] for key, files in groups.items()}) if wanted else {}
     for key, files in groups.items():
-        sample = Files(str(root), files, pattern, found.get(key))
+        boxed = next((boxes[name] for _, name in files if name in boxes), None) if boxes else None
+        mask = next((masks[name] for _, name in files if name in masks), None) if masks else None
+        sample = Files(str(root), files, pattern, found.get(key), boxed, mask)
         facts = sample.facts()
         label = found.get(key, facts.get(LABEL))
-        yield Item(key, key, sample.load, sample.stamp, label, fields=frozenset(field for field, _ in files))
+        yield Item(key, key, sample.load, sample.stamp, label, fields=frozenset(field for field, _ in sample.files()))
 
 
 def _groups(

@@ -15,6 +15,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds.decode import IMAGES
 from bigssl.data.shards import leftout
 from bigssl.data.shards.leftout import LeftOut
+from bigssl.data.tools.classes import LABEL, Labels
 from bigssl.data.tools.sources.base import Item, Keys, json_bytes, read_file, unusable, version
 from bigssl.data.tools.sources.text import decoded, physical_lines, refuse_separator
 from bigssl.data.tools.templates import columns_of, fill_in
@@ -30,8 +31,8 @@ class Table:
     images: variant -> path of the picture below `root`; one sample each, or one of text only where there are none.
     key, text, group: templates. Without a key it is the path of the picture without its extension where that can be
     and is unique, else a running number; the group is then the picture. Without a text there is no txt. meta: columns
-    that go into the field json; `variant` names its key there. label: the column that goes there as `label`, except
-    where the cell is empty.
+    that go into the field json; `variant` names its key there. label: the columns that become `label`
+    there.
     """
 
     images: Mapping[str, str]
@@ -40,13 +41,13 @@ class Table:
     group: str | None = None
     meta: Sequence[str] = ()
     variant: str = "variant"
-    label: str | None = None
+    label: Labels | None = None
 
     def columns(self, there: Row) -> list[str]:
         """The columns that it names."""
         templates = [*self.images.values(), *filter(None, (self.key, self.text, self.group))]
         found = [column for template in templates for column in columns_of(template, there)]
-        return [*found, *self.meta, *filter(None, [self.label])]
+        return [*found, *self.meta, *(self.label.columns if self.label else ())]
 
 
 class Captioned(NamedTuple):
@@ -83,10 +84,10 @@ def from_table(
             cells = {**row, "variant": variant}
             key, group = named(number, cells, image)
             keys.add(key, f"table {path}", line)
-            sample = _sample(path, line, root, table, cells, image)
+            label = table.label.of(row, f"table {path}, line {line}") if table.label else None
+            sample = _sample(path, line, root, table, cells, image, label)
             if left_out is not None and sample.text is not None and sample.text.strip().lower() in _MISSING:
                 left_out.add(leftout.MISSING, f"{path.name}, line {line}: {sample.text}")
-            label = (row[table.label] or None) if table.label else None
             yield Item(key, group, sample.load, sample.stamp, label)
 
 
@@ -134,12 +135,14 @@ def _stem(picture: str) -> str:
     return picture.removesuffix(Path(picture).suffix)
 
 
-def _sample(path: Path, line: int, root: Path, table: Table, row: Row, image: str | None) -> Captioned:
+def _sample(
+    path: Path, line: int, root: Path, table: Table, row: Row, image: str | None, label: object
+) -> Captioned:  # fmt: skip
     picture = None if image is None else _filled(image, row)
     if picture is not None and Path(picture).suffix[1:].lower() not in IMAGES:
         raise DataError(f"table {path}, line {line}: {picture!r} is no picture; allowed are {', '.join(IMAGES)}")
-    facts = {column: row[column] for column in table.meta}
-    facts |= {"label": row[table.label]} if table.label and row[table.label] else {}
+    facts: dict[str, object] = {column: row[column] for column in table.meta}
+    facts |= {} if label is None else {LABEL: label}
     facts |= {table.variant: row["variant"]} if len(table.images) > 1 else {}
     text = None if table.text is None else _filled(table.text, row)
     return Captioned(picture and str(root / picture), text, json_bytes(facts) if facts else b"")

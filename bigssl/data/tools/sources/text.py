@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from bigssl.config import limits
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
-from bigssl.data.tools.classes import CLASSES, LABEL
+from bigssl.data.tools.classes import CLASSES, LABEL, Labels
 from bigssl.data.tools.sources.base import Item, Keys, json_bytes, version
 from bigssl.data.tools.templates import fill_in
 
@@ -103,7 +103,8 @@ def refuse_separator(cells: Sequence[str], where: str) -> None:
 class TextDocument(NamedTuple):
     """A line of a text file, or of a file of JSON objects when there is a template for its text.
 
-    meta: (name in the json, field of the line). label: what the json of a line of text says.
+    meta: fields of the line that the json holds. label: what it says of a line of text. labels: fields of a JSON object
+    that are its label.
     """
 
     file: LineFile
@@ -111,8 +112,9 @@ class TextDocument(NamedTuple):
     offset: int
     length: int
     template: str | None = None
-    meta: tuple[tuple[str, str], ...] = ()
+    meta: tuple[str, ...] = ()
     label: str | None = None
+    labels: Labels | None = None
 
     def load(self) -> dict[str, bytes]:
         """txt, and json where fields are wanted there."""
@@ -122,12 +124,14 @@ class TextDocument(NamedTuple):
             return {"txt": text.encode()} | ({"json": json_bytes(facts)} if facts else {})
         record = parse_line(f"{self.file.path}, line {self.number}", text)
         fields = {"txt": record.fill(self.template, only_text=True).encode()}
-        facts = {name: record.value(field) for name, field in self.meta}
+        facts = {name: record.value(name) for name in self.meta}
+        if self.labels and (label := record.label(self.labels)) is not None:
+            facts[LABEL] = label
         return fields | ({"json": json_bytes(facts)} if facts else {})
 
     def stamp(self) -> object:
         """Which version of the file, and what is taken from it."""
-        return [self.file.version, self.offset, self.template, self.meta, self.label]
+        return [self.file.version, self.offset, self.template, self.meta, self.label, self.labels]
 
 
 class Record(dict[str, Any]):
@@ -161,12 +165,15 @@ class Record(dict[str, Any]):
             raise DataError(f"{self.where}: field {name!r} is {json.dumps(value)[:40]}; a text is needed")
         return str(value)
 
-    def label(self, name: str) -> object | None:
-        """The field as a label, None where it is null. Raises DataError for lists and objects."""
-        value = self.value(name)
-        if not (value is None or isinstance(value, str | bool) or _is_number(value)):
-            raise DataError(f"{self.where}: field {name!r} is {json.dumps(value)[:40]}; a label is a text or a number")
-        return value
+    def label(self, labels: Labels) -> object | None:
+        """The label that its fields say, None where it is null. Raises DataError for objects."""
+        for name in labels.columns:
+            value = self.value(name)
+            for each in value if isinstance(value, list) and len(labels.columns) == 1 else [value]:
+                if not (each is None or isinstance(each, str | bool) or _is_number(each)):
+                    raise DataError(f"{self.where}: field {name!r} is {json.dumps(value)[:40]}; a label is a text or a "
+                                    "number, or a list of them")  # fmt: skip
+        return labels.of(self, self.where)
 
 
 _ONE_FIELD = re.compile(r"\{[^{}]*\}")
@@ -211,25 +218,25 @@ def from_lines(path: Path, stem: str, label: str | None = None) -> Iterator[Item
 
 def from_jsonl(
     path: Path, stem: str, *, text: str | None = None, key: str | None = None, group: str | None = None,
-    meta: Sequence[str] = (), label: str | None = None, labels: bool = False,
+    meta: Sequence[str] = (), label: Labels | None = None, labels: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Item]:  # fmt: skip
     """Each line is a JSON object: field txt from the template `text` (default: what `text_field` finds), json from the
     fields `meta`.
 
     key, group: templates; without them the running number `STEM-000000` is the key and the key the group. label: the
-    field that becomes `label` of the json unless it is null. labels: where no field is named, it is one called `label`,
-    in the lines that have one. note: is told which field the text is, where that is not `text`.
+    fields that become `label` of the json. labels: where no field is named, it is one called `label`, in the lines that
+    have one. note: is told which field the text is, where that is not `text`.
     """
     file, keys = line_file(path), Keys()
     text = text_field(path, note) if text is None else text
     for count, line in enumerate(document_lines(path)):
         where = f"{path}, line {line.number}"
-        named = label or (LABEL if labels and b'"label"' in line.data else None)
+        named = label or (Labels((LABEL,)) if labels and b'"label"' in line.data else None)
         record = parse_line(where, decoded(line.data, where)) if key or group or named else Record()
-        value = record.label(named) if named and (label or named in record) else None
-        facts = (*((name, name) for name in meta), *([(LABEL, named)] if named and value is not None else []))
-        document = TextDocument(file, line.number, line.offset, len(line.data), text, facts)
+        named = named if label or LABEL in record else None
+        value = record.label(named) if named else None
+        document = TextDocument(file, line.number, line.offset, len(line.data), text, tuple(meta), labels=named)
         name = record.fill(key) if key else f"{stem}-{count:06d}"
         if key:
             keys.add(name, str(path), line.number)

@@ -1,0 +1,1 @@
+"""How are the networks of timm those of transformers? Names of weights, and folders."""

@@ -1,0 +1,1 @@
+"""What do evaluations that read texts token by token share?"""
