@@ -80,7 +80,7 @@ class Seq2Seq(Learning, Fit):
         fixed = {name: judged(texts) for name, texts in _fixed(train.targets, queries.targets).items()}
         ceiling = measure(judged(translating.given_back(wanted)))
         return scored(
-            f"texts from texts: {measure.kind}", f"{measure.kind} of {len(queries)} unseen texts",
+            f"texts from texts: {measure.kind}", f"on {len(queries)} unseen texts",
             {trial: judged(texts) for trial, texts in found.items()}, queries.groups(self.item), fixed=fixed,
             measure=measure, unit=measure.kind, names={"blind": "the most frequent text of those learnt from"},
             facts={"train": len(train), "ceiling": ceiling}, row=measure.kind.lower(),
