@@ -13,6 +13,7 @@ from pydantic import Field
 
 from bigssl.config.evaluate import Item
 from bigssl.config.section import PositiveInt
+from bigssl.data.errors import DataError
 from bigssl.data.order import rng
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
@@ -48,10 +49,13 @@ class Seq2Seq(Learning, Fit):
 
     def check(self, seen: Checked) -> None:
         seen.backbone("backbone", "text")
-        CorpusMeasure("BLEU", self.bleu_words)
         seen.readable("train", self._read)
         seen.readable("queries", self._read)
         seen.apart("train")
+        try:
+            CorpusMeasure("BLEU", self.bleu_words)
+        except DataError as error:
+            seen.refuse("bleu_words", str(error))
 
     def _read(self, sample: Sample) -> Pair:
         return read_pair(sample, self.source, self.label)
