@@ -11,11 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bigssl.nets.modality import modality_of_type
-from bigssl.transfer.steps.series import Line
 
 
 @dataclass(frozen=True)
-class Windows:
+class StepWindows:
     """Pieces of `length` steps.
 
     Attributes:
@@ -28,7 +27,7 @@ class Windows:
     length: int
 
     @classmethod
-    def of(cls, rows: Sequence[np.ndarray], length: int, stride: int, *, whole: bool = False) -> Windows:
+    def of(cls, rows: Sequence[np.ndarray], length: int, stride: int, *, whole: bool = False) -> StepWindows:
         """All that begin at a multiple of `stride`; of a `whole` series the last `length` steps, too."""
         places = [(number, begin) for number, values in enumerate(rows)
                   for begin in _begins(len(values) - length, stride, whole)]  # fmt: skip
@@ -63,7 +62,3 @@ def tokens_of(model: PreTrainedModel, windows: Tensor) -> Tensor:
     batch = {"series": torch.where(observed, windows, 0.0), "series_mask": observed}
     hidden = row.hidden(model, batch)  # channel by channel
     return hidden.view(len(windows), windows.shape[2], -1, hidden.shape[-1]).float()
-
-
-def values_of(lines: Sequence[Line]) -> list[np.ndarray]:
-    return [line.values for line in lines]

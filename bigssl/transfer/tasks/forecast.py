@@ -16,6 +16,7 @@ from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating
 from bigssl.transfer.inputs import SeriesInput, input_of
 from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
+from bigssl.transfer.labelled.probing import STRENGTHS
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial, outcomes, trials
@@ -29,7 +30,7 @@ from bigssl.transfer.steps.cases import (
     last_value,
     own_past,
 )
-from bigssl.transfer.steps.series import Line, Scale, long_enough, period_of, read_lines, refuse_later
+from bigssl.transfer.steps.series import LongSeries, Scale, long_enough, period_of, read_long_series, refuse_later
 from bigssl.transfer.steps.windows import tokens_of
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.team import AgreedError
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
 
 LINEAR = RAW + "linear model of the past"
-STRENGTHS = [10.0**power for power in range(-1, 6)]
 MEASURES = (("mse", "squared error", "squared deviations"), ("mae", "absolute error", "deviations"))
 
 
@@ -193,12 +193,12 @@ class _Work:
             return torch.cat([head(self.test, rows, self.bench.device).cpu() for rows in parts])
 
 
-def _lines(section: Forecast, bench: Bench, takes: SeriesInput) -> tuple[list[Line], list[Line]]:
+def _lines(section: Forecast, bench: Bench, takes: SeriesInput) -> tuple[list[LongSeries], list[LongSeries]]:
     """(series to learn from, series to be judged). A collective."""
     steps, found = takes.length + section.horizon, []
     for name, url, limit in (("train", section.train, section.train_limit),
                              ("queries", section.queries, section.query_limit)):  # fmt: skip
-        found.append(read_lines(bench, url, limit=limit, field=name, channels=takes.channels))
+        found.append(read_long_series(bench, url, limit=limit, field=name, channels=takes.channels))
     refuse_later(bench.where, *found)
     need = f"{takes.length} that the backbone takes, and {section.horizon} behind them"
     train, test = (long_enough(bench, lines, steps, field=name, need=need)
