@@ -23,7 +23,7 @@ from bigssl.transfer.measures.surface import vus_pr
 from bigssl.transfer.scores import RAW, ScoreRow
 from bigssl.transfer.steps.detectors import Detector, at_random, patch_memory, polynomial, principal_components
 from bigssl.transfer.steps.series import LongSeries, Scale, long_enough, period_of, read_long_series, refuse_later
-from bigssl.transfer.steps.windows import tokens_of
+from bigssl.transfer.steps.windows import CALIBRATING, StepWindows, set_norms, tokens_of
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.team import AgreedError
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PCA, POLYNOMIAL = RAW + "principal components", RAW + "polynomial"
 NAMES = {"blind": "a random score"}
 BORDER = 100  # widest border of VUS-PR, in steps, where the training part has no period
-CALIBRATING = 5  # one part in so many of the training part sets the threshold
+HELD = 5  # one part in so many of the training part sets the threshold
 WINDOWS = 8  # to a window's length, where `stride` is left out
 
 
@@ -74,6 +74,9 @@ class Anomaly(Evaluation):
         None, description="widest border of VUS-PR, in steps; default the period of the training part, or 100"
     )
     seeds: PositiveInt = Field(3, description="random networks, and random scores")
+
+    def unlabelled(self) -> dict[str, str]:
+        return {self.backbone: "train"}
 
     def check(self, seen: Checked) -> None:
         takes = input_of(seen.backbone("backbone", "series"))
@@ -186,6 +189,10 @@ class _Work:
             return polynomial(length)
         model = self.bench.network(self.subject, trial.contender, trial.seed)
         mean, std = (torch.from_numpy(each).float() for each in (self.scale.mean, self.scale.std))
+        if trial.contender != "trained":
+            some = StepWindows.of(self.normal, length, stride, whole=True)
+            windows = some.take(range(0, len(some), max(1, len(some) // CALIBRATING)))
+            set_norms(model, windows * std + mean, self.section.batch, self.bench.device)
 
         def encode(windows: Tensor) -> Tensor:
             with evaluating(model):
@@ -202,15 +209,15 @@ def _parted(where: str, rows: Sequence[np.ndarray], length: int) -> tuple[list[n
     calibrating: list[np.ndarray] = []
     short = 0
     for values in rows:
-        last = len(values) // CALIBRATING
+        last = len(values) // HELD
         if last >= length:
             normal.append(values[: len(values) - last])
             calibrating.append(values[len(values) - last :])
         else:
             short += 1
-            (calibrating if short % CALIBRATING == 0 else normal).append(values)
+            (calibrating if short % HELD == 0 else normal).append(values)
     if not calibrating:
         raise AgreedError(f"{where}.train: {len(rows)} series of {max(map(len, rows))} steps at most; allowed: "
-                          f"{CALIBRATING} series, or one of {CALIBRATING * length} steps: a fifth of what is normal "
+                          f"{HELD} series, or one of {HELD * length} steps: a fifth of what is normal "
                           "sets the threshold")  # fmt: skip
     return normal, calibrating

@@ -31,7 +31,7 @@ from bigssl.transfer.steps.cases import (
     own_past,
 )
 from bigssl.transfer.steps.series import LongSeries, Scale, long_enough, period_of, read_long_series, refuse_later
-from bigssl.transfer.steps.windows import tokens_of
+from bigssl.transfer.steps.windows import set_norms, tokens_of
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.team import AgreedError
 
@@ -164,9 +164,15 @@ class _Work:
         """Features float32 [N, C, F] of train and test. Those of the last network are kept."""
         key = (trial.contender, 0 if trial.contender == "trained" else trial.seed)
         if key not in self._features:
-            model = self.bench.network(self.subject, *key)
+            model = self._network(*key)
             self._features = {key: (self._features_of(model, self.train), self._features_of(model, self.test))}
         return self._features[key]
+
+    def _network(self, contender: str, seed: int) -> PreTrainedModel:
+        model = self.bench.network(self.subject, contender, seed)
+        if contender != "trained":
+            set_norms(model, self.train.seen, self.section.batch, self.bench.device)
+        return model
 
     def _features_of(self, model: PreTrainedModel, cases: Cases) -> Tensor:
         with evaluating(model):
@@ -175,7 +181,7 @@ class _Work:
 
     def _tuned(self, trial: Trial) -> Tensor:
         """float32 [N, C, H] of the test windows, by a network that was trained on some of the others."""
-        model = self.bench.network(self.subject, trial.contender, trial.seed)
+        model = self._network(trial.contender, trial.seed)
         width = self._features_of(model, self.test).shape[2]
         with torch.random.fork_rng():
             torch.manual_seed(self.bench.seed + trial.seed)
