@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,12 +37,12 @@ class Cases:
     def __len__(self) -> int:
         return len(self.seen)
 
-    @property
+    @cached_property
     def level(self) -> Tensor:
         """float32 [N, C, 1]: mean of the past."""
         return self.past.nanmean(2, keepdim=True).nan_to_num(0.0)
 
-    @property
+    @cached_property
     def spread(self) -> Tensor:
         """float32 [N, C, 1]: deviation of the past."""
         return ((self.past - self.level).square().nanmean(2, keepdim=True).nan_to_num(0.0) + SMALLEST).sqrt()

@@ -14,7 +14,7 @@ truths = arrays(bool, lengths)
 ties = arrays(np.float64, lengths, elements=st.sampled_from([0.0, 0.1, 0.5, 0.5000001, 2.0]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(truths, ties)
 def test_f1_and_average_precision_are_those_of_scikit_learn(truth: np.ndarray, scores: np.ndarray) -> None:
     called = scores > 0.3
@@ -23,7 +23,7 @@ def test_f1_and_average_precision_are_those_of_scikit_learn(truth: np.ndarray, s
         assert average_precision(truth, scores) == pytest.approx(average_precision_score(truth, scores))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(truths, ties)
 def test_a_stretch_with_one_called_step_is_called_whole(truth: np.ndarray, scores: np.ndarray) -> None:
     called = scores > 0.3
