@@ -2,15 +2,17 @@
 them with raw samples that go through the written preprocessors.
 
     python -I foreign.py WORK       WORK/jobs.json: [{folder, format, samples, out, and what the format needs}, ...]
-                                    out/report.json: library, version, loaded, total, missing, unexpected; or error
+                                    out/report.json: library, version, loaded, total, missing, other, unexpected;
+                                                     or error
                                     out/outputs.npz: outputs by name
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,22 @@ def main(work: Path) -> None:
         (out / "report.json").write_text(json.dumps(report))
 
 
-def _report(library: Any, total: Iterable[str], missing: Iterable[str], unexpected: Iterable[str]) -> dict[str, Any]:
-    names, lacking = sorted(total), sorted(missing)
-    return {"library": library.__name__, "version": library.__version__, "total": len(names),
-            "loaded": len(names) - len(lacking), "missing": lacking, "unexpected": sorted(unexpected)}  # fmt: skip
+def _report(
+    library: Any, job: Job, state: Mapping[str, np.ndarray], missing: Iterable[str] = (), unexpected: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Compares the tensors of the reloaded network with those that were trained, by their digests. One that another
+    version of the library calls otherwise is found by its digest alone."""
+    there = {name: hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest() for name, value in state.items()}
+    values, wanted = set(there.values()), job["tensors"]
+    lacking = {name for name in wanted if name not in there and wanted[name] not in values} | set(missing)
+    other = {name for name in wanted if name in there and there[name] != wanted[name]} - lacking
+    return {"library": library.__name__, "version": library.__version__, "total": len(wanted),
+            "loaded": len(wanted) - len(lacking) - len(other), "missing": sorted(lacking), "other": sorted(other),
+            "unexpected": sorted(unexpected)}  # fmt: skip
+
+
+def _arrays_of(model: Any) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
 def _settings(folder: str) -> dict[str, Any]:
@@ -181,9 +195,8 @@ def _by_transformers(job: Job) -> Found:
     model, info = kind.from_pretrained(
         job["folder"], output_loading_info=True, dtype=torch.float32, **job.get("options", {})
     )
-    names = model.state_dict().keys()
-    other = [name for name, *_ in info["mismatched_keys"]]
-    report = _report(transformers, names, {*info["missing_keys"], *other}, info["unexpected_keys"])
+    shapes = [name for name, *_ in info["mismatched_keys"]]
+    report = _report(transformers, job, _arrays_of(model), {*info["missing_keys"], *shapes}, info["unexpected_keys"])
     model.eval()
     inputs = _transformers_inputs(job)
     with torch.no_grad():
@@ -222,16 +235,12 @@ OUTPUTS: dict[str, Callable[..., Any]] = {
 
 
 def _by_onnx(job: Job) -> Found:
-    import hashlib
-
     import onnx
     import onnxruntime
 
     file = str(Path(job["folder"]) / "model.onnx")
     stored = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(file).graph.initializer}
-    right = {name for name, digest in job["tensors"].items()
-             if name in stored and hashlib.sha256(np.ascontiguousarray(stored[name]).tobytes()).hexdigest() == digest}
-    report = _report(onnxruntime, job["tensors"], job["tensors"].keys() - right, ())
+    report = _report(onnxruntime, job, stored)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     inputs = _onnx_inputs(job)
     found = dict(zip([each.name for each in session.get_outputs()], session.run(None, inputs), strict=True))
@@ -267,9 +276,8 @@ def _by_timm(job: Job) -> Found:
     options: dict[str, Any] = {"norm_layer": partial(torch.nn.LayerNorm, eps=job["eps"])} if job["eps"] else {}
     model: Any = timm.create_model(f"local-dir:{job['folder']}", pretrained=True, **options).eval()
     stored = load_file(Path(job["folder"]) / "model.safetensors")
-    state = model.state_dict()
-    right = {name for name, value in state.items() if name in stored and np.array_equal(stored[name], value.numpy())}
-    report = _report(timm, state, state.keys() - right, stored.keys() - state.keys())
+    state = _arrays_of(model)
+    report = _report(timm, job, state, state.keys() - stored.keys(), stored.keys() - state.keys())
     with torch.no_grad():
         found = model.forward_features(_timm_pixels(job, model))
     tokens = found.mean((2, 3)) if found.dim() == 4 else found[:, model.num_prefix_tokens :].mean(1)
@@ -303,13 +311,12 @@ def _by_sentence_transformers(job: Job) -> Found:
     from safetensors.numpy import load_file
 
     model = sentence_transformers.SentenceTransformer(job["folder"], device="cpu")
-    stored: dict[str, np.ndarray] = {}
+    stored: set[str] = set()
     for path in Path(job["folder"]).rglob("*.safetensors"):
         number = path.parent.name.partition("_")[0] if path.parent != Path(job["folder"]) else "0"
-        stored |= {f"{number}.{name}": value for name, value in load_file(path).items()}
-    state = {re.sub(r"^0\.(auto_)?model\.", "0.", name): value for name, value in model.state_dict().items()}
-    right = {name for name, value in state.items() if name in stored and np.array_equal(stored[name], value.numpy())}
-    report = _report(sentence_transformers, state, state.keys() - right, stored.keys() - state.keys())
+        stored |= {f"{number}.{name}" for name in load_file(path)}
+    state = {re.sub(r"^0\.(auto_)?model\.", "0.", name): value for name, value in _arrays_of(model).items()}
+    report = _report(sentence_transformers, job, state, state.keys() - stored, stored - state.keys())
     return report, {"embeddings": model.encode(_texts(job), convert_to_numpy=True, show_progress_bar=False)}
 
 

@@ -19,7 +19,7 @@ from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.leaving.export import hushed
 from bigssl.transfer.leaving.masked import masked_language_model
 from bigssl.transfer.leaving.parts import Member, Part, UnfitError
-from bigssl.transfer.leaving.proof import Claim
+from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, contents
 
 TOKENS = 256  # whose logits are compared
@@ -40,7 +40,8 @@ def to_transformers(part: Part, folder: Path, samples: Samples) -> list[Claim]:
     said = "".join(f", {key}={value}" for key, value in load.get("options", {}).items())
     return [Claim(part.name, folder, "transformers", f'{load["class"]}.from_pretrained("{{folder}}"{said})',
                   {"modality": member.takes.modality} | load, contents(member.takes, seen),
-                  {name: value.numpy() for name, value in outputs.items()}, member.untrained)]  # fmt: skip
+                  {name: value.numpy() for name, value in outputs.items()}, digests(model.state_dict()),
+                  member.untrained)]  # fmt: skip
 
 
 def check_tokenizer_reloads(part: Part, folder: Path, texts: list[bytes]) -> None:
