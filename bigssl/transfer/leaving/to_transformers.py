@@ -50,13 +50,14 @@ def check_tokenizer_reloads(part: Part, folder: Path, texts: list[bytes]) -> Non
     for takes in (member.takes for member in part.members.values() if isinstance(member.takes, TextInput)):
         with hushed():
             other = AutoTokenizer.from_pretrained(folder)
-        for text in map(bytes.decode, texts):
-            if other(text)["input_ids"] != takes.tokenizer(text)["input_ids"]:
-                raise UnfitError(
-                    f"part {part.name!r}: AutoTokenizer of transformers {version} makes other tokens in a folder of "
-                    f"this type, by its own {type(other).__name__}; allowed: --format onnx, whose tokenizer.json is "
-                    f"read as it is, or backbones of another type"
-                )
+            same = all(other(text)["input_ids"] == takes.tokenizer(text)["input_ids"]
+                       for text in map(bytes.decode, texts))  # fmt: skip
+        if not same:
+            raise UnfitError(
+                f"part {part.name!r}: AutoTokenizer of transformers {version} makes other tokens in a folder of this "
+                f"type, by its own {type(other).__name__}; allowed: --format onnx, whose tokenizer.json is read as it "
+                f"is, or backbones of another type"
+            )
 
 
 Written = tuple[PreTrainedModel, dict[str, Any], dict[str, Tensor]]
