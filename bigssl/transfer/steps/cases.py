@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bigssl.data.errors import DataError
 from bigssl.data.order import rng
-from bigssl.transfer.labelled.logistic import Linear, fit_ridge
+from bigssl.transfer.labelled.logistic import fit_ridge
+from bigssl.transfer.labelled.losses import Linear
 from bigssl.transfer.steps.series import LongSeries, Scale
 from bigssl.transfer.steps.windows import StepWindows
 
