@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from bigssl.transfer.measures.ranking import Counted, average_precision, point_a
 from bigssl.transfer.measures.surface import vus_pr
 from bigssl.transfer.scores import RAW, ScoreRow
 from bigssl.transfer.steps.detectors import Detector, at_random, neighbours, polynomial, principal_components
-from bigssl.transfer.steps.series import Line, Scale, long_enough, period_of, read_lines, refuse_later
+from bigssl.transfer.steps.series import Line, Scale, line_of, long_enough, period_of, read_lines, refuse_later
 from bigssl.transfer.steps.windows import tokens_of
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.team import AgreedError
@@ -76,8 +77,10 @@ class Anomaly(Evaluation):
 
     def check(self, seen: Checked) -> None:
         takes = input_of(seen.backbone("backbone", "series"))
+        assert isinstance(takes, SeriesInput)
         seen.samples("train", takes)
         seen.samples("queries", takes)
+        seen.readable("queries", partial(line_of, channels=takes.channels, label=self.label))
         seen.apart("train")
 
     def run(self, bench: Bench) -> list[ScoreRow]:
