@@ -47,15 +47,14 @@ def test_the_smallest_recipes_can_be_run(
 
 
 def test_the_table_of_tasks_has_every_evaluation_with_its_fields() -> None:
-    """docs/transfer.md; what every one has, and what those have that are repeated or train networks, stands above it."""
-    text = (ROOT / "docs" / "transfer.md").read_text()
-    above, table = text.split("## Tasks")[1].split("| task |")
-    rows = {re.findall(r"`(\w+)`", cells[1])[0]: cells for line in table.splitlines()
-            if (cells := line.split(" | ")) and (cells := ["", *line.strip("| ").split(" | ")])[1].startswith("`")}
+    """docs/transfer.md: those of its own in its row, those of all and of the repeated above the table."""
+    above, below = (ROOT / "docs" / "transfer.md").read_text().split("## Tasks")[1].split("| task |")
+    lines = [line.strip("| ").split(" | ") for line in below.split("\n\n")[0].splitlines() if line.startswith("| `")]
+    rows = {re.findall(r"`(\w+)`", cells[0])[0]: cells for cells in lines}
     assert rows.keys() == discover_evaluations().keys()
     everyone = set(re.findall(r"`(\w+)[`=]", above))
     for name, kind in discover_evaluations().items():
-        own, repeated = set(re.findall(r"`(\w+)`", rows[name][3])), rows[name][1].endswith("*")
+        own, repeated = set(re.findall(r"`(\w+)`", rows[name][2])), rows[name][0].endswith("*")
         fields = kind.model_fields.keys() - {"task"}
         assert own <= fields <= own | everyone | {"bank_limit", "caption_limit"}, (name, fields - own - everyone)
         assert repeated == ("fractions" in fields), name

@@ -13,7 +13,8 @@ from bigssl.report.html import write_report
 from bigssl.report.metrics import Measure, MetricsWriter
 from bigssl.report.values import CARD_VERSION, curve_rows
 
-TASK: dict[str, Any] = {"title": "kNN over <category>", "unit": "share", "higher_is_better": True, "chance": 0.1, "majority": 0.3,
+TASK: dict[str, Any] = {
+        "title": "kNN over <category>", "unit": "share", "higher_is_better": True, "chance": 0.1, "majority": 0.3,
         "blind": None, "random_net": 0.58, "raw": 0.63, "trained": 0.66,
         "raws": {"raw <letters>": 0.63, "raw words": 0.41}, "passed": True, "verdict": "better than all",
         "std": {}, "curve": [], "sentence": "The network & its features."}
@@ -123,8 +124,9 @@ def test_the_few_label_curve_has_a_panel_of_each_row_with_its_deviations(run: Pa
     page = write_report(run).read_text()
     assert page.count("<svg") == 5 and "<h2>Few labels</h2>" in page
     figure = figures.curves([tasks["linear"], tasks["loss"]])
-    for text, times in (("samples with labels", 2), ("linear probe: kind", 1), ("loss of it", 1), (">9<", 2), (">900<", 2),
-                        (">trained<", 2), (">random net<", 2), (">raw<", 1), (">%<", 1), (">nats<", 1)):  # fmt: skip
+    for text, times in (
+        ("samples with labels", 2), ("linear probe: kind", 1), ("loss of it", 1), (">9<", 2),
+                        (">900<", 2), (">trained<", 2), (">random net<", 2), (">raw<", 1), (">%<", 1), (">nats<", 1)):  # fmt: skip
         assert figure.count(text) == times, text
     assert "66.0 ± 1.0 %" in page and "detect failed:</b> no &lt;box&gt; there" in page
     rows = curve_rows(tasks["linear"])
