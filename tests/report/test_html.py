@@ -126,7 +126,8 @@ def test_the_few_label_curve_has_a_panel_of_each_row_with_its_deviations(run: Pa
     figure = figures.curves([tasks["linear"], tasks["loss"]])
     for text, times in (
         ("samples with labels", 2), ("linear probe: kind", 1), ("loss of it", 1), (">9<", 2),
-                        (">900<", 2), (">trained<", 2), (">random net<", 2), (">raw<", 1), (">%<", 1), (">nats<", 1)):  # fmt: skip
+        (">900<", 2), (">trained<", 2), (">random net<", 2), (">raw<", 1), (">%<", 1), (">nats<", 1),
+    ):  # fmt: skip
         assert figure.count(text) == times, text
     assert "66.0 ± 1.0 %" in page and "detect failed:</b> no &lt;box&gt; there" in page
     rows = curve_rows(tasks["linear"])

@@ -3,7 +3,8 @@ on held-out rows.
 
 Both are solved in the principal directions of the features. The penalty does not see a rotation, and the intercept,
 which is not penalised, takes the mean: it is the same optimum. In these directions the curvature of the loss is nearly
-diagonal, so a scaling of each makes the problem round, and L-BFGS needs tens of passes in place of thousands.
+diagonal, so a scaling of each makes the problem round, and L-BFGS needs tens of passes in place of thousands. Sums over
+rows are float32 by BLAS; what they add up to, and the unknowns, are float64.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 EIGEN = 2048  # directions at most that are worth their computation: above it each feature is its own
-PASSES = 1000
-PRECISION = 1e-3  # of the optimum, in standard errors of the loss's sum
+PASSES, ROUNDS = 50, 20
+PRECISION = 1e-6  # share of the loss by which it may exceed its minimum
+FLOOR = 1e-3  # mean loss below which float32 hardly tells more
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,17 @@ def _chosen(x: Tensor, y: Tensor, l2: Sequence[float], valid: Tensor | None, lea
             ) -> Linear:
     strengths = sorted(set(l2), reverse=True)
     if not strengths or strengths[-1] <= 0 or (valid is None and len(strengths) > 1):
-        raise ValueError(f"l2 {list(l2)}, {'no' if valid is None else len(valid)} rows to choose on; allowed: strengths "
-                         "above 0, and rows to choose on where there are several")  # fmt: skip
+        count = "no" if valid is None else len(valid)
+        raise ValueError(f"l2 {list(l2)}, {count} rows to choose on; allowed: strengths above 0, and rows to choose on "
+                         "where there are several")  # fmt: skip
     if valid is None or len(strengths) == 1:
         return learner(x, y).at(strengths[0])
     held = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     held[valid.to(x.device)] = True
     if held.all() or not held.any():
         raise ValueError(f"{int(held.sum())} of {len(x)} rows to choose on; allowed: some, and not all")
-    rest, path = learner(x[~held], y[~held]), []
+    rest = learner(x[~held], y[~held])
+    path: list[Linear] = []
     for strength in strengths:
         path.append(rest.at(strength, path[-1] if path else None))
     best = min(path, key=lambda each: rest.loss(each(x[held]), y[held]))
@@ -145,6 +149,11 @@ class _Sigmoids:
         losses = F.binary_cross_entropy_with_logits(logits, self._y, reduction="none")
         return losses.sum(dtype=torch.float64), logits.sigmoid() - self._y
 
+    def curvature(self, logits: Tensor) -> Tensor:
+        """float32 [N, columns], or [N, 1] for all: the second derivative of each row's loss by its logits."""
+        chance = logits.sigmoid()
+        return chance * (1 - chance)
+
     def whole(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Of all labels, [C, D] and [C], from those of the columns."""
         weights = weight.new_zeros(len(self.fitted), weight.shape[1])
@@ -155,7 +164,7 @@ class _Sigmoids:
 
     def columns(self, model: Linear) -> Linear:
         """The inverse of `whole`."""
-        return Linear(model.weight[self.fitted], model.bias[self.fitted].clamp(-10, 10), model.l2)
+        return Linear(model.weight[self.fitted], model.bias[self.fitted], model.l2)
 
     def held(self, logits: Tensor, y: Tensor) -> float:
         """Mean loss of further rows, [M, C] both, by the labels that are fitted."""
@@ -178,6 +187,11 @@ class _Softmax:
         slope = logs.exp().scatter_add_(1, self._y, -torch.ones_like(logs[:, :1]).expand_as(self._y))
         return -logs.gather(1, self._y).sum(dtype=torch.float64), slope
 
+    def curvature(self, logits: Tensor) -> Tensor:
+        """One for all classes: the loss does not see what is added to all of them, and a path that does not add any
+        has no part in directions that the penalty alone holds."""
+        return (1 - logits.softmax(1).square().sum(1, keepdim=True)) / logits.shape[1]
+
     def whole(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         weights = weight.new_zeros(len(self.fitted), weight.shape[1])
         biases = bias.new_full((len(self.fitted),), -torch.inf)
@@ -185,7 +199,7 @@ class _Softmax:
         return weights, biases
 
     def columns(self, model: Linear) -> Linear:
-        return Linear(model.weight[self.fitted], model.bias[self.fitted].clamp(min=-10), model.l2)
+        return Linear(model.weight[self.fitted], model.bias[self.fitted], model.l2)
 
     def held(self, logits: Tensor, y: Tensor) -> float:
         known = self.fitted[y]
@@ -209,7 +223,7 @@ class _Two(_Sigmoids):
         return weights, biases
 
     def columns(self, model: Linear) -> Linear:
-        weight, bias = (each[self._high] - each[self._low] for each in (model.weight, model.bias.clamp(min=-10)))
+        weight, bias = (each[self._high] - each[self._low] for each in (model.weight, model.bias))
         return Linear(weight.unsqueeze(0), bias.unsqueeze(0), model.l2)
 
     def held(self, logits: Tensor, y: Tensor) -> float:
@@ -220,7 +234,7 @@ class _Two(_Sigmoids):
 
 def _classes_loss(y: Tensor, count: int) -> _Softmax | _Two:
     seen = y.unique().tolist()
-    return _Two(y, *seen, count) if len(seen) == 2 else _Softmax(y, count)
+    return _Two(y, seen[0], seen[1], count) if len(seen) == 2 else _Softmax(y, count)
 
 
 class _Path:
@@ -231,37 +245,57 @@ class _Path:
 
     def at(self, l2: float, start: Linear | None = None) -> Linear:
         """The optimum; `start`: a model near to it."""
-        directions, losses = self._x, self._losses
-        device, width = directions.rows.device, len(losses.frequency)
-        size = (len(directions.energy) + 1, width)
-        curvature = (losses.frequency * (1 - losses.frequency)).clamp(min=1e-12)
-        energy = torch.cat([directions.energy, directions.energy.new_tensor([len(directions.rows)])])
-        strength = torch.full_like(energy, l2)
+        losses, device = self._losses, self._x.rows.device
+        odds = torch.logit(losses.frequency, eps=1e-12)
+        model = torch.cat([odds.new_zeros(len(self._x.energy), len(odds)), odds[None]])
+        if start is not None:  # which knows nothing of classes that it had no row of
+            weight, bias = self._x.there(losses.columns(start))
+            model = torch.where(bias.isfinite(), torch.cat([weight, bias[None]]), model)
+        strength = torch.full((len(model), 1), l2, dtype=torch.float64, device=device)
         strength[-1] = 0
-        scale = (energy.unsqueeze(1) * curvature + strength.unsqueeze(1)).rsqrt()
+        converged, ended = True, not model.shape[1]
+        for _ in range(0 if ended else ROUNDS):
+            model, converged, ended = self._nearer(model, strength)
+            if ended:
+                break
+        weight, bias = losses.whole(*self._x.back(model[:-1], model[-1]))
+        return Linear(weight, bias, l2, converged)
+
+    def _nearer(self, model: Tensor, strength: Tensor) -> tuple[Tensor, bool, bool]:
+        """Passes of L-BFGS from `model` [R + 1, columns], whose last row is the intercept; whether they came to the
+        optimum, and whether more of them would not come nearer. Unknowns are scaled by the curvature at `model`: half
+        the square of the gradient is then about the distance of the loss from its minimum."""
+        x, losses, device = self._x.rows, self._losses, self._x.rows.device
+        scale = (self._curvature(model) + strength).rsqrt()
 
         def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            model = torch.from_numpy(flat).view(size).to(device) * scale
-            logits = directions.rows @ model[:-1].float() + model[-1].float()
-            loss, slope = losses.of(logits)
-            gradient = torch.cat([(directions.rows.T @ slope).double(), slope.sum(0, dtype=torch.float64)[None]])
-            penalised = strength.unsqueeze(1) * model
-            loss = loss + (penalised * model).sum() / 2
-            return float(loss), ((gradient + penalised) * scale).flatten().cpu().numpy()
+            at = torch.from_numpy(flat).view(model.shape).to(device) * scale
+            loss, slope = losses.of(self._logits(at))
+            sums = (slope.T @ x).T.double()  # this way round BLAS is ten times as fast
+            penalised = strength * at
+            gradient = torch.cat([sums, slope.sum(0, dtype=torch.float64)[None]]) + penalised
+            return float(loss + (penalised * at).sum() / 2), (gradient * scale).flatten().cpu().numpy()
 
-        first = torch.zeros(size, dtype=torch.float64, device=device)
-        if start is not None:
-            weight, bias = directions.there(losses.columns(start))
-            first = torch.cat([weight, bias[None]]) / scale
-        if not width:
-            found, converged = first, True
-        else:
-            limit = PRECISION * (len(directions.rows) / first.numel()) ** 0.5
-            options = {"maxiter": PASSES, "maxfun": 2 * PASSES, "gtol": limit, "ftol": 0.0, "maxcor": 20}
-            done = minimize(value, first.flatten().cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
-            found, converged = torch.from_numpy(done.x).view(size).to(device) * scale, done.status == 0
-        weight, bias = losses.whole(*directions.back(found[:-1], found[-1]))
-        return Linear(weight, bias, l2, converged)
+        first = (model / scale).flatten().cpu().numpy()
+        begin = value(first)[0]
+        limit = (2 * PRECISION * max(begin, FLOOR * len(x)) / model.numel()) ** 0.5
+        options = {"maxiter": PASSES, "gtol": limit, "ftol": PRECISION / 1000, "maxcor": 20, "maxls": 10}
+        done = minimize(value, first, jac=True, method="L-BFGS-B", options=options)
+        near = bool(abs(done.jac).max() <= 10 * limit)
+        ended = done.status != 1 and (done.fun > begin / 2 or begin < FLOOR * len(x) or not near)
+        return torch.from_numpy(done.x).view(model.shape).to(device) * scale, near, ended
+
+    def _logits(self, model: Tensor) -> Tensor:
+        return torch.addmm(model[-1].float(), self._x.rows, model[:-1].float())
+
+    def _curvature(self, model: Tensor) -> Tensor:
+        """float64 [R + 1, columns or 1]: the diagonal of the second derivative."""
+        weights = self._losses.curvature(self._logits(model))
+        found = model.new_zeros(len(model), weights.shape[1])
+        for part, rows in zip(weights.split(8192), self._x.rows.split(8192), strict=True):
+            found[:-1] += (part.T @ rows.square()).T.double()
+        found[-1] = weights.sum(0, dtype=torch.float64)
+        return found.clamp(min=1e-12 * len(self._x.rows))
 
     def loss(self, logits: Tensor, y: Tensor) -> float:
         """Mean over further rows."""

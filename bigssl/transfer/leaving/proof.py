@@ -96,13 +96,23 @@ class Claim:
 
 
 def prove(claims: Sequence[Claim], python: str = sys.executable) -> list[Proof]:
-    """A proof of each claim. One process reloads them all.
+    """A proof of each claim.
 
     Args:
         python: the interpreter of an environment that has the libraries.
     Raises:
         ProofError: a claim is wrong; the message says what of it.
     """
+    proofs = []
+    for found in judged(claims, python):
+        if isinstance(found, ProofError):
+            raise found
+        proofs.append(found)
+    return proofs
+
+
+def judged(claims: Sequence[Claim], python: str = sys.executable) -> list[Proof | ProofError]:
+    """The proof of each claim, or what is wrong with it. One process reloads them all."""
     with tempfile.TemporaryDirectory(prefix="bigssl-proof-") as scratch:
         work = Path(scratch)
         (work / "jobs.json").write_text(json.dumps([_job(work, number, each) for number, each in enumerate(claims)]))
@@ -124,7 +134,14 @@ def _job(work: Path, number: int, claim: Claim) -> dict[str, Any]:
             **claim.load}  # fmt: skip
 
 
-def _judged(claim: Claim, out: Path) -> Proof:
+def _judged(claim: Claim, out: Path) -> Proof | ProofError:
+    try:
+        return _proven(claim, out)
+    except ProofError as error:
+        return error
+
+
+def _proven(claim: Claim, out: Path) -> Proof:
     report = json.loads((out / "report.json").read_text())
     where = f"part {claim.part!r}, {claim.format}"
     if "error" in report:

@@ -16,6 +16,7 @@ from bigssl.transfer.leaving.export import hushed
 from bigssl.transfer.leaving.parts import Part, UnfitError
 from bigssl.transfer.leaving.proof import Claim
 from bigssl.transfer.leaving.samples import Samples, contents, write_json
+from bigssl.transfer.leaving.to_transformers import check_tokenizer_reloads
 
 
 def to_sentence_transformers(part: Part, folder: Path, samples: Samples) -> list[Claim]:
@@ -28,6 +29,7 @@ def to_sentence_transformers(part: Part, folder: Path, samples: Samples) -> list
     with hushed():
         member.model.save_pretrained(folder)
         takes.write(folder)
+    check_tokenizer_reloads(part, folder, contents(takes, samples["text"]))
     write_json(folder / "sentence_bert_config.json",
                {"max_seq_length": takes.length, "do_lower_case": False, "model_args": member.options})
     width = member.model.config.hidden_size

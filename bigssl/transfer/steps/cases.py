@@ -101,9 +101,14 @@ def _filled(past: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class LinearForecast:
     """future = level + spread · (W features + b) + c, one W for all channels: reversible instance normalisation (Kim
-    et al. 2022) around a linear map, fitted in the unit in which it is judged."""
+    et al. 2022) around a linear map of features at mean 0 and variance 1, fitted in the unit in which it is judged.
+
+    shift, scale: float32 [F], of the features.
+    """
 
     linear: Linear
+    shift: Tensor
+    scale: Tensor
 
     @classmethod
     def fitted(cls, features: Tensor, cases: Cases, rows: Tensor, l2: Sequence[float]) -> LinearForecast:
@@ -115,24 +120,27 @@ class LinearForecast:
         Raises:
             DataError: no channel of any of these windows has a whole future.
         """
-        x, y = _inputs(features[rows], cases.spread[rows]).flatten(0, 1), cases.future[rows] - cases.level[rows]
-        y = y.flatten(0, 1)
+        seen, y = features[rows], (cases.future[rows] - cases.level[rows]).flatten(0, 1)
+        shift, scale = seen.flatten(0, 1).mean(0), seen.flatten(0, 1).std(0, correction=0).clamp(min=1e-6).reciprocal()
+        x = _inputs((seen - shift) * scale, cases.spread[rows])
         whole = y.isfinite().all(1)
         if not whole.any():
             raise DataError(f"of {len(rows)} windows to learn from none has a future without missing values")
         x, y = x[whole], y[whole]
         if len(x) == 1:
-            return cls(fit_ridge(x, y, l2=[max(l2)]))
-        return cls(fit_ridge(x, y, l2=l2, valid=torch.arange(len(x) - max(1, len(x) // 5), len(x))))
+            return cls(fit_ridge(x, y, l2=[max(l2)]), shift, scale)
+        valid = torch.arange(len(x) - max(1, len(x) // 5), len(x))
+        return cls(fit_ridge(x, y, l2=l2, valid=valid), shift, scale)
 
     def __call__(self, features: Tensor, cases: Cases) -> Tensor:
         """float32 [N, C, H]"""
-        return cases.level + self.linear(_inputs(features, cases.spread).flatten(0, 1)).view_as(cases.future)
+        x = _inputs((features - self.shift) * self.scale, cases.spread)
+        return cases.level + self.linear(x).view_as(cases.future)
 
 
 def _inputs(features: Tensor, spread: Tensor) -> Tensor:
-    """[N, C, F + 1]: features and a constant, times the spread."""
-    return torch.cat([features, torch.ones_like(spread)], dim=2) * spread
+    """[N · C, F + 1]: features and a constant, times the spread."""
+    return (torch.cat([features, torch.ones_like(spread)], dim=2) * spread).flatten(0, 1)
 
 
 def own_past(cases: Cases) -> Tensor:

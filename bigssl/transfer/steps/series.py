@@ -78,7 +78,7 @@ def line_of(sample: Sample, channels: int, label: str | None = None) -> Line:
         if values.shape[1] != channels:
             raise DataError(f"series of {values.shape[1]} channels; this backbone takes {channels}")
         values = np.where(np.isfinite(values), values, np.float32(np.nan))
-        marks = None if label is None else marks_of(sample, meta, label, len(values))
+        marks = None if label is None else marks_of(meta, label, len(values))
     except DataError as error:
         raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     if isinstance(meta.get("series"), str) and isinstance(meta.get("start"), int):
@@ -86,28 +86,22 @@ def line_of(sample: Sample, channels: int, label: str | None = None) -> Line:
     return Line(sample.key, 0, values, marks)
 
 
-def marks_of(sample: Sample, meta: dict[str, Any], label: str, steps: int) -> np.ndarray:
-    """bool [steps]: the member LABEL.npy of a sample, or the list under LABEL in its json: 0 or 1 of each step.
+def marks_of(meta: dict[str, Any], label: str, steps: int) -> np.ndarray:
+    """bool [steps]: the list under LABEL in the json of a sample, 0 or 1 of each step.
 
     Raises:
-        DataError: neither is there, another number of steps, or other values.
+        DataError: there is none, or it has another length or other values.
     """
-    member = f"{label}.npy"
-    if member in sample.fields:
-        found = decode.series(sample.fields[member], non_finite="keep")
-    elif label in meta:
-        try:
-            found = np.asarray(meta[label], dtype=np.float64)
-        except (TypeError, ValueError):
-            raise DataError(f"{label} in its json is {str(meta[label])[:40]!r}; allowed: a list of 0 and 1") from None
-    else:
-        there = ", ".join(sorted([*sample.fields, *(f"{name} in json" for name in meta)]))
-        raise DataError(f"no marks of its steps: neither {member} nor {label} in its json; it has {there}")
-    if found.size != steps or found.ndim > 2:
-        raise DataError(f"{label}: marks of {found.size} steps for a series of {steps}; allowed: one for each step")
-    if not np.isin(found, (0, 1)).all():
-        raise DataError(f"{label}: a mark is {found[~np.isin(found, (0, 1))][0]:g}; allowed: 0 and 1")
-    return found.reshape(steps) == 1
+    if label not in meta:
+        raise DataError(f"no marks of its steps, {label} in its json; that has {', '.join(sorted(meta)) or 'nothing'}")
+    found = meta[label]
+    if not isinstance(found, list):
+        raise DataError(f"{label} in its json is {str(found)[:40]!r}; allowed: a list of 0 and 1")
+    if len(found) != steps:
+        raise DataError(f"{label}: marks of {len(found)} steps for a series of {steps}; allowed: one for each step")
+    if strange := [mark for mark in found if mark not in (0, 1)]:
+        raise DataError(f"{label}: a mark is {strange[0]!r}; allowed: 0 and 1")
+    return np.array(found, dtype=bool)
 
 
 def joined_lines(lines: Sequence[Line]) -> list[Line]:

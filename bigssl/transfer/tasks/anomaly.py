@@ -53,7 +53,8 @@ class Anomaly(Evaluation):
 
     The labels of `queries` are read for the measures only. From `train`, which counts as normal, come the memory of the
     detectors (four fifths) and the threshold (the `quantile` of the scores of the last fifth, which is not in the
-    memory). A step is marked by 0 or 1 in the member LABEL.npy of its series, or in the list under LABEL of its json.
+    memory). `label` is a list in the json of a series: 0 or 1 of each step.
+    A backbone that brings each window to variance 1, as PatchTST does, sees no change of level that outlasts a window.
     """
 
     preset: ClassVar[dict[str, Any]] = {"train": "made/anomaly/train", "queries": "made/anomaly/val", "seeds": 2}
@@ -64,7 +65,7 @@ class Anomaly(Evaluation):
     backbone: str = "series"
     train: str = Field(description="shards with series that count as normal")
     train_limit: Limit = None
-    label: str = Field("label", description="member LABEL.npy, or list in the json, of queries: 0 or 1 of each step")
+    label: str = Field("label", description="metadata field of queries with the list of marks: 0 or 1 of each step")
     quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.99, description="of the scores of held-out normal steps: what is above it is called anomalous"
     )
@@ -79,7 +80,7 @@ class Anomaly(Evaluation):
         takes = input_of(seen.backbone("backbone", "series"))
         assert isinstance(takes, SeriesInput)
         seen.samples("train", takes)
-        seen.samples("queries", takes)
+        seen.samples("queries", takes, "label")
         seen.readable("queries", partial(line_of, channels=takes.channels, label=self.label))
         seen.apart("train")
 

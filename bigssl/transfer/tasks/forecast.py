@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
 
 LINEAR = RAW + "linear model of the past"
+STRENGTHS = [10.0**power for power in range(-1, 6)]
 MEASURES = (("mse", "squared error", "squared deviations"), ("mae", "absolute error", "deviations"))
 
 
@@ -62,7 +63,7 @@ class Forecast(Learning, Fit):
     )
     tune: Literal["head", "all"] = Field("head", description="what is fitted: a linear head, or the backbone with it")
     l2: list[Annotated[float, Field(gt=0)]] = Field(
-        [1.0, 10.0, 100.0, 1000.0], min_length=1, description="penalties of the linear models, chosen on held-out rows"
+        STRENGTHS, min_length=1, description="penalties of the linear models, chosen on held-out rows"
     )
 
     def check(self, seen: Checked) -> None:

@@ -60,7 +60,9 @@ def test_the_linear_forecast_is_ridge_regression_of_what_its_past_lacks(lines: l
     past, future = found.past.double().numpy(), found.future.double().numpy()
     level = past.mean(2, keepdims=True)
     spread = np.sqrt(past.var(2, keepdims=True) + 1e-5)
-    x = np.concatenate([past - level, spread], 2)
+    features = (past - level) / spread
+    seen = features[rows].reshape(-1, PAST)
+    x = np.concatenate([(features - seen.mean(0)) / seen.std(0) * spread, spread], 2)
     ridge = Ridge(alpha=3.0).fit(x[rows].reshape(-1, PAST + 1), (future - level)[rows].reshape(-1, FUTURE))
     want = level + ridge.predict(x.reshape(-1, PAST + 1)).reshape(future.shape)
     np.testing.assert_allclose(head(own_past(found), found), want, atol=1e-4)
