@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -22,7 +23,15 @@ from bigssl.transfer.measures.ranking import StepCounts, average_precision, poin
 from bigssl.transfer.measures.surface import vus_pr
 from bigssl.transfer.scores import RAW, ScoreRow
 from bigssl.transfer.steps.detectors import Detector, at_random, patch_memory, polynomial, principal_components
-from bigssl.transfer.steps.series import LongSeries, Scale, long_enough, period_of, read_long_series, refuse_later
+from bigssl.transfer.steps.series import (
+    LongSeries,
+    Scale,
+    line_of,
+    long_enough,
+    period_of,
+    read_long_series,
+    refuse_later,
+)
 from bigssl.transfer.steps.windows import CALIBRATING, StepWindows, set_norms, tokens_of
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.team import AgreedError
@@ -80,8 +89,10 @@ class Anomaly(Evaluation):
 
     def check(self, seen: Checked) -> None:
         takes = input_of(seen.backbone("backbone", "series"))
+        assert isinstance(takes, SeriesInput)
         seen.samples("train", takes)
         seen.samples("queries", takes, "label")
+        seen.readable("queries", partial(line_of, channels=takes.channels, label=self.label))
         seen.apart("train")
 
     def run(self, bench: Bench) -> list[ScoreRow]:
