@@ -6,7 +6,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 results=${1:-$(mktemp -d)} what=${2:-all}
-export PYTHONSAFEPATH=1 CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
+export CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"; print(torch.cuda.get_device_name())' || exit 1
 mkdir -p "$results"
 failed=0
@@ -15,7 +15,7 @@ declare -A right=([contrastive]=0 [linear_ce]=0)
 verify() { # NAME SECONDS PYTEST'S ARGUMENTS...
   local name=$1 seconds=$2
   shift 2
-  timeout "$seconds" python -m pytest -q --tb=short -rfE -p no:cacheprovider -o filterwarnings=default -W ignore "$@" \
+  timeout "$seconds" python -P -m pytest -q -m gpu --tb=short -rfEP -p no:cacheprovider -o filterwarnings=default -W ignore "$@" \
     >"$results/$name.log" 2>&1
 }
 
@@ -27,7 +27,7 @@ if [ "$what" != time ]; then # side by side: most of it is compilation and start
   for name in contrastive linear_ce tasks driver; do
     wait "${!name}" && right[$name]=0 || { right[$name]=$?; failed=1; }
     echo "== $name"
-    grep -E '^(FAILED|ERROR)|^E  |within|passed|failed|error' "$results/$name.log" | cut -c1-300 | tail -40
+    grep -E '^(FAILED|ERROR)|^E  |^by step|within|passed|failed' "$results/$name.log" | cut -c1-300 | sort | uniq -c | sort -rn | head -60
   done
 fi
 if [ "$what" != verify ]; then
