@@ -26,8 +26,8 @@ from bigssl.transfer.steps.detectors import Detector, at_random, patch_memory, p
 from bigssl.transfer.steps.series import (
     LongSeries,
     Scale,
-    line_of,
     long_enough,
+    long_series_of,
     period_of,
     read_long_series,
     refuse_later,
@@ -92,7 +92,7 @@ class Anomaly(Evaluation):
         assert isinstance(takes, SeriesInput)
         seen.samples("train", takes)
         seen.samples("queries", takes, "label")
-        seen.readable("queries", partial(line_of, channels=takes.channels, label=self.label))
+        seen.readable("queries", partial(long_series_of, channels=takes.channels, label=self.label))
         seen.apart("train")
 
     def run(self, bench: Bench) -> list[ScoreRow]:
