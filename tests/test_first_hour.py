@@ -88,10 +88,14 @@ def scored(answers: list[Answer], run: Path) -> dict[str, Any]:
         (line,) = [line for line in said.splitlines() if line.startswith(f"{task['title']}  ")]
         assert task["verdict"] in line and task["queries"] >= 10
         if task["unit"] == "share":
-            shown = [f"{100 * task[name]:.1f} %" for name in ("random_net", "raw", "trained")]
+            shown = [numbers(task[name], task["std"].get(name)) for name in ("random_net", "raw", "trained")]
             assert re.search(" +".join(map(re.escape, shown)), line), (shown, line)
     assert f"report: runs/{run.name}/report.html" in said and (run / "report.html").stat().st_size > 9999
     return tasks
+
+
+def numbers(share: float, std: float | None) -> str:
+    return f"{100 * share:.1f}" + (f" ± {100 * std:.1f} %" if std is not None else " %")
 
 
 def picture(shape: str, draw: random.Random) -> Image.Image:
@@ -120,8 +124,7 @@ def test_pictures_in_class_folders_lead_to_a_few_label_curve(tmp_path: Path, wal
     assert len(answers) == 3 and f"few labels: {row['title']}\nsamples with labels" in said
     assert [point["fraction"] for point in row["curve"]] == [0.01, 0.1, 1.0] and row["curve"][-1]["samples"] > 60
     for point in row["curve"]:
-        shown = [f"{100 * point['means'][name]:.1f} ± {100 * point['stds'][name]:.1f} %"
-                 for name in ("random_net", "raw", "trained")]  # fmt: skip
+        shown = [numbers(point["means"][name], point["stds"][name]) for name in ("random_net", "raw", "trained")]
         line = rf"^{100 * point['fraction']:g} % \({point['samples']}\) +" + " +".join(map(re.escape, shown)) + "$"
         assert re.search(line, said, flags=re.M), (line, said)
     page = (there / "report.html").read_text()
@@ -139,8 +142,9 @@ def test_a_table_of_pictures_and_classes(tmp_path: Path, walk: Walk) -> None:
             picture(shape, draw).save(tmp_path / "shop" / "images" / f"{number}.png")
             table.writerow([number, f"images/{number}.png", draw.randrange(1, 99), shape])
     tasks = scored(walk(journey("bigssl init byol shop"), tmp_path), tmp_path / "runs" / "items-byol")
-    assert tasks.keys() == {"knn_image", "knn_image_teacher"}
-    assert all(task["classes"] == 3 and task["bank"] + task["queries"] == 72 for task in tasks.values())
+    assert tasks.keys() == {f"{task}_{name}" for task in ("knn", "linear") for name in ("image", "image_teacher")}
+    assert all(task["classes"] == 3 for task in tasks.values())
+    assert tasks["knn_image_teacher"]["bank"] + tasks["knn_image_teacher"]["queries"] == 72
 
 
 def test_chinese_texts(tmp_path: Path, walk: Walk) -> None:

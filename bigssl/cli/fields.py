@@ -49,7 +49,7 @@ class Fields:
     """A,B: columns for the json"""
     label: Annotated[str | None, TABLE] = None
     """column that goes into the json as `label` (default: the one of that name); A,B,C: a list of those that hold 1, or
-    of what they hold"""
+    of what they hold; of series: a column of 0 and 1, the mark of each row"""
     separator: Annotated[str | None, TABLE] = None
     """what stands between several labels in the column: `label` is a list"""
     variant: Annotated[str, TABLE] = "variant"

@@ -131,7 +131,7 @@ _USED = {
     "pattern": ("files",), "boxes": ("files",), "masks": ("files",), "separator": ("table", "jsonl"),
     "root": ("table",), "image": ("table",), "key": ("table", "jsonl"),
     "text": ("table", "jsonl"), "group": ("table", "jsonl"), "meta": ("table", "jsonl"),
-    "label": ("table", "jsonl"),
+    "label": ("table", "jsonl", "series"),
     "columns": ("series",), "by": ("series",), "window": ("series",), "stride": ("series",),
     "split_by": ("series",),
 }  # fmt: skip
@@ -250,7 +250,7 @@ def _reader(kind: str, fields: Fields, note: Note, held_out: float) -> Read:
         columns = _words("columns", fields.columns)
         if fields.stride is not None and fields.window is not None and fields.stride > fields.window > 0:
             note(f"--stride {fields.stride} is more than --window {fields.window}: rows between windows are left out")
-        how = sources_series.Windows(columns, fields.by, fields.window, fields.stride, held_out)
+        how = sources_series.Windows(columns, fields.by, fields.window, fields.stride, held_out, fields.label)
         return lambda path, stem, label: sources_series.from_csv(path, stem, how, label, note)
     key, group, text = (_given(name, getattr(fields, name)) for name in ("key", "group", "text"))
     meta, labels = _words("meta", fields.meta), fields.labels == "names"

@@ -17,12 +17,14 @@ from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, exported_heads
 from bigssl.starter.drafting import Parts
 from bigssl.transfer.discovery import discover_evaluations
+from bigssl.transfer.labelled.fit import Fit
 
 NETWORK = "backbone"  # the field of an evaluation that any network may stand in
 
 
 def evaluations(recipe: Recipe, parts: Parts, label: str | None) -> dict[str, dict[str, Any]]:
-    """Sections of `evaluate` by name, those that ask for least first. recipe: without them.
+    """Sections of `evaluate` by name, those that ask for least first; none that trains networks, which takes longer
+    than a first run (`bigssl evaluate --task` is there for them). recipe: without sections.
 
     Raises:
         ConfigError: as the check of the recipe does.
@@ -31,6 +33,8 @@ def evaluations(recipe: Recipe, parts: Parts, label: str | None) -> dict[str, di
     networks, heads = evaluated_towers(objective, towers), exported_heads(objective)
     found: dict[str, dict[str, Any]] = {}
     for task, kind in sorted(discover_evaluations().items(), key=lambda item: (len(_needed(item[1])), item[0])):
+        if issubclass(kind, Fit):
+            continue
         fitting = [values for values in _filled(task, kind, parts, label, networks)
                    if _passes(kind, values, networks, heads)]  # fmt: skip
         for values in fitting:
@@ -39,9 +43,9 @@ def evaluations(recipe: Recipe, parts: Parts, label: str | None) -> dict[str, di
 
 
 def _needed(kind: type[Evaluation]) -> dict[str, bool]:
-    """Fields without a default, each with whether it names a field of the json."""
+    """Fields without a default, and the label, each with whether it names a field of the json."""
     fields = kind.model_fields.items()
-    return {name: METADATA in info.metadata for name, info in fields if info.is_required()}
+    return {name: METADATA in info.metadata for name, info in fields if info.is_required() or name == "label"}
 
 
 def _filled(

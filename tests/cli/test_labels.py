@@ -6,15 +6,19 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
-from packing import Pack, labels
+from packing import Pack, labels, read
 from PIL import Image
 from written import fill
 
+from bigssl.cli.main import main
 from bigssl.data.kinds import decode
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture
@@ -225,3 +229,35 @@ def test_questions_and_tags_need_no_option(tmp_path: Path, pack: Pack) -> None:
     assert json.loads(samples["t-000000"]["json"]) == {"tokens": ["Ada", "schreibt"], "label": ["B-PER", "O"]}
     line = pack.refused(jsonl(tmp_path, tagged, tagged | {"ner_tags": ["O"]}))
     assert "line 2: tokens and ner_tags must be lists of one length" in line and "they are 2 and 1" in line
+
+
+# The README
+
+
+def test_each_line_of_the_readme_packs_what_it_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    question = {"question": "Wo?", "context": "In Köln.", "answers": {"text": ["Köln"], "answer_start": [3]}}
+    files = {f"photos/{kind}/1.jpg": jpg() for kind in ("cat", "dog")} | {"a.jpg": jpg(), "val2017/a.jpg": jpg()}
+    files |= {"items.csv": b"file,kind,red,round,old,tags\na.jpg,cup,1,0,1,big;new\n", "scans/a.jpg": jpg()}
+    files |= {"instances_val2017.json": json.dumps(coco(box(0, 1, 1, 2, 2), a=(8, 6))).encode()}
+    files |= {"truth/a.png": mask(np.ones((6, 8))), "squad.jsonl": json.dumps(question).encode()}
+    fill(tmp_path, files | {"tagged.jsonl": json.dumps({"tokens": ["Ada"], "ner_tags": ["B"]}).encode()})
+    block = next(part for part in README.read_text().split("```bash\n") if part.startswith("bigssl shards pack photos"))
+    commands = [shlex.split(line, comments=True) for line in block.split("```")[0].splitlines()]
+    for command in commands:
+        assert main(command[1:]) == 0, capsys.readouterr().err
+    found = [read(tmp_path / f"DIR{number}") for number in range(1, 9)]
+    assert labels(found[0]) == {"cat/1": "cat", "dog/1": "dog"}
+    assert [labels(found[n]) for n in (1, 2, 3)] == [{"a": "cup"}, {"a": ["red", "old"]}, {"a": ["big", "new"]}]
+    assert json.loads(found[4]["a"]["json"]) == {"boxes": [[1, 1, 2, 2]], "labels": ["cat"]}
+    assert (decode.mask(found[5]["a"]["mask.png"]) == 1).all()
+    assert json.loads(found[6]["squad-000000"]["json"]) == question and labels(found[7]) == {"tagged-000000": ["B"]}
+
+
+def test_a_json_is_told_where_it_belongs(tmp_path: Path, pack: Pack) -> None:
+    boxes = fill(tmp_path, {"boxes.json": json.dumps(coco(a=(8, 6))).encode()}) / "boxes.json"
+    assert f"boxes go with the folder of their pictures: --boxes {boxes}" in pack.refused(boxes)
+    squad = fill(tmp_path, {"squad.json": b'{"data": [{"paragraphs": []}]}'}) / "squad.json"
+    assert "makes lines of questions" in (line := pack.refused(squad)) and "`jq -c '.data[].paragraphs[] |" in line

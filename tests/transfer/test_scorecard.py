@@ -256,19 +256,42 @@ def joined_score(run: Path, asked: Sections) -> dict[str, Any] | str:
         return str(error)
 
 
+def further(shards: Path) -> Sections:
+    """What learns from labels, looks across modalities and has templates; and, last but one, what cannot be done."""
+    train, val = str(shards / "train"), str(shards / "val")
+    return parse({
+        "linear": {"task": "linear", "train": train, "queries": val, "label": "category", "item": "code", "seeds": 2,
+                   "fractions": [0.2, 1.0]},
+        "across": {"task": "retrieval", "heads": "clip", "bank": train, "queries": val, "pair": "code", "k": [1, 5]},
+        "broken": {"task": "knn", "bank": train, "queries": val, "label": "category", "k": 121},
+        "templates": {"task": "zero_shot", "captions": train, "queries": val, "label": "category",
+                      "templates": ["a {} thing", "thing of {}"]},
+    })  # fmt: skip
+
+
 @pytest.mark.distributed
 def test_two_ranks_give_the_card_of_one(run: Path, shards: Path, ranks: Ranks) -> None:
-    asked = settings(shards, batch=7)
+    """An evaluation that fails is named, and does not lose the rows of the others."""
+    asked = settings(shards, batch=7) | further(shards)
     alone = score(run, asked, seed=3)
+    broken = "evaluate.broken.k: value 121, but the bank has 120 samples; allowed: 1 to 120"
+    assert alone["failed"] == {"broken": broken} and alone["tasks"].keys() == {
+        *NAMES, "linear", "templates", "templates/names",
+        *(f"across/{way}{k}" for way in ("images_to_texts", "texts_to_images") for k in ("", "@5"))}  # fmt: skip
+    for text in (format_table(alone), write_report(run).read_text()):
+        assert f"broken failed:</b> {broken}" in text or f"failed: broken: {broken}" in text
     (run / "scorecard.json").unlink()
     cards = ranks(joined_score, 2, run, asked)
     assert cards[0]["tasks"] == cards[1]["tasks"] and json.loads((run / "scorecard.json").read_text()) == cards[0]
     for name, task in alone["tasks"].items():
         both = cards[0]["tasks"][name]
         assert both["sentence"] == task["sentence"] and both["gains"] == task["gains"], name
+        assert (both["seeds"], both["curve"]) == (task["seeds"], task["curve"]) and bool(task["curve"]) == (
+            name == "linear"), name  # fmt: skip
     for name, values in alone["health"].items():
         for contender, health in values.items():
             assert cards[0]["health"][name][contender] == pytest.approx(health, rel=1e-4)
+    assert cards[0]["failed"] == alone["failed"]
     assert cards[0]["notes"] == alone["notes"] and not (run / ".scorecard").exists()
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from bigssl.cli.transfer.wishes import Wish
+from bigssl.cli.transfer.wishes import LABEL, Wish, names_a_class
 from bigssl.config.errors import ConfigError, describe
 from bigssl.config.evaluate import METADATA, Evaluation
 from bigssl.engine.plan.evaluation import Shelves, check_sections, refuse_shared
@@ -106,7 +106,7 @@ def _fitting(
             outcome = kind.checked(values, towers, heads)
             if isinstance(outcome, _Refused):
                 refused.append(outcome)
-            else:
+            elif outcome not in fitting:
                 fitting.append(outcome)
     near = min((each.distance for each in refused), default=0)
     return fitting, "\n".join(dict.fromkeys(each.why for each in refused if each.distance == near))
@@ -130,15 +130,10 @@ class _Kind:
         """Values of the section for each network or head that it may be of."""
         values = self._shards() | self.wish.values(self.task) | {"task": self.task}
         fields = self.kind.model_fields
-        head = next((name for name in HEADS if name in fields and name not in values), None)
-        alone = head is None or not fields[head].is_required() and fields[head].default is None
-        if alone and NETWORK in fields and NETWORK not in values:
-            yield from (values | {NETWORK: name} for name in towers)
-        elif alone or not heads:
-            yield values
-        for name, each in heads.items() if head is not None else ():
-            assert head is not None
-            yield {head: name} | _roles(fields, each) | values
+        any_network = NETWORK in fields and NETWORK not in values
+        yield from (values | {NETWORK: name} for name in towers) if any_network else [values]
+        if (own := next((name for name in HEADS if name in fields and name not in values), None)) is not None:
+            yield from ({own: name} | _roles(fields, head) | values for name, head in heads.items())
 
     def _shards(self) -> Values:
         found = {"queries": self.data.test, self.kind.learns_from: self.data.train}
@@ -169,7 +164,8 @@ class _Kind:
     def _valid(self, values: Values) -> Evaluation:
         """With as much of what is known of the metadata as goes together. Raises ConfigError."""
         known = {name: value for name, value in self.data.metadata.items()
-                 if name in _metadata(self.kind) and name not in values}  # fmt: skip
+                 if name in _metadata(self.kind) and name not in values
+                 and (name != LABEL or names_a_class(self.kind))}  # fmt: skip
         first: ConfigError | None = None
         for beside in (known, *({n: v for n, v in known.items() if n != each} for each in known)):
             try:

@@ -129,9 +129,7 @@ def check_field(name: str, data: bytes, *, only_text: bool = False) -> None:
     only_text: as `only_json` says; a json object with `text` or `sentences` must then be a document.
     """
     kind = name.rpartition(".")[2]
-    if name == MASK:
-        mask(data)
-    elif kind in IMAGES:
+    if kind in IMAGES:
         opened(data, None, "RGB")
     elif kind in AUDIO:
         audio(data)

@@ -60,17 +60,17 @@ def _is_date(cell: str) -> bool:
 
 
 def channels(
-    path: Path, names: Sequence[str], wanted: Sequence[str], by: str | None, note: Callable[[str], None]
+    path: Path, names: Sequence[str], wanted: Sequence[str], apart: Sequence[str | None], note: Callable[[str], None]
 ) -> tuple[int, ...]:
-    """Places of the channels among the columns `names`: those that are `wanted`, or all but `by` and those that hold no
-    number in the first rows, of which `note` is told. Raises DataError for columns that are not there or have no name
-    of their own, and where none is left."""
+    """Places of the channels among the columns `names`: those that are `wanted`, or all but those `apart` and those
+    that hold no number in the first rows, of which `note` is told. Raises DataError for columns that are not there or
+    have no name of their own, and where none is left."""
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise DataError(f"{path}: no column {unknown[0]!r}; it has {', '.join(names)}")
     first = _columns(path, names)
-    words = [name for name, cells in first.items() if cells and not any(map(is_number, cells)) and name != by]
-    taken = list(wanted) or [name for name in names if name != by and name not in words]
+    words = [name for name, cells in first.items() if cells and not any(map(is_number, cells)) and name not in apart]
+    taken = list(wanted) or [name for name in names if name not in apart and name not in words]
     if not taken:
         raise DataError(f"{path}: no column of numbers, so no series; it has {', '.join(names)}")
     double = [name for name in taken if names.count(name) > 1 or not name.strip()]

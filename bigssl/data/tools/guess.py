@@ -29,13 +29,29 @@ def kind_of(source: Path) -> str:
     kinds = {".tsv": "table", ".csv": "table"} | {suffix: kind for kind, suffix in SUFFIXES.items() if kind != "series"}
     suffix = source.suffix.lower()
     if suffix == ".json":
-        lines = f"`jq -c '.[]' {source} > {source.with_suffix('.jsonl')}` makes lines of an array"
-        raise DataError(f"source {source}: a .json is one value; allowed is .jsonl, an object a line; {lines}")
+        needed = "a .json is one value; allowed is .jsonl, an object a line"
+        raise DataError(f"source {source}: {needed}; {_lines_of(source)}")
     if suffix not in kinds:
         raise DataError(
             f"source {source}: allowed are a folder, {', '.join(sorted(kinds))}; or say what it is with --as"
         )
     return kinds[suffix]
+
+
+_SQUAD = (
+    ".data[].paragraphs[] | .context as $c | .qas[] | {id, question, context: $c, answers: {text: [.answers[].text], "
+    "answer_start: [.answers[].answer_start]}}"
+)
+
+
+def _lines_of(path: Path) -> str:
+    """What makes lines, or uses, of a .json, by its beginning."""
+    with path.open("rb") as file:
+        begin = file.read(1 << 16)
+    if b'"images"' in begin or b'"annotations"' in begin:
+        return f"boxes go with the folder of their pictures: --boxes {path}"
+    what, each = ("questions", _SQUAD) if b'"paragraphs"' in begin else ("an array", ".[]")
+    return f"`jq -c '{each}' {path} > {path.with_suffix('.jsonl')}` makes lines of {what}"
 
 
 def head(path: Path) -> list[dict[str, str]]:

@@ -11,12 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bigssl.config.evaluate import Item
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.dense.maps import PATCHES, KeptMaps, Maps, patch_maps, stage_maps
 from bigssl.transfer.inputs import ImageInput
 from bigssl.transfer.labelled.examples import Examples, Target, examples
 from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
-from bigssl.transfer.labelled.section import Labelled
+from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.scores import RAW
 from bigssl.transfer.subjects import Subject
@@ -24,10 +25,11 @@ from bigssl.transfer.subjects import Subject
 CONTENDERS = ("trained", "random_net", RAW + PATCHES)
 
 
-class DenseTask(Labelled, Fit):
+class DenseTask(Learning, Fit):
     """Of what learns to say what is where in pictures."""
 
     backbone: str = "image"
+    item: Item = None
     tune: Literal["head", "all"] = Field("head", description="what is trained: a head on frozen maps, or all weights")
 
 

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from bigssl.config.section import Fraction, PositiveInt, Section
 from bigssl.data.errors import DataError
 from bigssl.nets.depth import depths
-from bigssl.nets.dropout import seeded
 
 CLIP = 1.0  # norm of the gradient at most
 Positive = Annotated[float, Field(gt=0)]
@@ -47,7 +46,7 @@ def fit(
     Args:
         groups: parameters with an optional "scale" of the learning rate and "weight_decay", see `layer_groups`.
         count: samples.
-        loss: of the samples int64 [b], numbers below `count`: a scalar. Each is a row of what the networks are given.
+        loss: of the samples int64 [b], numbers below `count`: a scalar.
     Raises:
         DataError: the loss is not finite.
     """
@@ -60,8 +59,7 @@ def fit(
     module.train()
     with _seeded(seed, device):
         for step, rows in enumerate(_batches(count, settings, seed)):
-            drawn = torch.randint(2**62, (len(rows),)).to(device)  # what dropout by sample goes by
-            with seeded(drawn), torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
                 value = loss(rows)
             if not math.isfinite(value.item()):
                 raise DataError(f"loss {value.item()} at step {step} of {steps}; lower lr (value {settings.lr})")

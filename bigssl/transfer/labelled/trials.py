@@ -81,7 +81,7 @@ def held_out(strata: Sequence[Hashable], share: float, seed: tuple[int, int]) ->
     """int64, ascending: a share of the samples to choose settings on: of each class that has two or more, one at
     least, and never all."""
     parts = [part for part in _dealt(len(strata), strata, seed) if len(part) > 1]
-    taken = [part[-max(1, math.floor(share * len(part) + 0.5)) :] for part in parts]
+    taken = [part[-min(len(part) - 1, max(1, math.floor(share * len(part) + 0.5))) :] for part in parts]
     return torch.from_numpy(np.sort(np.concatenate([np.zeros(0, np.int64), *taken])))
 
 

@@ -16,7 +16,7 @@ from bigssl.data.sample import Sample
 from bigssl.nets.modality import MODALITIES
 from bigssl.transfer.inputs import Input
 from bigssl.transfer.leaving.export import ExportError, hushed, made_readable
-from bigssl.transfer.leaving.proof import SAMPLES, Claim, Proof, prove
+from bigssl.transfer.leaving.proof import SAMPLES, Claim, Proof, digests, prove
 from bigssl.transfer.leaving.samples import collated, contents
 
 CLASSIFIERS = {
@@ -49,34 +49,43 @@ def save_classifier(
         ExportError: `model` is no such class, or gives another number of logits than there are classes.
         ProofError: transformers reloads another network.
     """
-    loader = classifier_class(takes.modality)
-    config = copy.deepcopy(model.config)
-    config.id2label = dict(enumerate(classes))
-    config.label2id = {name: number for number, name in enumerate(classes)}
-    config.dtype = torch.float32
-    if type(config) not in (CLASSIFIERS[takes.modality]._model_mapping or ()):
-        raise ExportError(f"{folder}: transformers has no {loader} of type {config.model_type}")
-    if model.config.num_labels != len(classes):
-        raise ExportError(f"{folder}: {model.config.num_labels} logits and {len(classes)} classes")
-    fresh: PreTrainedModel = CLASSIFIERS[takes.modality].from_config(config)
-    fresh.load_state_dict({key: value.detach().float().cpu() for key, value in model.state_dict().items()})
-    fresh.eval()
-    seen = list(samples)[:SAMPLES]
-    row, batch = MODALITIES[takes.modality], collated(takes, seen)
-    with torch.no_grad():
-        logits = fresh(**row.inputs(fresh, batch)).logits.numpy()
+    fresh = _whole(folder, model, classes, takes)
     folder.mkdir(parents=True)
     try:
-        with hushed():
-            fresh.save_pretrained(folder)
-            takes.write(folder)
-        made_readable(folder, (folder / "config.json").stat().st_mode)
-        load = {"class": loader, "modality": takes.modality, "outputs": ["logits"]}
-        claim = Claim(folder.name, folder, "transformers", f'{loader}.from_pretrained("{{folder}}")', load,
-                      contents(takes, seen), {"logits": logits})  # fmt: skip
-        (proof,) = prove([claim], python)
+        (proof,) = prove([classifier_claim(folder, fresh, takes, list(samples)[:SAMPLES])], python)
         proof.write(folder)
+        made_readable(folder, (folder / "config.json").stat().st_mode)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return proof
+
+
+def classifier_claim(folder: Path, model: PreTrainedModel, takes: Input, samples: Sequence[Sample]) -> Claim:
+    """Writes weights and preprocessor to `folder`."""
+    with hushed():
+        model.save_pretrained(folder)
+        takes.write(folder)
+    with torch.no_grad():
+        logits = model(**MODALITIES[takes.modality].inputs(model, collated(takes, samples))).logits
+    loader = classifier_class(takes.modality)
+    load = {"class": loader, "modality": takes.modality, "outputs": ["logits"]}
+    return Claim(folder.name, folder, "transformers", f'{loader}.from_pretrained("{{folder}}")', load,
+                 contents(takes, samples), {"logits": logits.numpy()}, digests(model.state_dict()))  # fmt: skip
+
+
+def _whole(folder: Path, model: PreTrainedModel, classes: Sequence[str], takes: Input) -> PreTrainedModel:
+    """A copy on the CPU, in float32 and eval mode, that knows the names of its classes."""
+    loader, kind = classifier_class(takes.modality), CLASSIFIERS[takes.modality]
+    config = copy.deepcopy(model.config)
+    if type(config) not in (kind._model_mapping or ()):
+        raise ExportError(f"{folder}: transformers has no {loader} of type {config.model_type}")
+    if config.num_labels != len(classes):
+        raise ExportError(f"{folder}: {config.num_labels} logits and {len(classes)} classes")
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: number for number, name in enumerate(classes)}
+    config.dtype = torch.float32
+    fresh: PreTrainedModel = kind.from_config(config)
+    fresh.load_state_dict({key: value.detach().float().cpu() if value.is_floating_point() else value.cpu()
+                           for key, value in model.state_dict().items()})  # fmt: skip
+    return fresh.eval()

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import __version__ as version
 
 from bigssl.data.sample import Sample
 from bigssl.nets.modality.kinds import OBSERVED
@@ -18,7 +19,7 @@ from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.leaving.export import hushed
 from bigssl.transfer.leaving.masked import masked_language_model
 from bigssl.transfer.leaving.parts import Member, Part, UnfitError
-from bigssl.transfer.leaving.proof import Claim
+from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, contents
 
 TOKENS = 256  # whose logits are compared
@@ -35,10 +36,28 @@ def to_transformers(part: Part, folder: Path, samples: Samples) -> list[Claim]:
     with hushed():
         model.save_pretrained(folder)
         member.takes.write(folder)
+    check_tokenizer_reloads(part, folder, contents(member.takes, seen))
     said = "".join(f", {key}={value}" for key, value in load.get("options", {}).items())
     return [Claim(part.name, folder, "transformers", f'{load["class"]}.from_pretrained("{{folder}}"{said})',
                   {"modality": member.takes.modality} | load, contents(member.takes, seen),
-                  {name: value.numpy() for name, value in outputs.items()}, member.untrained)]  # fmt: skip
+                  {name: value.numpy() for name, value in outputs.items()}, digests(model.state_dict()),
+                  member.untrained)]  # fmt: skip
+
+
+def check_tokenizer_reloads(part: Part, folder: Path, texts: list[bytes]) -> None:
+    """For some types (qwen2) `AutoTokenizer` takes the class of the type, whatever tokenizer_config.json says. Raises
+    UnfitError where it makes other tokens."""
+    for takes in (member.takes for member in part.members.values() if isinstance(member.takes, TextInput)):
+        with hushed():
+            other = AutoTokenizer.from_pretrained(folder)
+            same = all(other(text)["input_ids"] == takes.tokenizer(text)["input_ids"]
+                       for text in map(bytes.decode, texts))  # fmt: skip
+        if not same:
+            raise UnfitError(
+                f"part {part.name!r}: AutoTokenizer of transformers {version} makes other tokens in a folder of this "
+                f"type, by its own {type(other).__name__}; allowed: --format onnx, whose tokenizer.json is read as it "
+                f"is, or backbones of another type"
+            )
 
 
 Written = tuple[PreTrainedModel, dict[str, Any], dict[str, Tensor]]

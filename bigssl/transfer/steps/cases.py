@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from bigssl.data.errors import DataError
 from bigssl.data.order import rng
 from bigssl.transfer.labelled.logistic import fit_ridge
 from bigssl.transfer.labelled.losses import Linear
-from bigssl.transfer.steps.series import Line, Scale
-from bigssl.transfer.steps.windows import Windows
+from bigssl.transfer.steps.series import LongSeries, Scale
+from bigssl.transfer.steps.windows import StepWindows
 
 SMALLEST = 1e-5  # variance of a past at least, where that of the training part is 1 (Kim et al. 2022)
 
@@ -37,12 +38,12 @@ class Cases:
     def __len__(self) -> int:
         return len(self.seen)
 
-    @property
+    @cached_property
     def level(self) -> Tensor:
         """float32 [N, C, 1]: mean of the past."""
         return self.past.nanmean(2, keepdim=True).nan_to_num(0.0)
 
-    @property
+    @cached_property
     def spread(self) -> Tensor:
         """float32 [N, C, 1]: deviation of the past."""
         return ((self.past - self.level).square().nanmean(2, keepdim=True).nan_to_num(0.0) + SMALLEST).sqrt()
@@ -53,14 +54,14 @@ class Cases:
         return replace(self, future=self.future[order])
 
 
-def cases_of(lines: Sequence[Line], scale: Scale, past: int, future: int, stride: int) -> Cases:
+def cases_of(lines: Sequence[LongSeries], scale: Scale, past: int, future: int, stride: int) -> Cases:
     """All windows of the series that begin at a multiple of `stride` and of whose future something was observed.
 
     Of one series, blocks of past + future steps are the groups; of several, each series is one.
     """
     names = {line.name for line in lines}
-    found = Windows.of([line.values for line in lines], past + future, stride)
-    scaled = Windows(tuple(map(scale, lines)), found.places, found.length)
+    found = StepWindows.of([line.values for line in lines], past + future, stride)
+    scaled = StepWindows(tuple(map(scale, lines)), found.places, found.length)
     values = scaled.take(range(len(scaled))).transpose(1, 2)
     before, after = values[..., :past], values[..., past:]
     after = torch.where(before.isfinite().any(2, keepdim=True), after, torch.nan)
@@ -102,9 +103,14 @@ def _filled(past: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class LinearForecast:
     """future = level + spread · (W features + b) + c, one W for all channels: reversible instance normalisation (Kim
-    et al. 2022) around a linear map, fitted in the unit in which it is judged."""
+    et al. 2022) around a linear map of features at mean 0 and variance 1, fitted in the unit in which it is judged.
+
+    shift, scale: float32 [F], of the features.
+    """
 
     linear: Linear
+    shift: Tensor
+    scale: Tensor
 
     @classmethod
     def fitted(cls, features: Tensor, cases: Cases, rows: Tensor, l2: Sequence[float]) -> LinearForecast:
@@ -116,24 +122,27 @@ class LinearForecast:
         Raises:
             DataError: no channel of any of these windows has a whole future.
         """
-        x, y = _inputs(features[rows], cases.spread[rows]).flatten(0, 1), cases.future[rows] - cases.level[rows]
-        y = y.flatten(0, 1)
+        seen, y = features[rows], (cases.future[rows] - cases.level[rows]).flatten(0, 1)
+        shift, scale = seen.flatten(0, 1).mean(0), seen.flatten(0, 1).std(0, correction=0).clamp(min=1e-6).reciprocal()
+        x = _inputs((seen - shift) * scale, cases.spread[rows])
         whole = y.isfinite().all(1)
         if not whole.any():
             raise DataError(f"of {len(rows)} windows to learn from none has a future without missing values")
         x, y = x[whole], y[whole]
         if len(x) == 1:
-            return cls(fit_ridge(x, y, l2=[max(l2)]))
-        return cls(fit_ridge(x, y, l2=l2, valid=torch.arange(len(x) - max(1, len(x) // 5), len(x))))
+            return cls(fit_ridge(x, y, l2=[max(l2)]), shift, scale)
+        valid = torch.arange(len(x) - max(1, len(x) // 5), len(x))
+        return cls(fit_ridge(x, y, l2=l2, valid=valid), shift, scale)
 
     def __call__(self, features: Tensor, cases: Cases) -> Tensor:
         """float32 [N, C, H]"""
-        return cases.level + self.linear(_inputs(features, cases.spread).flatten(0, 1)).view_as(cases.future)
+        x = _inputs((features - self.shift) * self.scale, cases.spread)
+        return cases.level + self.linear(x).view_as(cases.future)
 
 
 def _inputs(features: Tensor, spread: Tensor) -> Tensor:
-    """[N, C, F + 1]: features and a constant, times the spread."""
-    return torch.cat([features, torch.ones_like(spread)], dim=2) * spread
+    """[N · C, F + 1]: features and a constant, times the spread."""
+    return (torch.cat([features, torch.ones_like(spread)], dim=2) * spread).flatten(0, 1)
 
 
 def own_past(cases: Cases) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bigssl.config.evaluate import Item
 from bigssl.config.section import PositiveInt
 from bigssl.data.order import rng
 from bigssl.data.sample import Sample
@@ -19,12 +20,12 @@ from bigssl.transfer.bench import Bench
 from bigssl.transfer.labelled.examples import Examples, examples
 from bigssl.transfer.labelled.fit import Fit
 from bigssl.transfer.labelled.rows import scored
-from bigssl.transfer.labelled.section import Labelled
+from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial, outcomes, trials
 from bigssl.transfer.measures.answers import answer_f1, exact_match, plain_answer
 from bigssl.transfer.scores import RAW, ScoreRow
 from bigssl.transfer.texts.answering import Answering, Question, read_question
-from bigssl.transfer.texts.lexical import Lexical
+from bigssl.transfer.texts.lexical import Lexical, words_in
 
 if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
@@ -33,21 +34,21 @@ MEASURES = {"f1": ("word F1", answer_f1), "exact": ("exact match", exact_match)}
 NAMES = {"majority": "the most frequent answer", "blind": "the first words of the text"}
 
 
-class Qa(Labelled, Fit):
+class Qa(Learning, Fit):
     """Extractive answers, as SQuAD has them: exact match and F1 of words, the best over the answers of a question.
 
     All weights are trained, with a linear layer that scores each token as the first and as the last of the answer. Long
     texts are read in windows. Questions without an answer are answered by none where there are some to learn from.
     """
 
-    preset = {"train": "made/spans/train", "queries": "made/spans/val", "fractions": [0.3, 1.0], "seeds": 1,
-              "epochs": 6}  # fmt: skip
+    preset = {"train": "made/spans/train", "queries": "made/spans/val", "fractions": [1.0], "seeds": 1, "epochs": 3}
 
     backbone: str = "text"
     question: str = Field("question", description="field of the json with the question")
     context: str = Field("context", description="field of the json with the text that holds the answer; without one, "
                                                 "the txt")  # fmt: skip
     label: str = Field("answers", description="field of the json: {text: [...], answer_start: [...]}")
+    item: Item = None
     longest: PositiveInt = Field(30, description="tokens of an answer at most")
     epochs: PositiveInt = 5
     lr: float = Field(5e-4, gt=0)
@@ -69,7 +70,7 @@ class Qa(Labelled, Fit):
                        columns=[] if self.item is None else [self.item])  # fmt: skip
         if self.permuted:
             train = replace(train, targets=_dealt(train.targets, bench.seed))
-        answering = Answering(subject, train.targets, queries.targets, self.longest)
+        answering = bench.team.each(lambda: Answering(subject, train.targets, queries.targets, self.longest))
         self._notes(bench, answering)
         found = outcomes(bench, trials(self, ["trained", "random_net"], len(train), seed=bench.seed),
                          lambda trial: answering.by_network(bench, self, trial))  # fmt: skip
@@ -120,7 +121,11 @@ def _dealt(questions: Sequence[Question], seed: int) -> list[Question]:
 
 
 def _elsewhere(question: Question, other: Question) -> Question:
-    begins = [min(len(question.context) - 1, start * len(question.context) // len(other.context))
-              for start in other.starts]  # fmt: skip
-    texts = [question.context[begin : begin + len(text)] for begin, text in zip(begins, other.answers, strict=True)]
-    return Question(question.question, question.context, texts, begins)
+    words, context = words_in(question.context), question.context
+    if not words or not other.answers:
+        return question._replace(answers=[], starts=[])
+    starts = [min(len(words) - 1, start * len(words) // len(other.context)) for start in other.starts]
+    spans = [words[start : start + max(1, len(words_in(text)))]
+             for start, text in zip(starts, other.answers, strict=True)]  # fmt: skip
+    return question._replace(answers=[context[span[0].begin : span[-1].end] for span in spans],
+                             starts=[span[0].begin for span in spans])  # fmt: skip

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from bigssl.config.evaluate import Item
 from bigssl.config.section import PositiveInt
+from bigssl.data.errors import DataError
 from bigssl.data.order import rng
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.labelled.examples import Examples, examples
 from bigssl.transfer.labelled.fit import Fit
 from bigssl.transfer.labelled.rows import scored
-from bigssl.transfer.labelled.section import Labelled
+from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial, outcomes, trials
 from bigssl.transfer.measures.translations import CorpusMeasure, Words
 from bigssl.transfer.scores import RAW, ScoreRow
@@ -29,16 +30,17 @@ if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
 
 
-class Seq2Seq(Labelled, Fit):
+class Seq2Seq(Learning, Fit):
     """Translations or summaries by the network as the encoder and a small decoder of fresh weights, all trained; BLEU
     and chrF by sacrebleu beside copying the source."""
 
     preset = {"train": "made/pairs/train", "queries": "made/pairs/val", "fractions": [1.0], "seeds": 1,
-              "epochs": 4, "decoder_layers": 1}  # fmt: skip
+              "epochs": 2, "decoder_layers": 1, "target_length": 8}  # fmt: skip
 
     backbone: str = "text"
     source: str | None = Field(None, description="field of the json with the source; default the txt")
     label: str = Field("target", description="field of the json with the text to be made")
+    item: Item = None
     target_length: PositiveInt | None = Field(None, description="its tokens at most; default as many as the network's")
     decoder_layers: PositiveInt = 2
     beams: PositiveInt = Field(1, description="beams of the search; 1: the likeliest token each time")
@@ -47,10 +49,13 @@ class Seq2Seq(Labelled, Fit):
 
     def check(self, seen: Checked) -> None:
         seen.backbone("backbone", "text")
-        CorpusMeasure("BLEU", self.bleu_words)
         seen.readable("train", self._read)
         seen.readable("queries", self._read)
         seen.apart("train")
+        try:
+            CorpusMeasure("BLEU", self.bleu_words)
+        except DataError as error:
+            seen.refuse("bleu_words", str(error))
 
     def _read(self, sample: Sample) -> Pair:
         return read_pair(sample, self.source, self.label)
@@ -63,10 +68,9 @@ class Seq2Seq(Labelled, Fit):
                        columns=[] if self.item is None else [self.item])  # fmt: skip
         if self.permuted:
             train = replace(train, targets=_dealt(train.targets, bench.seed))
-        assert isinstance(subject.takes, TextInput)
         translating = bench.team.each(lambda: Translating(
-            subject, train.targets, [each.source for each in queries.targets], layers=self.decoder_layers,
-            length=self.target_length or subject.takes.length, beams=self.beams))  # fmt: skip
+            subject, train.targets, [each.source for each in queries.targets], length=self.target_length,
+            layers=self.decoder_layers, beams=self.beams))  # fmt: skip
         found = outcomes(bench, trials(self, ["trained", "random_net"], len(train), seed=bench.seed),
                          lambda trial: translating.by_network(bench, self, trial))  # fmt: skip
         self._notes(bench, translating, train, queries)
@@ -80,7 +84,7 @@ class Seq2Seq(Labelled, Fit):
         fixed = {name: judged(texts) for name, texts in _fixed(train.targets, queries.targets).items()}
         ceiling = measure(judged(translating.given_back(wanted)))
         return scored(
-            f"texts from texts: {measure.kind}", f"{measure.kind} of {len(queries)} unseen texts",
+            f"texts from texts: {measure.kind}", f"on {len(queries)} unseen texts",
             {trial: judged(texts) for trial, texts in found.items()}, queries.groups(self.item), fixed=fixed,
             measure=measure, unit=measure.kind, names={"blind": "the most frequent text of those learnt from"},
             facts={"train": len(train), "ceiling": ceiling}, row=measure.kind.lower(),
@@ -88,8 +92,7 @@ class Seq2Seq(Labelled, Fit):
 
     def _notes(self, bench: Bench, translating: Translating, train: Examples, queries: Examples) -> None:
         both = [*train.targets, *queries.targets]
-        assert isinstance(translating.subject.takes, TextInput)
-        most = translating.subject.takes.length
+        most = translating.takes.length
         if cut := translating.longer([each.source for each in both], most, framed=True):
             bench.note(f"{bench.where}: of {cut} of {len(both)} sources the network sees the first {most} tokens.")
         if cut := translating.longer([each.target for each in train.targets], translating.length - 1, framed=False):

@@ -36,7 +36,7 @@ class Token(Labelled, Fit):
     Tags of the form B-TYPE, I-TYPE and O are judged by F1 of whole entities, others by the share that is right.
     """
 
-    preset = {"train": "made/tags/train", "queries": "made/tags/val", "fractions": [0.3, 1.0], "seeds": 1, "epochs": 6}
+    preset = {"train": "made/tags/train", "queries": "made/tags/val", "fractions": [0.3, 1.0], "seeds": 1, "epochs": 3}
 
     backbone: str = "text"
     tokens: str = Field("tokens", description="field of the json with the list of words")
@@ -77,10 +77,10 @@ class Token(Labelled, Fit):
         what = f"{self.label} of words" if self.label != "label" else "tags of words"
         facts = {"train": len(train), "classes": len(tagging.kinds), "words": int(weights.sum())}
         if not entities:
-            found = {trial: torch.tensor(each, dtype=torch.float64) for trial, each in found.items()}
-            fixed = {name: torch.tensor(each, dtype=torch.float64) for name, each in fixed.items()}
+            counts = {trial: torch.tensor(each, dtype=torch.float64) for trial, each in found.items()}
+            usually = {name: torch.tensor(each, dtype=torch.float64) for name, each in fixed.items()}
             return [scored(what, f"of the words of {len(queries)} unseen texts get the right tag of "
-                           f"{len(tagging.kinds)}", found, queries.groups(self.item), fixed=fixed, weights=weights,
+                           f"{len(tagging.kinds)}", counts, queries.groups(self.item), fixed=usually, weights=weights,
                            chance=1 / len(tagging.kinds), facts=facts)]  # fmt: skip
         return [scored(f"{what}: entities", f"F1 of the entities in {len(queries)} unseen texts", found,
                        queries.groups(self.item), fixed=fixed, measure=entity_f1, facts=facts,

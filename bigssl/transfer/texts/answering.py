@@ -25,7 +25,7 @@ from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
 from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.subjects import Subject
-from bigssl.transfer.texts.states import TokenReadout, fact, facts_of, filled, frame_of, in_batches
+from bigssl.transfer.texts.states import TokenReadout, fact, facts_of, filled, in_batches
 
 OVERLAP = 3  # a third of a window's context stands in the one before it, too
 NOWHERE = -1
@@ -68,8 +68,13 @@ def _given(answers: dict[str, list], name: str) -> tuple[list[str], list[int]]:
             and all(isinstance(start, int) and not isinstance(start, bool) for start in starts)):  # fmt: skip
         raise DataError(f"{name} is {answers!r:.80}; allowed: {{text: [...], answer_start: [...]}}, texts and where "
                         "each begins in characters, one for each; both empty where there is no answer")  # fmt: skip
-    kept = [(text, start) for text, start in zip(texts, starts, strict=True) if text]
+    kept = [_trimmed(text, start) for text, start in zip(texts, starts, strict=True) if text.strip()]
     return [text for text, _ in kept], [start for _, start in kept]
+
+
+def _trimmed(text: str, start: int) -> tuple[str, int]:
+    """Without spaces around it, for which there are no tokens, and where it then begins."""
+    return text.strip(), start + len(text) - len(text.lstrip())
 
 
 def _nearest(context: str, text: str, start: int) -> int:
@@ -106,8 +111,12 @@ class Window(NamedTuple):
 
 
 def windows_of(takes: TextInput, number: int, question: str, context: str) -> list[Window]:
-    """A question has half of a window at most; of a longer one, the beginning."""
-    tokenizer, room = takes.tokenizer, takes.length - sum(map(len, frame_of(takes.tokenizer))) - 1
+    """A question has half of a window at most; of a longer one, the beginning. Raises DataError where a window has no
+    room for both."""
+    tokenizer, room = takes.tokenizer, takes.length - takes.tokenizer.num_special_tokens_to_add(pair=True)
+    if room < 2:
+        raise DataError(f"length {takes.length} has no room for a question and a text; allowed: >= "
+                        f"{takes.length - room + 2}")  # fmt: skip
     ends = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     if len(ends) > (most := max(1, room // 2)):
         question, ends = question[: ends[most - 1][1]], ends[:most]
@@ -191,8 +200,7 @@ def best_spans(scores: Tensor, longest: int) -> list[tuple[float, int, int]]:
     """(log odds against the first token, first, last) of the best span in each row of scores float32 [B, T, 2], of
     `longest` tokens at most and without the first token; odds -inf where there is no other."""
     start, end = scores[..., 0] - scores[:, :1, 0], scores[..., 1] - scores[:, :1, 1]
-    start = start.index_fill(1, torch.zeros(1, dtype=torch.int64, device=start.device), -torch.inf)
-    size = start.shape[1]
+    start[:, 0], size = -torch.inf, start.shape[1]
     sums = torch.stack([torch.nn.functional.pad(start[:, : size - more] + end[:, more:], (0, more), value=-torch.inf)
                         for more in range(min(longest, size))], 2)  # fmt: skip
     best, at = sums.flatten(1).max(1)

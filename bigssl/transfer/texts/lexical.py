@@ -57,17 +57,18 @@ class Lexical:
         return sentences[int(np.argmax(sums))] if sentences else ""
 
     def near(self, question: Question) -> str:
-        """Words of the context that are not asked, where those of the question stand nearest, by their weights (the
+        """Words of that sentence that are not asked, where those of the question stand nearest, by their weights (the
         sliding window of Richardson et al. 2013, each word counting by its distance)."""
-        words = words_in(question.context)
-        shared, size = self._shared(question, words), self.size
+        sentence, size = self.sentence(question), self.size
+        words = words_in(sentence)
+        shared = self._shared(question, words)
         if len(words) <= size:
-            return _between(question.context, words)
+            return _between(sentence, words)
         fall = 1 / (1 + np.abs(np.arange(-NEAR, NEAR + 1)))
         beside = np.convolve(shared, fall)[NEAR : NEAR + len(words)]
         sums, asked = (np.convolve(each, np.ones(size), "valid") for each in (beside, shared > 0))
         begin = int(np.argmax(np.where(asked > 0, -1.0, sums)))
-        return _between(question.context, words[begin : begin + size])
+        return _between(sentence, words[begin : begin + size])
 
 
 def _between(context: str, words: Sequence[Word]) -> str:

@@ -52,18 +52,19 @@ class Translating:
     """Pairs to learn from, and sources whose targets are asked.
 
     Args:
-        length: tokens of a target at most.
+        length: tokens of a target at most; default those of a source.
         layers: of the decoder. beams: of the search; 1: the likeliest token each time.
     Raises:
         DataError: the tokenizer has no tokens for the begin and the end of a text.
     """
 
     def __init__(
-        self, subject: Subject, train: Sequence[Pair], sources: Sequence[str], *, length: int, layers: int, beams: int
-    ) -> None:
+        self, subject: Subject, train: Sequence[Pair], sources: Sequence[str], *, length: int | None, layers: int,
+        beams: int,
+    ) -> None:  # fmt: skip
         assert isinstance(subject.takes, TextInput)
-        self.subject, self.length, self.layers, self.beams = subject, length, layers, beams
-        self._takes, words = subject.takes, subject.takes.tokenizer
+        self.subject, self.layers, self.beams, self.takes = subject, layers, beams, subject.takes
+        self.length, words = length or subject.takes.length, subject.takes.tokenizer
         ends = [next((n for n in pair if n is not None), None) for pair in
                 ((words.cls_token_id, words.bos_token_id), (words.sep_token_id, words.eos_token_id))]  # fmt: skip
         if None in ends:
@@ -75,18 +76,18 @@ class Translating:
         self._asked = [self._source(each) for each in sources]
 
     def _source(self, text: str) -> np.ndarray:
-        found = self._takes.tokenizer(text, truncation=True, max_length=self._takes.length)["input_ids"]
+        found = self.takes.tokenizer(text, truncation=True, max_length=self.takes.length)["input_ids"]
         if not found:
             raise DataError(f"source {text!r:.40} has no token; leave such samples out")
         return np.array(found, dtype=np.int64)
 
     def _target(self, text: str) -> np.ndarray:
-        inner = self._takes.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        inner = self.takes.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return np.array([self._begin, *inner[: self.length - 1], self._end], dtype=np.int64)
 
     def longer(self, texts: Sequence[str], most: int, *, framed: bool) -> int:
         """How many of the texts have more tokens than that."""
-        sizes = self._takes.tokenizer(list(texts), add_special_tokens=framed, verbose=False)["input_ids"]
+        sizes = self.takes.tokenizer(list(texts), add_special_tokens=framed, verbose=False)["input_ids"]
         return sum(len(each) > most for each in sizes)
 
     def given_back(self, texts: Sequence[str]) -> list[str]:
@@ -94,8 +95,7 @@ class Translating:
         return [self._text(self._target(text)) for text in texts]
 
     def _text(self, ids: Any) -> str:
-        found: str = self._takes.tokenizer.decode(ids, skip_special_tokens=True)
-        return found.strip()
+        return str(self.takes.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def by_network(self, bench: Bench, settings: Fit, trial: Trial) -> list[str]:
         """What a network writes for each source, trained on the pairs of a trial."""
@@ -135,13 +135,12 @@ class Translating:
             before = {name: value.clone() for name, value in encoder.state_dict().items()}
             model = EncoderDecoderModel(encoder=encoder, decoder=decoder)
         encoder.load_state_dict(before)  # it would make fresh weights of those that it did not load itself
-        table = encoder.get_input_embeddings().weight.detach()
-        own = decoder.get_input_embeddings().weight
-        if own.shape == table.shape:
-            own.data.copy_(table)
+        tables: list[Any] = [each.get_input_embeddings().weight for each in (decoder, encoder)]
+        if tables[0].shape == tables[1].shape:
+            tables[0].data.copy_(tables[1].detach())
         return model
 
-    def _written(self, bench: Bench, model: EncoderDecoderModel) -> list[str]:
+    def _written(self, bench: Bench, model: Any) -> list[str]:
         settings = GenerationConfig(
             max_new_tokens=self.length, num_beams=self.beams, do_sample=False, pad_token_id=self._padding,
             decoder_start_token_id=self._begin, bos_token_id=self._begin, eos_token_id=self._end,
@@ -150,7 +149,7 @@ class Translating:
         with evaluating(model), quietly():
             for rows in in_batches(len(self._asked), bench.batch):
                 ids, mask = filled([self._asked[row] for row in rows], self._padding, bench.device)
-                written: Any = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+                written = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
                 found += [self._text(each) for each in written.tolist()]
         return found
 

@@ -115,7 +115,7 @@ def groups(*samples: tuple[str, str, dict[str, bytes]]) -> dict[str, str]:
 
 def test_equal_pictures_are_one_group_whatever_is_said_of_them_and_groups_stay_whole() -> None:
     found = groups(
-        ("a", "a", {"jpg": b"1", "txt": b"one"}), ("b", "b", {"png": b"1", "json": b"{}"}),
+        ("a", "a", {"jpg": b"1", "txt": b"one"}), ("b", "b", {"png": b"1", "json": b"{}", "mask.png": b"4"}),
         ("c", "C", {"jpg": b"2"}), ("d", "C", {"jpg": b"1"}), ("e", "e", {"jpg": b"3", "txt": b"one"}),
         ("f", "f", {"txt": b"one", "json": b"1"}), ("g", "g", {"txt": b"one"}),
     )  # fmt: skip

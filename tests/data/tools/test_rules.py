@@ -21,7 +21,7 @@ GREY = png(np.full((8, 8), 50, np.uint8))
 SAMPLES = {
     "a-good": {"txt": b"abc", "png": png(NOISE)},
     "b-blank": {"txt": b"abc", "png": GREY},
-    "c-short": {"txt": b"... a", "png": png(NOISE + 1)},
+    "c-short": {"txt": b"... a", "png": png(NOISE + 1), "mask.png": GREY},  # a mask may be blank
     "d-nan": {"npy": npy([[1.0], [np.nan]])},
     "e-flat": {"npy": npy([[1.0], [1.0]])},
     "f-wave": {"npy": npy([[1.0], [2.0]])},

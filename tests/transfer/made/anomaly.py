@@ -1,6 +1,7 @@
 """Waves of six channels; in some that are judged, a stretch of two channels runs twice as fast."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def _item(key: str, rng: np.random.Generator, anomalous: bool) -> Item:
         first = int(rng.integers(20, 120))
         marks[first : first + 16], speed[first : first + 16, :2] = 1, 4 * np.pi / 20
     values = np.sin(speed.cumsum(0) + rng.uniform(0, 6) + np.arange(6)) + 0.1 * rng.normal(size=(len(steps), 6))
-    fields = {"npy": _npy(values.astype(np.float32)), "label.npy": _npy(marks)}
+    fields = {"npy": _npy(values.astype(np.float32)), "json": json.dumps({"label": marks.tolist()}).encode()}
     return Item(key, key, lambda: fields)
 
 

@@ -22,7 +22,7 @@ def make(folder: Path) -> None:
 def say(text: str, rng: np.random.Generator) -> np.ndarray:
     """float32 [samples]"""
     steps = np.arange(RATE // 10) / RATE
-    tones = [np.sin(2 * np.pi * (PITCH[symbol] * steps + rng.random())) * (symbol != " ") for symbol in text]
+    tones = [np.sin(2 * np.pi * (PITCH[symbol] * steps + rng.random())) * (symbol != " ") for symbol in text.lower()]
     found = np.concatenate(tones) * rng.uniform(0.3, 0.7)
     return (found + 0.02 * rng.normal(size=len(found))).astype(np.float32)
 

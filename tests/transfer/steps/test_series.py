@@ -15,7 +15,15 @@ from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.series import Windows, from_csv
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.matrix import Scratch
-from bigssl.transfer.steps.series import Line, Scale, line_of, long_enough, period_of, read_lines, refuse_later
+from bigssl.transfer.steps.series import (
+    LongSeries,
+    Scale,
+    long_enough,
+    long_series_of,
+    period_of,
+    read_long_series,
+    refuse_later,
+)
 from bigssl.transfer.subjects import Live
 from bigssl.transfer.team import AgreedError, Team
 
@@ -38,19 +46,20 @@ def bench(scratch: Scratch) -> Bench:
 def test_windows_of_a_long_series_are_put_together_again(stride: int, tmp_path: Path, scratch: Scratch) -> None:
     rows = np.random.default_rng(0).normal(size=(50, 2)).round(3)
     table = tmp_path / "long.csv"
-    table.write_text("a,b\n" + "\n".join(",".join(map(str, row)) for row in rows))
-    how = Windows(window=7, stride=stride, held_out=0.3)
+    odd = rows[:, 0] > 1
+    table.write_text("a,odd,b\n" + "\n".join(f"{a},{int(mark)},{b}" for (a, b), mark in zip(rows, odd, strict=True)))
+    how = Windows(window=7, stride=stride, held_out=0.3, marks="odd")
     pack(from_csv(table, "long", how), tmp_path / "shards", name="x", split=("val", 0.3), shuffle=True)
-    found = {part: read_lines(bench(scratch), str(tmp_path / "shards" / part), limit=None, field=part, channels=2)
-             for part in ("train", "val")}  # fmt: skip
+    found = {part: read_long_series(bench(scratch), str(tmp_path / "shards" / part), limit=None, field=part, channels=2,
+                              label="label") for part in ("train", "val")}  # fmt: skip
     held = [row for part in found.values() for line in part for row in range(line.start, line.stop)]
     want = {row for first, stop in ((0, 35), (35, 50)) for begin in how.begins(stop - first)
             for row in range(first + begin, first + begin + 7)}  # fmt: skip
     assert sorted(held) == sorted(want) and (stride > 7 or want == set(range(50)))
-    assert [len(part) for part in found.values()] == ([1, 1] if stride <= 7 else [3, 1])
+    assert [len(part) for part in found.values()] == ([1, 1] if stride <= 7 else [4, 2])
     for line in (line for part in found.values() for line in part):
         np.testing.assert_array_equal(line.values, rows[line.start : line.stop].astype(np.float32))
-        assert line.name == "long"
+        assert line.name == "long" and (line.marks == odd[line.start : line.stop]).all()
     refuse_later("evaluate.mine", found["train"], found["val"])
     with pytest.raises(
         AgreedError, match=r"evaluate.mine.queries: rows 0 to \d+ of series 'long', of which rows up to"
@@ -58,28 +67,27 @@ def test_windows_of_a_long_series_are_put_together_again(stride: int, tmp_path: 
         refuse_later("evaluate.mine", found["val"], found["train"])
 
 
-def test_marks_stand_in_a_member_or_in_the_json() -> None:
+def test_marks_are_a_list_in_the_json() -> None:
     values = {"npy": npy(np.zeros((4, 1)))}
-    for found in (line_of(sample(values | {"label.npy": npy([0, 1, 1, 0], np.uint8)}), 1, "label"),
-                  line_of(sample(values, odd=[0, 1, True, 0.0]), 1, "odd")):  # fmt: skip
-        assert found.marks is not None and found.marks.tolist() == [False, True, True, False]
-    for fields, meta, words in (
-        ({}, {"odd": [0]}, "neither label.npy nor label in its json; it has json, npy, odd in json"),
-        ({"label.npy": npy([0, 1, 0])}, {}, "label: marks of 3 steps for a series of 4; allowed: one for each step"),
-        ({}, {"label": [0, 1, 2, 0]}, "label: a mark is 2; allowed: 0 and 1"),
-        ({}, {"label": "Standing"}, "label in its json is 'Standing'; allowed: a list of 0 and 1"),
-    ):  # fmt: skip
-        with pytest.raises(DataError, match="part-0.tar, sample 'one'.*" + re.escape(words)):
-            line_of(sample(values | fields, **meta), 1, "label")
+    found = long_series_of(sample(values, odd=[0, 1, True, 0.0]), 1, "odd")
+    assert found.marks is not None and found.marks.tolist() == [False, True, True, False]
+    for meta, words in (
+        ({"odd": [0]}, "no marks of its steps, label in its json; that has odd"),
+        ({"label": [0, 1, 0]}, "label: marks of 3 steps for a series of 4; allowed: one for each step"),
+        ({"label": [0, 1, 2, 0]}, "label: a mark is 2; allowed: 0 and 1"),
+        ({"label": "Standing"}, "label in its json is 'Standing'; allowed: a list of 0 and 1"),
+    ):
+        with pytest.raises(DataError, match="part-0.tar, sample 'one': " + re.escape(words)):
+            long_series_of(sample(values, **meta), 1, "label")
     with pytest.raises(DataError, match="sample 'one': series of 1 channels; this backbone takes 2"):
-        line_of(sample(values), 2)
+        long_series_of(sample(values), 2)
 
 
 def test_channels_are_scaled_by_what_was_observed() -> None:
     rng = np.random.default_rng(0)
     values = (rng.normal(size=(400, 3)) * [1, 20, 0] + [0, 1e6, 3]).astype(np.float32)
     values[::7, 0] = np.nan
-    lines = [Line("a", 0, values[:150]), Line("b", 0, values[150:])]
+    lines = [LongSeries("a", 0, values[:150]), LongSeries("b", 0, values[150:])]
     scale = Scale.of("evaluate.mine.train", lines)
     whole = np.concatenate([scale(line) for line in lines])
     np.testing.assert_allclose(np.nanmean(whole, 0), 0, atol=0.02)
@@ -90,7 +98,7 @@ def test_channels_are_scaled_by_what_was_observed() -> None:
 
 
 def test_short_series_are_counted_and_refused_where_there_are_no_others(scratch: Scratch) -> None:
-    at, lines = bench(scratch), [Line("a", 0, np.zeros((9, 1))), Line("b", 0, np.zeros((10, 1)))]
+    at, lines = bench(scratch), [LongSeries("a", 0, np.zeros((9, 1))), LongSeries("b", 0, np.zeros((10, 1)))]
     assert [line.name for line in long_enough(at, lines, 10, field="train", need="8 and 2")] == ["b"]
     assert at.notes == ["evaluate.mine.train: 1 of 2 series are shorter than 10 steps (8 and 2) and are left out."]
     with pytest.raises(

@@ -86,8 +86,8 @@ def _of_folder(root: Path, names: Sequence[str], folder: Path) -> dict[str, str]
         within = folder.resolve().relative_to(root.resolve()).as_posix()
         return {name: _bare(name.removeprefix(f"{within}/")) for name in names if name.startswith(f"{within}/")
                 and _is_png(name)}  # fmt: skip
-    return {str(path): _bare(path.relative_to(folder).as_posix()) for path in sorted(folder.rglob("*"))
-            if path.suffix.lower() == ".png"}  # fmt: skip
+    return {str(path.resolve()): _bare(path.relative_to(folder).as_posix()) for path in sorted(folder.rglob("*"))
+            if _is_png(path.name)}  # fmt: skip
 
 
 def _bare(name: str) -> str:
@@ -131,7 +131,7 @@ def _joined(masks: dict[str, str], shown: Sequence[str]) -> dict[str, str]:
 def _said(root: Path, paths: dict[str, str]) -> str:
     """How many there are, and whether what looks like a class is the number of pixels that are not judged."""
     first, mask = next(iter(paths.items()))
-    said = f"masks: {len(paths)} pictures have one, e.g. {mask!r} of {first!r}; --masks none takes them for pictures"
+    said = f"masks: {len(paths)} pictures have one, e.g. {mask!r} of {first!r}; --masks none does without"
     values: set[int] = set()
     for path in list(paths.values())[:LOOKED]:
         values |= set(np.unique(_decoded(read_file(root / path), path)).tolist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import string
 from array import array
 from collections import Counter
@@ -87,7 +88,8 @@ class Windows:
     one series. window, stride: cut each series into pieces of `window` rows that begin every `stride` rows (default:
     window); the last piece begins earlier where it must, so that no row is left out; a shorter series stays whole.
     held_out: this share of the rows at the end of each series is cut into pieces of its own, none of which shares a
-    row with the others, where both sides hold one.
+    row with the others, where both sides hold one. marks: a column of 0 and 1 that is no channel but says of each row
+    whether it is anomalous.
     """
 
     columns: Sequence[str] = ()
@@ -95,6 +97,7 @@ class Windows:
     window: int | None = None
     stride: int | None = None
     held_out: float = 0.0
+    marks: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("window", self.window), ("stride", self.stride)):
@@ -102,6 +105,8 @@ class Windows:
                 raise DataError(f"--{name} {value}: 1 or more rows are allowed")
         if self.stride is not None and self.window is None:
             raise DataError(f"--stride {self.stride}: has no effect without --window")
+        if self.marks in (self.by, *self.columns) and self.marks is not None:
+            raise DataError(f"--label {self.marks}: is also in --columns or --by; allowed: a column of its own")
 
     def begins(self, rows: int) -> list[int]:
         """First rows of the pieces of a series of `rows` rows, of which none are held out."""
@@ -134,7 +139,8 @@ class _Lines:
 
 
 class Rows(NamedTuple):
-    """Adjacent lines of a csv file of `width` columns; `columns`: the places of the channels in a line."""
+    """Adjacent lines of a csv file of `width` columns; `columns`: the places of the channels in a line; `marks`: that
+    of the marks."""
 
     file: LineFile
     first_line: int
@@ -143,21 +149,26 @@ class Rows(NamedTuple):
     columns: tuple[int, ...]
     width: int
     facts: bytes = b""
+    marks: int | None = None
 
     def load(self) -> dict[str, bytes]:
-        """npy, float32 [T, C], and json where there are facts. Raises DataError naming the line."""
+        """npy, float32 [T, C], and json where there are facts or marks. Raises DataError naming the line."""
         text = self.file.text(self.offset, self.length, self.first_line)
-        lines, values = _Lines(text), list[list[float]]()
+        lines, values, marks = _Lines(text), list[list[float]](), list[int]()
         reader = csv.reader(lines, strict=True)
         try:
             for row in filter(None, reader):
                 values.append(self._values(row))
+                marks += [] if self.marks is None else [_mark(row[self.marks])]
                 if len(values) != lines.rows:
                     raise ValueError("a cell holds a line break, but each line is taken for a row")
         except (ValueError, csv.Error) as error:
             where = f"{self.file.path}, line {self.first_line + reader.line_num - 1}"
             raise DataError(f"{where}: {error}; mend it, or choose the columns of numbers with --columns") from error
-        return {"npy": _npy(np.asarray(values, dtype=np.float32))} | ({"json": self.facts} if self.facts else {})
+        said = self.facts
+        if self.marks is not None:
+            said = json_bytes((json.loads(self.facts) if self.facts else {}) | {LABEL: marks})
+        return {"npy": _npy(np.asarray(values, dtype=np.float32))} | ({"json": said} if said else {})
 
     def _values(self, row: list[str]) -> list[float]:
         if len(row) != self.width:
@@ -166,14 +177,22 @@ class Rows(NamedTuple):
 
     def stamp(self) -> object:
         """Which version of the file, and what is taken from it."""
-        return [self.file.version, self.offset, self.length, self.columns, self.facts.decode()]
+        return [self.file.version, self.offset, self.length, self.columns, self.facts.decode(), self.marks]
+
+
+def _mark(cell: str) -> int:
+    value = number(cell)
+    if value not in (0, 1):
+        raise ValueError(f"{cell!r} in the column of --label; allowed: 0 and 1")
+    return int(value)
 
 
 def from_csv(
     path: Path, stem: str, how: Windows, label: str | None = None, note: Callable[[str], None] = lambda _: None
 ) -> Iterator[Item]:
     """Series of a csv file: one, or one per value of `how.by`, whole or in windows, with npy float32 [T, C]; the json
-    of windows has `series`, `start` and `rows` as of `Stretch`, and `label` where there is one.
+    of windows has `series`, `start` and `rows` as of `Stretch`, and `label` where there is one: that of the folder, or
+    the list of the marks of its rows.
 
     Keys: STEM, `STEM-VALUE`, with `-000000` behind it where there are windows. The pieces of a series are one group.
     The first line names the columns; if all of it are numbers, the columns are called 0, 1, ... A cell
@@ -181,7 +200,8 @@ def from_csv(
     like clocks.
     """
     file, names, table = line_file(path), *_read_rows(path, how.by)
-    columns = channels(path, names, how.columns, how.by, note)
+    columns = channels(path, names, how.columns, (how.by, how.marks), note)
+    marks = None if how.marks is None else _place_of_marks(path, names, how.marks, label)
     for value, first, stop in table.runs:
         series = stem if how.by is None else f"{stem}-{value}"
         for count, piece in enumerate(how.pieces(stop - first)):
@@ -189,9 +209,18 @@ def from_csv(
             length, stretch = table.offsets[begin + piece[1]] - offset, Stretch(series, *piece)
             facts = ({} if how.window is None else stretch._asdict()) | ({} if label is None else {LABEL: label})
             said = json_bytes(facts) if facts else b""
-            rows = Rows(file, table.lines[begin], offset, length, columns, len(names), said)
+            rows = Rows(file, table.lines[begin], offset, length, columns, len(names), said, marks)
             yield Item(series if how.window is None else f"{series}-{count:06d}", series, rows.load, rows.stamp, label,
                        stretch if how.held_out else None)  # fmt: skip
+
+
+def _place_of_marks(path: Path, names: list[str], column: str, label: str | None) -> int:
+    if column not in names:
+        raise DataError(f"{path}: no column {column!r}; it has {', '.join(names)}")
+    if label is not None:
+        raise DataError(f"{path}: --label {column} and the class {label!r} of its folder would both be `{LABEL}`; move "
+                        "the file out of its class folder, or leave --label out")  # fmt: skip
+    return names.index(column)
 
 
 class _Table(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_windows_leave_no_row_out(rows: int, window: int, stride: int | None) ->
 
 def test_series_by_a_column(tmp_path: Path) -> None:
     path = tmp_path / "long.csv"
-    path.write_bytes(b"\xef\xbb\xbfwho,t,v\r\np1,0,1\r\np1,1,2\r\n\r\np1,2,3\r\n\"p,2\",0,?\r\n\"p,2\",1,5\r\n")
+    path.write_bytes(b'\xef\xbb\xbfwho,t,v\r\np1,0,1\r\np1,1,2\r\n\r\np1,2,3\r\n"p,2",0,?\r\n"p,2",1,5\r\n')
     found = list(from_csv(path, "long", Windows(by="who", columns=["v"])))
     assert [item.key for item in found] == ["long-p1", "long-p,2"]
     np.testing.assert_array_equal(array(found[0]), np.array([[1], [2], [3]], np.float32))
@@ -84,6 +85,28 @@ def test_series_by_a_column(tmp_path: Path) -> None:
     np.testing.assert_array_equal(array(windows[1]), np.array([[1, 2], [2, 3]], np.float32))
 
 
+def test_a_column_of_marks_is_a_label_of_the_rows_and_no_channel(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text("v,odd\n1,0\n\n2,1\n3,1.0\n")
+    (whole,) = from_csv(path, "a", Windows(marks="odd"))
+    first, last = from_csv(path, "a", Windows(window=2, marks="odd"))
+    np.testing.assert_array_equal(array(whole), np.array([[1], [2], [3]], np.float32))
+    assert json.loads(whole.load()["json"]) == {"label": [0, 1, 1]}
+    said = [json.loads(item.load()["json"]) for item in (first, last)]
+    assert [(each["start"], each["rows"], each["label"]) for each in said] == [(0, 2, [0, 1]), (1, 2, [1, 1])]
+    assert first.stamp() != next(iter(from_csv(path, "a", Windows(window=2)))).stamp()
+    path.write_text("v,odd\n1,0\n2,maybe\n")
+    with pytest.raises(DataError, match=r"long.csv, line 3: could not convert string to float: 'maybe'"):
+        next(from_csv(path, "a", Windows(marks="odd"))).load()
+    path.write_text("v,odd\n1,0\n2,\n")
+    with pytest.raises(DataError, match=r"long.csv, line 3: '' in the column of --label; allowed: 0 and 1"):
+        next(from_csv(path, "a", Windows(marks="odd"))).load()
+    with pytest.raises(DataError, match="--label odd and the class 'walk' of its folder would both be `label`"):
+        next(from_csv(path, "a", Windows(marks="odd"), "walk"))
+    with pytest.raises(DataError, match="--label v: is also in --columns or --by"):
+        Windows(columns=["v"], marks="v")
+
+
 @pytest.mark.parametrize(
     ("content", "how", "cause"),
     [
@@ -91,6 +114,7 @@ def test_series_by_a_column(tmp_path: Path) -> None:
         ("a,b\n1,2\n", Windows(by="c"), "line 2: no column 'c'; columns are a, b"),
         ("a,b\n", Windows(), "no rows, so no series"),
         ("", Windows(), "no rows, so no series"),
+        ("a,b\n1,2\n", Windows(marks="c"), "no column 'c'; it has a, b"),
     ],
 )
 def test_what_cannot_be_a_series_is_named(tmp_path: Path, content: str, how: Windows, cause: str) -> None:

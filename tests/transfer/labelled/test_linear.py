@@ -1,0 +1,209 @@
+"""Linear models of frozen features and of raw input, beside scikit-learn's on the same vectors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import label_ranking_average_precision_score
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from bigssl.data.errors import DataError
+from bigssl.data.kinds import decode
+from bigssl.data.order.stream import read_numbers
+from bigssl.data.shards.index import DatasetIndex
+from bigssl.data.tools.pack import pack
+from bigssl.data.tools.sources.base import Item
+from bigssl.transfer.bags import Bags
+from bigssl.transfer.bench import Bench
+from bigssl.transfer.labelled import vectors
+from bigssl.transfer.labelled.classes import Classes, ranking_precision
+from bigssl.transfer.labelled.classify import Classification
+from bigssl.transfer.labelled.probing import linear_learners
+from bigssl.transfer.labelled.trials import Trial
+from bigssl.transfer.labelled.vectors import Spanned, bag_vectors
+from bigssl.transfer.scorecard import score
+from bigssl.transfer.scores import row_of
+from bigssl.transfer.tasks.finetune import Finetune
+from bigssl.transfer.tasks.linear import LinearProbe
+
+DEMO = Path(__file__).parents[3] / "bigssl" / "demo" / "emoji"
+
+
+def probe(**fields: Any) -> Any:
+    places = {"train": str(DEMO / "train"), "queries": str(DEMO / "val")}
+    return LinearProbe(**{**places, "label": "category", "train_limit": 200, "query_limit": 150, **fields})
+
+
+def centred(logits: torch.Tensor) -> torch.Tensor:
+    """A softmax does not see what is added to all of them."""
+    return logits - logits.mean(1, keepdim=True)
+
+
+def test_a_probe_is_scikit_learns_on_the_same_features(bench: Bench) -> None:
+    """Of the demo's pictures: both networks, and raw pixels; and of a part of the samples, standardised by these."""
+    section = probe()
+    job = Classification.of(bench, section)
+    bank, queries = (bench.encode(job.subject, url, limit=most, field="", columns=[])
+                     for url, most in ((section.train, 200), (section.queries, 150)))  # fmt: skip
+    known, asked = job.known.numpy(), job.asked.numpy()
+    for name, learn in linear_learners(bench, section, job, [30.0]).items():
+        x, z = bank.matrices[name].read(0, 200).numpy(), queries.matrices[name].read(0, 150).numpy()
+        for rows in (torch.arange(200), torch.arange(0, 200, 2))[name.startswith("raw") :]:
+            scaler = StandardScaler().fit(x[rows])
+            with threadpool_limits(1):
+                theirs = LogisticRegression(C=1 / 30, max_iter=5000, tol=1e-6)
+                theirs.fit(scaler.transform(x[rows]), known[rows])
+            wanted = torch.from_numpy(theirs.decision_function(scaler.transform(z)))
+            found = learn(Trial(name, 0.5, 0, rows))
+            off = (centred(found) - centred(wanted)).abs().max() / centred(wanted).abs().max()
+            assert off < 0.02, (name, len(rows), off)
+            ours = (found.argmax(1).numpy() == asked).mean()
+            assert abs(ours - theirs.score(scaler.transform(z), asked)) < 0.004, name
+
+
+def test_wide_vectors_are_learnt_from_by_their_products_as_by_themselves(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TF-IDF of the demo's captions, a million columns: as scikit-learn on the sparse rows at the same scale. With
+    fewer landmarks than samples it is an approximation, which still classifies nearly as well."""
+    section = probe(backbone="text")
+    job = Classification.of(bench, section)
+    bank, queries = (bench.encode(job.subject, url, limit=most, field="", columns=[])
+                     for url, most in ((section.train, 200), (section.queries, 150)))  # fmt: skip
+    of = bench.contenders(bank)["raw/TF-IDF of characters"]
+    known, judged = of(bank), of(queries)
+    assert isinstance(known, Bags) and isinstance(judged, Bags)
+    x, z = (next(bags.pieces())[1].values for bags in (known, judged))
+    places = [torch.tensor([encoded.keys.index(text) for text in part.contents])
+              for encoded, part in ((bank, job.train), (queries, job.queries))]  # fmt: skip
+    assert len(bank.keys) < 200 and len(set(places[0].tolist())) == len(bank.keys), "designs share a caption"
+    rows = torch.arange(0, 200, 2)
+    learnt, others = bag_vectors(known, judged, *places).of(rows)
+    scale = learnt[0].norm().item() / np.sqrt(x[places[0][rows[0]]].power(2).sum())
+    x, z = x[places[0][rows].numpy()] * scale, z[places[1].numpy()] * scale
+    there = np.unique(x.indices)
+    x, z = x[:, there], z[:, there]
+    assert torch.allclose(learnt @ others.T, torch.from_numpy((x @ z.T).toarray()), atol=1e-3 * scale**2)
+    centre = learnt - learnt.mean(0)
+    assert centre.square().sum(1).mean().item() == pytest.approx(vectors.ENERGY, rel=0.05)
+    learner = linear_learners(bench, section, job, [30.0])["raw/TF-IDF of characters"]
+    theirs = LogisticRegression(C=1 / 30, max_iter=5000, tol=1e-6).fit(x, job.known[rows].numpy())
+    found, wanted = learner(Trial("raw/x", 0.5, 0, rows)), torch.from_numpy(theirs.decision_function(z))
+    assert (centred(found) - centred(wanted)).abs().max() < 0.02 * centred(wanted).abs().max()
+    monkeypatch.setattr(vectors, "LANDMARKS", 70)
+    fewer = learner(Trial("raw/x", 0.5, 0, rows))
+    accuracy = [(each.argmax(1) == job.asked).double().mean().item() for each in (found, fewer)]
+    assert not torch.equal(found, fewer) and accuracy[1] > accuracy[0] - 0.1 and accuracy[0] > 0.3
+
+
+def test_rows_of_wide_pictures_are_found_piece_by_piece() -> None:
+    x, z = (torch.randn(n, 50, generator=torch.Generator().manual_seed(n)) for n in (30, 20))
+    pieces = lambda of, size: lambda: iter([(range(a, min(a + size, len(of))), of[a : a + size])  # noqa: E731
+                                            for a in range(0, len(of), size)])  # fmt: skip
+    at, asked = torch.randperm(30), torch.tensor([3, 3, 19, 0])
+    rows = torch.tensor([1, 4, 17, 29])
+    for size in (1, 7, 30):
+        learnt, judged = Spanned(pieces(x, size), pieces(z, size), at, asked).of(rows)
+        products, wanted = learnt @ judged.T, x[at[rows]] @ z[asked].T
+        assert torch.allclose(products / products[0, 0], wanted / wanted[0, 0], atol=1e-4)
+
+
+def labelled(folder: Path, metas: list[dict[str, Any]]) -> str:
+    """Shards of pictures of the demo with this metadata."""
+    pictures = list(read_numbers(DatasetIndex.load(str(DEMO / "val")), range(len(metas))))
+    items = [Item(f"{n:03d}", f"{n:03d}", lambda n=n: {"jpg": pictures[n].fields["jpg"],
+                                                       "json": json.dumps(metas[n]).encode()})
+             for n in range(len(metas))]  # fmt: skip
+    pack(items, folder, name="x")
+    return str(folder)
+
+
+BAD: dict[str, tuple[list[Any], list[Any], str]] = {
+    "one class": (["a"] * 4, ["a"] * 3, "label: value 'kind': of the samples that are learnt from all 4 are of class "
+                                        "'a'; allowed: two classes or more"),
+    "a class that is not learnt": (["a", "b"] * 2, ["a", "c", "c"], "value 'kind': 2 queries are of 'c', but no sample "
+                                                                    "that is learnt from; allowed: the 2 classes of"),
+    "a sample without": (["a", "b", None, "a"], ["a", "b"], r"sample '002': no metadata field 'kind' in its json; it "
+                                                            "has other"),
+    "a query without": (["a", "b"], ["a", None], "sample '001': no metadata field 'kind'"),
+    "lists in some": (["a", ["a", "b"]], ["a"], "a list in some samples and one value in others; allowed: one of both"),
+    "an object": (["a", {"x": 1}], ["a"], "sample '001': metadata field 'kind' holds {'x': 1}; allowed: a text, a"),
+    "no label at all": ([[], []], [[]], "none of 2 has a label; allowed: two classes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_data_that_cannot_be_learnt_from_is_said_in_a_line(case: str, bench: Bench, tmp_path: Path) -> None:
+    train, queries, said = BAD[case]
+    places = [labelled(tmp_path / name, [{"other": "x"} | ({} if value is None else {"kind": value}) for value in part])
+              for name, part in (("a", train), ("b", queries))]  # fmt: skip
+    with pytest.raises(DataError, match=said) as caught:
+        Classification.of(bench, probe(train=places[0], queries=places[1], label="kind"))
+    assert "\n" not in str(caught.value)
+
+
+def test_ranking_precision_is_scikit_learns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 5, (60, 6), generator=generator).double()
+    wanted = torch.rand(60, 6, generator=generator) < 0.4
+    wanted[0], wanted[1] = False, True
+    for row in range(60):
+        theirs = label_ranking_average_precision_score(wanted[[row]].numpy(), scores[[row]].numpy())
+        assert ranking_precision(scores, wanted)[row].item() == pytest.approx(theirs)
+
+
+def test_samples_of_several_labels_are_ranked(bench: Bench, tmp_path: Path) -> None:
+    """Labels that depend on the colour of a picture are learnt from its pixels; permuted, they are not."""
+    pictures = [decode.image(s.fields["jpg"]) for s in read_numbers(DatasetIndex.load(str(DEMO / "val")), range(240))]
+    level = np.array([np.asarray(p, dtype=float).mean((0, 1)) for p in pictures])
+    names = [[name for name, on in zip(("red", "green", "blue"), each, strict=True) if on]
+             for each in level > np.median(level, 0)]  # fmt: skip
+    metas = [{"kind": each, "n": n} for n, each in enumerate(names)]
+    train = labelled(tmp_path / "a", metas)
+    section = probe(train=train, queries=train, label="kind", seeds=1, fractions=[0.5, 1.0], l2=[1.0, 100.0])
+    row = row_of(section.run(bench)[0])
+    assert row["classes"] == 3 and row["blind_name"] == "labels by their frequency" and row["majority"] is None
+    assert row["raw"] > row["blind"] + 0.05 and row["title"] == "image linear probe: kind"
+    classes = Classes(["blue", "green", "red"], True)
+    assert torch.equal(classes.numbers([("red",), (), ("blue", "red")]),
+                       torch.tensor([[0, 0, 1], [0, 0, 0], [1, 0, 1]]).bool())  # fmt: skip
+
+
+def cards(run: Path, shards: Path) -> dict[str, Any]:
+    """The rows of evaluations that learn, as this rank has them."""
+    torch.set_num_threads(1)
+    places: dict[str, Any] = {"train": str(shards / "train"), "queries": str(shards / "val"), "label": "category"}
+    asked = {
+        "linear": LinearProbe(**places, fractions=[0.1, 1.0], seeds=2),
+        "texts": LinearProbe(**places, backbone="text", fractions=[0.2], seeds=3),
+        "tuned": Finetune(**places, fractions=[0.2], seeds=3, epochs=2),
+    }
+    with threadpool_limits(1):
+        found: dict[str, Any] = score(run, asked, seed=3)["tasks"]
+    return found
+
+
+def test_labels_that_are_dealt_anew_tell_nothing(bench: Bench) -> None:
+    """By the same procedure on the same samples, of which it else learns what the baselines do not know."""
+    learnt, dealt = (row_of(probe(train_limit=500, query_limit=300, fractions=[1.0], seeds=1, l2=[100.0],
+                                  permuted=each).run(bench)[0]) for each in (False, True))  # fmt: skip
+    for name in ("trained", "random_net", "raw"):
+        assert learnt[name] > learnt["majority"] + 0.08 and dealt[name] < dealt["majority"] + 0.03, name
+    assert learnt["verdict"] != dealt["verdict"] and not dealt["passed"]
+
+
+def test_a_seed_says_it_all_on_any_number_of_ranks(
+    run: Path, shards: Path, ranks: Callable[..., list[Any]]
+) -> None:
+    (alone,), (first, second) = ranks(cards, 1, run, shards), ranks(cards, 2, run, shards)
+    assert alone == first == second
+    assert {len(row["seeds"]["trained"]) for row in alone.values()} == {2, 3}
+    assert alone["linear"]["trained"] > alone["linear"]["majority"] + 0.2, "colours are seen by any network"

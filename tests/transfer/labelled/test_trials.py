@@ -1,0 +1,55 @@
+"""Which samples a trial may see."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigssl.transfer.labelled.section import Labelled
+from bigssl.transfer.labelled.trials import held_out, trials
+
+SHARES = st.lists(st.floats(0.001, 1.0), min_size=1, max_size=4, unique=True).map(sorted)
+
+
+def section(fractions: list[float], seeds: int = 2) -> Labelled:
+    return Labelled(backbone="image", train="x", queries="y", fractions=fractions, seeds=seeds)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=80), SHARES, st.integers(0, 5))
+def test_smaller_shares_are_part_of_larger_ones_and_every_class_keeps_its_own(
+    classes: list[str], fractions: list[float], seed: int
+) -> None:
+    found = trials(section(fractions), ["trained", "random_net"], len(classes), classes, seed=seed)
+    assert len(found) == len(set(found)) == 2 * 2 * len(fractions)
+    rows = {(t.contender, t.fraction, t.seed): t.rows.tolist() for t in found}
+    for (contender, fraction, each), chosen in rows.items():
+        assert chosen == rows["trained", fraction, each] == sorted(set(chosen)), "all contenders see the same"
+        counts = Counter(classes[row] for row in chosen)
+        for name, count in Counter(classes).items():
+            assert counts[name] == max(1, math.floor(fraction * count + 0.5))
+        if fraction == 1.0:
+            assert chosen == list(range(len(classes)))
+        assert all(set(chosen) <= set(rows[contender, larger, each]) for larger in fractions if larger > fraction)
+
+
+def test_other_seeds_see_other_samples() -> None:
+    """Of the run, and of the trial; also where nothing has a class."""
+    found = {(seed, t.seed): tuple(t.rows.tolist())
+             for seed in (0, 1) for t in trials(section([0.1]), ["trained"], 200, seed=seed)}  # fmt: skip
+    assert len(set(found.values())) == 4 and {len(rows) for rows in found.values()} == {20}
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=40), st.floats(0.05, 0.95))
+def test_samples_to_choose_on_are_some_of_each_class_and_never_all(classes: list[str], share: float) -> None:
+    held = held_out(classes, share, (0, 0))
+    counts, chosen = Counter(classes), Counter(classes[row] for row in held.tolist())
+    for name, count in counts.items():
+        taken = chosen[name]
+        assert taken == (0 if count == 1 else min(count - 1, max(1, math.floor(share * count + 0.5)))), (name, count)
+    assert held.dtype == torch.int64

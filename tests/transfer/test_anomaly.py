@@ -1,0 +1,136 @@
+"""Anomalies: nothing of what is judged sets a threshold; measures against scikit-learn; what is refused."""
+
+import json
+import re
+import runpy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+from sklearn.metrics import average_precision_score, f1_score
+
+from bigssl.config.recipe import BackboneConfig
+from bigssl.data.errors import DataError
+from bigssl.data.tools.pack import pack
+from bigssl.data.tools.sources.base import Item
+from bigssl.nets.towers import Tower
+from bigssl.transfer.bench import Bench
+from bigssl.transfer.discovery import discover_evaluations
+from bigssl.transfer.inputs import input_of
+from bigssl.transfer.labelled.trials import Trial
+from bigssl.transfer.leaving.export import export_run
+from bigssl.transfer.matrix import Scratch
+from bigssl.transfer.scorecard import score
+from bigssl.transfer.subjects import Exported
+from bigssl.transfer.tasks import anomaly
+from bigssl.transfer.team import Team
+
+CONTENDERS = ["trained", "random_net", "blind", anomaly.PCA, anomaly.POLYNOMIAL]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("anomaly")
+    runpy.run_path(str(Path(__file__).parent / "made" / "anomaly.py"))["make"](folder)
+    torch.manual_seed(0)
+    tower = Tower("series", BackboneConfig(type="patchtst", channels=6, length=40, config={
+        "d_model": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32, "patch_length": 8,
+        "patch_stride": 8}), None)  # fmt: skip
+    export_run(folder, {"series": tower.model}, {"series": input_of(tower)}, {}, {})
+    return folder
+
+
+def section(data: Path, **changes: Any) -> Any:
+    found = {"task": "anomaly", "train": str(data / "train"), "queries": str(data / "val"), "seeds": 2, "quantile": 0.9}
+    return TypeAdapter(discover_evaluations()["anomaly"]).validate_python(found | changes)
+
+
+@pytest.fixture
+def work(data: Path, tmp_path: Path) -> Iterator[anomaly._Work]:
+    with Scratch(tmp_path, Team()) as scratch:
+        bench = Bench(Team(), scratch, Exported(data / "export", 0, {}), "cpu", where="evaluate.mine")
+        yield anomaly._Work.of(section(data), bench)
+
+
+def judged(work: anomaly._Work, contender: str) -> list[anomaly.StepsJudged]:
+    return work.judged(Trial(contender, 1.0, 0, torch.arange(len(work.normal))))
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+def test_the_threshold_knows_nothing_of_what_is_judged(work: anomaly._Work, contender: str) -> None:
+    """Neither other series, nor the labels, nor how high scores are there change what is called anomalous."""
+    found = judged(work, contender)
+    other = [replace(line, marks=~line.marks) for line in work.lines]  # type: ignore[operator]
+    for one, flipped in zip(found, judged(replace(work, lines=other), contender), strict=True):
+        assert one.plain.hits == flipped.plain.alarms and one.plain.alarms == flipped.plain.hits
+    wild = [*work.lines, replace(work.lines[0], values=1000 * work.lines[0].values)]
+    more = judged(replace(work, lines=wild), contender)
+    assert [each.plain for each in more[:-1]] == [each.plain for each in found]
+    if contender in (anomaly.PCA, anomaly.POLYNOMIAL):  # PatchTST sees a window at variance 1
+        assert more[-1].plain.alarms > 0.9 * len(work.lines[0]), "a thousand times as large"
+    assert {id(rows) for rows in work.normal}.isdisjoint(map(id, work.calibrating))
+
+
+def test_rows_are_what_scikit_learn_makes_of_the_scores(work: anomaly._Work, data: Path) -> None:
+    card = score(data, {"mine": section(data)}, seed=0, out=data / "out")["tasks"]
+    assert list(card) == ["mine/f1", "mine/f1_adjusted", "mine/auc_pr", "mine/vus_pr"]
+    trial = Trial(anomaly.PCA, 1.0, 0, torch.arange(4))
+    scores = work._detector(trial)(work.normal)
+    level = np.quantile(np.concatenate([scores(rows) for rows in work.calibrating]), 0.9)
+    truth = [line.marks for line in work.lines]
+    said = [scores(work.scale(line)) for line in work.lines]
+    called = [each > level for each in said]
+    words = "principal components"
+    assert card["mine/f1"]["raws"][words] == pytest.approx(f1_score(np.concatenate(truth), np.concatenate(called)))
+    areas = [average_precision_score(*each) for each in zip(truth, said, strict=True) if each[0].any()]
+    assert len(areas) == 3 and card["mine/auc_pr"]["raws"][words] == pytest.approx(np.mean(areas))
+    marked = [each.mean() for each in truth if each.any()]
+    assert card["mine/auc_pr"]["chance"] == pytest.approx(np.mean(marked))
+    assert card["mine/f1"]["queries"] == 4 and card["mine/f1"]["anomalous"] == pytest.approx(np.mean(truth))
+    for name, row in card.items():
+        assert row["blind_name"] == "a random score" and len(row["seeds"]["random_net"]) == 2, name
+        assert row["trained"] > row["blind"] or name == "mine/f1_adjusted"
+    assert card["mine/f1_adjusted"]["blind"] > 2 * card["mine/f1"]["blind"], "point adjustment flatters a random score"
+    assert card["mine/vus_pr"]["border"] == 20, "the period of the waves"
+
+
+def packed(folder: Path, series: dict[str, np.ndarray], marks: dict[str, np.ndarray] | None = None) -> str:
+    npy = runpy.run_path(str(Path(__file__).parent / "made" / "anomaly.py"))["_npy"]
+    fields = {key: {"npy": npy(each)} | ({} if marks is None else
+              {"json": json.dumps({"label": marks[key].tolist()}).encode()})
+              for key, each in series.items()}  # fmt: skip
+    pack([Item(key, key, lambda key=key: fields[key]) for key in series], folder, name="x")
+    return str(folder)
+
+
+def test_what_cannot_be_judged_is_refused(data: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    plain = {"a": rng.normal(size=(100, 6)).astype(np.float32)}
+    none, lacking = {"a": np.zeros(100, np.uint8)}, plain | {"a": np.where([0, 0, 1, 0, 0, 0], np.nan, plain["a"])}
+    for changes, words in (
+        ({"queries": packed(tmp_path / "none", plain, none)}, "no step of 1 series is marked as anomalous"),
+        ({"queries": packed(tmp_path / "bare", plain)}, "sample 'a': no marks of its steps, label in its json"),
+        ({"label": "odd"}, "no marks of its steps, odd in its json; that has label"),
+        ({"train": packed(tmp_path / "few", plain)}, "train: 1 series of 100 steps at most; allowed: 5 series"),
+        ({"train": packed(tmp_path / "nan", lacking)}, "train: channel 2 has no finite value"),
+        ({"train": packed(tmp_path / "short", {"a": plain["a"][:39]})}, "the longest of 39 steps; allowed: 40 or more"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=re.escape(words)):
+            score(data, {"mine": section(data, **changes)}, seed=0, out=tmp_path)
+
+
+def test_a_series_that_never_varies_is_judged(data: Path, tmp_path: Path) -> None:
+    flat = {"a": np.ones((400, 6), dtype=np.float32)}
+    jump, marks = {"b": np.ones((100, 6), dtype=np.float32)}, {"b": np.zeros(100, np.uint8)}
+    jump["b"][50:60], marks["b"][50:60] = 3, 1
+    asked = section(
+        data, train=packed(tmp_path / "flat", flat), queries=packed(tmp_path / "jump", jump, marks), seeds=1
+    )
+    card = score(data, {"mine": asked}, seed=0, out=tmp_path)["tasks"]
+    assert card["mine/auc_pr"]["raws"]["principal components"] > 0.9
+    assert card["mine/f1"]["stderr"] is None  # one series cannot tell
