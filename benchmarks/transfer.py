@@ -1,11 +1,11 @@
 """Nearest neighbours, the linear probe and embedding against faiss, scikit-learn and the bare forward pass.
 
     python benchmarks/transfer.py knn                # 1 M x 512 on disk, 4,096 queries: faiss.IndexFlatIP; peak memory
-    python benchmarks/transfer.py linear             # 50 k x 512, 10 classes, 13 strengths: LogisticRegression at the chosen one
+    python benchmarks/transfer.py linear             # 50 k x 512, 10 classes, 13 strengths: LogisticRegression at one
     python benchmarks/transfer.py embed RUN DATA     # `bigssl embed` to the forward pass alone on the same batches
 
-Each verifies before it times: equal neighbours, accuracy within .3 points, equal vectors. A row has the ratio, theirs to
-ours, of one run on one machine.
+Each verifies before it times: equal neighbours, accuracy within .3 points, equal vectors. A row has the ratio of one
+run on one machine, theirs to ours.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def knn(options: argparse.Namespace) -> dict[str, Any]:
 
     faiss.omp_set_num_threads(torch.get_num_threads())
     with tempfile.TemporaryDirectory() as folder:
-        bank, queries = _written(Path(folder) / "bank", options.rows, 0), _written(Path(folder) / "q", options.queries, 1)
+        bank = _written(Path(folder) / "bank", options.rows, 0)
+        queries = _written(Path(folder) / "queries", options.queries, 1)
 
         def ours() -> tuple[np.ndarray, np.ndarray]:
             zero = torch.zeros(512)

@@ -34,7 +34,8 @@ def fit_logistic(
         x: float [N, D], on the device to compute on.
         y: int64 [N], a class of each: softmax (of two classes, as there, one sigmoid); or bool [N, C], labels that are
             independent of each other: a sigmoid each.
-        l2: strengths > 0 of the penalty, among which `valid` chooses.
+        l2: strengths > 0 of the penalty, among which `valid` chooses, from the strongest on: weaker ones are not tried
+            where two after each other were worse.
         classes: how many there are (default: as many as `y` has); those that no row has are never predicted.
         valid: int64 numbers of the rows on which the mean loss of a model of the others decides; the chosen strength is
             then fitted to all rows. To be left out where there is one strength.
@@ -66,11 +67,15 @@ def _chosen(x: Tensor, y: Tensor, l2: Sequence[float], valid: Tensor | None, lea
     held[valid.to(x.device)] = True
     if held.all() or not held.any():
         raise ValueError(f"{int(held.sum())} of {len(x)} rows to choose on; allowed: some, and not all")
-    rest = learner(x[~held], y[~held])
-    path: list[Linear] = []
+    rest, asked, known = learner(x[~held], y[~held]), x[held], y[held]
+    model: Linear | None = None
+    losses: list[tuple[float, Linear]] = []
     for strength in strengths:
-        path.append(rest.at(strength, path[-1] if path else None))
-    best = min(path, key=lambda each: rest.loss(each(x[held]), y[held]))
+        model = rest.at(strength, model)
+        losses.append((rest.loss(model(asked), known), model))
+        if len(losses) > 2 and losses[-1][0] > losses[-2][0] > losses[-3][0]:
+            break
+    best = min(losses, key=lambda each: each[0])[1]
     return learner(x, y).at(best.l2, best)
 
 
