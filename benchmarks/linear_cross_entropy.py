@@ -66,30 +66,35 @@ def speed(args: argparse.Namespace, shape: Row) -> list[Row]:
 
 
 def memory(args: argparse.Namespace, shape: Row) -> list[Row]:
-    """Extra memory of forward and backward; each provider in a process of its own, where nothing was freed before."""
+    """Extra memory of forward and backward."""
     results = []
     for name in providers(args.device, shape["tokens"] * shape["classes"], args.providers):
         if name == "compiled":
             continue  # what the compiler itself takes would count
-        command = [sys.executable, __file__, "--device", args.device, "--peak", name, "--threads", str(args.threads)]
-        for option, name_of in OPTIONS.items():
-            command += [option, str(shape[name_of])]
-        done = subprocess.run(command, capture_output=True, text=True)
-        found = (
-            {"note": f"no peak: {(done.stderr.splitlines() or ['killed'])[-1][:100]}"}
-            if done.returncode
-            else {"extra_mib": int(done.stdout) / 2**20}
-        )
+        try:
+            taken = peak(args, name, shape) if args.device == "cuda" else _peak_in_a_process(args, name, shape)
+            found: Row = {"extra_mib": taken / 2**20}
+        except (subprocess.CalledProcessError, torch.OutOfMemoryError) as error:
+            why = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+            found = {"note": f"no peak: {(why.splitlines() or ['killed'])[-1][:100]}"}
         results.append(shape | {"provider": name} | BLANK | found)
     return results
 
 
-def peak(args: argparse.Namespace, shape: Row) -> None:
-    """In a process of its own: print the bytes one provider takes beyond the weight's gradient."""
-    loss = providers(args.device, shape["tokens"] * shape["classes"], [args.peak])[args.peak]
+def _peak_in_a_process(args: argparse.Namespace, name: str, shape: Row) -> int:
+    """`peak` of its own process, where nothing was freed before: resident pages stay, as a GPU's allocator's do not."""
+    command = [sys.executable, __file__, "--device", args.device, "--peak", name, "--threads", str(args.threads)]
+    for option, name_of in OPTIONS.items():
+        command += [option, str(shape[name_of])]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def peak(args: argparse.Namespace, name: str, shape: Row) -> int:
+    """Bytes that one provider takes beyond the weight's gradient."""
+    loss = providers(args.device, shape["tokens"] * shape["classes"], [name])[name]
     both(loss, problem(shape | {"tokens": 8, "classes": 64}, args.device))()  # code is loaded before the count begins
     given = problem(shape, args.device)
-    print(peak_bytes(both(loss, given), torch.device(args.device)) - given[1].numel() * given[1].element_size())
+    return peak_bytes(both(loss, given), torch.device(args.device)) - given[1].numel() * given[1].element_size()
 
 
 def step(args: argparse.Namespace, shape: Row) -> list[Row]:
@@ -209,7 +214,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.peak:
         size = ("head", args.tokens[0], args.widths[0], args.classes[0], args.shares[0], args.dtypes[0])
-        peak(args, dict(zip(NAMES, size, strict=True)))
+        print(peak(args, args.peak, dict(zip(NAMES, size, strict=True))))
         return
     results = measured(args)
     name = device_name(torch.device(args.device))

@@ -80,7 +80,7 @@ def test_the_features_are_those_of_timm(name: str, folders: Path) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_place_in_the_network_is_refused(name: str, folders: Path) -> None:
-    with pytest.raises(ConfigError, match=r"backbones.image.init_from: value .*timm's .* (has no place|is no (resnet|vit))"):
+    with pytest.raises(ConfigError, match=r"image.init_from: value .*timm's .* (has no place|is no (resnet|vit))"):
         tower(folders / name, KINDS[name][0])
 
 

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 import warnings
@@ -25,7 +24,7 @@ from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import mean_of
 from bigssl.transfer.leaving.parts import Member, Part, UnfitError
-from bigssl.transfer.leaving.proof import Claim
+from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, collated, contents
 
 LARGE = 1 << 30  # bytes; what a protobuf can hold ends at 2 GiB
@@ -76,9 +75,10 @@ def _written(part: Part, role: str, folder: Path, samples: list[Sample]) -> Clai
         outputs = dict(zip(names, graph({name: value[: len(samples)] for name, value in given.items()}), strict=True))
     if "logits" in outputs:
         outputs["logits"] = outputs["logits"][given["attention_mask"][: len(samples)].bool()][:TOKENS]
-    load = {"modality": member.takes.modality, "tensors": tensors, "tokens": TOKENS, "inputs": list(given)}
+    arrays = {name: value.numpy() for name, value in outputs.items()}
+    load = {"modality": member.takes.modality, "tokens": TOKENS, "inputs": list(given)}
     return Claim(part.name, folder, "onnx", f'onnxruntime.InferenceSession("{{folder}}/{MODEL}")', load,
-                 contents(member.takes, samples), {name: value.numpy() for name, value in outputs.items()})  # fmt: skip
+                 contents(member.takes, samples), arrays, tensors)  # fmt: skip
 
 
 def _export(
@@ -101,7 +101,7 @@ def _export(
     signature, state = exported.graph_signature, {**exported.state_dict, **exported.constants}
     inside = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     used = {inside[node.name] for node in exported.graph.nodes if node.name in inside and node.users}
-    return {name: hashlib.sha256(state[name].detach().contiguous().numpy().tobytes()).hexdigest() for name in used}
+    return digests({name: state[name] for name in used})
 
 
 @contextlib.contextmanager

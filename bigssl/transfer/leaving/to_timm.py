@@ -19,7 +19,7 @@ from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 from bigssl.nets.timm.names import timm_name
 from bigssl.transfer.inputs import ImageInput
 from bigssl.transfer.leaving.parts import Member, Part, UnfitError
-from bigssl.transfer.leaving.proof import Claim
+from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, contents, write_json
 
 State = dict[str, Tensor]
@@ -54,7 +54,7 @@ def to_timm(part: Part, folder: Path, samples: Samples) -> list[Claim]:
     said = "" if eps is None else f", norm_layer=partial(torch.nn.LayerNorm, eps={eps})"
     return [Claim(part.name, folder, "timm", f'timm.create_model("local-dir:{{folder}}", pretrained=True{said})',
                   {"eps": eps}, contents(member.takes, samples["image"]),
-                  {"features": member.features(samples["image"]).numpy()})]  # fmt: skip
+                  {"features": member.features(samples["image"]).numpy()}, digests(weights))]  # fmt: skip
 
 
 class _Fit:

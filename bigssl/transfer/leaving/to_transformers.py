@@ -19,7 +19,7 @@ from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.leaving.export import hushed
 from bigssl.transfer.leaving.masked import masked_language_model
 from bigssl.transfer.leaving.parts import Member, Part, UnfitError
-from bigssl.transfer.leaving.proof import Claim
+from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, contents
 
 TOKENS = 256  # whose logits are compared
@@ -40,7 +40,8 @@ def to_transformers(part: Part, folder: Path, samples: Samples) -> list[Claim]:
     said = "".join(f", {key}={value}" for key, value in load.get("options", {}).items())
     return [Claim(part.name, folder, "transformers", f'{load["class"]}.from_pretrained("{{folder}}"{said})',
                   {"modality": member.takes.modality} | load, contents(member.takes, seen),
-                  {name: value.numpy() for name, value in outputs.items()}, member.untrained)]  # fmt: skip
+                  {name: value.numpy() for name, value in outputs.items()}, digests(model.state_dict()),
+                  member.untrained)]  # fmt: skip
 
 
 def check_tokenizer_reloads(part: Part, folder: Path, texts: list[bytes]) -> None:
@@ -49,13 +50,14 @@ def check_tokenizer_reloads(part: Part, folder: Path, texts: list[bytes]) -> Non
     for takes in (member.takes for member in part.members.values() if isinstance(member.takes, TextInput)):
         with hushed():
             other = AutoTokenizer.from_pretrained(folder)
-        for text in map(bytes.decode, texts):
-            if other(text)["input_ids"] != takes.tokenizer(text)["input_ids"]:
-                raise UnfitError(
-                    f"part {part.name!r}: AutoTokenizer of transformers {version} makes other tokens in a folder of "
-                    f"this type, by its own {type(other).__name__}; allowed: --format onnx, whose tokenizer.json is "
-                    f"read as it is, or backbones of another type"
-                )
+            same = all(other(text)["input_ids"] == takes.tokenizer(text)["input_ids"]
+                       for text in map(bytes.decode, texts))  # fmt: skip
+        if not same:
+            raise UnfitError(
+                f"part {part.name!r}: AutoTokenizer of transformers {version} makes other tokens in a folder of this "
+                f"type, by its own {type(other).__name__}; allowed: --format onnx, whose tokenizer.json is read as it "
+                f"is, or backbones of another type"
+            )
 
 
 Written = tuple[PreTrainedModel, dict[str, Any], dict[str, Tensor]]

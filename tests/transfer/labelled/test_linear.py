@@ -191,6 +191,15 @@ def cards(run: Path, shards: Path) -> dict[str, Any]:
     return found
 
 
+def test_labels_that_are_dealt_anew_tell_nothing(bench: Bench) -> None:
+    """By the same procedure on the same samples, of which it else learns what the baselines do not know."""
+    learnt, dealt = (row_of(probe(train_limit=500, query_limit=300, fractions=[1.0], seeds=1, l2=[100.0],
+                                  permuted=each).run(bench)[0]) for each in (False, True))  # fmt: skip
+    for name in ("trained", "random_net", "raw"):
+        assert learnt[name] > learnt["majority"] + 0.08 and dealt[name] < dealt["majority"] + 0.03, name
+    assert learnt["verdict"] != dealt["verdict"] and not dealt["passed"]
+
+
 def test_a_seed_says_it_all_on_any_number_of_ranks(
     run: Path, shards: Path, ranks: Callable[..., list[Any]]
 ) -> None:

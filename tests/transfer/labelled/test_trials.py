@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigssl.transfer.labelled.section import Labelled
@@ -19,6 +19,7 @@ def section(fractions: list[float], seeds: int = 2) -> Labelled:
     return Labelled(backbone="image", train="x", queries="y", fractions=fractions, seeds=seeds)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=80), SHARES, st.integers(0, 5))
 def test_smaller_shares_are_part_of_larger_ones_and_every_class_keeps_its_own(
     classes: list[str], fractions: list[float], seed: int
@@ -43,6 +44,7 @@ def test_other_seeds_see_other_samples() -> None:
     assert len(set(found.values())) == 4 and {len(rows) for rows in found.values()} == {20}
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=40), st.floats(0.05, 0.95))
 def test_samples_to_choose_on_are_some_of_each_class_and_never_all(classes: list[str], share: float) -> None:
     held = held_out(classes, share, (0, 0))

@@ -58,7 +58,10 @@ def test_fine_tuning_changes_every_weight_and_statistic(bench: Bench, shards: Pa
     assert type(network.model).__name__ == "ResNetForImageClassification" and network.head is None
     assert changed(before, network.base.state_dict()) == set(before), "weights, running statistics, counts of batches"
     assert not any(module.training for module in network.modules())
+    bench.subject("text")  # what is loaded draws
+    generator = torch.get_rng_state()
     before, network = tuned(bench, section(Finetune, shards, backbone="text"))
+    assert torch.equal(torch.get_rng_state(), generator), "what is drawn later is what would have been"
     assert type(network.model).__name__ == "BertForSequenceClassification"
     constant = {"embeddings.position_ids", "embeddings.token_type_ids"}
     same = set(before) - changed(before, network.base.state_dict()) - constant
