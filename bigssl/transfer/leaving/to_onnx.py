@@ -23,7 +23,7 @@ from bigssl.data.sample import Sample
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import mean_of
-from bigssl.transfer.leaving.parts import Member, Part, UnfitError
+from bigssl.transfer.leaving.parts import PartNetwork, Part, UnfitError
 from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, collated, contents
 
@@ -35,7 +35,7 @@ TOKENS = 256  # whose logits are compared
 class _Graph(nn.Module):
     """Inputs of a network by transformers' names -> the outputs of a part."""
 
-    def __init__(self, member: Member, head: MaskedLanguageHead | None, projection: Tensor | None) -> None:
+    def __init__(self, member: PartNetwork, head: MaskedLanguageHead | None, projection: Tensor | None) -> None:
         super().__init__()
         self.model, self.head, self.member = member.model, head, member
         self.projection = None if projection is None else nn.Parameter(projection)
@@ -95,13 +95,19 @@ def _export(
             )
             program.save(str(file), external_data=size > LARGE)
     except Exception as error:  # whatever the tracer raises
-        said = " ".join(str(error).split())[:200]
-        raise UnfitError(f"{where} cannot be traced for ONNX: {type(error).__name__}: {said}; allowed: --format "
-                         "transformers") from None  # fmt: skip
+        raise UnfitError(f"{where} cannot be traced for ONNX by torch {torch.__version__}: {_cause(error)}; allowed: "
+                         "--format transformers") from None  # fmt: skip
     signature, state = exported.graph_signature, {**exported.state_dict, **exported.constants}
     inside = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     used = {inside[node.name] for node in exported.graph.nodes if node.name in inside and node.users}
     return digests({name: state[name] for name in used})
+
+
+def _cause(error: BaseException) -> str:
+    """What the exporter met first; its own words around it are advice to developers of torch."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @contextlib.contextmanager

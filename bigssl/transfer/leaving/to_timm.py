@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 from bigssl.transfer.inputs import ImageInput
-from bigssl.transfer.leaving.parts import Member, Part, UnfitError
+from bigssl.transfer.leaving.parts import PartNetwork, Part, UnfitError
 from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, contents, write_json
 
@@ -60,7 +60,7 @@ def to_timm(part: Part, folder: Path, samples: Samples) -> list[Claim]:
 class _Fit:
     """Says of a configuration whether a converter can take it."""
 
-    def __init__(self, part: str, member: Member) -> None:
+    def __init__(self, part: str, member: PartNetwork) -> None:
         self.part, self.config = part, member.model.config
         self.takes = member.takes
         assert isinstance(member.takes, ImageInput)

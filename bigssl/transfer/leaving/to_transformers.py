@@ -18,7 +18,7 @@ from bigssl.nets.pool import leading_tokens
 from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.leaving.export import hushed
 from bigssl.transfer.leaving.masked import masked_language_model
-from bigssl.transfer.leaving.parts import Member, Part, UnfitError
+from bigssl.transfer.leaving.parts import PartNetwork, Part, UnfitError
 from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, contents
 
@@ -69,7 +69,7 @@ def _network(part: Part, samples: list[Sample]) -> Written:
     return member.model, load, {"features": member.features(samples)}
 
 
-def _facts(member: Member) -> dict[str, Any]:
+def _facts(member: PartNetwork) -> dict[str, Any]:
     """What the mean of `last_hidden_state` is over, beyond the modality."""
     kind = member.model.config.model_type
     found: dict[str, Any] = {"observed": OBSERVED.get(kind)}
