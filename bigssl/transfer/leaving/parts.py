@@ -62,7 +62,7 @@ class PartNetwork:
 
 
 @dataclass(frozen=True)
-class Part:
+class LeavingPart:
     """Attributes:
     name: as --part has it.
     kind: "network", or what its head is: "mlm", "causal", "clip".
@@ -104,11 +104,11 @@ class Listed:
     backbones: dict[str, str]
     head: str | None = None
 
-    def load(self, export: Path) -> Part:
+    def load(self, export: Path) -> LeavingPart:
         """Raises DataError where something of it is not there."""
         members = {role: load_member(export, name) for role, name in self.backbones.items()}
         tensors = load_heads(export / "heads" / f"{self.head}.safetensors") if self.head is not None else {}
-        return Part(self.name, self.kind, members, tensors)
+        return LeavingPart(self.name, self.kind, members, tensors)
 
 
 def has_pooler_switch(model: PreTrainedModel) -> bool:

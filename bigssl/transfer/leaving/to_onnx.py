@@ -23,7 +23,7 @@ from bigssl.data.sample import Sample
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import mean_of
-from bigssl.transfer.leaving.parts import PartNetwork, Part, UnfitError
+from bigssl.transfer.leaving.parts import LeavingPart, PartNetwork, UnfitError
 from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, collated, contents
 
@@ -50,7 +50,7 @@ class _Graph(nn.Module):
         return (features,) if self.head is None else (features, self.head.logits(hidden))
 
 
-def to_onnx(part: Part, folder: Path, samples: Samples) -> list[Claim]:
+def to_onnx(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
     """Writes a graph to `folder`, of CLIP one for each side. Raises UnfitError."""
     if part.kind == "clip":
         return [_written(part, role, folder / role, samples[role]) for role in part.members]
@@ -58,7 +58,7 @@ def to_onnx(part: Part, folder: Path, samples: Samples) -> list[Claim]:
     return [_written(part, role, folder, samples[role])]
 
 
-def _written(part: Part, role: str, folder: Path, samples: list[Sample]) -> Claim:
+def _written(part: LeavingPart, role: str, folder: Path, samples: list[Sample]) -> Claim:
     member = part.members[role]
     clip = part.kind == "clip"
     graph = _Graph(member, part.head() if part.kind == "mlm" else None,

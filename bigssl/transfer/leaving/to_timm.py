@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 from bigssl.transfer.inputs import ImageInput
-from bigssl.transfer.leaving.parts import PartNetwork, Part, UnfitError
+from bigssl.transfer.leaving.parts import LeavingPart, PartNetwork, UnfitError
 from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, contents, write_json
 
@@ -28,7 +28,7 @@ EPS = 1e-6  # of LayerNorms, where timm is told nothing else
 STEM = 64  # channels behind the first convolution of timm's residual networks, whatever their other widths
 
 
-def to_timm(part: Part, folder: Path, samples: Samples) -> list[Claim]:
+def to_timm(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
     """Writes config.json and weights to `folder`. Raises UnfitError."""
     member = part.members.get("image")
     if member is None or part.kind != "network" or not isinstance(member.takes, ImageInput):
