@@ -132,7 +132,8 @@ class Across:
         weights = clip_heads(bench, heads, queries.matrices["trained"].width, described["trained"].width)
         pictures = {name: InSharedSpace(queries.matrices[name], head["image_projection"], bench.device)
                     for name, head in weights.items() if name in described}  # fmt: skip
-        texts = {name: InSharedSpace(described[name], weights[name]["text_projection"], bench.device) for name in pictures}
+        texts = {name: InSharedSpace(described[name], weights[name]["text_projection"], bench.device)
+                 for name in pictures}  # fmt: skip
         return cls(pictures, texts, queries.groups(pair), [item for _, item in said])
 
     def directions(self, bench: Bench, deepest: int) -> Iterator[Direction]:
