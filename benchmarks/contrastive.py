@@ -118,29 +118,37 @@ def speed(args: argparse.Namespace, shape: Shape) -> list[dict[str, Any]]:
 
 
 def memory(args: argparse.Namespace, shape: Shape) -> list[dict[str, Any]]:
-    """Extra memory of forward and backward; each provider in a process of its own, where nothing was freed before."""
+    """Extra memory of forward and backward."""
     op, rows, dim, dtype, temperature = shape
     results = []
     for name in providers(op, temperature, args.device, rows, args.providers):
         if name == "compiled":  # the compiler takes more than the loss
             continue
-        command = [sys.executable, __file__, "--op", op, "--device", args.device, "--peak", name]
-        command += ["--rows", str(rows), "--dims", str(dim), "--dtypes", dtype, "--temperatures", str(temperature)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            print(f"{name} has no peak: {done.stderr.splitlines()[-1][:100]}", file=sys.stderr)
+        try:
+            taken = peak(args, name, shape) if args.device == "cuda" else _peak_in_a_process(args, name, shape)
+        except Exception as error:  # a peer may fail in any way; that is a result
+            why = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+            print(f"{name} has no peak: {why.splitlines()[-1][:100]}", file=sys.stderr)
             continue
-        results.append(table_row(shape, name, "both", peak_mib=int(done.stdout) / 2**20))
+        results.append(table_row(shape, name, "both", peak_mib=taken / 2**20))
     return results
 
 
-def peak(args: argparse.Namespace) -> None:
-    """In a process of its own: print the bytes one provider takes."""
-    op, rows, dim, dtype = args.op[0], args.rows[0], args.dims[0], DTYPES[args.dtypes[0]]
-    loss = providers(op, args.temperatures[0], args.device, rows, [args.peak])[args.peak]
-    step(loss, embeddings(op, 8, dim, dtype, args.device), "both")()  # code is loaded before the count begins
-    inputs = embeddings(op, rows, dim, dtype, args.device)
-    print(peak_bytes(step(loss, inputs, "both"), torch.device(args.device)))
+def _peak_in_a_process(args: argparse.Namespace, name: str, shape: Shape) -> int:
+    """`peak` of its own process, where nothing was freed before: resident pages stay, as a GPU's allocator's do not."""
+    op, rows, dim, dtype, temperature = shape
+    command = [sys.executable, __file__, "--op", op, "--device", args.device, "--peak", name]
+    command += ["--rows", str(rows), "--dims", str(dim), "--dtypes", dtype, "--temperatures", str(temperature)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def peak(args: argparse.Namespace, name: str, shape: Shape) -> int:
+    """Bytes that one provider takes."""
+    op, rows, dim, dtype, temperature = shape
+    loss = providers(op, temperature, args.device, rows, [name])[name]
+    step(loss, embeddings(op, 8, dim, DTYPES[dtype], args.device), "both")()  # code is loaded before the count begins
+    inputs = embeddings(op, rows, dim, DTYPES[dtype], args.device)
+    return peak_bytes(step(loss, inputs, "both"), torch.device(args.device))
 
 
 def absent(op: str, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -259,7 +267,7 @@ def sweep(args: argparse.Namespace, file: Path) -> None:
 def main() -> None:
     args = arguments()
     if args.peak:
-        peak(args)
+        print(peak(args, args.peak, (args.op[0], args.rows[0], args.dims[0], args.dtypes[0], args.temperatures[0])))
     elif args.plot:
         plot(args.plot)
     else:

@@ -66,30 +66,35 @@ def speed(args: argparse.Namespace, shape: Row) -> list[Row]:
 
 
 def memory(args: argparse.Namespace, shape: Row) -> list[Row]:
-    """Extra memory of forward and backward; each provider in a process of its own, where nothing was freed before."""
+    """Extra memory of forward and backward."""
     results = []
     for name in providers(args.device, shape["tokens"] * shape["classes"], args.providers):
         if name == "compiled":
             continue  # what the compiler itself takes would count
-        command = [sys.executable, __file__, "--device", args.device, "--peak", name, "--threads", str(args.threads)]
-        for option, name_of in OPTIONS.items():
-            command += [option, str(shape[name_of])]
-        done = subprocess.run(command, capture_output=True, text=True)
-        found = (
-            {"note": f"no peak: {(done.stderr.splitlines() or ['killed'])[-1][:100]}"}
-            if done.returncode
-            else {"extra_mib": int(done.stdout) / 2**20}
-        )
+        try:
+            taken = peak(args, name, shape) if args.device == "cuda" else _peak_in_a_process(args, name, shape)
+            found: Row = {"extra_mib": taken / 2**20}
+        except Exception as error:  # a peer may fail in any way; that is a result
+            why = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+            found = {"note": f"no peak: {(why.splitlines() or ['killed'])[-1][:100]}"}
         results.append(shape | {"provider": name} | BLANK | found)
     return results
 
 
-def peak(args: argparse.Namespace, shape: Row) -> None:
-    """In a process of its own: print the bytes one provider takes beyond the weight's gradient."""
-    loss = providers(args.device, shape["tokens"] * shape["classes"], [args.peak])[args.peak]
+def _peak_in_a_process(args: argparse.Namespace, name: str, shape: Row) -> int:
+    """`peak` of its own process, where nothing was freed before: resident pages stay, as a GPU's allocator's do not."""
+    command = [sys.executable, __file__, "--device", args.device, "--peak", name, "--threads", str(args.threads)]
+    for option, name_of in OPTIONS.items():
+        command += [option, str(shape[name_of])]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def peak(args: argparse.Namespace, name: str, shape: Row) -> int:
+    """Bytes that one provider takes beyond the weight's gradient."""
+    loss = providers(args.device, shape["tokens"] * shape["classes"], [name])[name]
     both(loss, problem(shape | {"tokens": 8, "classes": 64}, args.device))()  # code is loaded before the count begins
     given = problem(shape, args.device)
-    print(peak_bytes(both(loss, given), torch.device(args.device)) - given[1].numel() * given[1].element_size())
+    return peak_bytes(both(loss, given), torch.device(args.device)) - given[1].numel() * given[1].element_size()
 
 
 def step(args: argparse.Namespace, shape: Row) -> list[Row]:
@@ -116,13 +121,17 @@ def obstacle(args: argparse.Namespace, shape: Row, pace: float, left: float) -> 
     return "not run: the time is over" if pace * flops(shape) > left else ""
 
 
-def measured(args: argparse.Namespace) -> list[Row]:
-    """The rows of the BERT step and of every mode and size, the smallest sizes first, within the time that is given."""
+def measured(args: argparse.Namespace, file: Path) -> list[Row]:
+    """The rows of the BERT step and of every mode and size, the smallest sizes first, within the time that is given.
+
+    All there are stand in `file` after each size: what ends the process later takes none of them.
+    """
     sizes = itertools.product(["head"], args.tokens, args.widths, args.classes, args.shares, args.dtypes)
     shapes = sorted((dict(zip(NAMES, size, strict=True)) for size in sizes), key=flops)
     step_of = dict(zip(NAMES, ("BERT-base step", 1024, 768, 30_522, 0.15), strict=False))
     work = [("step", step, step_of | {"dtype": dtype}) for dtype in args.dtypes]
     work += [(mode, take, shape) for shape in shapes for mode, take in (("speed", speed), ("memory", memory))]
+    context = {"device": device_name(torch.device(args.device)), "clock": args.clock, "versions": versions()}
     results, paces, end = [], dict.fromkeys(("speed", "memory", "step"), 0.0), time.monotonic() + 60 * args.minutes
     for mode, take, shape in (one for one in work if one[0] in args.mode):
         begin = time.monotonic()
@@ -133,6 +142,7 @@ def measured(args: argparse.Namespace) -> list[Row]:
             paces[mode] = (time.monotonic() - begin) / flops(shape)
         show(fresh)
         results += fresh
+        write_rows(file, [row | context for row in results])
     return results
 
 
@@ -209,13 +219,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.peak:
         size = ("head", args.tokens[0], args.widths[0], args.classes[0], args.shares[0], args.dtypes[0])
-        peak(args, dict(zip(NAMES, size, strict=True)))
+        print(peak(args, args.peak, dict(zip(NAMES, size, strict=True))))
         return
-    results = measured(args)
     name = device_name(torch.device(args.device))
     stem = f"linear_cross_entropy_{'quick_' if args.quick else ''}{''.join(c if c.isalnum() else '-' for c in name)}"
-    context = {"device": name, "clock": args.clock, "versions": versions()}
-    write_rows(args.out / f"{stem}.csv", [row | context for row in results])
+    results = measured(args, args.out / f"{stem}.csv")
     if args.plot:
         plot(results, args.out / f"{stem}.svg")
 

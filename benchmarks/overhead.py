@@ -2,6 +2,8 @@
 
 driver: the share of a step that is neither data wait nor forward, backward, optimizer, as the loop itself measures it;
 a run of the demo's recipe, the first step left out.
+engine: a step of the engine (forward, backward, clipping, optimizer) against the same step by plain torch (AdamW, its
+autocast and clipping), on the same batch, in turn.
 teacher: `Ema.update` over all of the demo's networks against a whole step (forward, backward, optimizer), in turn, so
 that both see the same state of the machine; its result is first compared with its formula.
 import, --help: in processes of their own, once for warm caches, then the median; the interpreter's start included.
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ from bigssl.objectives.base import config_union
 from bigssl.report.environment import installed
 
 ROOT = Path(__file__).parents[1]
-AIMS = {"driver": 0.01, "teacher": 0.01, "import bigssl": 1.5, "bigssl --help": 0.7}
+AIMS = {"driver": 0.01, "engine": 1.2, "teacher": 0.01, "import bigssl": 1.5, "bigssl --help": 0.7}
 COMMANDS = {
     "import bigssl": [sys.executable, "-c", "import bigssl"],
     "bigssl --help": [sys.executable, "-m", "bigssl.cli.main", "--help"],
@@ -61,29 +64,58 @@ def driver(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> Row:
     return {"what": "driver", "value": statistics.median(shares), "unit": "of a step", "n": len(shares)}
 
 
-def teacher(recipe: Recipe, plan: preflight.Plan, device: torch.device, rounds: int) -> Row:
-    """An update of a teacher of all networks against a step, within one loop."""
-    from bigssl.nets.ema import Ema
-
-    networks = nn.ModuleDict(plan.backbones)
-    ema, at = Ema(networks, 0.99), Progress(0, recipe.steps)
+def engine_step(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> tuple[Any, Callable[[], None]]:
+    """A batch on the device, and a step over it under the engine."""
     optimizer = build_optimizer(plan.objective.to(device), recipe.optim, sharded=recipe.zero.stage > 0)
     engine = zero.Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
     loader = make_loader(
         plan.streams, plan.sizes, plan.objective.prepare, plan.objective.assemble, seed=recipe.seed, rank=0, world=1,
         accum=plan.accum, workers=0, start_step=0, stop_step=1, device_pin=False, warn_after=0, abort_after=0,
     )  # fmt: skip
-    batch = next(iter(loader)).to(device)
+    batch, at = next(iter(loader)).to(device), Progress(0, recipe.steps)
 
     def step() -> None:
         engine.backward(engine(batch.data, at).total)
         engine.step()
 
     step()
+    return batch, step
+
+
+def plain_step(recipe: Recipe, plan: preflight.Plan, device: torch.device, batch: Any) -> Callable[[], None]:
+    """The same step by torch alone."""
+    task, at = plan.objective.to(device), Progress(0, recipe.steps)
+    optimizer = build_optimizer(task, recipe.optim, sharded=False)
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
+            total = task(batch.data, at).total
+        total.backward()
+        nn.utils.clip_grad_norm_(trained, recipe.optim.clip)
+        optimizer.step()
+
+    return step
+
+
+def of_a_step(recipe: Recipe, device: torch.device, rounds: int) -> list[Row]:
+    """The engine against plain torch, and an update of a teacher of all networks against a step, within one loop."""
+    from bigssl.nets.ema import Ema
+
+    plan = preflight.plan(recipe, 1)
+    networks = nn.ModuleDict(plan.backbones).to(device)
+    ema, at = Ema(networks, 0.99), Progress(0, recipe.steps)
+    batch, step = engine_step(recipe, plan, device)
     _verify(ema, networks, at)
-    times = in_turn({"step": step, "update": lambda: ema.update(at)}, device, rounds, "wall")
-    share = times["update"][1] / (times["step"][1] + times["update"][1])
-    return {"what": "teacher", "value": share, "unit": "of a step", "n": rounds}
+    plain = plain_step(recipe, preflight.plan(recipe, 1), device, batch)
+    times = in_turn({"step": step, "plain": plain, "update": lambda: ema.update(at)}, device, rounds, "wall")
+    middle = {name: time[1] for name, time in times.items()}
+    share = middle["update"] / (middle["step"] + middle["update"])
+    return [
+        {"what": "engine", "value": middle["step"] / middle["plain"], "unit": "of a plain step", "n": rounds},
+        {"what": "teacher", "value": share, "unit": "of a step", "n": rounds},
+    ]
 
 
 def _verify(ema: Any, networks: nn.Module, at: Progress) -> None:
@@ -114,7 +146,7 @@ def main() -> int:
         recipe = demo(out, options.steps)
         plan = preflight.plan(recipe, 1)
         rows.append(driver(recipe, plan, device))
-        rows.append(teacher(recipe, preflight.plan(recipe, 1), device, options.rounds))
+        rows += of_a_step(recipe, device, options.rounds)
     zero.stop()
     versions = installed()
     for row in rows:

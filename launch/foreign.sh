@@ -25,7 +25,7 @@ for format in transformers onnx sentence-transformers timm; do
     "$foreign/bin/pip" install --quiet --disable-pip-version-check ${needs[$format]}
     touch "$foreign/installed"
   fi
-  if "$foreign/bin/python" -c 'import bigssl' 2>/dev/null; then
+  if "$foreign/bin/python" -I -c 'import bigssl' 2>/dev/null; then
     echo "bigssl: $foreign is not bare: bigssl is in it" >&2
     exit 1
   fi

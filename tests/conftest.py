@@ -31,6 +31,12 @@ Ranks = Callable[..., list[Any]]
 LONG = {f"test_{name}.py" for name in ("first_hour", "train", "extend", "refusals", "loop", "interpreted")}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests run on the CPU, also where there are GPUs, which forked ranks could not use: `-m gpu` runs those on one."""
+    if config.option.markexpr != "gpu":
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
 

@@ -12,6 +12,7 @@ import yaml
 from bigssl import exits, train
 from bigssl.cli.main import main
 from bigssl.objectives.base import discover
+from bigssl.transfer.discovery import discover_evaluations
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -43,6 +44,20 @@ def test_the_smallest_recipes_can_be_run(
     path = tmp_path / "first.yaml"
     path.write_text(yaml.safe_dump(smallest()[objective]))
     assert main(["config", "check", str(path), f"out={tmp_path / 'run'}"]) == exits.DONE, capsys.readouterr().err
+
+
+def test_the_table_of_tasks_has_every_evaluation_with_its_fields() -> None:
+    """docs/transfer.md: those of its own in its row, those of all and of the repeated above the table."""
+    above, below = (ROOT / "docs" / "transfer.md").read_text().split("## Tasks")[1].split("| task |")
+    lines = [line.strip("| ").split(" | ") for line in below.split("\n\n")[0].splitlines() if line.startswith("| `")]
+    rows = {re.findall(r"`(\w+)`", cells[0])[0]: cells for cells in lines}
+    assert rows.keys() == discover_evaluations().keys()
+    everyone = set(re.findall(r"`(\w+)[`=]", above))
+    for name, kind in discover_evaluations().items():
+        own, repeated = set(re.findall(r"`(\w+)`", rows[name][2])), rows[name][0].endswith("*")
+        fields = kind.model_fields.keys() - {"task"}
+        assert own <= fields <= own | everyone | {"bank_limit", "caption_limit"}, (name, fields - own - everyone)
+        assert repeated == ("fractions" in fields), name
 
 
 def test_the_table_of_exit_codes_is_that_of_the_code() -> None:

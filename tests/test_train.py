@@ -30,6 +30,8 @@ OVERRIDES = [
     "probe.every=4", "probe.knn.bank=bigssl/demo/emoji/val", "probe.knn.bank_limit=64", "probe.knn.query_limit=32",
     *(f"evaluate.{name}.bank=bigssl/demo/emoji/val" for name in ("images", "designs", "captions")),
     *(f"evaluate.{name}.captions=bigssl/demo/emoji/val" for name in ("names", "class_mean")),
+    "evaluate.few_labels={task: linear, train: bigssl/demo/emoji/train, queries: bigssl/demo/emoji/val, "
+    "label: category, train_limit: 200, query_limit: 100, seeds: 2, fractions: [0.1, 1.0], l2: [10.0]}",
 ]  # fmt: skip
 
 
@@ -77,6 +79,9 @@ def test_a_run_leaves_what_it_promises(finished: Any) -> None:
     assert "step 8/8" in done.stderr and "(blind " in done.stderr and "ETA" in done.stderr
     assert "image kNN" in done.stdout and f"report: {out}/report.html" in done.stdout
     last = rows(out)[-1]
+    curve = json.loads((out / "scorecard.json").read_text())["tasks"]["few_labels"]["curve"]
+    assert [point["fraction"] for point in curve] == [0.1, 1] and curve[1]["samples"] == 200
+    assert "few labels: image linear probe" in done.stdout
     assert last["step"] == 8 and {"loss/views", "blind/captions", "probe/knn", "optim/grad_norm"} <= set(last)
 
 

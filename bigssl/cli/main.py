@@ -32,6 +32,7 @@ COMMANDS = {
         "transfer.evaluate:evaluate", "Score a trained run or any network by a task: scorecard.json and report.html."
     ),
     "report": ("runs:report", "Write report.html of a run, also while it trains."),
+    "embed": ("transfer.embed:embed", "Write the vectors of a dataset: .npz or .parquet with keys and labels."),
     "export": ("transfer.export:export", "Write a trained run for transformers, timm, onnx or sentence-transformers."),
     "shards pack": ("pack:pack", "Write shards and their index."),
     "shards split": (

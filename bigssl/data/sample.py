@@ -15,6 +15,11 @@ class Sample(NamedTuple):
     shard: str
     source: str
 
+    @property
+    def where(self) -> str:
+        """What an error calls it."""
+        return f"{f'shard {self.shard}, ' if self.shard else ''}sample {self.key!r}"
+
 
 class Readable(Protocol):
     """Anything with `read(size)`."""

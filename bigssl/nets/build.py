@@ -82,7 +82,7 @@ def create(path: str, config: PreTrainedConfig, **options: Any) -> PreTrainedMod
     return model
 
 
-def load(
+def load_network(
     path: str, folder: str, config: PreTrainedConfig, *, partial: bool = False, **options: Any
 ) -> PreTrainedModel:
     """The bare network in `folder`, in float32. Where it is postponed, rank 0 alone reads it.

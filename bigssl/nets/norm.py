@@ -1,10 +1,11 @@
 """BatchNorm over the global batch, on any device: plain BatchNorm makes a loss curve depend on how many ranks share a
-batch. On CUDA devices torch's SyncBatchNorm computes it, which runs nowhere else. (Not run on a GPU so far;
-its forward waits for the device once a layer, to leave out ranks without samples.)"""
+batch. On CUDA devices torch's SyncBatchNorm computes it, which runs nowhere else. (Its forward waits for the device
+once a layer, to leave out ranks without samples.)"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigssl import distributed
@@ -25,7 +26,7 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and distributed.active()):
-            return nn.modules.batchnorm._BatchNorm.forward(self, input)  # SyncBatchNorm refuses a lone CPU
+            return self._alone(input)  # SyncBatchNorm refuses a lone CPU
         self._check_input_dim(input)
         if input.is_cuda:
             return super().forward(input)
@@ -38,6 +39,17 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
         shift = -mean * scale if not self.affine else self.bias - mean * scale
         return torch.addcmul(shift.view(shape), input.float(), scale.view(shape)).to(input.dtype)
 
+    def _alone(self, input: Tensor) -> Tensor:
+        """As `nn.BatchNorm2d` has it, also where ZeRO has put the weights at an address that cuDNN cannot read."""
+        self._check_input_dim(input)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else momentum
+        weight, bias = (_aligned(each) if input.is_cuda else each for each in (self.weight, self.bias))
+        own = self.training or self.running_mean is None
+        return F.batch_norm(input, self.running_mean, self.running_var, weight, bias, own, momentum, self.eps)
+
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -46,6 +58,15 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
         momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), momentum)
+
+
+def _aligned(weight: Tensor | None) -> Tensor | None:
+    """`weight`, or its copy at an address that 16 divides.
+
+    ZeRO lays parameters end to end: one number among them (CLIP's logit scale) shifts all that follow it. cuDNN's batch
+    norm loads four numbers at a time wherever they are, which ends the process ("misaligned address").
+    """
+    return weight if weight is None or weight.data_ptr() % 16 == 0 else weight.clone()
 
 
 def _global_moments(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ PARTIAL = "a folder that holds all of it, or --allow-partial (allow_partial: tru
 
 
 @dataclass(frozen=True)
-class Found:
+class Inventory:
     """Which tensors of a network a folder holds.
 
     Attributes:
@@ -82,7 +82,7 @@ def keep_found(
     """`model`, which knows what was found of it. Raises ConfigError where that is a part, and no part is allowed."""
     expected, unused = list(model.state_dict()), unused_parameters(model)
     absent = [name for name in expected if name in missing]
-    found = Found(type(model).__name__, len(expected), [name for name in absent if name not in unused],
+    found = Inventory(type(model).__name__, len(expected), [name for name in absent if name not in unused],
                   [name for name in absent if name in unused], other, sorted(left))  # fmt: skip
     if not partial:
         found.refuse_partial()
@@ -90,7 +90,7 @@ def keep_found(
     return model
 
 
-def found_in(model: nn.Module) -> Found | None:
+def found_in(model: nn.Module) -> Inventory | None:
     """What was found of a network that this process read; None of another."""
     return vars(model).get(_FOUND)
 

@@ -219,7 +219,7 @@ def _load_or_create(
     field, folder = (f"start_from: {weights}", weights) if weights else (field, config.init_from)
     options = {"attn_implementation": config.attention} if config.attention else {}
     try:
-        return build.load(where, folder, hf, partial=config.allow_partial, **options) if folder else (
+        return build.load_network(where, folder, hf, partial=config.allow_partial, **options) if folder else (
             build.create(where, hf, **options)
         )
     except ConfigError as error:

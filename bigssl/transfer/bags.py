@@ -180,6 +180,9 @@ class SparseRows:
     def __getitem__(self, rows: list[int]) -> SparseRows:
         return SparseRows(self.values[rows], self.along[rows], self.square)
 
+    def strips(self) -> Iterator[SparseRows]:
+        yield self
+
 
 @dataclass(frozen=True)
 class TfIdf:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import queue
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +27,9 @@ from bigssl.nets.modality import modality_of_type
 from bigssl.transfer.inputs import Input, TextInput
 
 TOGETHER = 256  # samples that are fetched at once from remote shards
+AHEAD = 2  # batches that are prepared while a network works on another
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,12 +94,55 @@ def samples_at(index: DatasetIndex, numbers: Sequence[int]) -> Iterator[Sample]:
 
 def view_batches(samples: Iterable[Sample], taken: Input, *, batch: int) -> Iterator[Views]:
     """What a backbone takes of samples, in batches of `batch` (the last one smaller). Reading is in order, decoding on
-    all cores."""
+    all cores, both while the batch before is worked on."""
+    return ahead(lambda: _view_batches(samples, taken, batch))
+
+
+def _view_batches(samples: Iterable[Sample], taken: Input, batch: int) -> Iterator[Views]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         reading = iter(samples)
         while group := list(itertools.islice(reading, batch)):
             arrays = collate(list(pool.map(taken.view, group)))
             yield Views(arrays, [s.key for s in group], [metadata(s) for s in group])
+
+
+def ahead(make: Callable[[], Iterator[T]], count: int = AHEAD) -> Iterator[T]:
+    """What `make` yields, in order, drawn by a thread up to `count` items before they are asked for; what it raises is
+    raised where its item would have come. The thread, which begins with the first item, ends with the iterator."""
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(count)
+    over = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not over.is_set():
+            with suppress(queue.Full):
+                ready.put((item, error), timeout=0.1)
+                return
+
+    def draw() -> None:
+        error: BaseException = StopIteration()
+        try:
+            with closing(make()) as items:  # type: ignore[type-var]
+                for item in items:
+                    put(item, None)
+                    if over.is_set():
+                        return
+        except BaseException as raised:
+            error = raised
+        put(None, error)
+
+    worker = threading.Thread(target=draw, name="ahead", daemon=True)
+    worker.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        over.set()
+        worker.join()
 
 
 def text_batches(texts: Sequence[str], taken: TextInput, *, batch: int) -> Iterator[Views]:

@@ -68,7 +68,7 @@ class Input(ABC):
         try:
             return self._view(data)
         except DataError as error:
-            raise DataError(f"shard {sample.shard}, sample {sample.key!r}: {error}") from error
+            raise DataError(f"{sample.where}: {error}") from error
 
     @abstractmethod
     def _view(self, data: bytes) -> dict[str, np.ndarray]: ...
@@ -238,7 +238,11 @@ weights with `max_length=extractor.max_length, truncation=True, padding="max_len
         })  # fmt: skip
 
     def _view(self, data: bytes) -> dict[str, np.ndarray]:
-        values = decode.audio(data, rate=self.rate, mono=True)[0][: self.length, 0]
+        return self.heard(decode.audio(data, rate=self.rate, mono=True)[0][:, 0])
+
+    def heard(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """The view of a sound, float32 [T] at `rate`."""
+        values = values[: self.length]
         mask = (np.arange(self.length) < len(values)).astype(np.int64)
         return {"audio": np.pad(values, (0, self.length - len(values))), "audio_mask": mask}
 

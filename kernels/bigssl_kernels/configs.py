@@ -88,7 +88,12 @@ def candidates(arch: str, kernel: str, width: int, features: int) -> list[Block]
 
 def cache_file() -> Path:
     """Where tuned winners are kept."""
-    return Path(os.environ.get(CACHE, Path.home() / ".cache" / "bigssl_kernels")) / "tuned.json"
+    return _file_in(os.environ.get(CACHE))
+
+
+@functools.cache
+def _file_in(folder: str | None) -> Path:
+    return Path(folder or Path.home() / ".cache" / "bigssl_kernels") / "tuned.json"
 
 
 @functools.cache
@@ -120,27 +125,35 @@ def choose(kernel: str, data: torch.Tensor, time: Callable[[Block], float] | Non
         time: seconds a block takes; called only while tuning. A block that cannot be launched may raise.
     """
     arch, width, features = architecture(data.device), data.element_size(), data.shape[1]
-    others = candidates(arch, kernel, width, features)
+    others = functools.partial(candidates, arch, kernel, width, features)
     key = f"{kernel}/{data.dtype}/{bucket(features)}"
     return tuned(key, data.device, shipped(arch, kernel, width, features), others, time)
 
 
 def tuned(
-    key: str, device: torch.device, block: Block, others: list[Block], time: Callable[[Block], float] | None
+    key: str,
+    device: torch.device,
+    block: Block,
+    others: Callable[[], list[Block]],
+    time: Callable[[Block], float] | None,
 ) -> Block:
     """`block`, or what did better than it and `others` on this card, now (where tuning is asked for) or earlier.
 
+    Asked at every launch, which small losses wait for: where nothing was ever tuned it looks no further.
+
     Args:
         key: what was tuned, beside the card.
+        others: makes the blocks to compare with.
         time: seconds a block takes, or None where nothing can be timed. A block that cannot be launched may raise.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    winner = _winners(cache_file()).get(f"{name}/{key}")
-    if winner is not None:
-        return winner
-    if os.environ.get(TUNE) != "1" or time is None:
+    winners, tuning = _winners(cache_file()), time is not None and os.environ.get(TUNE) == "1"
+    if not winners and not tuning:
         return block
-    seconds = {candidate: _try(time, candidate) for candidate in dict.fromkeys([block, *others])}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    winner = winners.get(f"{name}/{key}")
+    if winner is not None or not tuning or time is None:
+        return winner or block
+    seconds = {candidate: _try(time, candidate) for candidate in dict.fromkeys([block, *others()])}
     best = min(seconds, key=lambda candidate: seconds[candidate])
     remember(f"{name}/{key}", best)
     return best

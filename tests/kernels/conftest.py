@@ -12,6 +12,7 @@ from torch import Tensor
 from bigssl_kernels.contrastive import dense
 
 Results = dict[str, Tensor]
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS has no fixed order, and says so
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,8 +38,21 @@ def objective(output: torch.Tensor) -> torch.Tensor:
     return (output**3).sum()
 
 
-def on_rank(device: str) -> Any:
+def on_rank() -> Any:
     zero.start()
+    return both_kinds("cpu")
+
+
+def on_gpu(rank: int) -> Any:
+    """Of two ranks; where there is one device they share it, which NCCL refuses."""
+    count = torch.cuda.device_count()
+    torch.cuda.set_device(rank % count)
+    torch.backends.cudnn.allow_tf32 = False
+    dist.init_process_group("nccl" if count > 1 else "gloo")
+    return both_kinds("cuda")
+
+
+def both_kinds(device: str) -> Any:
     return [on_share(with_global_batch_norm(network(kind)).to(device), device) for kind in KINDS]
 
 
@@ -52,12 +70,49 @@ def on_share(model: nn.Module, device: str) -> Any:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_two_uneven_ranks_equal_torch_on_the_whole_batch(ranks: Any, device: str) -> None:
-    if device == "cuda" and torch.cuda.device_count() < 2:
-        pytest.skip("needs a CUDA device for each of two ranks")
-    for kind, (first, grads, buffers), (second, _, _) in zip(KINDS, *ranks(on_rank, 2, device), strict=True):
-        check_equal(network(kind), torch.cat([first, second]), grads, buffers)
+def test_two_uneven_ranks_equal_torch_on_the_whole_batch(ranks: Any) -> None:
+    check_both(*ranks(on_rank, 2))
+
+
+@pytest.mark.distributed
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_two_uneven_ranks_on_gpus_equal_torch_on_the_whole_batch(tmp_path: Path) -> None:
+    """In processes of their own: a fork of one that has looked for devices cannot use them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        given = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    files = [tmp_path / "0.pt", tmp_path / "1.pt"]
+    started = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(file)], env=given | {"RANK": str(rank)})
+        for rank, file in enumerate(files)
+    ]
+    assert [process.wait(120) for process in started] == [0, 0]
+    check_both(*(torch.load(file) for file in files))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_may_lie_at_any_address(training: bool) -> None:
+    """ZeRO puts them behind whatever came before them. (cuDNN reads four at a time at some shapes only.)"""
+    for shape in ((8, 8, 16, 16), (8, 8, 8, 8), (8, 16, 4, 4)):
+        width, x = shape[1], torch.randn(shape, device="cuda", requires_grad=True)
+        flat, want, got = torch.rand(2 * width + 1), nn.BatchNorm2d(width).cuda(), GlobalBatchNorm(width).cuda()
+        got.weight.data, got.bias.data = flat.cuda()[1:].chunk(2)
+        want.weight.data, want.bias.data = (part.cuda() for part in flat[1:].chunk(2))
+        assert got.weight.data_ptr() % 16 and want.weight.data_ptr() % 16 == 0
+        results = []
+        for norm in (want.train(training), got.train(training)):
+            output = norm(x)
+            results.append([output, *torch.autograd.grad((output**3).sum(), [x, norm.weight, norm.bias])])
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+        assert all(torch.equal(*pair) for pair in zip(want.buffers(), got.buffers(), strict=True))
+
+
+def check_both(first: Any, second: Any) -> None:
+    for kind, (output, grads, buffers), (other, _, _) in zip(KINDS, first, second, strict=True):
+        check_equal(network(kind), torch.cat([output, other]), grads, buffers)
 
 
 def check_equal(model: nn.Module, found: torch.Tensor, grads: Any, buffers: Any) -> None:
@@ -95,3 +150,7 @@ def alone() -> torch.Tensor:
 def test_a_group_of_one_rank_is_torch_alone(ranks: Any) -> None:
     """SyncBatchNorm itself refuses a CPU as soon as there is a process group."""
     torch.testing.assert_close(ranks(alone, 1)[0], network(nn.BatchNorm2d)(images()).detach())
+
+
+if __name__ == "__main__":
+    torch.save(on_gpu(int(sys.argv[1])), sys.argv[2])

@@ -33,6 +33,13 @@ DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
 STEPS, SIZE = 4, 8
 SETTINGS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
 
+# Against one process in the same precision: fp32 adds in another order on two ranks, which BatchNorm and small
+# temperatures enlarge; a wrong convention errs by tens of percents.
+SAME = {"fp32": 1e-3, "bf16": 1e-2}
+# A rounding error that takes a ReLU over its kink leaves the loss as it is, but a gradient off by a percent, and what
+# follows from it (seen: .8 % of the norm, .5 % of what a weight changed, at one of four steps on two ranks).
+KINKS = 30
+
 
 class Cell(NamedTuple):
     """Where a preset is trained. persistence: parameters smaller than this are whole on every rank at stage 3."""
@@ -142,7 +149,7 @@ def exact_autocast() -> Iterator[None]:
 def rest_of_state(task: Objective) -> dict[str, Any]:
     """Teachers, and what modules return from `get_extra_state`."""
     state = {
-        f"teacher {name}: {key}": value.detach().clone()
+        f"teacher {name}: {key}": value.detach().cpu().clone()
         for name, teacher in task.teachers().items()
         for key, value in teacher.module.state_dict().items()
     }
@@ -222,14 +229,14 @@ def scrambled(task: Objective) -> None:
 # In one process
 
 
-def plain(values: dict[str, Any], spared: int | None = None) -> Run:
+def plain(values: dict[str, Any], spared: int | None = None, device: str = "cpu") -> Run:
     """The same steps over the same global batches by PyTorch alone: AdamW, clipping, and the teachers' rule by hand.
 
     spared: a step that moves nothing.
     """
     recipe = validated(values | {"zero": {"stage": 0}})
     plan = preflight.plan(recipe, 1)
-    task, passes, norms = plan.objective, [], []
+    task, passes, norms = plan.objective.to(device), [], []
     start = whole_state(task)
     optimizer = build_optimizer(task, recipe.optim, sharded=False)
     assert type(optimizer) is torch.optim.AdamW
@@ -240,8 +247,9 @@ def plain(values: dict[str, Any], spared: int | None = None) -> Run:
         set_learning_rate(optimizer.param_groups, schedule(recipe.optim, step, recipe.steps))
         optimizer.zero_grad()
         for micro in range(plan.accum):
-            with exact_autocast(), torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
-                losses = task(loader[step * plan.accum + micro].data, at)
+            batch = loader[step * plan.accum + micro].to(device)
+            with exact_autocast(), torch.autocast(device, torch.bfloat16, enabled=plan.bf16):
+                losses = task(batch.data, at)
             (losses.total / plan.accum).backward()
             passes.append(numbers(losses))
         norms.append(float(nn.utils.clip_grad_norm_(trained, recipe.optim.clip)))
@@ -267,3 +275,27 @@ def move_teachers(task: Objective, at: Progress) -> None:
         students = dict(teacher.student.named_parameters())
         for name, parameter in teacher.module.named_parameters():
             parameter.copy_(momentum * parameter + (1 - momentum) * students[name])
+
+
+def distance(got: Run, want: Run, of_state: Run) -> tuple[float, float, str]:
+    """Largest difference of the loss curves (relative) and of the states (relative to the change of each tensor), and
+    where. of_state: the run that knows where the state began."""
+    curve = {}
+    for row, wanted in zip(got.passes, want.passes[-len(got.passes) :], strict=True):
+        assert row.keys() == wanted.keys()
+        for key, value in wanted.items():
+            curve[key] = max(curve.get(key, 0.0), abs(row[key] - value) / (abs(value) + 1e-2))
+    for value, wanted in zip(got.norms, want.norms[-len(got.norms) :] if got.norms else [], strict=True):
+        curve["gradient norm"] = max(curve.get("gradient norm", 0.0), abs(value - wanted) / (wanted + 1e-2) / KINKS)
+    assert got.state.keys() == want.state.keys()
+    state = {}
+    for key, value in want.state.items():
+        if not isinstance(value, torch.Tensor):
+            assert got.state[key] == value, key
+        elif value.numel():
+            error = (got.state[key].double() - value.double()).abs().max().item()
+            change = (value.double() - of_state.start[key].double()).abs().max().item()
+            rounding = 4e-6 * (1 + value.double().abs().max().item())
+            state[key] = max(error - rounding, 0.0) / (change + 1e-4)
+    worst = max(curve, key=lambda key: curve[key]), max(state, key=lambda key: state[key])
+    return curve[worst[0]], state[worst[1]], " and ".join(worst)

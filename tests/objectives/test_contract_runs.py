@@ -31,12 +31,6 @@ NAMES = sorted(discover())
 CASES = [(name, cell) for name in NAMES for cell in runs.CELLS] if MATRIX else runs.covering(NAMES)
 each_case = pytest.mark.parametrize(("name", "cell"), CASES, ids=[f"{name}-{cell}" for name, cell in CASES])
 
-# Against one process in the same precision: fp32 adds in another order on two ranks, which BatchNorm and small
-# temperatures enlarge; a wrong convention errs by tens of percents.
-SAME = {"fp32": 1e-3, "bf16": 1e-2}
-# A rounding error that takes a ReLU over its kink leaves the loss as it is, but a gradient off by a percent, and what
-# follows from it (seen: .8 % of the norm, .5 % of what a weight changed, at one of four steps on two ranks).
-KINKS = 30
 # Two ranks round their own halves of a gradient to bfloat16, and the step after sees it: a bound on gross errors only.
 # The stages are compared with each other, at two ranks each, as closely as the rest.
 HALVES = 0.2
@@ -90,42 +84,18 @@ def mean_of(ranks: list[Run]) -> Run:
     return Run(passes, first.norms, first.start, first.state, first.settings)
 
 
-def distance(got: Run, want: Run, of_state: Run) -> tuple[float, float, str]:
-    """Largest difference of the loss curves (relative) and of the states (relative to the change of each tensor), and
-    where. of_state: the run that knows where the state began."""
-    curve = {}
-    for row, wanted in zip(got.passes, want.passes[-len(got.passes) :], strict=True):
-        assert row.keys() == wanted.keys()
-        for key, value in wanted.items():
-            curve[key] = max(curve.get(key, 0.0), abs(row[key] - value) / (abs(value) + 1e-2))
-    for value, wanted in zip(got.norms, want.norms[-len(got.norms) :] if got.norms else [], strict=True):
-        curve["gradient norm"] = max(curve.get("gradient norm", 0.0), abs(value - wanted) / (wanted + 1e-2) / KINKS)
-    assert got.state.keys() == want.state.keys()
-    state = {}
-    for key, value in want.state.items():
-        if not isinstance(value, torch.Tensor):
-            assert got.state[key] == value, key
-        elif value.numel():
-            error = (got.state[key].double() - value.double()).abs().max().item()
-            change = (value.double() - of_state.start[key].double()).abs().max().item()
-            rounding = 4e-6 * (1 + value.double().abs().max().item())
-            state[key] = max(error - rounding, 0.0) / (change + 1e-4)
-    worst = max(curve, key=lambda key: curve[key]), max(state, key=lambda key: state[key])
-    return curve[worst[0]], state[worst[1]], " and ".join(worst)
-
-
 def check(got: Run, cell: Cell, name: str, plain: Any, halves: Any) -> tuple[float, float, str]:
     """(curve, state, where), as `distance` from the closest reference; asserts that both are small."""
     want = plain(name, cell.precision)
-    bound = SAME[cell.precision]
+    bound = runs.SAME[cell.precision]
     if cell.precision == "bf16" and cell.world > 1:
-        curve, state, where = distance(got, want, want)
+        curve, state, where = runs.distance(got, want, want)
         assert curve <= HALVES, f"{where}: {curve:.1e}"
-        found = distance(got, halves(name), want)
+        found = runs.distance(got, halves(name), want)
     else:
-        found = distance(got, want, want)
+        found = runs.distance(got, want, want)
     curve, state, where = found
-    assert curve <= bound and state <= KINKS * bound, f"{where}: curve off by {curve:.1e}, state by {state:.1e}"
+    assert curve <= bound and state <= runs.KINKS * bound, f"{where}: curve off by {curve:.1e}, state by {state:.1e}"
     return found
 
 
@@ -179,8 +149,8 @@ def test_a_nan_among_accumulated_passes_moves_nothing(
     values = recipe(name, tmp_path / "run", **changes)
     got = mean_of(crew(runs.driven, 2, runs.at_cell(values, Cell(*place, 2, "fp32")), poisoned))
     want = plain(name, "fp32", spared=poisoned // 2, **changes)
-    curve, state, where = distance(got, want, want)
-    assert curve <= SAME["fp32"] and state <= KINKS * SAME["fp32"], f"{where}: off by {curve:.1e}, {state:.1e}"
+    (curve, state, where), bound = runs.distance(got, want, want), runs.SAME["fp32"]
+    assert curve <= bound and state <= runs.KINKS * bound, f"{where}: off by {curve:.1e}, {state:.1e}"
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,17 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bigssl.report import environment, figures
 from bigssl.report.html import write_report
 from bigssl.report.metrics import Measure, MetricsWriter
-from bigssl.report.values import CARD_VERSION
+from bigssl.report.values import CARD_VERSION, curve_rows
 
-TASK = {"title": "kNN over <category>", "unit": "share", "higher_is_better": True, "chance": 0.1, "majority": 0.3,
+TASK: dict[str, Any] = {
+        "title": "kNN over <category>", "unit": "share", "higher_is_better": True, "chance": 0.1, "majority": 0.3,
         "blind": None, "random_net": 0.58, "raw": 0.63, "trained": 0.66,
         "raws": {"raw <letters>": 0.63, "raw words": 0.41}, "passed": True, "verdict": "better than all",
         "std": {}, "curve": [], "sentence": "The network & its features."}
@@ -103,3 +105,32 @@ def test_series_leaves_out_what_is_not_a_number() -> None:
 def test_parts_of_a_run_with_one_loss_are_not_shown_twice() -> None:
     assert figures.parts([{"step": 1, "loss": 1.0, "loss/mlm": 1.0}]) == ["loss"]
     assert figures.parts([{"step": 1, "loss/b": 1.0, "loss": 1.0, "loss/a": 1.0}]) == ["loss", "loss/b", "loss/a"]
+
+
+def curved(unit: str, title: str) -> dict[str, Any]:
+    points = [(0.01, 9, 0.2, 0.03), (0.1, 90, 0.4, None), (1.0, 900, 0.61, 0.01)]
+    curve = [{"fraction": fraction, "samples": samples, "stds": {"trained": std, "random_net": std},
+              "means": {"trained": mean, "random_net": mean - 0.1} | ({"raw": 0.5} if unit == "nats" else {})}
+             for fraction, samples, mean, std in points]  # fmt: skip
+    for point in curve:
+        point["stds"] |= {name: 0.0 for name in point["means"] if name == "raw"}  # type: ignore[attr-defined]
+    return TASK | {"title": title, "unit": unit, "curve": curve, "std": {"trained": 0.01, "random_net": None}}
+
+
+def test_the_few_label_curve_has_a_panel_of_each_row_with_its_deviations(run: Path) -> None:
+    tasks = {"images": TASK, "linear": curved("share", "linear probe: kind"), "loss": curved("nats", "loss of it")}
+    card = json.loads((run / "scorecard.json").read_text()) | {"tasks": tasks, "failed": {"detect": "no <box> there"}}
+    (run / "scorecard.json").write_text(json.dumps(card))
+    page = write_report(run).read_text()
+    assert page.count("<svg") == 5 and "<h2>Few labels</h2>" in page
+    figure = figures.curves([tasks["linear"], tasks["loss"]])
+    for text, times in (
+        ("samples with labels", 2), ("linear probe: kind", 1), ("loss of it", 1), (">9<", 2),
+        (">900<", 2), (">trained<", 2), (">random net<", 2), (">raw<", 1), (">%<", 1), (">nats<", 1),
+    ):  # fmt: skip
+        assert figure.count(text) == times, text
+    assert "66.0 ± 1.0 %" in page and "detect failed:</b> no &lt;box&gt; there" in page
+    rows = curve_rows(tasks["linear"])
+    assert rows == [("samples with labels", "random net", "trained"), ("1 % (9)", "10.0 ± 3.0 %", "20.0 ± 3.0 %"),
+                    ("10 % (90)", "30.0 %", "40.0 %"), ("100 % (900)", "51.0 ± 1.0 %", "61.0 ± 1.0 %")]  # fmt: skip
+    assert curve_rows(TASK) == [] == curve_rows(tasks["linear"] | {"curve": tasks["linear"]["curve"][:1]})

@@ -57,7 +57,7 @@ def work(data: Path, tmp_path: Path) -> Iterator[anomaly._Work]:
         yield anomaly._Work.of(section(data), bench)
 
 
-def judged(work: anomaly._Work, contender: str) -> list[anomaly.Judged]:
+def judged(work: anomaly._Work, contender: str) -> list[anomaly.StepsJudged]:
     return work.judged(Trial(contender, 1.0, 0, torch.arange(len(work.normal))))
 
 

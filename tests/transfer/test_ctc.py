@@ -70,7 +70,7 @@ def packed(folder: Path, texts: dict[str, str], field: str = "") -> str:
 
 
 def test_tones_are_learnt_from_spectra(data: Path, tmp_path: Path) -> None:
-    card = rows(data, tmp_path, epochs=12)["tasks"]
+    card = rows(data, tmp_path, epochs=9)["tasks"]
     assert list(card) == ["mine/wer", "mine/cer"]
     for row in card.values():
         assert row["queries"] == 16 and row["symbols"] == 6 and not row["higher_is_better"]

@@ -8,7 +8,7 @@ import torch
 
 from bigssl.transfer import matrix
 from bigssl.transfer.cosines import Centred
-from bigssl.transfer.knn import TEMPERATURE, encode_labels, lost_to_majority, stored_knn
+from bigssl.transfer.knn import TEMPERATURE, encode_labels, lost_to_majority, stored_knn, top
 from bigssl.transfer.matrix import HeldPart, Matrix
 
 
@@ -99,3 +99,17 @@ def test_a_query_that_points_nowhere_gets_the_class_of_most() -> None:
     labels = torch.tensor([0] * 4 + [1] * 5 + [2] * 3)
     found = knn_predict(torch.randn(12, 4), labels, torch.zeros(2, 4), k=3)
     assert found.tolist() == [-1, -1] and lost_to_majority(found, labels).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("order", ["mixed", "rising", "falling", "equal"])
+def test_the_largest_of_pieces_are_those_of_the_whole(order: str) -> None:
+    """Wherever they lie: groups of columns are passed over that hold none, in no piece one that does."""
+    values = torch.randn(9, 20 * 640, generator=torch.Generator().manual_seed(1))
+    if order in ("rising", "falling"):
+        values = values.sort(dim=1, descending=order == "falling").values
+    if order == "equal":
+        values = values.round()
+    for k in (1, 20):
+        found, columns = top(iter(values.split(640, dim=1)), k)
+        assert torch.equal(found, values.topk(k, dim=1).values)
+        assert torch.equal(values.gather(1, columns), found) and all(len(set(row)) == k for row in columns.tolist())

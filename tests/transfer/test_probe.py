@@ -42,7 +42,7 @@ def everything(shards: Path) -> dict[str, Evaluation]:
     found = {}
     for task, kind in discover_evaluations().items():
         urls = {name: Path(value) for name, value in kind.preset.items() if str(value).startswith("bigssl/demo/")}
-        if {url.parent.name for url in urls.values()} <= {"emoji", "text"}:
+        if kind.probes and urls and {url.parent.name for url in urls.values()} <= {"emoji", "text"}:
             ours = {name: str(shards / url.name) for name, url in urls.items()}
             some = {name: most for name, most in limits.items() if name in kind.model_fields}
             found[f"my-{task}"] = kind.preset | some | ours | {"task": task, "batch": 8}

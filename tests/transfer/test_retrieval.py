@@ -1,14 +1,25 @@
 """Retrieval against loops: of views, and across modalities."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from bigssl.data.order.stream import read_in_order
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer import matrix
 from bigssl.transfer.cosines import Centred
+from bigssl.transfer.discovery import evaluation_union
+from bigssl.transfer.features import encoder, text_batches, view_batches
+from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.recall import first_ranks
+from bigssl.transfer.scorecard import score
 
 Stored = Callable[[torch.Tensor], Matrix]
 
@@ -64,3 +75,45 @@ def test_the_nearest_row_decides(stored: Stored) -> None:
 def test_query_without_counterpart_is_refused(stored: Stored) -> None:
     with pytest.raises(ValueError, match="1 query ids are not in the gallery, the first 'z'"):
         hits(stored, torch.eye(2), torch.eye(2), ["a", "z"], ["a", "b"])
+
+
+def test_pictures_and_texts_are_looked_for_in_each_other(
+    run: Path, shards: Path, make_shards: Callable[..., None], make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:  # fmt: skip
+    """Both directions at each rank, against loops over the projected features."""
+    val = run / "val"
+    make_shards(val, range(10))  # whose numbers the tokenizer knows: no two texts are one
+    asked = {"task": "retrieval", "heads": "clip", "bank": str(shards / "train"), "queries": str(val), "pair": "code",
+             "k": [1, 3], "batch": 16}  # fmt: skip
+    parse = TypeAdapter(dict[str, evaluation_union()]).validate_python
+    tasks = score(run, parse({"pairs": asked}), seed=3)["tasks"]
+    samples = list(read_in_order(DatasetIndex.load(val)))
+    codes = [json.loads(sample.fields["json"])["code"] for sample in samples]
+    written = [sample.fields["txt"].decode() for sample in samples]
+    said = list(dict.fromkeys(zip(written, codes, strict=True)))
+    assert len(said) == 10 and len(samples) == 20, "two designs share their words"
+    heads = load_file(run / "export/heads/clip.safetensors")
+    with torch.no_grad():
+        views = next(iter(view_batches(samples, ImageInput(32), batch=99))).arrays
+        words = next(iter(text_batches([text for text, _ in said], TextInput(tokenizer, 32), batch=99))).arrays
+        images = encoder(make_model("resnet"), "cpu")(views) @ heads["image_projection"].T
+        texts = encoder(make_model("bert"), "cpu")(words) @ heads["text_projection"].T
+    ids = [code for _, code in said]
+    for way, (asking, theirs), (gallery, known) in (
+        ("images_to_texts", (images, codes), (texts, ids)), ("texts_to_images", (texts, ids), (images, codes)),
+    ):  # fmt: skip
+        for k in (1, 3):
+            hits = 0
+            for row, wanted in zip(asking, theirs, strict=True):
+                cosines = torch.cosine_similarity(row[None], gallery)
+                hits += wanted in [known[at] for at in cosines.argsort(descending=True)[:k]]
+            task = tasks[f"pairs/{way}" + ("" if k == 1 else f"@{k}")]
+            assert task["trained"] == pytest.approx(hits / len(theirs)), (way, k)
+            assert task["raw"] is None and task["random_net"] is not None and task["gallery"] == len(known)
+            assert task["chance"] == pytest.approx(k / len(known)) and task["queries"] == len(theirs)
+    of_views = {key: value for key, value in asked.items() if key != "heads"} | {"view": "design", "k": [1, 5]}
+    rows = score(run, parse({"views": of_views}), seed=3)["tasks"]
+    assert rows.keys() == {"views", "views/recall@5"} and rows["views"]["trained"] <= rows["views/recall@5"]["trained"]
+    assert rows["views/recall@5"]["chance"] == pytest.approx(5 / 10) and "among their 5 nearest" in (
+        rows["views/recall@5"]["sentence"])  # fmt: skip

@@ -118,8 +118,15 @@ def _made(run: Path, recipe: Recipe, command: str, license: str) -> Made:
     rows = json.loads((run / FILE).read_text())["tasks"] if (run / FILE).is_file() else {}
     data = {name: ", ".join(map(display, source.urls.values())) for name, source in recipe.data.sources.items()}
     urls = [url for source in recipe.data.sources.values() for url in source.urls.values()]
-    return Made(run.resolve().name, command, data, {name: written[name] for name in SHOWN if name in written},
-                license, _licences(urls), rows)  # fmt: skip
+    recipe_shown = _given({name: written[name] for name in SHOWN if name in written})
+    return Made(run.resolve().name, command, data, recipe_shown, license, _licences(urls), rows)
+
+
+def _given(values: Any) -> Any:
+    """Without what is null, which says nothing to a reader."""
+    if isinstance(values, dict):
+        return {name: _given(value) for name, value in values.items() if value is not None}
+    return values
 
 
 def _licences(urls: list[str]) -> list[str]:

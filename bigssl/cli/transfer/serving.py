@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from bigssl.cli.transfer.wishes import Wish
+from bigssl.cli.transfer.wishes import LABEL, Wish, names_a_class
 from bigssl.config.errors import ConfigError, describe
 from bigssl.config.evaluate import METADATA, Evaluation
 from bigssl.engine.plan.evaluation import Shelves, check_sections, refuse_shared
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head
 
-NETWORK, HEADS, LABEL = "backbone", ("head", "heads"), "label"  # fields of sections
+NETWORK, HEADS = "backbone", ("head", "heads")  # fields of sections
 Values = dict[str, Any]
 
 
@@ -164,7 +164,8 @@ class _Kind:
     def _valid(self, values: Values) -> Evaluation:
         """With as much of what is known of the metadata as goes together. Raises ConfigError."""
         known = {name: value for name, value in self.data.metadata.items()
-                 if name in _metadata(self.kind) and name not in values and not self._other(name)}  # fmt: skip
+                 if name in _metadata(self.kind) and name not in values
+                 and (name != LABEL or names_a_class(self.kind))}  # fmt: skip
         first: ConfigError | None = None
         for beside in (known, *({n: v for n, v in known.items() if n != each} for each in known)):
             try:
@@ -174,10 +175,6 @@ class _Kind:
                 first = first or ConfigError(*lines)
         assert first is not None
         raise first
-
-    def _other(self, name: str) -> bool:
-        """Whether a label is something else than what others call so: a transcript."""
-        return name == LABEL and self.kind.model_fields[name].default != LABEL
 
     def _in_flags(self, text: str) -> str:
         """An error of the section in words of the command line."""

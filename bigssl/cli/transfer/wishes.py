@@ -12,7 +12,12 @@ from bigssl.config.yaml import apply_override
 from bigssl.transfer.discovery import discover_evaluations
 
 ALL = "all"
-SEED = "seed"
+SEED, LABEL = "seed", "label"
+
+
+def names_a_class(kind: type[Evaluation]) -> bool:
+    """Whether the label of a task is what others call so, and no transcript, answer or translation."""
+    return LABEL in kind.model_fields and kind.model_fields[LABEL].default == LABEL
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Wish:
         """What is given of a section of this task."""
         kind = self.tasks[task]
         given = {name: value for name, value in self.fields.items() if name in kind.model_fields}
+        if self.all and LABEL in given and not names_a_class(kind):
+            del given[LABEL]
         given |= {} if self.test is None else {"queries": self.test}
         given |= {} if self.train is None or kind.learns_from is None else {kind.learns_from: self.train}
         return given | dict(self.own.get(task, {}))
@@ -52,7 +59,7 @@ def wish_of(
     for override in overrides:
         apply_override(values, override, "the command line")
     seed = values.pop(SEED, None)
-    if seed is not None and (not isinstance(seed, int) or seed < 0):
+    if seed is not None and (type(seed) is not int or seed < 0):
         raise ConfigError(f"seed: value {seed!r}; allowed: a whole number >= 0")
     for name in values.keys() & (discover_evaluations().keys() - tasks.keys()):
         raise ConfigError(f"option {name}...: --task names {_named(tasks)}; allowed: TASK.FIELD=VALUE of these")
@@ -60,7 +67,7 @@ def wish_of(
     for name, fields in own.items():
         _refuse_unknown(f"{name}.", fields, {name: tasks[name]})
     _refuse_unknown("", values, tasks)
-    flags = {name: value for name, value in (("label", label), ("backbone", backbone)) if value is not None}
+    flags = {name: value for name, value in ((LABEL, label), ("backbone", backbone)) if value is not None}
     _refuse_unknown("--", flags, tasks)
     if train is not None and not any(kind.learns_from for kind in tasks.values()):
         raise ConfigError(f"--train {train}: {_named(tasks)} learns from nothing; leave it out")

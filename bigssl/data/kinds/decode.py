@@ -37,7 +37,7 @@ def field(sample: Sample, kinds: Sequence[str]) -> bytes:
         if kind in sample.fields:
             return sample.fields[kind]
     there = ", ".join(sorted(sample.fields)) or "none"
-    raise DataError(f"shard {sample.shard}, sample {sample.key!r}: no field {' or '.join(kinds)}; it has {there}")
+    raise DataError(f"{sample.where}: no field {' or '.join(kinds)}; it has {there}")
 
 
 def text(data: bytes) -> str:

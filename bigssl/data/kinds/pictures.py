@@ -47,6 +47,16 @@ def image(
     return _convert(picture, data, mode, window)
 
 
+def as_shown(picture: Image.Image) -> Image.Image:
+    """An open picture as `image` makes one of its bytes: RGB, upright, transparent on white, 16 bits cut to the upper
+    8. Raises DataError for what cannot be decoded, is larger than the limit `image_pixels`, or has no range of its own
+    (32-bit and float grey)."""
+    with _decoding(b""):
+        _refuse(picture)
+        picture.load()
+    return _convert(_upright(picture), b"", "RGB", None)
+
+
 def grey(data: bytes) -> np.ndarray:
     """float32 [H, W]: the stored values of a grey picture of 8, 16 (also signed) or 32 bits, neither scaled nor cut.
 

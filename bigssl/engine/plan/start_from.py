@@ -142,7 +142,7 @@ class Beginning:
     def _network(self, name: str, like: Any) -> dict[str, Tensor]:
         """All weights and buffers of a network in the export; those that no features need as they are in `like`."""
         with self._reading():
-            return dict(build.load(f"start_from.{name}", str(self.folder / name), like.config).state_dict())
+            return dict(build.load_network(f"start_from.{name}", str(self.folder / name), like.config).state_dict())
 
     def _values(self, path: str, keys: Collection[str]) -> dict[str, Any]:
         """What FILE holds of these names of a task."""

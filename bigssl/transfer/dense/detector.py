@@ -105,7 +105,7 @@ def _centrality(middle: Tensor, boxes: Tensor) -> Tensor:
     return (torch.minimum(low, high) / torch.maximum(low, high)).prod(-1).sqrt()
 
 
-class Found(NamedTuple):
+class FoundBoxes(NamedTuple):
     """boxes float32 [N, 4] (left, top, right, bottom) in pixels of a view, scores float32 [N], classes int64 [N]."""
 
     boxes: Tensor
@@ -113,7 +113,7 @@ class Found(NamedTuple):
     classes: Tensor
 
 
-def detections(outputs: Outputs, size: int) -> list[Found]:
+def detections(outputs: Outputs, size: int) -> list[FoundBoxes]:
     """What a head found in each view, on the CPU, the best first: at most MOST boxes, those of a class that overlap
     one that scores higher left out."""
     logits, sides, central = (each.float().cpu() for each in outputs)
@@ -124,8 +124,8 @@ def detections(outputs: Outputs, size: int) -> list[Found]:
     return [_chosen(*each) for each in zip(boxes, scores, strict=True)]
 
 
-def _chosen(boxes: Tensor, scores: Tensor) -> Found:
+def _chosen(boxes: Tensor, scores: Tensor) -> FoundBoxes:
     best = scores.flatten().topk(min(CANDIDATES, scores.numel()))
     cells, classes = best.indices // scores.shape[1], best.indices % scores.shape[1]
     kept = nms(boxes[cells], best.values, classes, OVERLAP)[:MOST]
-    return Found(boxes[cells[kept]], best.values[kept], classes[kept])
+    return FoundBoxes(boxes[cells[kept]], best.values[kept], classes[kept])

@@ -40,7 +40,7 @@ def plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).lower().split())
 
 
-class Alphabet:
+class Symbols:
     """The characters of transcripts; number 0 is the blank."""
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -167,7 +167,7 @@ def ctc_loss(logs: Tensor, counts: Tensor, targets: Sequence[Sequence[int]]) -> 
     return (losses / sizes.clamp(min=1).to(device)).mean()
 
 
-def best_constant(texts: Sequence[str], rate: Callable[[str, str], float], most: int = 100) -> str:
+def constant_text(texts: Sequence[str], rate: Callable[[str, str], float], most: int = 100) -> str:
     """What to say without hearing anything: of nothing and the most frequent texts, what is nearest to the first of
     `texts` on the whole. rate: (truth, said) -> how wrong that is."""
     candidates = ["", *(text for text, _ in Counter(texts).most_common(most))]

@@ -16,7 +16,7 @@ from bigssl.data.sample import Sample
 from bigssl.nets.modality import MODALITIES
 from bigssl.transfer.inputs import Input
 from bigssl.transfer.leaving.export import ExportError, hushed, made_readable
-from bigssl.transfer.leaving.proof import SAMPLES, Claim, Proof, prove
+from bigssl.transfer.leaving.proof import SAMPLES, Claim, Proof, digests, prove
 from bigssl.transfer.leaving.samples import collated, contents
 
 CLASSIFIERS = {
@@ -71,7 +71,7 @@ def classifier_claim(folder: Path, model: PreTrainedModel, takes: Input, samples
     loader = classifier_class(takes.modality)
     load = {"class": loader, "modality": takes.modality, "outputs": ["logits"]}
     return Claim(folder.name, folder, "transformers", f'{loader}.from_pretrained("{{folder}}")', load,
-                 contents(takes, samples), {"logits": logits.numpy()})  # fmt: skip
+                 contents(takes, samples), {"logits": logits.numpy()}, digests(model.state_dict()))  # fmt: skip
 
 
 def _whole(folder: Path, model: PreTrainedModel, classes: Sequence[str], takes: Input) -> PreTrainedModel:

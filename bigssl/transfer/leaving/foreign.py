@@ -2,15 +2,18 @@
 them with raw samples that go through the written preprocessors.
 
     python -I foreign.py WORK       WORK/jobs.json: [{folder, format, samples, out, and what the format needs}, ...]
-                                    out/report.json: library, version, loaded, total, missing, unexpected; or error
+                                    out/report.json: library, version, loaded, total, missing, other, unexpected;
+                                                     or error
                                     out/outputs.npz: outputs by name
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import runpy
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ sys.modules["bigssl_kernels"] = None  # type: ignore[assignment]
 
 import numpy as np  # noqa: E402
 
+INPUTS = runpy.run_path(str(Path(__file__).with_name("foreign_inputs.py")))  # with -I there is no import of a neighbour
 Job = dict[str, Any]
 Found = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -34,119 +38,25 @@ def main(work: Path) -> None:
         (out / "report.json").write_text(json.dumps(report))
 
 
-def _report(library: Any, total: Iterable[str], missing: Iterable[str], unexpected: Iterable[str]) -> dict[str, Any]:
-    names, lacking = sorted(total), sorted(missing)
-    return {"library": library.__name__, "version": library.__version__, "total": len(names),
-            "loaded": len(names) - len(lacking), "missing": lacking, "unexpected": sorted(unexpected)}  # fmt: skip
+def _report(
+    library: Any, job: Job, state: Mapping[str, np.ndarray], missing: Iterable[str] = (), unexpected: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Compares the tensors of the reloaded network with those that were trained, by their digests. One that another
+    version of the library calls otherwise is found by its digest alone."""
+    there = {name: hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest() for name, value in state.items()}
+    values, wanted = set(there.values()), job["tensors"]
+    lacking = {name for name in wanted if name not in there and wanted[name] not in values} | set(missing)
+    other = {name for name in wanted if name in there and there[name] != wanted[name]} - lacking
+    return {"library": library.__name__, "version": library.__version__, "total": len(wanted),
+            "loaded": len(wanted) - len(lacking) - len(other), "missing": sorted(lacking), "other": sorted(other),
+            "unexpected": sorted(unexpected)}  # fmt: skip
 
 
-def _settings(folder: str) -> dict[str, Any]:
-    """Of a preprocessor, as they were written."""
-    settings: dict[str, Any] = json.loads((Path(folder) / "preprocessor_config.json").read_text())
-    return settings
-
-
-# raw samples
-
-
-def _picture(path: str) -> Any:
-    """Upright, transparent ones on white, RGB."""
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(Image.open(path))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _texts(job: Job) -> list[str]:
-    return [Path(path).read_bytes().decode("utf-8").removeprefix("\ufeff") for path in job["samples"]]
-
-
-def _arrays(job: Job) -> list[np.ndarray]:
-    return [np.load(path, allow_pickle=False).astype(np.float32) for path in job["samples"]]
-
-
-# what a network is called with, by numpy alone, as the written settings say
-
-
-def pixels(job: Job, size: int, mean: list[float], std: list[float]) -> np.ndarray:
-    """Shorter side to `size` (bicubic), middle square, scaled: float32 [B, 3, size, size]."""
-    from PIL import Image
-
-    found = []
-    for path in job["samples"]:
-        image = _picture(path)
-        width, height = (int(size * side / min(image.size)) for side in image.size)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-        values = (np.asarray(image, np.float64) / 255 - mean) / std
-        found.append(values.transpose(2, 0, 1).astype(np.float32))
-    return np.stack(found)
-
-
-def _tokens(job: Job) -> dict[str, np.ndarray]:
-    from tokenizers import Tokenizer
-
-    folder = Path(job["folder"])
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(settings["model_max_length"])
-    pad = settings.get("pad_token")
-    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad) if pad else 0)
-    encoded = tokenizer.encode_batch(_texts(job))
-    return {"input_ids": np.array([each.ids for each in encoded], np.int64),
-            "attention_mask": np.array([each.attention_mask for each in encoded], np.int64)}  # fmt: skip
-
-
-def _series(job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """[B, length, channels] and which values were observed."""
-    settings = _settings(job["folder"])
-    shape = (len(job["samples"]), settings["length"], settings["channels"])
-    values, observed = np.zeros(shape, np.float32), np.zeros(shape, bool)
-    for row, series in enumerate(_arrays(job)):
-        series = (series[:, None] if series.ndim == 1 else series)[: shape[1]]
-        there = np.isfinite(series)
-        values[row, : len(series)], observed[row, : len(series)] = np.where(there, series, 0), there
-    return values, observed
-
-
-def _sounds(job: Job) -> dict[str, np.ndarray]:
-    settings = _settings(job["folder"])
-    shape = (len(job["samples"]), settings["max_length"])
-    values, mask = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
-    for row, sound in enumerate(_arrays(job)):
-        sound = sound[: shape[1]].astype(np.float64)
-        values[row, : len(sound)] = (sound - sound.mean()) / np.sqrt(sound.var() + 1e-7)
-        mask[row, : len(sound)] = 1
-    return {"input_values": values, "attention_mask": mask}
+def _arrays_of(model: Any) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
 # transformers
-
-
-def _transformers_inputs(job: Job) -> dict[str, Any]:
-    """Through the classes that load the written preprocessor."""
-    import torch
-    import transformers
-
-    folder, modality = job["folder"], job["modality"]
-    if modality == "image":
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
-        return dict(processor([_picture(path) for path in job["samples"]], return_tensors="pt"))
-    if modality == "text":
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        padding = tokenizer.pad_token is not None
-        many = _texts(job) if padding else _texts(job)[:1]
-        found = tokenizer(many, padding=padding, truncation=True, return_tensors="pt")
-        return {name: found[name] for name in ("input_ids", "attention_mask")}
-    if modality == "audio":
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-        return dict(extractor(_arrays(job), sampling_rate=extractor.sampling_rate, max_length=extractor.max_length,
-                              truncation=True, padding="max_length", return_tensors="pt"))  # fmt: skip
-    values, observed = map(torch.from_numpy, _series(job))
-    return {"past_values": values, job["observed"]: observed.float()}
 
 
 def _mean(job: Job, model: Any, inputs: dict[str, Any], hidden: Any) -> Any:
@@ -181,11 +91,10 @@ def _by_transformers(job: Job) -> Found:
     model, info = kind.from_pretrained(
         job["folder"], output_loading_info=True, dtype=torch.float32, **job.get("options", {})
     )
-    names = model.state_dict().keys()
-    other = [name for name, *_ in info["mismatched_keys"]]
-    report = _report(transformers, names, {*info["missing_keys"], *other}, info["unexpected_keys"])
+    shapes = [name for name, *_ in info["mismatched_keys"]]
+    report = _report(transformers, job, _arrays_of(model), {*info["missing_keys"], *shapes}, info["unexpected_keys"])
     model.eval()
-    inputs = _transformers_inputs(job)
+    inputs = INPUTS["transformers_inputs"](job)
     with torch.no_grad():
         found = model(**inputs)
         outputs = {name: OUTPUTS[name](job, model, inputs, found) for name in job["outputs"]}
@@ -222,36 +131,18 @@ OUTPUTS: dict[str, Callable[..., Any]] = {
 
 
 def _by_onnx(job: Job) -> Found:
-    import hashlib
-
     import onnx
     import onnxruntime
 
     file = str(Path(job["folder"]) / "model.onnx")
     stored = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(file).graph.initializer}
-    right = {name for name, digest in job["tensors"].items()
-             if name in stored and hashlib.sha256(np.ascontiguousarray(stored[name]).tobytes()).hexdigest() == digest}
-    report = _report(onnxruntime, job["tensors"], job["tensors"].keys() - right, ())
+    report = _report(onnxruntime, job, stored)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    inputs = _onnx_inputs(job)
+    inputs = INPUTS["onnx_inputs"](job)
     found = dict(zip([each.name for each in session.get_outputs()], session.run(None, inputs), strict=True))
     if "logits" in found:
         found["logits"] = found["logits"][inputs["attention_mask"].astype(bool)][: job["tokens"]]
     return report, found
-
-
-def _onnx_inputs(job: Job) -> dict[str, np.ndarray]:
-    if job["modality"] == "image":
-        settings = _settings(job["folder"])
-        return {"pixel_values": pixels(job, settings["crop_size"]["height"], settings["image_mean"],
-                                       settings["image_std"])}  # fmt: skip
-    if job["modality"] == "text":
-        return _tokens(job)
-    if job["modality"] == "audio":
-        return _sounds(job)
-    main, observed = job["inputs"]
-    values = _series(job)
-    return {main: values[0], observed: values[1].astype(np.float32)}
 
 
 # timm
@@ -267,30 +158,12 @@ def _by_timm(job: Job) -> Found:
     options: dict[str, Any] = {"norm_layer": partial(torch.nn.LayerNorm, eps=job["eps"])} if job["eps"] else {}
     model: Any = timm.create_model(f"local-dir:{job['folder']}", pretrained=True, **options).eval()
     stored = load_file(Path(job["folder"]) / "model.safetensors")
-    state = model.state_dict()
-    right = {name for name, value in state.items() if name in stored and np.array_equal(stored[name], value.numpy())}
-    report = _report(timm, state, state.keys() - right, stored.keys() - state.keys())
+    state = _arrays_of(model)
+    report = _report(timm, job, state, state.keys() - stored.keys(), stored.keys() - state.keys())
     with torch.no_grad():
-        found = model.forward_features(_timm_pixels(job, model))
+        found = model.forward_features(INPUTS["timm_pixels"](job, model))
     tokens = found.mean((2, 3)) if found.dim() == 4 else found[:, model.num_prefix_tokens :].mean(1)
     return report, {"features": tokens.numpy()}
-
-
-def _timm_pixels(job: Job, model: Any) -> Any:
-    """By timm's own transforms, which are torchvision's; where that is a stand-in, by its settings."""
-    import importlib.metadata
-
-    import torch
-
-    settings = model.pretrained_cfg
-    try:
-        importlib.metadata.version("torchvision")
-    except importlib.metadata.PackageNotFoundError:
-        return torch.from_numpy(pixels(job, settings["input_size"][1], settings["mean"], settings["std"]))
-    import timm.data
-
-    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
-    return torch.stack([transform(_picture(path)) for path in job["samples"]])
 
 
 # sentence-transformers
@@ -303,14 +176,13 @@ def _by_sentence_transformers(job: Job) -> Found:
     from safetensors.numpy import load_file
 
     model = sentence_transformers.SentenceTransformer(job["folder"], device="cpu")
-    stored: dict[str, np.ndarray] = {}
+    stored: set[str] = set()
     for path in Path(job["folder"]).rglob("*.safetensors"):
         number = path.parent.name.partition("_")[0] if path.parent != Path(job["folder"]) else "0"
-        stored |= {f"{number}.{name}": value for name, value in load_file(path).items()}
-    state = {re.sub(r"^0\.(auto_)?model\.", "0.", name): value for name, value in model.state_dict().items()}
-    right = {name for name, value in state.items() if name in stored and np.array_equal(stored[name], value.numpy())}
-    report = _report(sentence_transformers, state, state.keys() - right, stored.keys() - state.keys())
-    return report, {"embeddings": model.encode(_texts(job), convert_to_numpy=True, show_progress_bar=False)}
+        stored |= {f"{number}.{name}" for name in load_file(path)}
+    state = {re.sub(r"^0\.(auto_)?model\.", "0.", name): value for name, value in _arrays_of(model).items()}
+    report = _report(sentence_transformers, job, state, state.keys() - stored, stored - state.keys())
+    return report, {"embeddings": model.encode(INPUTS["texts_of"](job), convert_to_numpy=True, show_progress_bar=False)}
 
 
 FORMATS: dict[str, Callable[[Job], Found]] = {

@@ -7,6 +7,7 @@ imported, it gives what our network gives, for real samples that went through th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from bigssl.data.errors import DataError
 
@@ -78,7 +80,9 @@ class Claim:
         loader: the call that loads it, for people, with {folder} in place of the folder.
         load: how `foreign.py` loads and calls it, JSON: see there.
         samples: raw contents: files of pictures, UTF-8 texts, `.npy` of series and sounds.
-        outputs: of our network for these samples, by name, float32.
+        outputs: of our network for these samples, by name: float32, or whole numbers, which have to be equal.
+        tensors: all that is to be found in the reloaded network, by name there; see `digests`.
+        untrained: as in `Proof`.
     """
 
     part: str
@@ -88,11 +92,18 @@ class Claim:
     load: Mapping[str, Any]
     samples: Sequence[bytes]
     outputs: Mapping[str, np.ndarray] = field(repr=False)
+    tensors: Mapping[str, str] = field(repr=False)
     untrained: Sequence[str] = ()
 
     @property
     def call(self) -> str:
         return self.loader.format(folder="DIR")
+
+
+def digests(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of each tensor, on the CPU: outputs of a small network say little of a single one of its weights."""
+    return {name: hashlib.sha256(value.detach().contiguous().numpy().tobytes()).hexdigest()
+            for name, value in state.items()}  # fmt: skip
 
 
 def prove(claims: Sequence[Claim], python: str = sys.executable) -> list[Proof]:
@@ -131,7 +142,7 @@ def _job(work: Path, number: int, claim: Claim) -> dict[str, Any]:
         names.append(str(folder / f"sample-{place:03d}"))
         Path(names[-1]).write_bytes(data)
     return {"folder": str(claim.folder.resolve()), "format": claim.format, "samples": names, "out": str(folder),
-            **claim.load}  # fmt: skip
+            "tensors": dict(claim.tensors), **claim.load}  # fmt: skip
 
 
 def _judged(claim: Claim, out: Path) -> Proof | ProofError:
@@ -146,11 +157,10 @@ def _proven(claim: Claim, out: Path) -> Proof:
     where = f"part {claim.part!r}, {claim.format}"
     if "error" in report:
         raise ProofError(f"{where}: {claim.call} failed: {report['error']}")
-    if report["missing"] or report["unexpected"]:
-        raise ProofError(
-            f"{where}: {claim.call} loads {report['loaded']} of {report['total']} tensors: missing "
-            f"{_some(report['missing'])}; not part of it {_some(report['unexpected'])}"
-        )
+    wrong = {"missing": report["missing"], "of other values": report["other"], "not part of it": report["unexpected"]}
+    if any(wrong.values()):
+        said = "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names)
+        raise ProofError(f"{where}: {claim.call} loads {report['loaded']} of {report['total']} tensors; {said}")
     with np.load(out / "outputs.npz") as found:
         theirs = dict(found)
     worst = largest = 0.0
@@ -181,5 +191,4 @@ def _compared(where: str, claim: Claim, ours: np.ndarray, theirs: np.ndarray | N
 
 
 def _some(names: Sequence[str]) -> str:
-    first = ", ".join(names[:SHOWN]) or "nothing"
-    return first + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -14,6 +14,6 @@ def push_to_hub(folder: Path, repository: str, api: Any) -> str:
         repository: OWNER/NAME.
         api: a `huggingface_hub.HfApi`, with the token of its own settings.
     """
-    api.create_repo(repository, private=True, exist_ok=True)
+    address = api.create_repo(repository, private=True, exist_ok=True)
     api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Export of bigssl, with its proof")
-    return f"https://huggingface.co/{repository}"
+    return str(address)

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.leaving.export import hushed
-from bigssl.transfer.leaving.parts import Part, UnfitError
-from bigssl.transfer.leaving.proof import Claim
+from bigssl.transfer.leaving.parts import LeavingPart, UnfitError
+from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, contents, write_json
 from bigssl.transfer.leaving.to_transformers import check_tokenizer_reloads
 
 
-def to_sentence_transformers(part: Part, folder: Path, samples: Samples) -> list[Claim]:
+def to_sentence_transformers(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
     """Writes the modules to `folder`. Of CLIP, the side of texts. Raises UnfitError."""
     member = part.members.get("text")
     if member is None or not isinstance(member.takes, TextInput):
@@ -32,6 +32,7 @@ def to_sentence_transformers(part: Part, folder: Path, samples: Samples) -> list
     check_tokenizer_reloads(part, folder, contents(takes, samples["text"]))
     write_json(folder / "sentence_bert_config.json",
                {"max_seq_length": takes.length, "do_lower_case": False, "model_args": member.options})
+    tensors = {f"0.{name}": value for name, value in member.model.state_dict().items()}
     width = member.model.config.hidden_size
     modules = ["Transformer", "Pooling"]
     _module(folder / "1_Pooling", {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True})
@@ -40,6 +41,7 @@ def to_sentence_transformers(part: Part, folder: Path, samples: Samples) -> list
         _module(folder / "2_Dense", {"in_features": width, "out_features": len(weight), "bias": False,
                                      "activation_function": "torch.nn.modules.linear.Identity"})  # fmt: skip
         save_file({"linear.weight": weight.contiguous()}, folder / "2_Dense" / "model.safetensors")
+        tensors["2.linear.weight"] = weight
         _module(folder / "3_Normalize", {})
         modules += ["Dense", "Normalize"]
     write_json(folder / "modules.json", [
@@ -51,7 +53,8 @@ def to_sentence_transformers(part: Part, folder: Path, samples: Samples) -> list
     seen = samples["text"]
     embeddings = part.projected("text", seen) if part.kind == "clip" else member.features(seen)
     return [Claim(part.name, folder, "sentence-transformers", 'SentenceTransformer("{folder}")', {},
-                  contents(takes, seen), {"embeddings": embeddings.numpy()}, member.untrained)]  # fmt: skip
+                  contents(takes, seen), {"embeddings": embeddings.numpy()}, digests(tensors),
+                  member.untrained)]  # fmt: skip
 
 
 def _module(folder: Path, settings: Mapping[str, Any]) -> None:

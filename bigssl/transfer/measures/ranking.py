@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Counted(NamedTuple):
+class StepCounts(NamedTuple):
     """Steps: rightly called anomalous, wrongly called, missed."""
 
     hits: int
@@ -15,7 +15,7 @@ class Counted(NamedTuple):
     missed: int
 
     @classmethod
-    def of(cls, truth: np.ndarray, called: np.ndarray) -> Counted:
+    def of(cls, truth: np.ndarray, called: np.ndarray) -> StepCounts:
         """truth, called: bool [T]."""
         return cls(int((truth & called).sum()), int((~truth & called).sum()), int((truth & ~called).sum()))
 
@@ -26,7 +26,7 @@ class Counted(NamedTuple):
         return 2 * self.hits / total if total else 0.0
 
 
-def stretches(truth: np.ndarray) -> list[tuple[int, int]]:
+def marked_stretches(truth: np.ndarray) -> list[tuple[int, int]]:
     """(first, stop) of each stretch of True in bool [T], in order."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], truth, [False]]).astype(np.int8)))
     return [(int(first), int(stop)) for first, stop in edges.reshape(-1, 2)]
@@ -38,7 +38,7 @@ def point_adjusted(truth: np.ndarray, called: np.ndarray) -> np.ndarray:
     It flatters: of long stretches a random score finds one step nearly always (Kim et al. 2022).
     """
     found = called.copy()
-    for first, stop in stretches(truth):
+    for first, stop in marked_stretches(truth):
         found[first:stop] |= called[first:stop].any()
     return found
 

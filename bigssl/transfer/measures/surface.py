@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bigssl.transfer.measures.ranking import stretches
+from bigssl.transfer.measures.ranking import marked_stretches
 
 THRESHOLDS = 250
 
@@ -57,7 +57,7 @@ def bordered(truth: np.ndarray, width: int) -> np.ndarray:
     """float64 [T]: 1 inside a stretch of bool [T], √(1 − d / width) at d ≤ width // 2 steps from it, the sum where two
     borders meet, 1 at most."""
     weights = truth.astype(np.float64)
-    for first, stop in stretches(truth):
+    for first, stop in marked_stretches(truth):
         after = np.arange(stop, min(stop + width // 2, len(truth)))
         before = np.arange(max(first - width // 2, 0), first)
         weights[after] += np.sqrt(1 - (after - stop + 1) / max(width, 1))
@@ -69,7 +69,7 @@ def joined_stretches(truth: np.ndarray, border: int) -> list[tuple[int, int]]:
     """(first, stop) of the stretches of bool [T] with `border` steps on either side; those that share a step are
     one."""
     found: list[tuple[int, int]] = []
-    for first, stop in stretches(truth):
+    for first, stop in marked_stretches(truth):
         begin, end = max(first - border, 0), min(stop + border, len(truth))
         if found and begin < found[-1][1]:
             begin = found.pop()[0]

@@ -26,7 +26,7 @@ class CorpusMeasure:
         try:
             self._metric: Any = metrics.BLEU(tokenize=words) if kind == "BLEU" else metrics.CHRF()
         except (ImportError, RuntimeError) as error:
-            raise DataError(f"bleu_words: value {words!r}: {str(error).strip().partition(chr(10))[0]}") from None
+            raise DataError(f"sacrebleu cannot cut texts as {words}: {' '.join(str(error).split())}") from None
         self.kind = kind
 
     def records(self, found: Sequence[str], wanted: Sequence[str]) -> list[Any]:
@@ -43,5 +43,5 @@ def _sacrebleu() -> Any:
     try:
         from sacrebleu import metrics
     except ImportError:
-        raise DataError("seq2seq needs sacrebleu, which is not installed: pip install 'bigssl[translation]'") from None
+        raise DataError("BLEU needs sacrebleu, which is not installed: pip install 'bigssl[translation]'") from None
     return metrics

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from bigssl.data.errors import DataError
 from bigssl.data.order import rng
-from bigssl.transfer.labelled.logistic import Linear, fit_ridge
-from bigssl.transfer.steps.series import Line, Scale
-from bigssl.transfer.steps.windows import Windows
+from bigssl.transfer.labelled.logistic import fit_ridge
+from bigssl.transfer.labelled.losses import Linear
+from bigssl.transfer.steps.series import LongSeries, Scale
+from bigssl.transfer.steps.windows import StepWindows
 
 SMALLEST = 1e-5  # variance of a past at least, where that of the training part is 1 (Kim et al. 2022)
 
@@ -36,12 +38,12 @@ class Cases:
     def __len__(self) -> int:
         return len(self.seen)
 
-    @property
+    @cached_property
     def level(self) -> Tensor:
         """float32 [N, C, 1]: mean of the past."""
         return self.past.nanmean(2, keepdim=True).nan_to_num(0.0)
 
-    @property
+    @cached_property
     def spread(self) -> Tensor:
         """float32 [N, C, 1]: deviation of the past."""
         return ((self.past - self.level).square().nanmean(2, keepdim=True).nan_to_num(0.0) + SMALLEST).sqrt()
@@ -52,14 +54,14 @@ class Cases:
         return replace(self, future=self.future[order])
 
 
-def cases_of(lines: Sequence[Line], scale: Scale, past: int, future: int, stride: int) -> Cases:
+def cases_of(lines: Sequence[LongSeries], scale: Scale, past: int, future: int, stride: int) -> Cases:
     """All windows of the series that begin at a multiple of `stride` and of whose future something was observed.
 
     Of one series, blocks of past + future steps are the groups; of several, each series is one.
     """
     names = {line.name for line in lines}
-    found = Windows.of([line.values for line in lines], past + future, stride)
-    scaled = Windows(tuple(map(scale, lines)), found.places, found.length)
+    found = StepWindows.of([line.values for line in lines], past + future, stride)
+    scaled = StepWindows(tuple(map(scale, lines)), found.places, found.length)
     values = scaled.take(range(len(scaled))).transpose(1, 2)
     before, after = values[..., :past], values[..., past:]
     after = torch.where(before.isfinite().any(2, keepdim=True), after, torch.nan)

@@ -13,7 +13,7 @@ import torch
 from scipy.signal import lfilter
 from torch import Tensor
 
-from bigssl.transfer.steps.windows import Windows
+from bigssl.transfer.steps.windows import StepWindows
 
 Rows = np.ndarray
 """float32 [T, C] of a series, in deviations of the training part; NaN where nothing was observed."""
@@ -25,7 +25,7 @@ DEGREE = 3  # of the polynomials
 AT_ONCE = 1 << 24  # numbers of a table of distances
 
 
-def spread_out(windows: Windows, scores: np.ndarray, steps: int) -> np.ndarray:
+def spread_out(windows: StepWindows, scores: np.ndarray, steps: int) -> np.ndarray:
     """float64 [steps]: of scores [N, P] of P equal parts of each window of one series, the mean at each step."""
     parts = np.linspace(0, windows.length, scores.shape[1] + 1).round().astype(int)
     fine = np.repeat(scores, np.diff(parts), axis=1)  # [N, length]
@@ -36,7 +36,7 @@ def spread_out(windows: Windows, scores: np.ndarray, steps: int) -> np.ndarray:
     return total / count
 
 
-def neighbours(encode: Encode, length: int, stride: int, k: int, batch: int) -> Detector:
+def patch_memory(encode: Encode, length: int, stride: int, k: int, batch: int) -> Detector:
     """Distance of each patch's hidden state to the nearest ones at the same place of normal windows, mean of `k`: a
     memory of patches (Roth et al. 2022), of which nothing is left out.
 
@@ -44,13 +44,13 @@ def neighbours(encode: Encode, length: int, stride: int, k: int, batch: int) -> 
     """
 
     def fitted(normal: Sequence[Rows]) -> Scores:
-        bank = _encoded(encode, Windows.of(normal, length, stride, whole=True), batch)
+        bank = _encoded(encode, StepWindows.of(normal, length, stride, whole=True), batch)
         mean = bank.flatten(0, 1).mean(0)
         scale = bank.flatten(0, 1).std(0, correction=0).clamp(min=1e-6)
         known = ((bank - mean) / scale).transpose(0, 1).contiguous()  # [P, N, D]
 
         def scores(rows: Rows) -> np.ndarray:
-            windows = Windows.of([rows], length, stride, whole=True)
+            windows = StepWindows.of([rows], length, stride, whole=True)
             asked = ((_encoded(encode, windows, batch) - mean) / scale).transpose(0, 1)
             nearest = torch.stack([_nearest(one, other, k) for one, other in zip(asked, known, strict=True)], dim=1)
             return spread_out(windows, nearest.double().numpy(), len(rows))
@@ -60,7 +60,7 @@ def neighbours(encode: Encode, length: int, stride: int, k: int, batch: int) -> 
     return fitted
 
 
-def _encoded(encode: Encode, windows: Windows, batch: int) -> Tensor:
+def _encoded(encode: Encode, windows: StepWindows, batch: int) -> Tensor:
     return torch.cat([encode(part) for part in windows.batches(batch)])
 
 
@@ -76,7 +76,7 @@ def principal_components(length: int, stride: int) -> Detector:
     `EXPLAINED` of their variance."""
 
     def fitted(normal: Sequence[Rows]) -> Scores:
-        windows = Windows.of([np.nan_to_num(rows) for rows in normal], length, stride, whole=True)
+        windows = StepWindows.of([np.nan_to_num(rows) for rows in normal], length, stride, whole=True)
         known = windows.take(range(len(windows))).flatten(1).double()
         mean = known.mean(0)
         _, sizes, directions = torch.linalg.svd(known - mean, full_matrices=False)
@@ -84,7 +84,7 @@ def principal_components(length: int, stride: int) -> Detector:
         basis = directions[: int((share < EXPLAINED).sum()) + 1]
 
         def scores(rows: Rows) -> np.ndarray:
-            asked = Windows.of([np.nan_to_num(rows)], length, stride, whole=True)
+            asked = StepWindows.of([np.nan_to_num(rows)], length, stride, whole=True)
             off = asked.take(range(len(asked))).flatten(1).double() - mean
             left = (off - off @ basis.T @ basis).view(len(asked), length, -1)
             return spread_out(asked, left.square().mean(2).numpy(), len(rows))

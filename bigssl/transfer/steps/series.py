@@ -17,7 +17,7 @@ from bigssl.transfer.team import AgreedError
 
 
 @dataclass(frozen=True)
-class Line:
+class LongSeries:
     """Steps of a series, one after the other.
 
     Attributes:
@@ -40,15 +40,10 @@ class Line:
         """The row behind its last step."""
         return self.start + len(self)
 
-    def part(self, first: int, stop: int) -> Line:
-        """Its steps `first` to `stop`, counted from its own beginning."""
-        marks = None if self.marks is None else self.marks[first:stop]
-        return Line(self.name, self.start + first, self.values[first:stop], marks)
 
-
-def read_lines(
+def read_long_series(
     bench: Bench, url: str, *, limit: int | None, field: str, channels: int, label: str | None = None
-) -> list[Line]:
+) -> list[LongSeries]:
     """The series of a dataset, each rank reading its share; all ranks get all. A collective.
 
     Args:
@@ -61,16 +56,16 @@ def read_lines(
     index = bench.index(url)
     numbers = bench.numbers(index, limit, field)
 
-    def mine() -> list[Line]:
-        return [line_of(sample, channels, label) for sample in samples_at(index, numbers)]
+    def mine() -> list[LongSeries]:
+        return [long_series_of(sample, channels, label) for sample in samples_at(index, numbers)]
 
     lines = [line for part in bench.team.gather(mine) for line in part]
     if not lines:
         raise AgreedError(f"{bench.where}.{field}: no samples in {display(url)}")
-    return joined_lines(lines)
+    return joined_series(lines)
 
 
-def line_of(sample: Sample, channels: int, label: str | None = None) -> Line:
+def long_series_of(sample: Sample, channels: int, label: str | None = None) -> LongSeries:
     """Raises DataError naming the sample."""
     where, meta = f"shard {sample.shard}, sample {sample.key!r}", metadata(sample)
     try:
@@ -82,8 +77,8 @@ def line_of(sample: Sample, channels: int, label: str | None = None) -> Line:
     except DataError as error:
         raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     if isinstance(meta.get("series"), str) and isinstance(meta.get("start"), int):
-        return Line(meta["series"], meta["start"], values, marks)
-    return Line(sample.key, 0, values, marks)
+        return LongSeries(meta["series"], meta["start"], values, marks)
+    return LongSeries(sample.key, 0, values, marks)
 
 
 def marks_of(meta: dict[str, Any], label: str, steps: int) -> np.ndarray:
@@ -104,16 +99,16 @@ def marks_of(meta: dict[str, Any], label: str, steps: int) -> np.ndarray:
     return np.array(found, dtype=bool)
 
 
-def joined_lines(lines: Sequence[Line]) -> list[Line]:
+def joined_series(lines: Sequence[LongSeries]) -> list[LongSeries]:
     """Stretches of one series that share steps or follow each other become one; in the order in which series come."""
-    groups: dict[str, list[Line]] = {}
+    groups: dict[str, list[LongSeries]] = {}
     for line in lines:
         groups.setdefault(line.name, []).append(line)
     return [line for group in groups.values() for line in _joined(sorted(group, key=lambda line: line.start))]
 
 
-def _joined(ordered: Sequence[Line]) -> list[Line]:
-    found: list[list[Line]] = []
+def _joined(ordered: Sequence[LongSeries]) -> list[LongSeries]:
+    found: list[list[LongSeries]] = []
     for line in ordered:
         if not found or line.start > max(each.stop for each in found[-1]):
             found.append([])
@@ -121,7 +116,7 @@ def _joined(ordered: Sequence[Line]) -> list[Line]:
     return [_one(parts) for parts in found]
 
 
-def _one(parts: Sequence[Line]) -> Line:
+def _one(parts: Sequence[LongSeries]) -> LongSeries:
     if len(parts) == 1:
         return parts[0]
     start, stop = parts[0].start, max(part.stop for part in parts)
@@ -132,10 +127,10 @@ def _one(parts: Sequence[Line]) -> Line:
         values[place] = part.values
         if marks is not None and part.marks is not None:
             marks[place] = part.marks
-    return Line(parts[0].name, start, values, marks)
+    return LongSeries(parts[0].name, start, values, marks)
 
 
-def refuse_later(where: str, train: Sequence[Line], queries: Sequence[Line]) -> None:
+def refuse_later(where: str, train: Sequence[LongSeries], queries: Sequence[LongSeries]) -> None:
     """What is judged of a series lies behind all that is learnt from it. Raises AgreedError."""
     last: dict[str, int] = {}
     for line in train:
@@ -149,7 +144,7 @@ def refuse_later(where: str, train: Sequence[Line], queries: Sequence[Line]) -> 
             )
 
 
-def long_enough(bench: Bench, lines: Sequence[Line], steps: int, *, field: str, need: str) -> list[Line]:
+def long_enough(bench: Bench, lines: Sequence[LongSeries], steps: int, *, field: str, need: str) -> list[LongSeries]:
     """Those of `steps` steps or more; a note counts the others.
 
     Args:
@@ -176,7 +171,7 @@ class Scale:
     std: np.ndarray
 
     @classmethod
-    def of(cls, where: str, lines: Sequence[Line]) -> Scale:
+    def of(cls, where: str, lines: Sequence[LongSeries]) -> Scale:
         """Of all steps that were observed. Raises AgreedError naming a channel without any."""
         count, total, square = (np.sum([of(line) for line in lines], 0) for of in (_count, _sum, _squares))
         if (lacking := np.flatnonzero(count == 0)).size:
@@ -184,24 +179,24 @@ class Scale:
                               "with --columns)")  # fmt: skip
         mean = total / count
         # Sums of squares alone would lose the deviation of a channel whose mean is large beside it.
-        std = np.sqrt(np.sum([_squares(Line(line.name, 0, line.values - mean)) for line in lines], 0) / count)
+        std = np.sqrt(np.sum([_squares(LongSeries(line.name, 0, line.values - mean)) for line in lines], 0) / count)
         constant = std <= 1e-6 * np.sqrt(square / count)
         return cls(mean, np.where(constant, 1.0, std))
 
-    def __call__(self, line: Line) -> np.ndarray:
+    def __call__(self, line: LongSeries) -> np.ndarray:
         """float32 [T, C]: the series with mean 0 and deviation 1 of the training part."""
         return ((line.values - self.mean) / self.std).astype(np.float32)
 
 
-def _count(line: Line) -> np.ndarray:
+def _count(line: LongSeries) -> np.ndarray:
     return np.isfinite(line.values).sum(0)
 
 
-def _sum(line: Line) -> np.ndarray:
+def _sum(line: LongSeries) -> np.ndarray:
     return np.asarray(np.nansum(line.values, 0, dtype=np.float64))
 
 
-def _squares(line: Line) -> np.ndarray:
+def _squares(line: LongSeries) -> np.ndarray:
     return np.asarray(np.nansum(np.square(line.values, dtype=np.float64), 0))
 
 

@@ -11,11 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bigssl.nets.modality import modality_of_type
-from bigssl.transfer.steps.series import Line
+from bigssl.transfer.baselines import calibrate_batch_norm
+
+CALIBRATING = 1024  # windows that a random network's BatchNorm is set from
 
 
 @dataclass(frozen=True)
-class Windows:
+class StepWindows:
     """Pieces of `length` steps.
 
     Attributes:
@@ -28,7 +30,7 @@ class Windows:
     length: int
 
     @classmethod
-    def of(cls, rows: Sequence[np.ndarray], length: int, stride: int, *, whole: bool = False) -> Windows:
+    def of(cls, rows: Sequence[np.ndarray], length: int, stride: int, *, whole: bool = False) -> StepWindows:
         """All that begin at a multiple of `stride`; of a `whole` series the last `length` steps, too."""
         places = [(number, begin) for number, values in enumerate(rows)
                   for begin in _begins(len(values) - length, stride, whole)]  # fmt: skip
@@ -59,11 +61,18 @@ def tokens_of(model: PreTrainedModel, windows: Tensor) -> Tensor:
     what was not observed, as in training."""
     row = modality_of_type(model.config.model_type)
     assert row is not None
-    observed = windows.isfinite()
-    batch = {"series": torch.where(observed, windows, 0.0), "series_mask": observed}
-    hidden = row.hidden(model, batch)  # channel by channel
+    hidden = row.hidden(model, _batch(windows))  # channel by channel
     return hidden.view(len(windows), windows.shape[2], -1, hidden.shape[-1]).float()
 
 
-def values_of(lines: Sequence[Line]) -> list[np.ndarray]:
-    return [line.values for line in lines]
+def _batch(windows: Tensor) -> dict[str, Tensor]:
+    observed = windows.isfinite()
+    return {"series": torch.where(observed, windows, 0.0), "series_mask": observed}
+
+
+def set_norms(model: PreTrainedModel, windows: Tensor, batch: int, device: str | torch.device) -> None:
+    """Gives the BatchNorm of a random network statistics of the training part: of some of its windows [N, T, C]. The
+    samples that `Bench.network` sets them from are whole series, of which there may be one, and it sees the
+    beginning."""
+    spaced = torch.linspace(0, len(windows) - 1, min(len(windows), CALIBRATING)).round().long()
+    calibrate_batch_norm(model, map(_batch, windows[spaced].split(batch)), device)

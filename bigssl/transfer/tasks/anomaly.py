@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -18,12 +19,20 @@ from bigssl.transfer.features import evaluating
 from bigssl.transfer.inputs import SeriesInput, input_of
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.trials import Trial, outcomes
-from bigssl.transfer.measures.ranking import Counted, average_precision, point_adjusted
+from bigssl.transfer.measures.ranking import StepCounts, average_precision, point_adjusted
 from bigssl.transfer.measures.surface import vus_pr
 from bigssl.transfer.scores import RAW, ScoreRow
-from bigssl.transfer.steps.detectors import Detector, at_random, neighbours, polynomial, principal_components
-from bigssl.transfer.steps.series import Line, Scale, long_enough, period_of, read_lines, refuse_later
-from bigssl.transfer.steps.windows import tokens_of
+from bigssl.transfer.steps.detectors import Detector, at_random, patch_memory, polynomial, principal_components
+from bigssl.transfer.steps.series import (
+    LongSeries,
+    Scale,
+    long_enough,
+    long_series_of,
+    period_of,
+    read_long_series,
+    refuse_later,
+)
+from bigssl.transfer.steps.windows import CALIBRATING, StepWindows, set_norms, tokens_of
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.team import AgreedError
 
@@ -33,16 +42,16 @@ if TYPE_CHECKING:
 PCA, POLYNOMIAL = RAW + "principal components", RAW + "polynomial"
 NAMES = {"blind": "a random score"}
 BORDER = 100  # widest border of VUS-PR, in steps, where the training part has no period
-CALIBRATING = 5  # one part in so many of the training part sets the threshold
+HELD = 5  # one part in so many of the training part sets the threshold
 WINDOWS = 8  # to a window's length, where `stride` is left out
 
 
-class Judged(NamedTuple):
+class StepsJudged(NamedTuple):
     """Of a series: steps counted as they were called, and with point adjustment; AUC-PR and VUS-PR, NaN where it has no
     anomaly."""
 
-    plain: Counted
-    adjusted: Counted
+    plain: StepCounts
+    adjusted: StepCounts
     auc_pr: float
     vus_pr: float
 
@@ -75,10 +84,15 @@ class Anomaly(Evaluation):
     )
     seeds: PositiveInt = Field(3, description="random networks, and random scores")
 
+    def unlabelled(self) -> dict[str, str]:
+        return {self.backbone: "train"}
+
     def check(self, seen: Checked) -> None:
         takes = input_of(seen.backbone("backbone", "series"))
+        assert isinstance(takes, SeriesInput)
         seen.samples("train", takes)
         seen.samples("queries", takes, "label")
+        seen.readable("queries", partial(long_series_of, channels=takes.channels, label=self.label))
         seen.apart("train")
 
     def run(self, bench: Bench) -> list[ScoreRow]:
@@ -89,18 +103,18 @@ class Anomaly(Evaluation):
         found = outcomes(bench, [*again, *once], work.judged)
         return self._rows(work, found)
 
-    def _rows(self, work: _Work, found: dict[Trial, list[Judged]]) -> list[ScoreRow]:
+    def _rows(self, work: _Work, found: dict[Trial, list[StepsJudged]]) -> list[ScoreRow]:
         steps, marked = sum(map(len, work.lines)), sum(int(_marks(line).sum()) for line in work.lines)
         facts = {"steps": steps, "anomalous": marked / steps, "border": work.border, "quantile": self.quantile}
         names = [line.name for line in work.lines]
         some = [number for number, line in enumerate(work.lines) if _marks(line).any()]
 
-        def pooled(row: str, title: str, subject: str, of: Callable[[Judged], Counted]) -> ScoreRow:
+        def pooled(row: str, title: str, subject: str, of: Callable[[StepsJudged], StepCounts]) -> ScoreRow:
             records = {trial: [of(each) for each in series] for trial, series in found.items()}
             return scored(title, f"is the {subject} on {len(names)} series", records, names, measure=_f1, names=NAMES,
                           facts=facts, row=row)  # fmt: skip
 
-        def mean(row: str, title: str, of: Callable[[Judged], float], **rest: Any) -> ScoreRow:
+        def mean(row: str, title: str, of: Callable[[StepsJudged], float], **rest: Any) -> ScoreRow:
             values = {trial: torch.tensor([of(series[number]) for number in some], dtype=torch.float64)
                       for trial, series in found.items()}  # fmt: skip
             return scored(title, f"is the mean over the {len(some)} series with anomalies", values,
@@ -116,11 +130,11 @@ class Anomaly(Evaluation):
         ]  # fmt: skip
 
 
-def _f1(parts: Sequence[Counted]) -> float:
-    return Counted(*(sum(values) for values in zip(*parts, strict=True))).f1
+def _f1(parts: Sequence[StepCounts]) -> float:
+    return StepCounts(*(sum(values) for values in zip(*parts, strict=True))).f1
 
 
-def _marks(line: Line) -> np.ndarray:
+def _marks(line: LongSeries) -> np.ndarray:
     assert line.marks is not None
     return line.marks
 
@@ -136,7 +150,7 @@ class _Work:
     scale: Scale
     normal: list[np.ndarray]
     calibrating: list[np.ndarray]
-    lines: list[Line]
+    lines: list[LongSeries]
     border: int
 
     @classmethod
@@ -146,9 +160,11 @@ class _Work:
         takes = subject.takes
         assert isinstance(takes, SeriesInput)
         need = "that the backbone takes"
-        train = read_lines(bench, section.train, limit=section.train_limit, field="train", channels=takes.channels)
-        lines = read_lines(bench, section.queries, limit=section.query_limit, field="queries", channels=takes.channels,
-                           label=section.label)  # fmt: skip
+        train, lines = (
+            read_long_series(bench, url, limit=limit, field=name, channels=takes.channels, label=label)
+            for name, url, limit, label in (("train", section.train, section.train_limit, None),
+                                            ("queries", section.queries, section.query_limit, section.label))
+        )  # fmt: skip
         refuse_later(bench.where, train, lines)
         train = long_enough(bench, train, takes.length, field="train", need=need)
         lines = long_enough(bench, lines, takes.length, field="queries", need=need)
@@ -161,17 +177,17 @@ class _Work:
         border = section.border or period_of(scaled, takes.length) or BORDER
         return cls(section, bench, subject, takes, scale, normal, calibrating, lines, border)
 
-    def judged(self, trial: Trial) -> list[Judged]:
+    def judged(self, trial: Trial) -> list[StepsJudged]:
         """Of each series."""
         score = self._detector(trial)(self.normal)
         level = np.quantile(np.concatenate([score(rows) for rows in self.calibrating]), self.section.quantile)
         return [self._judged(_marks(line), score(self.scale(line)), float(level)) for line in self.lines]
 
-    def _judged(self, truth: np.ndarray, scores: np.ndarray, level: float) -> Judged:
+    def _judged(self, truth: np.ndarray, scores: np.ndarray, level: float) -> StepsJudged:
         called, areas = scores > level, (float("nan"), float("nan"))
         if truth.any():
             areas = average_precision(truth, scores), vus_pr(truth, scores, self.border)
-        return Judged(Counted.of(truth, called), Counted.of(truth, point_adjusted(truth, called)), *areas)
+        return StepsJudged(StepCounts.of(truth, called), StepCounts.of(truth, point_adjusted(truth, called)), *areas)
 
     def _detector(self, trial: Trial) -> Detector:
         length = self.takes.length
@@ -184,13 +200,17 @@ class _Work:
             return polynomial(length)
         model = self.bench.network(self.subject, trial.contender, trial.seed)
         mean, std = (torch.from_numpy(each).float() for each in (self.scale.mean, self.scale.std))
+        if trial.contender != "trained":
+            some = StepWindows.of(self.normal, length, stride, whole=True)
+            windows = some.take(range(0, len(some), max(1, len(some) // CALIBRATING)))
+            set_norms(model, windows * std + mean, self.section.batch, self.bench.device)
 
         def encode(windows: Tensor) -> Tensor:
             with evaluating(model):
                 tokens = tokens_of(model, (windows * std + mean).to(self.bench.device))
             return tokens.permute(0, 2, 1, 3).flatten(2).cpu()  # [B, P, C * D]
 
-        return neighbours(encode, length, stride, self.section.k, self.section.batch)
+        return patch_memory(encode, length, stride, self.section.k, self.section.batch)
 
 
 def _parted(where: str, rows: Sequence[np.ndarray], length: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -200,15 +220,15 @@ def _parted(where: str, rows: Sequence[np.ndarray], length: int) -> tuple[list[n
     calibrating: list[np.ndarray] = []
     short = 0
     for values in rows:
-        last = len(values) // CALIBRATING
+        last = len(values) // HELD
         if last >= length:
             normal.append(values[: len(values) - last])
             calibrating.append(values[len(values) - last :])
         else:
             short += 1
-            (calibrating if short % CALIBRATING == 0 else normal).append(values)
+            (calibrating if short % HELD == 0 else normal).append(values)
     if not calibrating:
         raise AgreedError(f"{where}.train: {len(rows)} series of {max(map(len, rows))} steps at most; allowed: "
-                          f"{CALIBRATING} series, or one of {CALIBRATING * length} steps: a fifth of what is normal "
+                          f"{HELD} series, or one of {HELD * length} steps: a fifth of what is normal "
                           "sets the threshold")  # fmt: skip
     return normal, calibrating

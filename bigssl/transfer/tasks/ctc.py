@@ -22,11 +22,11 @@ from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.transcripts import (
-    Alphabet,
     CtcHead,
     FramesOf,
     KeptFrames,
-    best_constant,
+    Symbols,
+    constant_text,
     ctc_loss,
     frames_needed,
     log_mel_frames,
@@ -108,7 +108,7 @@ class Ctc(Learning, Fit):
         def records(texts: Sequence[str]) -> list[Edits]:
             return [edits(truth, said) for truth, said in zip(truths, texts, strict=True)]
 
-        constant = best_constant([each.text for each in work.train.targets], lambda *texts: edits(*texts).edits)
+        constant = constant_text([each.text for each in work.train.targets], lambda *texts: edits(*texts).edits)
         return scored(
             f"speech recognition: {name.upper()}", f"is the error rate of {parts} of {len(truths)} unseen sounds",
             {trial: records(said.texts) for trial, said in found.items()}, work.test.groups(self.item),
@@ -126,7 +126,7 @@ class _Work:
     takes: AudioInput
     train: Examples
     test: Examples
-    alphabet: Alphabet
+    alphabet: Symbols
 
     @classmethod
     def of(cls, section: Ctc, bench: Bench) -> _Work:
@@ -150,7 +150,7 @@ class _Work:
                 what = "are not learnt from" if name == "train" else "are judged by their beginning"
                 bench.note(f"{bench.where}.{name}: {cut} of {len(part)} sounds are longer than the "
                            f"{takes.length / takes.rate:g} s that the backbone takes: they {what}.")  # fmt: skip
-        alphabet = Alphabet(each.text for each in train.targets)
+        alphabet = Symbols(each.text for each in train.targets)
         if section.permuted:
             train = train.permuted(bench.seed)
         return cls(section, bench, subject, takes, train, test, alphabet)

@@ -16,6 +16,7 @@ from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating
 from bigssl.transfer.inputs import SeriesInput, input_of
 from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
+from bigssl.transfer.labelled.probing import STRENGTHS
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial, outcomes, trials
@@ -29,8 +30,8 @@ from bigssl.transfer.steps.cases import (
     last_value,
     own_past,
 )
-from bigssl.transfer.steps.series import Line, Scale, long_enough, period_of, read_lines, refuse_later
-from bigssl.transfer.steps.windows import tokens_of
+from bigssl.transfer.steps.series import LongSeries, Scale, long_enough, period_of, read_long_series, refuse_later
+from bigssl.transfer.steps.windows import set_norms, tokens_of
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.team import AgreedError
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
 
 LINEAR = RAW + "linear model of the past"
-STRENGTHS = [10.0**power for power in range(-1, 6)]
 MEASURES = (("mse", "squared error", "squared deviations"), ("mae", "absolute error", "deviations"))
 
 
@@ -164,9 +164,15 @@ class _Work:
         """Features float32 [N, C, F] of train and test. Those of the last network are kept."""
         key = (trial.contender, 0 if trial.contender == "trained" else trial.seed)
         if key not in self._features:
-            model = self.bench.network(self.subject, *key)
+            model = self._network(*key)
             self._features = {key: (self._features_of(model, self.train), self._features_of(model, self.test))}
         return self._features[key]
+
+    def _network(self, contender: str, seed: int) -> PreTrainedModel:
+        model = self.bench.network(self.subject, contender, seed)
+        if contender != "trained":
+            set_norms(model, self.train.seen, self.section.batch, self.bench.device)
+        return model
 
     def _features_of(self, model: PreTrainedModel, cases: Cases) -> Tensor:
         with evaluating(model):
@@ -175,7 +181,7 @@ class _Work:
 
     def _tuned(self, trial: Trial) -> Tensor:
         """float32 [N, C, H] of the test windows, by a network that was trained on some of the others."""
-        model = self.bench.network(self.subject, trial.contender, trial.seed)
+        model = self._network(trial.contender, trial.seed)
         width = self._features_of(model, self.test).shape[2]
         with torch.random.fork_rng():
             torch.manual_seed(self.bench.seed + trial.seed)
@@ -193,12 +199,12 @@ class _Work:
             return torch.cat([head(self.test, rows, self.bench.device).cpu() for rows in parts])
 
 
-def _lines(section: Forecast, bench: Bench, takes: SeriesInput) -> tuple[list[Line], list[Line]]:
+def _lines(section: Forecast, bench: Bench, takes: SeriesInput) -> tuple[list[LongSeries], list[LongSeries]]:
     """(series to learn from, series to be judged). A collective."""
     steps, found = takes.length + section.horizon, []
     for name, url, limit in (("train", section.train, section.train_limit),
                              ("queries", section.queries, section.query_limit)):  # fmt: skip
-        found.append(read_lines(bench, url, limit=limit, field=name, channels=takes.channels))
+        found.append(read_long_series(bench, url, limit=limit, field=name, channels=takes.channels))
     refuse_later(bench.where, *found)
     need = f"{takes.length} that the backbone takes, and {section.horizon} behind them"
     train, test = (long_enough(bench, lines, steps, field=name, need=need)

@@ -50,6 +50,8 @@ class Regress(Labelled):
         takes = input_of(seen.backbone("backbone"))
         seen.samples("train", takes, "label")
         seen.samples("queries", takes, "label", "item")
+        for part in ("train", "queries"):
+            seen.readable(part, partial(_numbers, self.label))
         seen.apart("train")
 
     def run(self, bench: Bench) -> list[ScoreRow]:

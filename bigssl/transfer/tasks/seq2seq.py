@@ -13,6 +13,7 @@ from pydantic import Field
 
 from bigssl.config.evaluate import Item
 from bigssl.config.section import PositiveInt
+from bigssl.data.errors import DataError
 from bigssl.data.order import rng
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
@@ -48,10 +49,13 @@ class Seq2Seq(Learning, Fit):
 
     def check(self, seen: Checked) -> None:
         seen.backbone("backbone", "text")
-        CorpusMeasure("BLEU", self.bleu_words)
         seen.readable("train", self._read)
         seen.readable("queries", self._read)
         seen.apart("train")
+        try:
+            CorpusMeasure("BLEU", self.bleu_words)
+        except DataError as error:
+            seen.refuse("bleu_words", str(error))
 
     def _read(self, sample: Sample) -> Pair:
         return read_pair(sample, self.source, self.label)
@@ -80,7 +84,7 @@ class Seq2Seq(Learning, Fit):
         fixed = {name: judged(texts) for name, texts in _fixed(train.targets, queries.targets).items()}
         ceiling = measure(judged(translating.given_back(wanted)))
         return scored(
-            f"texts from texts: {measure.kind}", f"{measure.kind} of {len(queries)} unseen texts",
+            f"texts from texts: {measure.kind}", f"on {len(queries)} unseen texts",
             {trial: judged(texts) for trial, texts in found.items()}, queries.groups(self.item), fixed=fixed,
             measure=measure, unit=measure.kind, names={"blind": "the most frequent text of those learnt from"},
             facts={"train": len(train), "ceiling": ceiling}, row=measure.kind.lower(),

@@ -10,7 +10,7 @@ of the token in that context (Jelinek and Mercer 1980):
 fitted by expectation maximisation on documents that are not counted meanwhile. Each p_k sums to 1 over the vocabulary.
 A context is any choice of neighbours: those before a token for causal models, those on both sides for masked ones.
 
-Contexts are known by 64-bit hashes, so that memory is bounded by the tokens counted: 40 bytes at most for each token
+Contexts are known by 64-bit hashes, so that memory is bounded by the tokens counted: 28 bytes at most for each token
 and context.
 """
 
@@ -43,8 +43,8 @@ class Counted:
     """How often tokens stand in one context.
 
     Attributes:
-        seen: uint64 [C], hashes of the contexts, ascending; total, kinds: int64 [C], tokens and different tokens there.
-        pairs: uint64 [P], hashes of contexts with their token, ascending; counts: int64 [P].
+        seen: uint64 [C], hashes of the contexts, ascending; total, kinds: int32 [C], tokens and different tokens there.
+        pairs: uint64 [P], hashes of contexts with their token, ascending; counts: int32 [P].
         weights: float64 [BUCKETS], λ by `_buckets`.
     """
 
@@ -66,7 +66,8 @@ class Counted:
         pairs, first, counts = np.unique(_with(codes, tokens), return_index=True, return_counts=True)
         seen, total = np.unique(codes, return_counts=True)
         kinds = np.bincount(np.searchsorted(seen, codes[first]), minlength=len(seen))
-        return cls(context, seen, total, kinds, pairs, counts, np.full(BUCKETS, 0.5))
+        narrow = [each.astype(np.int32) for each in (total, kinds, counts)]
+        return cls(context, seen, narrow[0], narrow[1], pairs, narrow[2], np.full(BUCKETS, 0.5))
 
     def look(self, around: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(relative frequency float64 [M] of tokens int64 [M] in their contexts, bucket int64 [M] of each context, -1

@@ -4,6 +4,7 @@ The products walk over features or classes in blocks, so that one block serves e
 """
 
 import csv
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def block_for(kernel: str, data: Tensor, dtype: torch.dtype, launch: Callable[[B
     `launch` runs a block; while tuning it is timed. None where it must not be repeated.
     """
     shipped = SHIPPED.get((architecture(data.device), kernel, dtype.itemsize), FALLBACK)
-    same = [block for (_, name, width), block in SHIPPED.items() if (name, width) == (kernel, dtype.itemsize)]
+    others = functools.partial(_candidates, kernel, dtype.itemsize)
     time = None if launch is None else _seconds(launch)
-    return tuned(f"{kernel}/{dtype}", data.device, shipped, [*same, FALLBACK], time)
+    return tuned(f"{kernel}/{dtype}", data.device, shipped, others, time)
+
+
+def _candidates(kernel: str, width: int) -> list[Block]:
+    """Blocks worth timing: every block that is shipped for this kernel and width of element, and the fallback."""
+    return [*(block for (_, name, size), block in SHIPPED.items() if (name, size) == (kernel, width)), FALLBACK]

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from bigssl.transfer.labelled import transcripts
 from bigssl.transfer.labelled.transcripts import (
-    Alphabet,
     CtcHead,
     Frames,
     KeptFrames,
-    best_constant,
+    Symbols,
+    constant_text,
     ctc_loss,
     frames_needed,
     log_mel_frames,
@@ -46,16 +46,16 @@ def test_the_loss_is_that_of_all_ways_to_say_a_text(target: list[int], seed: int
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=9))
 def test_greedy_texts_are_runs_without_blanks(best: list[int]) -> None:
-    alphabet = Alphabet(["b a", ""])
+    alphabet = Symbols(["b a", ""])
     assert alphabet.symbols == [" ", "a", "b"] and len(alphabet) == 4 and alphabet.numbers("ab") == [2, 3]
     assert alphabet.greedy(best) == plain("".join(" ab"[number - 1] for number in said(tuple(best))))
 
 
 def test_transcripts_are_compared_as_they_are_learnt() -> None:
     assert plain("  A\u0308 B\n\tc ") == "\u00e4 b c" == plain("\u00c4 b C")
-    assert best_constant(["ab", "ab", "cd"], lambda truth, text: sum(a != b for a, b in zip(truth, text, strict=False))
+    assert constant_text(["ab", "ab", "cd"], lambda truth, text: sum(a != b for a, b in zip(truth, text, strict=False))
                          + abs(len(truth) - len(text))) == "ab"  # fmt: skip
-    assert best_constant(["abc", "x"], lambda truth, text: len(text)) == ""
+    assert constant_text(["abc", "x"], lambda truth, text: len(text)) == ""
 
 
 def test_the_head_sees_frames_of_sounds_alone_at_equal_scale() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bigssl.transfer.measures.errors import Edits, character_edits, edit_distance, error_rate, word_edits
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.text("ab c", max_size=7), st.text("ab c", max_size=7))
 def test_it_is_the_shortest_way_from_one_text_to_the_other(one: str, other: str) -> None:
     @cache

@@ -50,7 +50,7 @@ def slow(truth: np.ndarray, scores: np.ndarray, widest: int, thresholds: int) ->
     return sum(areas) / len(areas)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(arrays(bool, lengths).filter(np.any), arrays(np.float64, lengths, elements=levels), st.integers(0, 7))
 def test_it_is_its_definition(truth: np.ndarray, scores: np.ndarray, widest: int) -> None:
     assert vus_pr(truth, scores, widest, thresholds=9) == pytest.approx(slow(truth, scores, widest, 9), abs=1e-12)

@@ -7,19 +7,19 @@ from sklearn.linear_model import Ridge
 
 from bigssl.data.errors import DataError
 from bigssl.transfer.steps.cases import LinearForecast, cases_of, errors_of, last_period, last_value, own_past
-from bigssl.transfer.steps.series import Line, Scale
+from bigssl.transfer.steps.series import LongSeries, Scale
 
 PAST, FUTURE = 12, 5
 
 
 @pytest.fixture
-def lines() -> list[Line]:
+def lines() -> list[LongSeries]:
     rng = np.random.default_rng(0)
     values = (np.sin(np.arange(90) / 3)[:, None] * [2, 5] + rng.normal(size=(90, 2)) + [3, -40]).astype(np.float32)
-    return [Line("a", 0, values[:50]), Line("b", 100, values[50:])]
+    return [LongSeries("a", 0, values[:50]), LongSeries("b", 100, values[50:])]
 
 
-def test_windows_are_what_stands_in_the_series(lines: list[Line]) -> None:
+def test_windows_are_what_stands_in_the_series(lines: list[LongSeries]) -> None:
     scale = Scale.of("", lines)
     found = cases_of(lines, scale, PAST, FUTURE, 4)
     begins = [(line, begin) for line in lines for begin in range(0, len(line) - PAST - FUTURE + 1, 4)]
@@ -32,7 +32,7 @@ def test_windows_are_what_stands_in_the_series(lines: list[Line]) -> None:
     assert [group.split("/")[1] for group in one.groups] == [str(begin * 4 // 17) for begin in range(len(one))]
 
 
-def test_naive_forecasts_and_errors_are_those_of_loops(lines: list[Line]) -> None:
+def test_naive_forecasts_and_errors_are_those_of_loops(lines: list[LongSeries]) -> None:
     lines[0].values[[3, 11, 14, 20], [0, 1, 1, 0]] = np.nan
     lines[1].values[:8, 1] = np.nan
     found = cases_of(lines, Scale.of("", lines), PAST, FUTURE, 3)
@@ -53,7 +53,7 @@ def test_naive_forecasts_and_errors_are_those_of_loops(lines: list[Line]) -> Non
         assert errors[1, window].item() == pytest.approx(sum(map(abs, off)) / len(off), rel=1e-5)
 
 
-def test_the_linear_forecast_is_ridge_regression_of_what_its_past_lacks(lines: list[Line]) -> None:
+def test_the_linear_forecast_is_ridge_regression_of_what_its_past_lacks(lines: list[LongSeries]) -> None:
     found = cases_of(lines, Scale.of("", lines), PAST, FUTURE, 1)
     rows = torch.arange(0, len(found), 2)
     head = LinearForecast.fitted(own_past(found), found, rows, [3.0])
@@ -68,7 +68,7 @@ def test_the_linear_forecast_is_ridge_regression_of_what_its_past_lacks(lines: l
     np.testing.assert_allclose(head(own_past(found), found), want, atol=1e-4)
 
 
-def test_no_forecast_knows_the_future_that_is_judged(lines: list[Line]) -> None:
+def test_no_forecast_knows_the_future_that_is_judged(lines: list[LongSeries]) -> None:
     scale = Scale.of("", lines)
     train, before = (cases_of([line], scale, PAST, FUTURE, 1) for line in lines)
     head = LinearForecast.fitted(own_past(train), train, torch.arange(len(train)), [1.0, 10.0])
@@ -79,7 +79,7 @@ def test_no_forecast_knows_the_future_that_is_judged(lines: list[Line]) -> None:
     assert not torch.equal(before.future[:1], after.future[:1])
 
 
-def test_a_channel_without_a_past_is_not_judged_and_one_without_values_is_refused(lines: list[Line]) -> None:
+def test_a_channel_without_a_past_is_not_judged_and_one_without_values_is_refused(lines: list[LongSeries]) -> None:
     scale = Scale.of("", lines)
     lines[0].values[:PAST, 1] = np.nan
     found = cases_of(lines[:1], scale, PAST, FUTURE, 50)

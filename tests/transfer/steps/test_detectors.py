@@ -6,8 +6,8 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from bigssl.transfer.steps.detectors import at_random, neighbours, polynomial, principal_components
-from bigssl.transfer.steps.windows import Windows
+from bigssl.transfer.steps.detectors import at_random, patch_memory, polynomial, principal_components
+from bigssl.transfer.steps.windows import StepWindows
 
 LENGTH, STRIDE = 12, 5
 
@@ -28,7 +28,7 @@ def spread(begins: list[int], scores: np.ndarray, steps: int) -> list[float]:
 
 
 def test_windows_cover_every_step(normal: list[np.ndarray]) -> None:
-    found = Windows.of(normal, LENGTH, STRIDE, whole=True)
+    found = StepWindows.of(normal, LENGTH, STRIDE, whole=True)
     assert [begin for number, begin in found.places.tolist() if number] == [0, 5, 10, 15, 20, 25, 29]
 
 
@@ -37,22 +37,22 @@ def test_patches_are_held_against_those_of_normal_windows_at_the_same_place(norm
         return windows.reshape(len(windows), 3, 8)  # three patches of four steps of two channels
 
     asked = np.random.default_rng(1).normal(size=(31, 2)).cumsum(0).astype(np.float32)
-    found = neighbours(encode, LENGTH, STRIDE, 3, batch=4)(normal)(asked)
-    bank = encode(Windows.of(normal, LENGTH, STRIDE, whole=True).take(range(18))).numpy()
+    found = patch_memory(encode, LENGTH, STRIDE, 3, batch=4)(normal)(asked)
+    bank = encode(StepWindows.of(normal, LENGTH, STRIDE, whole=True).take(range(18))).numpy()
     mean, std = bank.reshape(-1, 8).mean(0), bank.reshape(-1, 8).std(0)
     begins, distances = [0, 5, 10, 15, 19], []
     for begin in begins:
         patches = ((asked[begin : begin + LENGTH].reshape(3, 8) - mean) / std)[:, None]
         known = [NearestNeighbors(n_neighbors=3).fit((bank[:, place] - mean) / std) for place in range(3)]
         distances.append([each.kneighbors(patch)[0].mean() for each, patch in zip(known, patches, strict=True)])
-    assert len(Windows.of(normal, LENGTH, STRIDE, whole=True)) == 18
+    assert len(StepWindows.of(normal, LENGTH, STRIDE, whole=True)) == 18
     np.testing.assert_allclose(found, spread(begins, np.array(distances), 31), rtol=1e-4)
 
 
 def test_principal_components_leave_what_they_do_not_explain(normal: list[np.ndarray]) -> None:
     asked = np.random.default_rng(1).normal(size=(31, 2)).astype(np.float32)
     found = principal_components(LENGTH, STRIDE)(normal)(asked)
-    windows = Windows.of(normal, LENGTH, STRIDE, whole=True)
+    windows = StepWindows.of(normal, LENGTH, STRIDE, whole=True)
     pca = PCA(n_components=0.9, svd_solver="full").fit(windows.take(range(len(windows))).flatten(1).double())
     begins = [0, 5, 10, 15, 19]
     pieces = np.stack([asked[begin : begin + LENGTH].reshape(-1) for begin in begins]).astype(np.float64)

@@ -15,7 +15,15 @@ from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.series import Windows, from_csv
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.matrix import Scratch
-from bigssl.transfer.steps.series import Line, Scale, line_of, long_enough, period_of, read_lines, refuse_later
+from bigssl.transfer.steps.series import (
+    LongSeries,
+    Scale,
+    long_enough,
+    long_series_of,
+    period_of,
+    read_long_series,
+    refuse_later,
+)
 from bigssl.transfer.subjects import Live
 from bigssl.transfer.team import AgreedError, Team
 
@@ -42,7 +50,7 @@ def test_windows_of_a_long_series_are_put_together_again(stride: int, tmp_path: 
     table.write_text("a,odd,b\n" + "\n".join(f"{a},{int(mark)},{b}" for (a, b), mark in zip(rows, odd, strict=True)))
     how = Windows(window=7, stride=stride, held_out=0.3, marks="odd")
     pack(from_csv(table, "long", how), tmp_path / "shards", name="x", split=("val", 0.3), shuffle=True)
-    found = {part: read_lines(bench(scratch), str(tmp_path / "shards" / part), limit=None, field=part, channels=2,
+    found = {part: read_long_series(bench(scratch), str(tmp_path / "shards" / part), limit=None, field=part, channels=2,
                               label="label") for part in ("train", "val")}  # fmt: skip
     held = [row for part in found.values() for line in part for row in range(line.start, line.stop)]
     want = {row for first, stop in ((0, 35), (35, 50)) for begin in how.begins(stop - first)
@@ -61,7 +69,7 @@ def test_windows_of_a_long_series_are_put_together_again(stride: int, tmp_path: 
 
 def test_marks_are_a_list_in_the_json() -> None:
     values = {"npy": npy(np.zeros((4, 1)))}
-    found = line_of(sample(values, odd=[0, 1, True, 0.0]), 1, "odd")
+    found = long_series_of(sample(values, odd=[0, 1, True, 0.0]), 1, "odd")
     assert found.marks is not None and found.marks.tolist() == [False, True, True, False]
     for meta, words in (
         ({"odd": [0]}, "no marks of its steps, label in its json; that has odd"),
@@ -70,16 +78,16 @@ def test_marks_are_a_list_in_the_json() -> None:
         ({"label": "Standing"}, "label in its json is 'Standing'; allowed: a list of 0 and 1"),
     ):
         with pytest.raises(DataError, match="part-0.tar, sample 'one': " + re.escape(words)):
-            line_of(sample(values, **meta), 1, "label")
+            long_series_of(sample(values, **meta), 1, "label")
     with pytest.raises(DataError, match="sample 'one': series of 1 channels; this backbone takes 2"):
-        line_of(sample(values), 2)
+        long_series_of(sample(values), 2)
 
 
 def test_channels_are_scaled_by_what_was_observed() -> None:
     rng = np.random.default_rng(0)
     values = (rng.normal(size=(400, 3)) * [1, 20, 0] + [0, 1e6, 3]).astype(np.float32)
     values[::7, 0] = np.nan
-    lines = [Line("a", 0, values[:150]), Line("b", 0, values[150:])]
+    lines = [LongSeries("a", 0, values[:150]), LongSeries("b", 0, values[150:])]
     scale = Scale.of("evaluate.mine.train", lines)
     whole = np.concatenate([scale(line) for line in lines])
     np.testing.assert_allclose(np.nanmean(whole, 0), 0, atol=0.02)
@@ -90,7 +98,7 @@ def test_channels_are_scaled_by_what_was_observed() -> None:
 
 
 def test_short_series_are_counted_and_refused_where_there_are_no_others(scratch: Scratch) -> None:
-    at, lines = bench(scratch), [Line("a", 0, np.zeros((9, 1))), Line("b", 0, np.zeros((10, 1)))]
+    at, lines = bench(scratch), [LongSeries("a", 0, np.zeros((9, 1))), LongSeries("b", 0, np.zeros((10, 1)))]
     assert [line.name for line in long_enough(at, lines, 10, field="train", need="8 and 2")] == ["b"]
     assert at.notes == ["evaluate.mine.train: 1 of 2 series are shorter than 10 steps (8 and 2) and are left out."]
     with pytest.raises(

@@ -4,6 +4,7 @@ what a reader has to know of the data is said."""
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from bigssl.transfer.scorecard import score
 from bigssl.transfer.subjects import Exported, Subject
 from bigssl.transfer.tasks.language import Language
 from bigssl.transfer.tasks.qa import Qa, _dealt
+from bigssl.transfer.tasks.seq2seq import Seq2Seq
 from bigssl.transfer.tasks.token import Token
 from bigssl.transfer.team import Team
 from bigssl.transfer.texts.answering import Answering, Question
@@ -88,7 +90,9 @@ def test_tags_that_are_no_entities_are_counted(
         score(tmp_path, {"tags": section.model_copy(update={"train": alike})}, seed=0)
 
 
-def test_what_the_shards_do_not_hold_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+def test_what_the_shards_do_not_hold_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tags = shards_of(tmp_path / "tags", tagged([("warm", "A"), ("cool", "B")]))
     other = shards_of(tmp_path / "other", tagged([("thing", "B")]))
     tower: Any = SimpleNamespace(modality="text", model=SimpleNamespace(config=CONFIG_MAPPING["gpt_neox"]()))
@@ -103,3 +107,9 @@ def test_what_the_shards_do_not_hold_is_refused_before_anything_is_trained(tmp_p
         check(Qa(train=tags, queries=other))
     with pytest.raises(ConfigError, match="evaluate.mine.backbone: value 'text': this gpt_neox has no head of next"):
         check(Language(bank=tags, queries=other))
+    pairs = [{"txt": text, "json": b'{"target": "warm"}'} for text in (b"thing", b"number")]
+    made = Seq2Seq(train=shards_of(tmp_path / "one", pairs[:1]), queries=shards_of(tmp_path / "two", pairs[1:]))
+    check(made)
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(ConfigError, match=r"evaluate.mine.bleu_words: value '13a': BLEU needs sacrebleu, which is not"):
+        check(made)

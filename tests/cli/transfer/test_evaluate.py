@@ -1,9 +1,11 @@
-"""`bigssl evaluate` of a finished run: as it was asked for, or in another way, beside."""
+"""`bigssl evaluate` of a finished run: as it was asked for, or in another way, beside; and by any task, also of an
+export and of a network that lies somewhere."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,15 @@ import yaml
 
 from bigssl import distributed, train
 from bigssl.cli.main import main
+from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import load_recipe, recipe_model
+from bigssl.data.errors import DataError
 from bigssl.engine import loop, zero
 from bigssl.engine.plan import preflight
 from bigssl.objectives.base import config_union
 from bigssl.report.changes import Change, read_changes, write_changes
-from bigssl.transfer.discovery import evaluation_union
+from bigssl.transfer.discovery import discover_evaluations, evaluation_union
+from bigssl.transfer.tasks.class_mean import ClassMean
 
 DEMO = Path(preflight.__file__).parents[2] / "demo"
 VAL = str(DEMO / "emoji" / "val")
@@ -129,6 +134,128 @@ def test_an_evaluation_that_fails_leaves_no_folder(run: Path, monkeypatch: pytes
     with pytest.raises(ZeroDivisionError):
         main(["evaluate", str(run), "--out", str(tmp_path / "mine")])
     assert not (tmp_path / "mine").exists()
+
+
+SOME = ["query_limit=40", "train_limit=60", "bank_limit=60", "seeds=2", "fractions=[0.3, 1]", "knn.k=5"]
+ASKED = ["--train", str(DEMO / "emoji" / "train"), "--test", VAL, "--label", "category"]
+
+
+def test_a_task_judges_a_run_its_export_and_a_network_that_lies_elsewhere_alike(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each network that fits, on shards of the command's, or those that the run's recipe knows; never over its card."""
+    shutil.copytree(run, whole := tmp_path / "run")
+    shutil.copytree(run / "export" / "text", tmp_path / "alone" / "text")
+    monkeypatch.chdir(tmp_path)
+    words = ["--task", "linear,knn", *ASKED, *SOME]
+    assert main(["evaluate", "run", *words]) == 0
+    said, rows = capsys.readouterr().out, card(whole / "evaluations" / "001")["tasks"]
+    assert rows.keys() == {f"{task}_{name}" for task in ("linear", "knn") for name in ("image", "text")}
+    assert rows["linear_text"]["curve"][-1]["samples"] <= 60 and rows["knn_image"]["k"] == 5
+    assert not (whole / "scorecard.json").exists() and "few labels: text linear probe: category\n" in said
+    made = f"Made by `bigssl evaluate run {shlex.join(words)}`, of the export after 2 steps."
+    assert made in card(whole / "evaluations" / "001")["notes"]
+    again = yaml.safe_load((whole / "evaluations" / "001" / "config.yaml").read_text())
+    assert again["evaluate"]["linear_image"]["fractions"] == [0.3, 1] and again["name"] == "tiny"
+
+    for number, path in enumerate(("run/export", "alone/text"), 1):
+        assert main(["evaluate", path, *words, "--backbone", "text"]) == 0
+        there = tmp_path / "evaluations" / f"{number:03d}"
+        assert {"linear": rows["linear_text"], "knn": rows["knn_text"]} == card(there)["tasks"]
+        assert sorted(each.name for each in there.iterdir()) == ["config.yaml", "report.html", "scorecard.json"]
+        unknown = "No recipe tells what these networks were trained on"
+        assert (unknown in capsys.readouterr().out) == (path == "alone/text")
+    assert yaml.safe_load((there / "config.yaml").read_text())["evaluate"].keys() == {"linear", "knn"}
+
+
+def test_all_is_what_can_be_served_and_the_rest_with_its_reason(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails is named, and loses no other's rows."""
+
+    def fail(*arguments: Any) -> None:
+        raise DataError("the captions are gone")
+
+    monkeypatch.setattr(ClassMean, "raw", fail)
+    for tuned in ("finetune", "hybrid"):  # a test of their own has them, and takes its time
+        monkeypatch.setattr(discover_evaluations()[tuned], "check", refuse)
+    assert main(["evaluate", str(run), "--task", "all", "--out", str(tmp_path / "all"), *ASKED, *SOME]) == 1
+    out, err = capsys.readouterr()
+    found = card(tmp_path / "all")
+    assert found["failed"] == {"class_mean": "the captions are gone"} and "class_mean failed: the captions" in err
+    across = {f"retrieval/{way}" for way in ("images_to_texts", "texts_to_images")}
+    assert found["tasks"].keys() == {"near", "knn", "linear_image", "linear_text", "zero_shot", *across}
+    assert found["tasks"]["near"]["queries"] == 20, "the recipe's own stays as it is, and is not asked for twice"
+    reasons = dict(re.findall(r"^not served: (\w+): (.*)$", out, flags=re.M))
+    assert reasons.keys() == discover_evaluations().keys() - {"knn", "linear", "zero_shot", "retrieval", "class_mean"}
+    for task, words in {"language": "exports no head of the kind mlm", "forecast": "there is no series backbone",
+                        "ctc": "there is no audio backbone", "regress": "category is 'Smileys", "segment": "mask",
+                        "finetune": "not today"}.items():  # fmt: skip
+        assert words in reasons[task], (task, reasons[task])
+
+
+def refuse(section: Any, seen: Any) -> None:
+    raise ConfigError("not today")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--task linaer", "--task: no task 'linaer'; allowed: all, or of .*; nearest: linear"),
+        ("--task linear seedz=1", "option seedz=1: no such field of linear; allowed: .*; nearest: seeds"),
+        ("--task linear,knn linear.kk=1", "option linear.kk=1: no such field of linear; allowed: "),
+        ("--task linear knn.k=1", "option knn...: --task names linear"),
+        ("--task linear seeds=few", "--task linear: seeds: value 'few'"),
+        ("--task linear seed=yes", "seed: value True; allowed: a whole number"),
+        ("--task language --label x", "--label x: no such field of language"),
+        ("--task linear --backbone imag", "--task linear: --backbone: no backbone 'imag'; allowed: image, text"),
+        ("--task linear --test VAL", "--train: missing, the shards that linear learns from: bigssl evaluate RUN --task "
+                                     "linear --train SHARDS --test SHARDS"),
+        ("--task linear --train VAL", "--test: missing, the shards that linear is judged on: bigssl evaluate RUN "),
+        ("--task linear --train VAL --test VAL --label category", "--test: .*/val': 2 of 2 shards are also in --train"),
+        ("--task linear --train VAL --test TRAIN --label category", "--test: .*train': 7 of 7 shards are trained on"),
+        ("--task linear --train TRAIN --test VAL", "--label: value 'label' is not in the metadata of .* allowed: .*"),
+        ("--task linear --train TRAIN --test PROSE", "--test: .* has json, txt; allowed: .*|--label: value 'label' is"),
+        ("--task linear --train nowhere --test VAL", "--train: value 'nowhere'"),
+        ("--task forecast --train TRAIN --test VAL", "--backbone: no series backbone 'image'; allowed: none, there is "
+                                                     "no series backbone"),
+        ("--train VAL", "--train .*: --task is missing, which says what for"),
+        ("--task linear evaluate.near.k=3", "option evaluate={'near': {'k': 3}}: no such field of linear"),
+        ("--task zero_shot templates=[plain]", "'plain' has 0 places for a class name; allowed: one {}"),
+        ("--task retrieval k=[5,1]", "--task retrieval: k: .*do not ascend"),
+        ("--task retrieval view=design", "pair and view are needed"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_for_is_said_with_what_to_type(
+    words: str, said: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"TRAIN": str(DEMO / "emoji" / "train"), "PROSE": str(DEMO / "text" / "val"), "VAL": VAL}
+    for name, place in places.items():
+        words = words.replace(f" {name}", f" {place}")
+    assert main(["evaluate", str(run), *words.split()]) == 2
+    out, err = capsys.readouterr()
+    assert not out and re.search(said.replace("RUN", str(run)), err), err
+    assert not (run / "evaluations" / "009").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("nowhere", "nowhere: no such folder"), ("file", "file: is no folder"),
+     (".", "not a run folder, and no export .*; allowed: folder/net, folder/odd; what can be judged is a run folder"),
+     ("folder/net", "--task: missing; folder/net has no recipe .*: bigssl evaluate folder/net --task all --train"),
+     ("folder/odd", "odd/config.json: model_type 'odd' is of no modality")],
+)  # fmt: skip
+def test_what_holds_no_network_is_said(
+    path: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, kind in (("net", "bert"), ("odd", "odd")):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        (tmp_path / "folder" / name / "config.json").write_text(json.dumps({"model_type": kind}))
+    (tmp_path / "file").write_text("")
+    task = ["--task", "knn", *ASKED] if path == "folder/odd" else []
+    assert main(["evaluate", path, *task]) == 2
+    assert re.search(said, capsys.readouterr().err)
 
 
 @pytest.mark.distributed
