@@ -99,8 +99,18 @@ def _export(
                          "--format transformers") from None  # fmt: skip
     signature, state = exported.graph_signature, {**exported.state_dict, **exported.constants}
     inside = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    used = {inside[node.name] for node in exported.graph.nodes if node.name in inside and node.users}
-    return digests({name: state[name] for name in used})
+    return digests({inside[name]: state[inside[name]] for name in _reached(exported.graph) if name in inside})
+
+
+def _reached(graph: torch.fx.Graph) -> set[str]:
+    """Names of what its outputs are made of: a layer may be passed whose output nobody takes, and is then left out."""
+    waiting, seen = [graph.output_node()], set()
+    while waiting:
+        node = waiting.pop()
+        if node.name not in seen:
+            seen.add(node.name)
+            waiting += node.all_input_nodes
+    return seen
 
 
 def _cause(error: BaseException) -> str:
