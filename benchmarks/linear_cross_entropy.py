@@ -74,7 +74,7 @@ def memory(args: argparse.Namespace, shape: Row) -> list[Row]:
         try:
             taken = peak(args, name, shape) if args.device == "cuda" else _peak_in_a_process(args, name, shape)
             found: Row = {"extra_mib": taken / 2**20}
-        except (subprocess.CalledProcessError, torch.OutOfMemoryError) as error:
+        except Exception as error:  # a peer may fail in any way; that is a result
             why = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
             found = {"note": f"no peak: {(why.splitlines() or ['killed'])[-1][:100]}"}
         results.append(shape | {"provider": name} | BLANK | found)
@@ -121,13 +121,17 @@ def obstacle(args: argparse.Namespace, shape: Row, pace: float, left: float) -> 
     return "not run: the time is over" if pace * flops(shape) > left else ""
 
 
-def measured(args: argparse.Namespace) -> list[Row]:
-    """The rows of the BERT step and of every mode and size, the smallest sizes first, within the time that is given."""
+def measured(args: argparse.Namespace, file: Path) -> list[Row]:
+    """The rows of the BERT step and of every mode and size, the smallest sizes first, within the time that is given.
+
+    All there are stand in `file` after each size: what ends the process later takes none of them.
+    """
     sizes = itertools.product(["head"], args.tokens, args.widths, args.classes, args.shares, args.dtypes)
     shapes = sorted((dict(zip(NAMES, size, strict=True)) for size in sizes), key=flops)
     step_of = dict(zip(NAMES, ("BERT-base step", 1024, 768, 30_522, 0.15), strict=False))
     work = [("step", step, step_of | {"dtype": dtype}) for dtype in args.dtypes]
     work += [(mode, take, shape) for shape in shapes for mode, take in (("speed", speed), ("memory", memory))]
+    context = {"device": device_name(torch.device(args.device)), "clock": args.clock, "versions": versions()}
     results, paces, end = [], dict.fromkeys(("speed", "memory", "step"), 0.0), time.monotonic() + 60 * args.minutes
     for mode, take, shape in (one for one in work if one[0] in args.mode):
         begin = time.monotonic()
@@ -138,6 +142,7 @@ def measured(args: argparse.Namespace) -> list[Row]:
             paces[mode] = (time.monotonic() - begin) / flops(shape)
         show(fresh)
         results += fresh
+        write_rows(file, [row | context for row in results])
     return results
 
 
@@ -216,11 +221,9 @@ def main() -> None:
         size = ("head", args.tokens[0], args.widths[0], args.classes[0], args.shares[0], args.dtypes[0])
         print(peak(args, args.peak, dict(zip(NAMES, size, strict=True))))
         return
-    results = measured(args)
     name = device_name(torch.device(args.device))
     stem = f"linear_cross_entropy_{'quick_' if args.quick else ''}{''.join(c if c.isalnum() else '-' for c in name)}"
-    context = {"device": name, "clock": args.clock, "versions": versions()}
-    write_rows(args.out / f"{stem}.csv", [row | context for row in results])
+    results = measured(args, args.out / f"{stem}.csv")
     if args.plot:
         plot(results, args.out / f"{stem}.svg")
 

@@ -67,7 +67,7 @@ def recalled(
 
 
 @dataclass(frozen=True)
-class Projected:
+class InSharedSpace:
     """Features [N, D] in the space [N, P] of a projection [P, D], at unit length, computed on `device`."""
 
     matrix: Matrix
@@ -111,8 +111,8 @@ class Direction:
 class Across:
     """Pictures and the different texts of a dataset, by contender, with the item that each is of."""
 
-    pictures: Mapping[str, Projected]
-    texts: Mapping[str, Projected]
+    pictures: Mapping[str, InSharedSpace]
+    texts: Mapping[str, InSharedSpace]
     picture_ids: list[str]
     text_ids: list[str]
 
@@ -130,9 +130,10 @@ class Across:
         said = _texts(bench, url, limit, pair)
         described = bench.texts(reading, [words for words, _ in said])
         weights = clip_heads(bench, heads, queries.matrices["trained"].width, described["trained"].width)
-        pictures = {name: Projected(queries.matrices[name], head["image_projection"], bench.device)
+        pictures = {name: InSharedSpace(queries.matrices[name], head["image_projection"], bench.device)
                     for name, head in weights.items() if name in described}  # fmt: skip
-        texts = {name: Projected(described[name], weights[name]["text_projection"], bench.device) for name in pictures}
+        texts = {name: InSharedSpace(described[name], weights[name]["text_projection"], bench.device)
+                 for name in pictures}  # fmt: skip
         return cls(pictures, texts, queries.groups(pair), [item for _, item in said])
 
     def directions(self, bench: Bench, deepest: int) -> Iterator[Direction]:

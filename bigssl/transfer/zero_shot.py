@@ -74,7 +74,7 @@ class ByTexts(Evaluation):
         hits |= {} if bench.live else self.raw(bench, asked.queries, asked.classes, asked.right)
         return [self.score(asked.queries, hits, asked.classes, asked.texts)]
 
-    def asked(self, bench: Bench) -> Asked:
+    def asked(self, bench: Bench) -> NamedClasses:
         """What is to be told apart, and the texts that may tell it. A collective."""
         images, text = bench.subject(self.image_backbone, "image"), bench.subject(self.text_backbone, "text")
         queries = bench.encode(images, self.queries, limit=self.query_limit, field="queries",
@@ -90,11 +90,11 @@ class ByTexts(Evaluation):
         heads = clip_heads(bench, self.heads, queries.matrices["trained"].width, described["trained"].width)
         (known, right), classes = encode_labels(labels, wanted)
         majority = {} if bench.live else {"majority": majority_hits(wanted)}
-        return Asked(bench, queries, described, heads, known, right, classes, majority)
+        return NamedClasses(bench, queries, described, heads, known, right, classes, majority)
 
 
 @dataclass(frozen=True)
-class Asked:
+class NamedClasses:
     """Images whose class is asked, and texts.
 
     Attributes:

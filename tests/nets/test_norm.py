@@ -95,18 +95,19 @@ def test_two_uneven_ranks_on_gpus_equal_torch_on_the_whole_batch(tmp_path: Path)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("training", [True, False])
 def test_weights_may_lie_at_any_address(training: bool) -> None:
-    """ZeRO puts them behind whatever came before them."""
-    flat, x = torch.rand(17, device="cuda"), torch.randn(4, 8, 16, 16, device="cuda", requires_grad=True)
-    want, got = nn.BatchNorm2d(8).cuda(), GlobalBatchNorm(8).cuda()
-    got.weight.data, got.bias.data = flat[1:9], flat[9:]
-    want.weight.data, want.bias.data = flat[1:9].clone(), flat[9:].clone()
-    assert got.weight.data_ptr() % 16 and want.weight.data_ptr() % 16 == 0
-    results = []
-    for norm in (want.train(training), got.train(training)):
-        output = norm(x)
-        results.append([output, *torch.autograd.grad((output**3).sum(), [x, norm.weight, norm.bias])])
-    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
-    assert all(torch.equal(*pair) for pair in zip(want.buffers(), got.buffers(), strict=True))
+    """ZeRO puts them behind whatever came before them. (cuDNN reads four at a time at some shapes only.)"""
+    for shape in ((8, 8, 16, 16), (8, 8, 8, 8), (8, 16, 4, 4)):
+        width, x = shape[1], torch.randn(shape, device="cuda", requires_grad=True)
+        flat, want, got = torch.rand(2 * width + 1), nn.BatchNorm2d(width).cuda(), GlobalBatchNorm(width).cuda()
+        got.weight.data, got.bias.data = flat.cuda()[1:].chunk(2)
+        want.weight.data, want.bias.data = (part.cuda() for part in flat[1:].chunk(2))
+        assert got.weight.data_ptr() % 16 and want.weight.data_ptr() % 16 == 0
+        results = []
+        for norm in (want.train(training), got.train(training)):
+            output = norm(x)
+            results.append([output, *torch.autograd.grad((output**3).sum(), [x, norm.weight, norm.bias])])
+        for pair in [*zip(*results, strict=True), *zip(want.buffers(), got.buffers(), strict=True)]:
+            torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-5)
 
 
 def check_both(first: Any, second: Any) -> None:

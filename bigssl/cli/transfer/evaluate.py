@@ -13,7 +13,7 @@ from shlex import join
 from typing import Any
 
 from bigssl import exits
-from bigssl.cli.transfer.judged import Judged
+from bigssl.cli.transfer.judged import Judgeable
 from bigssl.cli.transfer.wishes import ALL, Wish, wish_of
 from bigssl.config.changes import covers
 from bigssl.config.errors import ConfigError
@@ -48,19 +48,19 @@ def evaluate(
     words = _words(task, {"train": train, "test": test, "label": label, "backbone": backbone}, overrides)
     if task:
         wish = wish_of(task, overrides, train=train, test=test, label=label, backbone=backbone)
-        asked = _by_task(Judged.at(path), wish, words)
+        asked = _by_task(Judgeable.at(path), wish, words)
     else:
         _refuse_without_task({"train": train, "test": test, "label": label, "backbone": backbone}, overrides)
-        asked = _by_recipe(Judged.at(path, overrides), overrides)
+        asked = _by_recipe(Judgeable.at(path, overrides), overrides)
     beside = _beside(asked.judged, out, always=bool(task or overrides))
     return _scored(asked, beside, device)
 
 
 @dataclass(frozen=True)
-class Asked:
+class Evaluating:
     """What is evaluated. unserved: by task, why not. again: the command, but for the path."""
 
-    judged: Judged
+    judged: Judgeable
     evaluate: Mapping[str, Evaluation]
     made: str
     seed: int
@@ -74,7 +74,7 @@ def _words(task: str, flags: Mapping[str, str | None], overrides: Sequence[str])
     return join([*given, *overrides])
 
 
-def _by_recipe(judged: Judged, overrides: Sequence[str]) -> Asked:
+def _by_recipe(judged: Judgeable, overrides: Sequence[str]) -> Evaluating:
     recipe = judged.recipe
     if recipe is None or not judged.is_run:
         raise ConfigError(f"--task: missing; {judged.path} has no recipe that says what to evaluate: bigssl evaluate "
@@ -86,10 +86,10 @@ def _by_recipe(judged: Judged, overrides: Sequence[str]) -> Asked:
     judged.check(recipe.evaluate)
     changed = f" and {' '.join(overrides)}" if overrides else ""
     made = f"Made with {judged.path}/config.yaml{changed}, {judged.steps}."
-    return Asked(judged, recipe.evaluate, made, recipe.seed, {})
+    return Evaluating(judged, recipe.evaluate, made, recipe.seed, {})
 
 
-def _by_task(judged: Judged, wish: Wish, words: str) -> Asked:
+def _by_task(judged: Judgeable, wish: Wish, words: str) -> Evaluating:
     sections, unserved = judged.serve(wish)
     try:
         judged.refuse_seen(sections)
@@ -97,10 +97,10 @@ def _by_task(judged: Judged, wish: Wish, words: str) -> Asked:
         raise ConfigError(re.sub(r"evaluate\.[\w-]+\.queries: ", "--test: ", str(error))) from None
     made = f"Made by `bigssl evaluate {judged.path} {words}`, {judged.steps}."
     seed = wish.seed if wish.seed is not None else judged.recipe.seed if judged.recipe is not None else 0
-    return Asked(judged, sections, " ".join([made, *judged.unknown]), seed, unserved)
+    return Evaluating(judged, sections, " ".join([made, *judged.unknown]), seed, unserved)
 
 
-def _scored(asked: Asked, beside: Any, device: str) -> int:
+def _scored(asked: Evaluating, beside: Any, device: str) -> int:
     from bigssl.report.html import write_report
     from bigssl.transfer.scorecard import format_table, score
 
@@ -136,7 +136,7 @@ def _refuse_without_task(flags: Mapping[str, str | None], overrides: Sequence[st
 
 
 @contextmanager
-def _beside(judged: Judged, out: Path | None, *, always: bool) -> Iterator[Path | None]:
+def _beside(judged: Judgeable, out: Path | None, *, always: bool) -> Iterator[Path | None]:
     """The folder, made here, that is written to; None for the run folder itself."""
     if out is None and judged.is_run and not always:
         yield None

@@ -25,7 +25,7 @@ from bigssl.transfer.arriving.folders import Networks, networks_at, towers_at
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judgeable:
     """recipe: of the run that made the networks; None where no run is known."""
 
     path: Path
@@ -33,7 +33,7 @@ class Judged:
     recipe: Recipe | None
 
     @classmethod
-    def at(cls, path: Path, overrides: Sequence[str] = ()) -> Judged:
+    def at(cls, path: Path, overrides: Sequence[str] = ()) -> Judgeable:
         """Raises ConfigError where there is nothing to judge."""
         networks = networks_at(path)
         return cls(path, networks, _recipe(path, networks, overrides))

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
-from bigssl.transfer.leaving.parts import Part, UnfitError
+from bigssl.transfer.leaving.parts import LeavingPart, UnfitError
 
 
-def masked_language_model(part: Part) -> PreTrainedModel:
+def masked_language_model(part: LeavingPart) -> PreTrainedModel:
     """The network with its head, float32 in eval mode.
 
     Every head of transformers that has a layer, an activation, a LayerNorm and a decoder is filled with the tensors of

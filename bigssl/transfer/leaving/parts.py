@@ -32,7 +32,7 @@ class UnfitError(ExportError):
 
 
 @dataclass(frozen=True)
-class Member:
+class PartNetwork:
     """A network of a part, float32 in eval mode on the CPU, and what it takes. name: its folder in the export.
 
     untrained: its tensors that the export does not hold, as nothing has trained them and features do not pass through
@@ -62,7 +62,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Part:
+class LeavingPart:
     """Attributes:
     name: as --part has it.
     kind: "network", or what its head is: "mlm", "causal", "clip".
@@ -72,11 +72,11 @@ class Part:
 
     name: str
     kind: str
-    members: dict[str, Member]
+    members: dict[str, PartNetwork]
     tensors: dict[str, Tensor]
 
     @property
-    def only(self) -> Member:
+    def only(self) -> PartNetwork:
         """The network of a part that has one."""
         (member,) = self.members.values()
         return member
@@ -104,18 +104,18 @@ class Listed:
     backbones: dict[str, str]
     head: str | None = None
 
-    def load(self, export: Path) -> Part:
+    def load(self, export: Path) -> LeavingPart:
         """Raises DataError where something of it is not there."""
         members = {role: load_member(export, name) for role, name in self.backbones.items()}
         tensors = load_heads(export / "heads" / f"{self.head}.safetensors") if self.head is not None else {}
-        return Part(self.name, self.kind, members, tensors)
+        return LeavingPart(self.name, self.kind, members, tensors)
 
 
 def has_pooler_switch(model: PreTrainedModel) -> bool:
     return POOLER in inspect.signature(type(model).__init__).parameters
 
 
-def load_member(export: Path, name: str) -> Member:
+def load_member(export: Path, name: str) -> PartNetwork:
     """A network of an export folder; without its pooler where its class can do without. Raises DataError."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -127,7 +127,7 @@ def load_member(export: Path, name: str) -> Member:
         with safe_open(file, framework="pt") as opened:
             stored.update(opened.keys())
     untrained = sorted((unused_parameters(model) & model.state_dict().keys()) - stored)
-    return Member(name, model, exported_input(export / name), tuple(untrained))
+    return PartNetwork(name, model, exported_input(export / name), tuple(untrained))
 
 
 def parts_of(export: Path, heads: Mapping[str, Mapping[str, Any]]) -> dict[str, Listed]:

@@ -23,7 +23,7 @@ from bigssl.data.sample import Sample
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import mean_of
-from bigssl.transfer.leaving.parts import Member, Part, UnfitError
+from bigssl.transfer.leaving.parts import LeavingPart, PartNetwork, UnfitError
 from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, collated, contents
 
@@ -35,7 +35,7 @@ TOKENS = 256  # whose logits are compared
 class _Graph(nn.Module):
     """Inputs of a network by transformers' names -> the outputs of a part."""
 
-    def __init__(self, member: Member, head: MaskedLanguageHead | None, projection: Tensor | None) -> None:
+    def __init__(self, member: PartNetwork, head: MaskedLanguageHead | None, projection: Tensor | None) -> None:
         super().__init__()
         self.model, self.head, self.member = member.model, head, member
         self.projection = None if projection is None else nn.Parameter(projection)
@@ -50,7 +50,7 @@ class _Graph(nn.Module):
         return (features,) if self.head is None else (features, self.head.logits(hidden))
 
 
-def to_onnx(part: Part, folder: Path, samples: Samples) -> list[Claim]:
+def to_onnx(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
     """Writes a graph to `folder`, of CLIP one for each side. Raises UnfitError."""
     if part.kind == "clip":
         return [_written(part, role, folder / role, samples[role]) for role in part.members]
@@ -58,7 +58,7 @@ def to_onnx(part: Part, folder: Path, samples: Samples) -> list[Claim]:
     return [_written(part, role, folder, samples[role])]
 
 
-def _written(part: Part, role: str, folder: Path, samples: list[Sample]) -> Claim:
+def _written(part: LeavingPart, role: str, folder: Path, samples: list[Sample]) -> Claim:
     member = part.members[role]
     clip = part.kind == "clip"
     graph = _Graph(member, part.head() if part.kind == "mlm" else None,
@@ -95,13 +95,29 @@ def _export(
             )
             program.save(str(file), external_data=size > LARGE)
     except Exception as error:  # whatever the tracer raises
-        said = " ".join(str(error).split())[:200]
-        raise UnfitError(f"{where} cannot be traced for ONNX: {type(error).__name__}: {said}; allowed: --format "
-                         "transformers") from None  # fmt: skip
+        raise UnfitError(f"{where} cannot be traced for ONNX by torch {torch.__version__}: {_cause(error)}; allowed: "
+                         "--format transformers") from None  # fmt: skip
     signature, state = exported.graph_signature, {**exported.state_dict, **exported.constants}
     inside = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    used = {inside[node.name] for node in exported.graph.nodes if node.name in inside and node.users}
-    return digests({name: state[name] for name in used})
+    return digests({inside[name]: state[inside[name]] for name in _reached(exported.graph) if name in inside})
+
+
+def _reached(graph: torch.fx.Graph) -> set[str]:
+    """Names of what its outputs are made of: a layer may be passed whose output nobody takes, and is then left out."""
+    waiting, seen = [graph.output_node()], set()
+    while waiting:
+        node = waiting.pop()
+        if node.name not in seen:
+            seen.add(node.name)
+            waiting += node.all_input_nodes
+    return seen
+
+
+def _cause(error: BaseException) -> str:
+    """What the exporter met first; its own words around it are advice to developers of torch."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @contextlib.contextmanager

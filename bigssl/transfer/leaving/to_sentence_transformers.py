@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.leaving.export import hushed
-from bigssl.transfer.leaving.parts import Part, UnfitError
+from bigssl.transfer.leaving.parts import LeavingPart, UnfitError
 from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, contents, write_json
 from bigssl.transfer.leaving.to_transformers import check_tokenizer_reloads
 
 
-def to_sentence_transformers(part: Part, folder: Path, samples: Samples) -> list[Claim]:
+def to_sentence_transformers(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
     """Writes the modules to `folder`. Of CLIP, the side of texts. Raises UnfitError."""
     member = part.members.get("text")
     if member is None or not isinstance(member.takes, TextInput):

@@ -18,7 +18,7 @@ from torch import Tensor
 from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 from bigssl.nets.timm.names import timm_name
 from bigssl.transfer.inputs import ImageInput
-from bigssl.transfer.leaving.parts import Member, Part, UnfitError
+from bigssl.transfer.leaving.parts import LeavingPart, PartNetwork, UnfitError
 from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, contents, write_json
 
@@ -28,7 +28,7 @@ EPS = 1e-6  # of LayerNorms, where timm is told nothing else
 STEM = 64  # channels behind the first convolution of timm's residual networks, whatever their other widths
 
 
-def to_timm(part: Part, folder: Path, samples: Samples) -> list[Claim]:
+def to_timm(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
     """Writes config.json and weights to `folder`. Raises UnfitError."""
     member = part.members.get("image")
     if member is None or part.kind != "network" or not isinstance(member.takes, ImageInput):
@@ -60,7 +60,7 @@ def to_timm(part: Part, folder: Path, samples: Samples) -> list[Claim]:
 class _Fit:
     """Says of a configuration whether a converter can take it."""
 
-    def __init__(self, part: str, member: Member) -> None:
+    def __init__(self, part: str, member: PartNetwork) -> None:
         self.part, self.config = part, member.model.config
         self.takes = member.takes
         assert isinstance(member.takes, ImageInput)

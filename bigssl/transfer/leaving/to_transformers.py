@@ -18,7 +18,7 @@ from bigssl.nets.pool import leading_tokens
 from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.leaving.export import hushed
 from bigssl.transfer.leaving.masked import masked_language_model
-from bigssl.transfer.leaving.parts import Member, Part, UnfitError
+from bigssl.transfer.leaving.parts import LeavingPart, PartNetwork, UnfitError
 from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, contents
 
@@ -26,9 +26,9 @@ TOKENS = 256  # whose logits are compared
 WORDS = 5  # of a text that a pipeline goes on with
 
 
-def to_transformers(part: Part, folder: Path, samples: Samples) -> list[Claim]:
+def to_transformers(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
     """Writes weights and preprocessor to `folder`. Raises UnfitError."""
-    kinds: dict[str, Callable[[Part, list[Sample]], Written]] = {
+    kinds: dict[str, Callable[[LeavingPart, list[Sample]], Written]] = {
         "network": _network, "mlm": _masked, "causal": _causal, "clip": _dual}  # fmt: skip
     seen = next(iter(samples.values()))
     model, load, outputs = kinds[part.kind](part, seen)
@@ -44,7 +44,7 @@ def to_transformers(part: Part, folder: Path, samples: Samples) -> list[Claim]:
                   member.untrained)]  # fmt: skip
 
 
-def check_tokenizer_reloads(part: Part, folder: Path, texts: list[bytes]) -> None:
+def check_tokenizer_reloads(part: LeavingPart, folder: Path, texts: list[bytes]) -> None:
     """For some types (qwen2) `AutoTokenizer` takes the class of the type, whatever tokenizer_config.json says. Raises
     UnfitError where it makes other tokens."""
     for takes in (member.takes for member in part.members.values() if isinstance(member.takes, TextInput)):
@@ -63,13 +63,13 @@ def check_tokenizer_reloads(part: Part, folder: Path, texts: list[bytes]) -> Non
 Written = tuple[PreTrainedModel, dict[str, Any], dict[str, Tensor]]
 
 
-def _network(part: Part, samples: list[Sample]) -> Written:
+def _network(part: LeavingPart, samples: list[Sample]) -> Written:
     member = part.only
     load = {"class": "AutoModel", "options": member.options, "outputs": ["features"], **_facts(member)}
     return member.model, load, {"features": member.features(samples)}
 
 
-def _facts(member: Member) -> dict[str, Any]:
+def _facts(member: PartNetwork) -> dict[str, Any]:
     """What the mean of `last_hidden_state` is over, beyond the modality."""
     kind = member.model.config.model_type
     found: dict[str, Any] = {"observed": OBSERVED.get(kind)}
@@ -81,7 +81,7 @@ def _facts(member: Member) -> dict[str, Any]:
     return found
 
 
-def _masked(part: Part, samples: list[Sample]) -> Written:
+def _masked(part: LeavingPart, samples: list[Sample]) -> Written:
     model, member = masked_language_model(part), part.only
     assert isinstance(member.takes, TextInput)
     tokenizer = member.takes.tokenizer
@@ -97,7 +97,7 @@ def _masked(part: Part, samples: list[Sample]) -> Written:
     return model, load, {"token_logits": logits, "pipeline": best}
 
 
-def _causal(part: Part, samples: list[Sample]) -> Written:
+def _causal(part: LeavingPart, samples: list[Sample]) -> Written:
     """A head that is the token embedding."""
     member = part.only
     config = copy.deepcopy(member.model.config)
@@ -125,7 +125,7 @@ def _beginning(text: bytes) -> str:
     return " ".join(text.decode().split()[:WORDS])
 
 
-def _dual(part: Part, samples: list[Sample]) -> Written:
+def _dual(part: LeavingPart, samples: list[Sample]) -> Written:
     image, text = (part.members[role].model.config.model_type for role in ("image", "text"))
     raise UnfitError(
         f"part {part.name!r}: no dual encoder of transformers takes the means of {image} and {text} that were trained: "

@@ -28,7 +28,7 @@ from bigssl.transfer.scores import RAW, Score
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.team import AgreedError
 from bigssl.transfer.texts import documents as texts
-from bigssl.transfer.texts.documents import Document, Unasked, parts_of
+from bigssl.transfer.texts.documents import Document, Unasked, document_parts
 from bigssl.transfer.texts.lm_heads import Head, causal_heads, has_own_head, headless, is_causal, masked_heads
 from bigssl.transfer.texts.ngrams import AROUND, BEFORE, NGrams, neighbours
 
@@ -87,7 +87,7 @@ class Language(Evaluation):
         read = partial(texts.following_documents, self.queries, numbers, takes, left) if causal else partial(
             texts.masked_documents, self.queries, numbers, takes, bench.seed, left)  # fmt: skip
         documents = bench.read(("documents", self.queries, self.query_limit, takes), read)
-        pieces = (part for document in documents for part in parts_of(document, bench.batch))
+        pieces = (part for document in documents for part in document_parts(document, bench.batch))
         mine: list[tuple[str, Sums]] = []
         passes = bench.passes(pieces, partial(_judged, subject, heads, lines, bench), partial(_nothing, subject.width))
         bench.look_at(subject, bench.stored(_features_of(passes, mine)))

@@ -11,7 +11,7 @@ from bigssl.report.values import shown
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.scores import Score
 from bigssl.transfer.subjects import Captions, Encoded
-from bigssl.transfer.zero_shot import Asked, ByTexts, class_names
+from bigssl.transfer.zero_shot import ByTexts, NamedClasses, class_names
 
 NAME = "{}"
 
@@ -58,12 +58,12 @@ class ZeroShot(ByTexts):
         names = self.score(asked.queries, alone[NAME] | asked.beside, asked.classes, each)
         return [self._ensemble(asked, together, len(self.templates) * each), replace(names, row="names")]
 
-    def _ensemble(self, asked: Asked, hits: dict[str, Tensor], texts: int) -> Score:
+    def _ensemble(self, asked: NamedClasses, hits: dict[str, Tensor], texts: int) -> Score:
         plain = self.score(asked.queries, hits, asked.classes, texts)
         subject = plain.subject.replace("class names alone", "class names in templates")
         return replace(plain, title=f"zero-shot {self.label}: {len(self.templates)} templates", subject=subject)
 
-    def _tell(self, bench: Bench, asked: Asked, alone: dict[str, dict[str, Tensor]]) -> None:
+    def _tell(self, bench: Bench, asked: NamedClasses, alone: dict[str, dict[str, Tensor]]) -> None:
         if not bench.live:
             shares = {form: hits["trained"].double().mean().item() for form, hits in alone.items()}
             said = ", ".join(f"{form!r} {shown(share)}" for form, share in shares.items())

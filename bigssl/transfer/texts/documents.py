@@ -36,7 +36,7 @@ class Document(NamedTuple):
     mask: Tensor
 
 
-def parts_of(document: Document, batch: int) -> Iterator[Document]:
+def document_parts(document: Document, batch: int) -> Iterator[Document]:
     """As many pieces at a time as a forward pass takes."""
     for start in range(0, len(document.ids), batch):
         yield Document(document.key, *(each[start : start + batch] for each in document[1:]))

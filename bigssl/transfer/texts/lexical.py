@@ -57,15 +57,16 @@ class Lexical:
         return sentences[int(np.argmax(sums))] if sentences else ""
 
     def near(self, question: Question) -> str:
-        """Words of that sentence that are not asked, where those of the question stand nearest, by their weights (the
-        sliding window of Richardson et al. 2013, each word counting by its distance)."""
+        """Words of that sentence that are not asked, rare ones, where those of the question stand nearest, by their
+        weights (the sliding window of Richardson et al. 2013, each word counting by its distance)."""
         sentence, size = self.sentence(question), self.size
         words = words_in(sentence)
         shared = self._shared(question, words)
         if len(words) <= size:
             return _between(sentence, words)
         fall = 1 / (1 + np.abs(np.arange(-NEAR, NEAR + 1)))
-        beside = np.convolve(shared, fall)[NEAR : NEAR + len(words)]
+        rare = np.array([self.weights.get(word.text, self.unseen) for word in words])
+        beside = np.convolve(shared, fall)[NEAR : NEAR + len(words)] * rare
         sums, asked = (np.convolve(each, np.ones(size), "valid") for each in (beside, shared > 0))
         begin = int(np.argmax(np.where(asked > 0, -1.0, sums)))
         return _between(sentence, words[begin : begin + size])

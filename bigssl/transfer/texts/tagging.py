@@ -46,7 +46,7 @@ def tagged_words(sample: Sample, words: str, tags: str) -> Tagged:
     return Tagged(found, [str(tag) for tag in given])
 
 
-class Stretch(NamedTuple):
+class WordsSeen(NamedTuple):
     """Tokens of a text that a network sees together. ids: int64 [T]. text: number of the text. words: numbers of those
     that begin here, places: of their first tokens in ids, int64 [W] each."""
 
@@ -56,7 +56,7 @@ class Stretch(NamedTuple):
     places: np.ndarray
 
 
-def stretches(takes: TextInput, texts: Sequence[Sequence[str]]) -> list[Stretch]:
+def stretches(takes: TextInput, texts: Sequence[Sequence[str]]) -> list[WordsSeen]:
     """Texts as a network sees them: words with a space between, cut between words where they do not fit. (Of a word
     that is too long by itself, the rest stands in the next stretch.)"""
     before, behind = frame_of(takes.tokenizer)
@@ -71,7 +71,7 @@ def stretches(takes: TextInput, texts: Sequence[Sequence[str]]) -> list[Stretch]
                 end = int(cuts.max())
             own = known[(firsts[known] >= start) & (firsts[known] < end)]
             places = firsts[own] - start + len(before)
-            found.append(Stretch(np.concatenate([before, ids[start:end], behind]), number, own, places))
+            found.append(WordsSeen(np.concatenate([before, ids[start:end], behind]), number, own, places))
             start = end
     return found
 
@@ -137,7 +137,7 @@ class Tagging:
         fit(tagger, groups, len(mine), loss, settings, seed)
         return self._tagged(bench, tagger, self.usual(trial.rows.tolist()))
 
-    def _scores(self, bench: Bench, tagger: TokenReadout, parts: Sequence[Stretch]) -> Tensor:
+    def _scores(self, bench: Bench, tagger: TokenReadout, parts: Sequence[WordsSeen]) -> Tensor:
         """float32 [words, kinds]"""
         ids, mask = filled([part.ids for part in parts], self.takes.tokenizer.pad_token_id, bench.device)
         rows = np.concatenate([np.full(len(part.places), number) for number, part in enumerate(parts)])

@@ -6,8 +6,6 @@ all classes into gradients in place (6 T H V flops). Everywhere else statistics 
 logits, and gradients from panels of all tokens x some classes, recomputed (8 T H V), which add up in the gradient by
 hidden with 8 bits more than it has (`wide.py`). Panels and those bits take at most LIMIT bytes up to 2^27
 hidden numbers.
-
-Not run on a GPU so far: interpreted, and compiled ahead of time.
 """
 
 from typing import Any, NamedTuple
