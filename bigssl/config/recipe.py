@@ -59,6 +59,15 @@ class BackboneConfig(Section):
     activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     compile: bool = Field(False, description="run the backbone through torch.compile")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_run(cls, values: Any) -> Any:
+        """In run folders that were begun before it had this name, `init_from` stands as `pretrained`."""
+        if isinstance(values, dict) and "pretrained" in values and "init_from" not in values:
+            return {name: value for name, value in values.items() if name != "pretrained"} | {
+                "init_from": values["pretrained"]}  # fmt: skip
+        return values
+
 
 class MixedConfig(Section):
     """One dataset of a mixture."""

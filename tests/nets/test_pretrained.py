@@ -89,3 +89,9 @@ def test_fields_under_config_replace_those_of_the_folder_and_unknown_ones_are_na
     assert json.loads((Path(folder) / "config.json").read_text())["hidden_act"] == "gelu"
     with pytest.raises(ConfigError, match="config.hidden_sise: unknown field of ViTConfig.*hidden_size"):
         tower(init_from=folder, config={"hidden_sise": 8})
+
+
+def test_a_run_folder_of_before_the_name_is_read() -> None:
+    assert BackboneConfig(**{"type": "vit", "size": 8, "pretrained": "a/b/c"}).init_from == "a/b/c"
+    with pytest.raises(ValueError, match="pretrained"):
+        BackboneConfig(**{"type": "vit", "size": 8, "pretrained": "a/b/c", "init_from": "a/b/c"})
