@@ -25,7 +25,7 @@ from bigssl.transfer.bags import Bags
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import encoder
 from bigssl.transfer.labelled import vectors
-from bigssl.transfer.labelled.classes import Classes, ranking_precision
+from bigssl.transfer.labelled.classes import LabelSet, ranking_precision
 from bigssl.transfer.labelled.classify import Classification
 from bigssl.transfer.labelled.logistic import fit_logistic
 from bigssl.transfer.labelled.probing import linear_learners
@@ -190,7 +190,7 @@ def test_samples_of_several_labels_are_ranked(bench: Bench, tmp_path: Path) -> N
     row = row_of(section.run(bench)[0])
     assert row["classes"] == 3 and row["blind_name"] == "labels by their frequency" and row["majority"] is None
     assert row["raw"] > row["blind"] + 0.05 and row["title"] == "image linear probe: kind"
-    classes = Classes(["blue", "green", "red"], True)
+    classes = LabelSet(["blue", "green", "red"], True)
     assert torch.equal(classes.numbers([("red",), (), ("blue", "red")]),
                        torch.tensor([[0, 0, 1], [0, 0, 0], [1, 0, 1]]).bool())  # fmt: skip
 
