@@ -38,14 +38,14 @@ def label_target(name: str) -> Target:
 
 
 @dataclass(frozen=True)
-class Classes:
+class LabelSet:
     """names: sorted. several: whether a sample has any number of them, and not one."""
 
     names: list[str]
     several: bool
 
     @classmethod
-    def of(cls, where: str, field: str, train: Sequence[Labels], queries: Sequence[Labels]) -> Classes:
+    def of(cls, where: str, field: str, train: Sequence[Labels], queries: Sequence[Labels]) -> LabelSet:
         """Of labelled samples and queries. Raises AgreedError: one class alone, classes that nothing can be learnt of,
         lists in some samples alone. field: the metadata field, for errors."""
         value = f"{where}.label: value {field!r}: "
@@ -111,7 +111,7 @@ def ranking_precision(scores: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(wanted.any(1) & ~wanted.all(1), shares, 1.0)
 
 
-def told(classes: Classes) -> dict[str, Any]:
+def told(classes: LabelSet) -> dict[str, Any]:
     """Of a row: chance, and names of its baselines."""
     if classes.several:
         return {"names": {"blind": "labels by their frequency"}}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.inputs import input_of
-from bigssl.transfer.labelled.classes import Classes, label_target, told
+from bigssl.transfer.labelled.classes import LabelSet, label_target, told
 from bigssl.transfer.labelled.examples import Examples, examples
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Labelled
@@ -37,12 +37,12 @@ class Classifying(Labelled):
 @dataclass(frozen=True)
 class Classification:
     """train and queries: samples with their labels (those of `train` dealt anew where the section says so).
-    known, asked: `Classes.numbers` of both."""
+    known, asked: `LabelSet.numbers` of both."""
 
     subject: Subject
     train: Examples
     queries: Examples
-    classes: Classes
+    classes: LabelSet
     known: Tensor
     asked: Tensor
 
@@ -53,7 +53,7 @@ class Classification:
         train = examples(bench, subject.takes, section.train, limit=section.train_limit, field="train", target=target)
         queries = examples(bench, subject.takes, section.queries, limit=section.query_limit, field="queries",
                            target=target, columns=[section.item] if section.item else [])  # fmt: skip
-        classes = Classes.of(bench.where, section.label, train.targets, queries.targets)
+        classes = LabelSet.of(bench.where, section.label, train.targets, queries.targets)
         train = train.permuted(bench.seed) if section.permuted else train
         return cls(subject, train, queries, classes, classes.numbers(train.targets), classes.numbers(queries.targets))
 

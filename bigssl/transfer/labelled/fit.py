@@ -25,6 +25,9 @@ class Fit(Section):
     """Settings of a training on labels, to be mixed into a section."""
 
     epochs: PositiveInt = Field(20, description="times that each sample is seen")
+    least_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="training steps at least: of few samples there are more epochs"
+    )
     lr: Positive = Field(1e-3, description="greatest learning rate, of the new layers")
     fit_batch: PositiveInt = Field(32, description="samples of a training step at most")
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
@@ -54,7 +57,7 @@ def fit(
     tuned = [{**group, "lr": settings.lr * group.get("scale", 1.0)} for group in groups]
     optimizer = torch.optim.AdamW(tuned, lr=settings.lr, weight_decay=settings.weight_decay)
     parameters = [parameter for group in groups for parameter in group["params"]]
-    steps = settings.epochs * math.ceil(count / settings.fit_batch)
+    steps = _epochs(count, settings) * math.ceil(count / settings.fit_batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _height(step, steps, settings.warmup))
     module.train()
     with _seeded(seed, device):
@@ -79,9 +82,13 @@ def _height(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
+def _epochs(count: int, settings: Fit) -> int:
+    return max(settings.epochs, math.ceil(settings.least_steps / math.ceil(count / settings.fit_batch)))
+
+
 def _batches(count: int, settings: Fit, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(settings.epochs):
+    for _ in range(_epochs(count, settings)):
         yield from torch.randperm(count, generator=generator).tensor_split(math.ceil(count / settings.fit_batch))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,12 +12,13 @@ from torch import Tensor
 
 from bigssl.transfer.bags import Bags
 from bigssl.transfer.bench import Bench
+from bigssl.transfer.collapse import Checkup
 from bigssl.transfer.labelled.classify import Classification, Classifying
 from bigssl.transfer.labelled.examples import Examples
 from bigssl.transfer.labelled.logistic import fit_logistic
 from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial, held_out
-from bigssl.transfer.labelled.vectors import Learnable, bag_vectors, vectors_of
+from bigssl.transfer.labelled.vectors import Learnable, OfSeeds, bag_vectors, vectors_of
 from bigssl.transfer.scores import RAW
 from bigssl.transfer.subjects import Encoded, Subject
 
@@ -35,6 +38,7 @@ def linear_learners(
             the middle one where no class has two.
     """
     vectors = learnables(bench, section, job.subject, job.train, job.queries)
+    vectors["random_net"] = of_fresh(bench, section, job.subject, job.train, job.queries, vectors["random_net"])
     return {name: _learner(bench, job, each, l2) for name, each in vectors.items()}
 
 
@@ -55,16 +59,31 @@ def learnables(
     return found
 
 
+def of_fresh(
+    bench: Bench, section: Learning, subject: Subject, train: Examples, queries: Examples, first: Learnable
+) -> Learnable:
+    """The same of networks of fresh weights, another one for each seed; `first`: of seed 0. A collective."""
+    parts, aside = [first], replace(bench, checkup=Checkup())  # the health of one of them is enough
+    for seed in range(1, section.seeds):
+        model = bench.team.each(partial(bench.network, subject, "random_net", seed))
+        other = Subject(f"{subject.name}/{seed}", {"trained": model}, subject.takes)
+        bank = aside.encode(other, section.train, limit=section.train_limit, field="train", columns=[])
+        asked = aside.encode(other, section.queries, limit=section.query_limit, field="queries", columns=[])
+        parts.append(vectors_of(bank, asked, "trained", _places(bank, train), _places(asked, queries)))
+    return OfSeeds(parts)
+
+
 def raw_learners(bench: Bench, section: Classifying, job: Classification) -> dict[str, Learner]:
     """Those of the raw input."""
-    return {name: each for name, each in linear_learners(bench, section, job).items() if name.startswith(RAW)}
+    vectors = learnables(bench, section, job.subject, job.train, job.queries)
+    return {name: _learner(bench, job, each, STRENGTHS) for name, each in vectors.items() if name.startswith(RAW)}
 
 
 def _learner(bench: Bench, job: Classification, vectors: Learnable, l2: Sequence[float]) -> Learner:
     strata = job.classes.strata(job.train.targets)
 
     def learn(trial: Trial) -> Tensor:
-        learnt, judged = vectors.of(trial.rows)
+        learnt, judged = vectors.of(trial)
         held = held_out([strata[row] for row in trial.rows.tolist()], HELD_OUT, (bench.seed, trial.seed))
         choice: dict[str, Any] = {"l2": l2, "valid": held}
         if not len(held):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -26,6 +28,10 @@ KEPT = "networks"  # folder beside the scorecard
 
 class Tuning(Classifying, Fit):
     """A section of classification by networks that are trained with a new head."""
+
+    least_steps: Annotated[int, Field(ge=0)] = Field(
+        100, description="training steps at least: of few samples there are more epochs"
+    )
 
     def tuned(self, network: Classifier, seed: int) -> Groups:
         """Marks what is trained, in place; the parameters for `fit`, those of the new layers among them. DataError

@@ -8,7 +8,7 @@ by those of that many of them (Williams and Seeger 2001).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from scipy import sparse
 from torch import Tensor
 
 from bigssl.transfer.bags import Bags
+from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.subjects import Encoded
 
 LANDMARKS = 2048
@@ -31,9 +32,9 @@ Piece = Any  # rows: a tensor float32 [n, D], or a sparse matrix
 class Learnable(Protocol):
     """The vectors of samples that are learnt from, and of those that are judged."""
 
-    def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(float32 [n, D] of the samples `rows`, float32 [N, D] of all that are judged), which depend on no sample that
-        is learnt from but these."""
+    def of(self, trial: Trial) -> tuple[Tensor, Tensor]:
+        """(float32 [n, D] of the samples of the trial, float32 [N, D] of all that are judged), which depend on no other
+        sample that is learnt from."""
         ...
 
 
@@ -47,8 +48,8 @@ class Standardised:
     train: Tensor
     queries: Tensor
 
-    def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        seen = self.train[rows]
+    def of(self, trial: Trial) -> tuple[Tensor, Tensor]:
+        seen = self.train[trial.rows]
         mean, deviation = seen.double().mean(0), seen.double().std(0, correction=0)
         scale = torch.where(deviation > 1e-6 * seen.abs().amax(0), deviation.clamp(min=1e-30).reciprocal(), 0.0)
         shift, scale = mean.float(), scale.float()
@@ -69,9 +70,9 @@ class Spanned:
     asked: Tensor
     made: list[tuple[Tensor, tuple[Tensor, Tensor]]] = field(default_factory=list)
 
-    def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.made or not torch.equal(self.made[0][0], rows):
-            self.made[:] = [(rows, self._along(rows))]
+    def of(self, trial: Trial) -> tuple[Tensor, Tensor]:
+        if not self.made or not torch.equal(self.made[0][0], trial.rows):
+            self.made[:] = [(trial.rows, self._along(trial.rows))]
         return self.made[0][1]
 
     def _along(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,6 +88,16 @@ class Spanned:
 
         learnt = along(piece[inside] for inside, piece in _chosen(self.train(), different))
         return learnt[back], along(piece for _, piece in self.queries())[self.asked]
+
+
+@dataclass(frozen=True)
+class OfSeeds:
+    """Vectors by seed: those of fresh networks."""
+
+    parts: Sequence[Learnable]
+
+    def of(self, trial: Trial) -> tuple[Tensor, Tensor]:
+        return self.parts[trial.seed].of(trial)
 
 
 def _chosen(pieces: Iterator[tuple[range, Piece]], rows: Tensor) -> Iterator[tuple[list[int], Piece]]:

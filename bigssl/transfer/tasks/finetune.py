@@ -21,7 +21,8 @@ class Finetune(Tuning):
     """Label by the network with a new head, all of whose weights are trained, lower layers at lower rates."""
 
     preset = {"train": "bigssl/demo/emoji/train", "queries": "bigssl/demo/emoji/val", "label": "category",
-              "fractions": [0.3, 1.0], "seeds": 1, "epochs": 2}  # fmt: skip
+              "fractions": [0.3, 1.0], "seeds": 1, "epochs": 2,
+              "least_steps": 0}  # fmt: skip
     words = "fine-tuning"
 
     backbone: str = "image"

@@ -18,7 +18,7 @@ from bigssl.transfer.features import metadata
 from bigssl.transfer.inputs import Input, input_of
 from bigssl.transfer.labelled.examples import Examples, examples
 from bigssl.transfer.labelled.logistic import fit_ridge
-from bigssl.transfer.labelled.probing import HELD_OUT, STRENGTHS, learnables
+from bigssl.transfer.labelled.probing import HELD_OUT, STRENGTHS, learnables, of_fresh
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Labelled
 from bigssl.transfer.labelled.trials import Trial, held_out, outcomes, trials
@@ -61,6 +61,7 @@ class Regress(Labelled):
         train = train.permuted(bench.seed) if self.permuted else train
         known, truth = _scaled(bench.where, self.label, train.targets, queries.targets)
         vectors = learnables(bench, self, subject, train, queries)
+        vectors["random_net"] = of_fresh(bench, self, subject, train, queries, vectors["random_net"])
         work = {name: self._learner(bench, each, known) for name, each in vectors.items()}
         planned = trials(self, work, len(train), seed=bench.seed)
         found = outcomes(bench, planned, lambda trial: work[trial.contender](trial))
@@ -75,7 +76,7 @@ class Regress(Labelled):
         """Of a trial, what is said of the queries: float32 [N, V]."""
 
         def learn(trial: Trial) -> Tensor:
-            learnt, judged = vectors.of(trial.rows)
+            learnt, judged = vectors.of(trial)
             held = held_out([0] * len(trial.rows), HELD_OUT, (bench.seed, trial.seed))
             choice: dict[str, Any] = {"l2": self.l2, "valid": held}
             if not len(held):

@@ -38,6 +38,15 @@ def test_each_epoch_sees_each_sample_once_in_batches_of_nearly_one_size() -> Non
     assert epochs[0] != epochs[1] != epochs[2] != sorted(epochs[2])
 
 
+def test_few_samples_are_seen_more_often_until_there_are_enough_steps() -> None:
+    seen: list[Tensor] = []
+    trained(Fit(epochs=3, fit_batch=8, least_steps=14), 20, seen=seen)
+    assert len(seen) == 15 and all(torch.cat(seen).bincount() == 5), "five epochs of three"
+    seen.clear()
+    trained(Fit(epochs=3, fit_batch=8, least_steps=8), 20, seen=seen)
+    assert len(seen) == 9
+
+
 def test_what_is_learnt_depends_on_the_seed_and_on_nothing_that_was_drawn_before() -> None:
     settings = Fit(epochs=2, fit_batch=8)
     first = trained(settings, 20).state_dict()

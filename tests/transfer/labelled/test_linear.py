@@ -23,12 +23,14 @@ from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.base import Item
 from bigssl.transfer.bags import Bags
 from bigssl.transfer.bench import Bench
+from bigssl.transfer.features import encoder
 from bigssl.transfer.labelled import vectors
-from bigssl.transfer.labelled.classes import Classes, ranking_precision
+from bigssl.transfer.labelled.classes import LabelSet, ranking_precision
 from bigssl.transfer.labelled.classify import Classification
+from bigssl.transfer.labelled.logistic import fit_logistic
 from bigssl.transfer.labelled.probing import linear_learners
 from bigssl.transfer.labelled.trials import Trial
-from bigssl.transfer.labelled.vectors import Spanned, bag_vectors
+from bigssl.transfer.labelled.vectors import Spanned, Standardised, bag_vectors
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.scores import row_of
 from bigssl.transfer.tasks.finetune import Finetune
@@ -86,7 +88,7 @@ def test_wide_vectors_are_learnt_from_by_their_products_as_by_themselves(
               for encoded, part in ((bank, job.train), (queries, job.queries))]  # fmt: skip
     assert len(bank.keys) < 200 and len(set(places[0].tolist())) == len(bank.keys), "designs share a caption"
     rows = torch.arange(0, 200, 2)
-    learnt, others = bag_vectors(known, judged, *places).of(rows)
+    learnt, others = bag_vectors(known, judged, *places).of(Trial("raw/x", 0.5, 0, rows))
     scale = learnt[0].norm().item() / np.sqrt(x[places[0][rows[0]]].power(2).sum())
     x, z = x[places[0][rows].numpy()] * scale, z[places[1].numpy()] * scale
     there = np.unique(x.indices)
@@ -111,9 +113,25 @@ def test_rows_of_wide_pictures_are_found_piece_by_piece() -> None:
     at, asked = torch.randperm(30), torch.tensor([3, 3, 19, 0])
     rows = torch.tensor([1, 4, 17, 29])
     for size in (1, 7, 30):
-        learnt, judged = Spanned(pieces(x, size), pieces(z, size), at, asked).of(rows)
+        learnt, judged = Spanned(pieces(x, size), pieces(z, size), at, asked).of(Trial("raw/x", 0.5, 0, rows))
         products, wanted = learnt @ judged.T, x[at[rows]] @ z[asked].T
         assert torch.allclose(products / products[0, 0], wanted / wanted[0, 0], atol=1e-4)
+
+
+def test_each_seed_has_a_random_network_of_its_own(bench: Bench) -> None:
+    """The one that would be trained with that seed; no health is noted of it."""
+    section = probe(train_limit=60, query_limit=40, seeds=2)
+    job = Classification.of(bench, section)
+    learn, rows = linear_learners(bench, section, job, [30.0])["random_net"], torch.arange(60)
+    found = [learn(Trial("random_net", 1.0, seed, rows)) for seed in (0, 1)]
+    for seed in (0, 1):
+        encode = encoder(bench.network(job.subject, "random_net", seed), "cpu")
+        vectors = Standardised(encode(job.train.batch(range(60))), encode(job.queries.batch(range(40))))
+        learnt, judged = vectors.of(Trial("random_net", 1.0, seed, rows))
+        wanted = fit_logistic(learnt, job.known, l2=[30.0], classes=len(job.classes))(judged)
+        assert torch.allclose(found[seed], wanted, atol=1e-3), seed
+    assert not torch.allclose(found[0], found[1], atol=0.1)
+    assert set(bench.checkup.health) == {"image"}
 
 
 def labelled(folder: Path, metas: list[dict[str, Any]]) -> str:
@@ -172,7 +190,7 @@ def test_samples_of_several_labels_are_ranked(bench: Bench, tmp_path: Path) -> N
     row = row_of(section.run(bench)[0])
     assert row["classes"] == 3 and row["blind_name"] == "labels by their frequency" and row["majority"] is None
     assert row["raw"] > row["blind"] + 0.05 and row["title"] == "image linear probe: kind"
-    classes = Classes(["blue", "green", "red"], True)
+    classes = LabelSet(["blue", "green", "red"], True)
     assert torch.equal(classes.numbers([("red",), (), ("blue", "red")]),
                        torch.tensor([[0, 0, 1], [0, 0, 0], [1, 0, 1]]).bool())  # fmt: skip
 
@@ -184,7 +202,7 @@ def cards(run: Path, shards: Path) -> dict[str, Any]:
     asked = {
         "linear": LinearProbe(**places, fractions=[0.1, 1.0], seeds=2),
         "texts": LinearProbe(**places, backbone="text", fractions=[0.2], seeds=3),
-        "tuned": Finetune(**places, fractions=[0.2], seeds=3, epochs=2),
+        "tuned": Finetune(**places, fractions=[0.2], seeds=3, epochs=2, least_steps=9),
     }
     with threadpool_limits(1):
         found: dict[str, Any] = score(run, asked, seed=3)["tasks"]

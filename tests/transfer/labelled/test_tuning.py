@@ -25,7 +25,8 @@ from bigssl.transfer.scores import row_of
 from bigssl.transfer.tasks.finetune import Finetune
 from bigssl.transfer.tasks.hybrid import Hybrid, layers_from
 
-FAST: dict[str, Any] = {"label": "category", "seeds": 1, "fractions": [1.0], "epochs": 2, "lr": 0.01, "fit_batch": 16}
+FAST: dict[str, Any] = {"label": "category", "seeds": 1, "fractions": [1.0], "epochs": 2, "least_steps": 0,
+                        "lr": 0.01, "fit_batch": 16}
 
 
 def section(kind: type[Tuning], shards: Path, **fields: Any) -> Any:
