@@ -17,6 +17,7 @@ from PIL import Image
 from bigssl.data.errors import DataError
 from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.base import Item
+from bigssl.transfer.dense.learning import DenseJob
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.tasks.detect import Detect
 from bigssl.transfer.tasks.segment import Segment
@@ -61,7 +62,7 @@ def shards(folder: Path, counts: dict[str, int], change: Change = lambda each: N
 
 def places(folder: Path) -> dict[str, Any]:
     return {"train": str(folder / "train"), "queries": str(folder / "val"), "seeds": 1, "fractions": [1.0],
-            "fit_batch": 8, "lr": 0.01}  # fmt: skip
+            "fit_batch": 8, "lr": 0.01, "steps": 1}  # fmt: skip
 
 
 def weights(run: Path) -> bytes:
@@ -136,3 +137,9 @@ def test_pictures_of_any_mode_and_without_boxes_are_taken(run: Path, tmp_path: P
     data = places(shards(tmp_path / "data", {"train": 8, "val": 8}, change)) | {"epochs": 1}
     rows = score(run, {"seg": Segment(**data), "det": Detect(**data)}, seed=0)["tasks"]
     assert torch.isfinite(torch.tensor([rows[name]["trained"] for name in rows])).all()
+
+
+def test_few_samples_are_seen_in_as_many_epochs_as_the_least_number_of_steps_asks_for() -> None:
+    section = Segment(train="a", queries="b", steps=30, fit_batch=8, epochs=4)
+    job = DenseJob(None, section, None, None, None)  # type: ignore[arg-type]
+    assert [job._settings(count).epochs for count in (1, 8, 20, 80, 800)] == [30, 30, 10, 4, 4]
