@@ -48,7 +48,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Progress:
+class Reached:
     """rows that are written, and the bytes that rows.jsonl has for them."""
 
     rows: int = 0
@@ -137,7 +137,7 @@ def _differs(before: dict[str, Any], about: dict[str, Any]) -> str:
     return ", ".join(text for name, text in words.items() if before.get(name) != about[name])
 
 
-def _begun(partial: Path, about: dict[str, Any], overwrite: bool, note: Callable[[str], None]) -> Progress:
+def _begun(partial: Path, about: dict[str, Any], overwrite: bool, note: Callable[[str], None]) -> Reached:
     try:
         before = json.loads((partial / "about.json").read_bytes())
     except (OSError, ValueError):
@@ -146,20 +146,20 @@ def _begun(partial: Path, about: dict[str, Any], overwrite: bool, note: Callable
         raise ConfigError(f"--out: {partial} is the beginning of a file made of {_differs(before, about)}; allowed: "
                           "the same command as then, another file, or --overwrite to begin anew")  # fmt: skip
     if before == about and (partial / "done.json").is_file():
-        progress = Progress(**json.loads((partial / "done.json").read_bytes()))
+        progress = Reached(**json.loads((partial / "done.json").read_bytes()))
         note(f"goes on behind sample {progress.rows} of {about['samples']}")
     else:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         write_atomic(partial / "about.json", json.dumps(about).encode())
-        progress = Progress()
+        progress = Reached()
     for name, size in (("vectors", 4 * progress.rows * progress.width), ("rows.jsonl", progress.bytes)):
         with (partial / name).open("ab") as file:
             file.truncate(size)
     return progress
 
 
-def _append(partial: Path, progress: Progress, encoder: Encoder, given: Given, batch: int) -> Progress:
+def _append(partial: Path, progress: Reached, encoder: Encoder, given: Given, batch: int) -> Reached:
     if progress.rows == given.count:
         return progress
     batches = view_batches(given.samples(progress.rows), encoder.takes, batch=batch)
@@ -175,7 +175,7 @@ def _append(partial: Path, progress: Progress, encoder: Encoder, given: Given, b
                 for file in (vectors, keys):
                     file.flush()
                     os.fsync(file.fileno())
-                progress = Progress(rows, keys.tell(), width)
+                progress = Reached(rows, keys.tell(), width)
                 write_atomic(partial / "done.json", json.dumps(vars(progress)).encode())
     if progress.rows != given.count:
         raise DataError(f"{given.name}: {progress.rows} samples were read of {given.count}; it has changed meanwhile")
