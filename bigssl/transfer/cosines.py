@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bigssl.transfer.matrix import Matrix
 
-STRIP = 1024  # rows of a bank; the products with 4096 others are memory that the C library has at hand, 16 MiB
+STRIP = 2048  # rows of a bank; products with 4096 others, 32 MiB, lie in memory that the C library has at hand
 
 
 class VectorPiece(Protocol):

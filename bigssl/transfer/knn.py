@@ -23,38 +23,47 @@ def top(similarities: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
     best: tuple[Tensor, Tensor] | None = None
     begin = 0
     for piece in similarities:
-        floor = None if best is None or best[0].shape[1] < k else best[0][:, -1:]
-        values, columns = _largest(piece, k, floor)
-        columns = columns + begin
+        if best is None or best[0].shape[1] < k or piece.shape[1] % GROUP:
+            best = _merged(best, *piece.topk(min(k, piece.shape[1]), dim=1), begin, k)
+        else:
+            _improve(best, piece, begin, k)
         begin += piece.shape[1]
-        if best is not None:
-            both = torch.cat([best[0], values], dim=1)
-            values, chosen = both.topk(min(k, both.shape[1]), dim=1)
-            columns = torch.cat([best[1], columns], dim=1).gather(1, chosen)
-        best = values, columns
     if best is None or best[0].shape[1] < k:
         raise ValueError(f"k = {k} neighbours of a bank of {begin} rows; allowed: 1 to {begin}")
     return best
 
 
-def _largest(piece: Tensor, k: int, floor: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(values, columns) of [m, n], k of each row at most, among them all of the k largest that exceed `floor` [m, 1].
+def _merged(best: tuple[Tensor, Tensor] | None, values: Tensor, columns: Tensor, begin: int, k: int
+            ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    columns = columns + begin
+    if best is None:
+        return values, columns
+    both = torch.cat([best[0], values], dim=1)
+    values, chosen = both.topk(min(k, both.shape[1]), dim=1)
+    return values, torch.cat([best[1], columns], dim=1).gather(1, chosen)
 
-    Late in a large bank few do. Sorting all costs a fifth of the product of matrices; the maximum of each group of
-    columns costs little, and tells which of them hold such values.
+
+def _improve(best: tuple[Tensor, Tensor], piece: Tensor, begin: int, k: int) -> None:
+    """Puts what is larger than the k-th value of a row into `best`, in place.
+
+    Late in a large bank few rows have any. Sorting all costs a fifth of the product of matrices; the maximum of each
+    group of columns costs little, and tells in which rows and groups to look.
     """
-    width = piece.shape[1]
-    if floor is None or width % GROUP:
-        return piece.topk(min(k, width), dim=1)
-    groups = piece.unflatten(1, (GROUP, width // GROUP)).amax(1)  # each of columns that are width / GROUP apart
-    count = int((groups > floor).sum(1).max())
-    if count * GROUP > width // 4:
-        return piece.topk(min(k, width), dim=1)
-    chosen = groups.topk(count, dim=1).indices
-    apart = torch.arange(GROUP, device=piece.device) * (width // GROUP)
-    columns = (chosen.unsqueeze(2) + apart).flatten(1)
-    values, order = piece.gather(1, columns).topk(min(k, columns.shape[1]), dim=1)
-    return values, columns.gather(1, order)
+    apart = piece.shape[1] // GROUP  # columns of a group are so far apart
+    groups = piece.unflatten(1, (GROUP, apart)).amax(1)
+    larger = groups > best[0][:, -1:]
+    rows = larger.any(1).nonzero().squeeze(1)
+    if not len(rows):
+        return
+    count = int(larger.sum(1).max())
+    if count > apart // 4:
+        values, columns = piece[rows].topk(min(k, piece.shape[1]), dim=1)
+    else:
+        chosen = groups[rows].topk(count, dim=1).indices
+        columns = (chosen.unsqueeze(2) + torch.arange(GROUP, device=piece.device) * apart).flatten(1)
+        values, order = piece[rows].gather(1, columns).topk(min(k, columns.shape[1]), dim=1)
+        columns = columns.gather(1, order)
+    best[0][rows], best[1][rows] = _merged((best[0][rows], best[1][rows]), values, columns, begin, k)
 
 
 def vote(values: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
