@@ -16,6 +16,7 @@ from bigssl.data.order import rng
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.scores import words_of
+from bigssl.transfer.team import named
 
 T = TypeVar("T")
 
@@ -92,7 +93,8 @@ def outcomes(bench: Bench, trials: Sequence[Trial], work: Callable[[Trial], T]) 
     work: depends on nothing but the trial, and takes part in no collective: so the outcome is that of any number of
         ranks.
     Raises:
-        AgreedError: on every rank, where `work` raises DataError or OSError on one, with the trial in words.
+        AgreedError: on every rank, where `work` raises DataError or OSError on one, or what libraries raise of numbers,
+            memory and devices (`bigssl.transfer.team.named`), with the trial in words.
     """
     mine = trials[bench.team.rank :: bench.team.world]
     found: Mapping[Trial, T] = {
@@ -103,7 +105,8 @@ def outcomes(bench: Bench, trials: Sequence[Trial], work: Callable[[Trial], T]) 
 
 def _done(bench: Bench, trial: Trial, work: Callable[[Trial], T]) -> T:
     try:
-        return work(trial)
+        with named(f"{bench.where}: {trial}"):
+            return work(trial)
     except DataError as error:
         said = str(error)
         raise DataError(said if said.startswith(bench.where) else f"{bench.where}: {trial}: {said}") from error

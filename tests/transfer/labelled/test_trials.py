@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bigssl.data.errors import DataError
 from bigssl.transfer.labelled.section import Labelled
-from bigssl.transfer.labelled.trials import held_out, trials
+from bigssl.transfer.labelled.trials import Trial, held_out, outcomes, trials
+from bigssl.transfer.team import Team
 
 SHARES = st.lists(st.floats(0.001, 1.0), min_size=1, max_size=4, unique=True).map(sorted)
 
@@ -42,6 +47,22 @@ def test_other_seeds_see_other_samples() -> None:
     found = {(seed, t.seed): tuple(t.rows.tolist())
              for seed in (0, 1) for t in trials(section([0.1]), ["trained"], 200, seed=seed)}  # fmt: skip
     assert len(set(found.values())) == 4 and {len(rows) for rows in found.values()} == {20}
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"),
+                                   np.linalg.LinAlgError("Singular matrix"), ZeroDivisionError("division by zero")])
+def test_what_libraries_raise_is_an_error_of_that_trial(error: Exception) -> None:
+    """It would end this rank alone, and with it the rows of all other evaluations."""
+    bench = SimpleNamespace(team=Team(), where="evaluate.mine")
+
+    def work(trial: Trial) -> None:
+        if trial.contender == "random_net":
+            raise error
+
+    said = str(error).partition("\n")[0]
+    with pytest.raises(DataError, match=rf"^evaluate.mine: random_net with 50 % of the samples \(2\), seed 0: "
+                                        rf"{type(error).__name__}: {said}$"):  # fmt: skip
+        outcomes(bench, trials(section([0.5], 1), ["trained", "random_net"], 4, seed=0), work)  # type: ignore[arg-type]
 
 
 @settings(deadline=None)
