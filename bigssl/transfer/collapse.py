@@ -105,7 +105,7 @@ class NotFinite:
         """Raises DataError where there were any."""
         for name, count in self._rows.items():
             raise DataError(f"{where}: features of {backbone} ({words_of(name)}) are not finite for {count} of "
-                            f"{self._of} samples; export a checkpoint from before the loss or the weights diverged")  # fmt: skip
+                            f"{self._of} samples; export a checkpoint from before it diverged")  # fmt: skip
 
 
 @dataclass
