@@ -6,7 +6,9 @@
                         where an evaluation has several rows); each with
         title, sentence, verdict       for people
         unit, higher_is_better         of the numbers; "share" for shares of the queries that are right, 0 to 1
-        trained, stderr                mean over the queries and its standard error
+        trained, stderr                mean over the queries and its standard error; of what is repeated, over queries
+                                       and seeds: √(that over queries² + variance over the seeds / their number), as is
+                                       that of a gain, paired by query and by seed
         chance, majority, blind, random_net, raw   the same for the baselines; null where a baseline makes no sense
         raw_name, blind_name           what these are, in words
         raws                           {words: number} of all raw baselines, the best first: it is `raw`. That the very
@@ -67,7 +69,7 @@ WAITING = "not evaluated yet"
 HEADINGS = ("task", "chance", "blind", "random net", "raw", "trained", "verdict")
 REPEATED = "± behind a number is the standard deviation over the seeds of what is repeated."
 NOTES = [
-    "± of a difference is one standard error, paired; queries that show the same item count as one.",
+    "± of a difference is one standard error, over queries and seeds, paired; queries of the same item count as one.",
     "Features and raw vectors are centred by the mean of the bank before each cosine, all alike.",
 ]
 

@@ -14,6 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import label_ranking_average_precision_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
@@ -197,6 +199,25 @@ def test_ranking_precision_is_scikit_learns() -> None:
     for row in range(60):
         theirs = label_ranking_average_precision_score(wanted[[row]].numpy(), scores[[row]].numpy())
         assert ranking_precision(scores, wanted)[row].item() == pytest.approx(theirs)
+
+
+class Largest(TorchDispatchMode):
+    """numbers: of the largest tensor that was made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(each.numel() for each in tree_leaves(found) if torch.is_tensor(each))])
+        return found
+
+
+def test_the_memory_of_a_ranking_grows_with_the_labels_not_with_their_pairs() -> None:
+    """Of 2000 samples with 500 labels, pairs of these are gigabytes."""
+    scores = torch.rand(4, 300, generator=torch.Generator().manual_seed(0))
+    with Largest() as largest:
+        ranking_precision(scores, scores > 0.7)
+    assert largest.numbers <= scores.numel()
 
 
 def test_samples_of_several_labels_are_ranked(bench: Bench, tmp_path: Path) -> None:
