@@ -54,7 +54,7 @@ class Standardised:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StandardisedLater:
     """The same of features that are read when a trial needs them: of several contenders, those of one are in memory.
 
     at, asked: int64 [M], [N], the row of each sample in the matrices.
@@ -155,7 +155,7 @@ def vectors_of(train: Encoded, queries: Encoded, name: str, at: Tensor, asked: T
     known, judged = train.matrices[name], queries.matrices[name]
     if known.width > WIDE:
         return Spanned(known.pieces, judged.pieces, at, asked)
-    return Stored(known, judged, at, asked)
+    return StandardisedLater(known, judged, at, asked)
 
 
 def bag_vectors(train: Bags, queries: Bags, at: Tensor, asked: Tensor) -> Learnable:
