@@ -251,7 +251,9 @@ def _repeated(score: ScoreRow, best: Mapping[str, str]) -> dict[str, Any]:
 
 
 def deviation(numbers: Sequence[float]) -> float | None:
-    """The standard deviation of a sample; None of one number."""
+    """The standard deviation of a sample; None of one number, NaN where one is not finite."""
+    if not all(map(isfinite, numbers)):
+        return math.nan
     return stdev(numbers) if len(numbers) > 1 else None
 
 

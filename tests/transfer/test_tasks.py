@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bigssl.config.evaluate import FEW, Evaluation
 from bigssl.config.recipe import BackboneConfig
@@ -22,14 +25,22 @@ from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head
 from bigssl.report.html import write_report
 from bigssl.report.metrics import Measure
+from bigssl.transfer.bench import Bench
 from bigssl.transfer.discovery import discover_evaluations, evaluation_union
 from bigssl.transfer.inputs import input_of
+from bigssl.transfer.labelled import examples, trials
 from bigssl.transfer.labelled.section import Learning
+from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.probe import LiveProbe
 from bigssl.transfer.scorecard import format_table, score
+from bigssl.transfer.steps import cases
 from bigssl.transfer.subjects import Live, Subject
+from bigssl.transfer.tasks import qa
 from bigssl.transfer.team import Team
+from bigssl.transfer.texts.answering import Question
+from bigssl.transfer.texts.pairs import Pair
+from bigssl.transfer.texts.tagging import Tagged
 
 ROOT = Path(__file__).parents[2]
 MADE = Path(__file__).parent / "made"
@@ -52,24 +63,34 @@ SECTIONS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+@pytest.fixture(autouse=True, scope="module")
+def at_the_root() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def towers(at_the_root: None) -> dict[str, Tower]:
     torch.manual_seed(0)
     return {name: Tower(name, section, load_tokenizer(section.tokenizer) if section.tokenizer else None)
             for name, section in SECTIONS.items()}  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def heads(towers: dict[str, Tower]) -> dict[str, Head]:
     words = MaskedLanguageHead(towers["text"].model.get_input_embeddings().weight)  # type: ignore[arg-type]
     own = {name: value.detach() for name, value in words.named_parameters() if name != "weight"}
     into = {f"{name}_projection": torch.randn(8, towers[name].dim) for name in ("image", "text")}
     return {"mlm": Head("mlm", {"text": "text"}, own), "clip": Head("clip", {"image": "image", "text": "text"}, into)}
+
+
+@pytest.fixture(scope="module")
+def run(towers: dict[str, Tower], heads: dict[str, Head], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    models, inputs = {n: t.model for n, t in towers.items()}, {n: input_of(t) for n, t in towers.items()}
+    export_run(folder, models, inputs, {name: head.tensors for name, head in heads.items()}, {})
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -106,29 +127,31 @@ def numbers(value: Any) -> Iterator[float]:
 
 @pytest.mark.parametrize("task", discover_evaluations())
 def test_an_evaluation_is_checked_run_and_probed(
-    task: str, section_of: Callable[[str], Evaluation], towers: dict[str, Tower], heads: dict[str, Head], tmp_path: Path
-) -> None:
+    task: str, section_of: Callable[[str], Evaluation], towers: dict[str, Tower], heads: dict[str, Head], run: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     section = section_of(task)
     section.check(Checked("evaluate.mine", section, towers, heads))
     assert {*section.metadata()} <= {"label", *(v for v in section.preset.values() if isinstance(v, str))}
-    models, inputs = {n: t.model for n, t in towers.items()}, {n: input_of(t) for n, t in towers.items()}
-    tensors = {name: head.tensors for name, head in heads.items()}
-    export_run(tmp_path, models, inputs, tensors, {})
-    card = score(tmp_path, {"mine": section}, seed=0)
-    assert card["tasks"] == score(tmp_path, {"mine": section}, seed=0)["tasks"], "the same twice"
+    with watched() as learnt:
+        card = score(run, {"mine": section}, seed=0, out=tmp_path)
     assert json.loads((tmp_path / "scorecard.json").read_text())["tasks"] == card["tasks"] != {}
     for name, row in card["tasks"].items():
         assert all(map(math.isfinite, numbers(row))) and row["queries"] > 1 and row["random_net"] is not None, name
-        assert row["title"] in format_table(card) and row["title"] in write_report(tmp_path).read_text()
+        assert row["title"] in format_table(card) and row["title"] in write_report(run, tmp_path).read_text()
     assert section.learns_from is None or hasattr(section, section.learns_from)
     if isinstance(section, Learning):
-        nothing_is_learnt_from_dealt_labels(score(tmp_path, {"mine": section.model_copy(update={"permuted": True})},
-                                                  seed=0))  # fmt: skip
+        assert section.fractions[0] < section.fractions[-1] == 1.0, "a trial that may see some, and one that sees all"
+        nothing_is_learnt_from_other_samples(section, learnt, lambda: score(run, {"mine": section}, seed=0, out=tmp_path))
+        dealt = section.model_copy(update={"permuted": True, "fractions": [1.0]})
+        nothing_is_learnt_from_dealt_labels(score(run, {"mine": dealt}, seed=0, out=tmp_path))
+    else:
+        assert card["tasks"] == score(run, {"mine": section}, seed=0, out=tmp_path)["tasks"], "the same twice"
     if not section.probes:
         return
-    subjects = [Subject(name, {"trained": tower.model.train()}, inputs[name], tower.dim)
+    subjects = [Subject(name, {"trained": tower.model.train()}, input_of(tower), tower.dim)
                 for name, tower in towers.items()]  # fmt: skip
-    live = Live(subjects, lambda: tensors)
+    live = Live(subjects, lambda: {name: head.tensors for name, head in heads.items()})
     probe = LiveProbe({"mine": section}, live, team=Team(), seed=0, device="cpu")
     probe.prepare()
     found = probe()
@@ -136,6 +159,114 @@ def test_an_evaluation_is_checked_run_and_probed(
     for name, row in card["tasks"].items():
         assert found[f"probe/{name}"] == pytest.approx(row["trained"], rel=1e-4), name
     assert all(map(math.isfinite, numbers(found)))
+
+
+class Done(NamedTuple):
+    """trial: with its rows. outcome: of it. steps: of each step of an optimiser, the sum of the parameters in use after it."""
+
+    trial: Trial
+    outcome: Any
+    steps: list[float]
+
+
+class Enough(BaseException):
+    """All trials that were to be repeated are."""
+
+
+@contextmanager
+def watched(again: Mapping[Trial, Done] | None = None) -> Iterator[dict[Trial, Done]]:
+    """What is made of each trial; with `again`, of these alone, on the rows that they had, until `Enough`."""
+    found: dict[Trial, Done] = {}
+    steps: list[float] = []
+
+    def done(bench: Bench, trial: Trial, work: Callable[[Trial], Any]) -> Any:
+        if again is not None and trial not in again:
+            return None
+        steps.clear()
+        mine = trial if again is None else again[trial].trial
+        found[trial] = Done(mine, work(mine), list(steps))
+        if again is not None and found.keys() == again.keys():
+            raise Enough
+        return found[trial].outcome
+
+    def note(optimiser: torch.optim.Optimizer, *arguments: Any) -> None:
+        parts = [part for group in optimiser.param_groups for part in group["params"] if part.grad is not None]
+        steps.append(sum(part.detach().double().abs().sum().item() for part in parts))
+
+    hook = register_optimizer_step_post_hook(note)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trials, "_done", done)
+            yield found
+    finally:
+        hook.remove()
+
+
+def nothing_is_learnt_from_other_samples(
+    section: Learning, learnt: Mapping[Trial, Done], again: Callable[[], Any]
+) -> None:
+    """Those that a trial may not see stand in another order, with the targets of each other: neither what is learnt nor
+    what comes of it is another, twice the same. (All targets together are as before, and with them the classes, the
+    symbols, the scale.)"""
+    small = {trial: each for trial, each in learnt.items() if (trial.fraction, trial.seed) == (section.fractions[0], 0)}
+    rows = next(iter(small)).rows.tolist()
+    count = max(len(trial.rows) for trial in learnt)
+    with watched(small) as found, pytest.raises(Enough), pytest.MonkeyPatch.context() as patch:
+        swapped = swap_all_but(rows, count, patch)
+        again()
+    assert swapped == ["targets"], "the samples of train, first of all"
+    for trial, each in small.items():
+        assert found[trial].steps == pytest.approx(each.steps, rel=1e-9), f"{trial}: learnt from other samples"
+        assert all(one == (other if isinstance(other, str) else pytest.approx(other, rel=1e-4, abs=1e-5))
+                   for one, other in zip(plain(found[trial].outcome), plain(each.outcome), strict=True)), trial
+
+
+def swap_all_but(rows: Sequence[int], count: int, patch: pytest.MonkeyPatch) -> list[str]:
+    """What was swapped, once it is. Where samples are what is learnt from (and no windows of them), all of a sample
+    goes to another place; of what then is there, the target goes further."""
+    others = np.setdiff1d(np.arange(count), rows)
+    further, swapped = dict(zip(others.tolist(), np.roll(others, 1).tolist(), strict=True)), list[str]()
+    whole, sample_of, case_of = Bench.numbers, examples.Examples, cases.Cases
+
+    def numbers(bench: Bench, index: Any, limit: int | None, field: str) -> Any:
+        found = whole(bench, index, limit, field)
+        if field != "train" or len(found) != count:
+            return found
+        return [found[further.get(row, row)] for row in range(count)]
+
+    def samples(keys: Any, targets: list[Any], *rest: Any) -> Any:
+        if not swapped:
+            targets = [with_target_of(own, targets[further[row]]) if row in further else own
+                       for row, own in enumerate(targets)]  # fmt: skip
+            swapped.append("targets")
+        return sample_of(keys, targets, *rest)
+
+    def windows(seen: Any, past: Any, future: torch.Tensor, *rest: Any) -> Any:
+        if not swapped:
+            future = future[[further.get(row, row) for row in range(count)]]
+            swapped.append("targets")
+        return case_of(seen, past, future, *rest)
+
+    patch.setattr(Bench, "numbers", numbers)
+    patch.setattr(examples, "Examples", samples)
+    patch.setattr(cases, "Cases", windows)
+    return swapped
+
+
+def with_target_of(own: Any, other: Any) -> Any:
+    """Of what holds the input as well, the own one."""
+    if isinstance(own, Tagged):
+        return Tagged(own.words, own.tags[::-1])
+    if isinstance(own, Pair):
+        return Pair(own.source, other.target)
+    return qa._elsewhere(own, other) if isinstance(own, Question) else other
+
+
+def plain(value: Any) -> list[Any]:
+    """Tensors, arrays and tuples as one list of numbers and texts."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return list(value.ravel().tolist())
+    return [each for part in value for each in plain(part)] if isinstance(value, list | tuple) else [value]
 
 
 def nothing_is_learnt_from_dealt_labels(card: dict[str, Any]) -> None:

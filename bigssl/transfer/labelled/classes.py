@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bigssl.data.errors import DataError
 from bigssl.data.sample import Sample
-from bigssl.transfer.features import metadata
+from bigssl.transfer.features import finite, metadata
 from bigssl.transfer.labelled.examples import Target
 from bigssl.transfer.scores import majority_hits
 from bigssl.transfer.team import AgreedError
@@ -83,7 +83,9 @@ class LabelSet:
                 for each in labels]  # fmt: skip
 
     def right(self, scores: Tensor, wanted: Tensor) -> Tensor:
-        """Of scores float [N, classes] and `numbers`: bool [N], or of several the `ranking_precision`."""
+        """Of scores float [N, classes] and `numbers`: bool [N], or of several the `ranking_precision`. Raises DataError
+        of scores that are not finite."""
+        finite(scores, "scores of queries")
         return ranking_precision(scores, wanted) if self.several else scores.argmax(1) == wanted
 
     def blind(self, train: Sequence[Labels], queries: Sequence[Labels]) -> dict[str, Tensor]:

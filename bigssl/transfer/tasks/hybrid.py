@@ -25,7 +25,7 @@ class Hybrid(Tuning):
     """Label by the network with a new head, of which only the last layers, or adapters of low rank, are trained."""
 
     preset = {"train": "bigssl/demo/emoji/train", "queries": "bigssl/demo/emoji/val", "label": "category",
-              "fractions": [1.0], "seeds": 1, "epochs": 1,
+              "fractions": [0.3, 1.0], "seeds": 1, "epochs": 1,
               "least_steps": 0, "top": 1}  # fmt: skip
     words = "hybrid"
 

@@ -41,7 +41,7 @@ class Qa(Learning, Fit):
     texts are read in windows. Questions without an answer are answered by none where there are some to learn from.
     """
 
-    preset = {"train": "made/spans/train", "queries": "made/spans/val", "fractions": [1.0], "seeds": 1, "epochs": 3}
+    preset = {"train": "made/spans/train", "queries": "made/spans/val", "fractions": [0.3, 1.0], "seeds": 1, "epochs": 3}
 
     backbone: str = "text"
     question: str = Field("question", description="field of the json with the question")

@@ -34,7 +34,7 @@ class Seq2Seq(Learning, Fit):
     """Translations or summaries by the network as the encoder and a small decoder of fresh weights, all trained; BLEU
     and chrF by sacrebleu beside copying the source."""
 
-    preset = {"train": "made/pairs/train", "queries": "made/pairs/val", "fractions": [1.0], "seeds": 1,
+    preset = {"train": "made/pairs/train", "queries": "made/pairs/val", "fractions": [0.3, 1.0], "seeds": 1,
               "epochs": 2, "decoder_layers": 1, "target_length": 8}  # fmt: skip
 
     backbone: str = "text"

@@ -26,7 +26,7 @@ from bigssl.data.tools.sources.base import Item
 from bigssl.transfer.bags import Bags
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import encoder
-from bigssl.transfer.labelled import vectors
+from bigssl.transfer.labelled import logistic, vectors
 from bigssl.transfer.labelled.classes import LabelSet, ranking_precision
 from bigssl.transfer.labelled.classify import Classification
 from bigssl.transfer.labelled.logistic import fit_logistic
@@ -152,6 +152,27 @@ def test_each_seed_has_a_random_network_of_its_own(bench: Bench) -> None:
         assert torch.allclose(found[seed], wanted, atol=1e-3), seed
     assert not torch.allclose(found[0], found[1], atol=0.1)
     assert set(bench.checkup.health) == {"image"}
+
+
+def test_a_regression_that_did_not_come_to_its_optimum_is_noted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logistic, "PASSES", 1)
+    monkeypatch.setattr(logistic, "ROUNDS", 1)
+    job = Classification.of(bench, section := probe(train_limit=60, query_limit=40, seeds=1))
+    linear_learners(bench, section, job, [1e-6])["trained"](Trial("trained", 1.0, 0, torch.arange(60)))
+    assert [note for note in bench.notes if "logistic" in note] == [
+        "evaluate.mine: of trained, a logistic regression stopped before its optimum, so its number may be too low; "
+        "leave out the least values of l2."]  # fmt: skip
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_scores_that_are_no_numbers_are_no_answers(several: bool) -> None:
+    """The greatest of NaNs is the first class."""
+    classes = LabelSet(["a", "b"], several)
+    scores, wanted = torch.tensor([[torch.nan, 0.0], [-torch.inf, 0.0]]), classes.numbers([("a",), ("b",)] if several
+                                                                                          else ["a", "b"])  # fmt: skip
+    with pytest.raises(DataError, match="^1 of 4 scores of queries are not finite; look at the network's weights"):
+        classes.right(scores, wanted)
+    assert classes.right(scores.nan_to_num(1, neginf=-torch.inf), wanted).all(), "what is never chosen may be -inf"
 
 
 def labelled(folder: Path, metas: list[dict[str, Any]]) -> str:

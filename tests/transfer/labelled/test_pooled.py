@@ -13,6 +13,7 @@ import torch
 from bigssl.transfer.labelled.pooled import RESAMPLES, PooledScore, resamples
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.trials import Trial
+from bigssl.transfer.measures.errors import Edits, error_rate
 from bigssl.transfer.scores import row_of
 
 GROUPS = ["a", "b", "a", "c", "d", "b", "e"]
@@ -60,6 +61,14 @@ def test_the_error_of_a_mean_is_that_of_the_formula() -> None:
 def test_one_group_tells_nothing_of_the_error_of_a_measure() -> None:
     row = row_of(PooledScore("t", "", {"trained": [[1.0, 2.0]], "raw": [[0.0, 1.0]]}, fmean, ["a", "a"]))
     assert row["stderr"] is None and row["gains"]["raw"] == {"difference": 1.0, "stderr": None}
+    json.dumps(row, allow_nan=False)
+
+
+def test_a_draw_that_has_no_measure_says_nothing_of_the_error() -> None:
+    """Two speakers, one of whom says nothing: where he is drawn alone there is no word to be wrong."""
+    heard = {"trained": [[Edits(1, 4), Edits(1, 0)]], "raw": [[Edits(3, 4), Edits(1, 0)]]}
+    row = row_of(PooledScore("t", "", heard, error_rate, ["a", "b"], higher_is_better=False))
+    assert row["trained"] == 0.5 and row["gains"]["raw"]["difference"] == 0.5 and 0 < row["stderr"] < 0.5
     json.dumps(row, allow_nan=False)
 
 
