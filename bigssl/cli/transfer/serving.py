@@ -245,7 +245,7 @@ def _same(one: Evaluation, other: Evaluation, asked: Values) -> bool:
     """Whether `other` gives what `one` would: networks, shards, label, and whatever is asked for."""
     if type(one) is not type(other) or _networks(one) != _networks(other):
         return False
-    fields = {"queries", LABEL, one.learns_from, *asked} & type(one).model_fields.keys()
+    fields = type(one).model_fields.keys() & {"queries", LABEL, one.learns_from, *asked}
     return all(getattr(one, name) == getattr(other, name) for name in fields)
 
 

@@ -91,7 +91,12 @@ class DenseJob:
         groups = [{"params": [*head.parameters()]}] if moving is None else layer_groups(
             moving, self.section.layer_decay, [*head.parameters()])  # fmt: skip
         module = head if moving is None else nn.ModuleList([moving, head])
-        fit(module, groups, len(rows), on_samples, self._settings(len(rows)), seed)
+        def soon(picked: Tensor) -> None:
+            numbers = [rows[at] for at in picked.tolist()]
+            still = network is not None and moving is None
+            self.train.soon(self.kept.lacking(_network(trial), "train", numbers) if still else numbers)
+
+        fit(module, groups, len(rows), on_samples, self._settings(len(rows)), seed, soon=soon)
         found, batch = [], self.section.fit_batch
         with torch.no_grad():
             for begin in range(0, len(self.queries), batch):
@@ -118,11 +123,15 @@ class DenseJob:
 
         if network is None:
             return still(rows)  # faster made than kept
-        name = (part, trial.contender, trial.seed if trial.contender == "random_net" else 0)
-        return [each.to(self.bench.device) for each in self.kept.of(name, rows, still)]
+        return [each.to(self.bench.device) for each in self.kept.of(_network(trial), part, rows, still)]
 
     def _views(self, of: Examples, rows: Sequence[int]) -> dict[str, Tensor]:
         return {name: value.to(self.bench.device) for name, value in of.batch(rows).items()}
+
+
+def _network(trial: Trial) -> tuple[str, int]:
+    """Which one it is, as long as it stays as it is."""
+    return trial.contender, trial.seed if trial.contender == "random_net" else 0
 
 
 def _maps(network: PreTrainedModel | None, views: Mapping[str, Tensor]) -> Maps:

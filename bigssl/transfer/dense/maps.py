@@ -83,23 +83,38 @@ def patch_maps(batch: Mapping[str, Tensor]) -> Maps:
 
 
 class KeptMaps:
-    """Maps of samples by networks that stay as they are, kept on the CPU while all of them take less than KEPT."""
+    """Maps of samples by networks that stay as they are, kept on the CPU while all of them take less than KEPT:
+    those of the network that is asked for in place of others, the ones that were not asked for longest first."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Hashable, int], Maps] = {}
+        self._kept: dict[Hashable, dict[tuple[str, int], Maps]] = {}  # by network, the last one used at the end
         self._room = KEPT
 
-    def of(self, name: Hashable, rows: Sequence[int], make: Callable[[Sequence[int]], Maps]) -> Maps:
-        """Those of samples `rows`, batched. make: of samples that are not kept. name: of network and dataset."""
-        lacking = [row for row in dict.fromkeys(rows) if (name, row) not in self._kept]
+    def lacking(self, network: Hashable, part: str, rows: Sequence[int]) -> list[int]:
+        """Of samples of a dataset `part`, those that would have to be made, each once."""
+        mine = self._kept.get(network, {})
+        return [row for row in dict.fromkeys(rows) if (part, row) not in mine]
+
+    def of(self, network: Hashable, part: str, rows: Sequence[int], make: Callable[[Sequence[int]], Maps]) -> Maps:
+        """Those of samples `rows` of a dataset `part`, batched. make: of samples that are not kept."""
+        mine = self._kept[network] = self._kept.pop(network, {})
         fresh: dict[int, Maps] = {}
-        if lacking:
+        if lacking := self.lacking(network, part, rows):
             made = [each.cpu() for each in make(lacking)]
             fresh = {row: [each[at].clone() for each in made] for at, row in enumerate(lacking)}
         for row, maps in fresh.items():
-            size = sum(each.nbytes for each in maps)
-            if size <= self._room:
-                self._kept[name, row] = maps
+            if self._takes(size := _bytes(maps)):
+                mine[part, row] = maps
                 self._room -= size
-        found = [fresh[row] if row in fresh else self._kept[name, row] for row in rows]
+        found = [fresh[row] if row in fresh else mine[part, row] for row in rows]
         return [torch.stack(stage) for stage in zip(*found, strict=True)]
+
+    def _takes(self, size: int) -> bool:
+        """Whether there is room, that of other networks if need be."""
+        while size > self._room and len(self._kept) > 1:
+            self._room += sum(map(_bytes, self._kept.pop(next(iter(self._kept))).values()))
+        return size <= self._room
+
+
+def _bytes(maps: Maps) -> int:
+    return sum(each.nbytes for each in maps)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +21,7 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import column, metadata, samples_at
 from bigssl.transfer.inputs import Input
+from bigssl.transfer.labelled.fit import announced
 from bigssl.transfer.team import AgreedError
 
 KEPT = 256 << 20  # bytes of views in memory
@@ -27,26 +30,47 @@ View = Callable[[Sample], Mapping[str, np.ndarray]]
 
 
 class KeptViews:
-    """Samples of an index by number, and their views: kept while all of them take less than `KEPT` bytes."""
+    """Samples of an index by number, and their views: kept while all of them take less than `KEPT` bytes. A thread
+    reads, so that others are made while a network works on some.
 
-    def __init__(self, index: DatasetIndex, view: View) -> None:
-        self._reader, self._view = SampleReader(index), view
+    Args:
+        threads: that make views.
+    """
+
+    def __init__(self, index: DatasetIndex, view: View, threads: int) -> None:
+        self._reader, self._view, self._threads = SampleReader(index), view, threads
+        self._worker = ThreadPoolExecutor(1, "views")
         self._kept: dict[int, Mapping[str, np.ndarray]] = {}
+        self._coming: dict[int, Future[dict[int, Mapping[str, np.ndarray]]]] = {}
         self._room = KEPT
 
     def samples(self, numbers: Sequence[int]) -> list[Sample]:
         """In this order; remote ones are fetched together. Raises DataError."""
-        return [self._reader.read(number) for number in self._reader.ahead(numbers)]
+        return self._worker.submit(self._read, numbers).result()
+
+    def soon(self, numbers: Sequence[int]) -> None:
+        """Begins with the views of samples that will be asked for; what is wrong with them is said then."""
+        if lacking := sorted({number for number in numbers if number not in self._kept and number not in self._coming}):
+            self._coming |= dict.fromkeys(lacking, self._worker.submit(self._made, lacking))
 
     def views(self, numbers: Sequence[int]) -> list[Mapping[str, np.ndarray]]:
-        lacking = sorted({number for number in numbers if number not in self._kept})
-        read = {number: self._view(sample) for number, sample in zip(lacking, self.samples(lacking), strict=True)}
+        self.soon(numbers)
+        coming = sorted({number for number in numbers if number not in self._kept})
+        read = {number: self._coming.pop(number).result()[number] for number in coming}
         for number, view in read.items():
             size = sum(value.nbytes for value in view.values())
             if size <= self._room:
                 self._kept[number] = view
                 self._room -= size
         return [read[number] if number in read else self._kept[number] for number in numbers]
+
+    def _read(self, numbers: Sequence[int]) -> list[Sample]:
+        return [self._reader.read(number) for number in self._reader.ahead(numbers)]
+
+    def _made(self, numbers: Sequence[int]) -> dict[int, Mapping[str, np.ndarray]]:
+        samples = self._read(numbers)
+        with ThreadPoolExecutor(self._threads) as pool:
+            return dict(zip(numbers, pool.map(self._view, samples), strict=True))
 
 
 @dataclass(frozen=True)
@@ -88,6 +112,15 @@ class Examples:
         found: dict[str, Tensor] = collate(self.views.views([self.numbers[row] for row in rows]))
         return found
 
+    def soon(self, rows: Sequence[int]) -> None:
+        """Begins with what `batch` will be asked for, in a thread."""
+        self.views.soon([self.numbers[row] for row in rows])
+
+    def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
+        """All samples in their order, `size` at a time, each made while the one before it is worked on."""
+        parts = [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+        yield from map(self.batch, announced(parts, self.soon))
+
     def permuted(self, seed: int) -> Examples:
         """The same samples with their targets dealt anew among them: nothing is left to be learnt."""
         order = rng.permutation(len(self), "labels", seed)
@@ -124,7 +157,8 @@ def examples(
         raise AgreedError(f"{bench.where}.{field}: no samples in {display(url)}")
     found, keys, contents, targets, values = (list(part) for part in zip(*rows, strict=True))
     named = {name: [row[at] for row in values] for at, name in enumerate(columns)}
-    return Examples(keys, targets, named, contents, found, KeptViews(index, view or takes.view))
+    threads = 1 if takes.once else min(8, os.cpu_count() or 1)  # a tokenizer is of one thread at a time
+    return Examples(keys, targets, named, contents, found, KeptViews(index, view or takes.view, threads))
 
 
 def _content(sample: Sample, takes: Input) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from bigssl.nets.depth import depths
 CLIP = 1.0  # norm of the gradient at most
 Positive = Annotated[float, Field(gt=0)]
 Groups = list[dict[str, Any]]
+T = TypeVar("T")
 
 
 class Fit(Section):
@@ -40,8 +41,9 @@ class Fit(Section):
 
 
 def fit(
-    module: nn.Module, groups: Groups, count: int, loss: Callable[[Tensor], Tensor], settings: Fit, seed: int
-) -> nn.Module:
+    module: nn.Module, groups: Groups, count: int, loss: Callable[[Tensor], Tensor], settings: Fit, seed: int,
+    soon: Callable[[Tensor], None] = lambda rows: None,
+) -> nn.Module:  # fmt: skip
     """Trains in place, in train mode, and returns the module in eval mode.
 
     AdamW (Loshchilov and Hutter 2019), linear warm-up and cosine, gradients clipped at norm 1. The order of the samples
@@ -52,6 +54,7 @@ def fit(
         groups: parameters with an optional "scale" of the learning rate and "weight_decay", see `layer_groups`.
         count: samples.
         loss: of the samples int64 [b], numbers below `count`: a scalar.
+        soon: is told, one step ahead, of which samples the loss will be asked for.
     Raises:
         DataError: the loss is not finite, or what the last step made of the weights.
     """
@@ -63,7 +66,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _height(step, steps, settings.warmup))
     module.train()
     with _seeded(seed, device):
-        for step, rows in enumerate(_batches(count, settings, seed)):
+        for step, rows in enumerate(announced(_batches(count, settings, seed), soon)):
             with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
                 value = loss(rows)
             if not math.isfinite(value.item()):
@@ -94,6 +97,16 @@ def _batches(count: int, settings: Fit, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(_epochs(count, settings)):
         yield from torch.randperm(count, generator=generator).tensor_split(math.ceil(count / settings.fit_batch))
+
+
+def announced(parts: Iterable[T], soon: Callable[[T], None]) -> Iterator[T]:
+    """The parts in order; before each is given, `soon` is told of the one behind it."""
+    waiting: list[T] = []
+    for part in parts:
+        soon(part)
+        yield from waiting
+        waiting = [part]
+    yield from waiting
 
 
 @contextmanager

@@ -82,7 +82,8 @@ def trained(bench: Bench, section: Tuning, job: Classification, trial: Trial) ->
         scores = network(_moved(job.train.batch(rows.tolist()), bench))
         return criterion(scores, job.known[rows].to(scores.device))
 
-    fit(network, groups, len(trial.rows), loss, section, seed)
+    fit(network, groups, len(trial.rows), loss, section, seed,
+        soon=lambda picked: job.train.soon(trial.rows[picked].tolist()))  # fmt: skip
     return network
 
 
@@ -93,8 +94,7 @@ def _several(scores: Tensor, wanted: Tensor) -> Tensor:
 def predictions(network: Classifier, of: Examples, bench: Bench) -> Tensor:
     """Logits float32 [N, classes] of all samples, on the CPU."""
     with evaluating(network):
-        parts = [network(_moved(of.batch(range(start, min(start + bench.batch, len(of)))), bench)).cpu()
-                 for start in range(0, len(of), bench.batch)]  # fmt: skip
+        parts = [network(_moved(batch, bench)).cpu() for batch in of.batches(bench.batch)]
     return torch.cat(parts)
 
 

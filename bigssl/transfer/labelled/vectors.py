@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bigssl.transfer.bags import Bags
 from bigssl.transfer.labelled.trials import Trial
+from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.subjects import Encoded
 
 LANDMARKS = 2048
@@ -49,11 +50,32 @@ class Standardised:
     queries: Tensor
 
     def of(self, trial: Trial) -> tuple[Tensor, Tensor]:
-        seen = self.train[trial.rows]
-        mean, deviation = seen.double().mean(0), seen.double().std(0, correction=0)
-        scale = torch.where(deviation > 1e-6 * seen.abs().amax(0), deviation.clamp(min=1e-30).reciprocal(), 0.0)
-        shift, scale = mean.float(), scale.float()
-        return (seen - shift) * scale, (self.queries - shift) * scale
+        return _standardised(self.train[trial.rows], self.queries)
+
+
+@dataclass(frozen=True)
+class StandardisedLater:
+    """The same of features that are read when a trial needs them: of several contenders, those of one are in memory.
+
+    at, asked: int64 [M], [N], the row of each sample in the matrices.
+    """
+
+    train: Matrix
+    queries: Matrix
+    at: Tensor
+    asked: Tensor
+
+    def of(self, trial: Trial) -> tuple[Tensor, Tensor]:
+        different, back = self.at[trial.rows].unique(return_inverse=True)
+        seen = torch.cat([piece[inside] for inside, piece in _chosen(self.train.pieces(), different)])
+        return _standardised(seen[back], self.queries.read(0, len(self.queries))[self.asked])
+
+
+def _standardised(seen: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    mean, deviation = seen.double().mean(0), seen.double().std(0, correction=0)
+    scale = torch.where(deviation > 1e-6 * seen.abs().amax(0), deviation.clamp(min=1e-30).reciprocal(), 0.0)
+    shift, scale = mean.float(), scale.float()
+    return (seen - shift) * scale, (queries - shift) * scale
 
 
 @dataclass(frozen=True)
@@ -133,7 +155,7 @@ def vectors_of(train: Encoded, queries: Encoded, name: str, at: Tensor, asked: T
     known, judged = train.matrices[name], queries.matrices[name]
     if known.width > WIDE:
         return Spanned(known.pieces, judged.pieces, at, asked)
-    return Standardised(known.read(0, len(known))[at], judged.read(0, len(judged))[asked])
+    return StandardisedLater(known, judged, at, asked)
 
 
 def bag_vectors(train: Bags, queries: Bags, at: Tensor, asked: Tensor) -> Learnable:

@@ -47,13 +47,13 @@ def patch_memory(encode: Encode, length: int, stride: int, k: int, batch: int) -
         bank = _encoded(encode, StepWindows.of(normal, length, stride, whole=True), batch)
         mean = bank.flatten(0, 1).mean(0)
         scale = bank.flatten(0, 1).std(0, correction=0).clamp(min=1e-6)
-        known = ((bank - mean) / scale).transpose(0, 1).contiguous()  # [P, N, D]
+        bank.sub_(mean).div_(scale)  # there may be room for no second one
 
         def scores(rows: Rows) -> np.ndarray:
             windows = StepWindows.of([rows], length, stride, whole=True)
-            asked = ((_encoded(encode, windows, batch) - mean) / scale).transpose(0, 1)
-            nearest = torch.stack([_nearest(one, other, k) for one, other in zip(asked, known, strict=True)], dim=1)
-            return spread_out(windows, nearest.double().numpy(), len(rows))
+            asked = _encoded(encode, windows, batch).sub_(mean).div_(scale)
+            nearest = [_nearest(asked[:, place], bank[:, place].contiguous(), k) for place in range(bank.shape[1])]
+            return spread_out(windows, torch.stack(nearest, dim=1).double().numpy(), len(rows))
 
         return scores
 
@@ -61,7 +61,14 @@ def patch_memory(encode: Encode, length: int, stride: int, k: int, batch: int) -
 
 
 def _encoded(encode: Encode, windows: StepWindows, batch: int) -> Tensor:
-    return torch.cat([encode(part) for part in windows.batches(batch)])
+    """float32 [N, P, D] of all windows."""
+    found, done = torch.empty(0), 0
+    for part in windows.batches(batch):
+        made = encode(part)
+        found = found if done else made.new_empty(len(windows), *made.shape[1:])
+        found[done : done + len(made)] = made
+        done += len(made)
+    return found
 
 
 def _nearest(asked: Tensor, known: Tensor, k: int) -> Tensor:

@@ -107,9 +107,14 @@ def test_maps_are_made_once_while_there_is_room(monkeypatch: pytest.MonkeyPatch)
         return [torch.tensor(rows, dtype=torch.float32)[:, None, None, None].expand(-1, 1, 2, 2)]
 
     for rows in ([3, 1, 3], [1, 2], [2, 3]):
-        assert kept.of("net", rows, make)[0][:, 0, 0, 0].tolist() == rows
+        assert kept.of("net", "train", rows, make)[0][:, 0, 0, 0].tolist() == rows
     assert asked == [[3, 1], [2], [2]]
-    assert kept.of("other", [1], make)[0].shape == (1, 1, 2, 2) and asked[-1] == [1]
+    assert kept.of("net", "queries", [1], make)[0].shape == (1, 1, 2, 2) and asked[-1] == [1]
+    asked.clear()
+    for _ in range(2):  # of the network that is trained on now, not of the first one for ever
+        assert kept.of("other", "train", [1, 5], make)[0][:, 0, 0, 0].tolist() == [1, 5]
+    assert asked == [[1, 5]] and kept.lacking("other", "train", [5, 6, 5, 6]) == [6]
+    assert kept.lacking("net", "train", [1, 3]) == [1, 3], "there is room for one"
 
 
 @pytest.mark.parametrize("size", [(40, 20), (20, 41), (37, 37)])

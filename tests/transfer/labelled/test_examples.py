@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from bigssl.data.errors import DataError
 from bigssl.data.order.stream import read_in_order
+from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.inputs import ImageInput
 from bigssl.transfer.labelled import examples as module
 from bigssl.transfer.labelled.classes import label_target
 from bigssl.transfer.labelled.examples import Examples, examples
+from bigssl.transfer.labelled.fit import announced
 from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.subjects import Exported
 from bigssl.transfer.team import Team
@@ -44,6 +50,34 @@ def test_samples_are_read_again_by_number_whatever_is_kept_of_them(
             assert [s.key for s in kept.samples(rows)] == [every[row].key for row in rows]
         assert len(kept.views._kept) == {0: 0, 5 * one: 5}.get(room, 21)
         assert kept.groups("code") == kept.column("code") and kept.groups(None) == kept.keys
+
+
+def test_the_next_batch_is_made_while_a_network_works(
+    bench: Bench, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing kept. Of two samples the views are made at once, where they are no texts."""
+    monkeypatch.setattr(module, "KEPT", 0)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
+    together, made = threading.Barrier(2), queue.SimpleQueue[str]()
+
+    def view(sample: Sample) -> dict[str, np.ndarray]:
+        together.wait(10)
+        made.put(sample.key)
+        return {"image": np.zeros(3, np.uint8)}
+
+    some = found(bench, shards, limit=None, view=view)
+    for rows in announced([[0, 1], [2, 3]], some.soon):
+        if rows == [0, 1]:
+            assert {made.get(timeout=10) for _ in range(4)} == set(some.keys[:4]), "before anything was asked for"
+        assert some.batch(rows)["image"].shape == (2, 3) and made.empty()
+    bad = found(bench, shards, view=broken)
+    bad.soon([0])
+    with pytest.raises(DataError, match="broken"):
+        bad.batch([0])
+
+
+def broken(sample: Sample) -> dict[str, np.ndarray]:
+    raise DataError("broken")
 
 
 def test_dealt_labels_are_the_same_labels_of_other_samples(bench: Bench, shards: Path) -> None:

@@ -33,6 +33,7 @@ from bigssl.transfer.labelled.logistic import fit_logistic
 from bigssl.transfer.labelled.probing import linear_learners
 from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.labelled.vectors import Spanned, Standardised, bag_vectors
+from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.scores import row_of
 from bigssl.transfer.tasks.finetune import Finetune
@@ -71,6 +72,23 @@ def test_a_probe_is_scikit_learns_on_the_same_features(bench: Bench) -> None:
             assert off < 0.02, (name, len(rows), off)
             ours = (found.argmax(1).numpy() == asked).mean()
             assert abs(ours - theirs.score(scaler.transform(z), asked)) < 0.004, name
+
+
+def test_features_are_read_when_a_trial_needs_them(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of all contenders before the first of them learns; and of the samples of the trial alone."""
+    section, read = probe(seeds=2, train_limit=60, query_limit=20), []
+    job = Classification.of(bench, section)
+    for url, most in ((section.train, 60), (section.queries, 20)):
+        bench.encode(job.subject, url, limit=most, field="", columns=[])
+    whole = Matrix.read
+    learners = linear_learners(bench, section, job, [30.0])
+    monkeypatch.setattr(Matrix, "read", lambda matrix, *rows: (read.append(matrix), whole(matrix, *rows))[1])
+    again = linear_learners(bench, section, job, [30.0])
+    looked = {id(matrix) for matrix in read}  # for the means of the bank
+    assert len(looked) <= len(again)
+    read.clear()
+    learners["trained"](Trial("trained", 1.0, 0, torch.arange(0, 60, 2)))
+    assert len({id(matrix) for matrix in read}) == 2, "what is learnt from and what is judged, of one contender"
 
 
 def test_wide_vectors_are_learnt_from_by_their_products_as_by_themselves(

@@ -1,10 +1,14 @@
 """Detectors against loops and scikit-learn."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bigssl.transfer.steps.detectors import at_random, patch_memory, polynomial, principal_components
 from bigssl.transfer.steps.windows import StepWindows
@@ -47,6 +51,27 @@ def test_patches_are_held_against_those_of_normal_windows_at_the_same_place(norm
         distances.append([each.kneighbors(patch)[0].mean() for each, patch in zip(known, patches, strict=True)])
     assert len(StepWindows.of(normal, LENGTH, STRIDE, whole=True)) == 18
     np.testing.assert_allclose(found, spread(begins, np.array(distances), 31), rtol=1e-4)
+
+
+class Made(TorchDispatchMode):
+    """Every tensor that is made inside, and kept so that none takes the place of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.tensors += [each for each in tree_leaves(found) if torch.is_tensor(each)]
+        return found
+
+
+def test_a_memory_of_patches_is_in_memory_once(normal: list[np.ndarray]) -> None:
+    with Made() as made:
+        patch_memory(lambda windows: windows.reshape(-1, 6, 4) + 1, LENGTH, STRIDE, 3, batch=4)(normal)(normal[1])
+    whole = 18 * LENGTH * 2 * 4  # bytes, of 18 windows
+    assert len({each.data_ptr() for each in made.tensors if each.untyped_storage().nbytes() >= whole
+                and each.storage_offset() == 0}) == 1  # fmt: skip
 
 
 def test_principal_components_leave_what_they_do_not_explain(normal: list[np.ndarray]) -> None:
