@@ -7,6 +7,7 @@ import math
 import runpy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,7 +143,8 @@ def test_an_evaluation_is_checked_run_and_probed(
     assert section.learns_from is None or hasattr(section, section.learns_from)
     if isinstance(section, Learning):
         assert section.fractions[0] < section.fractions[-1] == 1.0, "a trial that may see some, and one that sees all"
-        nothing_is_learnt_from_other_samples(section, learnt, lambda: score(run, {"mine": section}, seed=0, out=tmp_path))
+        again = partial(score, run, {"mine": section}, seed=0, out=tmp_path)
+        nothing_is_learnt_from_other_samples(section, learnt, again)
         dealt = section.model_copy(update={"permuted": True, "fractions": [1.0]})
         nothing_is_learnt_from_dealt_labels(score(run, {"mine": dealt}, seed=0, out=tmp_path))
     else:
@@ -162,7 +164,7 @@ def test_an_evaluation_is_checked_run_and_probed(
 
 
 class Done(NamedTuple):
-    """trial: with its rows. outcome: of it. steps: of each step of an optimiser, the sum of the parameters in use after it."""
+    """trial: with its rows. outcome: of it. steps: after each of an optimiser, the sum of the parameters in use."""
 
     trial: Trial
     outcome: Any
