@@ -39,6 +39,8 @@ bigssl_install() {
     DS_BUILD_OPS=0 pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation deepspeed ||
       return 1
     pip install --quiet --disable-pip-version-check -c constraints.txt -e ".${extra:+[$extra]}" || return 1
+    # timm asks for torchvision, whose wheel breaks beside a CPU build of torch; its networks do without it.
+    [ "$extra" != dev ] || pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm || return 1
     echo "$wanted" >"$stamp"
   fi
   # DeepSpeed waits for ever on the lock that a killed build left: a folder of our own, without stale locks.

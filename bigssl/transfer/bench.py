@@ -12,6 +12,7 @@ During training the same evaluations work on few samples: a rank then keeps its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,14 +26,14 @@ from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import display
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.bags import Bags, Grams, StoredRows, TfIdf, counted
-from bigssl.transfer.collapse import Checkup, sampled_health, stored_health, text_health
+from bigssl.transfer.collapse import Checkup, NotFinite, sampled_health, stored_health, text_health
 from bigssl.transfer.cosines import Centred, Vectors
 from bigssl.transfer.features import Views, chosen, samples_at, text_batches, view_batches
 from bigssl.transfer.inputs import INPUTS, Input, TextInput
 from bigssl.transfer.matrix import Matrix, Store, joined
 from bigssl.transfer.scores import RAW, ScoreRow
 from bigssl.transfer.subjects import Captions, Encoded, Exported, Notes, Subject, Subjects, Tensors, captions_of
-from bigssl.transfer.team import AgreedError, Team
+from bigssl.transfer.team import AgreedError, Team, named
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -194,17 +195,19 @@ class Bench:
 
     def _features(self, subject: Subject, batches: Iterable[Views]) -> dict[str, Matrix]:
         """Features by contender of the batches of all ranks. A collective."""
-        encoders = subject.encoders(self.device)
+        encoders, odd = subject.encoders(self.device), NotFinite()
 
         def encode(views: Views) -> dict[str, Tensor]:
-            found = {name: make(views.arrays) for name, make in encoders.items()}
+            with nullcontext() if self.live else named(f"{self.where}: features of {subject.name}"):
+                found = {name: make(views.arrays) for name, make in encoders.items()}
             raws = {} if len(encoders) == 1 else subject.takes.raws(views.arrays)  # one alone is not compared
             return found | {RAW + words: rows for words, rows in raws.items()}
 
         def blank(views: Views) -> dict[str, Tensor]:
             return {"trained": torch.zeros(len(views.keys), subject.width)}
 
-        matrices = self.stored(self.passes(batches, encode, blank))
+        matrices = self.stored(odd.among(self.passes(batches, encode, blank)))
+        self.team.gather(partial(odd.refuse, self.where, subject.name))
         self.look_at(subject, matrices)
         return matrices
 

@@ -6,15 +6,17 @@
     of         what `rankme` could be at most
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigssl.data.errors import DataError
 from bigssl.transfer.bags import WIDTH, Bags
 from bigssl.transfer.matrix import Matrix
+from bigssl.transfer.scores import words_of
 from bigssl.transfer.team import Team
 
 EPS = 1e-7
@@ -81,6 +83,29 @@ def text_health(texts: Bags) -> dict[str, float]:
     gram = gram.triu() + gram.triu(1).T
     found = _health(len(rows), WIDTH, _effective_rank(gram), 0.0)
     return {name: value for name, value in found.items() if name != "std"}
+
+
+class NotFinite:
+    """Counts features that are no finite numbers: nothing can be measured by them."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}
+        self._of = 0
+
+    def among(self, batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """The same features [B, D] by contender."""
+        for batch in batches:
+            self._of += max(map(len, batch.values()))
+            for name, rows in batch.items():
+                if odd := len(rows) - int(rows.isfinite().all(1).sum()):
+                    self._rows[name] = self._rows.get(name, 0) + odd
+            yield batch
+
+    def refuse(self, where: str, backbone: str) -> None:
+        """Raises DataError where there were any."""
+        for name, count in self._rows.items():
+            raise DataError(f"{where}: features of {backbone} ({words_of(name)}) are not finite for {count} of "
+                            f"{self._of} samples; export a checkpoint from before it diverged")  # fmt: skip
 
 
 @dataclass

@@ -152,6 +152,18 @@ def text_batches(texts: Sequence[str], taken: TextInput, *, batch: int) -> Itera
         yield Views(collate([taken.tokens(each) for each in part]), part, [])
 
 
+Numbers = TypeVar("Numbers", Tensor, np.ndarray)
+
+
+def finite(values: Numbers, what: str) -> Numbers:
+    """The same numbers. Raises DataError of NaN and infinity: what is chosen by them, as the greatest or above a
+    threshold, would look like an answer. (-inf is what is never chosen.)"""
+    some = torch.as_tensor(values).detach()
+    if odd := int((some.isnan() | some.isposinf()).sum()):
+        raise DataError(f"{odd} of {some.numel()} {what} are not finite; look at the network's weights, or lower lr")
+    return values
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradient inside; afterwards every submodule is in the mode it was in."""

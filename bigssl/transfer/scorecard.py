@@ -6,7 +6,9 @@
                         where an evaluation has several rows); each with
         title, sentence, verdict       for people
         unit, higher_is_better         of the numbers; "share" for shares of the queries that are right, 0 to 1
-        trained, stderr                mean over the queries and its standard error
+        trained, stderr                mean over the queries and its standard error; of what is repeated, over queries
+                                       and seeds: √(that over queries² + variance over the seeds / their number), as is
+                                       that of a gain, paired by query and by seed
         chance, majority, blind, random_net, raw   the same for the baselines; null where a baseline makes no sense
         raw_name, blind_name           what these are, in words
         raws                           {words: number} of all raw baselines, the best first: it is `raw`. That the very
@@ -21,7 +23,8 @@
                         Contenders are random_net, trained and raw/WORDS; "raw" is the one that counts
         passed                         trained is ahead of chance and every baseline
         queries, classes, bank, gallery, k, documents, tokens   sizes and settings
-    failed              {name: the error} of evaluations that have no row
+    failed              {name: the error} of evaluations, and rows, that are not there. The card is written after each
+                        evaluation: of one that was interrupted, those to come are here, as "not evaluated yet"
     health              {backbone: {trained | random_net | WORDS of a raw baseline: {std, rankme, samples, of}}}, see
                         `bigssl.transfer.collapse`
     notes               how it was measured, in sentences
@@ -36,9 +39,12 @@ All ranks take part (`bigssl.transfer.bench` says how, and what memory it takes)
 from __future__ import annotations
 
 import json
+import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +59,17 @@ from bigssl.transfer.arriving.folders import below
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.leaving import export
 from bigssl.transfer.matrix import Scratch
-from bigssl.transfer.scores import row_of
+from bigssl.transfer.scores import ScoreRow, row_of
 from bigssl.transfer.subjects import Exported
-from bigssl.transfer.team import AgreedError, Team
+from bigssl.transfer.team import AgreedError, Team, in_a_line, named
 
+log = logging.getLogger("bigssl")
 FILE = "scorecard.json"
+WAITING = "not evaluated yet"
 HEADINGS = ("task", "chance", "blind", "random net", "raw", "trained", "verdict")
 REPEATED = "± behind a number is the standard deviation over the seeds of what is repeated."
 NOTES = [
-    "± of a difference is one standard error, paired; queries that show the same item count as one.",
+    "± of a difference is one standard error, over queries and seeds, paired; queries of the same item count as one.",
     "Features and raw vectors are centred by the mean of the bank before each cosine, all alike.",
 ]
 
@@ -71,7 +79,9 @@ def score(
     team: Team | None = None, made: str = "", out: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates the networks of a folder as the sections of a recipe's `evaluate` say; writes and returns the
-    scorecard. An evaluation that fails does not lose the rows of the others: it is named under `failed`.
+    scorecard, after each evaluation. One that fails, whatever is wrong with it, does not lose the rows of the others:
+    it is named under `failed`. (Of several ranks, where they can all know: not what one alone stumbles over outside of
+    its forward passes and trials.)
 
     A collective of all ranks: each gets the same card, but for the seconds.
 
@@ -88,37 +98,91 @@ def score(
     team.gather(lambda: export.recover(folder) if team.rank == 0 else None)
     subjects = Exported(below(folder), seed, _unlabelled(evaluate))
     fields = sorted({name for section in evaluate.values() for name in section.metadata()})
+    card: dict[str, Any] = {}
     with Scratch(out or folder, team) as scratch:
         bench = Bench(team, scratch, subjects, device, seed, fields, notes=subjects.notes, out=out or folder)
-        rows, failed = _rows(bench, evaluate)
-    tasks = told_apart(rows)
-    card = {
-        "version": CARD_VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),
-        "seconds": round(time.monotonic() - start, 1),
-        "verdicts": {name: task["passed"] for name, task in tasks.items()},
-        "tasks": tasks, "failed": failed, "health": bench.checkup.health,
-        "notes": [*([made] if made else []), *NOTES, *[REPEATED] * any(task["std"] for task in rows.values()),
-                  *bench.notes],
-    }  # fmt: skip
-    team.gather(lambda: _write((out or folder) / FILE, card) if team.rank == 0 else None)
+        for rows, failed in _found(bench, evaluate):
+            card = {
+                "version": CARD_VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),
+                "seconds": round(time.monotonic() - start, 1),
+            } | _told(bench, rows, failed, made)  # fmt: skip
+            team.gather(partial(_write, (out or folder) / FILE, card) if team.rank == 0 else _nothing)
     return card
 
 
-def _rows(bench: Bench, evaluate: Mapping[str, Evaluation]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """(rows by name, errors by evaluation). A collective. Raises the first error where there is no row."""
+def _nothing() -> None:
+    """What other ranks write."""
+
+
+def _told(bench: Bench, rows: Mapping[str, dict[str, Any]], failed: Mapping[str, str], made: str) -> dict[str, Any]:
+    """What the card says of what was found."""
+    tasks = told_apart(rows)
+    repeated = [REPEATED] if any(task["std"] for task in rows.values()) else []
+    return {
+        "verdicts": {name: task["passed"] for name, task in tasks.items()},
+        "tasks": tasks, "failed": dict(failed), "health": bench.checkup.health,
+        "notes": [*([made] if made else []), *NOTES, *repeated, *bench.notes],
+    }  # fmt: skip
+
+
+Found = tuple[dict[str, dict[str, Any]], dict[str, str]]
+
+
+def _found(bench: Bench, evaluate: Mapping[str, Evaluation]) -> Iterator[Found]:
+    """(rows by name, errors by name) after each evaluation, as soon as there is a row; of none, once. A collective.
+    Raises the first error where there is no row at the end."""
     rows: dict[str, dict[str, Any]] = {}
     failed: dict[str, Exception] = {}
-    agreed = (DataError, OSError) if bench.team.world == 1 else (AgreedError,)  # others would leave ranks that wait
+    waiting = dict.fromkeys(evaluate, WAITING)
     for name, section in evaluate.items():
-        try:
-            rows |= {row: row_of(found) for row, found in bench.rows("evaluate", {name: section})}
-        except DiskFull:
-            raise
-        except agreed as error:
-            failed[name] = error
+        _run(bench, name, section, rows, failed)
+        del waiting[name]
+        if rows and waiting:
+            yield rows, {each: in_a_line(error) for each, error in failed.items()} | waiting
     if failed and not rows:
         raise next(iter(failed.values()))
-    return rows, {name: str(error) for name, error in failed.items()}
+    yield rows, {each: in_a_line(error) for each, error in failed.items()}
+
+
+def _run(
+    bench: Bench, name: str, section: Evaluation, rows: dict[str, dict[str, Any]], failed: dict[str, Exception]
+) -> None:  # fmt: skip
+    """Adds the rows of an evaluation, or what is wrong with it, or with one of them. A collective."""
+    agreed = Exception if bench.team.world == 1 else AgreedError  # others would leave ranks that wait
+    try:
+        for row, found in bench.rows("evaluate", {name: section}):
+            try:
+                rows[row] = _whole(f"evaluate.{row}", found)
+            except AgreedError as error:
+                failed[row] = error
+    except DiskFull:
+        raise
+    except agreed as error:
+        if not isinstance(error, DataError | OSError):
+            log.error("evaluate.%s: failed", name, exc_info=error)
+        failed[name] = error
+
+
+def _whole(where: str, found: ScoreRow) -> dict[str, Any]:
+    """The row. Raises AgreedError, as all ranks have the same, where a number of it is not finite or cannot be made."""
+    try:
+        with named(where):
+            row = row_of(found)
+    except DataError as error:
+        raise AgreedError(str(error)) from error
+    if odd := next(_not_finite(row), None):
+        raise AgreedError(f"{where}: {odd[0]} is {odd[1]} ({found.title}); a number that is not finite says nothing: "
+                          "look at the network and at the queries")  # fmt: skip
+    return row
+
+
+def _not_finite(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """(where, what) of numbers inside."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in parts:
+        yield from _not_finite(part, f"{path}.{key}" if path else str(key))
 
 
 def told_apart(tasks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

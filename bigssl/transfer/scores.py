@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from math import isfinite
-from statistics import stdev
+from statistics import stdev, variance
 from typing import Any, NamedTuple
 
 import torch
@@ -77,11 +77,11 @@ class ScoreRow(ABC):
 
     @abstractmethod
     def error(self) -> float:
-        """The standard error of trained; infinite where one group cannot tell."""
+        """The standard error of trained over the queries; infinite where one group cannot tell."""
 
     @abstractmethod
     def ahead(self, name: str) -> tuple[float, float]:
-        """(trained - a baseline, the standard error of this paired difference)."""
+        """(trained - a baseline, the standard error of this paired difference over the queries)."""
 
     def __post_init__(self) -> None:
         strange = ({*self.contenders, *self.names, *self.seeds}) - {*BASELINES, "trained"}
@@ -102,11 +102,19 @@ class ScoreRow(ABC):
         """What a baseline is called: as the task says, or else as `otherwise` does."""
         return words_of(name) if name.startswith(RAW) else (dict(otherwise) | dict(self.names))[name]
 
+    def stderr(self) -> float | None:
+        """The standard error of trained over queries and seeds; None where one group cannot tell."""
+        return _together(self.error(), [self.seeds.get("trained", ())])
+
     def gain(self, name: str) -> dict[str, Any]:
-        """How far trained is ahead of a baseline, in the better direction, with the standard error of the paired
-        difference; null where one group cannot tell."""
+        """How far trained is ahead of a baseline, in the better direction, with the standard error of the difference,
+        paired by query and by seed (contenders learn from the same samples with the same one); None where one group
+        cannot tell."""
         mean, error = self.ahead(name)
-        return {"difference": mean if self.higher_is_better else -mean, "stderr": error if isfinite(error) else None}
+        ours, theirs = (self.seeds.get(each, ()) for each in ("trained", name))
+        paired = [one - other for one, other in zip(ours, theirs, strict=False)]
+        error_of = _together(error, [paired] if len(ours) == len(theirs) else [ours, theirs])
+        return {"difference": mean if self.higher_is_better else -mean, "stderr": error_of}
 
 
 @dataclass(frozen=True)
@@ -182,6 +190,13 @@ def clustered_mean(values: Tensor, groups: Sequence[str], weights: Tensor | None
     return mean, spread / total
 
 
+def _together(error: float, repeated: Sequence[Sequence[float]]) -> float | None:
+    """The standard error of what has one of `error` over the queries, and is a sum of means over independent seeds: the
+    numbers of the queries are means over them, so they do not show how far another seed may lie."""
+    squares = error**2 + sum(variance(each) / len(each) for each in repeated if len(each) > 1)
+    return math.sqrt(squares) if isfinite(squares) else None
+
+
 def words_of(name: str) -> str:
     """A contender in words, without "raw/" before those of a raw baseline."""
     return name.removeprefix(RAW)
@@ -194,13 +209,12 @@ def row_of(score: ScoreRow) -> dict[str, Any]:
     best = {"raw": score.raws[0]} if score.raws else {}
     shown = {name: name for name in score.contenders if not name.startswith(RAW)} | best
     means = {name: score.mean(of) for name, of in shown.items()}
-    error = score.error()
     row: dict[str, Any] = {"title": score.title, **score.facts, "queries": score.queries, "unit": score.unit}
     row |= {"higher_is_better": score.higher_is_better, "chance": score.chance}
     row |= {name: means.get(name) for name in (*BASELINES, "trained")}
     row |= {f"{name}_name": named[of] for name, of in shown.items() if name in ("blind", "raw")}
     row |= {"raws": {named[name]: score.mean(name) for name in score.raws}}
-    row |= {"stderr": error if isfinite(error) else None} | _repeated(score, best)
+    row |= {"stderr": score.stderr()} | _repeated(score, best)
     row |= {"gains": gains | {name: gains[of] for name, of in best.items()}}
     row |= {f"trained_beats_{name}": gains[of]["difference"] > 0 for name, of in shown.items() if of in gains}
     if "raw" in means and "random_net" in means:
@@ -237,7 +251,9 @@ def _repeated(score: ScoreRow, best: Mapping[str, str]) -> dict[str, Any]:
 
 
 def deviation(numbers: Sequence[float]) -> float | None:
-    """The standard deviation of a sample; None of one number."""
+    """The standard deviation of a sample; None of one number, NaN where one is not finite."""
+    if not all(map(isfinite, numbers)):
+        return math.nan
     return stdev(numbers) if len(numbers) > 1 else None
 
 

@@ -116,9 +116,14 @@ class Exported:
         self, subject: Subject, contender: str, seed: int, *, batch: int, device: str | torch.device
     ) -> PreTrainedModel:
         """Of its own: of the "trained" network, or for another contender of one with fresh weights by the run's seed +
-        `seed`, which is made once."""
+        `seed`, which is made once. Raises DataError where its weights are not finite."""
         if contender == "trained" or seed == 0:
-            return copy.deepcopy(subject.models["trained" if contender == "trained" else "random_net"])
+            model = subject.models["trained" if contender == "trained" else "random_net"]
+            for name, value in model.state_dict().items():
+                if value.is_floating_point() and not value.isfinite().all():
+                    raise DataError(f"backbone {subject.name!r}, {contender}: its {name} is not finite; export a "
+                                    "checkpoint from before it diverged")  # fmt: skip
+            return copy.deepcopy(model)
         if (subject.name, seed) not in self._randoms:
             config = subject.models["trained"].config
             fresh = self._random(subject.name, config, subject.takes, self.seed + seed, batch, device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -13,12 +14,32 @@ from bigssl import distributed
 from bigssl.data.errors import DataError
 
 T = TypeVar("T")
+REFUSED = (RuntimeError, ValueError, ArithmeticError, MemoryError)  # by numbers, by memory and by devices
 CONNECT = timedelta(minutes=5)
 PATIENCE = timedelta(days=7)  # ranks may differ by hours; one that ends is noticed at once, its connections close
 
 
 class AgreedError(DataError):
     """Raised by every rank alike: one speaks for all, and none waits for another."""
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """What libraries raise inside (a device that is full, a matrix that has no inverse) is a DataError that says at
+    `what`, so that the other ranks hear of it; DataError and OSError go through as they are."""
+    try:
+        yield
+    except (DataError, OSError):
+        raise
+    except REFUSED as error:
+        raise DataError(f"{what}: {in_a_line(error)}") from error
+
+
+def in_a_line(error: BaseException) -> str:
+    """The text of an error; of a foreign one its type and first line."""
+    if isinstance(error, DataError | OSError):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 class Team:

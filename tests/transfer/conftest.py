@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,18 @@ def run(tmp_path: Path, make_model: Callable[..., PreTrainedModel], tokenizer: P
     backbones = {"image": make_model("resnet"), "text": make_model("bert")}
     export_run(tmp_path, backbones, {"image": ImageInput(32), "text": TextInput(tokenizer, 32)}, heads, {})
     return tmp_path
+
+
+@pytest.fixture
+def cuda_autocast() -> Callable[[], AbstractContextManager[None]]:
+    """cuda_autocast(): a context in which autocast on CUDA is on, as in a training there (no CUDA is needed)."""
+
+    @contextmanager
+    def on() -> Iterator[None]:
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            yield
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+
+    return on

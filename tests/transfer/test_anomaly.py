@@ -16,10 +16,12 @@ import torch
 from pydantic import TypeAdapter
 from sklearn.metrics import average_precision_score, f1_score
 
+from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
 from bigssl.data.errors import DataError
 from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.base import Item
+from bigssl.engine.plan.evaluation import Checked
 from bigssl.nets.towers import Tower
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.discovery import discover_evaluations
@@ -178,6 +180,32 @@ def test_what_cannot_be_judged_is_refused(data: Path, tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(DataError, match=re.escape(words)):
             score(data, {"mine": section(data, **changes)}, seed=0, out=tmp_path)
+
+
+def test_a_stride_beyond_the_window_is_refused_before_anything_is_read(data: Path) -> None:
+    """Steps between two windows would lie in none."""
+    tower = Tower("series", BackboneConfig(type="patchtst", channels=6, length=40, config={}), None)
+    section(data, stride=40).check(Checked("evaluate.mine", section(data, stride=40), {"series": tower}, {}))
+    words = "evaluate.mine.stride: value 41; allowed: <= 40, the steps of a window: others would lie in none"
+    with pytest.raises(ConfigError, match=f"^{re.escape(words)}$"):
+        section(data).check(Checked("evaluate.mine", section(data, stride=41), {"series": tower}, {}))
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_network_of_nan_finds_no_anomalies(
+    work: anomaly._Work, weights: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is above a threshold of NaN, which looked like a careful detector."""
+    if weights:
+        parameter = next(work.subject.models["trained"].parameters())
+        parameter.data.view(-1)[0] = torch.nan
+        said = "backbone 'series', trained: its encoder.* is not finite; export a checkpoint from before it diverged"
+    else:
+        tokens = anomaly.tokens_of
+        monkeypatch.setattr(anomaly, "tokens_of", lambda *args: tokens(*args) * torch.nan)
+        said = r"^\d+ of \d+ scores of steps are not finite; look at the network's weights, or lower lr$"
+    with pytest.raises(DataError, match=said):
+        judged(work, "trained")
 
 
 def test_a_series_that_never_varies_is_judged(data: Path, tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """The scorecard of a tiny run: complete, repeatable, and right where it can be computed by hand."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from pydantic import TypeAdapter
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.config.evaluate import Evaluation
@@ -26,6 +28,7 @@ from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.scorecard import format_table, score
+from bigssl.transfer.scores import Score
 from bigssl.transfer.subjects import Captions
 
 Make = Callable[..., PreTrainedModel]
@@ -159,8 +162,6 @@ def test_captions_with_labels_are_called_a_class_mean_and_have_a_supervised_base
     run: Path, shards: Path, tokenizer: PreTrainedTokenizerFast, make_model: Make
 ) -> None:
     """Against loops: class means of unit caption vectors; and of the raw pixels of the labelled pictures."""
-    from safetensors.torch import load_file
-
     card = score(run, settings(shards, "names", "class_mean"), seed=0)
     task, head = card["tasks"]["class_mean"], load_file(run / "export/heads/clip.safetensors")
     assert "zero-shot" not in task["title"] + task["sentence"] and task["raw_name"] == "class means of raw pixels"
@@ -359,6 +360,40 @@ def test_report_shows_the_card(run: Path, shards: Path) -> None:
     card = score(run, settings(shards), seed=3)
     page = write_report(run).read_text()
     assert all(f"{100 * task['trained']:.1f} %" in page for task in card["tasks"].values())
+
+
+def test_one_bad_evaluation_or_row_does_not_lose_the_others(run: Path, shards: Path) -> None:
+    """Weights that are NaN, an error that nobody foresaw, a number that json has no word for. The card is there, with
+    what was found so far, before the last one begins."""
+    weights = load_file(run / "export/text/model.safetensors")
+    save_file({name: each * torch.nan if each.is_floating_point() else each for name, each in weights.items()},
+              run / "export/text/model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    seen: list[dict[str, Any]] = []
+
+    def asked(work: Callable[[], list[Score]]) -> Any:
+        return SimpleNamespace(run=lambda bench: work(), batch=8, metadata=list, unlabelled=dict)
+
+    def two_rows() -> list[Score]:
+        values = {"trained": torch.tensor([1.0, 0.0]), "raw": torch.tensor([0.0, 0.0])}
+        odd = replace(Score("odd", "of 2", values, ["a", "b"]), values=values | {"raw": torch.tensor([0.0, torch.nan])})
+        return [replace(odd, row="odd"), Score("good", "of 2", values, ["a", "b"], row="good")]
+
+    def last() -> list[Score]:
+        seen.append(json.loads((run / "scorecard.json").read_text()))
+        return []
+
+    given = settings(shards, "images", "captions") | {
+        "bug": asked(lambda: [1 // 0]), "rows": asked(two_rows), "last": asked(last)}  # type: ignore[list-item]
+    card = score(run, given, seed=0)
+    assert list(card["tasks"]) == ["images", "rows/good"] and json.loads((run / "scorecard.json").read_text()) == card
+    failed = {
+        "captions": r"evaluate.captions: features of text \(trained\) are not finite for 60 of 60 samples; .*",
+        "bug": "ZeroDivisionError: integer division or modulo by zero",
+        "rows/odd": r"evaluate.rows/odd: raw is nan \(odd\); a number that is not finite says nothing.*",
+    }
+    assert list(card["failed"]) == list(failed)
+    assert all(re.fullmatch(said, card["failed"][name]) for name, said in failed.items()), card["failed"]
+    assert seen[0]["tasks"] == card["tasks"] and seen[0]["failed"] == card["failed"] | {"last": "not evaluated yet"}
 
 
 def test_nothing_asked_gives_an_empty_card(run: Path) -> None:

@@ -44,8 +44,8 @@ def serve(
 
     Args:
         path: what is judged, for the command that an error ends with.
-        known: evaluations of the run's recipe: they come first where all is asked for, and their shards are taken where
-            none are given.
+        known: evaluations of the run's recipe: they come first where all is asked for, on their own shards, with what
+            is given in place of their own values; and their shards are taken where none are given.
     Raises:
         ConfigError: a task that the wish names cannot be served, with all reasons.
     """
@@ -53,13 +53,14 @@ def serve(
         refuse_shared("--train", wish.train, "--test", wish.test)
     given = wish.train is not None or wish.test is not None
     data = [Data(wish.train, wish.test)] if given else _data_of(known)
-    found = dict(known) if wish.all else {}
-    unserved: dict[str, str] = {}
     looked = Shelves()
+    found, unserved = _own(wish, path, known, towers, heads, looked) if wish.all else Served({}, {})
+    own = list(found.values())
     for task in wish.tasks:
         kinds = [_Kind(wish, task, each, path, looked) for each in data or [Data(None, None)]]
         fitting, refused = _fitting(kinds, towers, heads)
-        new = [each for each in fitting if not any(_same(each, other) for other in known.values() if wish.all)]
+        asked = wish.values(task)
+        new = [each for each in fitting if not any(_same(each, other, asked) for other in own)]
         for name, section in _named(task, new, found):
             found[name] = section
         if not fitting and not any(getattr(section, "task", None) == task for section in found.values()):
@@ -71,16 +72,58 @@ def serve(
     return Served(found, unserved)
 
 
+def _own(
+    wish: Wish, path: str, known: Mapping[str, Evaluation], towers: Mapping[str, Tower], heads: Mapping[str, Head],
+    looked: Shelves,
+) -> Served:  # fmt: skip
+    """The evaluations of a recipe, with what the wish says of their fields; without those of another network than it
+    names. A label, or another field of the metadata, goes for the shards that are given: others keep their own."""
+    found, unserved = dict(known), {}
+    for name, section in known.items():
+        kind, task = type(section), str(getattr(section, "task", ""))
+        shards = {"queries": wish.test, kind.learns_from: wish.train}
+        given = {field: value for field, value in wish.values(task).items() if field not in shards}
+        if any(url is not None and field is not None and url != getattr(section, field)
+               for field, url in shards.items()):  # fmt: skip
+            given = {field: value for field, value in given.items() if field not in _metadata(kind)}
+        if NETWORK in given and given[NETWORK] != getattr(section, NETWORK):
+            del found[name]
+        elif given:
+            values = section.model_dump(exclude_unset=True) | {"task": task} | given
+            outcome = _Kind(wish, task, Data(None, None), path, looked).checked(values, towers, heads)
+            if isinstance(outcome, _Refused):
+                del found[name]
+                unserved[name] = outcome.why.replace(f"--task {task}: ", "")
+            else:
+                found[name] = outcome
+    return Served(found, unserved)
+
+
 def _data_of(known: Mapping[str, Evaluation]) -> list[Data]:
-    """The different pairs of shards of the evaluations of a recipe."""
-    found: dict[tuple[str, str], Data] = {}
+    """The different shards of the evaluations of a recipe; twice where two of them do not say the same of the metadata
+    of one pair, as two labels. What only another one says of the same shards holds for both."""
+    found: list[Data] = []
     for section in known.values():
-        if section.learns_from is not None:
-            train = getattr(section, section.learns_from)
-            data = found.setdefault((train, section.queries), Data(train, section.queries))
-            data.metadata |= {name: getattr(section, name) for name in _metadata(type(section))
-                              if getattr(section, name) is not None}  # fmt: skip
-    return list(found.values())
+        if section.learns_from is None:
+            continue
+        data, said = Data(getattr(section, section.learns_from), section.queries), _said(section)
+        fits = [each for each in found if (each.train, each.test) == (data.train, data.test)
+                and all(each.metadata.get(name, value) == value for name, value in said.items())]  # fmt: skip
+        if not fits:
+            found.append(data)
+        (fits or [data])[0].metadata.update(said)
+    for data in found:
+        for other in found:
+            if (other.train, other.test) == (data.train, data.test):
+                data.metadata = other.metadata | data.metadata
+    return found
+
+
+def _said(section: Evaluation) -> Values:
+    """Of the metadata."""
+    found = {name: getattr(section, name) for name in _metadata(type(section))}
+    return {name: value for name, value in found.items()
+            if value is not None and (name != LABEL or names_a_class(type(section)))}  # fmt: skip
 
 
 def _metadata(kind: type[Evaluation]) -> list[str]:
@@ -198,8 +241,12 @@ def _networks(section: Evaluation) -> list[str]:
     return own + ([head] if head is not None else [])
 
 
-def _same(one: Evaluation, other: Evaluation) -> bool:
-    return (type(one) is type(other) and one.queries == other.queries and _networks(one) == _networks(other))
+def _same(one: Evaluation, other: Evaluation, asked: Values) -> bool:
+    """Whether `other` gives what `one` would: networks, shards, label, and whatever is asked for."""
+    if type(one) is not type(other) or _networks(one) != _networks(other):
+        return False
+    fields = {"queries", LABEL, one.learns_from, *asked} & type(one).model_fields.keys()
+    return all(getattr(one, name) == getattr(other, name) for name in fields)
 
 
 def _named(task: str, sections: list[Evaluation], taken: Mapping[str, Any]) -> Iterator[tuple[str, Evaluation]]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigssl.transfer.dense.boxes import giou, nms
+from bigssl.transfer.features import finite
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 RADIUS = 1.5  # cells from the middle of a box within which one may answer for it
@@ -116,7 +117,7 @@ class FoundBoxes(NamedTuple):
 def detections(outputs: Outputs, size: int) -> list[FoundBoxes]:
     """What a head found in each view, on the CPU, the best first: at most MOST boxes, those of a class that overlap
     one that scores higher left out."""
-    logits, sides, central = (each.float().cpu() for each in outputs)
+    logits, sides, central = (finite(each.float().cpu(), "outputs of the detector") for each in outputs)
     grid = (logits.shape[-2], logits.shape[-1])
     points, *cell = centres(grid, size)
     scores = (logits.flatten(2).sigmoid() * central.flatten(1).sigmoid()[:, None]).sqrt().transpose(1, 2)

@@ -113,7 +113,7 @@ class DenseJob:
             return _maps(network, self._views(of, rows))
 
         def still(lacking: Sequence[int]) -> Maps:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast("cuda", enabled=False):  # in a training, too: alike for all parts
                 return _maps(network, self._views(of, lacking))
 
         if network is None:

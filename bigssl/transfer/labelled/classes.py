@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bigssl.data.errors import DataError
 from bigssl.data.sample import Sample
-from bigssl.transfer.features import metadata
+from bigssl.transfer.features import finite, metadata
 from bigssl.transfer.labelled.examples import Target
 from bigssl.transfer.scores import majority_hits
 from bigssl.transfer.team import AgreedError
@@ -83,7 +83,9 @@ class LabelSet:
                 for each in labels]  # fmt: skip
 
     def right(self, scores: Tensor, wanted: Tensor) -> Tensor:
-        """Of scores float [N, classes] and `numbers`: bool [N], or of several the `ranking_precision`."""
+        """Of scores float [N, classes] and `numbers`: bool [N], or of several the `ranking_precision`. Raises DataError
+        of scores that are not finite."""
+        finite(scores, "scores of queries")
         return ranking_precision(scores, wanted) if self.several else scores.argmax(1) == wanted
 
     def blind(self, train: Sequence[Labels], queries: Sequence[Labels]) -> dict[str, Tensor]:
@@ -104,9 +106,9 @@ def ranking_precision(scores: Tensor, wanted: Tensor) -> Tensor:
     """Label ranking average precision of each sample, float64 [N], of scores [N, C] and labels bool [N, C]: the mean,
     over its labels, of the share of its labels among all those that score as high or higher (Schapire and Singer 2000).
     1 of a sample with no label, or all."""
-    higher = scores.unsqueeze(1) >= scores.unsqueeze(2)  # [N, label, other]
-    rank = higher.sum(2)
-    among = (higher & wanted.unsqueeze(1)).sum(2)
+    ordered, order = scores.sort(dim=1)
+    rank = scores.shape[1] - torch.searchsorted(ordered, scores.contiguous())  # labels that score as high or higher
+    among = wanted.gather(1, order).flip(1).cumsum(1).gather(1, rank - 1)  # of its own
     shares = torch.where(wanted, among.double() / rank, 0.0).sum(1) / wanted.sum(1).clamp(min=1)
     return torch.where(wanted.any(1) & ~wanted.all(1), shares, 1.0)
 

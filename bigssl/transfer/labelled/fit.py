@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -51,7 +53,7 @@ def fit(
         count: samples.
         loss: of the samples int64 [b], numbers below `count`: a scalar.
     Raises:
-        DataError: the loss is not finite.
+        DataError: the loss is not finite, or what the last step made of the weights.
     """
     device = next(module.parameters()).device
     tuned = [{**group, "lr": settings.lr * group.get("scale", 1.0)} for group in groups]
@@ -71,6 +73,8 @@ def fit(
             nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()
             schedule.step()
+    if odd := next((name for name, each in module.named_parameters() if not each.isfinite().all()), None):
+        raise DataError(f"weights {odd} are not finite after {steps} steps; lower lr (value {settings.lr})")
     return module.eval()
 
 
@@ -94,10 +98,18 @@ def _batches(count: int, settings: Fit, seed: int) -> Iterator[Tensor]:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """What is drawn inside depends on the seed; the generators are left as they were."""
+    """What is drawn inside depends on the seed; the generators are left as they were: those of numpy and Python, too,
+    by which some networks mask while they are trained (SpecAugment of Wav2Vec2) or skip layers."""
+    others = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        yield
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(others[0])
+            random.setstate(others[1])
 
 
 def layer_groups(model: PreTrainedModel, decay: float, above: Sequence[nn.Parameter] = ()) -> Groups:

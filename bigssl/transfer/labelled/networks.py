@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from bigssl.nets.modality import Modality, modality_of_type
 from bigssl.nets.modality.kinds import unused_parameters
 from bigssl.transfer.features import embed, evaluating
+from bigssl.transfer.inputs import Input, TextInput
 from bigssl.transfer.leaving.classifier import CLASSIFIERS
 
 
@@ -58,7 +59,8 @@ class Classifier(nn.Module):
 
 
 def with_head(
-    backbone: PreTrainedModel, sample: Mapping[str, Tensor], classes: Sequence[str], several: bool, seed: int
+    backbone: PreTrainedModel, takes: Input, sample: Mapping[str, Tensor], classes: Sequence[str], several: bool,
+    seed: int,
 ) -> Classifier:
     """A classifier with the weights of the backbone, on its device; what is new, fresh weights by the seed. (So is what
     of the backbone nothing was learnt of, as a pooler.) The global generators are left as they were.
@@ -67,13 +69,14 @@ def with_head(
     mean features.
 
     Args:
+        takes: what the backbone is given.
         sample: collated views of one, on the CPU.
     """
     row = modality_of_type(backbone.config.model_type)
     assert row is not None  # `exported_input` has looked it up
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _of_transformers(backbone, row.name, classes, several)
+        model = _of_transformers(backbone, takes, classes, several)
         if model is not None:
             return Classifier(model, getattr(model, model.base_model_prefix), row, None).to(backbone.device)
         with evaluating(backbone):
@@ -82,22 +85,30 @@ def with_head(
     return Classifier(backbone, backbone, row, head).to(backbone.device)
 
 
-def has_class(backbone: PreTrainedModel, modality: str) -> bool:
+def has_class(backbone: PreTrainedModel, takes: Input) -> bool:
     """Whether the classifier is a class of transformers."""
-    return _of_transformers(backbone, modality, ["a", "b"], False) is not None
+    return _of_transformers(backbone, takes, ["a", "b"], False) is not None
 
 
 def _of_transformers(
-    backbone: PreTrainedModel, modality: str, classes: Sequence[str], several: bool
+    backbone: PreTrainedModel, takes: Input, classes: Sequence[str], several: bool
 ) -> PreTrainedModel | None:
-    """None where there is no such class, or one in which the weights of the backbone have no place."""
-    kind: Any = CLASSIFIERS.get(modality)
+    """None where there is no such class, or one in which the weights of the backbone have no place.
+
+    A class that reads the last token of a text finds it by the padding, which the config of a backbone need not name,
+    or names by another tokenizer: it is this one's. None where that has none.
+    """
+    kind: Any = CLASSIFIERS.get(takes.modality)
     if kind is None or type(backbone.config) not in kind._model_mapping:
         return None
     config = copy.deepcopy(backbone.config)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: number for number, name in enumerate(classes)}
     config.problem_type = "multi_label_classification" if several else "single_label_classification"
+    if isinstance(takes, TextInput):
+        if takes.tokenizer.pad_token_id is None:
+            return None
+        config.pad_token_id = takes.tokenizer.pad_token_id
     model: PreTrainedModel = kind.from_config(config, dtype=torch.float32)
     base = getattr(model, model.base_model_prefix, None)
     if not isinstance(base, PreTrainedModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf
+from math import inf, isfinite
 from statistics import fmean, stdev
 from typing import Any
 
@@ -21,7 +21,8 @@ class PooledScore(ScoreRow):
     """A row whose number is a measure of all queries together, and no mean over them: mIoU, AP, F1, corpus BLEU, WER.
 
     Its number is the mean of the measure over the seeds. Standard errors are the deviation over `RESAMPLES` draws of as
-    many groups with replacement, the same draws for all contenders (Efron 1979; paired, as in Koehn 2004).
+    many groups with replacement, the same draws for all contenders (Efron 1979; paired, as in Koehn 2004). A draw of
+    which there is no measure (no word in any transcript) says nothing of the deviation.
 
     Attributes:
         records: by contender, by seed, of each of the N queries what the measure needs.
@@ -71,7 +72,8 @@ class PooledScore(ScoreRow):
                 for name, seeds in self.records.items()}  # fmt: skip
 
     def _deviation(self, values: Sequence[float]) -> float:
-        return stdev(values) if len(set(self.groups)) > 1 else inf
+        known = [value for value in values if isfinite(value)]
+        return stdev(known) if len(set(self.groups)) > 1 and len(known) > 1 else inf
 
 
 def resamples(groups: Sequence[str]) -> list[list[int]]:

@@ -19,7 +19,7 @@ from bigssl.transfer.labelled.logistic import fit_logistic
 from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial, held_out
 from bigssl.transfer.labelled.vectors import Learnable, OfSeeds, bag_vectors, vectors_of
-from bigssl.transfer.scores import RAW
+from bigssl.transfer.scores import RAW, words_of
 from bigssl.transfer.subjects import Encoded, Subject
 
 HELD_OUT = 0.2
@@ -90,6 +90,9 @@ def _learner(bench: Bench, job: Classification, vectors: Learnable, l2: Sequence
             choice = {"l2": [sorted(l2)[len(l2) // 2]]}
         known = job.known[trial.rows].to(bench.device)
         model = fit_logistic(learnt.to(bench.device), known, classes=len(job.classes), **choice)
+        if not model.converged:
+            bench.note(f"{bench.where}: of {words_of(trial.contender)}, a logistic regression stopped before its "
+                       "optimum, so its number may be too low; leave out the least values of l2.")  # fmt: skip
         return model(judged.to(bench.device)).cpu()
 
     return learn

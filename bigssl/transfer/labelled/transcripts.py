@@ -118,7 +118,8 @@ class KeptFrames:
         lacking = [row for row in dict.fromkeys(rows) if row not in self._kept]
         new: dict[int, Tensor] = {}
         if lacking:
-            values, counts = self._hear(lacking)
+            with torch.autocast("cuda", enabled=False):  # in a training, too: as sounds to be judged are heard
+                values, counts = self._hear(lacking)
             heard = zip(lacking, values, counts.tolist(), strict=True)
             new = {row: frames[:count].cpu() for row, frames, count in heard}
         for row, frames in new.items():

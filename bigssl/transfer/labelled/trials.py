@@ -15,9 +15,11 @@ from bigssl.data.errors import DataError
 from bigssl.data.order import rng
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.labelled.section import Learning
-from bigssl.transfer.scores import words_of
+from bigssl.transfer.scores import RAW, words_of
+from bigssl.transfer.team import named
 
 T = TypeVar("T")
+NETWORK = 16  # times the work of what has none
 
 
 @dataclass(frozen=True)
@@ -87,23 +89,45 @@ def held_out(strata: Sequence[Hashable], share: float, seed: tuple[int, int]) ->
 
 def outcomes(bench: Bench, trials: Sequence[Trial], work: Callable[[Trial], T]) -> dict[Trial, T]:
     """What `work` (picklable result, on the CPU) makes of each trial, in their order. Dealt over the ranks, gathered on
-    all: a collective.
+    all: a collective. So are notes that `work` makes.
 
     work: depends on nothing but the trial, and takes part in no collective: so the outcome is that of any number of
         ranks.
     Raises:
-        AgreedError: on every rank, where `work` raises DataError or OSError on one, with the trial in words.
+        AgreedError: on every rank, where `work` raises DataError or OSError on one, or what libraries raise of numbers,
+            memory and devices (`bigssl.transfer.team.named`), with the trial in words.
     """
-    mine = trials[bench.team.rank :: bench.team.world]
-    found: Mapping[Trial, T] = {
-        trial: result for part in bench.team.gather(lambda: [(each, _done(bench, each, work)) for each in mine])
-        for trial, result in part}  # fmt: skip
+    mine, before = dealt(trials, bench.team.world)[bench.team.rank], len(bench.notes)
+    parts = bench.team.gather(lambda: ([(each, _done(bench, each, work)) for each in mine], bench.notes[before:]))
+    del bench.notes[before:]
+    for text in sorted({text for _, notes in parts for text in notes}):
+        bench.note(text)
+    found: Mapping[Trial, T] = {trial: result for part, _ in parts for trial, result in part}
     return {trial: found[trial] for trial in trials}
+
+
+def dealt(trials: Sequence[Trial], world: int) -> list[list[Trial]]:
+    """Each trial to one of `world` ranks: what takes longest (a network on many samples) first, each to the rank that
+    has least to do so far, the first of these (Graham 1969). A rank has its own in the order of `trials`: what is kept
+    of one contender is of use to the next."""
+    ranks: list[list[int]] = [[] for _ in range(world)]
+    load = [0] * world
+    for number in sorted(range(len(trials)), key=lambda number: _work(trials[number]), reverse=True):
+        rank = load.index(min(load))
+        ranks[rank].append(number)
+        load[rank] += _work(trials[number])
+    return [[trials[number] for number in sorted(each)] for each in ranks]
+
+
+def _work(trial: Trial) -> int:
+    """About how much there is to do; what sees the raw input has no network."""
+    return len(trial.rows) * (1 if trial.contender.startswith(RAW) else NETWORK)
 
 
 def _done(bench: Bench, trial: Trial, work: Callable[[Trial], T]) -> T:
     try:
-        return work(trial)
+        with named(f"{bench.where}: {trial}"):
+            return work(trial)
     except DataError as error:
         said = str(error)
         raise DataError(said if said.startswith(bench.where) else f"{bench.where}: {trial}: {said}") from error

@@ -70,7 +70,8 @@ def trained(bench: Bench, section: Tuning, job: Classification, trial: Trial) ->
     """The network of a trial after its training, on the device, in eval mode. Raises DataError."""
     seed = bench.seed + trial.seed
     backbone = bench.network(job.subject, trial.contender, trial.seed)
-    network = with_head(backbone, job.train.batch([0]), job.classes.names, job.classes.several, seed)
+    network = with_head(
+        backbone, job.subject.takes, job.train.batch([0]), job.classes.names, job.classes.several, seed)
     groups = section.tuned(network, seed)
     criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     if job.classes.several:

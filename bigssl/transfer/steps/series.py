@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,19 @@ class LongSeries:
     """Steps of a series, one after the other.
 
     Attributes:
-        name: of the series: what the json of its windows says, or the key of the sample.
+        name: of the series: what the json of its windows says, or one that no other sample of the dataset has.
         start: the row of its first step in the series.
         values: float32 [T, C]; NaN where nothing was observed.
         marks: bool [T]: steps that are anomalous; None where nobody asked.
+        alone: of a sample whose json does not say which `series` it is of, and the row of its `start`: a series of its
+            own. Equal keys say nothing: two machines may have written the same numbers.
     """
 
     name: str
     start: int
     values: np.ndarray
     marks: np.ndarray | None = None
+    alone: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -57,7 +60,9 @@ def read_long_series(
     numbers = bench.numbers(index, limit, field)
 
     def mine() -> list[LongSeries]:
-        return [long_series_of(sample, channels, label) for sample in samples_at(index, numbers)]
+        read = (long_series_of(sample, channels, label) for sample in samples_at(index, numbers))
+        return [replace(line, name=f"sample {number} ({line.name})") if line.alone else line
+                for number, line in zip(numbers, read, strict=True)]  # fmt: skip
 
     lines = [line for part in bench.team.gather(mine) for line in part]
     if not lines:
@@ -78,7 +83,7 @@ def long_series_of(sample: Sample, channels: int, label: str | None = None) -> L
         raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     if isinstance(meta.get("series"), str) and isinstance(meta.get("start"), int):
         return LongSeries(meta["series"], meta["start"], values, marks)
-    return LongSeries(sample.key, 0, values, marks)
+    return LongSeries(sample.key, 0, values, marks, alone=True)
 
 
 def marks_of(meta: dict[str, Any], label: str, steps: int) -> np.ndarray:
@@ -100,10 +105,11 @@ def marks_of(meta: dict[str, Any], label: str, steps: int) -> np.ndarray:
 
 
 def joined_series(lines: Sequence[LongSeries]) -> list[LongSeries]:
-    """Stretches of one series that share steps or follow each other become one; in the order in which series come."""
-    groups: dict[str, list[LongSeries]] = {}
-    for line in lines:
-        groups.setdefault(line.name, []).append(line)
+    """Stretches of one series that share steps or follow each other become one; in the order in which series come. One
+    that is alone stays so."""
+    groups: dict[tuple[str, int | None], list[LongSeries]] = {}
+    for number, line in enumerate(lines):
+        groups.setdefault((line.name, number if line.alone else None), []).append(line)
     return [line for group in groups.values() for line in _joined(sorted(group, key=lambda line: line.start))]
 
 
@@ -131,12 +137,14 @@ def _one(parts: Sequence[LongSeries]) -> LongSeries:
 
 
 def refuse_later(where: str, train: Sequence[LongSeries], queries: Sequence[LongSeries]) -> None:
-    """What is judged of a series lies behind all that is learnt from it. Raises AgreedError."""
+    """What is judged of a series lies behind all that is learnt from it. Raises AgreedError. (Of those that are alone
+    nobody knows whether they are of one series.)"""
     last: dict[str, int] = {}
     for line in train:
-        last[line.name] = max(line.stop, last.get(line.name, 0))
+        if not line.alone:
+            last[line.name] = max(line.stop, last.get(line.name, 0))
     for line in queries:
-        if line.start < last.get(line.name, 0):
+        if not line.alone and line.start < last.get(line.name, 0):
             raise AgreedError(
                 f"{where}.queries: rows {line.start} to {line.stop - 1} of series {line.name!r}, of which rows up to "
                 f"{last[line.name] - 1} are learnt from; allowed: series of which train has nothing, or later rows "

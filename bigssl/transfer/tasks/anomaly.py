@@ -15,7 +15,7 @@ from torch import Tensor
 from bigssl.config.evaluate import Evaluation, Limit
 from bigssl.config.section import PositiveInt
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.features import evaluating
+from bigssl.transfer.features import evaluating, finite
 from bigssl.transfer.inputs import SeriesInput, input_of
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.trials import Trial, outcomes
@@ -94,6 +94,7 @@ class Anomaly(Evaluation):
         seen.samples("queries", takes, "label")
         seen.readable("queries", partial(long_series_of, channels=takes.channels, label=self.label))
         seen.apart("train")
+        seen.at_most("stride", takes.length, "the steps of a window: others would lie in none")
 
     def run(self, bench: Bench) -> list[ScoreRow]:
         work = _Work.of(self, bench)
@@ -179,7 +180,11 @@ class _Work:
 
     def judged(self, trial: Trial) -> list[StepsJudged]:
         """Of each series."""
-        score = self._detector(trial)(self.normal)
+        fitted = self._detector(trial)(self.normal)
+
+        def score(rows: np.ndarray) -> np.ndarray:
+            return finite(fitted(rows), "scores of steps")
+
         level = np.quantile(np.concatenate([score(rows) for rows in self.calibrating]), self.section.quantile)
         return [self._judged(_marks(line), score(self.scale(line)), float(level)) for line in self.lines]
 

@@ -15,7 +15,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.features import metadata
+from bigssl.transfer.features import finite, metadata
 from bigssl.transfer.inputs import AudioInput, input_of
 from bigssl.transfer.labelled.examples import Examples, examples
 from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
@@ -199,7 +199,7 @@ class _Work:
     def _read(self, head: CtcHead, frames: FramesOf) -> Iterator[str]:
         for rows in self._parts(range(len(self.test))):
             found = frames(self._batch(self.test, rows))
-            best = head(found).argmax(-1).tolist()
+            best = finite(head(found), "log probabilities of frames").argmax(-1).tolist()
             for numbers, count in zip(best, found.counts.tolist(), strict=True):
                 yield self.alphabet.greedy(numbers[:count])
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from bigssl.data.errors import DataError
 from bigssl.transfer.bench import Bench
+from bigssl.transfer.inputs import input_of
 from bigssl.transfer.labelled.fit import Groups, layer_groups
 from bigssl.transfer.labelled.networks import Classifier, has_class
 from bigssl.transfer.labelled.tuning import Tuning, tuned_row
@@ -37,9 +38,11 @@ class Finetune(Tuning):
             layer_groups(tower.model, self.layer_decay)
         except DataError as error:
             seen.refuse("layer_decay", str(error))
-        if self.keep and not has_class(tower.model, tower.modality):
+        if self.keep and not has_class(tower.model, input_of(tower)):
             kind = tower.model.config.model_type
-            seen.refuse("keep", f"transformers has no classifier of type {kind}; allowed: false")
+            unpadded = tower.tokenizer is not None and tower.tokenizer.pad_token is None
+            need = " that does without padding, which its tokenizer has none for" * unpadded
+            seen.refuse("keep", f"transformers has no classifier of type {kind}{need}; allowed: false")
 
     def tuned(self, network: Classifier, seed: int) -> Groups:
         return layer_groups(network.base, self.layer_decay, network.new_parameters())

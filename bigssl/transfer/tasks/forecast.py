@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from bigssl.config.section import PositiveInt
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.features import evaluating
+from bigssl.transfer.features import evaluating, finite
 from bigssl.transfer.inputs import SeriesInput, input_of
 from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
 from bigssl.transfer.labelled.probing import STRENGTHS
@@ -177,7 +177,8 @@ class _Work:
     def _features_of(self, model: PreTrainedModel, cases: Cases) -> Tensor:
         with evaluating(model):
             parts = cases.seen.split(self.section.batch)
-            return torch.cat([tokens_of(model, part.to(self.bench.device)).flatten(2).cpu() for part in parts])
+            found = [tokens_of(model, part.to(self.bench.device)).flatten(2).cpu() for part in parts]
+        return finite(torch.cat(found), "features of patches")
 
     def _tuned(self, trial: Trial) -> Tensor:
         """float32 [N, C, H] of the test windows, by a network that was trained on some of the others."""

@@ -19,6 +19,7 @@ from bigssl.transfer.dense.heads import SegmentHead
 from bigssl.transfer.dense.learning import CONTENDERS, DenseJob, DenseTask, rarest
 from bigssl.transfer.dense.maps import Maps
 from bigssl.transfer.dense.seen import SeenMask, seen_mask
+from bigssl.transfer.features import finite
 from bigssl.transfer.inputs import ImageInput, input_of
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.trials import Trial, outcomes, trials
@@ -112,7 +113,7 @@ class _Learner:
         return [self._one(head, [each[at : at + 1] for each in maps], row) for at, row in enumerate(rows)]
 
     def _one(self, head: nn.Module, maps: Sequence[Tensor], row: int) -> np.ndarray:
-        predicted = head(maps, self._job.size)[0].argmax(0).cpu().numpy()
+        predicted = finite(head(maps, self._job.size)[0], "logits of pixels").argmax(0).cpu().numpy()
         return self._record(predicted, self._truth(self._job.queries.targets[row]))
 
     def _record(self, predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.features import evaluating
+from bigssl.transfer.features import evaluating, finite
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
 from bigssl.transfer.labelled.trials import Trial
@@ -187,8 +187,8 @@ class Answering:
         with evaluating(reader):
             for rows in in_batches(len(self._asked), bench.batch):
                 parts = [self._asked[row] for row in rows]
-                for part, (own, first, last) in zip(parts, best_spans(self._scores(bench, reader, parts), self.longest),
-                                                    strict=True):  # fmt: skip
+                scores = finite(self._scores(bench, reader, parts), "scores of tokens")
+                for part, (own, first, last) in zip(parts, best_spans(scores, self.longest), strict=True):
                     if own > odds[part.number]:
                         odds[part.number] = own
                         begin, end = part.places[first, 0], part.places[last, 1]

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from bigssl.data.errors import DataError
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.features import evaluating
+from bigssl.transfer.features import evaluating, finite
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
 from bigssl.transfer.labelled.trials import Trial
@@ -150,7 +150,7 @@ class Tagging:
         with evaluating(tagger):
             for rows in in_batches(len(self._asked), bench.batch):
                 parts = [self._asked[row] for row in rows]
-                best = iter(self._scores(bench, tagger, parts).argmax(1).tolist())
+                best = iter(finite(self._scores(bench, tagger, parts), "scores of tags").argmax(1).tolist())
                 for part in parts:
                     for word in part.words:
                         found[part.text][word] = self.kinds[next(best)]

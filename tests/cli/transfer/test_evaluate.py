@@ -3,6 +3,7 @@ export and of a network that lies somewhere."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -15,6 +16,9 @@ import yaml
 
 from bigssl import distributed, train
 from bigssl.cli.main import main
+from bigssl.cli.transfer.judged import Judgeable
+from bigssl.cli.transfer.serving import serve
+from bigssl.cli.transfer.wishes import wish_of
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import load_recipe, recipe_model
 from bigssl.data.errors import DataError
@@ -184,14 +188,56 @@ def test_all_is_what_can_be_served_and_the_rest_with_its_reason(
     found = card(tmp_path / "all")
     assert found["failed"] == {"class_mean": "the captions are gone"} and "class_mean failed: the captions" in err
     across = {f"retrieval/{way}" for way in ("images_to_texts", "texts_to_images")}
-    assert found["tasks"].keys() == {"near", "knn", "linear_image", "linear_text", "zero_shot", *across}
-    assert found["tasks"]["near"]["queries"] == 20, "the recipe's own stays as it is, and is not asked for twice"
+    judged = {f"{task}_{name}" for task in ("knn", "linear") for name in ("image", "text")}
+    assert found["tasks"].keys() == {"near", "zero_shot", *judged, *across}
+    near = found["tasks"]["near"]
+    assert [near[name] for name in ("queries", "bank", "k")] == [40, 60, 5], "on its own shards, as was asked for"
     reasons = dict(re.findall(r"^not served: (\w+): (.*)$", out, flags=re.M))
     assert reasons.keys() == discover_evaluations().keys() - {"knn", "linear", "zero_shot", "retrieval", "class_mean"}
     for task, words in {"language": "exports no head of the kind mlm", "forecast": "there is no series backbone",
                         "ctc": "there is no audio backbone", "regress": "category is 'Smileys", "segment": "mask",
                         "finetune": "not today"}.items():  # fmt: skip
         assert words in reasons[task], (task, reasons[task])
+
+
+WITHIN: dict[str, Any] = {"task": "linear", "train": str(DEMO / "emoji" / "train"), "queries": VAL}
+
+
+@pytest.mark.parametrize(
+    ("own", "words", "expected"),
+    [
+        ({"near": {"item": "code"}}, "k=5 label=design query_limit=9",
+         {"near": {"k": 5, "label": "design", "query_limit": 9, "bank_limit": 40, "item": "code"}}),
+        ({"near": {}}, "--backbone text", {"near": None, "knn": {"backbone": "text", "k": 20, "label": "category"}}),
+        ({"near": {}, "lin": WITHIN | {"label": "category"}}, "seeds=1 fractions=[1]",
+         {"lin": {"seeds": 1, "fractions": [1.0], "label": "category"}, "near": {"k": 20}}),
+        ({"near": {}, "other": NEAR | {"label": "design"}}, "k=7",
+         {"linear_image": {"label": "category"}, "linear_image_2": {"label": "design"}, "other": {"k": 7}}),
+        ({"near": {}}, f"--test {VAL} --train {WITHIN['train']} --label design k=7",
+         {"near": {"label": "category", "k": 7, "bank": VAL},
+          "knn_image": {"label": "design", "k": 7, "bank": WITHIN["train"]}}),
+        ({"near": {}}, "label=nothing", {"near": None, "knn": None}),
+    ],
+)  # fmt: skip
+def test_what_is_asked_for_goes_for_the_recipes_own_evaluations_too(
+    own: dict[str, Any], words: str, expected: dict[str, Any], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discover_evaluations()["linear"], "check", lambda section, seen: None)  # NEAR learns from VAL
+    flags = dict(re.findall(r"--(\w+) (\S+)", words))
+    given = re.findall(r"\S+=\S+", words)
+    wish = wish_of("all", given, **{name: flags.get(name) for name in ("train", "test", "label", "backbone")})
+    kinds = {name: discover_evaluations()[name] for name in ("knn", "linear")}  # others would take their time
+    wish = dataclasses.replace(wish, tasks=kinds)
+    whole = {name: fields if "task" in fields else NEAR | fields for name, fields in own.items()}
+    known = {name: kinds[fields["task"]].model_validate(fields) for name, fields in whole.items()}
+    judged = Judgeable.at(run)
+    found = serve(wish, str(run), known, judged.towers, judged.heads)
+    for name, fields in expected.items():
+        assert (name in found.sections) == (fields is not None), (name, list(found.sections))
+        said = {field: getattr(found.sections[name], field) for field in fields or ()}
+        assert said == (fields or {}), name
+    if "nothing" in words:
+        assert "nothing" in found.unserved["near"]
 
 
 def refuse(section: Any, seen: Any) -> None:

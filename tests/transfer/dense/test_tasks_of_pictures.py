@@ -6,8 +6,10 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ from PIL import Image
 from bigssl.data.errors import DataError
 from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.base import Item
+from bigssl.transfer.dense import learning
 from bigssl.transfer.dense.learning import DenseJob
+from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.tasks.detect import Detect
 from bigssl.transfer.tasks.segment import Segment
@@ -91,6 +95,20 @@ def test_frozen_maps_that_are_kept_are_those_that_are_made_again(
     for other in found[1:]:
         np.testing.assert_allclose([*other.values()], [*found[0].values()], atol=1e-3)  # other batches round otherwise
     assert len(set(found[0]["random_net"])) == 2
+
+
+def test_frozen_maps_are_float32_while_a_head_is_trained_as_for_queries(
+    monkeypatch: pytest.MonkeyPatch, cuda_autocast: Callable[[], AbstractContextManager[None]]
+) -> None:
+    def maps(network: Any, views: Any) -> list[torch.Tensor]:
+        assert not torch.is_autocast_enabled("cuda")
+        return [torch.zeros(2, 3, 1, 1)]
+
+    monkeypatch.setattr(learning, "_maps", maps)
+    of = Mock(batch=lambda rows: {})
+    job, trial = DenseJob(Mock(device="cpu"), Mock(), Mock(), of, of), Trial("trained", 1.0, 0, torch.arange(2))
+    with cuda_autocast():
+        assert job._maps(trial, Mock(), False, "train", [0, 1])[0].shape == (2, 3, 1, 1)
 
 
 def noted(run: Path, section: Any) -> tuple[dict[str, Any], Sequence[str]]:

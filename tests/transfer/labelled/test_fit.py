@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -56,6 +58,33 @@ def test_what_is_learnt_depends_on_the_seed_and_on_nothing_that_was_drawn_before
     assert torch.equal(torch.get_rng_state(), before), "the global generator goes on where it was"
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["0.weight"], other["0.weight"])
+
+
+def test_networks_that_draw_from_numpy_or_python_learn_the_same_again() -> None:
+    """Wav2Vec2 masks frames by numpy's global generator while it is trained."""
+    drawn: list[tuple[float, float]] = []
+
+    def run(seed: int) -> list[tuple[float, float]]:
+        module = nn.Linear(2, 1)
+        drawn.clear()
+
+        def loss(rows: Tensor) -> Tensor:
+            drawn.append((np.random.rand(), random.random()))
+            return module.weight.sum()
+
+        fit(module, [{"params": list(module.parameters())}], 3, loss, Fit(epochs=3), seed)
+        return list(drawn)
+
+    first, before = run(0), (np.random.rand(), np.random.get_state()[2], random.getstate())
+    assert run(0) == first != run(1)
+    assert (np.random.get_state()[2], random.getstate()) == before[1:], "they go on where they were"
+
+
+def test_weights_that_the_last_step_made_infinite_are_said() -> None:
+    module = nn.Linear(2, 1)
+    with pytest.raises(DataError, match=r"^weights weight are not finite after 1 steps; lower lr"):
+        fit(module, [{"params": list(module.parameters()), "scale": math.inf}], 3, lambda rows: module.weight.sum(),
+            Fit(epochs=1), 0)  # fmt: skip
 
 
 def test_steps_are_those_of_adamw_at_a_rate_that_rises_and_falls(monkeypatch: pytest.MonkeyPatch) -> None:

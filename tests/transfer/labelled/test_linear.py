@@ -14,6 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import label_ranking_average_precision_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
@@ -24,7 +26,7 @@ from bigssl.data.tools.sources.base import Item
 from bigssl.transfer.bags import Bags
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import encoder
-from bigssl.transfer.labelled import vectors
+from bigssl.transfer.labelled import logistic, vectors
 from bigssl.transfer.labelled.classes import LabelSet, ranking_precision
 from bigssl.transfer.labelled.classify import Classification
 from bigssl.transfer.labelled.logistic import fit_logistic
@@ -134,6 +136,27 @@ def test_each_seed_has_a_random_network_of_its_own(bench: Bench) -> None:
     assert set(bench.checkup.health) == {"image"}
 
 
+def test_a_regression_that_did_not_come_to_its_optimum_is_noted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logistic, "PASSES", 1)
+    monkeypatch.setattr(logistic, "ROUNDS", 1)
+    job = Classification.of(bench, section := probe(train_limit=60, query_limit=40, seeds=1))
+    linear_learners(bench, section, job, [1e-6])["trained"](Trial("trained", 1.0, 0, torch.arange(60)))
+    assert [note for note in bench.notes if "logistic" in note] == [
+        "evaluate.mine: of trained, a logistic regression stopped before its optimum, so its number may be too low; "
+        "leave out the least values of l2."]  # fmt: skip
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_scores_that_are_no_numbers_are_no_answers(several: bool) -> None:
+    """The greatest of NaNs is the first class."""
+    classes = LabelSet(["a", "b"], several)
+    scores, wanted = torch.tensor([[torch.nan, 0.0], [-torch.inf, 0.0]]), classes.numbers([("a",), ("b",)] if several
+                                                                                          else ["a", "b"])  # fmt: skip
+    with pytest.raises(DataError, match="^1 of 4 scores of queries are not finite; look at the network's weights"):
+        classes.right(scores, wanted)
+    assert classes.right(scores.nan_to_num(1, neginf=-torch.inf), wanted).all(), "what is never chosen may be -inf"
+
+
 def labelled(folder: Path, metas: list[dict[str, Any]]) -> str:
     """Shards of pictures of the demo with this metadata."""
     pictures = list(read_numbers(DatasetIndex.load(str(DEMO / "val")), range(len(metas))))
@@ -176,6 +199,25 @@ def test_ranking_precision_is_scikit_learns() -> None:
     for row in range(60):
         theirs = label_ranking_average_precision_score(wanted[[row]].numpy(), scores[[row]].numpy())
         assert ranking_precision(scores, wanted)[row].item() == pytest.approx(theirs)
+
+
+class Largest(TorchDispatchMode):
+    """numbers: of the largest tensor that was made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(each.numel() for each in tree_leaves(found) if torch.is_tensor(each))])
+        return found
+
+
+def test_the_memory_of_a_ranking_grows_with_the_labels_not_with_their_pairs() -> None:
+    """Of 2000 samples with 500 labels, pairs of these are gigabytes."""
+    scores = torch.rand(4, 300, generator=torch.Generator().manual_seed(0))
+    with Largest() as largest:
+        ranking_precision(scores, scores > 0.7)
+    assert largest.numbers <= scores.numel()
 
 
 def test_samples_of_several_labels_are_ranked(bench: Bench, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from bigssl.transfer.labelled.pooled import RESAMPLES, PooledScore, resamples
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.trials import Trial
+from bigssl.transfer.measures.errors import Edits, error_rate
 from bigssl.transfer.scores import row_of
 
 GROUPS = ["a", "b", "a", "c", "d", "b", "e"]
@@ -60,6 +61,14 @@ def test_the_error_of_a_mean_is_that_of_the_formula() -> None:
 def test_one_group_tells_nothing_of_the_error_of_a_measure() -> None:
     row = row_of(PooledScore("t", "", {"trained": [[1.0, 2.0]], "raw": [[0.0, 1.0]]}, fmean, ["a", "a"]))
     assert row["stderr"] is None and row["gains"]["raw"] == {"difference": 1.0, "stderr": None}
+    json.dumps(row, allow_nan=False)
+
+
+def test_a_draw_that_has_no_measure_says_nothing_of_the_error() -> None:
+    """Two speakers, one of whom says nothing: where he is drawn alone there is no word to be wrong."""
+    heard = {"trained": [[Edits(1, 4), Edits(1, 0)]], "raw": [[Edits(3, 4), Edits(1, 0)]]}
+    row = row_of(PooledScore("t", "", heard, error_rate, ["a", "b"], higher_is_better=False))
+    assert row["trained"] == 0.5 and row["gains"]["raw"]["difference"] == 0.5 and 0 < row["stderr"] < 0.5
     json.dumps(row, allow_nan=False)
 
 
@@ -113,3 +122,25 @@ def test_one_seed_has_no_deviation() -> None:
     row = row_of(scored("t", "of 20", found, list(map(str, range(20)))))
     assert row["std"] == {"trained": None} and row["curve"][0]["stds"] == {"trained": None}
     assert "% with one seed of 20" in row["sentence"]
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_gain_that_differs_from_seed_to_seed_is_no_sure_one_however_many_queries(pooled: bool) -> None:
+    """10,000 queries tell the difference of these networks well, and nothing of the next seed."""
+    rates = {"trained": (0.9, 0.5, 0.7), "random_net": (0.55, 0.75, 0.65), "raw/once": (0.1,)}
+    count = 1000 if pooled else 10_000
+    hits = {Trial(name, 1.0, seed, torch.arange(9)): torch.arange(count) < rate * count
+            for name, each in rates.items() for seed, rate in enumerate(each)}  # fmt: skip
+    how = {"measure": lambda records: fmean(map(float, records))} if pooled else {}
+    found = {trial: each.tolist() for trial, each in hits.items()} if pooled else hits
+    majority = torch.arange(count) < 0.2 * count
+    fixed = {"majority": majority.tolist() if pooled else majority}
+    score = scored("t", "of them", found, list(map(str, range(count))), fixed=fixed, **how)
+    row = row_of(score)
+    gaps = [one - other for one, other in zip(rates["trained"], rates["random_net"], strict=True)]
+    over_seeds = {"random_net": stdev(gaps), "raw/once": stdev(rates["trained"]), "majority": stdev(rates["trained"])}
+    for name, spread in over_seeds.items():
+        expected = math.hypot(score.ahead(name)[1], spread / math.sqrt(3))
+        assert row["gains"][name]["stderr"] == pytest.approx(expected)
+    assert row["stderr"] == pytest.approx(math.hypot(score.error(), stdev(rates["trained"]) / math.sqrt(3)))
+    assert row["verdict"] == "ahead of all, but within noise of random network"

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pytest
@@ -68,17 +70,21 @@ def test_the_head_sees_frames_of_sounds_alone_at_equal_scale() -> None:
     assert both.counts.tolist() == [7, 2] and head(both).exp().sum(-1).allclose(torch.ones(2, 7))
 
 
-def test_frames_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_are_kept_while_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, cuda_autocast: Callable[[], AbstractContextManager[None]]
+) -> None:
     asked: list[list[int]] = []
 
     def hear(rows: list[int]) -> Frames:
         asked.append(list(rows))
+        assert not torch.is_autocast_enabled("cuda"), "sounds to be judged are heard in float32, too"
         return Frames(torch.tensor([[[float(row)]] * 3 for row in rows]), torch.tensor([2] * len(rows)))
 
     monkeypatch.setattr(transcripts, "KEPT", 8)  # one sound of two frames
     kept = KeptFrames(hear)
-    for rows in ([4, 5], [5, 4, 5]):
-        assert [each.flatten().tolist() for each in kept.of(rows)] == [[row, row] for row in rows]
+    with cuda_autocast():
+        for rows in ([4, 5], [5, 4, 5]):
+            assert [each.flatten().tolist() for each in kept.of(rows)] == [[row, row] for row in rows]
     assert asked == [[4, 5], [5]]
 
 

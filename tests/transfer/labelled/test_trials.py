@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bigssl.data.errors import DataError
 from bigssl.transfer.labelled.section import Labelled
-from bigssl.transfer.labelled.trials import held_out, trials
+from bigssl.transfer.labelled.trials import Trial, dealt, held_out, outcomes, trials
+from bigssl.transfer.team import Team
 
 SHARES = st.lists(st.floats(0.001, 1.0), min_size=1, max_size=4, unique=True).map(sorted)
 
@@ -42,6 +47,44 @@ def test_other_seeds_see_other_samples() -> None:
     found = {(seed, t.seed): tuple(t.rows.tolist())
              for seed in (0, 1) for t in trials(section([0.1]), ["trained"], 200, seed=seed)}  # fmt: skip
     assert len(set(found.values())) == 4 and {len(rows) for rows in found.values()} == {20}
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"),
+                                   np.linalg.LinAlgError("Singular matrix"), ZeroDivisionError("division by zero")])
+def test_what_libraries_raise_is_an_error_of_that_trial(error: Exception) -> None:
+    """It would end this rank alone, and with it the rows of all other evaluations."""
+    bench = SimpleNamespace(team=Team(), where="evaluate.mine", notes=[])
+
+    def work(trial: Trial) -> None:
+        if trial.contender == "random_net":
+            raise error
+
+    said = str(error).partition("\n")[0]
+    with pytest.raises(DataError, match=rf"^evaluate.mine: random_net with 50 % of the samples \(2\), seed 0: "
+                                        rf"{type(error).__name__}: {said}$"):  # fmt: skip
+        outcomes(bench, trials(section([0.5], 1), ["trained", "random_net"], 4, seed=0), work)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_ranks_have_nearly_equal_work_whatever_the_numbers_of_contenders_seeds_and_shares(world: int) -> None:
+    """One of three ranks had every trial on all samples where there were three shares and three contenders."""
+    planned = trials(section([0.01, 0.1, 1.0], 3), ["random_net", "trained"], 300, seed=0)
+    parts = dealt(planned, world)
+    assert sorted(planned.index(each) for part in parts for each in part) == list(range(len(planned)))
+    assert all(part == sorted(part, key=planned.index) for part in parts)
+    load = [sum(len(trial.rows) for trial in part) for part in parts]
+    assert max(load) - min(load) <= 300, "one trial at most"
+    assert max(load) <= math.ceil(6 / world) * 300 + 6 * 33
+
+
+def test_notes_of_a_trial_are_those_of_all_ranks() -> None:
+    notes: list[str] = ["first"]
+    others = [([], ["of rank 1", "of both"])]
+    team = SimpleNamespace(rank=0, world=2, gather=lambda make: [make(), *others])
+    bench = SimpleNamespace(team=team, where="", notes=notes, note=notes.append)
+    planned = trials(section([1.0], 1), ["trained"], 4, seed=0)
+    outcomes(bench, planned, lambda trial: notes.append("of both"))  # type: ignore[arg-type]
+    assert notes == ["first", "of both", "of rank 1"]
 
 
 @settings(deadline=None)

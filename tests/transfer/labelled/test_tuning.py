@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
 from bigssl.nets.modality import MODALITIES
 from bigssl.transfer.bench import Bench
+from bigssl.transfer.inputs import SeriesInput, TextInput
 from bigssl.transfer.labelled.classify import Classification
 from bigssl.transfer.labelled.networks import Classifier, with_head
 from bigssl.transfer.labelled.trials import Trial
@@ -110,7 +113,8 @@ def test_where_transformers_has_no_class_the_head_takes_mean_features(
     model = PatchTSTModel(PatchTSTConfig(num_input_channels=2, context_length=16, patch_length=4, patch_stride=4,
                                          d_model=8, num_attention_heads=2, num_hidden_layers=1, ffn_dim=8))  # fmt: skip
     batch = {"series": torch.randn(3, 16, 2)}
-    network = with_head(model, {"series": batch["series"][:1]}, ["a", "b", "c"], False, 0)
+    takes = SeriesInput(16, 2)
+    network = with_head(model, takes, {"series": batch["series"][:1]}, ["a", "b", "c"], False, 0)
     assert network.head is not None and network(batch).shape == (3, 3)
     assert [p.shape for p in network.new_parameters()] == [(3, 8), (3,)]
     dropping = [module for module in model.modules() if isinstance(module, nn.Dropout | nn.BatchNorm1d)]
@@ -119,6 +123,29 @@ def test_where_transformers_has_no_class_the_head_takes_mean_features(
     model.requires_grad_(False)
     network.train()
     assert not any(module.training for module in dropping) and network.head.training
+
+
+@pytest.mark.parametrize("padding", ["[PAD]", None])
+def test_the_last_token_of_a_text_is_found_by_the_padding_of_its_tokenizer(
+    padding: str | None, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """The config of a decoder may know no padding, or another: alone, or padded beside a longer one, a text gets the
+    same."""
+    from transformers import GPT2Config, GPT2Model
+
+    words = copy.deepcopy(tokenizer)
+    words.pad_token = padding
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=16, pad_token_id=None)
+    takes = TextInput(words, 16)
+    short, long = (takes.tokens(text) for text in ("a b", "a b c d e f"))
+    batch = {name: torch.from_numpy(np.stack([short[name], long[name]])) for name in short}
+    network = with_head(GPT2Model(config), takes, batch, ["x", "y"], False, 0).eval()
+    assert (type(network.model).__name__ == "GPT2ForSequenceClassification") == (padding is not None)
+    alone = {name: value[:1, : int(short["attention_mask"].sum())] for name, value in batch.items()}
+    with torch.no_grad():
+        torch.testing.assert_close(network(batch)[:1], network(alone))
+    if padding is not None:
+        assert network.model.config.pad_token_id == words.pad_token_id, "what leaves knows it, too"
 
 
 def test_a_kept_classifier_is_the_one_that_was_judged(

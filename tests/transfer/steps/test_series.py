@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import webdataset
 
 from bigssl.data.errors import DataError
 from bigssl.data.sample import Sample
+from bigssl.data.shards.index import build_index
 from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.series import Windows, from_csv
 from bigssl.transfer.bench import Bench
@@ -65,6 +67,27 @@ def test_windows_of_a_long_series_are_put_together_again(stride: int, tmp_path: 
         AgreedError, match=r"evaluate.mine.queries: rows 0 to \d+ of series 'long', of which rows up to"
     ):
         refuse_later("evaluate.mine", found["val"], found["train"])
+
+
+def test_samples_that_name_no_series_are_whole_ones_whatever_their_keys(tmp_path: Path, scratch: Scratch) -> None:
+    """Two machines that count their files from 0 are not one."""
+    made = np.arange(6 * 9, dtype=np.float32).reshape(6, 9, 1)
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+        paths = [tmp_path / part / f"{shard}.tar" for shard in (0, 1)]
+        for path, group in zip(paths, np.split(made, 2), strict=True):
+            with webdataset.TarWriter(str(path), encoder=False) as tar:
+                for number, values in enumerate(group):
+                    tar.write({"__key__": f"{number:03d}", "npy": npy(values), "json": b"{}"})
+        build_index(paths, tmp_path / part)
+    train, val = (read_long_series(bench(scratch), str(tmp_path / part), limit=None, field=part, channels=1)
+                  for part in ("train", "val"))  # fmt: skip
+    np.testing.assert_array_equal([line.values for line in train], made)
+    assert len({line.name for line in train}) == 6, "each is a group of its own"
+    refuse_later("evaluate.mine", train, val)
+    named = LongSeries(train[0].name, 0, made[0])
+    refuse_later("evaluate.mine", train, [named])
+    refuse_later("evaluate.mine", [named], val)
 
 
 def test_marks_are_a_list_in_the_json() -> None:
