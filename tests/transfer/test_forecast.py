@@ -93,7 +93,7 @@ def test_all_weights_can_be_tuned_and_the_export_stays_as_it_is(data: Path) -> N
     weights = {path: path.read_bytes() for path in (data / "export").rglob("*.safetensors")}
     once = {"seeds": 1, "fractions": [1.0]}
     frozen, tuned = (score(data, section(data, **once, **how), seed=0, out=data / "out")["tasks"]["mine/mse"]
-                     for how in ({}, {"tune": "all", "epochs": 10, "lr": 3e-3}))  # fmt: skip
+                     for how in ({}, {"tune": "all", "epochs": 10, "lr": 3e-3, "backbone_lr": 3e-3}))  # fmt: skip
     assert tuned["trained"] != frozen["trained"] and tuned["trained"] < 0.2 * tuned["blind"]
     assert tuned["raws"] == frozen["raws"]
     assert weights == {path: path.read_bytes() for path in (data / "export").rglob("*.safetensors")} != {}
