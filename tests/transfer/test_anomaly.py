@@ -3,8 +3,10 @@
 import json
 import re
 import runpy
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.scorecard import score
+from bigssl.transfer.steps.series import read_long_series
 from bigssl.transfer.subjects import Exported
 from bigssl.transfer.tasks import anomaly
 from bigssl.transfer.team import Team
@@ -75,7 +78,60 @@ def test_the_threshold_knows_nothing_of_what_is_judged(work: anomaly._Work, cont
     assert [each.plain for each in more[:-1]] == [each.plain for each in found]
     if contender in (anomaly.PCA, anomaly.POLYNOMIAL):  # PatchTST sees a window at variance 1
         assert more[-1].plain.alarms > 0.9 * len(work.lines[0]), "a thousand times as large"
-    assert {id(rows) for rows in work.normal}.isdisjoint(map(id, work.calibrating))
+
+
+def steps_of(parts: Iterable[np.ndarray]) -> Counter[bytes]:
+    return Counter(step.tobytes() for rows in parts for step in rows)
+
+
+@pytest.mark.parametrize("contender", ["trained", "random_net", anomaly.PCA])
+def test_no_step_that_sets_the_threshold_is_remembered(
+    work: anomaly._Work, contender: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By no detector, nor as a copy; and each step of the training part is in one of both."""
+    detector, remembered, scored = anomaly._Work._detector, list[np.ndarray](), list[np.ndarray]()
+
+    def seen(of: anomaly._Work, trial: Trial) -> Any:
+        made = detector(of, trial)
+
+        def fitted(normal: Sequence[np.ndarray]) -> Any:
+            remembered.extend(normal)
+            scores = made(normal)
+            return lambda rows: scored.append(rows) or scores(rows)  # type: ignore[func-returns-value]
+
+        return fitted
+
+    monkeypatch.setattr(anomaly._Work, "_detector", seen)
+    judged(work, contender)
+    threshold = scored[: -len(work.lines)]
+    assert threshold and not any(np.shares_memory(*both) for both in product(remembered, threshold))
+    known, asked = steps_of(remembered), steps_of(threshold)
+    assert not known & asked and len(known) == known.total(), "no step is like another"
+    train = [work.scale(line) for line in read_long_series(
+        work.bench, work.section.train, limit=None, field="train", channels=work.takes.channels)]  # fmt: skip
+    assert known + asked == steps_of(train)
+
+
+@pytest.mark.parametrize("sizes", [(400,), (200, 199, 450), (60, 90, 100, 70, 80, 50, 400)])
+def test_each_normal_step_is_remembered_or_sets_the_threshold(sizes: Sequence[int]) -> None:
+    """Of long series the last fifth, of short ones each fifth."""
+    rows = [np.random.default_rng(size).normal(size=(size, 2)) for size in sizes]
+    normal, calibrating = anomaly._parted("evaluate.mine", rows, 40)
+    assert not any(np.shares_memory(*both) for both in product(normal, calibrating))
+    assert steps_of(normal) + steps_of(calibrating) == steps_of(rows)
+    assert 0.1 < sum(map(len, calibrating)) / sum(sizes) < 0.5
+
+
+def test_random_networks_have_the_statistics_of_normal_windows(
+    work: anomaly._Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, met = anomaly.tokens_of, list[Any]()
+    monkeypatch.setattr(anomaly, "tokens_of", lambda model, windows: met.append(model) or tokens(model, windows))
+    for seed in (0, 1):
+        work.judged(Trial("random_net", 1.0, seed, torch.arange(len(work.normal))))
+    for model in (met[0], met[-1]):
+        norms = [each for each in model.modules() if isinstance(each, torch.nn.modules.batchnorm._BatchNorm)]
+        assert norms and all(each.running_var.sub(1).abs().max() > 0.1 for each in norms), "those it is made with are 1"
 
 
 def test_rows_are_what_scikit_learn_makes_of_the_scores(work: anomaly._Work, data: Path) -> None:

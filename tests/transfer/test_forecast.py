@@ -16,10 +16,17 @@ from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.series import Windows, from_csv
 from bigssl.engine.plan.evaluation import Checked
 from bigssl.nets.towers import Tower
+from bigssl.transfer.bench import Bench
 from bigssl.transfer.discovery import discover_evaluations
 from bigssl.transfer.inputs import input_of
+from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.leaving.export import export_run
+from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.scorecard import score
+from bigssl.transfer.steps.windows import set_norms
+from bigssl.transfer.subjects import Exported
+from bigssl.transfer.tasks import forecast
+from bigssl.transfer.team import Team
 
 PAST, FUTURE = 24, 6
 SMALL = BackboneConfig(type="patchtst", channels=2, length=PAST, config={
@@ -86,10 +93,40 @@ def test_all_weights_can_be_tuned_and_the_export_stays_as_it_is(data: Path) -> N
     weights = {path: path.read_bytes() for path in (data / "export").rglob("*.safetensors")}
     once = {"seeds": 1, "fractions": [1.0]}
     frozen, tuned = (score(data, section(data, **once, **how), seed=0, out=data / "out")["tasks"]["mine/mse"]
-                     for how in ({}, {"tune": "all", "epochs": 10, "lr": 3e-3}))  # fmt: skip
+                     for how in ({}, {"tune": "all", "epochs": 10, "lr": 3e-3, "backbone_lr": 3e-3}))  # fmt: skip
     assert tuned["trained"] != frozen["trained"] and tuned["trained"] < 0.2 * tuned["blind"]
     assert tuned["raws"] == frozen["raws"]
     assert weights == {path: path.read_bytes() for path in (data / "export").rglob("*.safetensors")} != {}
+
+
+@pytest.mark.parametrize("tune", ["head", "all"])
+def test_a_random_network_has_the_statistics_of_the_training_windows(
+    data: Path, tmp_path: Path, tune: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is judged or trained, whatever its seed: judged with those that it is made with, it would lose for want
+    of bookkeeping."""
+    features, met = forecast._Work._features_of, list[tuple[Any, list[torch.Tensor]]]()
+
+    def seen(work: Any, model: Any, cases: Any) -> torch.Tensor:
+        met.append((model, statistics(model)))
+        return features(work, model, cases)
+
+    monkeypatch.setattr(forecast._Work, "_features_of", seen)
+    with Scratch(tmp_path, Team()) as scratch:
+        bench = Bench(Team(), scratch, Exported(data / "export", 0, {}), "cpu", where="evaluate.mine")
+        work = forecast._Work.of(section(data, tune=tune, epochs=1)["mine"], bench)
+        for seed in (0, 1):
+            work.errors(Trial("random_net", 1.0, seed, torch.arange(20)))
+        for seed, (_, found) in ((0, met[0]), (1, met[-1])):
+            fresh = bench.network(bench.subject("series"), "random_net", seed)
+            assert found and all(bool((value == 0).all() or (value == 1).all()) for value in statistics(fresh))
+            set_norms(fresh, work.train.seen, 256, "cpu")
+            assert all(torch.allclose(*both, rtol=1e-4) for both in zip(found, statistics(fresh), strict=True))
+
+
+def statistics(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Copies of the running means and variances."""
+    return [value.detach().clone() for name, value in model.named_buffers() if "running" in name]
 
 
 def ranked(data: Path, out: Path, sections: dict[str, Any]) -> Any:

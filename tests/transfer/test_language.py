@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import tarfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,47 @@ def test_numbers_are_those_of_loops(
     assert found["trained"] == pytest.approx(trained / tokens, rel=1e-5)
     assert found["blind"] == pytest.approx(blind / tokens, rel=1e-5)
     assert found["gains"]["blind"]["difference"] == pytest.approx((blind - trained) / tokens, abs=1e-4)
+
+
+def test_n_grams_are_those_of_loops_over_what_the_network_sees(
+    make_model: Make, words: TextInput, tokenizer: PreTrainedTokenizerFast, settings: Language
+) -> None:
+    """The neighbours of a masked token as they stand in the corrupted text: masked, replaced or kept."""
+    model = make_model("bert").eval()
+    found = row(model, words, head := head_of(model), settings)
+    bench = bench_of(model, words, head)
+    lines = settings._lines(bench, bench.subject("text"), words, False)
+    bank = [tokenizer(story(n), add_special_tokens=False)["input_ids"] for n in range(12)]
+    counts = [followers(level.context, bank) for level in lines.grams.contexts]
+    surprise, tokens = 0.0, 0
+    for document in documents_of(words, settings, 3):
+        for ids, labels, mask in zip(document.ids, document.labels, document.mask, strict=True):
+            shown = ids[: int(mask.sum())].tolist()
+            for place in (labels != -100).nonzero().flatten().tolist():
+                likely = float(lines.grams.base[(token := int(labels[place]))])
+                for level, known in zip(lines.grams.contexts, counts, strict=True):
+                    if seen := known.get(around(level.context, shown, place)):
+                        bucket = min(len(level.weights) - 1, int(2 * math.log2(seen.total() / len(seen))))
+                        weight = level.weights[bucket]
+                        likely = (1 - weight) * likely + weight * seen[token] / seen.total()
+                surprise, tokens = surprise - math.log(likely), tokens + 1
+    assert found["raws"]["interpolated n-grams"] == pytest.approx(surprise / tokens, rel=1e-6)
+
+
+def around(context: Sequence[int], ids: list[int], place: int) -> tuple[int, ...]:
+    """The neighbours; none where one lies outside."""
+    places = [place + step for step in context]
+    return tuple(ids[at] for at in places) if min(places) >= 0 and max(places) < len(ids) else ()
+
+
+def followers(context: Sequence[int], bank: list[list[int]]) -> dict[tuple[int, ...], Counter[int]]:
+    """How often each token stands in each context."""
+    found: dict[tuple[int, ...], Counter[int]] = {}
+    for ids in bank:
+        for place, token in enumerate(ids):
+            if asked := around(context, ids, place):
+                found.setdefault(asked, Counter())[token] += 1
+    return found
 
 
 def test_the_same_tokens_are_masked_again_and_the_batch_does_not_matter(

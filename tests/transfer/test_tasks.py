@@ -7,6 +7,7 @@ import math
 import runpy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from bigssl.transfer.bench import Bench
 from bigssl.transfer.discovery import discover_evaluations, evaluation_union
 from bigssl.transfer.inputs import input_of
 from bigssl.transfer.labelled import examples, trials
+from bigssl.transfer.labelled.fit import FitBelow
 from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.leaving.export import export_run
@@ -142,7 +144,8 @@ def test_an_evaluation_is_checked_run_and_probed(
     assert section.learns_from is None or hasattr(section, section.learns_from)
     if isinstance(section, Learning):
         assert section.fractions[0] < section.fractions[-1] == 1.0, "a trial that may see some, and one that sees all"
-        nothing_is_learnt_from_other_samples(section, learnt, lambda: score(run, {"mine": section}, seed=0, out=tmp_path))
+        again = partial(score, run, {"mine": section}, seed=0, out=tmp_path)
+        nothing_is_learnt_from_other_samples(section, learnt, again)
         dealt = section.model_copy(update={"permuted": True, "fractions": [1.0]})
         nothing_is_learnt_from_dealt_labels(score(run, {"mine": dealt}, seed=0, out=tmp_path))
     else:
@@ -162,7 +165,7 @@ def test_an_evaluation_is_checked_run_and_probed(
 
 
 class Done(NamedTuple):
-    """trial: with its rows. outcome: of it. steps: of each step of an optimiser, the sum of the parameters in use after it."""
+    """trial: with its rows. outcome: of it. steps: after each of an optimiser, the sum of the parameters in use."""
 
     trial: Trial
     outcome: Any
@@ -267,6 +270,37 @@ def plain(value: Any) -> list[Any]:
     if isinstance(value, torch.Tensor | np.ndarray):
         return list(value.ravel().tolist())
     return [each for part in value for each in plain(part)] if isinstance(value, list | tuple) else [value]
+
+
+@pytest.mark.parametrize("task", [name for name, kind in discover_evaluations().items() if issubclass(kind, FitBelow)])
+def test_a_backbone_moves_at_a_rate_of_its_own(
+    task: str, section_of: Callable[[str], Evaluation], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is pretrained: at the rate of a fresh head it would forget what is to be judged."""
+    section = section_of(task).model_copy(update={"lr": 1e-2, "backbone_lr": 1e-4, "layer_decay": 0.5})
+    section = section.model_copy(update={"tune": "all"}) if hasattr(section, "tune") else section
+    network, inside, rates = Bench.network, set[int](), dict[bool, set[float]]()
+
+    def noted(bench: Bench, *arguments: Any) -> Any:
+        model = network(bench, *arguments)
+        inside.update(map(id, model.parameters()))
+        return model
+
+    def stop(optimiser: torch.optim.Optimizer, *arguments: Any) -> None:
+        for group in optimiser.param_groups if inside else []:
+            for part in group["params"]:
+                rates.setdefault(id(part) in inside, set()).add(group["initial_lr"])
+        if inside:
+            raise Enough
+
+    monkeypatch.setattr(Bench, "network", noted)
+    hook = register_optimizer_step_post_hook(stop)
+    try:
+        with pytest.raises(Enough):
+            score(run, {"mine": section}, seed=0, out=tmp_path)
+    finally:
+        hook.remove()
+    assert rates[False] == {1e-2} and max(rates[True]) <= 1e-4 * 1.001 and len(rates[True]) > 1
 
 
 def nothing_is_learnt_from_dealt_labels(card: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from bigssl.transfer.bench import Bench
 from bigssl.transfer.dense.maps import PATCHES, KeptMaps, Maps, patch_maps, stage_maps
 from bigssl.transfer.inputs import ImageInput
 from bigssl.transfer.labelled.examples import Examples, Target, examples
-from bigssl.transfer.labelled.fit import Fit, Positive, fit, layer_groups
+from bigssl.transfer.labelled.fit import FitBelow, Positive, fit, layer_groups
 from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.scores import RAW
@@ -27,7 +27,7 @@ from bigssl.transfer.subjects import Subject
 CONTENDERS = ("trained", "random_net", RAW + PATCHES)
 
 
-class DenseTask(Learning, Fit):
+class DenseTask(Learning, FitBelow):
     """Of what learns to say what is where in pictures."""
 
     backbone: str = "image"
@@ -89,7 +89,7 @@ class DenseJob:
             return loss(head, self._maps(trial, network, moving is not None, "train", numbers), numbers)
 
         groups = [{"params": [*head.parameters()]}] if moving is None else layer_groups(
-            moving, self.section.layer_decay, [*head.parameters()])  # fmt: skip
+            moving, self.section.layer_decay, [*head.parameters()], self.section.below)  # fmt: skip
         module = head if moving is None else nn.ModuleList([moving, head])
         def soon(picked: Tensor) -> None:
             numbers = [rows[at] for at in picked.tolist()]

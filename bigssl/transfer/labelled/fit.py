@@ -40,6 +40,19 @@ class Fit(Section):
     warmup: Fraction = Field(0.1, description="share of the steps in which the learning rate rises")
 
 
+class FitBelow(Fit):
+    """The same where a backbone, as a rule pretrained, has to move less than what is new above it."""
+
+    backbone_lr: Positive = Field(
+        5e-5, description="greatest learning rate of the backbone where its weights are trained, of its last layer"
+    )
+
+    @property
+    def below(self) -> float:
+        """The rate of the backbone relative to that of the new layers."""
+        return self.backbone_lr / self.lr
+
+
 def fit(
     module: nn.Module, groups: Groups, count: int, loss: Callable[[Tensor], Tensor], settings: Fit, seed: int,
     soon: Callable[[Tensor], None] = lambda rows: None,
@@ -125,20 +138,22 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
             random.setstate(others[1])
 
 
-def layer_groups(model: PreTrainedModel, decay: float, above: Sequence[nn.Parameter] = ()) -> Groups:
-    """Groups for `fit` of the parameters that are trained: the scale is 1 for those `above` (a head) and the last norm,
-    `decay` in the last block, `decay` of that in the one before it (Clark et al. 2020; BEiT, Bao et al. 2022). Vectors
-    (biases, norms) are not decayed. Decay 1 suits every network; DataError with another one where the layers have
-    no order (`bigssl.nets.depth`)."""
+def layer_groups(
+    model: PreTrainedModel, decay: float, above: Sequence[nn.Parameter] = (), below: float = 1.0
+) -> Groups:  # fmt: skip
+    """Groups for `fit` of the parameters that are trained: the scale is 1 for those `above` (a head), `below` for the
+    last norm, times `decay` in the last block, `decay` of that in the one before it (Clark et al. 2020; BEiT, Bao et
+    al. 2022). Vectors (biases, norms) are not decayed. Decay 1 suits every network; DataError with another one where
+    the layers have no order (`bigssl.nets.depth`)."""
     try:
         depth, deepest = depths(model) if decay != 1 else (dict.fromkeys(dict(model.named_parameters()), 0), 0)
     except ValueError as error:
         raise DataError(f"{error}; allowed: layer_decay=1") from None
-    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    found: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            found.setdefault((deepest - depth[name], parameter.ndim > 1), []).append(parameter)
+            found.setdefault((below * decay ** (deepest - depth[name]), parameter.ndim > 1), []).append(parameter)
     for parameter in above:
-        found.setdefault((0, parameter.ndim > 1), []).append(parameter)
-    return [{"params": parameters, "scale": decay**below} | ({} if matrices else {"weight_decay": 0.0})
-            for (below, matrices), parameters in sorted(found.items(), key=lambda item: item[0])]  # fmt: skip
+        found.setdefault((1.0, parameter.ndim > 1), []).append(parameter)
+    return [{"params": parameters, "scale": scale} | ({} if matrices else {"weight_decay": 0.0})
+            for (scale, matrices), parameters in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1]))]

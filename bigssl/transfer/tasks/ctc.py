@@ -18,7 +18,7 @@ from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import finite, metadata
 from bigssl.transfer.inputs import AudioInput, input_of
 from bigssl.transfer.labelled.examples import Examples, examples
-from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
+from bigssl.transfer.labelled.fit import FitBelow, fit, layer_groups
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.transcripts import (
@@ -62,7 +62,7 @@ class Said(NamedTuple):
     left_out: int
 
 
-class Ctc(Learning, Fit):
+class Ctc(Learning, FitBelow):
     """Greedy transcripts of held-out sounds, by a linear head over the characters of the training transcripts.
 
     Transcripts are compared in lower case, with one space between words. A character that no training transcript has
@@ -177,7 +177,7 @@ class _Work:
             return ctc_loss(head(found), found.counts, targets)
 
         own = list(head.parameters())
-        groups = layer_groups(tuned, self.section.layer_decay, own) if tuned else [{"params": own}]
+        groups = layer_groups(tuned, self.section.layer_decay, own, self.section.below) if tuned else [{"params": own}]
         fit(nn.ModuleList([head, tuned] if tuned else [head]), groups, len(rows), loss, self.section, seed)
         return Said(list(self._read(head, frames)), len(trial.rows) - len(rows))
 

@@ -15,7 +15,7 @@ from bigssl.config.section import PositiveInt
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating, finite
 from bigssl.transfer.inputs import SeriesInput, input_of
-from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
+from bigssl.transfer.labelled.fit import FitBelow, fit, layer_groups
 from bigssl.transfer.labelled.probing import STRENGTHS
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Learning
@@ -42,7 +42,7 @@ LINEAR = RAW + "linear model of the past"
 MEASURES = (("mse", "squared error", "squared deviations"), ("mae", "absolute error", "deviations"))
 
 
-class Forecast(Learning, Fit):
+class Forecast(Learning, FitBelow):
     """The next `horizon` steps from as many as the backbone takes, all channels; errors in deviations of the training
     part.
 
@@ -193,7 +193,7 @@ class _Work:
             off = head(self.train, chosen, self.bench.device) - self.train.future[chosen].to(self.bench.device)
             return off.square().nanmean()
 
-        groups = layer_groups(model, self.section.layer_decay, list(head.linear.parameters()))
+        groups = layer_groups(model, self.section.layer_decay, list(head.linear.parameters()), self.section.below)
         fit(head, groups, len(trial.rows), loss, self.section, self.bench.seed + trial.seed)
         with evaluating(head):
             parts = torch.arange(len(self.test)).split(self.section.batch)

@@ -18,7 +18,7 @@ from bigssl.data.order import rng
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.labelled.examples import Examples, examples
-from bigssl.transfer.labelled.fit import Fit
+from bigssl.transfer.labelled.fit import FitBelow
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial, outcomes, trials
@@ -34,14 +34,15 @@ MEASURES = {"f1": ("word F1", answer_f1), "exact": ("exact match", exact_match)}
 NAMES = {"majority": "the most frequent answer", "blind": "the first words of the text"}
 
 
-class Qa(Learning, Fit):
+class Qa(Learning, FitBelow):
     """Extractive answers, as SQuAD has them: exact match and F1 of words, the best over the answers of a question.
 
     All weights are trained, with a linear layer that scores each token as the first and as the last of the answer. Long
     texts are read in windows. Questions without an answer are answered by none where there are some to learn from.
     """
 
-    preset = {"train": "made/spans/train", "queries": "made/spans/val", "fractions": [0.3, 1.0], "seeds": 1, "epochs": 3}
+    preset = {"train": "made/spans/train", "queries": "made/spans/val", "fractions": [0.3, 1.0], "seeds": 1,
+              "epochs": 3}  # fmt: skip
 
     backbone: str = "text"
     question: str = Field("question", description="field of the json with the question")
@@ -51,7 +52,7 @@ class Qa(Learning, Fit):
     item: Item = None
     longest: PositiveInt = Field(30, description="tokens of an answer at most")
     epochs: PositiveInt = 5
-    lr: float = Field(5e-4, gt=0)
+    lr: float = Field(5e-4, gt=0, description="greatest learning rate, of the new layer")
 
     def check(self, seen: Checked) -> None:
         seen.backbone("backbone", "text")

@@ -18,7 +18,7 @@ from bigssl.data.order import rng
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.labelled.examples import Examples, examples
-from bigssl.transfer.labelled.fit import Fit
+from bigssl.transfer.labelled.fit import FitBelow
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial, outcomes, trials
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
 
 
-class Seq2Seq(Learning, Fit):
+class Seq2Seq(Learning, FitBelow):
     """Translations or summaries by the network as the encoder and a small decoder of fresh weights, all trained; BLEU
     and chrF by sacrebleu beside copying the source."""
 
@@ -45,7 +45,7 @@ class Seq2Seq(Learning, Fit):
     decoder_layers: PositiveInt = 2
     beams: PositiveInt = Field(1, description="beams of the search; 1: the likeliest token each time")
     bleu_words: Words = Field("13a", description="how sacrebleu cuts texts into words; char or zh for Chinese")
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0, description="greatest learning rate, of the decoder")
 
     def check(self, seen: Checked) -> None:
         seen.backbone("backbone", "text")

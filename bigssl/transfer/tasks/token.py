@@ -15,7 +15,7 @@ from bigssl.data.order import rng
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.labelled.examples import examples
-from bigssl.transfer.labelled.fit import Fit
+from bigssl.transfer.labelled.fit import FitBelow
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Labelled
 from bigssl.transfer.labelled.trials import Trial, outcomes, trials
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 USUAL = f"{RAW}the most frequent tag of each word"
 
 
-class Token(Labelled, Fit):
+class Token(Labelled, FitBelow):
     """Tags of words by a linear layer on the first token of each, all weights trained (Devlin et al. 2019).
 
     Tags of the form B-TYPE, I-TYPE and O are judged by F1 of whole entities, others by the share that is right.
@@ -42,7 +42,7 @@ class Token(Labelled, Fit):
     tokens: str = Field("tokens", description="field of the json with the list of words")
     label: Label = Field("label", description="field of the json with the list of their tags, names or numbers")
     epochs: PositiveInt = 10
-    lr: float = Field(5e-4, gt=0)
+    lr: float = Field(5e-4, gt=0, description="greatest learning rate, of the new layer")
 
     def check(self, seen: Checked) -> None:
         seen.backbone("backbone", "text")

@@ -22,7 +22,7 @@ from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating, finite
 from bigssl.transfer.inputs import TextInput
-from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
+from bigssl.transfer.labelled.fit import FitBelow, fit, layer_groups
 from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.texts.states import TokenReadout, fact, facts_of, filled, in_batches
@@ -154,7 +154,7 @@ class Answering:
                          if each.answers and not any(last for _, last in self._wanted[number])}  # fmt: skip
         self.lost = len(self._useless)
 
-    def by_network(self, bench: Bench, settings: Fit, trial: Trial) -> list[str]:
+    def by_network(self, bench: Bench, settings: FitBelow, trial: Trial) -> list[str]:
         """Answers of the questions, by a network that is trained on those of a trial. "" for none, which is answered
         only where there are such questions among those of the trial."""
         seed, rows = bench.seed + trial.seed, [row for row in trial.rows.tolist() if row not in self._useless]
@@ -172,8 +172,8 @@ class Answering:
             wanted = torch.tensor([place for _, place in parts], device=scores.device)
             return cross_entropy(scores[..., 0], wanted[:, 0]) + cross_entropy(scores[..., 1], wanted[:, 1])
 
-        fit(reader, layer_groups(model, settings.layer_decay, list(reader.top.parameters())), len(mine), loss,
-            settings, seed)  # fmt: skip
+        groups = layer_groups(model, settings.layer_decay, list(reader.top.parameters()), settings.below)
+        fit(reader, groups, len(mine), loss, settings, seed)
         return self._answers(bench, reader, any(not self.train[row].answers for row in rows))
 
     def _scores(self, bench: Bench, reader: TokenReadout, parts: Sequence[Window]) -> Tensor:

@@ -20,7 +20,7 @@ from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating
 from bigssl.transfer.inputs import TextInput
-from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
+from bigssl.transfer.labelled.fit import FitBelow, fit, layer_groups
 from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.texts.states import fact, facts_of, filled, in_batches
@@ -97,7 +97,7 @@ class Translating:
     def _text(self, ids: Any) -> str:
         return str(self.takes.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def by_network(self, bench: Bench, settings: Fit, trial: Trial) -> list[str]:
+    def by_network(self, bench: Bench, settings: FitBelow, trial: Trial) -> list[str]:
         """What a network writes for each source, trained on the pairs of a trial."""
         seed, rows = bench.seed + trial.seed, trial.rows.tolist()
         encoder = bench.network(self.subject, trial.contender, trial.seed)
@@ -115,7 +115,7 @@ class Translating:
             return cross_entropy(logits.flatten(0, 1), wanted.masked_fill(shown == 0, IGNORED).flatten(),
                                  ignore_index=IGNORED)  # fmt: skip
 
-        fit(model, layer_groups(encoder, settings.layer_decay, above), len(rows), loss, settings, seed)
+        fit(model, layer_groups(encoder, settings.layer_decay, above, settings.below), len(rows), loss, settings, seed)
         return self._written(bench, model)
 
     def _with_decoder(self, encoder: PreTrainedModel, seed: int) -> EncoderDecoderModel:

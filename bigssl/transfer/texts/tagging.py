@@ -16,7 +16,7 @@ from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating, finite
 from bigssl.transfer.inputs import TextInput
-from bigssl.transfer.labelled.fit import Fit, fit, layer_groups
+from bigssl.transfer.labelled.fit import FitBelow, fit, layer_groups
 from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.texts.states import TokenReadout, fact, facts_of, filled, frame_of, in_batches
@@ -116,7 +116,7 @@ class Tagging:
         """The most frequent tag of some texts."""
         return _most_frequent(Counter(tag for row in rows for tag in self.train[row].tags))
 
-    def by_network(self, bench: Bench, settings: Fit, trial: Trial) -> list[list[str]]:
+    def by_network(self, bench: Bench, settings: FitBelow, trial: Trial) -> list[list[str]]:
         """Tags of the texts to be tagged by a network that is trained on those of a trial. A word without a token gets
         the most frequent tag."""
         seed, place = bench.seed + trial.seed, {tag: number for number, tag in enumerate(self.kinds)}
@@ -133,7 +133,7 @@ class Tagging:
                 wanted += [place[self.train[part.text].tags[word]] for word in part.words]
             return cross_entropy(scores, torch.tensor(wanted, device=scores.device))
 
-        groups = layer_groups(model, settings.layer_decay, list(tagger.top.parameters()))
+        groups = layer_groups(model, settings.layer_decay, list(tagger.top.parameters()), settings.below)
         fit(tagger, groups, len(mine), loss, settings, seed)
         return self._tagged(bench, tagger, self.usual(trial.rows.tolist()))
 

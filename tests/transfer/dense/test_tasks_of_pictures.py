@@ -76,7 +76,8 @@ def weights(run: Path) -> bytes:
 def test_what_is_there_is_found_where_it_is(run: Path, tmp_path: Path) -> None:
     """The whole of it: masks and boxes through a view of other sizes, heads that learn them, measures of pixels and of
     boxes brought back. And the exported network stays as it was, though all weights are tuned."""
-    data, before = places(shards(tmp_path / "data", {"train": 32, "val": 12})) | {"tune": "all"}, weights(run)
+    data, before = places(shards(tmp_path / "data", {"train": 32, "val": 12})), weights(run)
+    data |= {"tune": "all", "backbone_lr": 0.01}
     found = score(run, {"seg": Segment(**data, epochs=10), "det": Detect(**data, epochs=20)}, seed=0)["tasks"]
     assert found["seg"]["blind"] < 0.35 < 0.65 < found["seg"]["trained"], found["seg"]
     assert found["det/ap50"]["blind"] < 0.2 < 0.85 < found["det/ap50"]["trained"], found["det/ap50"]

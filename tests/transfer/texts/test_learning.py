@@ -48,7 +48,7 @@ def test_a_reader_answers_by_the_question_and_from_every_window(
     subject = Subject("text", {"trained": make_model("bert", hidden_size=32, intermediate_size=64)}, takes)
     job = Answering(subject, asked, asked, 4)
     assert job.lost == 0 and len(job._asked) > 3
-    settings = Qa(train="unused", queries="unused", epochs=60, lr=3e-2, layer_decay=1.0)
+    settings = Qa(train="unused", queries="unused", epochs=60, lr=3e-2, backbone_lr=3e-2, layer_decay=1.0)
     found = job.by_network(BENCH, settings, Trial("trained", 1.0, 0, torch.arange(3)))
     assert found == ["number 1", "number 2", ""]
 
@@ -76,7 +76,8 @@ def test_tags_that_are_no_entities_are_counted(
             ("number warm thing", "C A A")]  # fmt: skip
     train = shards_of(tmp_path / "train", tagged(rows))
     queries = shards_of(tmp_path / "val", tagged([*rows[:2], ("warm number \u200b", "A D A")]))
-    section = Token(train=train, queries=queries, fractions=[1.0], seeds=1, epochs=30, lr=2e-2, layer_decay=1.0)
+    section = Token(train=train, queries=queries, fractions=[1.0], seeds=1, epochs=30, lr=2e-2, backbone_lr=2e-2,
+                    layer_decay=1.0)  # fmt: skip
     card = score(tmp_path, {"tags": section}, seed=0)
     row = card["tasks"]["tags"]
     assert row["trained"] == pytest.approx(6 / 7) and row["words"] == 7, "all but D"

@@ -52,7 +52,7 @@ def test_two_pairs_are_learnt_by_heart(
     """The answer depends on the source alone: a decoder that does not look there is wrong once."""
     job = translating(make_model("bert"), tokenizer, beams=2)
     bench = Bench(Team(), Held(), Exported(Path("unused"), 0, {}), "cpu", where="evaluate.pairs")
-    settings = Seq2Seq(train="unused", queries="unused", epochs=80, lr=1e-2)
+    settings = Seq2Seq(train="unused", queries="unused", epochs=80, lr=1e-2, backbone_lr=1e-2)
     everything = Trial("trained", 1.0, 0, torch.arange(2))
     assert job.by_network(bench, settings, everything) == [each.target for each in PAIRS]
     assert job.given_back(["Warm thing cool"]) == ["warm thing cool"]
