@@ -64,6 +64,7 @@ from bigssl.transfer.subjects import Exported
 from bigssl.transfer.team import AgreedError, Team, in_a_line, named
 
 log = logging.getLogger("bigssl")
+LOG = logging.getLogger(__name__)  # of progress
 FILE = "scorecard.json"
 WAITING = "not evaluated yet"
 HEADINGS = ("task", "chance", "blind", "random net", "raw", "trained", "verdict")
@@ -134,7 +135,8 @@ def _found(bench: Bench, evaluate: Mapping[str, Evaluation]) -> Iterator[Found]:
     rows: dict[str, dict[str, Any]] = {}
     failed: dict[str, Exception] = {}
     waiting = dict.fromkeys(evaluate, WAITING)
-    for name, section in evaluate.items():
+    for number, (name, section) in enumerate(evaluate.items(), 1):
+        LOG.info("evaluate.%s: %d of %d", name, number, len(evaluate))
         _run(bench, name, section, rows, failed)
         del waiting[name]
         if rows and waiting:

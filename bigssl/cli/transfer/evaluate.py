@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 from bigssl import exits
 from bigssl.cli.transfer.judged import Judgeable
+from bigssl.cli.transfer.serving import BRIEFLY
 from bigssl.cli.transfer.wishes import ALL, Wish, wish_of
 from bigssl.config.changes import covers
 from bigssl.config.errors import ConfigError
@@ -96,6 +98,7 @@ def _by_task(judged: Judgeable, wish: Wish, words: str) -> Evaluating:
     except ConfigError as error:
         raise ConfigError(re.sub(r"evaluate\.[\w-]+\.queries: ", "--test: ", str(error))) from None
     made = f"Made by `bigssl evaluate {judged.path} {words}`, {judged.steps}."
+    made += f" {BRIEFLY}" if wish.all else ""
     seed = wish.seed if wish.seed is not None else judged.recipe.seed if judged.recipe is not None else 0
     return Evaluating(judged, sections, " ".join([made, *judged.unknown]), seed, unserved)
 
@@ -105,6 +108,7 @@ def _scored(asked: Evaluating, beside: Any, device: str) -> int:
     from bigssl.transfer.scorecard import format_table, score
 
     judged = asked.judged
+    _tell_progress()
     if judged.recipe is not None:
         process.use_data_settings(judged.recipe.data)
     with beside as there:
@@ -118,6 +122,14 @@ def _scored(asked: Evaluating, beside: Any, device: str) -> int:
     for name, why in card["failed"].items():
         print(f"bigssl: {name} failed: {why}", file=sys.stderr)
     return exits.FAILED if card["failed"] else exits.DONE
+
+
+def _tell_progress() -> None:
+    """On stderr, which evaluation and which of its trials begins."""
+    log = logging.getLogger("bigssl.transfer")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
 
 
 def _refuse_without_task(flags: Mapping[str, str | None], overrides: Sequence[str]) -> None:

@@ -19,6 +19,10 @@ from bigssl.objectives.base import Head
 
 NETWORK, HEADS = "backbone", ("head", "heads")  # fields of sections
 Values = dict[str, Any]
+BRIEF = {"train_limit": 512, "query_limit": 512, "seeds": 2, "fractions": [0.1, 1.0], "epochs": 5}
+BRIEFLY = "Where networks are trained, --task all takes " + ", ".join(
+    f"{name}={value}" for name, value in BRIEF.items()) + "; another value, or --task TASK, for more."  # fmt: skip
+"""What is said of a scorecard of all tasks: trained on everything, some would take hours on a CPU."""
 
 
 class Served(NamedTuple):
@@ -171,8 +175,10 @@ class _Kind:
 
     def filled(self, towers: Mapping[str, Tower], heads: Mapping[str, Head]) -> Iterator[Values]:
         """Values of the section for each network or head that it may be of."""
-        values = self._shards() | self.wish.values(self.task) | {"task": self.task}
         fields = self.kind.model_fields
+        trains = self.wish.all and "epochs" in fields
+        brief = {name: value for name, value in BRIEF.items() if trains and name in fields}
+        values = brief | self._shards() | self.wish.values(self.task) | {"task": self.task}
         any_network = NETWORK in fields and NETWORK not in values
         yield from (values | {NETWORK: name} for name in towers) if any_network else [values]
         if (own := next((name for name in HEADS if name in fields and name not in values), None)) is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from bigssl.transfer.scores import RAW, words_of
 from bigssl.transfer.team import named
 
 T = TypeVar("T")
+LOG = logging.getLogger(__name__)
 NETWORK = 16  # times the work of what has none
 
 
@@ -98,7 +100,8 @@ def outcomes(bench: Bench, trials: Sequence[Trial], work: Callable[[Trial], T]) 
             memory and devices (`bigssl.transfer.team.named`), with the trial in words.
     """
     mine, before = dealt(trials, bench.team.world)[bench.team.rank], len(bench.notes)
-    parts = bench.team.gather(lambda: ([(each, _done(bench, each, work)) for each in mine], bench.notes[before:]))
+    parts = bench.team.gather(lambda: ([(each, _done(bench, each, work)) for each in _told(bench, mine)],
+                                       bench.notes[before:]))  # fmt: skip
     del bench.notes[before:]
     for text in sorted({text for _, notes in parts for text in notes}):
         bench.note(text)
@@ -117,6 +120,13 @@ def dealt(trials: Sequence[Trial], world: int) -> list[list[Trial]]:
         ranks[rank].append(number)
         load[rank] += _work(trials[number])
     return [[trials[number] for number in sorted(each)] for each in ranks]
+
+
+def _told(bench: Bench, mine: Sequence[Trial]) -> Iterator[Trial]:
+    """Each, once it is said that it begins: some take minutes."""
+    for number, trial in enumerate(mine, 1):
+        LOG.info("%s: %d of %d: %s", bench.where, number, len(mine), trial)
+        yield trial
 
 
 def _work(trial: Trial) -> int:
