@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bigssl.config.evaluate import Item
-from bigssl.config.section import PositiveInt
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.dense.maps import PATCHES, KeptMaps, Maps, patch_maps, stage_maps
 from bigssl.transfer.inputs import ImageInput
@@ -34,7 +32,9 @@ class DenseTask(Learning, FitBelow):
     item: Item = None
     tune: Literal["head", "all"] = Field("head", description="what is trained: a head on frozen maps, or all weights")
     lr: Positive = Field(3e-3, description="greatest learning rate, of the head")
-    steps: PositiveInt = Field(300, description="steps of a training at least: few samples are seen in more epochs")
+    least_steps: Annotated[int, Field(ge=0)] = Field(
+        300, description="training steps at least: of few samples there are more epochs"
+    )
 
 
 @dataclass(frozen=True)
@@ -91,24 +91,19 @@ class DenseJob:
         groups = [{"params": [*head.parameters()]}] if moving is None else layer_groups(
             moving, self.section.layer_decay, [*head.parameters()], self.section.below)  # fmt: skip
         module = head if moving is None else nn.ModuleList([moving, head])
+
         def soon(picked: Tensor) -> None:
             numbers = [rows[at] for at in picked.tolist()]
             still = network is not None and moving is None
             self.train.soon(self.kept.lacking(_network(trial), "train", numbers) if still else numbers)
 
-        fit(module, groups, len(rows), on_samples, self._settings(len(rows)), seed, soon=soon)
+        fit(module, groups, len(rows), on_samples, self.section, seed, soon=soon)
         found, batch = [], self.section.fit_batch
         with torch.no_grad():
             for begin in range(0, len(self.queries), batch):
                 numbers = list(range(begin, min(begin + batch, len(self.queries))))
                 found += ask(head, self._maps(trial, network, moving is not None, "queries", numbers), numbers)
         return found
-
-    def _settings(self, count: int) -> DenseTask:
-        """With as many epochs of so many samples as the least number of steps asks for: a head that has hardly moved
-        would tell of nothing but its first weights."""
-        least = math.ceil(self.section.steps / math.ceil(count / self.section.fit_batch))
-        return self.section.model_copy(update={"epochs": max(self.section.epochs, least)})
 
     def _maps(
         self, trial: Trial, network: PreTrainedModel | None, moving: bool, part: str, rows: Sequence[int]

@@ -38,7 +38,7 @@ class Detect(DenseTask):
     less than half is seen. The same head on patches of raw pixels stands beside it, and the mean box of each class.
     """
 
-    preset = {"train": "made/scenes/train", "queries": "made/scenes/val", "seeds": 1, "epochs": 3, "steps": 1,
+    preset = {"train": "made/scenes/train", "queries": "made/scenes/val", "seeds": 1, "epochs": 3, "least_steps": 0,
               "fractions": [0.25, 1.0], "fit_batch": 16}  # fmt: skip
 
     label: str = Field("labels", description="metadata field with the classes of the boxes")

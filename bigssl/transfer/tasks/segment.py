@@ -38,7 +38,7 @@ class Segment(DenseTask):
     pixels stands beside it, and the commonest class everywhere.
     """
 
-    preset = {"train": "made/scenes/train", "queries": "made/scenes/val", "seeds": 1, "epochs": 3, "steps": 1,
+    preset = {"train": "made/scenes/train", "queries": "made/scenes/val", "seeds": 1, "epochs": 3, "least_steps": 0,
               "fractions": [0.25, 1.0], "fit_batch": 16}  # fmt: skip
 
     label: str = Field(decode.MASK, description="field with the class of each pixel, 255: not judged")

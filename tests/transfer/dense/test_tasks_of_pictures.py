@@ -21,6 +21,7 @@ from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.base import Item
 from bigssl.transfer.dense import learning
 from bigssl.transfer.dense.learning import DenseJob
+from bigssl.transfer.labelled.fit import _batches
 from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.tasks.detect import Detect
@@ -66,7 +67,7 @@ def shards(folder: Path, counts: dict[str, int], change: Change = lambda each: N
 
 def places(folder: Path) -> dict[str, Any]:
     return {"train": str(folder / "train"), "queries": str(folder / "val"), "seeds": 1, "fractions": [1.0],
-            "fit_batch": 8, "lr": 0.01, "steps": 1}  # fmt: skip
+            "fit_batch": 8, "lr": 0.01, "least_steps": 0}  # fmt: skip
 
 
 def weights(run: Path) -> bytes:
@@ -159,6 +160,6 @@ def test_pictures_of_any_mode_and_without_boxes_are_taken(run: Path, tmp_path: P
 
 
 def test_few_samples_are_seen_in_as_many_epochs_as_the_least_number_of_steps_asks_for() -> None:
-    section = Segment(train="a", queries="b", steps=30, fit_batch=8, epochs=4)
-    job = DenseJob(None, section, None, None, None)  # type: ignore[arg-type]
-    assert [job._settings(count).epochs for count in (1, 8, 20, 80, 800)] == [30, 30, 10, 4, 4]
+    section = Segment(train="a", queries="b", least_steps=30, fit_batch=8, epochs=4)
+    steps = [len(list(_batches(count, section, 0))) for count in (1, 8, 20, 80, 800)]
+    assert steps == [30, 30, 10 * 3, 4 * 10, 4 * 100]
