@@ -128,13 +128,15 @@ class Across:
         seeing, reading = bench.subject(image, "image"), bench.subject(text, "text")
         queries = bench.encode(seeing, url, limit=limit, field="queries", columns=[pair] if pair else [])
         said = _texts(bench, url, limit, pair)
-        described = bench.texts(reading, [words for words, _ in said])
+        meant = items_as_one(said)
+        described = bench.texts(reading, list(dict.fromkeys(words for words, _ in said)))
         weights = clip_heads(bench, heads, queries.matrices["trained"].width, described["trained"].width)
         pictures = {name: InSharedSpace(queries.matrices[name], head["image_projection"], bench.device)
                     for name, head in weights.items() if name in described}  # fmt: skip
         texts = {name: InSharedSpace(described[name], weights[name]["text_projection"], bench.device)
                  for name in pictures}  # fmt: skip
-        return cls(pictures, texts, queries.groups(pair), [item for _, item in said])
+        text_ids = {words: meant[item] for words, item in said}
+        return cls(pictures, texts, [meant.get(item, item) for item in queries.groups(pair)], list(text_ids.values()))
 
     def directions(self, bench: Bench, deepest: int) -> Iterator[Direction]:
         """Collectives."""
@@ -145,6 +147,24 @@ class Across:
                                               range(len(known)), known, rows, deepest=deepest))
                      for name in asking}  # fmt: skip
             yield Direction(words.replace(" ", "_"), words, ranks, ids, len(known))
+
+
+def items_as_one(said: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """{item: the one that it counts as}, of (text, item): items with an equal text are the same, since nothing could
+    tell which of them that text means."""
+    first: dict[str, str] = {}
+    counts_as: dict[str, str] = {}
+
+    def root(item: str) -> str:
+        while counts_as[item] != item:
+            item = counts_as[item]
+        return item
+
+    for words, item in said:
+        counts_as.setdefault(item, item)
+        other = root(first.setdefault(words, item))
+        counts_as[root(item)] = other
+    return {item: root(item) for item in counts_as}
 
 
 def _texts(bench: Bench, url: str, limit: int | None, pair: str | None) -> list[tuple[str, str]]:

@@ -131,14 +131,26 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreTrainedMo
 
 
 @pytest.fixture
-def run(tmp_path: Path, make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A run folder with an export: a resnet, a bert and the projections of CLIP."""
-    generator = torch.Generator().manual_seed(0)
-    heads = {"clip": {"image_projection": torch.randn(8, 16, generator=generator), "logit_scale": torch.tensor(2.0),
-                      "text_projection": torch.randn(8, 16, generator=generator)}}
-    backbones = {"image": make_model("resnet"), "text": make_model("bert")}
-    export_run(tmp_path, backbones, {"image": ImageInput(32), "text": TextInput(tokenizer, 32)}, heads, {})
-    return tmp_path
+def exported(
+    tmp_path: Path, make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., Path]:
+    """exported("resnet" | "vit", **changes): a run folder with an export of such a network, a bert, and heads of CLIP."""
+
+    def export(kind: str, **changes: object) -> Path:
+        generator = torch.Generator().manual_seed(0)
+        heads = {"clip": {"image_projection": torch.randn(8, 16, generator=generator),
+                          "logit_scale": torch.tensor(2.0),
+                          "text_projection": torch.randn(8, 16, generator=generator)}}  # fmt: skip
+        backbones = {"image": make_model(kind, **changes), "text": make_model("bert", **changes)}
+        export_run(tmp_path, backbones, {"image": ImageInput(32), "text": TextInput(tokenizer, 32)}, heads, {})
+        return tmp_path
+
+    return export
+
+
+@pytest.fixture
+def run(exported: Callable[..., Path]) -> Path:
+    return exported("resnet")
 
 
 @pytest.fixture

@@ -97,4 +97,4 @@ def test_what_is_gone_from_the_export_cannot_be_judged(
 ) -> None:
     monkeypatch.chdir(ROOT)
     assert main(["evaluate", str(evaluated[1]), "evaluate.text.backbone=prose"]) == 2
-    assert "evaluate.text.backbone: no backbone 'prose'; allowed: image, text" in capsys.readouterr().err
+    assert "evaluate.text.backbone: no backbone 'prose'; allowed: image, series, text" in capsys.readouterr().err

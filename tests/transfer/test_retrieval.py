@@ -18,10 +18,16 @@ from bigssl.transfer.discovery import evaluation_union
 from bigssl.transfer.features import encoder, text_batches, view_batches
 from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.matrix import Matrix
-from bigssl.transfer.recall import first_ranks
+from bigssl.transfer.recall import first_ranks, items_as_one
 from bigssl.transfer.scorecard import score
 
 Stored = Callable[[torch.Tensor], Matrix]
+
+
+def test_items_with_an_equal_text_count_as_one() -> None:
+    """Also where one links others: A and B say the same, and so do B and C in another text."""
+    said = [("dog", "A"), ("dog", "B"), ("hound", "B"), ("hound", "C"), ("cat", "D"), ("puss", "D")]
+    assert items_as_one(said) == {"A": "A", "B": "A", "C": "A", "D": "D"}
 
 
 def hits(stored: Stored, queries: torch.Tensor, gallery: torch.Tensor, query_ids: list[str], gallery_ids: list[str]

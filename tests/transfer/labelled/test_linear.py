@@ -257,6 +257,7 @@ def test_samples_of_several_labels_are_ranked(bench: Bench, tmp_path: Path) -> N
 
 def cards(run: Path, shards: Path) -> dict[str, Any]:
     """The rows of evaluations that learn, as this rank has them."""
+    torch.distributed.init_process_group("gloo")
     torch.set_num_threads(1)
     places: dict[str, Any] = {"train": str(shards / "train"), "queries": str(shards / "val"), "label": "category"}
     asked = {
@@ -265,8 +266,9 @@ def cards(run: Path, shards: Path) -> dict[str, Any]:
         "tuned": Finetune(**places, fractions=[0.2], seeds=3, epochs=2, least_steps=9),
     }
     with threadpool_limits(1):
-        found: dict[str, Any] = score(run, asked, seed=3)["tasks"]
-    return found
+        card = score(run, asked, seed=3)
+    assert not card["failed"], card["failed"]
+    return dict(card["tasks"])
 
 
 def test_labels_that_are_dealt_anew_tell_nothing(bench: Bench) -> None:
