@@ -134,7 +134,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreTrainedMo
 def exported(
     tmp_path: Path, make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
 ) -> Callable[..., Path]:
-    """exported("resnet" | "vit", **changes): a run folder with an export of such a network, a bert, and heads of CLIP."""
+    """exported("resnet" | "vit", **changes): a run folder with an export of such a network, a bert, heads of CLIP."""
 
     def export(kind: str, **changes: object) -> Path:
         generator = torch.Generator().manual_seed(0)
