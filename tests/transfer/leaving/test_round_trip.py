@@ -43,10 +43,11 @@ from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.leaving.leave import WRITERS
 from bigssl.transfer.leaving.parts import Listed, UnfitError, parts_of
 from bigssl.transfer.leaving.proof import Claim, Proof, ProofError, judged
-from bigssl.transfer.leaving.samples import Samples
+from bigssl.transfer.leaving.samples import Samples, with_a_long_one
 
 DEMO = Path(export.__file__).parents[2] / "demo"
 COUNT = 3
+LENGTH = 24  # of texts, in tokens
 WORDS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 HEADS = {
     "mlm": {"kind": "mlm", "backbones": {"text": "bert"}}, "albert": {"kind": "mlm", "backbones": {"text": "albert"}},
@@ -71,7 +72,7 @@ def network(config: PreTrainedConfig) -> PreTrainedModel:
 
 def networks(tokenizer: PreTrainedTokenizerFast) -> dict[str, tuple[PreTrainedModel, Input]]:
     """ALBERT: another activation in the head; ModernBERT: no bias in its norm; Swin: a pooler that can be left out."""
-    text, size, special = TextInput(tokenizer, 24), len(tokenizer), {"pad_token_id": tokenizer.pad_token_id}
+    text, size, special = TextInput(tokenizer, LENGTH), len(tokenizer), {"pad_token_id": tokenizer.pad_token_id}
     special |= dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id"), tokenizer.cls_token_id)
     gpt = GPT2Config(vocab_size=size, n_embd=16, n_layer=1, n_head=2, n_positions=32, **special)
     return {
@@ -109,7 +110,10 @@ def samples() -> dict[str, list[Sample]]:
     def read(data: str) -> list[Sample]:
         return list(read_samples(DatasetIndex.load(str(DEMO / data)), COUNT))
 
-    return {"image": read("emoji/val"), "text": read("emoji/val"), "series": read("series/basic_motions/train"),
+    texts = with_a_long_one(TextInput(load_tokenizer(DEMO / "tokenizer.json"), LENGTH), read("emoji/val"))
+    unspaced = texts[-1].fields["txt"].replace(b" ", b"-")  # one word for a splitter at spaces
+    texts[-1] = texts[-1]._replace(fields={"txt": unspaced})
+    return {"image": read("emoji/val"), "text": texts, "series": read("series/basic_motions/train"),
             "audio": sounds()}  # fmt: skip
 
 
