@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification as ForTexts
 from bigssl.data.sample import Sample
 from bigssl.nets.modality import MODALITIES
 from bigssl.transfer.inputs import Input
-from bigssl.transfer.leaving.export import ExportError, hushed, made_readable, publish, restore
+from bigssl.transfer.leaving.export import ExportError, hushed, made_readable, publish, put_back
 from bigssl.transfer.leaving.proof import FILE, SAMPLES, Claim, Proof, digests, prove
 from bigssl.transfer.leaving.samples import collated, contents, with_a_long_one
 
@@ -60,7 +60,7 @@ def save_classifier(
         ProofError: transformers reloads another network.
     """
     fresh = _whole(folder, model, classes, takes)
-    restore(folder)
+    put_back(folder)
     refuse_other(folder)
     staging = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)  # of one that was killed

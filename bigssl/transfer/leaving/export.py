@@ -154,10 +154,10 @@ def _previous(target: Path) -> Path:
 
 def recover(folder: Path) -> None:
     """Finishes what a kill between two renames of an export of the run folder left: the older one is put back."""
-    restore(Path(folder) / FOLDER)
+    put_back(Path(folder) / FOLDER)
 
 
-def restore(target: Path) -> None:
+def put_back(target: Path) -> None:
     """Finishes what a kill between the two renames of `publish` left: the older folder is put back in its place."""
     previous = _previous(target)
     if previous.exists() and not target.exists():
@@ -166,7 +166,7 @@ def restore(target: Path) -> None:
 
 
 def publish(staging: Path, target: Path) -> None:
-    """The folder `staging` becomes `target` in one step, in place of an older one, which `restore` puts back after a
+    """The folder `staging` becomes `target` in one step, in place of an older one, which `put_back` brings back after a
     kill midway."""
     for path in staging.rglob("*"):
         if path.is_file():

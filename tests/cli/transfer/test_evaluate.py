@@ -207,9 +207,9 @@ def test_a_tuned_network_that_is_to_be_kept_is_checked_without_weights_and_lies_
 ) -> None:
     """(What is proven of it is in tests/transfer.)"""
     monkeypatch.setattr(classifier, "prove", lambda claims, python: [Mock() for _ in claims])
-    words = "--task finetune --backbone image keep=true seeds=1 fractions=[1] epochs=1 least_steps=0".split()
-    assert main(["evaluate", str(run), *words, "--out", str(tmp_path / "out"), *ASKED, "query_limit=20",
-                 "train_limit=40"]) == 0  # fmt: skip
+    words = ["--task", "finetune", "--backbone", "image", "keep=true", "seeds=1", "fractions=[1]", "epochs=1",
+             "least_steps=0", "query_limit=20", "train_limit=40"]  # fmt: skip
+    assert main(["evaluate", str(run), *words, "--out", str(tmp_path / "out"), *ASKED]) == 0
     (row,) = card(tmp_path / "out")["tasks"].values()
     assert (tmp_path / "out" / row["kept"] / "model.safetensors").is_file()
 
