@@ -20,13 +20,16 @@ from bigssl.cli.main import main
 from bigssl.cli.transfer.public import licences, placeless, placeless_in
 from bigssl.config.recipe import dump_recipe, load_recipe, recipe_model
 from bigssl.data.kinds.text import load_tokenizer
+from bigssl.nets.modality import MODALITIES
 from bigssl.nets.towers import Tower
 from bigssl.objectives import base
 from bigssl.objectives.exported import rest_of_objective
 from bigssl.transfer.discovery import evaluation_union
 from bigssl.transfer.inputs import input_of
 from bigssl.transfer.leaving import leave
+from bigssl.transfer.leaving.card import INPUTS_ARE, MODALITY
 from bigssl.transfer.leaving.export import export_run
+from bigssl.transfer.leaving.leave import WRITERS
 from bigssl.transfer.leaving.proof import Claim, Proof, ProofError
 
 DEMO = Path(base.__file__).parents[1] / "demo"
@@ -96,8 +99,18 @@ def test_all_that_a_format_holds_lies_below_the_folder_with_card_and_proof(
                  "type: bert", "data `emoji`: train\n", "Of the data: ATTRIBUTION.md beside `emoji`.",
                  "bigssl export run --format transformers --to left --license mit", "7 of 7 tensors"):  # fmt: skip
         assert text in card, text
+    assert "`AutoTokenizer` of the same" in card and "Pictures" not in card and "AutoImageProcessor" not in card
+    other = (tmp_path / "left" / "image" / "README.md").read_text()
+    assert "exif_transpose" in other and "on white" in other and "AutoTokenizer" not in other
     assert str(DEMO.parent) not in card and str(run.parent) not in card and str(tmp_path) not in card
     assert len(proofs[0].samples) == 8 and proofs[0].samples[0][:2] == b"\xff\xd8", "pictures as they lie in the shards"
+
+
+def test_every_card_says_how_what_its_networks_take_is_prepared() -> None:
+    assert INPUTS_ARE.keys() == WRITERS.keys()
+    for form, said in INPUTS_ARE.items():
+        assert said.keys() == ({MODALITY[form]} if form in MODALITY else MODALITIES.keys())
+        assert "exif_transpose" in said.get("image", "exif_transpose")
 
 
 def test_a_part_lies_in_the_folder_itself(

@@ -223,7 +223,8 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
     for base, name, spoil in (
         ("transformers swin", "renamed", weights(renamed)),
         ("transformers bert", "transposed", weights(transposed)),
-        ("transformers resnet", "mean", in_json("preprocessor_config.json", lambda v: v.update(image_mean=[0.50002] * 3))),
+        ("transformers resnet", "mean",
+         in_json("preprocessor_config.json", lambda v: v.update(image_mean=[0.50002] * 3))),
         ("transformers bert", "ends", in_json("tokenizer.json", other_ends)),
         ("sentence-transformers bert", "pooling", in_json("1_Pooling/config.json", lambda v: v.update(
             pooling_mode_mean_tokens=False, pooling_mode_cls_token=True))),
@@ -301,8 +302,8 @@ def test_what_left_for_timm_comes_back_as_the_same_network(
 def test_timm_names_and_sizes_hold_the_weights(
     exported: Path, pictured: Path, samples: dict[str, list[Sample]], tmp_path: Path
 ) -> None:
-    """The narrow stem of the ResNet is filled up to timm's; one of timm's own tensors changed is caught. An epsilon that
-    is not timm's is said."""
+    """The narrow stem of the ResNet is filled up to timm's; one of timm's own tensors changed is caught. An epsilon
+    that is not timm's is said."""
     python = tmp_path / "python"
     runner = Path(__file__).with_name("without_torchvision.py")
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{runner}" "$@"\n')
