@@ -46,7 +46,7 @@ def with_a_long_one(takes: Input, samples: Sequence[Sample]) -> list[Sample]:
     if not isinstance(takes, TextInput) or not samples:
         return list(samples)
     texts = [decode.running_text(sample) for sample in samples]
-    tokens = sum(len(each) for each in takes.tokenizer(texts, add_special_tokens=False)["input_ids"])
+    tokens = sum(len(each) for each in takes.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
     if not tokens:
         return list(samples)
     long = " ".join(texts * (1 + takes.length // tokens))

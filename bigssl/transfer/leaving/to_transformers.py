@@ -125,8 +125,9 @@ def beginning(takes: TextInput, text: bytes, end: str = "") -> str:
     """The first tokens of a text, whatever it has between its words, and `end`: at least one token shorter, special
     ones included, than the network takes."""
     said = text.decode()
-    tokens = takes.tokenizer(said, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][:BEGINNING]
-    prompts = [said[:stop].strip() + end for stop in (0, *(stop for _, stop in tokens))]
+    tokens = takes.tokenizer(said, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    stops = [0, *(stop for _, stop in tokens["offset_mapping"][:BEGINNING])]
+    prompts = [said[:stop].strip() + end for stop in stops]
     fitting = [prompt for prompt in prompts if len(takes.tokenizer(prompt)["input_ids"]) < takes.length]
     return fitting[-1] if fitting else prompts[0]
 
