@@ -17,15 +17,19 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from bigssl import exits
 from bigssl.cli.main import main
+from bigssl.cli.transfer.public import licences, placeless, placeless_in
 from bigssl.config.recipe import dump_recipe, load_recipe, recipe_model
 from bigssl.data.kinds.text import load_tokenizer
+from bigssl.nets.modality import MODALITIES
 from bigssl.nets.towers import Tower
 from bigssl.objectives import base
 from bigssl.objectives.exported import rest_of_objective
 from bigssl.transfer.discovery import evaluation_union
 from bigssl.transfer.inputs import input_of
 from bigssl.transfer.leaving import leave
+from bigssl.transfer.leaving.card import INPUTS_ARE, MODALITY
 from bigssl.transfer.leaving.export import export_run
+from bigssl.transfer.leaving.leave import WRITERS
 from bigssl.transfer.leaving.proof import Claim, Proof, ProofError
 
 DEMO = Path(base.__file__).parents[1] / "demo"
@@ -92,18 +96,62 @@ def test_all_that_a_format_holds_lies_below_the_folder_with_card_and_proof(
     assert json.loads((tmp_path / "left" / "text" / "proof.json").read_text())["tensors_total"] == 7
     card = (tmp_path / "left" / "text" / "README.md").read_text()
     for text in ("license: mit", "| image kNN | 10.0 % | 20.0 % | 30.0 % | 46.0 % | better than all |",
-                 "type: bert", str(DEMO / "emoji" / "train"), str(DEMO / "ATTRIBUTION.md"),
-                 f"bigssl export {run} --format transformers --to", "7 of 7 tensors"):  # fmt: skip
+                 "type: bert", "data `emoji`: train\n", "Of the data: ATTRIBUTION.md beside `emoji`.",
+                 "bigssl export run --format transformers --to left --license mit", "7 of 7 tensors"):  # fmt: skip
         assert text in card, text
+    assert "`AutoTokenizer` of the same" in card and "Pictures" not in card and "AutoImageProcessor" not in card
+    other = (tmp_path / "left" / "image" / "README.md").read_text()
+    assert "exif_transpose" in other and "on white" in other and "AutoTokenizer" not in other
+    assert str(DEMO.parent) not in card and str(run.parent) not in card and str(tmp_path) not in card
     assert len(proofs[0].samples) == 8 and proofs[0].samples[0][:2] == b"\xff\xd8", "pictures as they lie in the shards"
 
 
-def test_a_part_lies_in_the_folder_itself(run: Path, tmp_path: Path) -> None:
+def test_every_card_says_how_what_its_networks_take_is_prepared() -> None:
+    assert INPUTS_ARE.keys() == WRITERS.keys()
+    for form, said in INPUTS_ARE.items():
+        assert said.keys() == ({MODALITY[form]} if form in MODALITY else MODALITIES.keys())
+        assert "exif_transpose" in said.get("image", "exif_transpose")
+
+
+def test_a_part_lies_in_the_folder_itself(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where that is a link; not in the folder that one is in, which would be another one after."""
     (tmp_path / "left").mkdir()
+    (tmp_path / "link").symlink_to("left")
     command = ["export", str(run), "--format", "sentence-transformers", "--part", "clip", "--to"]
-    assert main([*command, str(tmp_path / "left")]) == exits.DONE
+    monkeypatch.chdir(tmp_path / "left")
+    assert main([*command, "."]) == exits.REFUSED
+    assert "--to: value '.': cannot be replaced, being where you are; allowed: a new" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "link"]) == exits.DONE and Path("link").is_symlink()
     modules = json.loads((tmp_path / "left" / "modules.json").read_text())
     assert [each["path"] for each in modules] == ["", "1_Pooling", "2_Dense", "3_Normalize"]
+
+
+def test_a_card_names_no_folder_of_this_machine_and_no_licence_of_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in commands and addresses; licences are those that lie with the data."""
+    work = tmp_path / "work"
+    places = {name: work / "data" / name / "train" for name in ("bare", "known", "cloned")}
+    for place in places.values():
+        place.mkdir(parents=True)
+    for file in ("LICENSE", "data/known/LICENSE", "data/cloned/LICENCE.txt", "data/cloned/pyproject.toml"):
+        (work / file).touch()
+    monkeypatch.chdir(work)
+    sources = {name: [str(place)] for name, place in places.items()} | {"loose": ["data"], "far": ["s3://a/LICENSE"]}
+    assert licences(sources) == ["LICENSE beside `known`"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(work))
+    assert licences({"loose": [str(work / "data" / "x-{0..3}.tar")]}) == []
+    for text, said in (
+        ("/home/me/my data/train", "train"), ("~/x.tar", "x.tar"), ("runs/demo", "runs/demo"), ("mean/std", "mean/std"),
+        ("pipe:cat /home/me/x.tar", "pipe:cat x.tar"), ("s3://bucket/a/b", "s3://bucket/a/b"),
+        ("file:///home/me/x", "x"), ("https://u:p@host/a?sig=1", "https://host/a?…"),
+    ):  # fmt: skip
+        assert placeless(text) == said
+    assert placeless_in({"a": [{"b": "/home/me/t.json", "c": None}, 3]}) == {"a": [{"b": "t.json"}, 3]}
 
 
 def test_what_cannot_be_proven_is_not_there(
@@ -130,6 +178,7 @@ def test_what_cannot_be_proven_is_not_there(
         ({"--python": "no-such-python"}, "--python: value 'no-such-python': no program of this name"),
         ({"--data": str(DEMO / "series" / "italy_power" / "test")}, "no images in"),
         ({"--to": "full"}, "--to: value 'full': holds something; allowed: a new or empty folder"),
+        ({"--to": "link"}, "--to: value 'link': holds something; allowed: a new or empty folder"),
         ({"run": "empty"}, "empty: no export in it"),
         ({"run": "old"}, "of an older version, or not whole"),
         ({"run": "nowhere"}, "nowhere: no such folder in"),
@@ -145,6 +194,7 @@ def test_what_cannot_leave_is_refused_in_a_line(
     for name in ("full", "empty", "old/export"):
         Path(name).mkdir(parents=True)
     Path("full/something").touch()
+    Path("link").symlink_to("full")
     for name in ("empty", "old"):
         shutil.copy(run / "config.yaml", name)
     real = importlib.util.find_spec
@@ -156,7 +206,11 @@ def test_what_cannot_leave_is_refused_in_a_line(
     assert main(["export", *words]) == exits.REFUSED
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("bigssl: ") and said in error, error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full", "old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full", "link", "old"]
+
+
+class ConnectError(Exception):
+    """Of the hub's client: no OSError."""
 
 
 class StandIn:
@@ -171,6 +225,8 @@ class StandIn:
     def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
         if "full" in repo_id:
             raise OSError("no space")
+        if "cut" in repo_id:
+            raise ConnectError("no route to host")
         self.calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
 
 
@@ -188,3 +244,6 @@ def test_it_goes_to_a_hub_only_when_asked_and_in_private(
     assert main([*command, str(tmp_path / "three"), "--push", "me/full"]) == exits.FAILED
     assert "not pushed: --push: value 'me/full': no space" in capsys.readouterr().err
     assert (tmp_path / "three" / "proof.json").is_file()
+    assert main([*command, str(tmp_path / "four"), "--push", "me/cut"]) == exits.FAILED
+    said = capsys.readouterr().err
+    assert f"--push: value 'me/cut': no route to host; {tmp_path / 'four'} is written and proven" in said

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +15,10 @@ from cyclopts import Parameter
 
 from bigssl import exits
 from bigssl.cli.recipes import model
+from bigssl.cli.transfer.public import licences, placeless, placeless_in
 from bigssl.config.errors import ConfigError, say
 from bigssl.config.places import CONFIG, EXPORT, seen_from
 from bigssl.config.recipe import Recipe, load_recipe
-from bigssl.data.errors import display
 from bigssl.data.loading import process
 from bigssl.transfer.leaving.leave import Format
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from bigssl.transfer.leaving.parts import Listed
 
 SHOWN = ("objective", "backbones", "steps", "batch", "optim", "precision", "seed")  # of a recipe, in the card
-LICENCES = ("LICENSE*", "LICENCE*", "ATTRIBUTION*")
-ABOVE = 3  # folders of shards, and those above them, that such files are looked for in
 
 
 def export(
@@ -53,16 +52,18 @@ def export(
     from bigssl.transfer.leaving.parts import chosen_parts
     from bigssl.transfer.leaving.proof import ProofError
 
-    python = python or sys.executable
+    interpreter = python or sys.executable
     recipe = _recipe_of(run)
-    check_libraries(format, python)
-    _refuse_full(to)
+    check_libraries(format, interpreter)
+    place = _place(to)
     parts = chosen_parts(_parts(run), part)
     process.use_data_settings(recipe.data)
     urls = [data] if data else [url for source in recipe.data.sources.values() for url in source.urls.values()]
-    made = _made(run, recipe, _command(run, format, to, part), license)
+    options = {"format": format, "to": str(to), "part": part, "data": data, "push": push,
+               "license": license if license != "other" else None, "python": python}  # fmt: skip
+    made = _made(run, recipe, _command(run, options), license)
     try:
-        proofs, left_out = leave(run / EXPORT, parts, format, to, made, urls, python=python, apart=part is None)
+        proofs, left_out = leave(run / EXPORT, parts, format, place, made, urls, python=interpreter, apart=part is None)
     except ProofError as error:
         say(error, "not exported: ")
         return exits.FAILED
@@ -73,7 +74,7 @@ def export(
             print(f"{name}: {proof.loader}, {proof.tensors_loaded} of {proof.tensors_total} tensors, "
                   f"{proof.samples} samples differ by at most {proof.max_abs_difference:.1e}")  # fmt: skip
     print(f"exported to {to}")
-    return _pushed(to, push) if push else exits.DONE
+    return _pushed(place, push) if push else exits.DONE
 
 
 def _recipe_of(run: Path) -> Recipe:
@@ -99,15 +100,24 @@ def _parts(run: Path) -> dict[str, Listed]:
     return parts_of(run / EXPORT, heads)
 
 
-def _refuse_full(to: Path) -> None:
-    if os.path.lexists(to) and not (to.is_dir() and not any(to.iterdir())):
-        holds = f"holds {min(path.name for path in to.iterdir())}" if to.is_dir() else "is no folder"
-        raise ConfigError(f"--to: value {str(to)!r}: {holds}; allowed: a new or empty folder")
+def _place(to: Path) -> Path:
+    """The folder itself, where `to` is a link to it. Raises ConfigError where nothing can be put in its place."""
+    place = to.resolve()
+    why = ""
+    if os.path.lexists(to) and not to.is_dir():
+        why = "is no folder"
+    elif place.is_dir() and any(place.iterdir()):
+        why = f"holds {min(path.name for path in place.iterdir())}"
+    elif place == Path.cwd() or (place.is_dir() and os.path.ismount(place)):
+        why = "cannot be replaced, being " + ("where you are" if place == Path.cwd() else "where a disk is mounted")
+    if why:
+        raise ConfigError(f"--to: value {str(to)!r}: {why}; allowed: a new or empty folder")
+    return place
 
 
-def _command(run: Path, format: str, to: Path, part: str | None) -> str:
-    words = ["bigssl", "export", str(run), "--format", format, "--to", str(to), *(["--part", part] if part else [])]
-    return shlex.join(words)
+def _command(run: Path, options: Mapping[str, str | None]) -> str:
+    given = [word for name, value in options.items() if value for word in (f"--{name}", placeless(value))]
+    return shlex.join(["bigssl", "export", placeless(str(run)), *given])
 
 
 def _made(run: Path, recipe: Recipe, command: str, license: str) -> Made:
@@ -116,39 +126,21 @@ def _made(run: Path, recipe: Recipe, command: str, license: str) -> Made:
 
     written: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text())
     rows = json.loads((run / FILE).read_text())["tasks"] if (run / FILE).is_file() else {}
-    data = {name: ", ".join(map(display, source.urls.values())) for name, source in recipe.data.sources.items()}
-    urls = [url for source in recipe.data.sources.values() for url in source.urls.values()]
-    recipe_shown = _given({name: written[name] for name in SHOWN if name in written})
-    return Made(run.resolve().name, command, data, recipe_shown, license, _licences(urls), rows)
-
-
-def _given(values: Any) -> Any:
-    """Without what is null, which says nothing to a reader."""
-    if isinstance(values, dict):
-        return {name: _given(value) for name, value in values.items() if value is not None}
-    return values
-
-
-def _licences(urls: list[str]) -> list[str]:
-    """Files about licences that lie in the folders of local shards or closely above."""
-    found: dict[str, None] = {}
-    for url in urls:
-        folder = Path(url) if Path(url).is_dir() else Path(url).parent
-        for place in [folder, *folder.parents][:ABOVE] if "://" not in url and ":" not in url else ():
-            found |= {str(file): None for pattern in LICENCES for file in sorted(place.glob(pattern))}
-    return list(found)
+    urls = {name: list(source.urls.values()) for name, source in recipe.data.sources.items()}
+    data = {name: ", ".join(map(placeless, own)) for name, own in urls.items()}
+    recipe_shown = placeless_in({name: written[name] for name in SHOWN if name in written})
+    return Made(run.resolve().name, command, data, recipe_shown, license, licences(urls), rows)
 
 
 def _pushed(to: Path, repository: str) -> int:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     from bigssl.transfer.leaving.push import push_to_hub
 
     try:
         print(f"pushed to {push_to_hub(to, repository, HfApi())}")
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        said = " ".join(str(error).split())[:300]
+    except Exception as error:  # of whichever client the hub is asked by: its errors have no common base
+        said = " ".join(str(error).split())[:300] or type(error).__name__
         say(RuntimeError(f"--push: value {repository!r}: {said}; {to} is written and proven"), "not pushed: ")
         return exits.FAILED
     return exits.DONE

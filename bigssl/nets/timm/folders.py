@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrained
 
 from bigssl.config.errors import ConfigError
 from bigssl.nets.pretrained import keep_found
-from bigssl.nets.timm.names import JOINED, timm_name
+from bigssl.nets.timm.names import EPS, EPSILON, JOINED, timm_name
 
 FILE, CONFIG = "model.safetensors", "config.json"
 CLASSIFIERS = ("fc.", "head.fc.", "head.weight", "head.bias", "head_dist.")
@@ -114,7 +114,7 @@ def _transformer(state: State, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"no number of heads is known of a width of {width}: model_args.num_heads in {CONFIG}")
     return {
         "hidden_size": width, "patch_size": patch, "image_size": side * patch, "num_attention_heads": heads,
-        "num_hidden_layers": _count(state, "blocks.{}.", 0), "layer_norm_eps": 1e-6,
+        "num_hidden_layers": _count(state, "blocks.{}.", 0), "layer_norm_eps": settings.get(EPSILON, EPS),
         "intermediate_size": len(state["blocks.0.mlp.fc1.weight"]), "qkv_bias": f"blocks.0.{JOINED}.bias" in state,
     }  # fmt: skip
 

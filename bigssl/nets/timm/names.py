@@ -17,6 +17,7 @@ _TRANSFORMER = (
     ("layers.", "blocks."), ("layernorm_before", "norm1"), ("layernorm_after", "norm2"), ("layernorm.", "norm."),
     ("attention.o_proj", "attn.proj"), ("layer_scale1.lambda1", "ls1.gamma"), ("layer_scale2.lambda1", "ls2.gamma"),
 )  # fmt: skip
+EPS, EPSILON = 1e-6, "layer_norm_eps"  # of LayerNorms; where config.json of ours says another, which timm does not read
 JOINED = "attn.qkv"  # queries, keys and values of a block, one below the other
 
 

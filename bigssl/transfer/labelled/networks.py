@@ -86,14 +86,28 @@ def with_head(
 
 
 def has_class(backbone: PreTrainedModel, takes: Input) -> bool:
-    """Whether the classifier is a class of transformers."""
-    return _of_transformers(backbone, takes, ["a", "b"], False) is not None
+    """Whether the classifier is a class of transformers. Weights are neither read nor made: `backbone` may be on the
+    device "meta" (before a run), or partitioned."""
+    with torch.device("meta"):
+        return _without_weights(backbone, takes, ["a", "b"], False) is not None
 
 
 def _of_transformers(
     backbone: PreTrainedModel, takes: Input, classes: Sequence[str], several: bool
 ) -> PreTrainedModel | None:
-    """None where there is no such class, or one in which the weights of the backbone have no place.
+    """With the weights of the backbone, but for what nothing was learnt of."""
+    model = _without_weights(backbone, takes, classes, several)
+    if model is not None:
+        unlearnt = unused_parameters(backbone)
+        known = {name: value for name, value in backbone.state_dict().items() if name not in unlearnt}
+        getattr(model, model.base_model_prefix).load_state_dict(known, strict=False)
+    return model
+
+
+def _without_weights(
+    backbone: PreTrainedModel, takes: Input, classes: Sequence[str], several: bool
+) -> PreTrainedModel | None:
+    """None where there is no such class, or one in which the weights of the backbone have no place, by their names.
 
     A class that reads the last token of a text finds it by the padding, which the config of a backbone need not name,
     or names by another tokenizer: it is this one's. None where that has none.
@@ -113,9 +127,5 @@ def _of_transformers(
     base = getattr(model, model.base_model_prefix, None)
     if not isinstance(base, PreTrainedModel):
         return None
-    weights, unlearnt = backbone.state_dict(), unused_parameters(backbone)
-    known = {name: value for name, value in weights.items() if name not in unlearnt}
-    if not known.keys() <= base.state_dict().keys():
-        return None
-    lacking = base.load_state_dict(known, strict=False).missing_keys
-    return None if set(lacking) - unused_parameters(base) else model
+    known, places = backbone.state_dict().keys() - unused_parameters(backbone), base.state_dict().keys()
+    return model if known <= places and places - known <= unused_parameters(base) else None

@@ -20,7 +20,7 @@ from bigssl.transfer.labelled.fit import Fit, Groups, fit
 from bigssl.transfer.labelled.networks import Classifier, with_head
 from bigssl.transfer.labelled.probing import Learner, raw_learners
 from bigssl.transfer.labelled.trials import Trial
-from bigssl.transfer.leaving.classifier import save_classifier
+from bigssl.transfer.leaving.classifier import refuse_other, save_classifier
 from bigssl.transfer.scores import ScoreRow
 
 KEPT = "networks"  # folder beside the scorecard
@@ -47,10 +47,12 @@ def tuned_row(bench: Bench, section: Tuning, how: str, keep: bool = False) -> Sc
         how: in words, what classifies.
         keep: write the trained network of seed 0 with all labels to OUT/networks/NAME.
     """
+    folder = bench.out / KEPT / bench.where.rpartition(".")[2] if keep and bench.out else None
+    if folder is not None:
+        refuse_other(folder)  # before hours of training
     job = Classification.of(bench, section)
     work: dict[str, Learner] = {"random_net": _learner(bench, section, job, None)}
     work |= raw_learners(bench, section, job)
-    folder = bench.out / KEPT / bench.where.rpartition(".")[2] if keep and bench.out else None
     work["trained"] = _learner(bench, section, job, folder)
     facts = {"epochs": section.epochs, "lr": section.lr}
     return job.row(bench, section, work, how, facts | ({"kept": f"{KEPT}/{folder.name}"} if folder else {}))

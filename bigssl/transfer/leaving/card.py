@@ -72,16 +72,37 @@ IMPORTS = {
     "import timm\nimport torch", "onnx": "import onnxruntime",
     "sentence-transformers": "from sentence_transformers import SentenceTransformer",
 }  # fmt: skip
-INPUTS_ARE = {
-    "transformers": "`AutoImageProcessor` (with `backend=\"pil\"`, to the byte), `AutoTokenizer` (with "
-    "`truncation=True`) or `AutoFeatureExtractor` of the same folder make its inputs; a network without a head gives "
-    "`last_hidden_state`, whose mean over what is no padding are the features.",
-    "timm": "Pictures as `config.json` says (`timm.data.create_transform`), transparent ones on white. Features: the "
-    "mean of `forward_features` over positions, or over tokens without the prefix tokens.",
-    "onnx": "Inputs are what transformers calls them: made as `preprocessor_config.json`, or tokenizer.json cut at "
-    "`model_max_length` of `tokenizer_config.json`, says. Rows, and tokens of a text, may be of any number.",
-    "sentence-transformers": "`encode` takes texts.",
-}
+PICTURES = ("Pictures are first turned upright as their EXIF says (`PIL.ImageOps.exif_transpose`), transparent ones "
+            "laid on white, then made RGB, which no library does by itself: of others the features are others.")
+ENCODED = "A network without a head gives `last_hidden_state`, whose mean {over} are the features."
+INPUTS_ARE = {  # by format and modality
+    "transformers": {
+        "image": f"{PICTURES} `AutoImageProcessor` of the same folder with `backend=\"pil\"` makes the input, to the "
+        f"byte. {ENCODED.format(over='over positions or patch tokens')}",
+        "text": "`AutoTokenizer` of the same folder with `truncation=True` makes the input. "
+        f"{ENCODED.format(over='over tokens that are no padding')}",
+        "audio": "`AutoFeatureExtractor` of the same folder makes the input of sounds at its `sampling_rate` (the mean "
+        "of their channels), with `max_length=extractor.max_length, truncation=True, padding=\"max_length\"`. "
+        f"{ENCODED.format(over='over frames that are no padding')}",
+        "series": "Series are float32 [B, length, channels] as `preprocessor_config.json` says, 0 in place of NaN and "
+        "behind their end, and the mask of observed values is false there. "
+        f"{ENCODED.format(over='over channels and patches of which a value was observed')}",
+    },
+    "timm": {"image": f"{PICTURES} `config.json` says the rest (`timm.data.create_transform`). Features: the mean of "
+             "`forward_features` over positions, or over tokens without the prefix tokens."},
+    "onnx": {
+        "image": f"{PICTURES} Then `preprocessor_config.json`: the shorter side to its size (bicubic), the middle "
+        "square, scaled by mean and standard deviation. Any number of rows.",
+        "text": "tokenizer.json makes the input, cut at `model_max_length` of `tokenizer_config.json`. Any number of "
+        "rows and of tokens.",
+        "audio": "`preprocessor_config.json` says rate and length of sounds: each less its mean, over its standard "
+        "deviation, then 0 behind its end, where the mask is 0. Any number of rows.",
+        "series": "Series are float32 [B, length, channels] as `preprocessor_config.json` says, 0 in place of NaN and "
+        "behind their end, and the mask of observed values is 0 there. Any number of rows.",
+    },
+    "sentence-transformers": {"text": "`encode` takes texts."},
+}  # fmt: skip
+MODALITY = {"timm": "image", "sentence-transformers": "text"}  # of formats that have but one
 
 
 def left_card(part: str, claims: Sequence[Claim], proofs: Sequence[Proof], made: Made, root: Path) -> str:
@@ -93,7 +114,9 @@ def left_card(part: str, claims: Sequence[Claim], proofs: Sequence[Proof], made:
     for claim in claims:
         place = claim.folder.relative_to(root)
         lines += [f"{'model' if len(claims) == 1 else place} = " + claim.loader.format(folder=place)]
-    lines += ["```", "", INPUTS_ARE[kind], ""]
+    lines += ["```", ""]
+    for modality in dict.fromkeys(MODALITY.get(kind) or claim.load["modality"] for claim in claims):
+        lines += [INPUTS_ARE[kind][modality], ""]
     for claim, proof in zip(claims, proofs, strict=True):
         lines += [f"`{claim.folder.relative_to(root) / FILE}`: reloaded by {proof.library} {proof.version} without "
                   f"bigssl, {proof.tensors_loaded} of {proof.tensors_total} tensors; outputs of {proof.samples} real "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,9 +17,9 @@ from transformers import AutoModelForSequenceClassification as ForTexts
 from bigssl.data.sample import Sample
 from bigssl.nets.modality import MODALITIES
 from bigssl.transfer.inputs import Input
-from bigssl.transfer.leaving.export import ExportError, hushed, made_readable
-from bigssl.transfer.leaving.proof import SAMPLES, Claim, Proof, digests, prove
-from bigssl.transfer.leaving.samples import collated, contents
+from bigssl.transfer.leaving.export import ExportError, hushed, made_readable, publish, put_back
+from bigssl.transfer.leaving.proof import FILE, SAMPLES, Claim, Proof, digests, prove
+from bigssl.transfer.leaving.samples import collated, contents, with_a_long_one
 
 CLASSIFIERS = {
     "image": AutoModelForImageClassification, "text": ForTexts, "audio": AutoModelForAudioClassification,
@@ -32,31 +34,45 @@ def classifier_class(modality: str) -> str:
     return CLASSIFIERS[modality].__name__
 
 
+def refuse_other(folder: Path) -> None:
+    """Raises ExportError where something that is no classifier of `save_classifier` lies at `folder`."""
+    if os.path.lexists(folder) and not (folder / FILE).is_file():
+        raise ExportError(f"{folder}: there, and no classifier that was kept (no {FILE} in it): it is not replaced; "
+                          "allowed: after moving it away")  # fmt: skip
+
+
 def save_classifier(
     folder: Path, model: PreTrainedModel, classes: Sequence[str], takes: Input, samples: Sequence[Sample],
     python: str = sys.executable,
 ) -> Proof:  # fmt: skip
-    """Writes `folder` (weights in float32, preprocessor, names of the classes, proof.json), proven, or leaves nothing.
+    """Writes `folder` (weights in float32, preprocessor, names of the classes, proof.json) in one step, once it is
+    proven. One that was kept before is replaced, or whatever happens stays whole.
 
     Args:
-        folder: is not there yet.
         model: of a class that `CLASSIFIERS[modality]` loads; on any device. It stays as it is.
         classes: names in the order of its logits.
         takes: what it takes.
-        samples: real ones, of which the first SAMPLES are compared.
+        samples: real ones, of which the first SAMPLES are compared, as `with_a_long_one`.
         python: the interpreter that the proof is made in.
     Raises:
-        ExportError: `model` is no such class, or gives another number of logits than there are classes.
+        ExportError: `model` is no such class, or gives another number of logits than there are classes; or as
+            `refuse_other`.
         ProofError: transformers reloads another network.
     """
     fresh = _whole(folder, model, classes, takes)
-    folder.mkdir(parents=True)
+    put_back(folder)
+    refuse_other(folder)
+    staging = folder.with_name(f".{folder.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
+    staging.mkdir(parents=True)
     try:
-        (proof,) = prove([classifier_claim(folder, fresh, takes, list(samples)[:SAMPLES])], python)
-        proof.write(folder)
-        made_readable(folder, (folder / "config.json").stat().st_mode)
+        claim = classifier_claim(staging, fresh, takes, with_a_long_one(takes, samples[:SAMPLES]))
+        (proof,) = prove([dataclasses.replace(claim, part=folder.name)], python)
+        proof.write(staging)
+        made_readable(staging, (staging / "config.json").stat().st_mode)
+        publish(staging, folder)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         raise
     return proof
 

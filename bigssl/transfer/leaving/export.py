@@ -79,7 +79,7 @@ def export_run(
             card = staging / "README.md"
             card.write_text(model_card(Path(folder).resolve().name, backbones, inputs, heads, meta))
             made_readable(staging, card.stat().st_mode)
-            _publish(staging, target)
+            publish(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -148,23 +148,30 @@ def _write_head(path: Path, tensors: State) -> None:
     save_file({key: _portable(value) for key, value in tensors.items()}, path)
 
 
-def _previous(folder: Path) -> Path:
-    return Path(folder) / f".{FOLDER}.previous"
+def _previous(target: Path) -> Path:
+    return target.with_name(f".{target.name}.previous")
 
 
 def recover(folder: Path) -> None:
-    """Finishes what a kill between the two renames of `_publish` left: the older export is put back in its place."""
-    target, previous = Path(folder) / FOLDER, _previous(folder)
+    """Finishes what a kill between two renames of an export of the run folder left: the older one is put back."""
+    put_back(Path(folder) / FOLDER)
+
+
+def put_back(target: Path) -> None:
+    """Finishes what a kill between the two renames of `publish` left: the older folder is put back in its place."""
+    previous = _previous(target)
     if previous.exists() and not target.exists():
         previous.rename(target)
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def _publish(staging: Path, target: Path) -> None:
+def publish(staging: Path, target: Path) -> None:
+    """The folder `staging` becomes `target` in one step, in place of an older one, which `put_back` brings back after a
+    kill midway."""
     for path in staging.rglob("*"):
         if path.is_file():
             fsync(path)
-    previous = _previous(target.parent)
+    previous = _previous(target)
     if target.exists():
         target.rename(previous)  # a folder cannot be renamed over one that is not empty
     staging.rename(target)

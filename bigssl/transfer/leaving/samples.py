@@ -40,8 +40,21 @@ def contents(takes: Input, samples: Sequence[Sample]) -> list[bytes]:
     return [_waveform(takes, data) for data in found] if isinstance(takes, AudioInput) else found
 
 
+def with_a_long_one(takes: Input, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples; in place of the last text all of them, one after another and again, until they are longer than the
+    network takes: what another library does at its limit shows."""
+    if not isinstance(takes, TextInput) or not samples:
+        return list(samples)
+    texts = [decode.running_text(sample) for sample in samples]
+    tokens = sum(len(each) for each in takes.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+    if not tokens:
+        return list(samples)
+    long = " ".join(texts * (1 + takes.length // tokens))
+    return [*samples[:-1], samples[-1]._replace(key=f"{samples[-1].key}+", fields={"txt": long.encode()})]
+
+
 def some_samples(urls: Sequence[str], takes: Input, count: int) -> list[Sample]:
-    """The first `count` of a fair order of the first shards that hold what a network takes.
+    """The first `count` of a fair order of the first shards that hold what a network takes, as `with_a_long_one`.
 
     Raises:
         DataError: none do, or they cannot be read.
@@ -51,7 +64,7 @@ def some_samples(urls: Sequence[str], takes: Input, count: int) -> list[Sample]:
         index = DatasetIndex.load(url)
         first = next(read_in_order(index, 1), None)
         if first is not None and any(field in first.fields for field in fields) and _readable(takes, first):
-            return list(itertools.islice(read_samples(index, count), count))
+            return with_a_long_one(takes, list(itertools.islice(read_samples(index, count), count)))
     named = ", ".join(map(display, urls)) or "nothing"
     raise DataError(f"no {takes.plural} in {named}, and a proof needs some; allowed: --data SHARDS that hold them")
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
-from bigssl.nets.timm.names import timm_name
+from bigssl.nets.timm.names import EPS, EPSILON, timm_name
 from bigssl.transfer.inputs import ImageInput
 from bigssl.transfer.leaving.parts import LeavingPart, PartNetwork, UnfitError
 from bigssl.transfer.leaving.proof import Claim, digests
@@ -24,7 +24,6 @@ from bigssl.transfer.leaving.samples import Samples, contents, write_json
 
 State = dict[str, Tensor]
 Architecture = tuple[str, dict[str, Any]]
-EPS = 1e-6  # of LayerNorms, where timm is told nothing else
 STEM = 64  # channels behind the first convolution of timm's residual networks, whatever their other widths
 
 
@@ -42,7 +41,8 @@ def to_timm(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
     (name, arguments), state = convert(_Fit(part.name, member), dict(member.model.state_dict()))
     weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "config.json", {
+    eps = None if name.startswith(("resnet", "convnext")) or config.layer_norm_eps == EPS else config.layer_norm_eps
+    write_json(folder / "config.json", ({} if eps is None else {EPSILON: eps}) | {
         "architecture": name, "num_classes": 0, "num_features": int(member.features(samples["image"][:1]).shape[1]),
         "model_args": arguments, "pretrained_cfg": {
             "input_size": [3, size, size], "fixed_input_size": "img_size" in arguments, "num_classes": 0,
@@ -50,7 +50,6 @@ def to_timm(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
             "mean": [IMAGE_MEAN] * 3, "std": [IMAGE_STD] * 3,
         },
     })  # fmt: skip
-    eps = None if name.startswith(("resnet", "convnext")) or config.layer_norm_eps == EPS else config.layer_norm_eps
     said = "" if eps is None else f", norm_layer=partial(torch.nn.LayerNorm, eps={eps})"
     return [Claim(part.name, folder, "timm", f'timm.create_model("local-dir:{{folder}}", pretrained=True{said})',
                   {"eps": eps}, contents(member.takes, samples["image"]),
@@ -118,18 +117,20 @@ def _convnext(fit: _Fit, state: State) -> tuple[Architecture, State]:
 
 
 def _vit(fit: _Fit, state: State) -> tuple[Architecture, State]:
-    return ("vit_base_patch16_224", _transformer(fit) | {"global_pool": "avg", "fc_norm": False}), _renamed(state)
+    renamed = _renamed(state)
+    return ("vit_base_patch16_224", _transformer(fit, renamed) | {"global_pool": "avg", "fc_norm": False}), renamed
 
 
 def _deit(fit: _Fit, state: State) -> tuple[Architecture, State]:
-    return ("deit_base_distilled_patch16_224", _transformer(fit)), _renamed(state)
+    renamed = _renamed(state)
+    return ("deit_base_distilled_patch16_224", _transformer(fit, renamed)), renamed
 
 
 def _dinov2(fit: _Fit, state: State) -> tuple[Architecture, State]:
     """With registers, timm's class token has no position of its own: it is added to the token."""
     c, renamed = fit.config, _renamed(state)
     fit.wants(not c.use_swiglu_ffn, "an MLP of another kind")
-    arguments = _transformer(fit) | {"init_values": 1e-5, "global_pool": "avg", "fc_norm": False}
+    arguments = _transformer(fit, renamed) | {"init_values": 1e-5, "global_pool": "avg", "fc_norm": False}
     if "reg_token" not in renamed:
         return ("vit_base_patch14_dinov2", arguments), renamed
     places = renamed["pos_embed"]
@@ -137,13 +138,14 @@ def _dinov2(fit: _Fit, state: State) -> tuple[Architecture, State]:
     return ("vit_base_patch14_reg4_dinov2", arguments | {"reg_tokens": c.num_register_tokens}), renamed
 
 
-def _transformer(fit: _Fit) -> dict[str, Any]:
+def _transformer(fit: _Fit, renamed: State) -> dict[str, Any]:
+    """The width of an MLP is that of its weights: types differ in which field says it, and ignore the other."""
     c = fit.config
     fit.wants(c.hidden_act == "gelu", f"gelu, not {c.hidden_act}")
     fit.wants(c.image_size == fit.size, f"positions for pictures of {c.image_size}, not {fit.size}")
-    hidden = getattr(c, "intermediate_size", None) or int(c.hidden_size * c.mlp_ratio)
+    ratio = len(renamed["blocks.0.mlp.fc1.weight"]) / c.hidden_size
     return {"img_size": fit.size, "patch_size": c.patch_size, "embed_dim": c.hidden_size, "qkv_bias": c.qkv_bias,
-            "depth": c.num_hidden_layers, "num_heads": c.num_attention_heads, "mlp_ratio": hidden / c.hidden_size}
+            "depth": c.num_hidden_layers, "num_heads": c.num_attention_heads, "mlp_ratio": ratio}
 
 
 def _renamed(state: State) -> State:

@@ -23,7 +23,7 @@ from bigssl.transfer.leaving.proof import Claim, digests
 from bigssl.transfer.leaving.samples import Samples, contents
 
 TOKENS = 256  # whose logits are compared
-WORDS = 5  # of a text that a pipeline goes on with
+BEGINNING = 5  # tokens of a text that a pipeline goes on with
 
 
 def to_transformers(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
@@ -87,7 +87,7 @@ def _masked(part: LeavingPart, samples: list[Sample]) -> Written:
     tokenizer = member.takes.tokenizer
     hidden, real = member.hidden(samples)
     logits = part.head().logits(hidden[real][:TOKENS])
-    prompts = [f"{_beginning(text)} {tokenizer.mask_token}" for text in contents(member.takes, samples)]
+    prompts = [beginning(member.takes, text, f" {tokenizer.mask_token}") for text in contents(member.takes, samples)]
     ids = [torch.tensor(tokenizer(prompt)["input_ids"])[None] for prompt in prompts]
     with torch.no_grad():
         asked = [member.model(input_ids=each).last_hidden_state[each == tokenizer.mask_token_id] for each in ids]
@@ -111,7 +111,7 @@ def _causal(part: LeavingPart, samples: list[Sample]) -> Written:
     model.tie_weights()
     embedding: Any = member.model.get_input_embeddings().weight
     hidden, real = member.hidden(samples)
-    prompts = [_beginning(text) for text in contents(member.takes, samples)]
+    prompts = [beginning(member.takes, text) for text in contents(member.takes, samples)]
     with torch.no_grad():
         ids = [torch.tensor(member.takes.tokenizer(prompt)["input_ids"])[None] for prompt in prompts]
         ends = torch.cat([member.model(input_ids=each, use_cache=False).last_hidden_state[:, -1] for each in ids])
@@ -121,8 +121,15 @@ def _causal(part: LeavingPart, samples: list[Sample]) -> Written:
     return model.eval(), load, logits
 
 
-def _beginning(text: bytes) -> str:
-    return " ".join(text.decode().split()[:WORDS])
+def beginning(takes: TextInput, text: bytes, end: str = "") -> str:
+    """The first tokens of a text, whatever it has between its words, and `end`: at least one token shorter, special
+    ones included, than the network takes."""
+    said = text.decode()
+    tokens = takes.tokenizer(said, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    stops = [0, *(stop for _, stop in tokens["offset_mapping"][:BEGINNING])]
+    prompts = [said[:stop].strip() + end for stop in stops]
+    fitting = [prompt for prompt in prompts if len(takes.tokenizer(prompt)["input_ids"]) < takes.length]
+    return fitting[-1] if fitting else prompts[0]
 
 
 def _dual(part: LeavingPart, samples: list[Sample]) -> Written:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -27,6 +28,7 @@ from bigssl.engine.plan import preflight
 from bigssl.objectives.base import config_union
 from bigssl.report.changes import Change, read_changes, write_changes
 from bigssl.transfer.discovery import discover_evaluations, evaluation_union
+from bigssl.transfer.leaving import classifier
 from bigssl.transfer.tasks.class_mean import ClassMean
 
 DEMO = Path(preflight.__file__).parents[2] / "demo"
@@ -199,6 +201,18 @@ def test_all_is_what_can_be_served_and_the_rest_with_its_reason(
                         "ctc": "there is no audio backbone", "regress": "category is 'Smileys", "segment": "mask",
                         "finetune": "not today"}.items():  # fmt: skip
         assert words in reasons[task], (task, reasons[task])
+
+
+def test_a_tuned_network_that_is_to_be_kept_is_checked_without_weights_and_lies_beside_the_card(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(What is proven of it is in tests/transfer.)"""
+    monkeypatch.setattr(classifier, "prove", lambda claims, python: [Mock() for _ in claims])
+    words = ["--task", "finetune", "--backbone", "image", "keep=true", "seeds=1", "fractions=[1]", "epochs=1",
+             "least_steps=0", "query_limit=20", "train_limit=40"]  # fmt: skip
+    assert main(["evaluate", str(run), *words, "--out", str(tmp_path / "out"), *ASKED]) == 0
+    (row,) = card(tmp_path / "out")["tasks"].values()
+    assert (tmp_path / "out" / row["kept"] / "model.safetensors").is_file()
 
 
 WITHIN: dict[str, Any] = {"task": "linear", "train": str(DEMO / "emoji" / "train"), "queries": VAL}

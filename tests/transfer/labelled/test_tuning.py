@@ -16,14 +16,18 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.modality import MODALITIES
 from bigssl.transfer.bench import Bench
+from bigssl.transfer.features import read_samples
 from bigssl.transfer.inputs import SeriesInput, TextInput
 from bigssl.transfer.labelled.classify import Classification
 from bigssl.transfer.labelled.networks import Classifier, with_head
 from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.labelled.tuning import Tuning, predictions, trained
 from bigssl.transfer.leaving import classifier
+from bigssl.transfer.leaving.export import ExportError
+from bigssl.transfer.leaving.proof import Claim, ProofError
 from bigssl.transfer.scores import row_of
 from bigssl.transfer.tasks.finetune import Finetune
 from bigssl.transfer.tasks.hybrid import Hybrid, layers_from
@@ -151,11 +155,21 @@ def test_the_last_token_of_a_text_is_found_by_the_padding_of_its_tokenizer(
 def test_a_kept_classifier_is_the_one_that_was_judged(
     bench: Bench, shards: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """(That another process loads it is proven in tests/transfer/leaving.)"""
-    monkeypatch.setattr(classifier, "prove", lambda claims, python: [Mock() for _ in claims])
+    """(That another process loads it is proven in tests/transfer/leaving.) It is in place of an older one."""
+
+    def prove(claims: list[Claim], python: str) -> list[Mock]:
+        assert [claim.part for claim in claims] == ["mine"] and (run / "networks" / "mine" / "older").is_file()
+        return [Mock(write=lambda folder: (folder / "proof.json").touch()) for _ in claims]
+
+    monkeypatch.setattr(classifier, "prove", prove)
+    (run / "networks" / "mine").mkdir(parents=True)
+    for name in ("older", "proof.json"):
+        (run / "networks" / "mine" / name).touch()
     of = section(Finetune, shards, keep=True, epochs=6, query_limit=20)
     (score,) = of.run(bench)
     row = row_of(score)
+    assert [path.name for path in (run / "networks").iterdir()] == ["mine"]
+    assert not (run / "networks" / "mine" / "older").exists()
     assert row["kept"] == "networks/mine" and row["trained"] > row["majority"]
     kept = AutoModelForImageClassification.from_pretrained(run / "networks" / "mine")
     job = Classification.of(bench, of)
@@ -163,6 +177,27 @@ def test_a_kept_classifier_is_the_one_that_was_judged(
     right = job.classes.right(predictions(network, job.queries, bench), job.asked)
     assert right.double().mean().item() == row["trained"]
     assert [kept.config.id2label[n] for n in range(3)] == job.classes.names
+
+
+def test_a_classifier_that_is_not_proven_replaces_none(
+    bench: Bench, shards: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, takes = run / "networks" / "mine", bench.subject("image").takes
+    model = AutoModelForImageClassification.from_config(bench.subject("image").models["trained"].config)
+
+    def refuse(claims: list[Claim], python: str) -> None:
+        raise ProofError("other logits")
+
+    monkeypatch.setattr(classifier, "prove", refuse)
+    folder.mkdir(parents=True)
+    samples = list(read_samples(DatasetIndex.load(str(shards / "val")), 2))
+    with pytest.raises(ExportError, match="mine: there, and no classifier that was kept"):
+        section(Finetune, shards, keep=True).run(bench)
+    (folder / "proof.json").touch()
+    with pytest.raises(ProofError, match="other logits"):
+        classifier.save_classifier(folder, model, ["a", "b"], takes, samples)
+    assert [str(path.relative_to(run / "networks")) for path in (run / "networks").rglob("*")] == [
+        "mine", "mine/proof.json"]  # fmt: skip
 
 
 def test_what_cannot_be_tuned_so_is_said(

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,11 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
+    ConvNextConfig,
+    ConvNextV2Config,
+    DeiTConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
     GPT2Config,
     ModernBertConfig,
     PatchTSTConfig,
@@ -28,6 +34,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     ResNetConfig,
     SwinConfig,
+    ViTConfig,
     Wav2Vec2Config,
 )
 
@@ -35,24 +42,33 @@ from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.heads import masked_head
+from bigssl.nets.timm.folders import read_timm, timm_config
 from bigssl.transfer.features import read_samples
 from bigssl.transfer.inputs import AudioInput, ImageInput, Input, SeriesInput, TextInput
 from bigssl.transfer.leaving import export
 from bigssl.transfer.leaving.classifier import classifier_claim
 from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.leaving.leave import WRITERS
-from bigssl.transfer.leaving.parts import Listed, UnfitError, parts_of
+from bigssl.transfer.leaving.parts import Listed, PartNetwork, UnfitError, parts_of
 from bigssl.transfer.leaving.proof import Claim, Proof, ProofError, judged
-from bigssl.transfer.leaving.samples import Samples
+from bigssl.transfer.leaving.samples import Samples, with_a_long_one
 
 DEMO = Path(export.__file__).parents[2] / "demo"
 COUNT = 3
+LENGTH = 24  # of texts, in tokens
 WORDS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 HEADS = {
     "mlm": {"kind": "mlm", "backbones": {"text": "bert"}}, "albert": {"kind": "mlm", "backbones": {"text": "albert"}},
     "modern": {"kind": "mlm", "backbones": {"text": "modernbert"}},
     "next": {"kind": "causal", "backbones": {"text": "gpt2"}},
     "clip": {"kind": "clip", "backbones": {"image": "resnet", "text": "bert"}},
+}  # fmt: skip
+SQUARES = {**WORDS, "image_size": 32, "patch_size": 8}
+STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+PICTURED: dict[str, Any] = {  # of ViT and DeiT, epsilon is not timm's 1e-6
+    "vit": ViTConfig(**SQUARES), "deit": DeiTConfig(**SQUARES, layer_norm_eps=1e-3),
+    "dinov2": Dinov2Config(**SQUARES), "dinov2_with_registers": Dinov2WithRegistersConfig(**SQUARES),
+    "convnext": ConvNextConfig(**STAGES), "convnextv2": ConvNextV2Config(**STAGES),
 }  # fmt: skip
 Found = dict[str, Proof | ProofError]
 
@@ -71,7 +87,7 @@ def network(config: PreTrainedConfig) -> PreTrainedModel:
 
 def networks(tokenizer: PreTrainedTokenizerFast) -> dict[str, tuple[PreTrainedModel, Input]]:
     """ALBERT: another activation in the head; ModernBERT: no bias in its norm; Swin: a pooler that can be left out."""
-    text, size, special = TextInput(tokenizer, 24), len(tokenizer), {"pad_token_id": tokenizer.pad_token_id}
+    text, size, special = TextInput(tokenizer, LENGTH), len(tokenizer), {"pad_token_id": tokenizer.pad_token_id}
     special |= dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id"), tokenizer.cls_token_id)
     gpt = GPT2Config(vocab_size=size, n_embd=16, n_layer=1, n_head=2, n_positions=32, **special)
     return {
@@ -109,7 +125,10 @@ def samples() -> dict[str, list[Sample]]:
     def read(data: str) -> list[Sample]:
         return list(read_samples(DatasetIndex.load(str(DEMO / data)), COUNT))
 
-    return {"image": read("emoji/val"), "text": read("emoji/val"), "series": read("series/basic_motions/train"),
+    texts = with_a_long_one(TextInput(load_tokenizer(DEMO / "tokenizer.json"), LENGTH), read("emoji/val"))
+    unspaced = texts[-1].fields["txt"].replace(b" ", b"-")  # one word for a splitter at spaces
+    texts[-1] = texts[-1]._replace(fields={"txt": unspaced})
+    return {"image": read("emoji/val"), "text": texts, "series": read("series/basic_motions/train"),
             "audio": sounds()}  # fmt: skip
 
 
@@ -204,7 +223,8 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
     for base, name, spoil in (
         ("transformers swin", "renamed", weights(renamed)),
         ("transformers bert", "transposed", weights(transposed)),
-        ("transformers resnet", "mean", in_json("preprocessor_config.json", lambda v: v.update(image_mean=[0.48] * 3))),
+        ("transformers resnet", "mean",
+         in_json("preprocessor_config.json", lambda v: v.update(image_mean=[0.50002] * 3))),
         ("transformers bert", "ends", in_json("tokenizer.json", other_ends)),
         ("sentence-transformers bert", "pooling", in_json("1_Pooling/config.json", lambda v: v.update(
             pooling_mode_mean_tokens=False, pooling_mode_cls_token=True))),
@@ -259,17 +279,45 @@ def test_only_pictures_fit_timm_and_only_texts_sentence_transformers(
             write(parts[name], exported, form, tmp_path / str(number), samples)
 
 
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export folder of the further networks that timm has."""
+    backbones = {name: network(config) for name, config in PICTURED.items()}
+    inputs = {name: ImageInput(32) for name in backbones}
+    return export_run(tmp_path_factory.mktemp("pictured"), backbones, inputs, {}, {})
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit", "convnextv2"])
+def test_what_left_for_timm_comes_back_as_the_same_network(
+    kind: str, pictured: Path, samples: dict[str, list[Sample]], tmp_path: Path
+) -> None:
+    (claim,) = write(parts_of(pictured, {})[kind], pictured, "timm", tmp_path / "left", samples)
+    config = timm_config(str(claim.folder), kind)
+    back = PartNetwork(kind, read_timm(str(claim.folder), config).eval(), ImageInput(32))
+    assert config.layer_norm_eps == PICTURED[kind].layer_norm_eps
+    torch.testing.assert_close(back.features(samples["image"]).numpy(), claim.outputs["features"])
+
+
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm, installed with --no-deps")
 def test_timm_names_and_sizes_hold_the_weights(
-    exported: Path, samples: dict[str, list[Sample]], tmp_path: Path
+    exported: Path, pictured: Path, samples: dict[str, list[Sample]], tmp_path: Path
 ) -> None:
-    """The narrow stem of the ResNet is filled up to timm's; one of timm's own tensors changed is caught."""
+    """The narrow stem of the ResNet is filled up to timm's; one of timm's own tensors changed is caught. An epsilon
+    that is not timm's is said."""
     python = tmp_path / "python"
     runner = Path(__file__).with_name("without_torchvision.py")
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{runner}" "$@"\n')
     python.chmod(0o755)
     (good,) = write(parts_of(exported, HEADS)["resnet"], exported, "timm", tmp_path / "good", samples)
     bad = spoilt(good, "bad", weights(lambda tensors: tensors["layer4.0.bn2.bias"].add_(1)))
-    proof, error = judged([good, bad], str(python))
+    others = [write(listed, pictured, "timm", tmp_path / "left" / name, samples)[0]
+              for name, listed in parts_of(pictured, {}).items()]  # fmt: skip
+    proof, error, *more = judged([good, bad, *others], str(python))
+    assert len(more) == len(PICTURED)
+    for other, claim in zip(more, others, strict=True):
+        assert isinstance(other, Proof) and other.tensors_loaded == other.tensors_total > 10, other
+        eps = getattr(PICTURED[claim.part], "layer_norm_eps", None)
+        said = eps in (1e-6, None) or claim.part.startswith("convnext")
+        assert other.loader.endswith("pretrained=True)" if said else f"partial(torch.nn.LayerNorm, eps={eps}))")
     assert isinstance(proof, Proof) and proof.tensors_loaded == proof.tensors_total, proof
     assert isinstance(error, ProofError) and "77 of 78 tensors; of other values: layer4.0.bn2.bias" in str(error)
