@@ -7,7 +7,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,17 @@ def test_vectors_are_those_of_evaluation_with_keys_and_metadata_in_order(run: Pa
     opened = Image.open(paths[3])
     mixed = encoder.embed([paths[0], str(paths[1]), Image.open(paths[2]), opened], batch=3)
     assert mixed.dtype == np.float32 and np.allclose(mixed, truth[:4], atol=1e-6)
+
+    large = tmp_path / "large.jpg"  # it takes a while to be read, and more so upright
+    noise = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise).save(large, exif=exif)
+    alone = encoder.embed([large])
+    assert np.array_equal(encoder.embed([Image.open(large)] * 8), np.repeat(encoder.embed([large] * 8)[:1], 8, 0))
+    with large.open("rb") as file:
+        shared = [Image.open(file) for _ in range(4)]
+        assert np.allclose(encoder.embed(shared), alone, atol=1e-6)
 
 
 def test_a_folder_of_pictures_and_lines_of_text_are_embedded_without_packing(run: Path, tmp_path: Path) -> None:
@@ -236,6 +247,39 @@ def test_an_open_picture_of_any_mode_is_seen_as_its_file(run: Path, mode: str, t
     takes = bigssl.load(run, "image").takes
     seen = given_view(takes, Image.open(path), 0)["image"]
     assert np.array_equal(seen, given_view(takes, path, 0)["image"])
+
+
+class Column:
+    """As a table's column has its values: in their order, but by the labels of its rows."""
+
+    ndim = 1
+
+    def __init__(self, **values: Any) -> None:
+        self._values = values
+        self.keys = values.keys
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values.values())
+
+    def __getitem__(self, label: object) -> Any:
+        return list(self._values.values())[{0: 2, 1: 0, 2: 1}[label]]  # type: ignore[index]
+
+
+def test_vectors_are_in_the_order_of_a_loop_over_the_items(run: Path) -> None:
+    text = bigssl.load(run, "text")
+    column = Column(b="a red disc", c="blue", a="a green square on white")
+    truth = text.embed(list(column), batch=2)
+    assert np.array_equal(text.embed(column, batch=2), truth)  # type: ignore[arg-type]
+    assert np.array_equal(text.embed(np.array(list(column)), batch=2), truth)  # type: ignore[arg-type]
+    table: Any = Column(text=1)
+    table.ndim = 2
+    for items, said in [({"a", "b"}, "sorted"), ((w for w in "ab"), r"list\(items\)"), ({"a": "b"}, "its values"),
+                        (table, "the column"), (np.array("a"), r"\[item\]")]:  # fmt: skip
+        with pytest.raises(DataError, match=said):
+            text.embed(items)  # type: ignore[arg-type]
 
 
 def test_items_of_another_kind_are_named_by_their_number(run: Path) -> None:
