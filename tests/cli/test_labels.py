@@ -155,6 +155,9 @@ def test_boxes_are_those_of_the_picture_as_it_is_shown(tmp_path: Path, pack: Pac
     (source / "b.json").write_text(json.dumps(coco(a=(8, 6))))
     (source / "a.jpg").write_bytes(jpg(8, 6, orientation=3))
     assert "nothing tells whether its boxes are; store it upright" in pack.refused(source)
+    (source / "b.json").write_text(json.dumps(coco(a=(8, 8))))
+    (source / "a.jpg").write_bytes(jpg(8, 8, orientation=6))  # a square has the same size before and after
+    assert "orientation 6, and nothing tells whether its boxes are" in pack.refused(source)
 
 
 # Masks
@@ -207,6 +210,33 @@ def test_a_folder_of_pictures_that_is_only_called_so_holds_no_masks(tmp_path: Pa
     source = fill(tmp_path / "s", {"faces/1.png": colours, "masks/1.png": colours, "masks/2.png": colours})
     samples, said = pack(source)
     assert labels(samples) == {"faces/1": "faces", "masks/1": "masks", "masks/2": "masks"} and "have one" not in said
+    grey = mask(np.zeros((6, 8)))
+    classes = fill(tmp_path / "c", {f"images/{part}/{n}.png": grey for part in ("mask", "no_mask") for n in range(2)})
+    samples, said = pack(classes)
+    assert labels(samples) == {f"images/{part}/{n}": part for part in ("mask", "no_mask") for n in range(2)}
+    assert "images/mask: called as a folder of masks is, but taken for pictures" in said
+    assert f"--masks {classes / 'images/mask'}" in said
+
+
+def test_a_folder_of_masks_is_never_taken_for_pictures_unsaid(tmp_path: Path, pack: Pack) -> None:
+    grey, shown = mask(np.zeros((6, 8))), {f"images/{n}.jpg": jpg() for n in range(3)}
+    orphan = fill(tmp_path / "o", shown | {f"masks/{n}.png": grey for n in (0, 7, 8)})
+    samples, said = pack(orphan)
+    assert {key: sorted(fields) for key, fields in samples.items()} == {
+        "images/0": ["jpg", "mask.png"], "images/1": ["jpg"], "images/2": ["jpg"]}  # fmt: skip
+    assert "left out: 2 masks of which there is no picture" in said
+    for name, data, why in (("0.png", encoded(Image.new("RGB", (8, 6)), "PNG"), "holds colours"),
+                            ("0.jpg", encoded(Image.new("L", (8, 6))), "is no png")):  # fmt: skip
+        source = fill(tmp_path / why, shown | {f"masks/{name}": data, "masks/1.png": grey})
+        line = pack.refused(source)
+        assert f"masks looks like the masks of the pictures in images, but masks/{name} {why}" in line
+        assert "--masks none" in line and "masks/1" in pack(source, "--masks", "none")[0]
+    nested = fill(tmp_path / "n", shown | {"annotations/trimaps/1.png": grey})
+    assert sorted(pack(nested)[0]["images/1"]) == ["jpg", "mask.png"]
+    strange = fill(tmp_path / "x", shown | {"masks/0_seg.png": grey})
+    assert "masks: called as a folder of masks is, but taken for pictures" in pack(strange)[1]
+    around = fill(tmp_path / "a", {"0.jpg": jpg(), "1.jpg": jpg(), "masks/0.png": grey})
+    assert {key: sorted(fields) for key, fields in pack(around)[0].items()} == {"0": ["jpg", "mask.png"], "1": ["jpg"]}
 
 
 # Answers and tags
