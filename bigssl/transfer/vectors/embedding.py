@@ -131,9 +131,9 @@ def _is_there(out: Path, about: dict[str, Any], overwrite: bool) -> bool:
 
 
 def _differs(before: dict[str, Any], about: dict[str, Any]) -> str:
-    words = {"weights": "other weights", "network": f"the network {before.get('network')!r}", "data": "other data",
-             "samples": f"{before.get('samples')} samples", "batch": f"batches of {before.get('batch')}",
-             "device": f"the device {before.get('device')}"}  # fmt: skip
+    words = {"weights": "other weights or settings", "network": f"the network {before.get('network')!r}",
+             "data": "other data", "samples": f"{before.get('samples')} samples",
+             "batch": f"batches of {before.get('batch')}", "device": f"the device {before.get('device')}"}  # fmt: skip
     return ", ".join(text for name, text in words.items() if before.get(name) != about[name])
 
 
