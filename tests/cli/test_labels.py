@@ -16,7 +16,11 @@ from PIL import Image
 from written import fill
 
 from bigssl.cli.main import main
+from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
+from bigssl.data.sample import Sample
+from bigssl.transfer.features import column
+from bigssl.transfer.labelled.classes import label_target
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -87,6 +91,24 @@ def test_lists_of_a_jsonl_are_labels(tmp_path: Path, pack: Pack) -> None:
     assert labels(samples) == {"t-000000": ["a", "b"], "t-000001": []} and "2 classes (a 1, b 1), 1 samples" in said
     flags = jsonl(tmp_path, {"text": "x", "old": True, "long": 0}, {"text": "y", "old": None, "long": 1})
     assert labels(pack(flags, "--label", "old,long")[0]) == {"t-000000": ["old"], "t-000001": ["long"]}
+
+
+def test_a_label_that_looks_like_none_is_told_and_numbers_are_one_class_however_written(
+    tmp_path: Path, pack: Pack
+) -> None:
+    fill(tmp_path, {f"{name}.jpg": jpg() for name in "abc"})
+    samples, said = pack(table(tmp_path, "file,label\na.jpg,nan\nb.jpg,\nc.jpg,cat\n"))
+    assert labels(samples) == {"a": "nan", "b": None, "c": "cat"}, "it may be the name of one"
+    assert "1 labels are written as programs write a missing value, e.g. 't.csv, line 2: nan'" in said
+    numbers = [{"text": text, "label": label} for text, label in (("x", 1), ("y", 1.0), ("z", "1"), ("w", 0.5))]
+    samples, said = pack(jsonl(tmp_path, *numbers))
+    assert "label: 2 classes (1 3, 0.5 1)" in said
+    target = label_target("label")
+    found = [target(Sample(key, fields, 0, 0, "", "")) for key, fields in sorted(samples.items())]
+    meta = [decode.meta(fields["json"]) for _, fields in sorted(samples.items())]
+    assert found == column(list("xyzw"), meta, "label") == ["1", "1", "1", "0.5"]
+    with pytest.raises(DataError, match="sample 'x': no metadata field 'label'"):
+        column(["x"], [{"label": None}], "label")
 
 
 # Boxes

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def embed_to(
              "batch": batch, "device": encoder.device.type}  # fmt: skip
     partial = out.with_name(f".{out.name}.partial")
     with _alone(partial, out):
+        for left in out.parent.glob(f".{escape(out.name)}.[0-9]*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
         if _is_there(out, about, overwrite):
             note(f"{out}: there already, made of the same")
             shutil.rmtree(partial, ignore_errors=True)

@@ -142,6 +142,7 @@ def test_an_interrupted_command_ends_in_the_same_file(
                 patch.setattr(embedding, what, dying(getattr(embedding, what), after, partly=what == "_refuse_nan"))
             with pytest.raises(Killed):
                 main(command(run, EMOJI, out, *words))
+    (tmp_path / ".v.npz.4711.tmp").write_bytes(b"half a table")
     assert main(command(run, EMOJI, out, *words)) == 0
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob(".v.npz*"))
