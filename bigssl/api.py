@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,10 +58,16 @@ def load(
         device: default: cuda where there is one, else cpu.
     Raises:
         ConfigError: there is none, or several.
+    Warns:
+        UserWarning: it has learnt from pictures of another normalisation than they get here.
     """
+    from bigssl.transfer.arriving.sizes import prepared_otherwise
     from bigssl.transfer.vectors.encoder import encoder_at
 
-    return encoder_at(Path(path), backbone, device)
+    encoder = encoder_at(Path(path), backbone, device)
+    if said := prepared_otherwise(encoder.folder):
+        warnings.warn(said, stacklevel=2)
+    return encoder
 
 
 def pretrain(

@@ -75,17 +75,28 @@ def check_tokenizer(where: str, config: BackboneConfig) -> None:
         _same_ids(field, config.init_from, ids_of(_read(field, file)), ids_of(_read(field, own)))
 
 
+_NORMALISING = {"image_mean", "image_std", "mean", "std", "do_normalize", "do_rescale"}
+
+
 def other_normalisation(folder: str) -> str:
     """What to know of a network that has learnt from pictures of other numbers than it will see here."""
-    files = [path for path in (Path(folder) / PREPROCESSOR, Path(folder) / CONFIG) if path.is_file()]
+    said = foreign_numbers(Path(folder))
+    return said and f"; it has learnt from pictures normalised by {said}, and sees {IMAGE_MEAN} and {IMAGE_STD} here"
+
+
+def foreign_numbers(folder: Path) -> str:
+    """How the files beside a network, of transformers or timm, want pictures normalised, where that is not as it is
+    done here; else ""."""
+    files = [path for path in (folder / PREPROCESSOR, folder / CONFIG) if path.is_file()]
     settings = [_read("init_from", path) for path in files]
     kept = next((each for each in (*settings, *(s.get("pretrained_cfg") or {} for s in settings))
-                 if "image_mean" in each or "mean" in each), {})  # fmt: skip
-    values = [kept.get("image_" + name, kept.get(name)) for name in ("mean", "std")]
-    if None in values or values == [[IMAGE_MEAN] * 3, [IMAGE_STD] * 3]:
-        return ""
-    return f"; it has learnt from pictures normalised by mean {values[0]} and std {values[1]}, and sees {IMAGE_MEAN} " \
-           f"and {IMAGE_STD} here"
+                 if _NORMALISING & each.keys() and "sampling_rate" not in each), {})  # fmt: skip
+    steps = [f"{step} false" for step in ("do_rescale", "do_normalize") if kept.get(step) is False]
+    said = []
+    for name, ours in (("mean", IMAGE_MEAN), ("std", IMAGE_STD)):
+        value = kept.get("image_" + name, kept.get(name, ours))
+        said += [] if value in (ours, [ours] * 3) else [f"{name} {value}"]
+    return " and ".join(steps + said)
 
 
 def _same_ids(field: str, pretrained: str, given: dict[str, int], own: dict[str, int]) -> None:

@@ -79,7 +79,11 @@ def read_network(folder: str, config: PreTrainedConfig, *, partial: bool = False
 def keep_found(
     model: PreTrainedModel, missing: Collection[str], left: Collection[str], other: Mapping[str, str], partial: bool
 ) -> PreTrainedModel:
-    """`model`, which knows what was found of it. Raises ConfigError where that is a part, and no part is allowed."""
+    """`model`, which knows what was found of it. Raises ConfigError where that is a part, and no part is allowed, and
+    where it is no numbers."""
+    if broken := [name for name, value in model.named_parameters() if not value.isfinite().all()]:
+        raise ConfigError(f"{len(broken)} tensors of {type(model).__name__} hold NaN or infinity ({_some(broken)}); "
+                          "allowed: finite weights, as of a run that did not diverge")  # fmt: skip
     expected, unused = list(model.state_dict()), unused_parameters(model)
     absent = [name for name in expected if name in missing]
     found = Inventory(type(model).__name__, len(expected), [name for name in absent if name not in unused],

@@ -231,7 +231,15 @@ def _load_or_create(
 def _begun(where: str, config: BackboneConfig, model: PreTrainedModel) -> str:
     found = found_in(model) if config.init_from is not None else None
     return "" if found is None else f"{where}.init_from: {config.init_from}: {found.said()}" \
-        f"{other_normalisation(str(config.init_from))}"
+        f"{_changed(where, config)}{other_normalisation(str(config.init_from))}"
+
+
+def _changed(where: str, config: BackboneConfig) -> str:
+    """What the recipe has otherwise than the folder: weights that fit may then be of another function."""
+    before = _config_in(where, config.type, str(config.init_from)).to_dict() if config.config else {}
+    changed = [f"{field} {value} in place of {before.get(field)}" for field, value in config.config.items()
+               if before.get(field) != value]  # fmt: skip
+    return f"; with another {', '.join(changed)} (from {where}.config) they may compute something else" * bool(changed)
 
 
 def _recompute(model: PreTrainedModel) -> None:

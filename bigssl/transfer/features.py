@@ -43,10 +43,10 @@ class Views:
 
 def column(keys: Sequence[str], meta: Sequence[dict[str, Any]], field: str) -> list[str]:
     for key, values in zip(keys, meta, strict=True):
-        if field not in values:
-            there = ", ".join(sorted(values)) or "none"
+        if values.get(field) is None:
+            there = ", ".join(sorted(name for name, value in values.items() if value is not None)) or "none"
             raise DataError(f"sample {key!r}: no metadata field {field!r} in its json; it has {there}")
-    return [str(values[field]) for values in meta]
+    return [decode.value_name(values[field]) for values in meta]
 
 
 def read_samples(index: DatasetIndex, limit: int | None = None) -> Iterator[Sample]:

@@ -259,5 +259,5 @@ def captions_of(samples: Iterable[Sample], columns: Sequence[str], named: Sequen
     for sample in samples:
         text, meta = decode.text(decode.field(sample, decode.FIELDS["text"])), metadata(sample)
         rows[(text, *(column([sample.key], [meta], name)[0] for name in columns))] = None
-        kinds[tuple((name, str(meta[name])) for name in named if name in meta)] = None
+        kinds[tuple((name, decode.value_name(meta[name])) for name in named if name in meta)] = None
     return list(rows), list(kinds)

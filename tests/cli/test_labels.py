@@ -16,7 +16,11 @@ from PIL import Image
 from written import fill
 
 from bigssl.cli.main import main
+from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
+from bigssl.data.sample import Sample
+from bigssl.transfer.features import column
+from bigssl.transfer.labelled.classes import label_target
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -89,6 +93,24 @@ def test_lists_of_a_jsonl_are_labels(tmp_path: Path, pack: Pack) -> None:
     assert labels(pack(flags, "--label", "old,long")[0]) == {"t-000000": ["old"], "t-000001": ["long"]}
 
 
+def test_a_label_that_looks_like_none_is_told_and_numbers_are_one_class_however_written(
+    tmp_path: Path, pack: Pack
+) -> None:
+    fill(tmp_path, {f"{name}.jpg": jpg() for name in "abc"})
+    samples, said = pack(table(tmp_path, "file,label\na.jpg,nan\nb.jpg,\nc.jpg,cat\n"))
+    assert labels(samples) == {"a": "nan", "b": None, "c": "cat"}, "it may be the name of one"
+    assert "1 labels are written as programs write a missing value, e.g. 't.csv, line 2: nan'" in said
+    numbers = [{"text": text, "label": label} for text, label in (("x", 1), ("y", 1.0), ("z", "1"), ("w", 0.5))]
+    samples, said = pack(jsonl(tmp_path, *numbers))
+    assert "label: 2 classes (1 3, 0.5 1)" in said
+    target = label_target("label")
+    found = [target(Sample(key, fields, 0, 0, "", "")) for key, fields in sorted(samples.items())]
+    meta = [decode.meta(fields["json"]) for _, fields in sorted(samples.items())]
+    assert found == column(list("xyzw"), meta, "label") == ["1", "1", "1", "0.5"]
+    with pytest.raises(DataError, match="sample 'x': no metadata field 'label'"):
+        column(["x"], [{"label": None}], "label")
+
+
 # Boxes
 
 
@@ -155,6 +177,9 @@ def test_boxes_are_those_of_the_picture_as_it_is_shown(tmp_path: Path, pack: Pac
     (source / "b.json").write_text(json.dumps(coco(a=(8, 6))))
     (source / "a.jpg").write_bytes(jpg(8, 6, orientation=3))
     assert "nothing tells whether its boxes are; store it upright" in pack.refused(source)
+    (source / "b.json").write_text(json.dumps(coco(a=(8, 8))))
+    (source / "a.jpg").write_bytes(jpg(8, 8, orientation=6))  # a square has the same size before and after
+    assert "orientation 6, and nothing tells whether its boxes are" in pack.refused(source)
 
 
 # Masks
@@ -207,6 +232,33 @@ def test_a_folder_of_pictures_that_is_only_called_so_holds_no_masks(tmp_path: Pa
     source = fill(tmp_path / "s", {"faces/1.png": colours, "masks/1.png": colours, "masks/2.png": colours})
     samples, said = pack(source)
     assert labels(samples) == {"faces/1": "faces", "masks/1": "masks", "masks/2": "masks"} and "have one" not in said
+    grey = mask(np.zeros((6, 8)))
+    classes = fill(tmp_path / "c", {f"images/{part}/{n}.png": grey for part in ("mask", "no_mask") for n in range(2)})
+    samples, said = pack(classes)
+    assert labels(samples) == {f"images/{part}/{n}": part for part in ("mask", "no_mask") for n in range(2)}
+    assert "images/mask: called as a folder of masks is, but taken for pictures" in said
+    assert f"--masks {classes / 'images/mask'}" in said
+
+
+def test_a_folder_of_masks_is_never_taken_for_pictures_unsaid(tmp_path: Path, pack: Pack) -> None:
+    grey, shown = mask(np.zeros((6, 8))), {f"images/{n}.jpg": jpg() for n in range(3)}
+    orphan = fill(tmp_path / "o", shown | {f"masks/{n}.png": grey for n in (0, 7, 8)})
+    samples, said = pack(orphan)
+    assert {key: sorted(fields) for key, fields in samples.items()} == {
+        "images/0": ["jpg", "mask.png"], "images/1": ["jpg"], "images/2": ["jpg"]}  # fmt: skip
+    assert "left out: 2 masks of which there is no picture" in said
+    for name, data, why in (("0.png", encoded(Image.new("RGB", (8, 6)), "PNG"), "holds colours"),
+                            ("0.jpg", encoded(Image.new("L", (8, 6))), "is no png")):  # fmt: skip
+        source = fill(tmp_path / why, shown | {f"masks/{name}": data, "masks/1.png": grey})
+        line = pack.refused(source)
+        assert f"masks looks like the masks of the pictures in images, but masks/{name} {why}" in line
+        assert "--masks none" in line and "masks/1" in pack(source, "--masks", "none")[0]
+    nested = fill(tmp_path / "n", shown | {"annotations/trimaps/1.png": grey})
+    assert sorted(pack(nested)[0]["images/1"]) == ["jpg", "mask.png"]
+    strange = fill(tmp_path / "x", shown | {"masks/0_seg.png": grey})
+    assert "masks: called as a folder of masks is, but taken for pictures" in pack(strange)[1]
+    around = fill(tmp_path / "a", {"0.jpg": jpg(), "1.jpg": jpg(), "masks/0.png": grey})
+    assert {key: sorted(fields) for key, fields in pack(around)[0].items()} == {"0": ["jpg", "mask.png"], "1": ["jpg"]}
 
 
 # Answers and tags

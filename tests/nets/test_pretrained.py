@@ -80,15 +80,27 @@ def test_a_part_has_to_be_allowed_and_is_told_tensor_by_tensor(run: Path) -> Non
     assert f"{len(mine) - 3} of {len(mine)} tensors are taken" in part.begun
     assert "made anew since it lacks them: " in part.begun and "layernorm_before.weight" in part.begun
     assert "shapes differ: embeddings.position_embeddings" in part.begun
-    assert part.begun.endswith("in it, not used here: classifier.weight")
+    assert "in it, not used here: classifier.weight; with another image_size 64 in place of 32" in part.begun
 
 
 def test_fields_under_config_replace_those_of_the_folder_and_unknown_ones_are_named(run: Path) -> None:
     folder = str(run / "export" / "image")
-    assert tower(init_from=folder, config={"hidden_act": "relu"}).model.config.hidden_act == "relu"
+    other = tower(init_from=folder, config={"hidden_act": "relu", "num_attention_heads": 4, "hidden_size": 16})
+    assert other.model.config.hidden_act == "relu"
+    assert other.begun.endswith("; with another hidden_act relu in place of gelu, num_attention_heads 4 in place of 2 "
+                                "(from backbones.net.config) they may compute something else")  # fmt: skip
     assert json.loads((Path(folder) / "config.json").read_text())["hidden_act"] == "gelu"
     with pytest.raises(ConfigError, match="config.hidden_sise: unknown field of ViTConfig.*hidden_size"):
         tower(init_from=folder, config={"hidden_sise": 8})
+
+
+def test_weights_that_are_no_numbers_are_refused(run: Path) -> None:
+    file = run / "export" / "image" / "model.safetensors"
+    weights = load_file(file)
+    weights["embeddings.cls_token"][0, 0, 3] = torch.nan
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"init_from: value .*: 1 tensors .* NaN .* \(embeddings.cls_token\)"):
+        tower(init_from=str(file.parent), allow_partial=True)
 
 
 def test_a_run_folder_of_before_the_name_is_read() -> None:

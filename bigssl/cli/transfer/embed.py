@@ -43,6 +43,7 @@ def embed(
         limit: the first samples alone
         overwrite: replace --out, and what an interrupted command left of it
     """
+    from bigssl.transfer.arriving.sizes import prepared_otherwise
     from bigssl.transfer.vectors.embedding import embed_to
     from bigssl.transfer.vectors.encoder import encoder_at
     from bigssl.transfer.vectors.tables import check_table
@@ -54,6 +55,8 @@ def embed(
     if encoder.takes.modality not in held:
         raise ConfigError(f"{data} has {', '.join(fields)}, but the network {encoder.name} takes "
                           f"{encoder.takes.plural}")  # fmt: skip
+    if said := prepared_otherwise(encoder.folder):
+        note(said)
     count, width = embed_to(out, encoder, given, batch=batch, overwrite=overwrite, note=note)
     print(f"{out}: {count} vectors of {width} values, by {encoder.folder}")
 

@@ -85,6 +85,11 @@ def meta(data: bytes) -> dict[str, Any]:
     return value
 
 
+def value_name(value: Any) -> str:
+    """How a class or another value of metadata is called: 1, 1.0 and "1" are one, whichever program wrote them."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _json(data: bytes) -> Any:
     try:
         value = json.loads(text(data))

@@ -51,10 +51,17 @@ def as_shown(picture: Image.Image) -> Image.Image:
     """An open picture as `image` makes one of its bytes: RGB, upright, transparent on white, 16 bits cut to the upper
     8. Raises DataError for what cannot be decoded, is larger than the limit `image_pixels`, or has no range of its own
     (32-bit and float grey)."""
+    read_all(picture)
+    return _convert(_upright(picture), b"", "RGB", None)
+
+
+def read_all(picture: Image.Image) -> None:
+    """Pixels and EXIF of an open picture, which Pillow reads when they are first asked for, so that two threads that
+    ask at once read each other's halves. Raises DataError as `as_shown`."""
     with _decoding(b""):
         _refuse(picture)
         picture.load()
-    return _convert(_upright(picture), b"", "RGB", None)
+    _orientation(picture)
 
 
 def grey(data: bytes) -> np.ndarray:

@@ -28,7 +28,8 @@ EMPTY = "files are empty"
 DOTS = "keys had dots in their last part, which became _"
 TWINS = "files are a second picture or sound of their sample, of which training reads one"
 MISSING = "texts are empty or stand for a missing value"
-_TAKEN = (EMPTY, DOTS, TWINS, MISSING, CUT, BARE, MASKLESS)
+UNNAMED = "labels are written as programs write a missing value"
+_TAKEN = (EMPTY, DOTS, TWINS, MISSING, UNNAMED, CUT, BARE, MASKLESS)
 _ADVICE = {
     HIDDEN: "rename those that are data",
     FOLDERS: "rename those that hold data",
@@ -48,6 +49,7 @@ _ADVICE = {
     EMPTY: "packed as they are; remove those that should not be there",
     DOTS: "rename them for other keys",
     TWINS: "rename those that are samples of their own",
+    UNNAMED: "taken for names of classes; leave the cell empty where there is none",
     MISSING: "packed as they are; remove those rows, or `bigssl shards clean --drop empty-text`",
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigssl.data.errors import DataError
+from bigssl.data.kinds.decode import value_name
 from bigssl.data.tools.sources.base import Item, json_bytes
 
 LABEL = "label"
@@ -142,7 +143,7 @@ def with_label(data: bytes, label: str) -> bytes:
 def said_of_labels(items: Sequence[Item]) -> str:
     """How many samples each class has, the largest first; nothing where there are no labels."""
     sets = [item.label if isinstance(item.label, list) else [item.label] for item in items if item.label is not None]
-    counts = Counter(str(label) for labels in sets for label in labels)
+    counts = Counter(value_name(label) for labels in sets for label in labels)
     if not counts:
         return ""
     shown = ", ".join(f"{label} {count}" for label, count in counts.most_common(SHOWN))

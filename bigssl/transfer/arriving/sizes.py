@@ -19,6 +19,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from bigssl.data.errors import DataError
+from bigssl.nets.folders import foreign_numbers
 from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 
 PREPROCESSOR, CONFIG = "preprocessor_config.json", "config.json"
@@ -90,12 +91,6 @@ def sound_sizes(folder: Path, settings: Settings) -> tuple[int, int]:
 def prepared_otherwise(folder: Path) -> str:
     """What the files beside a network want done to pictures that evaluation does not do, in a sentence; "" where
     there is nothing."""
-    path = folder / PREPROCESSOR
-    settings = json.loads(path.read_text()) if path.is_file() else {}
-    wanted = {"image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3}
-    differing = {name: settings[name] for name, ours in wanted.items() if settings.get(name, ours) != ours}
-    if not differing:
-        return ""
-    said = " and ".join(f"{name} {value}" for name, value in differing.items())
-    return (f"{folder.name}: its {PREPROCESSOR} asks for {said}; here pictures have mean {IMAGE_MEAN} and std "
-            f"{IMAGE_STD} taken off, so that the network may do worse than it can.")  # fmt: skip
+    said = foreign_numbers(folder)
+    return said and (f"{folder.name}: the files beside it ask for pictures with {said}; here they have mean "
+                     f"{IMAGE_MEAN} and std {IMAGE_STD} taken off, so that the network may do worse than it can.")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bigssl.data.errors import DataError
+from bigssl.data.kinds.decode import value_name
 from bigssl.data.sample import Sample
 from bigssl.transfer.features import finite, metadata
 from bigssl.transfer.labelled.examples import Target
@@ -32,7 +33,7 @@ def label_target(name: str) -> Target:
         for part in value if isinstance(value, list) else [value]:
             if not isinstance(part, str | int | float):
                 raise DataError(f"metadata field {name!r} holds {value!r:.60}; allowed: a text, a number or a list")
-        return tuple(dict.fromkeys(map(str, value))) if isinstance(value, list) else str(value)
+        return tuple(dict.fromkeys(map(value_name, value))) if isinstance(value, list) else value_name(value)
 
     return target
 

@@ -17,6 +17,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from bigssl.data.errors import DataError
 from bigssl.transfer.labelled.losses import Linear, Sigmoids, Softmax, classes_loss
 
 EIGEN = 2048  # directions at most that are worth their computation: above it each feature is its own
@@ -41,6 +42,7 @@ def fit_logistic(
             then fitted to all rows. To be left out where there is one strength.
     Raises:
         ValueError: of the arguments, and where no row is left to learn from.
+        DataError: features that are no numbers.
     """
     if y.dtype == torch.bool:
         return _chosen(x, y, l2, valid, lambda rows, of: _Path(rows, Sigmoids(of)))
@@ -56,6 +58,9 @@ def fit_ridge(x: Tensor, y: Tensor, *, l2: Sequence[float], valid: Tensor | None
 
 def _chosen(x: Tensor, y: Tensor, l2: Sequence[float], valid: Tensor | None, learner: Callable[..., _Path | _Ridge]
             ) -> Linear:
+    if not x.isfinite().all():
+        raise DataError(f"{int((~x.isfinite().all(1)).sum())} of {len(x)} rows of features are not finite; look at the "
+                        "network's weights, or at the columns")  # fmt: skip
     strengths = sorted(set(l2), reverse=True)
     if not strengths or strengths[-1] <= 0 or (valid is None and len(strengths) > 1):
         count = "no" if valid is None else len(valid)

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def embed_to(
              "batch": batch, "device": encoder.device.type}  # fmt: skip
     partial = out.with_name(f".{out.name}.partial")
     with _alone(partial, out):
+        for left in out.parent.glob(f".{escape(out.name)}.[0-9]*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
         if _is_there(out, about, overwrite):
             note(f"{out}: there already, made of the same")
             shutil.rmtree(partial, ignore_errors=True)
@@ -131,9 +134,9 @@ def _is_there(out: Path, about: dict[str, Any], overwrite: bool) -> bool:
 
 
 def _differs(before: dict[str, Any], about: dict[str, Any]) -> str:
-    words = {"weights": "other weights", "network": f"the network {before.get('network')!r}", "data": "other data",
-             "samples": f"{before.get('samples')} samples", "batch": f"batches of {before.get('batch')}",
-             "device": f"the device {before.get('device')}"}  # fmt: skip
+    words = {"weights": "other weights or settings", "network": f"the network {before.get('network')!r}",
+             "data": "other data", "samples": f"{before.get('samples')} samples",
+             "batch": f"batches of {before.get('batch')}", "device": f"the device {before.get('device')}"}  # fmt: skip
     return ", ".join(text for name, text in words.items() if before.get(name) != about[name])
 
 

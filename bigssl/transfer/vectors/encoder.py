@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bigssl.transfer.arriving.folders import networks_at
 from bigssl.transfer.features import Views, ahead, encoder
 from bigssl.transfer.inputs import Input, exported_input
 from bigssl.transfer.leaving.export import load_backbone
-from bigssl.transfer.vectors.given import given_view
+from bigssl.transfer.vectors.given import given_view, load_once
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Encoder:
         return found
 
     def embed(self, items: Sequence[Any], batch: int = 64) -> np.ndarray:
-        """float32 [N, D]: the vector of each item, in order. They are prepared as evaluation and `bigssl embed` do.
+        """float32 [N, D]: the vector of each item, in the order of a loop over them, prepared as evaluation and
+        `bigssl embed` do.
 
         Args:
             items: for pictures: PIL images of any mode (RGB is made of them, upright, transparent on white), paths, or
@@ -62,20 +64,23 @@ class Encoder:
                 paths of .npy; for sounds: float arrays [T] at `takes.rate`, or paths.
             batch: items of a forward pass.
         Raises:
-            DataError: an item that is no such thing, by its number; one item in place of a list of them; none at all.
+            DataError: an item that is no such thing, by its number; one item in place of a list of them; what has no
+                order, or can be gone through once only; none at all.
         """
-        if isinstance(items, str | bytes | os.PathLike | dict) or not hasattr(items, "__len__"):
-            raise DataError(f"embed: a {type(items).__name__} in place of a list of items; write [item]")
+        _refuse_no_list(items)
         if batch < 1 or not len(items):
             raise DataError(f"embed: {len(items)} items, batch {batch}; allowed: 1 or more of both")
         return np.concatenate([self.of(views).numpy() for views in ahead(lambda: self._views(items, batch))])
 
     def _views(self, items: Sequence[Any], batch: int) -> Iterator[Views]:
+        """Items as a loop over them gives them: what tables call columns answer `items[0]` by a label of their own."""
+        numbered = enumerate(items)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(items), batch):
-                numbers = range(start, min(start + batch, len(items)))
-                made = pool.map(lambda number: given_view(self.takes, items[number], number), numbers)
-                yield Views(collate(list(made)), [str(number) for number in numbers], [])
+            while part := list(islice(numbered, batch)):
+                for _, item in part:
+                    load_once(item)
+                made = pool.map(lambda each: given_view(self.takes, each[1], each[0]), part)
+                yield Views(collate(list(made)), [str(number) for number, _ in part], [])
 
     @property
     def mark(self) -> str:
@@ -87,6 +92,19 @@ class Encoder:
                 while part := file.read(1 << 24):
                     digest.update(part)
         return digest.hexdigest()
+
+
+def _refuse_no_list(items: Any) -> None:
+    """Raises DataError for what does not say which vector is whose."""
+    what = f"embed: a {type(items).__name__} in place of a list of items"
+    if isinstance(items, Set):
+        raise DataError(f"{what}: it has no order; write sorted(items)")
+    if hasattr(items, "keys") and getattr(items, "ndim", 2) != 1:  # dicts and tables: a loop gives their names
+        raise DataError(f"{what}: it gives names; write the list of its values, or the column")
+    if isinstance(items, Iterator):
+        raise DataError(f"{what}: it can be gone through once only; write list(items)")
+    if isinstance(items, str | bytes | os.PathLike) or not hasattr(items, "__len__") or getattr(items, "ndim", 1) == 0:
+        raise DataError(f"{what}; write [item]")
 
 
 def encoder_at(

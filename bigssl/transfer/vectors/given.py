@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ def given_view(takes: Input, item: Any, number: int) -> dict[str, np.ndarray]:
         return _of_array(takes, np.asarray(item))
     except DataError as error:
         raise DataError(f"item {number}: {error}; this network takes {ALLOWED[takes.modality]}") from error
+
+
+def load_once(item: Any) -> None:
+    """To be called by one thread, before several take views of items: a picture may stand in a list twice, or share its
+    open file with another. What is wrong with it, `given_view` says."""
+    if isinstance(item, Image.Image):
+        with suppress(DataError):
+            pictures.read_all(item)
 
 
 def _of_file(takes: Input, path: Path) -> dict[str, np.ndarray]:

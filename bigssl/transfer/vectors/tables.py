@@ -2,9 +2,9 @@
 
 .npz: arrays `keys`, `vectors` float32 [N, D], one for each field of metadata that any sample has, and `about` (JSON:
 what they were made of). .parquet: the same as columns, `about` in the metadata of the schema under `bigssl`. Whole
-numbers that all rows have are int64, other numbers float64 (NaN where a row has none), truth values bool; all else is
-text: lists and mixtures as JSON, "" (null in parquet) where a row has none. A field that is called as one of our own
-gets `meta.` before its name.
+numbers are int64 and truth values bool where all rows have one (in parquet also where some have none), other numbers
+float64 (NaN where a row has none), as long as that holds each of them exactly; all else is text: lists and mixtures as
+JSON, "" (null in parquet) where a row has none. A field that is called as one of our own gets `meta.` before its name.
 """
 
 from __future__ import annotations
@@ -27,30 +27,35 @@ from bigssl.transfer.matrix import Matrix
 OWN = ("keys", "vectors", "about")
 DATE = (1980, 1, 1, 0, 0, 0)  # of files in a zip: equal rows, equal bytes
 WIDEST = 1 << 30  # bytes of a column of texts in an .npz, each of which takes as much as the longest
+EXACT = 2**53  # up to here float64 holds every whole number
 KINDS = {bool: "bool", int: "int", float: "float", str: "text"}
 
 
 @dataclass
 class Column:
-    """A field of the metadata: the kinds of its values, in how many rows it is, and characters of the longest."""
+    """A field of the metadata: the kinds of its values, in how many rows it is, characters of the longest, and the
+    largest size of a whole number."""
 
     name: str
     kinds: set[str] = field(default_factory=set)
     count: int = 0
     longest: int = 1
+    largest: int = 0
 
     def see(self, value: Any) -> None:
         big = isinstance(value, int) and not -(2**63) <= value < 2**63
         self.kinds.add("json" if big else KINDS.get(type(value), "json"))
+        self.largest = max(self.largest, abs(value) if isinstance(value, int) else 0)
         self.count += 1
         self.longest = max(self.longest, len(value if isinstance(value, str) else json.dumps(value)))
 
     def kind(self, rows: int) -> str:
+        """Of a column that has no room for a gap among `rows` whole numbers or truth values."""
         if self.kinds == {"bool"} and self.count == rows:
             return "bool"
         if self.kinds == {"int"} and self.count == rows:
             return "int"
-        return "float" if self.kinds <= {"int", "float"} else "text"
+        return "float" if self.kinds <= {"int", "float"} and self.largest <= EXACT else "text"
 
     def stored(self, value: Any, kind: str) -> Any:
         """`value` of a row as the table has it; None where the row has none."""
@@ -114,7 +119,10 @@ def _lines(rows: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _name(column: Column) -> str:
-    return f"meta.{column.name}" if column.name in OWN or "/" in column.name else column.name
+    bare = column.name
+    while bare.startswith("meta."):  # `meta.keys` makes room for `keys`
+        bare = bare.removeprefix("meta.")
+    return f"meta.{column.name}" if bare in OWN or "/" in bare else column.name
 
 
 def _write_npz(
@@ -162,8 +170,8 @@ def _write_parquet(
     import pyarrow as pa
     import pyarrow.parquet
 
-    count, types = len(vectors), {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "text": pa.string()}
-    kinds = [column.kind(count) for column in columns]
+    types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "text": pa.string()}
+    kinds = [column.kind(column.count) for column in columns]  # a null is no number
     fields = [pa.field("keys", pa.string()), pa.field("vectors", pa.list_(pa.float32(), vectors.width)),
               *(pa.field(_name(column), types[kind]) for column, kind in zip(columns, kinds, strict=True))]  # fmt: skip
     schema, lines = pa.schema(fields, metadata={"bigssl": about}), _lines(rows)

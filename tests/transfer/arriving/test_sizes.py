@@ -79,7 +79,14 @@ def test_tokens_without_a_limit_are_those_that_have_a_position(
 def test_another_normalisation_is_told(tmp_path: Path) -> None:
     assert prepared_otherwise(left(tmp_path / "ours", VIT, image_mean=[0.5] * 3, image_std=[0.5] * 3)) == ""
     said = prepared_otherwise(left(tmp_path / "theirs", VIT, image_mean=[0.485, 0.456, 0.406], image_std=[0.5] * 3))
-    assert said.startswith("theirs: its preprocessor_config.json asks for image_mean [0.485") and "std [" not in said
+    assert said.startswith("theirs: the files beside it ask for pictures with mean [0.485") and "std [" not in said
+    plain = left(tmp_path / "plain", VIT, do_normalize=False, do_rescale=True)
+    assert "do_normalize false" in prepared_otherwise(plain) and "do_rescale" not in prepared_otherwise(plain)
+    timm = left(tmp_path / "timm", VIT)
+    config = json.loads((timm / "config.json").read_text()) | {"pretrained_cfg": {"std": [0.229, 0.224, 0.225]}}
+    (timm / "config.json").write_text(json.dumps(config))
+    assert "with std [0.229" in prepared_otherwise(timm)
+    assert prepared_otherwise(left(tmp_path / "sound", VIT, do_normalize=False, sampling_rate=16000)) == ""
 
 
 def test_towers_are_those_of_the_folder_without_reading_weights(

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
 import bigssl
+from bigssl.data.errors import DataError
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.features import column, samples_at, view_batches
 from bigssl.transfer.inputs import ImageInput
@@ -134,3 +135,11 @@ def test_strengths_that_make_no_sense_are_refused(l2: list[float], valid: Any) -
     x, rows = torch.randn(6, 3), None if valid is None else torch.tensor(list(valid))
     with pytest.raises(ValueError, match="allowed: "):
         fit_logistic(x, torch.tensor([0, 1, 0, 1, 0, 1]), l2=l2, valid=rows)
+
+
+@pytest.mark.parametrize("fit", [fit_logistic, fit_ridge])
+def test_features_that_are_no_numbers_are_named(fit: Any) -> None:
+    x = torch.randn(6, 3)
+    x[4, 1] = -torch.inf
+    with pytest.raises(DataError, match="1 of 6 rows of features"):
+        fit(x, torch.tensor([0, 1, 0, 1, 0, 1]) if fit is fit_logistic else x[:, :1], l2=[1.0])

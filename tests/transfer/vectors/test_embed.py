@@ -7,7 +7,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,21 @@ def test_vectors_are_those_of_evaluation_with_keys_and_metadata_in_order(run: Pa
     mixed = encoder.embed([paths[0], str(paths[1]), Image.open(paths[2]), opened], batch=3)
     assert mixed.dtype == np.float32 and np.allclose(mixed, truth[:4], atol=1e-6)
 
+    large = tmp_path / "large.jpg"  # it takes a while to be read, and more so upright
+    noise = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise).save(large, exif=exif)
+    alone = encoder.embed([large])
+    assert np.array_equal(encoder.embed([Image.open(large)] * 8), np.repeat(encoder.embed([large] * 8)[:1], 8, 0))
+    with large.open("rb") as file:
+        shared = [Image.open(file) for _ in range(4)]
+        assert np.allclose(encoder.embed(shared), alone, atol=1e-6)
 
-def test_a_folder_of_pictures_and_lines_of_text_are_embedded_without_packing(run: Path, tmp_path: Path) -> None:
+
+def test_a_folder_of_pictures_and_lines_of_text_are_embedded_without_packing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With labels from folders; values of different kinds are columns of different types."""
     for number, colour in enumerate(["red", "blue", "white"]):
         (tmp_path / "photos" / f"c{number % 2}").mkdir(parents=True, exist_ok=True)
@@ -86,6 +99,10 @@ def test_a_folder_of_pictures_and_lines_of_text_are_embedded_without_packing(run
     found = arrays(tmp_path / "t.npz")
     assert found["label"].tolist() == ["a", "b"]
     assert np.allclose(found["vectors"], bigssl.load(run, "text").embed(["a red disc", "blue"]), atol=1e-6)
+    (tmp_path / "t.jsonl").write_text((tmp_path / "t.jsonl").read_text().replace("blue", "grey"))
+    capsys.readouterr()
+    assert main(command(run, tmp_path / "t.jsonl", tmp_path / "t.npz")) == 2
+    assert "was made of other data; allowed" in capsys.readouterr().err
 
 
 def test_an_interrupted_command_ends_in_the_same_file(
@@ -125,6 +142,7 @@ def test_an_interrupted_command_ends_in_the_same_file(
                 patch.setattr(embedding, what, dying(getattr(embedding, what), after, partly=what == "_refuse_nan"))
             with pytest.raises(Killed):
                 main(command(run, EMOJI, out, *words))
+    (tmp_path / ".v.npz.4711.tmp").write_bytes(b"half a table")
     assert main(command(run, EMOJI, out, *words)) == 0
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob(".v.npz*"))
@@ -138,6 +156,13 @@ def test_what_was_made_of_something_else_is_refused(
     assert main(command(run, EMOJI, out, *words)) == 0
     before = out.stat().st_mtime_ns
     assert main(command(run, EMOJI, out, *words)) == 0 and out.stat().st_mtime_ns == before
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "write_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(command(run, EMOJI, tmp_path / "d.npz", *words)) == 130
+    other_data = EMOJI.with_name("train")  # as many samples, of the same fields
+    for begun, which in ((out, "exists and was made of"), (tmp_path / "d.npz", "is the beginning of a file made of")):
+        assert main(command(run, other_data, begun, *words)) == 2
+        assert f"{which} other data; allowed" in capsys.readouterr().err
     weights = run / "export" / "image" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -145,6 +170,16 @@ def test_what_was_made_of_something_else_is_refused(
     refusals = [(words, "made of other weights"), ([*words[:3], "3"], "4 samples"), ([*words, "--batch", "2"], "batch")]
     for changed, said in refusals:
         assert main(command(run, EMOJI, out, *changed)) == 2 and said in capsys.readouterr().err
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    settings = weights.with_name("preprocessor_config.json")
+    settings.write_text(settings.read_text().replace("0.5", "0.25"))
+    assert main(command(run, EMOJI, out, *words)) == 2
+    said = capsys.readouterr().err
+    assert "made of other weights or settings; allowed" in said
+    assert "image: the files beside it ask for pictures with mean [0.25, 0.25, 0.25]" in said
+    with pytest.warns(UserWarning, match=r"ask for pictures with mean \[0.25"):
+        bigssl.load(run, "image")
     other = tmp_path / "other.npz"
     np.savez(other, keys=np.arange(3))
     assert main(command(run, EMOJI, other, *words)) == 2
@@ -152,7 +187,8 @@ def test_what_was_made_of_something_else_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr(embedding, "write_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(command(run, EMOJI, tmp_path / "w.npz", *words)) == 130
-    weights.write_bytes(bytes(data[:-1]) + bytes([data[-1] ^ 1]))
+    data[-1] ^= 1
+    weights.write_bytes(data)
     assert main(command(run, EMOJI, tmp_path / "w.npz", *words)) == 2
     assert "is the beginning of a file made of other weights" in capsys.readouterr().err
     assert main(command(run, EMOJI, tmp_path / "w.npz", *words, "--overwrite")) == 0
@@ -175,9 +211,11 @@ def test_a_full_disk_is_named_and_gone_on_with(run: Path, tmp_path: Path, capsys
 def test_columns_have_types_in_both_kinds_of_file(run: Path, tmp_path: Path) -> None:
     """Of values that lack in some rows, mixtures, and names that are ours."""
     rows = [
-        {"text": "a", "n": 1, "x": 1, "ok": True, "keys": "k", "some": "s", "mixed": 1, "big": 2**70, "none": None},
-        {"text": "b", "n": -2, "x": 0.5, "ok": False, "keys": "é", "mixed": ["u"], "big": 1, "none": None},
-    ]
+        {"text": "a", "n": 1, "x": 1, "ok": True, "keys": "k", "some": "s", "mixed": 1, "big": 2**70, "none": None,
+         "id": 2**53 + 1, "few": 3, "both": 2**53 + 1, "meta.keys": 5, "seen": True},
+        {"text": "b", "n": -2, "x": 0.5, "ok": False, "keys": "é", "mixed": ["u"], "big": 1, "none": None,
+         "both": 0.5},
+    ]  # fmt: skip
     (tmp_path / "data").mkdir()
     for number, row in enumerate(rows):
         (tmp_path / "data" / f"{number}.txt").write_text(str(row.pop("text")))
@@ -187,6 +225,9 @@ def test_columns_have_types_in_both_kinds_of_file(run: Path, tmp_path: Path) -> 
     assert found["n"].tolist() == [1, -2] and found["x"].tolist() == [1.0, 0.5] and found["ok"].dtype == bool
     assert found["meta.keys"].tolist() == ["k", "é"] and found["some"].tolist() == ["s", ""]
     assert found["mixed"].tolist() == ["1", '["u"]'] and found["big"].tolist() == [str(2**70), "1"]
+    assert found["id"].tolist() == [str(2**53 + 1), ""], "float64 holds another number"
+    assert found["both"].tolist() == [str(2**53 + 1), "0.5"] and found["meta.meta.keys"].tolist()[0] == 5
+    np.testing.assert_array_equal(found["few"], [3, np.nan])
     assert "none" not in found and json.loads(str(found["about"])) == about_of(tmp_path / "v.npz")
 
     pytest.importorskip("pyarrow")
@@ -195,6 +236,8 @@ def test_columns_have_types_in_both_kinds_of_file(run: Path, tmp_path: Path) -> 
     assert main(command(run, tmp_path / "data", tmp_path / "v.parquet")) == 0
     table = pyarrow.parquet.read_table(tmp_path / "v.parquet").to_pydict()
     assert table["keys"] == ["0", "1"] and table["n"] == [1, -2] and table["some"] == ["s", None]
+    assert table["id"] == [2**53 + 1, None] and table["few"] == [3, None] and table["seen"] == [True, None]
+    assert table["both"] == [str(2**53 + 1), "0.5"]
     assert np.array_equal(np.array(table["vectors"], np.float32), found["vectors"])
     assert about_of(tmp_path / "v.parquet") == about_of(tmp_path / "v.npz")
 
@@ -223,7 +266,7 @@ def test_what_cannot_be_embedded_is_named(run: Path, tmp_path: Path, capsys: pyt
     assert not (tmp_path / "v.npz").exists()
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_an_open_picture_of_any_mode_is_seen_as_its_file(run: Path, mode: str, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (20, 24, 4), np.uint8)
     if mode == "I;16":
@@ -236,6 +279,41 @@ def test_an_open_picture_of_any_mode_is_seen_as_its_file(run: Path, mode: str, t
     takes = bigssl.load(run, "image").takes
     seen = given_view(takes, Image.open(path), 0)["image"]
     assert np.array_equal(seen, given_view(takes, path, 0)["image"])
+    if mode in ("L", "RGB"):
+        assert np.array_equal(seen, given_view(takes, np.asarray(picture), 0)["image"])
+
+
+class Column:
+    """As a table's column has its values: in their order, but by the labels of its rows."""
+
+    ndim = 1
+
+    def __init__(self, **values: Any) -> None:
+        self._values = values
+        self.keys = values.keys
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values.values())
+
+    def __getitem__(self, label: object) -> Any:
+        return list(self._values.values())[{0: 2, 1: 0, 2: 1}[label]]  # type: ignore[index]
+
+
+def test_vectors_are_in_the_order_of_a_loop_over_the_items(run: Path) -> None:
+    text = bigssl.load(run, "text")
+    column = Column(b="a red disc", c="blue", a="a green square on white")
+    truth = text.embed(list(column), batch=2)
+    assert np.array_equal(text.embed(column, batch=2), truth)  # type: ignore[arg-type]
+    assert np.array_equal(text.embed(np.array(list(column)), batch=2), truth)  # type: ignore[arg-type]
+    table: Any = Column(text=1)
+    table.ndim = 2
+    for items, said in [({"a", "b"}, "sorted"), ((w for w in "ab"), r"list\(items\)"), ({"a": "b"}, "its values"),
+                        (table, "the column"), (np.array("a"), r"\[item\]")]:  # fmt: skip
+        with pytest.raises(DataError, match=said):
+            text.embed(items)  # type: ignore[arg-type]
 
 
 def test_items_of_another_kind_are_named_by_their_number(run: Path) -> None:

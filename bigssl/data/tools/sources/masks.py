@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from bigssl.data.tools.sources.base import read_file
 from bigssl.data.tools.sources.boxes import is_picture, matched, refuse_unclear
 
 FOLDERS = ("mask", "masks", "segmentation", "segmentations", "segmentationclass", "annotations", "labels")
+PICTURES = ("image", "images", "img", "imgs", "jpegimages", "picture", "pictures", "photo", "photos", "frame", "frames",
+            "input", "inputs", "rgb")  # folders beside those of masks
 PLACES = ("beside", "none")
 ENDS = ("_mask", "-mask", ".mask")  # of the names of masks beside pictures, before .png
 LOOKED = 8  # masks whose values are looked at
@@ -34,30 +37,33 @@ def find_masks(root: Path, names: Sequence[str], where: Path | str | None, left_
     """The masks of the pictures among the files `names` below `root`.
 
     where: a folder with a png of the name of each picture; "beside": NAME.png beside NAME.jpg is one; "none": there are
-    none. Without it those called NAME_mask.png, and those in a folder called as in FOLDERS whose pngs are all named as
-    pictures are and hold numbers in place of colours. left_out: is told of masks without pictures, and of pictures
-    without. Raises DataError where a name may mean several, or no picture has one.
+    none. Without it those called NAME_mask.png, and those in a folder called as in FOLDERS that are named as pictures
+    are in one called as in PICTURES, or most of them as those in the folder around it. left_out: is told of masks
+    without pictures, and of pictures without. Raises DataError where a name may mean several, no picture has one, or
+    such a folder holds pictures of colours, or others than pngs.
     """
     if where == "none":
         return Masks({}, frozenset())
+    doubt = ""
     if isinstance(where, Path):
         found = _of_folder(root, names, where)
     elif where == "beside":
         found = _beside(names) | _twins(names)
     else:
-        found = _beside(names) or _guessed(root, names)
+        guessed, doubt = _guessed(root, names)
+        found = _beside(names) | guessed
     own = frozenset(found)
     shown = [name for name in names if is_picture(name) and name not in own]
     paths = _joined(found, shown)
     if where is not None and not paths:
         raise DataError(f"--masks {where}: no png there is named as one of the {len(shown)} pictures in {root}")
     if not paths:
-        return Masks({}, frozenset())
+        return Masks({}, frozenset(), doubt)
     for mask in sorted(found.keys() - paths.values()):
         left_out.add(leftout.UNMET, mask)
     for name in (name for name in shown if name not in paths):
         left_out.add(leftout.MASKLESS, name)
-    return Masks(paths, own, _said(root, paths))
+    return Masks(paths, own, "; ".join(filter(None, (_said(root, paths), doubt))))
 
 
 def _beside(names: Sequence[str]) -> dict[str, str]:
@@ -95,21 +101,66 @@ def _bare(name: str) -> str:
     return next((stem.removesuffix(end) for end in ENDS if stem.endswith(end)), stem)
 
 
-def _guessed(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """The same of the folders that are called as those of masks."""
+def _guessed(root: Path, names: Sequence[str]) -> tuple[dict[str, str], str]:
+    """The same of the folders that are called as those of masks; and what to say of those that may be others. Raises
+    DataError where they hold what is no mask: as pictures to learn from they would do harm unseen."""
     found: dict[str, str] = {}
-    folders = {"/".join(parts[: at + 1]) for parts in (name.split("/")[:-1] for name in names)
-               for at, part in enumerate(parts) if part.lower() in FOLDERS}  # fmt: skip
-    for folder in sorted(folders):
-        inside = [name for name in names if name.startswith(f"{folder}/")]
-        ends = {_bare(name.removeprefix(f"{folder}/")) for name in inside}
-        others = {name.rpartition(".")[0] for name in names if is_picture(name) and not name.startswith(f"{folder}/")}
-        met = {"/".join(stem.split("/")[at:]) for stem in others for at in range(stem.count("/") + 1)} & ends
-        if met != ends or not all(map(_is_png, inside)):
+    doubtful: list[str] = []
+    for folder in _called(names):
+        inside = [name for name in names if name.startswith(f"{folder}/") and is_picture(name)]
+        if not inside or found.keys() & inside:
             continue
-        if all(pictures.opened(read_file(root / name), None, "L").mode in ("1", "L", "P") for name in inside[:LOOKED]):
-            found |= {name: _bare(name.removeprefix(f"{folder}/")) for name in inside}
-    return found
+        ends = {name: _bare(name.removeprefix(f"{folder}/")) for name in inside}
+        homes, most = _homes(folder, set(ends.values()), names)
+        above = folder.rpartition("/")[0]
+        if any(_of_pictures(home, folder) for home in homes) or (most and homes == {above}):
+            _refuse_pictures(root, folder, inside, sorted(homes)[0])
+            found |= ends
+        elif most or any(_of_pictures(name.rpartition("/")[0], folder) for name in names if name.startswith(above)):
+            doubtful.append(folder)
+    doubtful = [folder for folder in doubtful if not any(name.startswith(f"{folder}/") for name in found)]
+    said = (f"{doubtful[0]}: called as a folder of masks is, but taken for pictures, since nothing beside it is both "
+            f"called and filled as pictures of theirs would be; if they are masks: --masks {root / doubtful[0]}, named "
+            "as their pictures") if doubtful else ""  # fmt: skip
+    return found, said
+
+
+def _of_pictures(home: str, folder: str) -> bool:
+    """Whether the part of a path that it has not in common with `folder` names pictures."""
+    own = home.lower().split("/")
+    common = len(commonprefix([own, folder.lower().split("/")]))
+    return bool(set(own[common:]) & set(PICTURES))
+
+
+def _called(names: Sequence[str]) -> list[str]:
+    """Folders that are called as those of masks, and those below them."""
+    folders = {name.rpartition("/")[0] for name in names}
+    parts = [folder.split("/") for folder in folders if set(folder.lower().split("/")) & set(FOLDERS)]
+    return sorted({"/".join(part[: at + 1]) for part in parts for at in range(len(part))
+                   if set(FOLDERS) & {each.lower() for each in part[: at + 1]}})  # fmt: skip
+
+
+def _homes(folder: str, ends: set[str], names: Sequence[str]) -> tuple[set[str], bool]:
+    """Folders of the pictures whose paths end as in `ends`, those beside `folder` before others; and whether they are
+    more than half, of these or of those."""
+    above = folder.rpartition("/")[0]
+    outside = {name.rpartition(".")[0] for name in names if is_picture(name) and not name.startswith(f"{folder}/")}
+    for among in ({stem for stem in outside if stem.startswith(f"{above}/" * bool(above))}, outside):
+        met = {(end, "/".join(parts[:at])) for stem in among for parts in [stem.split("/")] for at in range(len(parts))
+               if (end := "/".join(parts[at:])) in ends}  # fmt: skip
+        if met:
+            return {home for _, home in met}, 2 * len({end for end, _ in met}) > min(len(ends), len(among))
+    return set(), False
+
+
+def _refuse_pictures(root: Path, folder: str, inside: Sequence[str], home: str) -> None:
+    other = next((name for name in inside if not _is_png(name)), None)
+    colour = None if other else next((name for name in inside[:LOOKED] if pictures.opened(
+        read_file(root / name), None, "L").mode in ("RGB", "RGBA", "LA", "CMYK", "PA")), None)  # fmt: skip
+    if other or colour:
+        why = f"{other} is no png" if other else f"{colour} holds colours"
+        raise DataError(f"{root}: {folder} looks like the masks of the pictures in {home or 'the folder'}, but {why}; "
+                        "masks are pngs of class numbers: write them so, or pack it as pictures by --masks none")
 
 
 def _joined(masks: dict[str, str], shown: Sequence[str]) -> dict[str, str]:

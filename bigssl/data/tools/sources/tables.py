@@ -20,7 +20,7 @@ from bigssl.data.tools.sources.base import Item, Keys, json_bytes, read_file, un
 from bigssl.data.tools.sources.text import decoded, physical_lines, refuse_separator
 from bigssl.data.tools.templates import columns_of, fill_in
 
-_MISSING = {"", "nan", "none", "null", "na", "n/a", "<na>"}  # lower case; how programs write that there is no text
+_MISSING = {"", "nan", "none", "null", "na", "n/a", "<na>"}  # lower case; how programs write that there is nothing
 Row = Mapping[str, str]
 
 
@@ -74,8 +74,8 @@ def from_table(
     path: Path, root: Path, table: Table, left_out: LeftOut | None = None, note: Callable[[str], None] = lambda _: None
 ) -> Iterator[Item]:
     """Samples of each row, one per image variant: the picture's bytes as they are, txt, json. left_out: is told which
-    texts are empty or stand for a missing value (they are taken). note: is told what the keys are made of where no
-    template says it. Raises DataError naming the line."""
+    texts and labels are empty or stand for a missing value (they are taken). note: is told what the keys are made of
+    where no template says it. Raises DataError naming the line."""
     keys, named, no_images = Keys(), _named(path, table, note), dict[str, str | None]({"": None})
     for number, (line, row) in enumerate(rows(path)):
         if number == 0:
@@ -88,7 +88,13 @@ def from_table(
             sample = _sample(path, line, root, table, cells, image, label)
             if left_out is not None and sample.text is not None and sample.text.strip().lower() in _MISSING:
                 left_out.add(leftout.MISSING, f"{path.name}, line {line}: {sample.text}")
+            if left_out is not None and any(each.strip().lower() in _MISSING for each in _names(label)):
+                left_out.add(leftout.UNNAMED, f"{path.name}, line {line}: {label}")
             yield Item(key, group, sample.load, sample.stamp, label)
+
+
+def _names(label: object) -> list[str]:
+    return [str(each) for each in (label if isinstance(label, list) else [] if label is None else [label])]
 
 
 def _named(path: Path, table: Table, note: Callable[[str], None]) -> Callable[[int, Row, str | None], tuple[str, str]]:
