@@ -283,4 +283,4 @@ def test_from_class_folders_to_a_first_step_and_a_scorecard(here: Path, ranks: A
     assert ranks(train.main, 1, first) == [0]
     records = [json.loads(line) for line in (here / "runs/pictures-simclr/metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1] and np.isfinite(records[0]["loss"])
-    assert list(json.loads((here / "runs/pictures-simclr/scorecard.json").read_text())["tasks"]) == ["knn"]
+    assert list(json.loads((here / "runs/pictures-simclr/scorecard.json").read_text())["tasks"]) == ["knn", "linear"]

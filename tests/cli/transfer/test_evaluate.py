@@ -150,8 +150,8 @@ def test_a_task_judges_a_run_its_export_and_a_network_that_lies_elsewhere_alike(
     run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each network that fits, on shards of the command's, or those that the run's recipe knows; never over its card."""
-    written = shutil.ignore_patterns("evaluations", "scorecard.json")  # by the tests before this one
-    shutil.copytree(run, whole := tmp_path / "run", ignore=written)
+    judged = shutil.ignore_patterns("evaluations", "scorecard.json", "report.html")  # by the tests before
+    shutil.copytree(run, whole := tmp_path / "run", ignore=judged)
     shutil.copytree(run / "export" / "text", tmp_path / "alone" / "text")
     monkeypatch.chdir(tmp_path)
     words = ["--task", "linear,knn", *ASKED, *SOME]
