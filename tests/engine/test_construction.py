@@ -119,7 +119,7 @@ def teacher(recipe: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("init_from", [False, True])
+@pytest.mark.parametrize("pretrained", [False, True])
 def test_a_twin_is_whole_on_every_rank(pretrained: bool, ranks: Any, recipe: Any, tmp_path: Path) -> None:
     changes = {"backbones": save_pretrained(recipe(), tmp_path)} if pretrained else {}
     (student, first), (_, second) = ranks(teacher, 2, recipe(**changes, zero={"stage": 3}))

@@ -16,7 +16,7 @@ from bigssl.data.loading.loader import make_loader
 from bigssl.engine import zero
 from bigssl.engine.optim import build_optimizer
 from bigssl.engine.plan import memory, preflight
-from bigssl.engine.plan.activations import Trial
+from bigssl.engine.plan.activations import OnPaper
 from bigssl.engine.teaching import teach
 from bigssl.nets.ema import Ema
 from bigssl.nets.progress import Progress
@@ -154,7 +154,7 @@ def test_before_the_first_step_a_network_is_whole_or_in_slices(recipe: Any) -> N
 def test_backbones_are_made_layer_by_layer_on_the_host_too(recipe: Any, joint: dict[str, Any]) -> None:
     """By hand: BERT's embeddings are the layer that is largest. Rank 0 reads a folder whole."""
     used = recipe(**joint, zero={"stage": 3})
-    objective = Trial(used).objective
+    objective = OnPaper(used).objective
     everything = sum(t.nbytes for t in (*objective.parameters(), *objective.buffers()))
     backbones = sum(p.nbytes for tower in (objective.parts.views.backbone, objective.parts.words.backbone)
                     for p in tower.parameters())  # fmt: skip
@@ -210,14 +210,14 @@ def test_activations_are_those_of_a_real_pass(bf16: bool, recipe: Any) -> None:
         world=1, accum=1, workers=0, start_step=0, stop_step=1, device_pin=False,
     )  # fmt: skip
     batch = next(iter(loader)).data
-    estimate = Trial(used).activations({"emoji": 8}, bf16=bf16)
+    estimate = OnPaper(used).activations({"emoji": 8}, bf16=bf16)
     assert estimate.bytes == pytest.approx(saved_bytes(plan.objective, batch, bf16), rel=0.01)
     assert estimate.batch == sum(tensor.nbytes for tensor in batch.values())
     assert not estimate.partly and not estimate.unknown
 
 
 def test_activations_grow_with_the_micro_batch(recipe: Any, joint: dict[str, Any]) -> None:
-    networks = Trial(recipe(**joint))
+    networks = OnPaper(recipe(**joint))
     small, large, huge = (networks.activations({"emoji": n, "text": n}, bf16=True) for n in (8, 32, 64))
     assert small.bytes < large.bytes < 4.5 * small.bytes
     assert (huge.bytes, huge.batch) == (2 * large.bytes, 2 * large.batch)
@@ -227,7 +227,7 @@ def test_activations_grow_with_the_micro_batch(recipe: Any, joint: dict[str, Any
 def test_packed_texts_are_counted(recipe: Any, joint: dict[str, Any]) -> None:
     objective = {"name": "mlm", "source": "text", "packing": True}
     backbones = {"text": joint["backbones"]["text"]}
-    found = Trial(recipe(objective=objective, backbones=backbones, data=joint["data"])).activations(
+    found = OnPaper(recipe(objective=objective, backbones=backbones, data=joint["data"])).activations(
         {"text": 4}, bf16=False
     )
     assert found.bytes > 0 and not found.partly and not found.unknown
@@ -235,7 +235,7 @@ def test_packed_texts_are_counted(recipe: Any, joint: dict[str, Any]) -> None:
 
 def test_activations_say_where_the_count_ends(recipe: Any, joint: dict[str, Any], monkeypatch: Any) -> None:
     """A loss may ask for numbers, which a tensor without memory does not have: after the backbone, or before it."""
-    networks = Trial(recipe(**joint))
+    networks = OnPaper(recipe(**joint))
     whole = networks.activations({"emoji": 8, "text": 4}, bf16=True)
     monkeypatch.setattr(Mlm, "forward", lambda self, batch, at: self._hidden(batch)[0].sum().item())
     after = networks.activations({"emoji": 8, "text": 4}, bf16=True)

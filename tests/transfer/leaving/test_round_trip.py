@@ -217,8 +217,9 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
         for claim in write(parts[name], exported, form, work / form / name, samples):
             claims[f"{form} {claim.folder.relative_to(work / form)}"] = claim
     bert, takes = networks(load_tokenizer(DEMO / "tokenizer.json"))["bert"]
+    torch.manual_seed(0)
     judge = AutoModelForSequenceClassification.from_config(bert.config).eval()
-    judge.classifier.weight.data.mul_(9)
+    judge.classifier.weight.data.mul_(200)
     claims["classifier"] = classifier_claim(work / "classifier", judge, takes, samples["text"])
     for base, name, spoil in (
         ("transformers swin", "renamed", weights(renamed)),
