@@ -100,6 +100,8 @@ def test_a_run_is_not_judged_on_what_it_was_trained_on(capsys: pytest.CaptureFix
     recipe["evaluate"]["captions"]["queries"] = "bigssl/demo/text/train"
     recipe["data"]["sources"]["captions"]["url"] = "bigssl/demo/gone"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "export" / "text").mkdir(parents=True)
+    (tmp_path / "export" / "text" / "config.json").write_text('{"model_type": "bert"}')
     assert main(["evaluate", str(tmp_path)]) == 2
     gone, refused = capsys.readouterr().err.splitlines()
     assert gone.startswith("bigssl: not checked whether what is judged was trained on: data.sources.captions.url")
