@@ -15,7 +15,7 @@ from bigssl.config.evaluate import Item
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.dense.maps import PATCHES, KeptMaps, Maps, patch_maps, stage_maps
 from bigssl.transfer.inputs import ImageInput
-from bigssl.transfer.labelled.examples import Examples, Target, examples
+from bigssl.transfer.labelled.examples import Examples, Target, learnt_and_judged
 from bigssl.transfer.labelled.fit import FitBelow, Positive, fit, layer_groups
 from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.labelled.trials import Trial
@@ -54,9 +54,7 @@ class DenseJob:
         subject = bench.subject(section.backbone, "image")
         assert isinstance(subject.takes, ImageInput)
         made = target(subject.takes.size)
-        train = examples(bench, subject.takes, section.train, limit=section.train_limit, field="train", target=made)
-        queries = examples(bench, subject.takes, section.queries, limit=section.query_limit, field="queries",
-                           target=made, columns=[section.item] if section.item else [])  # fmt: skip
+        train, queries = learnt_and_judged(bench, section, subject.takes, made, section.item)
         return cls(bench, section, subject, train.permuted(bench.seed) if section.permuted else train, queries)
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.inputs import input_of
 from bigssl.transfer.labelled.classes import LabelSet, label_target, told
-from bigssl.transfer.labelled.examples import Examples, examples
+from bigssl.transfer.labelled.examples import Examples, learnt_and_judged
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Labelled
 from bigssl.transfer.labelled.trials import Trial, outcomes, trials
@@ -50,9 +50,7 @@ class Classification:
     def of(cls, bench: Bench, section: Classifying) -> Classification:
         """A collective. Raises AgreedError of data that cannot be learnt from."""
         subject, target = bench.subject(section.backbone), label_target(section.label)
-        train = examples(bench, subject.takes, section.train, limit=section.train_limit, field="train", target=target)
-        queries = examples(bench, subject.takes, section.queries, limit=section.query_limit, field="queries",
-                           target=target, columns=[section.item] if section.item else [])  # fmt: skip
+        train, queries = learnt_and_judged(bench, section, subject.takes, target, section.item)
         classes = LabelSet.of(bench.where, section.label, train.targets, queries.targets)
         train = train.permuted(bench.seed) if section.permuted else train
         return cls(subject, train, queries, classes, classes.numbers(train.targets), classes.numbers(queries.targets))

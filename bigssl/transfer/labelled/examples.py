@@ -22,6 +22,7 @@ from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import column, metadata, samples_at
 from bigssl.transfer.inputs import Input
 from bigssl.transfer.labelled.fit import announced
+from bigssl.transfer.labelled.section import Learning
 from bigssl.transfer.team import AgreedError
 
 KEPT = 256 << 20  # bytes of views in memory
@@ -127,9 +128,19 @@ class Examples:
         return replace(self, targets=[self.targets[row] for row in order])
 
 
+def learnt_and_judged(
+    bench: Bench, section: Learning, takes: Input, target: Target, item: str | None
+) -> tuple[Examples, Examples]:  # fmt: skip
+    """What a section learns from, and its queries with the metadata field `item`, if any. A collective; see
+    `examples`."""
+    train = examples(bench, takes, section.train, limit=section.train_limit, field="train", target=target)
+    return train, examples(bench, takes, section.queries, limit=section.query_limit, field="queries", target=target,
+                           columns=[] if item is None else [item])  # fmt: skip
+
+
 def examples(
     bench: Bench, takes: Input, url: str, *, limit: int | None, field: str, target: Target,
-    columns: Sequence[str] = (), view: View | None = None,
+    columns: Sequence[str] = (),
 ) -> Examples:  # fmt: skip
     """The samples of a dataset that `target` makes something of. A collective: each rank reads its share, all have all.
 
@@ -137,7 +148,6 @@ def examples(
         field: that of the section with the `url`, for errors and notes.
         target: of a sample, what is to be predicted (picklable). Raises DataError where it has none.
         columns: metadata fields that are needed.
-        view: what a network is given of a sample; default `takes.view`.
     Raises:
         AgreedError: a sample without a target or field, or no samples at all.
     """
@@ -158,7 +168,7 @@ def examples(
     found, keys, contents, targets, values = (list(part) for part in zip(*rows, strict=True))
     named = {name: [row[at] for row in values] for at, name in enumerate(columns)}
     threads = 1 if takes.once else min(8, os.cpu_count() or 1)  # a tokenizer is of one thread at a time
-    return Examples(keys, targets, named, contents, found, KeptViews(index, view or takes.view, threads))
+    return Examples(keys, targets, named, contents, found, KeptViews(index, takes.view, threads))
 
 
 def _content(sample: Sample, takes: Input) -> str:

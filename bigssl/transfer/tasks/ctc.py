@@ -17,7 +17,7 @@ from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import finite, metadata
 from bigssl.transfer.inputs import AudioInput, input_of
-from bigssl.transfer.labelled.examples import Examples, examples
+from bigssl.transfer.labelled.examples import Examples, learnt_and_judged
 from bigssl.transfer.labelled.fit import FitBelow, fit, layer_groups
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Learning
@@ -138,10 +138,7 @@ class _Work:
         def target(sample: Sample) -> Transcript:
             return _transcript(sample, section.label, takes)
 
-        columns = [section.item] if section.item else []
-        train = examples(bench, takes, section.train, limit=section.train_limit, field="train", target=target)
-        test = examples(bench, takes, section.queries, limit=section.query_limit, field="queries", target=target,
-                        columns=columns)  # fmt: skip
+        train, test = learnt_and_judged(bench, section, takes, target, section.item)
         for name, part in (("train", train), ("queries", test)):
             if not any(each.text for each in part.targets):
                 raise AgreedError(f"{bench.where}.{name}: {len(part)} transcripts, all of them empty; allowed: some "

@@ -15,8 +15,8 @@ from bigssl.data.errors import DataError
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import metadata
-from bigssl.transfer.inputs import Input, input_of
-from bigssl.transfer.labelled.examples import Examples, examples
+from bigssl.transfer.inputs import input_of
+from bigssl.transfer.labelled.examples import learnt_and_judged
 from bigssl.transfer.labelled.logistic import fit_ridge
 from bigssl.transfer.labelled.probing import HELD_OUT, STRENGTHS, learnables, of_fresh
 from bigssl.transfer.labelled.rows import scored
@@ -56,8 +56,8 @@ class Regress(Labelled):
 
     def run(self, bench: Bench) -> list[ScoreRow]:
         subject = bench.subject(self.backbone)
-        train = self._examples(bench, subject.takes, "train", self.train, self.train_limit)
-        queries = self._examples(bench, subject.takes, "queries", self.queries, self.query_limit)
+        read = partial(_numbers, self.label)
+        train, queries = learnt_and_judged(bench, self, subject.takes, read, self.item)
         train = train.permuted(bench.seed) if self.permuted else train
         known, truth = _scaled(bench.where, self.label, train.targets, queries.targets)
         vectors = learnables(bench, self, subject, train, queries)
@@ -67,10 +67,6 @@ class Regress(Labelled):
         found = outcomes(bench, planned, lambda trial: work[trial.contender](trial))
         return self._rows(f"{len(queries)} unseen {subject.takes.plural}", found, truth, queries.groups(self.item),
                           {"train": len(train), "values": truth.shape[1]})  # fmt: skip
-
-    def _examples(self, bench: Bench, takes: Input, field: str, url: str, limit: int | None) -> Examples:
-        return examples(bench, takes, url, limit=limit, field=field, target=partial(_numbers, self.label),
-                        columns=[self.item] if self.item else [])  # fmt: skip
 
     def _learner(self, bench: Bench, vectors: Learnable, known: Tensor) -> Callable[[Trial], Tensor]:
         """Of a trial, what is said of the queries: float32 [N, V]."""

@@ -17,7 +17,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.order import rng
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.labelled.examples import Examples, examples
+from bigssl.transfer.labelled.examples import Examples, learnt_and_judged
 from bigssl.transfer.labelled.fit import FitBelow
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Learning
@@ -62,10 +62,7 @@ class Seq2Seq(Learning, FitBelow):
 
     def run(self, bench: Bench) -> list[ScoreRow]:
         subject = bench.subject(self.backbone, "text")
-        read = partial(examples, bench, subject.takes, target=self._read)
-        train = read(self.train, limit=self.train_limit, field="train")
-        queries = read(self.queries, limit=self.query_limit, field="queries",
-                       columns=[] if self.item is None else [self.item])  # fmt: skip
+        train, queries = learnt_and_judged(bench, self, subject.takes, self._read, self.item)
         if self.permuted:
             train = replace(train, targets=_dealt(train.targets, bench.seed))
         translating = bench.team.each(lambda: Translating(

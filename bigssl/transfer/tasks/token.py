@@ -14,7 +14,7 @@ from bigssl.config.section import PositiveInt
 from bigssl.data.order import rng
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.labelled.examples import examples
+from bigssl.transfer.labelled.examples import learnt_and_judged
 from bigssl.transfer.labelled.fit import FitBelow
 from bigssl.transfer.labelled.rows import scored
 from bigssl.transfer.labelled.section import Labelled
@@ -55,10 +55,7 @@ class Token(Labelled, FitBelow):
 
     def run(self, bench: Bench) -> list[ScoreRow]:
         subject = bench.subject(self.backbone, "text")
-        read = partial(examples, bench, subject.takes, target=self._read)
-        train = read(self.train, limit=self.train_limit, field="train")
-        queries = read(self.queries, limit=self.query_limit, field="queries",
-                       columns=[] if self.item is None else [self.item])  # fmt: skip
+        train, queries = learnt_and_judged(bench, self, subject.takes, self._read, self.item)
         learnt = _dealt(train.targets, bench.seed) if self.permuted else train.targets
         tagging = Tagging(subject, learnt, queries.targets)
         self._refuse(bench, tagging)

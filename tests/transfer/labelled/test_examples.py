@@ -65,18 +65,20 @@ def test_the_next_batch_is_made_while_a_network_works(
         made.put(sample.key)
         return {"image": np.zeros(3, np.uint8)}
 
-    some = found(bench, shards, limit=None, view=view)
+    monkeypatch.setattr(ImageInput, "view", lambda takes, sample: view(sample))
+    some = found(bench, shards)
     for rows in announced([[0, 1], [2, 3]], some.soon):
         if rows == [0, 1]:
             assert {made.get(timeout=10) for _ in range(4)} == set(some.keys[:4]), "before anything was asked for"
         assert some.batch(rows)["image"].shape == (2, 3) and made.empty()
-    bad = found(bench, shards, view=broken)
+    monkeypatch.setattr(ImageInput, "view", broken)
+    bad = found(bench, shards)
     bad.soon([0])
     with pytest.raises(DataError, match="broken"):
         bad.batch([0])
 
 
-def broken(sample: Sample) -> dict[str, np.ndarray]:
+def broken(takes: ImageInput, sample: Sample) -> dict[str, np.ndarray]:
     raise DataError("broken")
 
 
