@@ -2,7 +2,8 @@
 
     python benchmarks/transfer.py knn                # 1 M x 512 on disk, 4,096 queries: faiss.IndexFlatIP; peak memory
     python benchmarks/transfer.py linear             # 50 k x 512, 10 classes, 13 strengths: LogisticRegression at one
-    python benchmarks/transfer.py embed RUN DATA     # `bigssl embed` to the forward pass alone on the same batches
+    python benchmarks/transfer.py embed RUN DATA     # `bigssl embed` to the forward pass alone on the same batches (RUN
+                                                     # may be resnet-18)
 
 Each verifies before it times: equal neighbours, accuracy within .3 points, equal vectors. A row has the ratio of one
 run on one machine, theirs to ours.
@@ -12,22 +13,26 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as bigssl's commands set it
+
 import numpy as np
 import torch
 from measure import RESULTS, device_name, in_turn, peak_bytes, write_rows
 
 from bigssl.transfer.cosines import Centred
-from bigssl.transfer.knn import top
+from bigssl.transfer.knn import nearest_rows
 from bigssl.transfer.labelled.logistic import fit_logistic
 from bigssl.transfer.matrix import FilePart, Matrix
 
 CPU = torch.device("cpu")
+RESNET = "resnet-18"
 
 
 def knn(options: argparse.Namespace) -> dict[str, Any]:
@@ -44,7 +49,7 @@ def knn(options: argparse.Namespace) -> dict[str, Any]:
             found = []
             for _, asked in Centred(queries, zero).pieces():
                 parts = (part for _, piece in Centred(bank, zero).pieces() for part in piece.strips())
-                found.append(top((asked.cosines(part) for part in parts), options.k))
+                found.append(nearest_rows(asked, parts, options.k))
             return tuple(torch.cat(each).numpy() for each in zip(*found, strict=True))  # type: ignore[return-value]
 
         extra = peak_bytes(ours, CPU)
@@ -101,12 +106,12 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     from bigssl.transfer.vectors.embedding import Given, embed_to
     from bigssl.transfer.vectors.encoder import encoder_at
 
-    index, encoder = DatasetIndex.load(options.data), encoder_at(options.run, options.backbone)
-    count = min(options.rows, len(index))
-    given = Given(options.data, index.fingerprint, count, lambda start: samples_at(index, range(start, count)))
-    batches = list(view_batches(given.samples(0), encoder.takes, batch=options.batch))
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "v.npz"
+        run = _resnet(Path(folder), options.backbone) if options.run == RESNET else Path(options.run)
+        index, encoder = DatasetIndex.load(options.data), encoder_at(run, options.backbone)
+        count, out = min(options.rows, len(index)), Path(folder) / "v.npz"
+        given = Given(options.data, index.fingerprint, count, lambda start: samples_at(index, range(start, count)))
+        batches = list(view_batches(given.samples(0), encoder.takes, batch=options.batch))
 
         def ours() -> None:
             embed_to(out, encoder, given, batch=options.batch, overwrite=True)
@@ -117,7 +122,20 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
         ours()
         assert np.array_equal(np.load(out)["vectors"], forward().numpy())
         times = in_turn({"ours": ours, "theirs": forward}, encoder.device, options.rounds, "wall")
-    return _row(f"embed {count} samples by {encoder.name}", "the forward pass alone", times)
+    what = f"embed {count} samples by {options.run}" + ("" if options.run == RESNET else f"/{encoder.name}")
+    return _row(what, "the forward pass alone", times)
+
+
+def _resnet(folder: Path, name: str) -> Path:
+    """An export of a ResNet-18 with random weights, for pictures of 64 pixels."""
+    from transformers import AutoModel, ResNetConfig
+
+    from bigssl.transfer.inputs import ImageInput
+    from bigssl.transfer.leaving.export import export_run
+
+    torch.manual_seed(0)
+    config = ResNetConfig(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic")
+    return export_run(folder, {name: AutoModel.from_config(config)}, {name: ImageInput(64)}, {}, {})
 
 
 def _row(what: str, peer: str, times: dict[str, tuple[float, float, float]]) -> dict[str, Any]:
@@ -141,7 +159,7 @@ def main() -> None:
             command.add_argument("--queries", type=int, default=4096)
             command.add_argument("--k", type=int, default=20)
         if name == "embed":
-            command.add_argument("run", type=Path)
+            command.add_argument("run", help=f"a run, an export, or {RESNET}: with random weights")
             command.add_argument("data")
             command.add_argument("--backbone", default="image")
             command.add_argument("--batch", type=int, default=64)

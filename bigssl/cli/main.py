@@ -10,6 +10,9 @@ from inspect import getdoc
 from operator import getitem
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# torch's threads share the cores with numpy's and with those that decode: spinning for work, they held the others up
+# by a fifth. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from cyclopts import App  # noqa: E402
 

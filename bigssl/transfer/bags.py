@@ -180,7 +180,7 @@ class SparseRows:
     def __getitem__(self, rows: list[int]) -> SparseRows:
         return SparseRows(self.values[rows], self.along[rows], self.square)
 
-    def strips(self) -> Iterator[SparseRows]:
+    def strips(self, rows: int = 0) -> Iterator[SparseRows]:
         yield self
 
 

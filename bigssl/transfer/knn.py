@@ -5,10 +5,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from bigssl.transfer.cosines import Vectors
+from bigssl.transfer.cosines import ASKING, VectorPiece, Vectors
 
 TEMPERATURE = 0.07
 GROUP = 32  # columns of which the largest value is looked at first
+Best = tuple[Tensor, Tensor]  # values and columns so far, [m, k or fewer]
 
 
 def encode_labels(*label_lists: Sequence[str]) -> tuple[list[Tensor], list[str]]:
@@ -18,23 +19,32 @@ def encode_labels(*label_lists: Sequence[str]) -> tuple[list[Tensor], list[str]]
     return [torch.tensor([number[label] for label in labels], dtype=torch.int64) for labels in label_lists], classes
 
 
-def top(similarities: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """(values, columns int64), [m, k] each: the k largest in each row of a wide matrix that comes in pieces [m, n]."""
-    best: tuple[Tensor, Tensor] | None = None
+def nearest_rows(asked: VectorPiece, bank: Iterable[VectorPiece], k: int) -> tuple[Tensor, Tensor]:
+    """(cosines, rows of the bank int64), [m, k] each: of each asked row the k largest, largest first. The bank comes in
+    pieces, once. Raises ValueError where it has fewer rows."""
+    strips = list(asked.strips(ASKING))
+    best: list[Best | None] = [None] * len(strips)
     begin = 0
-    for piece in similarities:
-        if best is None or best[0].shape[1] < k or piece.shape[1] % GROUP:
-            best = _merged(best, *piece.topk(min(k, piece.shape[1]), dim=1), begin, k)
-        else:
-            _improve(best, piece, begin, k)
-        begin += piece.shape[1]
-    if best is None or best[0].shape[1] < k:
+    for piece in bank:
+        for number, strip in enumerate(strips):
+            similarities = strip.cosines(piece)
+            best[number] = _further(best[number], similarities, begin, k)
+        begin += similarities.shape[1]
+    found = [each for each in best if each is not None and each[0].shape[1] == k]
+    if not found:
         raise ValueError(f"k = {k} neighbours of a bank of {begin} rows; allowed: 1 to {begin}")
+    return torch.cat([values for values, _ in found]), torch.cat([columns for _, columns in found])
+
+
+def _further(best: Best | None, piece: Tensor, begin: int, k: int) -> Best:
+    """The k largest of `best` and a piece [m, n] whose first column is `begin`."""
+    if best is None or best[0].shape[1] < k or piece.shape[1] % GROUP:
+        return _merged(best, *piece.topk(min(k, piece.shape[1]), dim=1), begin, k)
+    _improve(best, piece, begin, k)
     return best
 
 
-def _merged(best: tuple[Tensor, Tensor] | None, values: Tensor, columns: Tensor, begin: int, k: int
-            ) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _merged(best: Best | None, values: Tensor, columns: Tensor, begin: int, k: int) -> Best:
     columns = columns + begin
     if best is None:
         return values, columns
@@ -43,7 +53,7 @@ def _merged(best: tuple[Tensor, Tensor] | None, values: Tensor, columns: Tensor,
     return values, torch.cat([best[1], columns], dim=1).gather(1, chosen)
 
 
-def _improve(best: tuple[Tensor, Tensor], piece: Tensor, begin: int, k: int) -> None:
+def _improve(best: Best, piece: Tensor, begin: int, k: int) -> None:
     """Puts what is larger than the k-th value of a row into `best`, in place.
 
     Late in a large bank few rows have any. Sorting all costs a fifth of the product of matrices; the maximum of each
@@ -85,7 +95,7 @@ def stored_knn(
     """
     classes, found = int(bank_labels.max()) + 1, [torch.empty(0, dtype=torch.int64)]
     for _, asked in queries.pieces(rows):
-        values, columns = top((asked.cosines(part) for _, piece in bank.pieces() for part in piece.strips()), k)
+        values, columns = nearest_rows(asked, (part for _, piece in bank.pieces() for part in piece.strips()), k)
         voted = vote(values, bank_labels.to(columns.device)[columns], classes, temperature).cpu()
         found.append(voted.masked_fill(asked.blank, -1))
     return torch.cat(found)

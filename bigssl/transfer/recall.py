@@ -15,7 +15,7 @@ from bigssl.data.kinds import decode
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.cosines import DenseRows, Vectors
 from bigssl.transfer.features import column, metadata, samples_at
-from bigssl.transfer.knn import top
+from bigssl.transfer.knn import nearest_rows
 from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.scores import Score
 from bigssl.transfer.zero_shot import clip_heads, project
@@ -45,9 +45,8 @@ def first_ranks(
             continue
         asked = piece[[row - there.start for row in mine]]
         parts = ((part, [row - at.start for row in at if row in inside]) for at, part in gallery.pieces())
-        similarities = (asked.cosines(part[chosen]) for part, chosen in parts if chosen)
-        _, nearest = top(similarities, min(deepest, len(members)))
-        right = numbers[nearest.cpu()] == torch.tensor([names[query_ids[row]] for row in mine])[:, None]
+        _, found_rows = nearest_rows(asked, (part[chosen] for part, chosen in parts if chosen), min(deepest, len(members)))
+        right = numbers[found_rows.cpu()] == torch.tensor([names[query_ids[row]] for row in mine])[:, None]
         first = right.int().argmax(1) + 1
         found.append(torch.where(right.any(1), first, torch.full_like(first, deepest + 1)))
     return torch.cat(found)

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from bigssl.transfer import matrix
 from bigssl.transfer.cosines import Centred
-from bigssl.transfer.knn import TEMPERATURE, encode_labels, lost_to_majority, stored_knn, top
+from bigssl.transfer.knn import TEMPERATURE, encode_labels, lost_to_majority, nearest_rows, stored_knn
 from bigssl.transfer.matrix import HeldPart, Matrix
 
 
@@ -101,6 +102,19 @@ def test_a_query_that_points_nowhere_gets_the_class_of_most() -> None:
     assert found.tolist() == [-1, -1] and lost_to_majority(found, labels).tolist() == [1, 1]
 
 
+class Asked:
+    """Queries whose similarities are known; a piece of the bank is a slice of them. Worked on four at a time."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def strips(self, rows: int) -> Any:
+        return map(Asked, self.values.split(4))
+
+    def cosines(self, piece: slice) -> torch.Tensor:
+        return self.values[:, piece]
+
+
 @pytest.mark.parametrize("order", ["mixed", "rising", "falling", "equal"])
 def test_the_largest_of_pieces_are_those_of_the_whole(order: str) -> None:
     """Wherever they lie: groups of columns are passed over that hold none, in no piece one that does."""
@@ -109,7 +123,8 @@ def test_the_largest_of_pieces_are_those_of_the_whole(order: str) -> None:
         values = values.sort(dim=1, descending=order == "falling").values
     if order == "equal":
         values = values.round()
+    pieces = [slice(begin, begin + 640) for begin in range(0, values.shape[1], 640)]
     for k in (1, 20):
-        found, columns = top(iter(values.split(640, dim=1)), k)
+        found, columns = nearest_rows(Asked(values), pieces, k)
         assert torch.equal(found, values.topk(k, dim=1).values)
         assert torch.equal(values.gather(1, columns), found) and all(len(set(row)) == k for row in columns.tolist())
