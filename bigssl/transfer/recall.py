@@ -45,8 +45,9 @@ def first_ranks(
             continue
         asked = piece[[row - there.start for row in mine]]
         parts = ((part, [row - at.start for row in at if row in inside]) for at, part in gallery.pieces())
-        _, found_rows = nearest_rows(asked, (part[chosen] for part, chosen in parts if chosen), min(deepest, len(members)))
-        right = numbers[found_rows.cpu()] == torch.tensor([names[query_ids[row]] for row in mine])[:, None]
+        pieces = (part[chosen] for part, chosen in parts if chosen)
+        _, nearest = nearest_rows(asked, pieces, min(deepest, len(members)))
+        right = numbers[nearest.cpu()] == torch.tensor([names[query_ids[row]] for row in mine])[:, None]
         first = right.int().argmax(1) + 1
         found.append(torch.where(right.any(1), first, torch.full_like(first, deepest + 1)))
     return torch.cat(found)

@@ -65,6 +65,7 @@ def test_the_next_batch_is_made_while_a_network_works(
         made.put(sample.key)
         return {"image": np.zeros(3, np.uint8)}
 
+    bench.subject("image")  # whose random twin wants real views
     monkeypatch.setattr(ImageInput, "view", lambda takes, sample: view(sample))
     some = found(bench, shards)
     for rows in announced([[0, 1], [2, 3]], some.soon):
