@@ -23,7 +23,7 @@ from bigssl.config.limits import Limits
 from bigssl.config.optim import OptimConfig
 from bigssl.config.section import PositiveInt
 from bigssl.config.section import Section as Section
-from bigssl.config.yaml import apply_override, read_mapping
+from bigssl.config.yaml import apply_override, filled_in, read_mapping
 
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
@@ -132,6 +132,13 @@ class RemoteConfig(Section):
 
 
 class DataConfig(Section):
+    root: str | None = Field(
+        None, min_length=1, description="folder that stands for {root} everywhere else in the recipe, e.g. DIR in "
+        "url: \"{root}/train\": one override moves a recipe to other data"
+    )
+    label: str | None = Field(
+        None, min_length=1, description="metadata field that stands for {label}, e.g. in label: \"{label}\""
+    )
     sources: dict[str, SourceConfig]
     workers: Annotated[int, Field(ge=0)] = Field(1, description="loader processes per rank; 0: none")
     lanes: PositiveInt = Field(256, description="logical readers, at least; up to 2^20 samples there are 4096 or more")
@@ -232,7 +239,7 @@ def load_recipe(path: str | Path, overrides: list[str], model: type[Recipe]) -> 
     for override in overrides:
         apply_override(values, override, str(path))
     try:
-        return model.model_validate(values)
+        return model.model_validate(filled_in(values, str(path)))
     except ValidationError as error:
         raise ConfigError(*describe(error, str(path), model.model_json_schema())) from None
 

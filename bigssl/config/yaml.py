@@ -87,3 +87,35 @@ def apply_override(values: dict[str, Any], override: str, path: str) -> None:
         here[last] = _parse(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: value is not YAML: {error}") from None
+
+
+FILLED = ("root", "label")  # fields of `data` that stand for {root} and {label} elsewhere
+
+
+def filled_in(values: dict[str, Any], path: str) -> dict[str, Any]:
+    """A recipe's values with {root} and {label} replaced by `data.root` and `data.label`, which then are gone.
+
+    Raises:
+        ConfigError: a string has one of them and `data` does not say what it is.
+    """
+    data = values.get("data")
+    known = {name: data.get(name) if isinstance(data, dict) else None for name in FILLED}
+
+    def fill(value: Any, field: str) -> Any:
+        if isinstance(value, dict):
+            return {key: fill(below, f"{field}.{key}" if field else str(key)) for key, below in value.items()}
+        if isinstance(value, list):
+            return [fill(below, f"{field}.{number}") for number, below in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        for name, text in known.items():
+            if f"{{{name}}}" in value and not isinstance(text, str):
+                raise ConfigError(f"{path}: {field}: value {value!r} with data.{name} not given; allowed: "
+                                  f"data.{name}={'DIR' if name == 'root' else 'FIELD'}, or no {{{name}}}")
+            value = value.replace(f"{{{name}}}", str(text))
+        return value
+
+    whole: dict[str, Any] = fill(values, "")
+    if isinstance(data, dict):
+        whole["data"] = {name: value for name, value in whole["data"].items() if name not in FILLED}
+    return whole

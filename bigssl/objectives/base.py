@@ -46,6 +46,8 @@ class Losses(NamedTuple):
         spread: detached [] for each thing that must not collapse (projections, the use of prototypes), by name: 1 as
             different as can be, 0 all samples alike, the same on every rank (`distributed.spread`). The loop says in
             words when one collapses: the loss may look its best then.
+        views: detached [V, B, D] for each embedding of which there are V >= 2 views of the same samples, by name, in
+            the order of the batch: the loop says of them how alike views of one sample are beside those of others.
     """
 
     total: Tensor
@@ -55,6 +57,7 @@ class Losses(NamedTuple):
     parts: dict[str, Losses] = {}  # noqa: RUF012 - nobody writes to it
     stats: dict[str, Tensor] = {}
     spread: dict[str, Tensor] = {}
+    views: dict[str, Tensor] = {}
 
     def detached(self) -> Losses:
         """The same as a part of another loss."""
@@ -74,11 +77,13 @@ class Head(NamedTuple):
         kind: what it is: "clip" (two projections) or "mlm" (a head of masked language modelling).
         backbones: the name of the backbone it belongs to, by role ("image", "text"): on another it means nothing.
         tensors: by name, as they are exported.
+        settings: what else it takes to make it anew, as JSON can hold it.
     """
 
     kind: str
     backbones: dict[str, str]
     tensors: dict[str, Tensor]
+    settings: dict[str, Any] = {}  # noqa: RUF012 - nobody writes to it
 
 
 class Network(NamedTuple):

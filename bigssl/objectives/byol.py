@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bigssl import distributed
-from bigssl.data.kinds import decode
 from bigssl.data.kinds.views import AugmentConfig, TwoViews
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
@@ -32,6 +31,7 @@ from bigssl.nets.progress import CosineRamp, Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.needs import Needs
+from bigssl.objectives.seeing import picture_of
 
 
 class Projected(nn.Module):
@@ -78,7 +78,7 @@ class Byol(Objective):
         return [self.config.source]
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.size)
+        image = picture_of(sample, self.online.tower)
         return self.views.prepare(image, rng)
 
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:

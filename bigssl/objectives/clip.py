@@ -25,6 +25,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, attraction
 from bigssl.objectives.needs import Needs
+from bigssl.objectives.seeing import picture_of
 from bigssl_kernels import clip_loss
 
 MAX_SCALE = 100.0
@@ -87,7 +88,7 @@ class Clip(Objective):
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         caption = decode.running_text(sample)
         input_ids, attention_mask = textual.encode(self.text.tokenizer, caption, self.text.length)
-        image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.image.size)
+        image = picture_of(sample, self.image)
         return {"image": self.augment(image, rng), "input_ids": input_ids, "attention_mask": attention_mask}
 
     def forward(self, batch: dict[str, Tensor], at: Progress) -> Losses:

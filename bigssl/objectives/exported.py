@@ -81,7 +81,7 @@ def rest_of_objective(
     about = {
         "tasks": {path: json.loads(task.model_dump_json()) for path, task in tasks.items()},
         "teachers": {path: networks_of_teachers(task_at(objective, path), networks) for path in tasks},
-        "heads": {name: {"kind": head.kind, "backbones": head.backbones}
+        "heads": {name: {"kind": head.kind, "backbones": head.backbones, "settings": head.settings}
                   for name, head in exported_heads(objective).items()},
         "steps": steps,
         "extra": kept,
@@ -99,8 +99,8 @@ def _in_json(value: Any) -> bool:
 
 
 def about_export(folder: Path) -> dict[str, Any]:
-    """What FILE in an export says of its run: `tasks`, `teachers`, `heads` (kind and backbones of each by
-    name), `steps`, `extra` (state that is no tensor) and `lost` (names of such that JSON cannot hold).
+    """What FILE in an export says of its run: `tasks`, `teachers`, `heads` (kind, backbones and settings
+    of each by name), `steps`, `extra` (state that is no tensor) and `lost` (names of such that JSON cannot hold).
 
     Raises:
         OSError, ValueError: there is none, or it is not whole.
@@ -135,5 +135,6 @@ def heads_of_export(folder: Path) -> dict[str, Head]:
         said = about_export(folder).get("heads", {})
     except (OSError, ValueError):  # of another program
         return {}
-    return {name: Head(head["kind"], head["backbones"], load_file(folder / "heads" / f"{name}.safetensors"))
+    return {name: Head(head["kind"], head["backbones"], load_file(folder / "heads" / f"{name}.safetensors"),
+                       head.get("settings", {}))
             for name, head in said.items()}  # fmt: skip

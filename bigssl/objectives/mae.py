@@ -23,7 +23,6 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
-from bigssl.data.kinds import decode
 from bigssl.data.kinds.augment import SimClrAugment
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
@@ -34,6 +33,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
 from bigssl.objectives.needs import Needs
+from bigssl.objectives.seeing import picture_of
 
 PATCHES = ("vit", "vit_msn", "deit", "dinov2", "dinov2_with_registers")
 """Backbones whose embeddings are leading tokens and one token a patch, with its position in it: what the layers after
@@ -90,7 +90,7 @@ class Mae(Objective):
         return [self.config.source]
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.backbone.size)
+        image = picture_of(sample, self.backbone)
         return {"image": self.augment(image, rng)}
 
     def forward(self, batch: dict[str, Tensor], at: Progress) -> Losses:

@@ -16,7 +16,6 @@ from pydantic import Field
 from torch import Tensor
 
 from bigssl import distributed
-from bigssl.data.kinds import decode
 from bigssl.data.kinds.views import AugmentConfig, TwoViews
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
@@ -25,6 +24,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, attraction
 from bigssl.objectives.needs import Needs
+from bigssl.objectives.seeing import picture_of
 from bigssl_kernels import nt_xent
 
 
@@ -63,7 +63,7 @@ class Simclr(Objective):
         return [self.config.source]
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        image = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.backbone.size)
+        image = picture_of(sample, self.backbone)
         return self.views.prepare(image, rng)
 
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:

@@ -10,12 +10,13 @@ import yaml
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BatchConfig, Recipe, dump_recipe, load_recipe, recipe_model
+from bigssl.config.yaml import filled_in, read_mapping
 from bigssl.engine.plan import preflight, sources
 from bigssl.objectives.base import config_union
 from bigssl.transfer.discovery import evaluation_union
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "launch" / "recipes").rglob("*.yaml"))
 DEMO = ROOT / "launch" / "recipes" / "demo.yaml"
 MODEL = recipe_model(config_union(), evaluation_union())
 
@@ -40,7 +41,7 @@ def error_of(*overrides: str, world: int = 1) -> str:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_recipes_begin_with_command_time_and_expectation(path: Path, tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
-    assert lines[0].startswith("# Command: bigssl train launch/recipes/" + path.name)
+    assert lines[0].startswith(f"# Command: bigssl train {path.relative_to(ROOT)}")
     assert lines[1].startswith("# Time: ") and any(c.isdigit() for c in lines[1])
     assert lines[2].startswith("# Expect: ")
     preflight.plan(load_recipe(path, [f"out={tmp_path}"], MODEL), 1)
@@ -263,3 +264,14 @@ def test_many_tasks_that_are_not_ranks_are_refused(name: str, monkeypatch: pytes
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert preflight.announced_world() == 4
+
+
+def test_one_override_moves_a_recipe_to_other_data(tmp_path: Path) -> None:
+    source = "data: {root: a/b, label: kind, sources: {s: {url: '{root}/train'}}}\nname: '{label}-x'\n"
+    (tmp_path / "r.yaml").write_text(source)
+    found = filled_in({**read_mapping(tmp_path / "r.yaml"), "probe": [{"bank": "{root}/val"}, 3]}, "r.yaml")
+    assert found == {
+        "data": {"sources": {"s": {"url": "a/b/train"}}}, "name": "kind-x", "probe": [{"bank": "a/b/val"}, 3]
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"data\.sources\.s\.url: value '\{root\}/train' with data\.root not given"):
+        filled_in({"data": {"sources": {"s": {"url": "{root}/train"}}}}, "r.yaml")

@@ -54,7 +54,7 @@ class View:
 
 @dataclass(frozen=True)
 class SimClrAugment:
-    """Random views of a picture: (RGB picture, generator) -> uint8 [3, size, size].
+    """Random views of a picture: (uint8 [H, W, 3], generator) -> uint8 [3, size, size].
 
     size: side of the view in pixels. min_scale: smallest share of the area that a crop keeps (aspect 3/4 to 4/3).
     flip: mirror half of them. jitter: strength s of the paper, applied to 80 %: brightness and contrast by a factor
@@ -72,8 +72,9 @@ class SimClrAugment:
     blur: float = 0.5
     solarise: float = 0.0
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        return render(image, self.draw(*image.size, rng), self.size)
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        height, width = pixels.shape[:2]
+        return render(Image.fromarray(pixels), self.draw(width, height, rng), self.size)
 
     @property
     def largest_sigma(self) -> float:

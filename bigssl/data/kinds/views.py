@@ -71,11 +71,12 @@ class TwoViews:
         self.size, self.canvas = size, config.canvas or 9 * size // 4
         self.batched = config.device == "accelerator"
 
-    def prepare(self, image: Image.Image, rng: np.random.Generator) -> dict[str, Any]:
-        """RGB picture -> what `of` needs of it: two views, or one canvas and the numbers of two views."""
+    def prepare(self, pixels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        """uint8 [H, W, 3] -> what `of` needs of it: two views, or one canvas and the numbers of two views."""
         if not self.batched:
-            first, second = (draw(image, rng) for draw in self.distributions)
+            first, second = (draw(pixels, rng) for draw in self.distributions)
             return {"view1": first, "view2": second}
+        image = Image.fromarray(pixels)
         views = [distribution.draw(*image.size, rng) for distribution in self.distributions]
         canvas, scale = on_canvas(image, self.canvas)
         return {"image": canvas, **{f"view{n}": placed(v, *image.size, scale) for n, v in enumerate(views, 1)}}

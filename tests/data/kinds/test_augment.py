@@ -33,20 +33,20 @@ def plain(**options: float) -> SimClrAugment:
 @pytest.mark.parametrize("size", [(64, 64), (100, 40), (5, 9), (1, 1)])
 def test_a_view_is_uint8_of_the_size(size: tuple[int, int]) -> None:
     augmented = SimClrAugment(24, solarise=0.2)
-    views = [augmented(noise(*size), np.random.default_rng(seed)) for seed in range(20)]
+    views = [augmented(np.asarray(noise(*size)), np.random.default_rng(seed)) for seed in range(20)]
     assert {(view.shape, view.dtype.name, view.flags.c_contiguous) for view in views} == {((3, 24, 24), "uint8", True)}
 
 
 def test_a_view_is_a_function_of_its_generator() -> None:
     picture, augmented = noise(64, 64), SimClrAugment(32)
-    views = [augmented(picture, np.random.default_rng(seed)) for seed in (1, 2, 1)]
+    views = [augmented(np.asarray(picture), np.random.default_rng(seed)) for seed in (1, 2, 1)]
     np.testing.assert_array_equal(views[0], views[2])
     assert (views[0] != views[1]).any()
 
 
 def test_everything_off_is_the_identity() -> None:
     picture = noise(16, 16)
-    np.testing.assert_array_equal(plain()(picture, np.random.default_rng(0)), to_array(picture))
+    np.testing.assert_array_equal(plain()(np.asarray(picture), np.random.default_rng(0)), to_array(picture))
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_how_often_each_change_happens(options: dict[str, float], probability: f
     picture = noise(augmented.size, augmented.size)
     same = to_array(picture)
     rng = np.random.default_rng(0)
-    share = np.mean([(augmented(picture, rng) != same).any() for _ in range(n)])
+    share = np.mean([(augmented(np.asarray(picture), rng) != same).any() for _ in range(n)])
     assert abs(share - probability) < 4 * sigma(probability, n)
 
 
 def test_flip_mirrors_left_and_right() -> None:
     picture = noise(16, 16)
-    seen = {plain(flip=True)(picture, np.random.default_rng(s)).tobytes() for s in range(20)}
+    seen = {plain(flip=True)(np.asarray(picture), np.random.default_rng(s)).tobytes() for s in range(20)}
     assert seen == {to_array(picture).tobytes(), to_array(picture)[:, :, ::-1].tobytes()}
 
 
@@ -185,7 +185,7 @@ def test_blur_grows_with_the_view() -> None:
     def roughness(size: int) -> float:
         rng = np.random.default_rng(0)
         picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8))
-        views = [plain(blur=1.0, size=size)(picture, rng).astype(float) for _ in range(30)]
+        views = [plain(blur=1.0, size=size)(np.asarray(picture), rng).astype(float) for _ in range(30)]
         return float(np.mean([np.abs(np.diff(view)).mean() for view in views]))
 
     assert roughness(224) < 0.5 * roughness(32)
@@ -205,4 +205,4 @@ def test_center() -> None:
 def test_a_thousand_views_take_no_minute() -> None:
     """Not a benchmark: catches a step that became a hundred times slower."""
     augmented, picture, rng = SimClrAugment(64), noise(64, 64), np.random.default_rng(0)
-    assert sum(augmented(picture, rng).shape[0] for _ in range(1000)) == 3000
+    assert sum(augmented(np.asarray(picture), rng).shape[0] for _ in range(1000)) == 3000

@@ -50,7 +50,7 @@ def test_both_devices_give_the_same_views(preset: Preset) -> None:
     views = []
     for device in ("cpu", "accelerator"):
         pair = TwoViews(AugmentConfig(preset=preset, device=device), 32)  # type: ignore[arg-type]
-        prepared = [pair.prepare(image, np.random.default_rng(i)) for i, image in enumerate(pictures)]
+        prepared = [pair.prepare(np.asarray(image), np.random.default_rng(i)) for i, image in enumerate(pictures)]
         views.append(torch.stack(pair.of(collate(prepared))).float())
     assert views[0].shape == (2, 6, 3, 32, 32)
     assert (views[0] - views[1]).abs().mean() < 2
@@ -59,7 +59,7 @@ def test_both_devices_give_the_same_views(preset: Preset) -> None:
 
 def test_a_picture_travels_once() -> None:
     pair = TwoViews(AugmentConfig(device="accelerator", canvas=40), 32)
-    prepared = pair.prepare(picture(0, 90, 30), np.random.default_rng(0))
+    prepared = pair.prepare(np.asarray(picture(0, 90, 30)), np.random.default_rng(0))
     assert prepared["image"].shape == (3, 40, 40) and prepared["image"].dtype == np.uint8
 
 
