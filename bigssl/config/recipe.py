@@ -132,13 +132,6 @@ class RemoteConfig(Section):
 
 
 class DataConfig(Section):
-    root: str | None = Field(
-        None, min_length=1, description="folder that stands for {root} everywhere else in the recipe, e.g. DIR in "
-        "url: \"{root}/train\": one override moves a recipe to other data"
-    )
-    label: str | None = Field(
-        None, min_length=1, description="metadata field that stands for {label}, e.g. in label: \"{label}\""
-    )
     sources: dict[str, SourceConfig]
     workers: Annotated[int, Field(ge=0)] = Field(1, description="loader processes per rank; 0: none")
     lanes: PositiveInt = Field(256, description="logical readers, at least; up to 2^20 samples there are 4096 or more")
@@ -185,6 +178,10 @@ class Recipe(Section):
     name: str = Field(pattern=NAME)
     out: str = Field("", description="run folder; default runs/NAME")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    fill: dict[str, str | None] = Field(
+        default_factory=dict, description="words that stand for {NAME} in the strings of the recipe, so that one "
+        "override moves it to other data: {root: DIR, label: FIELD}; resolved recipes have none"
+    )
     steps: PositiveInt
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
     log_every: PositiveInt = Field(1, description="steps between metric records and stop checks")

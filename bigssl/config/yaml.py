@@ -89,33 +89,35 @@ def apply_override(values: dict[str, Any], override: str, path: str) -> None:
         raise ConfigError(f"override {override!r}: value is not YAML: {error}") from None
 
 
-FILLED = ("root", "label")  # fields of `data` that stand for {root} and {label} elsewhere
+
+_WORD = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
 def filled_in(values: dict[str, Any], path: str) -> dict[str, Any]:
-    """A recipe's values with {root} and {label} replaced by `data.root` and `data.label`, which then are gone.
+    """A recipe's values with each {NAME} in a string replaced by `fill.NAME`, and without `fill`. A string that is
+    nothing but {NAME} becomes that value, null as well.
 
     Raises:
-        ConfigError: a string has one of them and `data` does not say what it is.
+        ConfigError: `fill` does not say what a {NAME} is, or null where a text goes on.
     """
-    data = values.get("data")
-    known = {name: data.get(name) if isinstance(data, dict) else None for name in FILLED}
+    words = values.get("fill") or {}
+    if not isinstance(words, dict):
+        raise ConfigError(f"{path}: fill: value {words!r}; allowed: a mapping, e.g. {{root: DIR, label: FIELD}}")
 
     def fill(value: Any, field: str) -> Any:
         if isinstance(value, dict):
             return {key: fill(below, f"{field}.{key}" if field else str(key)) for key, below in value.items()}
         if isinstance(value, list):
             return [fill(below, f"{field}.{number}") for number, below in enumerate(value)]
-        if not isinstance(value, str):
-            return value
-        for name, text in known.items():
-            if f"{{{name}}}" in value and not isinstance(text, str):
-                raise ConfigError(f"{path}: {field}: value {value!r} with data.{name} not given; allowed: "
-                                  f"data.{name}={'DIR' if name == 'root' else 'FIELD'}, or no {{{name}}}")
-            value = value.replace(f"{{{name}}}", str(text))
+        for name in _WORD.findall(value) if isinstance(value, str) else ():
+            whole = value == f"{{{name}}}"
+            if name not in words or (words[name] is None and not whole):
+                raise ConfigError(f"{path}: {field}: value {value!r} needs fill.{name}{nearest(name, list(words))}; "
+                                  f"allowed: e.g. fill.{name}={'DIR' if name == 'root' else 'FIELD'}")  # fmt: skip
+            if whole:
+                return words[name]
+            value = value.replace(f"{{{name}}}", str(words[name]))
         return value
 
-    whole: dict[str, Any] = fill(values, "")
-    if isinstance(data, dict):
-        whole["data"] = {name: value for name, value in whole["data"].items() if name not in FILLED}
-    return whole
+    found: dict[str, Any] = fill({key: below for key, below in values.items() if key != "fill"}, "")
+    return found

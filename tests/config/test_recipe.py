@@ -10,7 +10,7 @@ import yaml
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BatchConfig, Recipe, dump_recipe, load_recipe, recipe_model
-from bigssl.config.yaml import filled_in, read_mapping
+from bigssl.config.yaml import apply_override, filled_in, read_mapping
 from bigssl.engine.plan import preflight, sources
 from bigssl.objectives.base import config_union
 from bigssl.transfer.discovery import evaluation_union
@@ -267,11 +267,12 @@ def test_many_tasks_that_are_not_ranks_are_refused(name: str, monkeypatch: pytes
 
 
 def test_one_override_moves_a_recipe_to_other_data(tmp_path: Path) -> None:
-    source = "data: {root: a/b, label: kind, sources: {s: {url: '{root}/train'}}}\nname: '{label}-x'\n"
-    (tmp_path / "r.yaml").write_text(source)
-    found = filled_in({**read_mapping(tmp_path / "r.yaml"), "probe": [{"bank": "{root}/val"}, 3]}, "r.yaml")
-    assert found == {
-        "data": {"sources": {"s": {"url": "a/b/train"}}}, "name": "kind-x", "probe": [{"bank": "a/b/val"}, 3]
-    }  # fmt: skip
-    with pytest.raises(ConfigError, match=r"data\.sources\.s\.url: value '\{root\}/train' with data\.root not given"):
-        filled_in({"data": {"sources": {"s": {"url": "{root}/train"}}}}, "r.yaml")
+    path = tmp_path / "r.yaml"
+    path.write_text("fill: {root: a/b, item: code}\nname: x\ns: {url: '{root}/train', item: '{item}', l: [1, '{root}']}\n")
+    values = read_mapping(path)
+    assert filled_in(values, "r") == {"name": "x", "s": {"url": "a/b/train", "item": "code", "l": [1, "a/b"]}}
+    apply_override(values, "fill={root: /c, item: null}", "r")
+    assert filled_in(values, "r") == {"name": "x", "s": {"url": "/c/train", "item": None, "l": [1, "/c"]}}
+    apply_override(values, "fill={item: null}", "r")
+    with pytest.raises(ConfigError, match=r"r: s\.url: value '\{root\}/train' needs fill\.root"):
+        filled_in(values, "r")
