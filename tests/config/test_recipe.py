@@ -268,7 +268,8 @@ def test_many_tasks_that_are_not_ranks_are_refused(name: str, monkeypatch: pytes
 
 def test_one_override_moves_a_recipe_to_other_data(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text("fill: {root: a/b, item: code}\nname: x\ns: {url: '{root}/train', item: '{item}', l: [1, '{root}']}\n")
+    text = "fill: {root: a/b, item: code}\nname: x\ns: {url: '{root}/train', item: '{item}', l: [1, '{root}']}\n"
+    path.write_text(text)
     values = read_mapping(path)
     assert filled_in(values, "r") == {"name": "x", "s": {"url": "a/b/train", "item": "code", "l": [1, "a/b"]}}
     apply_override(values, "fill={root: /c, item: null}", "r")
