@@ -63,6 +63,10 @@ class Losses(NamedTuple):
         """The same as a part of another loss."""
         return self._replace(total=self.total.detach())
 
+    def without_views(self) -> Losses:
+        """The same, for keeping: views are large."""
+        return self._replace(views={}, parts={name: part.without_views() for name, part in self.parts.items()})
+
     def named(self, path: str = "") -> Iterator[tuple[str, Losses]]:
         """("", self), then ("/PART", part) of each part, ("/PART/PART", ...) of theirs."""
         yield path, self

@@ -26,7 +26,7 @@ from bigssl import distributed
 from bigssl.data.kinds.views import AugmentConfig, TwoViews
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets.expander import Expander
+from bigssl.nets.embeddings.expander import Expander
 from bigssl.nets.heads import ProjectionHead
 from bigssl.nets.norm import GlobalBatchNorm
 from bigssl.nets.progress import Progress
@@ -52,7 +52,7 @@ class SimSiam(Objective):
     least = 2  # BatchNorm makes of one sample a constant
     symmetric = True
     adjustable = ("augment",)
-    preset = {"objective": {"hidden": 16, "dim": 16, "bottleneck": 4}, "backbones": {"image": "resnet"}}
+    preset = {"objective": {"hidden": 64, "dim": 64, "bottleneck": 16}, "backbones": {"image": "resnet"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()

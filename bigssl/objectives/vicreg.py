@@ -28,8 +28,8 @@ from torch import Tensor
 from bigssl.data.kinds.views import AugmentConfig, TwoViews
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets.expander import Expander
-from bigssl.nets.moments import centred, column_products, rows_everywhere
+from bigssl.nets.embeddings.expander import Expander
+from bigssl.nets.embeddings.moments import centred, column_products, rows_everywhere
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
@@ -56,7 +56,7 @@ class Vicreg(Objective):
     least = 2  # one sample has no variance
     symmetric = True
     adjustable = ("invariance", "variance", "covariance", "augment")
-    preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
+    preset = {"objective": {"hidden": 32, "dim": 32, "covariance": 4.0}, "backbones": {"image": "resnet"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
@@ -76,12 +76,15 @@ class Vicreg(Objective):
         embeddings = self.expander(self.backbone.features({"image": views})).float().chunk(2)
         deviations, covariances = zip(*map(_deviation_and_covariance, embeddings), strict=True)
         invariance = (embeddings[0] - embeddings[1]).square().mean()
-        variance, covariance = self._variance(torch.stack(deviations)), sum(covariances)
+        variance, covariance = self._variance(torch.stack(deviations)), self._covariance(torch.stack(covariances))
         weights = self.config
         loss = weights.invariance * invariance + weights.variance * variance + weights.covariance * covariance
         return Losses(
             loss, weights.variance * (1 - EPSILON**0.5), unit="weighted squares", blind_name="one embedding for all",
-            stats={"invariance": invariance.detach(), "variance": variance.detach(), "covariance": covariance.detach()},
+            stats={
+                "distance": invariance.detach().sqrt(), "deviation": torch.stack(deviations).detach().mean(),
+                "covariance": (torch.stack(covariances).detach().mean() / (self.config.dim - 1)).sqrt(),
+            },
             spread={"embeddings": torch.stack(deviations).detach().clamp(max=1).mean()},
             views={"embeddings": torch.stack(embeddings).detach()},
         )  # fmt: skip
@@ -89,8 +92,14 @@ class Vicreg(Objective):
     def _variance(self, deviations: Tensor) -> Tensor:
         return (1 - deviations).clamp(min=0).mean()
 
+    def _covariance(self, of_views: Tensor) -> Tensor:
+        return of_views.sum()
+
     def guards(self) -> dict[str, Callable[[], None]]:
-        return {"variance term": lambda: setattr(self, "_variance", lambda deviations: 0 * deviations.mean())}
+        return {
+            "variance term": lambda: setattr(self, "_variance", lambda deviations: 0 * deviations.mean()),
+            "covariance term": lambda: setattr(self, "_covariance", lambda of_views: 0 * of_views.sum()),
+        }
 
 
 def _deviation_and_covariance(z: Tensor) -> tuple[Tensor, Tensor]:

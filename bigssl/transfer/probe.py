@@ -42,16 +42,16 @@ class LiveProbe:
         self.measures = {f"probe/{name}": Measure(row["unit"], "") for name, row in rows.items()}
 
     def __call__(self) -> dict[str, float]:
-        """{"probe/NAME": the trained network's mean, "health/BACKBONE/std": 1/√D when healthy and 0 when collapsed,
-        "health/BACKBONE/rankme": effective rank, "health/BACKBONE/of": what that could be}, the same on every rank. A
-        collective, once it is prepared.
+        """{"probe/NAME": the trained network's mean, "health/BACKBONE/MEASURE": see `bigssl.transfer.collapse`}, the
+        same on every rank. A collective, once it is prepared.
 
         The networks are in eval mode inside and in their former mode afterwards.
         """
         bench = self._bench.again()
         found = {f"probe/{name}": score.mean("trained") for name, score in bench.rows("probe", self._sections)}
         return found | {
-            f"health/{backbone}/{name}": health["trained"][name]
+            f"health/{backbone}/{name}": value
             for backbone, health in bench.checkup.health.items()
-            for name in ("std", "rankme", "of")
+            for name, value in health["trained"].items()
+            if name != "samples"
         }

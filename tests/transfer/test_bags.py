@@ -21,7 +21,8 @@ from bigssl.data.tools.sources.base import Item
 from bigssl.transfer import bags, collapse
 from bigssl.transfer.bags import Bags, Grams, TfIdf, character_grams, counted, token_grams
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.collapse import rankme, text_health
+from bigssl.nets.embeddings.health import rankme
+from bigssl.transfer.collapse import text_health
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.knn import stored_knn
 from bigssl.transfer.leaving.export import export_run

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bigssl.transfer.collapse import feature_std, rankme, stored_health
+from bigssl.nets.embeddings.health import rankme
+from bigssl.transfer.collapse import feature_std, stored_health
 from bigssl.transfer.matrix import Matrix
 
 

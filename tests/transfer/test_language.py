@@ -22,7 +22,7 @@ from bigssl.engine import zero
 from bigssl.nets.heads import MaskedLanguageHead
 from bigssl.transfer.baselines import random_network
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.collapse import rankme
+from bigssl.nets.embeddings.health import rankme
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.matrix import Held

@@ -29,7 +29,8 @@ from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.towers import Tower
 from bigssl.transfer import raw, subjects
 from bigssl.transfer.baselines import random_network
-from bigssl.transfer.collapse import feature_std, rankme
+from bigssl.nets.embeddings.health import rankme
+from bigssl.transfer.collapse import feature_std
 from bigssl.transfer.cosines import Centred
 from bigssl.transfer.discovery import evaluation_union
 from bigssl.transfer.features import embed, read_samples, view_batches
