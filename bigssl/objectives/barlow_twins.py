@@ -55,7 +55,8 @@ class BarlowTwins(Objective):
     least = 2  # one sample has no deviation
     symmetric = True
     adjustable = ("redundancy", "scale", "augment")
-    preset = {"objective": {"hidden": 32, "dim": 32, "redundancy": 0.1}, "backbones": {"image": "resnet"}}
+    preset = {"objective": {"hidden": 32, "dim": 32, "redundancy": 0.1}, "backbones": {"image": "resnet"},
+              "collapses": 120}  # fmt: skip
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()

@@ -52,7 +52,8 @@ class SimSiam(Objective):
     least = 2  # BatchNorm makes of one sample a constant
     symmetric = True
     adjustable = ("augment",)
-    preset = {"objective": {"hidden": 64, "dim": 64, "bottleneck": 16}, "backbones": {"image": "resnet"}}
+    preset = {"objective": {"hidden": 64, "dim": 64, "bottleneck": 16}, "backbones": {"image": "resnet"},
+              "collapses": 120}  # fmt: skip
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()

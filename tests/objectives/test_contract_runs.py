@@ -264,11 +264,12 @@ def test_a_collapse_is_named_while_it_happens(
     guards = list(task.guards())
     watched = any(each.spread for _, each in task(batch(task), Progress(0, 60)).named())
     assert watched == bool(guards or task.cannot_collapse), "guards() has to say what keeps each `spread` from falling"
-    changes = {"steps": 60, "batch": {"size": 16}, "optim": {"lr": 0.01, "weight_decay": 0.0}}
+    steps = discover()[name].preset.get("collapses", 60)
+    optim = {"lr": 0.01, "weight_decay": 0.0, "schedule": "constant" if steps > 60 else "cosine"}
+    changes = {"steps": steps, "batch": {"size": 16}, "optim": optim, "checkpoint": {"every": steps}}
     for without in ["", *guards] if watched else []:
         out = tmp_path / without.replace("/", "-") / "run"
-        values = recipe(name, out, checkpoint={"every": 60}, **changes)
-        (run,) = crew(runs.driven, 1, values, None, False, False, without)
+        (run,) = crew(runs.driven, 1, recipe(name, out, **changes), None, False, False, without)
         curves = {key: [row[key] for row in run.passes] for key in run.passes[0] if key.startswith(PREFIX)}
         low = {key.removeprefix(PREFIX) for key, curve in curves.items() if min(curve) < ALIKE}
         fallen = {key.removeprefix(PREFIX) for key, curve in curves.items() if sum(curve[-10:]) / 10 < ALIKE}
