@@ -35,7 +35,6 @@ from bigssl.report.collapses import CollapseWatch, collapses
 from bigssl.report.metrics import Measure, MetricsWriter, read_measures, read_metrics
 from bigssl.report.progress import ProgressBar
 
-
 SPECTRA = 20
 """Steps after which the eigenvalues of embeddings are recorded again (see `health.of_views` for what they cost)."""
 

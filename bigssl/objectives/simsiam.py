@@ -7,8 +7,10 @@ D(p, z) = 1 − cos(p, z), z without gradient: the paper's −cos, moved so that
 layers, each with a BatchNorm; the predictor is a bottleneck of two. The two views are one batch for every BatchNorm.
 
 Nothing but the predictor and the missing gradient keeps all samples from becoming one: then the loss is 0, and so is
-the blind line, the loss of the best constant (1 − |μ|, see byol.py). The paper keeps the predictor's rate constant while
-the others' falls, for .4 % on ImageNet (its table 1): here all follow the recipe's schedule.
+the blind line, the loss of the best constant (1 − |μ|, see byol.py). The BatchNorm at the end of the projector has no
+scale of its own, so that samples first become all but one: their spread falls with the size of the batch, their rank
+(RankMe) to little more than 1. The paper keeps the predictor's rate constant while the others' falls, for .4 % on
+ImageNet (its table 1): here all follow the recipe's schedule.
 """
 
 from __future__ import annotations

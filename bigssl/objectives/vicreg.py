@@ -11,9 +11,9 @@ variance and covariance with n − 1 of the n samples of all ranks. The means an
 with which the weights 25, 25 and 1 belong (the paper's formula sums s over dimensions and v over views).
 
 The blind line: who sees nothing gives one embedding, whatever it is: s = c = 0 and v = 1 − .01, so .99 μ. The variance
-term keeps samples apart; its spread is the mean of min(std, 1), since an embedding that shrinks keeps its directions, of
-which unit vectors would show nothing. The covariance term keeps dimensions from saying the same: without it the rank of
-the embeddings falls, slowly.
+term keeps samples apart; its spread is the mean of min(std, 1), since an embedding that shrinks keeps its directions,
+of which unit vectors would show nothing. The covariance term keeps dimensions from saying the same: without it the rank
+of the embeddings falls, slowly.
 """
 
 from __future__ import annotations

@@ -119,10 +119,10 @@ def test_every_measure_is_near_one_where_healthy_and_near_zero_where_collapsed()
     scale = ("span", "discerned", "aligned", "uniform", "spread")
     good = health.of_views({"z": healthy(300, 64, 0.05)}, spectra=True)
     bad = health.of_views({"z": collapsed(300, 64)}, spectra=True)
-    assert all(0.8 < good[f"z/{name}"] <= 1.01 for name in scale), good
+    assert all(0.7 < good[f"z/{name}"] <= 1.01 for name in scale), good
     assert all(0 <= bad[f"z/{name}"] < 1e-3 for name in scale), bad
     assert (bad["z/rankme"].item(), bad["z/lidar"].item()) == pytest.approx((1, 1), abs=1e-3)
-    assert bad["z/alignment"].item() == pytest.approx(0, abs=1e-6) == pytest.approx(bad["z/uniformity"].item(), abs=1e-5)
+    assert (bad["z/alignment"].item(), bad["z/uniformity"].item()) == pytest.approx((0, 0), abs=1e-5)
     cheap = {"z/alignment", "z/aligned", "z/uniformity", "z/uniform", "z/spread"}
     assert set(health.of_views({"z": healthy(8, 4)}, spectra=False)) == cheap < set(good)
 

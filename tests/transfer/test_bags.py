@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from bigssl.data.kinds.text import load_tokenizer, train_tokenizer
 from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.base import Item
+from bigssl.nets.embeddings.health import rankme, uniformity
 from bigssl.transfer import bags, collapse
 from bigssl.transfer.bags import Bags, Grams, TfIdf, character_grams, counted, token_grams
 from bigssl.transfer.bench import Bench
-from bigssl.nets.embeddings.health import rankme, uniformity
 from bigssl.transfer.collapse import text_health
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.knn import stored_knn

@@ -25,11 +25,11 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.base import Item
 from bigssl.engine.plan.evaluation import Checked
+from bigssl.nets.embeddings.health import rankme
 from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.towers import Tower
 from bigssl.transfer import raw, subjects
 from bigssl.transfer.baselines import random_network
-from bigssl.nets.embeddings.health import rankme
 from bigssl.transfer.collapse import feature_std
 from bigssl.transfer.cosines import Centred
 from bigssl.transfer.discovery import evaluation_union

@@ -70,9 +70,9 @@ def lidar(views: Tensor) -> Tensor:
         exp of the entropy of the eigenvalues of W^(−1/2) B W^(−1/2), of which shares of their sum are taken (+ 1e-7)
         B = mean over samples of (μ_s − μ)(μ_s − μ)ᵀ,  W = mean over samples and views of (z − μ_s)(z − μ_s)ᵀ + δ I
 
-    with δ = 1e-4 for embeddings that are scaled to a mean square of 1 beforehand, so that it means the same for all. The
-    paper takes 10 to 50 views of 1,000 samples and more; of two views W has a rank of N at most. Of embeddings wider
-    than N / 4, that many random projections are looked at: ranks above are not told apart.
+    with δ = 1e-4 for embeddings that are scaled to a mean square of 1 beforehand, so that it means the same for all.
+    The paper takes 10 to 50 views of 1,000 samples and more; of two views W has a rank of N at most. Of embeddings
+    wider than N / 4, that many random projections are looked at: ranks above are not told apart.
 
     Args:
         views: [V, N, D], V ≥ 2.
