@@ -148,6 +148,7 @@ def test_overrides_are_yaml_and_make_sections() -> None:
         ),
         ("probe.knn.label=kind", ["probe.knn.label", "'kind'", "category"]),
         ("zero.options.reduce_bucket_size=many", ["zero.options", "reduce_bucket_size", "'many'"]),
+        ("optim.warmup=1.5", ["optim.warmup", "1.5"]),
         ("optim.warmup=9999", ["demo.yaml: optim.warmup 9999 does not end within steps"]),
         ("optim.momentum=0.5", ["demo.yaml: optim: momentum 0.5 has no effect with adamw"]),
         ("optim={schedule: wsd, warmup: 300, decay: 0.5}", ["optim.warmup 300", "optim.decay 0.5", "<= 185"]),
