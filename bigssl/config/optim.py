@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PlainSerializer, field_validator, model_validator
 
 from bigssl.config.section import Fraction, Section
 
@@ -96,7 +96,7 @@ class OptimConfig(_WithBetas):
         default_factory=list,
         description="parameters with settings of their own; the first match counts, before the objective's own groups",
     )
-    warmup: Annotated[float, Field(ge=0)] = Field(
+    warmup: Annotated[float, Field(ge=0), PlainSerializer(lambda value: value)] = Field(
         0, description="steps of linear warm-up, or below 1 their share of all steps"
     )
     schedule: Literal["constant", "cosine", "wsd", "polynomial"] = "cosine"
