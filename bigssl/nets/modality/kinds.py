@@ -18,6 +18,8 @@ IMAGE = (
     "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt_v2", "regnet", "resnet", *OURS,
     "segformer", "siglip_vision_model", "swiftformer", "swin", "swinv2", "vit", "vit_msn",
 )  # fmt: skip
+ONE_SIDE = ("levit",)
+"""Image types that take pictures of their own side only; all others take those of other sides too (small crops)."""
 TEXT = (
     "albert", "bert", "bert-generation", "camembert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra",
     "ernie", "eurobert", "flaubert", "gte", "ibert", "megatron-bert", "modernbert", "mpnet", "nomic_bert",
