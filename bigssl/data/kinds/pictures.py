@@ -48,7 +48,7 @@ def image(
     return _convert(picture, data, mode, window)
 
 
-def pixels(
+def picture_array(
     data: bytes, *, size: int | None = None, mode: str = "RGB", window: tuple[float, float] | None = None
 ) -> np.ndarray:
     """The same picture as `image`, to the byte, as an array: uint8 [H, W, C], C = 3 or, in mode L, 1. A plain JPEG

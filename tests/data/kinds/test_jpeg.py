@@ -47,7 +47,7 @@ def test_plain_jpegs_are_pillows_to_the_byte_at_every_size(kind: str, mode: str)
                 found = plain_jpeg(data, size, wanted)
                 assert (found is None) == (wanted == "L" and mode == "RGB")
                 expected = np.asarray(decode.image(data, size=size, mode=wanted))
-                np.testing.assert_array_equal(decode.pixels(data, size=size, mode=wanted).squeeze(), expected.squeeze())
+                np.testing.assert_array_equal(decode.picture_array(data, size=size, mode=wanted).squeeze(), expected.squeeze())
 
 
 UNUSUAL = {
@@ -67,7 +67,7 @@ UNUSUAL = {
 def test_what_is_unusual_is_pillows(kind: str) -> None:
     data = UNUSUAL[kind]
     assert plain_jpeg(data) is None
-    np.testing.assert_array_equal(decode.pixels(data), np.asarray(decode.image(data)))
+    np.testing.assert_array_equal(decode.picture_array(data), np.asarray(decode.image(data)))
 
 
 def test_exif_of_an_upright_picture_does_not_slow_it_down() -> None:
@@ -77,7 +77,7 @@ def test_exif_of_an_upright_picture_does_not_slow_it_down() -> None:
 
 def outcome(data: bytes, size: int | None = None) -> np.ndarray | str:
     try:
-        return decode.pixels(data, size=size)
+        return decode.picture_array(data, size=size)
     except DataError as error:
         return str(error)
 
@@ -96,7 +96,7 @@ def test_a_jpeg_cut_off_anywhere_is_never_taken_as_whole(kind: str) -> None:
         assert plain_jpeg(data[:keep]) is None, keep
     for keep in range(0, len(data) - 1, 97):
         with pytest.raises(DataError, match="undecodable image"):
-            decode.pixels(data[:keep], size=16)
+            decode.picture_array(data[:keep], size=16)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -116,10 +116,10 @@ def test_damage_is_judged_as_pillow_judges_it() -> None:
 def test_limits_hold_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(photograph(40, 20))
     monkeypatch.setattr(pictures, "image", lambda *_, **__: pytest.fail("a plain one went to Pillow"))
-    assert decode.pixels(data).shape == (20, 40, 3)
+    assert decode.picture_array(data).shape == (20, 40, 3)
     monkeypatch.undo()
     with (
         limits.applied(limits.Limits(image_pixels=799)),
         pytest.raises(DataError, match="picture of 40×20 pixels refused"),
     ):
-        decode.pixels(data)
+        decode.picture_array(data)
