@@ -56,8 +56,8 @@ class View:
 class SimClrAugment:
     """Random views of a picture: (uint8 [H, W, 3], generator) -> uint8 [3, size, size].
 
-    size: side of the view in pixels. min_scale: smallest share of the area that a crop keeps (aspect 3/4 to 4/3).
-    flip: mirror half of them. jitter: strength s of the paper, applied to 80 %: brightness and contrast by a factor
+    size: side of the view in pixels. min_scale, max_scale: smallest and largest share of the area that a crop keeps
+    (aspect 3/4 to 4/3). flip: mirror half of them. jitter: strength s of the paper, applied to 80 %: brightness and contrast by a factor
     from [1 - .8 s, 1 + .8 s], saturation from [1 - `saturation` s, 1 + `saturation` s], hue by up to ±.2 s turns, in
     random order. grey, blur, solarise: probabilities; blur has a sigma from [.1, 2] at 224 pixels, in proportion to
     `size`.
@@ -71,6 +71,7 @@ class SimClrAugment:
     grey: float = 0.2
     blur: float = 0.5
     solarise: float = 0.0
+    max_scale: float = 1.0
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         height, width = pixels.shape[:2]
@@ -83,7 +84,7 @@ class SimClrAugment:
 
     def draw(self, width: int, height: int, rng: np.random.Generator) -> View:
         """A view of a picture of `width` × `height`."""
-        box = crop_box(width, height, self.min_scale, rng)
+        box = crop_box(width, height, self.min_scale, rng, self.max_scale)
         flip, jitter, grey, blur, solarise = rng.random(5).tolist()
         colours = self._colours(rng) if jitter < 0.8 and self.jitter > 0 else {}
         return View(
@@ -166,19 +167,20 @@ def middle(width: int, height: int, size: int) -> Middle:
     return Middle(wide, high, (left, top, left + size, top + size))
 
 
-def crop_box(width: int, height: int, min_scale: float, rng: np.random.Generator) -> Box:
-    """(left, top, right, bottom) of a crop with area in [min_scale, 1] of the whole and log-uniform aspect 3/4 to 4/3.
+def crop_box(width: int, height: int, min_scale: float, rng: np.random.Generator, max_scale: float = 1.0) -> Box:
+    """(left, top, right, bottom) of a crop with a share of the whole in [min_scale, max_scale] and log-uniform aspect
+    3/4 to 4/3.
 
-    Ten attempts, then the largest middle square of the picture: Inception's rule, which the paper uses.
+    Ten attempts, then the largest middle square that is no more: Inception's rule, which the paper uses.
     """
     for area, aspect, x, y in rng.random((10, 4)).tolist():
-        target = width * height * (min_scale + (1 - min_scale) * area)
+        target = width * height * (min_scale + (max_scale - min_scale) * area)
         ratio = math.exp(math.log(3 / 4) + aspect * math.log(16 / 9))
         w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
             return left, top, left + w, top + h
-    side = min(width, height)
+    side = max(1, min(width, height, int(math.sqrt(max_scale * width * height))))
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
 
