@@ -12,15 +12,23 @@ import yaml
 from transformers import PreTrainedModel
 
 from bigssl.nets.heads import Head
+from bigssl.nets.modality.kinds import unused_parameters
+from bigssl.nets.vision.known import trust
 from bigssl.report.values import shown, with_unit
 from bigssl.transfer.inputs import Input
-from bigssl.transfer.leaving.proof import FILE, Claim, Proof
+from bigssl.transfer.leaving.proof import FILE, Claim, Proof, arguments
 
 FEATURES = """\
 Features: the mean of `last_hidden_state`, for convolutional networks over positions, for
 vision transformers over patch tokens, for text networks over tokens that are not padding,
 for series over channels and patches, for sounds over frames.
 `pooler_output` was not trained: transformers makes a pooler with weights anew, and says so."""
+
+
+CODE = """\
+transformers has no class for such a network: `resnet_cifar.py`, beside its weights, is its code, transformers' ResNet
+with another stem; `trust_remote_code=True` is leave to run it. Where bigssl is imported, its own is run.
+"""
 
 
 def model_card(run: str, backbones: Mapping[str, PreTrainedModel], inputs: Mapping[str, Input],
@@ -32,10 +40,11 @@ def model_card(run: str, backbones: Mapping[str, PreTrainedModel], inputs: Mappi
              f"from transformers import {', '.join(sorted({'AutoModel', *loaders}))}", ""]
     for name, model in backbones.items():
         variable, loader = _identifier(name), inputs[name].loader
-        lines += [f'{variable} = AutoModel.from_pretrained("{name}")  # {type(model).__name__}, '
-                  f"{model.num_parameters():,} parameters"]
+        lines += [f'{variable} = AutoModel.from_pretrained("{name}"{arguments(trust(model))})  '
+                  f"# {type(model).__name__}, {_learnt(model):,} parameters"]
         lines += [f'{variable}_input = {loader}.from_pretrained("{name}")'] if loader else []
-    lines += ["```", "", FEATURES, *dict.fromkeys(taken.described for taken in inputs.values()), ""]
+    lines += ["```", "", *[CODE] * any(map(trust, backbones.values()))]
+    lines += [FEATURES, *dict.fromkeys(taken.described for taken in inputs.values()), ""]
     if heads:
         lines += ["`heads/` holds what was trained on top of them and evaluations need, as safetensors: "
                   + "; ".join(f"`{name}` ({head.kind}, of {' and '.join(head.backbones.values())})"
@@ -146,6 +155,13 @@ def _licence(made: Made) -> list[str]:
     said = [f"These weights: {made.license}."] if made.license != "other" else [
         "Under which licence these weights are, nobody has said: set `license` above before they are passed on."]
     return said + [f"Of the data: {', '.join(made.licences)}."] * bool(made.licences)
+
+
+def _learnt(model: PreTrainedModel) -> int:
+    """Parameters that the folder holds, without those that no feature passes through."""
+    unused = unused_parameters(model)
+    sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in model.named_parameters()}
+    return sum(size for name, size in sizes.items() if name not in unused)
 
 
 def _identifier(name: str) -> str:

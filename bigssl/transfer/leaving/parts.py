@@ -20,6 +20,7 @@ from bigssl.data.sample import Sample
 from bigssl.nets.heads import Head, MaskedLanguageHead, masked_head
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.modality.kinds import unused_parameters
+from bigssl.nets.vision.known import trust
 from bigssl.transfer.inputs import CONFIG, Input, exported_input
 from bigssl.transfer.leaving.export import ExportError, load_backbone, load_head
 from bigssl.transfer.leaving.samples import collated
@@ -57,8 +58,9 @@ class PartNetwork:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments without which `from_pretrained` would make a pooler that nothing has trained."""
-        return {POOLER: False} if has_pooler_switch(self.model) else {}
+        """Arguments without which `from_pretrained` would make a pooler that nothing has trained, or refuse code that
+        lies beside the weights."""
+        return ({POOLER: False} if has_pooler_switch(self.model) else {}) | trust(self.model)
 
 
 @dataclass(frozen=True)

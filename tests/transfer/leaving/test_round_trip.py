@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AlbertConfig,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertConfig,
     ConvNextConfig,
@@ -43,6 +44,7 @@ from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.heads import Head, masked_head
 from bigssl.nets.timm.folders import read_timm, timm_config
+from bigssl.nets.vision.resnet_cifar import CifarResNetConfig
 from bigssl.transfer.features import read_samples
 from bigssl.transfer.inputs import AudioInput, ImageInput, Input, SeriesInput, TextInput
 from bigssl.transfer.leaving import export
@@ -86,13 +88,16 @@ def network(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def networks(tokenizer: PreTrainedTokenizerFast) -> dict[str, tuple[PreTrainedModel, Input]]:
-    """ALBERT: another activation in the head; ModernBERT: no bias in its norm; Swin: a pooler that can be left out."""
+    """ALBERT: another activation in the head; ModernBERT: no bias in its norm; Swin: a pooler that can be left out;
+    small: a ResNet that transformers has not, whose code leaves with it."""
     text, size, special = TextInput(tokenizer, LENGTH), len(tokenizer), {"pad_token_id": tokenizer.pad_token_id}
     special |= dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id"), tokenizer.cls_token_id)
     gpt = GPT2Config(vocab_size=size, n_embd=16, n_layer=1, n_head=2, n_positions=32, **special)
     return {
         "resnet": (network(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 24], depths=[1, 1, 1, 1],
                                         layer_type="basic")), ImageInput(32)),
+        "small": (network(CifarResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")),
+                  ImageInput(32)),
         "swin": (network(SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2],
                                     window_size=4)), ImageInput(32)),
         "bert": (network(BertConfig(vocab_size=size, **WORDS)), text),
@@ -214,7 +219,8 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
     work, parts = tmp_path_factory.mktemp("left"), parts_of(exported, HEADS)
     claims: dict[str, Claim] = {}
     wanted = [("transformers", name) for name in parts if name != "clip"]
-    for form, name in [*wanted, ("sentence-transformers", "bert"), ("sentence-transformers", "clip"), ("onnx", "clip")]:
+    for form, name in [*wanted, ("sentence-transformers", "bert"), ("sentence-transformers", "clip"), ("onnx", "clip"),
+                       ("onnx", "small")]:
         for claim in write(parts[name], exported, form, work / form / name, samples):
             claims[f"{form} {claim.folder.relative_to(work / form)}"] = claim
     bert, takes = networks(load_tokenizer(DEMO / "tokenizer.json"))["bert"]
@@ -222,6 +228,10 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
     judge = AutoModelForSequenceClassification.from_config(bert.config).eval()
     judge.classifier.weight.data.mul_(200)
     claims["classifier"] = classifier_claim(work / "classifier", judge, takes, samples["text"])
+    small, sees = networks(load_tokenizer(DEMO / "tokenizer.json"))["small"]
+    seer = AutoModelForImageClassification.from_config(small.config).eval()
+    seer.classifier[1].weight.data.mul_(20)
+    claims["pictures"] = classifier_claim(work / "pictures", seer, sees, samples["image"])
     for base, name, spoil in (
         ("transformers swin", "renamed", weights(renamed)),
         ("transformers bert", "transposed", weights(transposed)),
@@ -239,6 +249,7 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
 @pytest.mark.parametrize(
     ("name", "loader"),
     [("transformers resnet", "AutoModel("), ("transformers swin", "AutoModel("),
+     ("transformers small", "AutoModel("), ("pictures", "AutoModelForImageClassification("), ("onnx small", "onnxrunt"),
      ("transformers patchtst", "AutoModel("), ("transformers wav2vec2", "AutoModel("),
      ("transformers bert", "AutoModelForMaskedLM("),
      ("transformers albert", "AutoModelForMaskedLM("), ("transformers modernbert", "AutoModelForMaskedLM("),
@@ -274,6 +285,7 @@ def test_only_pictures_fit_timm_and_only_texts_sentence_transformers(
     parts = parts_of(exported, HEADS)
     for number, (form, name, said) in enumerate((
         ("timm", "bert", "timm takes networks of pictures"), ("timm", "swin", "no timm name is known for a swin"),
+        ("timm", "small", "no timm name is known for a resnet_cifar"),
         ("sentence-transformers", "resnet", "sentence-transformers takes texts, not images"),
         ("transformers", "clip", "no dual encoder of transformers takes the means of resnet and bert"),
     )):  # fmt: skip
