@@ -23,8 +23,7 @@ def picture_of(sample: Sample, tower: Tower, size: int | None = None) -> np.ndar
     """
     data = decode.field(sample, decode.IMAGES)
     mode = "L" if tower.channels == 1 else "RGB"
-    picture = np.asarray(decode.image(data, size=size or 2 * tower.size, mode=mode, window=tower.window))
-    return picture[..., None] if tower.channels == 1 else picture
+    return decode.picture_array(data, size=size or 2 * tower.size, mode=mode, window=tower.window)
 
 
 def refuse_grey(tower: Tower, field: str, backbone: str) -> None:

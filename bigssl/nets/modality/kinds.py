@@ -23,6 +23,8 @@ WHOLE_PATCHES = (
     "dinov2_with_registers", "dinov3_vit", "ijepa", "siglip_vision_model", "vit", "vit_msn",
 )  # fmt: skip
 """Those that see of a picture only what fills a patch; others fill it up (Swin) or have patches that overlap."""
+ONE_SIDE = ("levit",)
+"""Image types that take pictures of their own side only; all others take those of other sides too (small crops)."""
 TEXT = (
     "albert", "bert", "bert-generation", "camembert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra",
     "ernie", "eurobert", "flaubert", "gte", "ibert", "megatron-bert", "modernbert", "mpnet", "nomic_bert",

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import Tensor
 from transformers import PreTrainedModel
 
+from bigssl.nets.heads import Head
 from bigssl.nets.modality.kinds import unused_parameters
 from bigssl.nets.vision.known import trust
 from bigssl.report.values import shown, with_unit
@@ -32,7 +32,7 @@ with another stem; `trust_remote_code=True` is leave to run it. Where bigssl is 
 
 
 def model_card(run: str, backbones: Mapping[str, PreTrainedModel], inputs: Mapping[str, Input],
-               heads: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> str:
+               heads: Mapping[str, Head], meta: Mapping[str, Any]) -> str:
     """What is in the export and how to load it, as Markdown."""
     loaders = {taken.loader for taken in inputs.values() if taken.loader}
     lines = ["---", "library_name: transformers", "tags: [self-supervised, bigssl]", "---", "", f"# {run}", "",
@@ -46,8 +46,9 @@ def model_card(run: str, backbones: Mapping[str, PreTrainedModel], inputs: Mappi
     lines += ["```", "", *[CODE] * any(map(trust, backbones.values()))]
     lines += [FEATURES, *dict.fromkeys(taken.described for taken in inputs.values()), ""]
     if heads:
-        lines += ["`heads/` holds projections used in pretraining, as safetensors: "
-                  + "; ".join(f"`{name}` ({', '.join(sorted(tensors))})" for name, tensors in heads.items()) + ".", ""]
+        lines += ["`heads/` holds what was trained on top of them and evaluations need, as safetensors: "
+                  + "; ".join(f"`{name}` ({head.kind}, of {' and '.join(head.backbones.values())})"
+                              for name, head in heads.items()) + ".", ""]
     lines += ["## How it was made", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {_cell(value)} |" for key, value in meta.items()]
     return "\n".join(lines) + "\n"

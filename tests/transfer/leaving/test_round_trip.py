@@ -43,7 +43,7 @@ from transformers import (
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.nets.heads import masked_head
+from bigssl.nets.heads import Head, masked_head
 from bigssl.nets.timm.folders import read_timm, timm_config
 from bigssl.nets.vision.resnet_cifar import CifarResNetConfig
 from bigssl.transfer.features import read_samples
@@ -61,10 +61,10 @@ COUNT = 3
 LENGTH = 24  # of texts, in tokens
 WORDS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 HEADS = {
-    "mlm": {"kind": "mlm", "backbones": {"text": "bert"}}, "albert": {"kind": "mlm", "backbones": {"text": "albert"}},
-    "modern": {"kind": "mlm", "backbones": {"text": "modernbert"}},
-    "next": {"kind": "causal", "backbones": {"text": "gpt2"}},
-    "clip": {"kind": "clip", "backbones": {"image": "resnet", "text": "bert"}},
+    "mlm": Head("mlm", {"text": "bert"}, {}), "albert": Head("mlm", {"text": "albert"}, {}),
+    "modern": Head("mlm", {"text": "modernbert"}, {}),
+    "next": Head("causal", {"text": "gpt2"}, {}),  # the token embedding
+    "clip": Head("clip", {"image": "resnet", "text": "bert"}, {}),
 }  # fmt: skip
 SQUARES = {**WORDS, "image_size": 32, "patch_size": 8}
 STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
@@ -148,13 +148,14 @@ def samples() -> dict[str, list[Sample]]:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export folder with networks of all modalities and heads of all kinds."""
     nets = networks(load_tokenizer(DEMO / "tokenizer.json"))
-    heads = {}
+    heads = dict(HEADS)
     for head, name in (("mlm", "bert"), ("albert", "albert"), ("modern", "modernbert")):
         model = nets[name][0]
         made = masked_head(model.get_input_embeddings().weight, model.config)  # type: ignore[arg-type]
-        heads[head] = {key: 0.2 * torch.rand_like(value) for key, value in made.named_parameters() if key != "weight"}
-    heads["next"] = {}  # the token embedding
-    heads["clip"] = {"image_projection": torch.randn(4, 24), "text_projection": torch.randn(4, 16)}
+        own = {key: 0.2 * torch.rand_like(value) for key, value in made.named_parameters() if key != "weight"}
+        heads[head] = heads[head]._replace(tensors=own)
+    into = {"image_projection": torch.randn(4, 24), "text_projection": torch.randn(4, 16)}
+    heads["clip"] = heads["clip"]._replace(tensors=into)
     backbones = {name: model for name, (model, _) in nets.items()}
     inputs = {name: takes for name, (_, takes) in nets.items()}
     return export_run(tmp_path_factory.mktemp("run"), backbones, inputs, heads, {})
@@ -346,3 +347,9 @@ def test_timm_names_and_sizes_hold_the_weights(
         assert other.loader.endswith("pretrained=True)" if said else f"partial(torch.nn.LayerNorm, eps={eps}))")
     assert isinstance(proof, Proof) and proof.tensors_loaded == proof.tensors_total, proof
     assert isinstance(error, ProofError) and "77 of 78 tensors; of other values: layer4.0.bn2.bias" in str(error)
+
+
+def test_a_decoder_of_pictures_stays_behind(exported: Path) -> None:
+    """A network with one leaves as any other, and no part is named after it."""
+    parts = parts_of(exported, HEADS | {"mae": Head("mae", {"image": "swin"}, {})})
+    assert parts == parts_of(exported, HEADS) and parts["swin"].kind == "network"
