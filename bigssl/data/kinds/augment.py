@@ -168,12 +168,14 @@ def to_planes(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """RGB picture -> uint8 [3, H, W], contiguous."""
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    """RGB picture -> uint8 [3, H, W], grey one -> uint8 [1, H, W], contiguous."""
+    pixels = np.asarray(image)
+    return pixels[None].copy() if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def center(image: Image.Image, size: int) -> np.ndarray:
-    """The fixed view of evaluation: shorter side to `size`, middle square. RGB picture -> uint8 [3, size, size].
+    """The fixed view of evaluation: shorter side to `size`, middle square. Picture -> uint8 [C, size, size],
+    C = 3 of RGB and 1 of grey.
 
     Pixel for pixel what the exported preprocessor does (`bigssl.transfer.inputs`): bicubic with antialiasing, the
     longer side cut to whole pixels, and the whole picture resized before the square is cut out: Pillow chooses the
