@@ -20,11 +20,11 @@ def schedule(config: OptimConfig, step: int, steps: int) -> float:
 
     cosine: Loshchilov and Hutter 2017; wsd (warm-up, stable, decay): Hu et al. 2024; polynomial: (1 − t)^power.
     """
-    if step < config.warmup:
-        return (step + 1) / config.warmup
+    if step < (warmup := config.warmup_steps(steps)):
+        return (step + 1) / warmup
     if config.schedule == "constant":
         return 1.0
-    progress = (step - config.warmup) / max(steps - config.warmup, 1)
+    progress = (step - warmup) / max(steps - warmup, 1)
     if config.schedule == "wsd":
         progress = max(0.0, (step - steps * (1 - config.decay)) / (steps * config.decay))
         shape = 1 - progress

@@ -25,6 +25,7 @@ def factors(steps: int = 100, **fields: Any) -> list[float]:
 def test_warm_up_is_linear_and_ends_at_one() -> None:
     assert factors()[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert factors()[10] == 1.0
+    assert factors(50, warmup=0.2) == factors(50, warmup=10) and factors(2, warmup=0.2)[0] == 1.0
 
 
 def test_cosine_is_half_way_at_half_time_and_ends_at_final() -> None:
