@@ -6,7 +6,7 @@ name is the task's name in recipes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
 
@@ -160,6 +160,11 @@ class Objective(nn.Module):
                 `sample` itself; see `More`. For tasks that say `draws_more`.
         """
         raise NotImplementedError
+
+    def unfit(self, prepared: Sequence[dict[str, Any]]) -> str:
+        """Why nothing is to be learnt from data of which a few samples were `prepared`, in words; "" where there is.
+        Asked of each dataset before a run (`bigssl config check`), where each sample by itself would do."""
+        return ""
 
     def assemble(self, by_source: dict[str, Any]) -> Any:
         """Collated batches by source -> the argument of `forward`."""
