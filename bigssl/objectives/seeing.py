@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from bigssl.config.errors import ConfigError
 from bigssl.data.kinds import decode
+from bigssl.data.kinds.multicrop import MultiCrop, MultiCropConfig, Scheme
 from bigssl.data.sample import Sample
+from bigssl.nets.modality.kinds import ONE_SIDE
 from bigssl.nets.towers import Tower
 
 
@@ -20,3 +23,20 @@ def picture_of(sample: Sample, tower: Tower, size: int | None = None) -> np.ndar
         DataError: there is no picture, or it cannot be decoded.
     """
     return np.asarray(decode.image(decode.field(sample, decode.IMAGES), size=size or 2 * tower.size))
+
+
+def crops_for(tower: Tower, config: MultiCropConfig, own: Scheme) -> MultiCrop:
+    """The crops of a task's pictures, small ones in whole patches of its backbone.
+
+    own: the scheme of the task, where `config` names none.
+    Raises:
+        ConfigError: the backbone takes no small crops, or `config` asks for what cannot be.
+    """
+    kind = tower.model.config.model_type
+    if config.small and kind in ONE_SIDE:
+        raise ConfigError(
+            f"objective.crops.small: value {config.small}, but the backbone is of type {kind}, which takes pictures of "
+            f"its own side only; allowed: 0"
+        )
+    patch = getattr(tower.model.config, "patch_size", 1)
+    return MultiCrop(config, tower.size, patch if isinstance(patch, int) else 1, own)

@@ -57,10 +57,10 @@ class SimClrAugment:
     """Random views of a picture: (uint8 [H, W, 3], generator) -> uint8 [3, size, size].
 
     size: side of the view in pixels. min_scale, max_scale: smallest and largest share of the area that a crop keeps
-    (aspect 3/4 to 4/3). flip: mirror half of them. jitter: strength s of the paper, applied to 80 %: brightness and contrast by a factor
-    from [1 - .8 s, 1 + .8 s], saturation from [1 - `saturation` s, 1 + `saturation` s], hue by up to ±.2 s turns, in
-    random order. grey, blur, solarise: probabilities; blur has a sigma from [.1, 2] at 224 pixels, in proportion to
-    `size`.
+    (aspect 3/4 to 4/3). flip: mirror half of them. jitter: strength s of the paper, applied to 80 %: brightness and
+    contrast by a factor from [1 - .8 s, 1 + .8 s], saturation from [1 - `saturation` s, 1 + `saturation` s], hue by up
+    to ±.2 s turns, in random order. grey, blur, solarise: probabilities; blur has a sigma from [.1, 2] at 224 pixels,
+    in proportion to `size`.
     """
 
     size: int
