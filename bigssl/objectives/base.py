@@ -186,27 +186,12 @@ class Objective(nn.Module):
         with dropout.seeded(batch.get(SEEDS) if isinstance(batch, Mapping) else None):
             return super().__call__(batch, *args, **kwargs)
 
-    def forward(self, batch: Any, at: Progress, only_embed: bool = False) -> Any:
-        """The losses of a micro-batch. A task that compares samples with each other has `embed` and `compare` instead.
+    def forward(self, batch: Any, at: Progress) -> Losses:
+        """The losses of a micro-batch. One that compares samples with each other is made in two halves: `Comparing`.
 
         Args:
             batch: what `assemble` gave, on the device.
             at: what schedules (a temperature, a ramp) are functions of; a counter of one's own would be lost on resume.
-            only_embed: what `embed` gives is wanted (engine/cached.py); never of a task without `compare`.
-        Returns:
-            `Losses`, or embeddings by name.
-        """
-        embeddings = self.embed(batch)
-        return embeddings if only_embed else self.compare(embeddings, at)
-
-    def embed(self, batch: Any) -> dict[str, Tensor]:
-        """All that `compare` needs of the networks, by name: [B, ...] with a row for each sample of the micro-batch, in
-        its order, or [] what is one for all samples (a learned temperature)."""
-        raise NotImplementedError
-
-    def compare(self, embeddings: Mapping[str, Tensor], at: Progress) -> Losses:
-        """The losses of embeddings as `embed` gives them, of a micro-batch or of all those of a step (`batch.cached`).
-        It uses no parameter, and may move buffers (a queue), which `embed` but for BatchNorm may not.
         """
         raise NotImplementedError
 

@@ -24,13 +24,14 @@ from bigssl.data.sample import Sample
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, attraction
+from bigssl.objectives.comparing import Comparing
 from bigssl.objectives.needs import Needs
 from bigssl.objectives.scale import capped_scale, log_scale_of
 from bigssl.objectives.seeing import picture_of
 from bigssl_kernels import clip_loss
 
 
-class Clip(Objective):
+class Clip(Comparing, Objective):
     """Match images and captions (CLIP)."""
 
     class Config(ObjectiveConfig):

@@ -24,9 +24,10 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.seeds import another
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, build, union
+from bigssl.objectives.comparing import Comparing
 
 
-class Joint(Objective):
+class Joint(Comparing, Objective):
     """A weighted sum of objectives over shared backbones."""
 
     composite = True
@@ -98,7 +99,8 @@ class Joint(Objective):
         for path, value in embeddings.items():
             name, _, key = path.partition("/")
             own.setdefault(name, {})[key] = value
-        return self._sum({name: part.compare(own[name], at) for name, part in self._objectives()})
+        parts = [(name, part) for name, part in self._objectives() if isinstance(part, Comparing)]
+        return self._sum({name: part.compare(own[name], at) for name, part in parts})
 
     def _sum(self, losses: Mapping[str, Losses]) -> Losses:
         total = sum((self.weights[name] * loss.total for name, loss in losses.items()), start=0.0)

@@ -42,6 +42,7 @@ from bigssl.nets.queue import Queue
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, attraction
 from bigssl.objectives.byol import Projected
+from bigssl.objectives.comparing import Comparing
 from bigssl.objectives.needs import Needs
 from bigssl.objectives.seeing import picture_of
 from bigssl_kernels import info_nce, linear_cross_entropy
@@ -49,7 +50,7 @@ from bigssl_kernels import info_nce, linear_cross_entropy
 NOWHERE = -1e4  # a logit whose exponential is 0 beside any other
 
 
-class Moco(Objective):
+class Moco(Comparing, Objective):
     """Find the other view's key, made by a slow network, among those of many samples (MoCo v2, v3)."""
 
     class Config(ObjectiveConfig):
@@ -154,18 +155,17 @@ class Moco(Objective):
         """[] InfoNCE of unit rows. What does not count is given a logit of no weight by one coordinate more, which is 1
         in queries, so that the kernel needs no mask."""
         off = torch.where(valid, 0.0, NOWHERE * self.config.temperature)
-        pairs = ((query, 1.0), (key, 0.0))
-        longer = [torch.cat([rows, rows.new_full((len(rows), 1), value)], 1) for rows, value in pairs]
+        asking, own = F.pad(query, (0, 1), value=1.0), F.pad(key, (0, 1))
         rest = torch.cat([negatives, off[:, None]], 1)
-        return info_nce(*longer, rest, self.config.temperature, normalize=False)
+        return info_nce(asking, own, rest, self.config.temperature, normalize=False)
 
     def teachers(self) -> dict[str, Ema]:
         return {"slow": self.slow}
 
     def guards(self) -> dict[str, Callable[[], None]]:
         def without() -> None:
-            self._contrast = attraction  # type: ignore[method-assign]
-            self._against = lambda query, key, *_: attraction(query, key)  # type: ignore[method-assign]
+            setattr(self, "_contrast", attraction)  # noqa: B010 - a method
+            setattr(self, "_against", lambda query, key, *_: attraction(query, key))  # noqa: B010
 
         return {"negatives": without}
 

@@ -26,13 +26,14 @@ from bigssl.nets.heads import ProjectionHead
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, attraction
+from bigssl.objectives.comparing import Comparing
 from bigssl.objectives.needs import Needs
 from bigssl.objectives.scale import capped_scale, log_scale_of
 from bigssl.objectives.seeing import picture_of
 from bigssl_kernels import nt_xent
 
 
-class Simclr(Objective):
+class Simclr(Comparing, Objective):
     """Contrast two augmented views of each image (SimCLR)."""
 
     class Config(ObjectiveConfig):

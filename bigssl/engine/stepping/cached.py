@@ -25,6 +25,7 @@ from bigssl.data.loading.loader import Batch
 from bigssl.engine.zero import Engine
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses, Objective
+from bigssl.objectives.comparing import Comparing
 
 
 class Passes(Protocol):
@@ -54,7 +55,7 @@ class EachPass:
 
 
 class CachedPasses:
-    """All passes of a step as one batch, for a task with `embed` and `compare`.
+    """All passes of a step as one batch, for a task that is `Comparing`.
 
     bf16: whether the engine runs under autocast, as `compare` then does.
     """
@@ -73,6 +74,7 @@ class CachedPasses:
 
     def _compare(self, passes: list[dict[str, Tensor]], at: Progress) -> None:
         leaves = {name: together([each[name] for each in passes]).requires_grad_() for name in passes[0]}
+        assert isinstance(self._objective, Comparing)  # `check_cached` has seen to it
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             losses = self._objective.compare(leaves, at)
         found = torch.autograd.grad(losses.total, list(leaves.values()), allow_unused=True)

@@ -8,6 +8,7 @@ from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe
 from bigssl.nets.norm import has_batch_norm
 from bigssl.objectives.base import Objective
+from bigssl.objectives.comparing import Comparing
 from bigssl.objectives.joint import Joint
 
 
@@ -16,7 +17,7 @@ def check_cached(recipe: Recipe, objective: Objective) -> None:
     if not recipe.batch.cached:
         return
     for part in _parts(objective):
-        if isinstance(part, Joint) or type(part).compare is not Objective.compare:
+        if isinstance(part, Comparing):
             continue
         raise ConfigError(
             f"batch.cached: value true, but the loss of {_name(part)} is one of each sample, or of one pass at a time; "
