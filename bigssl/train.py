@@ -49,6 +49,7 @@ from bigssl.engine.guards import NotSaved  # noqa: E402
 from bigssl.engine.held import let_go, refuse_held  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
+from bigssl.nets.heads import Head  # noqa: E402
 from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
 from bigssl.objectives.exported import rest_of_objective  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
@@ -187,11 +188,11 @@ def _own_weights(plan: preflight.Plan) -> AbstractContextManager[None]:
     return zero.gathered(p for p in plan.objective.parameters() if id(p) not in backbone)
 
 
-def _heads(plan: preflight.Plan) -> dict[str, Tensors]:
-    """Whole tensors of the heads of the objective, on the CPU. Collective."""
+def _heads(plan: preflight.Plan) -> dict[str, Head]:
+    """The heads of the objective, with whole tensors on the CPU. Collective."""
     with _own_weights(plan):
         return {
-            name: {key: value.detach().cpu().clone() for key, value in head.tensors.items()}
+            name: head._replace(tensors={key: value.detach().cpu().clone() for key, value in head.tensors.items()})
             for name, head in exported_heads(plan.objective).items()
         }
 
@@ -224,7 +225,7 @@ def _rest(recipe: Recipe, plan: preflight.Plan) -> tuple[str, Tensors, dict[str,
 
 
 def _write_export(
-    recipe: Recipe, networks: list[Subject], states: dict[str, dict[str, Tensor]], heads: dict[str, Tensors],
+    recipe: Recipe, networks: list[Subject], states: dict[str, dict[str, Tensor]], heads: dict[str, Head],
     rest: tuple[str, Tensors, dict[str, str]],
 ) -> Path:  # fmt: skip
     meta = {

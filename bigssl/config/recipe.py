@@ -30,14 +30,18 @@ NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 
 
 class BackboneConfig(Section):
-    """One network: a transformers model type with its own configuration fields, built from scratch or loaded.
+    """One network: a transformers model type with its own configuration fields, or a size by its name, built from
+    scratch or loaded.
 
     What it takes follows from the fields: pictures (size), text (tokenizer, length), series (channels, length) or sound
     (rate, length). `config` takes the fields of that type's transformers configuration class, e.g. `hidden_sizes` for
     `resnet`.
     """
 
-    type: str = Field(description="transformers model type, e.g. resnet, vit, bert")
+    type: str = Field(
+        description="transformers model type, e.g. resnet, vit, bert, or a size by its name: resnet-18 to resnet-101, "
+        "the same for 32 pixels (resnet-18-cifar), vit-tiny to vit-large, convnext-tiny to convnext-large"
+    )
     config: dict[str, Any] = Field(default_factory=dict, description="fields of the transformers configuration class")
     init_from: str | None = Field(
         None, description="folder to start from instead of random weights: of transformers (or a hub name), of timm, "

@@ -25,6 +25,7 @@ from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
 from bigssl.nets.pool import mean_of
 from bigssl.nets.pretrained import found_in
 from bigssl.nets.timm.folders import is_of_timm, timm_config
+from bigssl.nets.vision.sizes import NAMED, refuse_other_size, with_named_size
 from bigssl.nets.weightless import feature_size
 
 
@@ -47,14 +48,15 @@ class Tower(nn.Module):
     ) -> None:
         """weights: a folder with those of just this network, where `config` does not say it."""
         super().__init__()
-        where = f"backbones.{name}"
-        config = with_network_folder(name, config)
+        where, given = f"backbones.{name}", config
+        config = with_network_folder(name, with_named_size(config))
         check_fields(where, config)
         row = modality_for(where, config)
         self.modality = row.name
         self._tokenizer = tokenizer
         hf = hf_config(where, config, tokenizer)
         _refuse_one_sided(where, hf)
+        refuse_other_size(where, given, hf)
         self.size, self.length = config.size or 0, config.length or 0
         self.channels, self.rate = config.channels or 0, config.rate or 0
         field = f"{where}.init_from" if config.init_from else f"{where}.config"
@@ -116,9 +118,11 @@ def hf_config(where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizer
     Raises:
         ConfigError: unknown type, field or value, with the nearest match; a value that contradicts these.
     """
+    config = with_named_size(config)
     if config.type not in CONFIG_MAPPING:
-        hint = nearest(config.type, sorted(CONFIG_MAPPING.keys()))
-        raise ConfigError(f"{where}.type: value {config.type!r}; allowed: a transformers model type{hint}")
+        hint = nearest(config.type, sorted([*CONFIG_MAPPING.keys(), *NAMED]))
+        raise ConfigError(f"{where}.type: value {config.type!r}; allowed: a transformers model type, or a name of "
+                          f"bigssl/nets/vision/sizes.py{hint}")  # fmt: skip
     row = modality_for(where, config)
     if config.init_from is not None:
         loaded = _config_in(where, config.type, config.init_from)
@@ -194,7 +198,7 @@ def _refuse_one_sided(where: str, hf: PreTrainedConfig) -> None:
 def check_backbone(name: str, config: BackboneConfig) -> None:
     """Refuse what can be seen before anything is loaded or built."""
     where = f"backbones.{name}"
-    config = with_network_folder(name, config)
+    config = with_network_folder(name, with_named_size(config))
     check_pretrained(where, config)
     if config.allow_partial and config.init_from is None:
         raise ConfigError(f"{where}.allow_partial: value true without init_from; allowed: false, or both")

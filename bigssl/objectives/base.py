@@ -26,6 +26,7 @@ from bigssl.discovery import classes_in
 from bigssl.nets import dropout
 from bigssl.nets.constraint import Constraint
 from bigssl.nets.ema import Ema
+from bigssl.nets.heads import Head as Head
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.needs import Needs
@@ -68,22 +69,6 @@ class Losses(NamedTuple):
         yield path, self
         for name, part in self.parts.items():
             yield from part.named(f"{path}/{name}")
-
-
-class Head(NamedTuple):
-    """What a task has trained on top of its backbones and an evaluation needs again.
-
-    Attributes:
-        kind: what it is: "clip" (two projections) or "mlm" (a head of masked language modelling).
-        backbones: the name of the backbone it belongs to, by role ("image", "text"): on another it means nothing.
-        tensors: by name, as they are exported.
-        settings: what else it takes to make it anew, as JSON can hold it.
-    """
-
-    kind: str
-    backbones: dict[str, str]
-    tensors: dict[str, Tensor]
-    settings: dict[str, Any] = {}  # noqa: RUF012 - nobody writes to it
 
 
 class Network(NamedTuple):

@@ -19,4 +19,4 @@ def picture_of(sample: Sample, tower: Tower, size: int | None = None) -> np.ndar
     Raises:
         DataError: there is no picture, or it cannot be decoded.
     """
-    return np.asarray(decode.image(decode.field(sample, decode.IMAGES), size=size or 2 * tower.size))
+    return decode.picture_array(decode.field(sample, decode.IMAGES), size=size or 2 * tower.size)

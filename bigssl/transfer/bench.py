@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import display
 from bigssl.data.shards.index import DatasetIndex
+from bigssl.nets.heads import Head
 from bigssl.transfer.bags import Bags, Grams, StoredRows, TfIdf, counted
 from bigssl.transfer.collapse import Checkup, NotFinite, sampled_health, stored_health, text_health
 from bigssl.transfer.cosines import Centred, Vectors
@@ -32,7 +33,7 @@ from bigssl.transfer.features import Views, chosen, samples_at, text_batches, vi
 from bigssl.transfer.inputs import INPUTS, Input, TextInput
 from bigssl.transfer.matrix import Matrix, Store, joined
 from bigssl.transfer.scores import RAW, ScoreRow
-from bigssl.transfer.subjects import Captions, Encoded, Exported, Notes, Subject, Subjects, Tensors, captions_of
+from bigssl.transfer.subjects import Captions, Encoded, Exported, Notes, Subject, Subjects, captions_of
 from bigssl.transfer.team import AgreedError, Team, named
 
 T = TypeVar("T")
@@ -109,7 +110,7 @@ class Bench:
         made = self.subjects.copy_of(subject, contender, seed, batch=self.batch, device=self.device)
         return made.to(self.device)  # type: ignore[arg-type]
 
-    def head(self, name: str) -> Tensors:
+    def head(self, name: str) -> Head:
         return self.team.each(lambda: self.subjects.head(name))
 
     def index(self, url: str) -> DatasetIndex:

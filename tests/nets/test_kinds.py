@@ -78,6 +78,7 @@ TINY: dict[str, dict[str, Any]] = {
     "poolformer": FOUR, "pvt_v2": FOUR, "segformer": FOUR,
     "regnet": {**TWO, "embedding_size": 8, "groups_width": 8},
     "resnet": {**TWO, "embedding_size": 8, "layer_type": "basic"},
+    "resnet_cifar": {**TWO, "embedding_size": 8, "layer_type": "basic"},
     "swiftformer": {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16]},
     "swin": WINDOWS, "swinv2": WINDOWS,
     "squeezebert": {**SMALL, "embedding_size": 32},  # has no projection between the two

@@ -459,6 +459,17 @@ def test_seeds_count_where_the_class_says_so(
         assert (value(task, data | {SEEDS: seeds}) != before) == kind.seeded, "does `seeded` say so?"
 
 
+def with_statistics_of(task: Objective, batch: Any) -> None:
+    """Eval mode, with BatchNorm as it is in a pass over `batch` (as it begins, all that it makes is nearly alike)."""
+    networks = [task, *(teacher.module for teacher in task.teachers().values())]
+    for module in (module for network in networks for module in network.modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    task(batch, AT)
+    for network in networks:
+        network.eval()
+
+
 @each_simple_task
 def test_two_views_differ_and_are_held_against_each_other(
     name: str, kind: type[Objective], objective: Any, batch: Any, stream: Any
@@ -477,9 +488,7 @@ def test_two_views_differ_and_are_held_against_each_other(
         swapped = replaced(replaced(data, one, second), two, first)
         same = value(task, swapped) == pytest.approx(value(task, data), rel=1e-5)
         assert same == kind.symmetric, f"views in each other's place give {'the same' if same else 'another'} loss"
-        task.eval()
-        for teacher in task.teachers().values():
-            teacher.module.eval()
+        with_statistics_of(task, data)
         rolled = [(path, view.roll(1, 0)) for path, view in ((one, first), (two, second))]
         mixed = value(task, data) + value(task, replaced(replaced(data, *rolled[0]), *rolled[1]))
         mixed -= sum(value(task, replaced(data, *each)) for each in rolled)
@@ -508,8 +517,13 @@ def test_passes_add_up_where_the_class_says_so(name: str, kind: type[Objective],
 def test_losses_are_reported_beside_their_blind_line(
     name: str, kind: type[Objective], objective: Any, batch: Any
 ) -> None:
+    """No blind predictor is better than the best: an untrained network that sees nothing is one. (One that sees may be
+    better already: its embeddings of two views are alike.)"""
     task = objective(kind, name)
-    losses = task(batch(task), AT)
+    data = batch(task)
+    losses = task(data, AT)
+    Blindfold(task)
+    unseeing = {path: each.total.item() for path, each in task(data, AT).named()}
     assert losses.total.shape == () and losses.total.requires_grad
     for path, each in losses.named():
         values = [*each.stats.values(), *each.spread.values()] + [each.total] * bool(path)
@@ -517,7 +531,7 @@ def test_losses_are_reported_beside_their_blind_line(
         assert all(v.shape == () and not v.requires_grad and v.isfinite() for v in values), path
         assert all(0 <= spread <= 1.5 for spread in each.spread.values()), path
         assert each.blind > 0 and each.unit and each.blind_name, path
-        assert each.blind < 1.25 * each.total.item(), f"{path}: no better than an untrained network"
+        assert each.blind < 1.25 * unseeing[path], f"{path}: no better than an untrained network"
 
 
 class Blindfold:
@@ -546,7 +560,8 @@ class Blindfold:
 def test_a_network_that_sees_nothing_ends_at_the_blind_line(
     name: str, kind: type[Objective], objective: Any, batch: Any
 ) -> None:
-    """Neither below it, or it is too high, nor far above, or it is too low."""
+    """Neither below it, or it is too high, nor far above, or it is too low. (Where the targets, too, are what the
+    network makes of nothing, both are 0.)"""
     task = objective(kind, name)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=0.03, weight_decay=0.0)
     Blindfold(task)
@@ -558,7 +573,7 @@ def test_a_network_that_sees_nothing_ends_at_the_blind_line(
         optimizer.step()
         curve.append((losses.total.item(), float(losses.blind)))
     loss, blind = np.mean(curve[-10:], 0)
-    assert 0.8 * blind < loss < 1.25 * blind
+    assert 0.8 * blind - 1e-3 < loss < 1.25 * blind + 1e-3
 
 
 @each_simple_task

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from bigssl.config import limits
 from bigssl.data.errors import DataError
+from bigssl.data.kinds.jpeg import plain_jpeg
 
 # By content, whatever the field is called; Pillow's other readers are rarely used and some start other programs.
 _CODECS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
@@ -45,6 +46,17 @@ def image(
     if picture.mode == mode and "transparency" not in picture.info:
         return picture
     return _convert(picture, data, mode, window)
+
+
+def picture_array(
+    data: bytes, *, size: int | None = None, mode: str = "RGB", window: tuple[float, float] | None = None
+) -> np.ndarray:
+    """The same picture as `image`, to the byte, as an array: uint8 [H, W, C], C = 3 or, in mode L, 1. A plain JPEG
+    does not go through Pillow. Raises DataError as `image`."""
+    if (found := plain_jpeg(data, size, mode)) is not None:
+        return found
+    array = np.asarray(image(data, size=size, mode=mode, window=window))
+    return array if array.ndim == 3 else array[..., None]
 
 
 def as_shown(picture: Image.Image) -> Image.Image:

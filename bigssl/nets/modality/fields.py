@@ -6,6 +6,7 @@ from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import BackboneConfig
 from bigssl.nets.modality.kinds import WHY_NOT
 from bigssl.nets.modality.table import MODALITIES, Modality, modality_of_type
+from bigssl.nets.vision.sizes import NAMED
 
 
 def modality_for(where: str, config: BackboneConfig) -> Modality:
@@ -45,5 +46,6 @@ def check_kind(where: str, kind: str, row: Modality) -> None:
         return
     other = modality_of_type(kind)
     reason = f"it takes {other.takes}" if other else WHY_NOT.get(kind, "it was not tried as one")
-    allowed = f"{', '.join(row.kinds)}{nearest(kind, row.kinds)}"
+    named = [name for name, size in NAMED.items() if size.kind in row.kinds]
+    allowed = f"{', '.join([*row.kinds, *named])}{nearest(kind, [*row.kinds, *named])}"
     raise ConfigError(f"{where}: value {kind!r} is not for {row.described}: {reason}; allowed: {allowed}")

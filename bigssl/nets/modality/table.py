@@ -7,6 +7,7 @@ What needs decoding (the view of evaluation, the exported preprocessor) stands b
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -98,7 +99,7 @@ class Modality(ABC):
 
 
 class _Image(Modality):
-    """Batches: image uint8 [B, 3, H, W]."""
+    """Batches: image uint8 [B, 3, H, W]; of another side than the network's (small crops) where its kind takes any."""
 
     name, takes, kinds, batch, main = "image", "pictures", IMAGE, "image", "pixel_values"
     fields: ClassVar = {"size": "its image side in pixels, e.g. 224"}
@@ -126,12 +127,22 @@ class _Image(Modality):
         values = pool.normalise(self._values(batch)).to(model.dtype)
         if has_batch_norm(model):
             values = values.contiguous(memory_format=torch.channels_last)
-        return {self.main: values}
+        return {self.main: values} | ({INTERPOLATED: True} if _of_another_side(model, values) else {})
 
     def tokens(self, model: PreTrainedModel, inputs: Inputs, hidden: Tensor) -> Tokens:
         if hidden.dim() == 4:  # [B, D, h, w]
             return hidden.flatten(2).transpose(1, 2), None
         return hidden[:, pool.leading_tokens(model, inputs[self.main], hidden) :], None
+
+
+INTERPOLATED = "interpolate_pos_encoding"  # how transformers is told to stretch a network's positions over a picture
+
+
+def _of_another_side(model: PreTrainedModel, pixels: Tensor) -> bool:
+    """Whether `pixels` [B, C, H, W] need positions that a network has for another side, and stretches when told to."""
+    own = getattr(model.config, "image_size", None)
+    sides = list(own) if isinstance(own, list | tuple) else [own, own]
+    return sides != list(pixels.shape[-2:]) and INTERPOLATED in inspect.signature(model.forward).parameters
 
 
 class _Text(Modality):

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import Tensor
 from transformers import PreTrainedModel
 
+from bigssl.nets.heads import Head
+from bigssl.nets.modality.kinds import unused_parameters
+from bigssl.nets.vision.known import trust
 from bigssl.report.values import shown, with_unit
 from bigssl.transfer.inputs import Input
-from bigssl.transfer.leaving.proof import FILE, Claim, Proof
+from bigssl.transfer.leaving.proof import FILE, Claim, Proof, arguments
 
 FEATURES = """\
 Features: the mean of `last_hidden_state`, for convolutional networks over positions, for
@@ -23,8 +25,14 @@ for series over channels and patches, for sounds over frames.
 `pooler_output` was not trained: transformers makes a pooler with weights anew, and says so."""
 
 
+CODE = """\
+transformers has no class for such a network: `resnet_cifar.py`, beside its weights, is its code, transformers' ResNet
+with another stem; `trust_remote_code=True` is leave to run it. Where bigssl is imported, its own is run.
+"""
+
+
 def model_card(run: str, backbones: Mapping[str, PreTrainedModel], inputs: Mapping[str, Input],
-               heads: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> str:
+               heads: Mapping[str, Head], meta: Mapping[str, Any]) -> str:
     """What is in the export and how to load it, as Markdown."""
     loaders = {taken.loader for taken in inputs.values() if taken.loader}
     lines = ["---", "library_name: transformers", "tags: [self-supervised, bigssl]", "---", "", f"# {run}", "",
@@ -32,13 +40,15 @@ def model_card(run: str, backbones: Mapping[str, PreTrainedModel], inputs: Mappi
              f"from transformers import {', '.join(sorted({'AutoModel', *loaders}))}", ""]
     for name, model in backbones.items():
         variable, loader = _identifier(name), inputs[name].loader
-        lines += [f'{variable} = AutoModel.from_pretrained("{name}")  # {type(model).__name__}, '
-                  f"{model.num_parameters():,} parameters"]
+        lines += [f'{variable} = AutoModel.from_pretrained("{name}"{arguments(trust(model))})  '
+                  f"# {type(model).__name__}, {_learnt(model):,} parameters"]
         lines += [f'{variable}_input = {loader}.from_pretrained("{name}")'] if loader else []
-    lines += ["```", "", FEATURES, *dict.fromkeys(taken.described for taken in inputs.values()), ""]
+    lines += ["```", "", *[CODE] * any(map(trust, backbones.values()))]
+    lines += [FEATURES, *dict.fromkeys(taken.described for taken in inputs.values()), ""]
     if heads:
-        lines += ["`heads/` holds projections used in pretraining, as safetensors: "
-                  + "; ".join(f"`{name}` ({', '.join(sorted(tensors))})" for name, tensors in heads.items()) + ".", ""]
+        lines += ["`heads/` holds what was trained on top of them and evaluations need, as safetensors: "
+                  + "; ".join(f"`{name}` ({head.kind}, of {' and '.join(head.backbones.values())})"
+                              for name, head in heads.items()) + ".", ""]
     lines += ["## How it was made", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {_cell(value)} |" for key, value in meta.items()]
     return "\n".join(lines) + "\n"
@@ -145,6 +155,13 @@ def _licence(made: Made) -> list[str]:
     said = [f"These weights: {made.license}."] if made.license != "other" else [
         "Under which licence these weights are, nobody has said: set `license` above before they are passed on."]
     return said + [f"Of the data: {', '.join(made.licences)}."] * bool(made.licences)
+
+
+def _learnt(model: PreTrainedModel) -> int:
+    """Parameters that the folder holds, without those that no feature passes through."""
+    unused = unused_parameters(model)
+    sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in model.named_parameters()}
+    return sum(size for name, size in sizes.items() if name not in unused)
 
 
 def _identifier(name: str) -> str:

@@ -100,6 +100,11 @@ class Claim:
         return self.loader.format(folder="DIR")
 
 
+def arguments(options: Mapping[str, Any]) -> str:
+    """Of a call, behind its first one."""
+    return "".join(f", {key}={value}" for key, value in options.items())
+
+
 def digests(state: Mapping[str, Tensor]) -> dict[str, str]:
     """SHA-256 of each tensor, on the CPU: outputs of a small network say little of a single one of its weights."""
     return {name: hashlib.sha256(value.detach().contiguous().numpy().tobytes()).hexdigest()
