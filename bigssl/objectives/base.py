@@ -134,6 +134,9 @@ class Objective(nn.Module):
     adjustable: ClassVar[tuple[str, ...]] = ()
     """Fields of `Config` (with those below them) of which a run may be given other values on purpose (`--change`): what
     is made of samples and of the loss, never what shapes or names a network."""
+    most: int | None = None
+    """Samples that a pass over all ranks may hold at most, None for any number; of an instance, which its settings
+    decide."""
     draws_more: ClassVar[bool] = False
     """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand."""
 
@@ -177,7 +180,7 @@ class Objective(nn.Module):
             return super().__call__(batch, *args, **kwargs)
 
     def forward(self, batch: Any, at: Progress) -> Losses:
-        """The losses of a micro-batch.
+        """The losses of a micro-batch. One that compares samples with each other is made in two halves: `Comparing`.
 
         Args:
             batch: what `assemble` gave, on the device.

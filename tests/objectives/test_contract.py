@@ -351,7 +351,8 @@ def test_every_field_of_the_config_does_something(name: str, kind: type[Objectiv
         task = objective(kind, name, twins=True, **fields)
         data = batch(task)
         shapes = {key: tuple(value.shape) for key, value in task.state_dict().items()}
-        return task.sources(), shapes, content(data), runs.numbers(task(data, AT)), momenta(task, AT)
+        trained = [key for key, value in task.named_parameters() if value.requires_grad]
+        return task.sources(), shapes, trained, content(data), runs.numbers(task(data, AT)), momenta(task, AT)
 
     outcomes: dict[str, Any] = {}
 
