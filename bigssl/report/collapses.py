@@ -22,6 +22,16 @@ LIMITS = (ALIKE, 0.2)  # it begins below the first and is over above the second:
 WIDE, TENTH = 128, 0.1
 FEW = 8  # directions that must be possible: the rank of a handful of samples is chance
 PREFIX, RANK = "spread/", "directions of "
+_BEYOND = ". Whatever the loss says, next to nothing of the input is in them"
+_ALIKE = "those of all samples are nearly alike (spread {:.3f}; 0: all alike, 1: as different as can be)" + _BEYOND
+_OF_A_GAME = {  # of a generator and a discriminator, `bigssl/nets/gan.py`
+    "fills": "all samples are filled in nearly alike (spread {:.3f}; 0: all alike, 1: as different as the truth). The "
+    "generator has collapsed to one answer, whatever it is shown",
+    "discriminator": "it sees nearly the same in every picture and every fill (spread {:.3f}; 0: all alike, 1: as "
+    "different as can be). What it says teaches the generator nothing",
+    "doubt": "the discriminator is sure of all that it sees ({:.3f}; 0: sure, 1: undecided). It has won, or says the "
+    "same of everything: log D is saturated, and teaches the generator next to nothing",
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,7 @@ class Collapse:
     @property
     def sentence(self) -> str:
         if self.end is None:
-            return (f"{self.name}: collapsed since step {self.begin}: {self.seen}. Whatever the loss says, next to "
-                    "nothing of the input is in them")  # fmt: skip
+            return f"{self.name}: collapsed since step {self.begin}: {self.seen}"
         return f"{self.name}: collapsed at step {self.begin}, no longer at step {self.end}"
 
 
@@ -83,8 +92,7 @@ class CollapseWatch:
                 continue
             kind, _, name = key.partition("/")
             if key.startswith(PREFIX):
-                yield Watched(name, value, f"those of all samples are nearly alike (spread {value:.3f}; 0: all alike, "
-                              "1: as different as can be)")  # fmt: skip
+                yield Watched(name, value, _OF_A_GAME.get(name.rpartition("/")[2], _ALIKE).format(value))
             elif kind == "health" and name.endswith("/rankme") and (of := values.get(f"{key[:-6]}of", 0)) >= FEW:
                 yield self._directions(name.removesuffix("/rankme"), value, of)
 
@@ -93,7 +101,7 @@ class CollapseWatch:
         healthy = max(first - 1, TENTH * (min(of, WIDE) - 1))
         since = f" (RankMe; {first:.1f} at first)" if first - rankme >= 0.1 else " (RankMe)"
         return Watched(f"{RANK}{name}", (rankme - 1) / healthy,
-                       f"they are about {rankme:.1f} of {of:.0f}{since}")  # fmt: skip
+                       f"they are about {rankme:.1f} of {of:.0f}{since}{_BEYOND}")  # fmt: skip
 
 
 def collapses(rows: Iterable[Mapping[str, float]]) -> list[Collapse]:

@@ -109,7 +109,7 @@ def drafted(name: str, task: str, kind: type[Objective], parts: Parts, tokenizer
         "backbones": backbones,
         "data": {"sources": {SOURCE: {"url": parts.train}}},
         "batch": {"size": batch},
-        "optim": {"name": "adamw", "lr": 0.001, "weight_decay": 0.05, "warmup": steps // 10, "schedule": "cosine"},
+        "optim": {"name": "adamw", "lr": 0.001, "weight_decay": 0.05, "warmup": 0.1, "schedule": "cosine"},
         "checkpoint": {"every": max(1, steps // 2)},
     }
 

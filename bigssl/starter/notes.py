@@ -34,7 +34,7 @@ def remarks(values: Mapping[str, Any], kind: type[Objective], parts: Parts) -> d
         "steps": f"{passes:.3g} passes over {parts.look.samples} samples; a real run has 10 to 100 times as many",
         "objective.name": (kind.__doc__ or "").split("\n")[0],
         "batch": "over all ranks; contrasts gain by more; a larger one wants a larger lr",
-        "optim": "lr rises over `warmup` steps, then falls to 0",
+        "optim": "lr rises over the share `warmup` of the steps, then falls to 0",
         "checkpoint": "the same command goes on from the newest; there is one at the end, too",
         "evaluate": "the scorecard at the end, beside random weights and the raw input",
         "probe": "the same while it trains, on few samples",
