@@ -1,4 +1,4 @@
-"""What holds for every remaker (bigssl/nets/remaking), by the task that exports it: `pytest tests/objectives -k NAME`"""
+"""Of every remaker (bigssl/nets/remaking), by the task that exports it: `pytest tests/objectives -k KIND`"""
 
 from __future__ import annotations
 
