@@ -105,7 +105,8 @@ class Mae(Objective):
         order = self.remaker.order(batch[SEEDS])  # [B, N]; the first are visible
         hidden = encode_visible(self.backbone.model, pixels, order[:, : self.visible])  # [B, 1 + visible, D]
         predicted = self.remaker(hidden, order)  # [B, N, P]
-        whole, masked = patches_of(pixels, self.patch), order[:, self.visible :]
+        whole = patches_of(pixels, self.patch)
+        masked = order[:, self.visible :]
         target, variance = targets(whole)
         blind, flat = blind_error(rows_at(variance, masked), target.shape[-1])
         named = "each hidden patch's mean"
