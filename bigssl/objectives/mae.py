@@ -84,7 +84,7 @@ class Mae(Objective):
         self.remaker = MaeRemaker(
             dim=self.backbone.dim, size=self.backbone.size, patch=self.patch, visible=self.visible,
             width=config.decoder_dim, layers=config.decoder_layers, heads=config.decoder_heads,
-            normalised=config.normalised_pixels,
+            channels=self.backbone.channels, normalised=config.normalised_pixels,
         )  # fmt: skip
         if not config.normalised_pixels:
             self.least = 2  # of one picture, the mean picture is itself

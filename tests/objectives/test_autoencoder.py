@@ -22,9 +22,9 @@ AT = Progress(0, 100)
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 
 
-def tower(kind: str = "resnet", size: int = 32, **config: Any) -> Tower:
+def tower(kind: str = "resnet", size: int = 32, channels: int | None = None, **config: Any) -> Tower:
     torch.manual_seed(0)
-    return Tower("image", BackboneConfig(type=kind, size=size, config=config or RESNET), None)
+    return Tower("image", BackboneConfig(type=kind, size=size, channels=channels, config=config or RESNET), None)
 
 
 def test_the_loss_is_the_squared_error_per_pixel(objective: Any, batch: Any) -> None:
@@ -61,6 +61,11 @@ def test_a_resnet_draws_from_its_last_map() -> None:
         hidden = task.backbone.model(pixel_values=torch.zeros(2, 3, 48, 48)).last_hidden_state
         assert task.remaker(hidden).shape == (2, 3, 48, 48)
     assert task.exports()["autoencoder"].tensors.keys() == dict(task.remaker.named_parameters()).keys()
+    grey = Autoencoder(Autoencoder.Config(source="x", width=16, noise=0.1), {"image": tower(channels=1)})
+    pictures = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
+    losses = grey({"image": pictures, "sample_seeds": torch.arange(2)}, AT)
+    drawn = grey.eval().remaker.remake(grey.backbone.model, pictures, torch.arange(2))
+    assert drawn.made.shape == (2, 1, 32, 32) and losses.total.isfinite()
 
 
 @pytest.mark.parametrize(
