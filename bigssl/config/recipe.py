@@ -175,6 +175,10 @@ class BatchConfig(Section):
     size: PositiveInt = Field(description="samples per optimizer step over all ranks")
     micro: PositiveInt | None = Field(None, description="samples per rank and forward pass")
     accum: PositiveInt | None = Field(None, description="forward passes per optimizer step")
+    cached: bool = Field(
+        False, description="a contrastive loss compares the samples of all passes of a step (GradCache): each passes "
+        "twice, once for its embedding, once for its gradient"
+    )
 
 
 class ZeroConfig(Section):

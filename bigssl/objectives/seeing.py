@@ -6,7 +6,9 @@ import numpy as np
 
 from bigssl.config.errors import ConfigError
 from bigssl.data.kinds import decode
+from bigssl.data.kinds.multicrop import MultiCrop, MultiCropConfig, Scheme
 from bigssl.data.sample import Sample
+from bigssl.nets.modality.kinds import ONE_SIDE
 from bigssl.nets.towers import Tower
 
 
@@ -32,3 +34,20 @@ def refuse_grey(tower: Tower, field: str, backbone: str) -> None:
     if tower.channels == 1:
         raise ConfigError(f"{field}: backbone {backbone!r} has channels 1, so that it sees no colours; allowed: one "
                           "with channels 3")  # fmt: skip
+
+
+def crops_for(tower: Tower, config: MultiCropConfig, own: Scheme) -> MultiCrop:
+    """The crops of a task's pictures, small ones in whole patches of its backbone.
+
+    own: the scheme of the task, where `config` names none.
+    Raises:
+        ConfigError: the backbone takes no small crops, or `config` asks for what cannot be.
+    """
+    kind = tower.model.config.model_type
+    if config.small and kind in ONE_SIDE:
+        raise ConfigError(
+            f"objective.crops.small: value {config.small}, but the backbone is of type {kind}, which takes pictures of "
+            f"its own side only; allowed: 0"
+        )
+    patch = getattr(tower.model.config, "patch_size", 1)
+    return MultiCrop(config, tower.size, patch if isinstance(patch, int) else 1, own)

@@ -68,10 +68,11 @@ class SimClrAugment:
     """Random views of a picture: (uint8 [H, W, C], generator) -> uint8 [C, size, size], C = 3 or 1.
 
     size: side of the view in pixels. min_scale, max_scale: smallest and largest share of the area that a crop keeps
-    (aspect 3/4 to 4/3). flip: mirror half of them. jitter: strength s of the paper, applied to 80 %: brightness and contrast by a factor
-    from [1 - .8 s, 1 + .8 s], saturation from [1 - `saturation` s, 1 + `saturation` s], hue by up to ±.2 s turns, in
-    random order. grey, blur, solarise: probabilities; blur has a sigma from [.1, 2] at 224 pixels, in proportion to
-    `size`. The same numbers are drawn for a picture of one channel, which has no saturation, hue or grey to change.
+    (aspect 3/4 to 4/3). flip: mirror half of them. jitter: strength s of the paper, applied to 80 %: brightness and
+    contrast by a factor from [1 - .8 s, 1 + .8 s], saturation from [1 - `saturation` s, 1 + `saturation` s], hue by up
+    to ±.2 s turns, in random order. grey, blur, solarise: probabilities; blur has a sigma from [.1, 2] at 224 pixels,
+    in proportion to `size`. The same numbers are drawn for a picture of one channel, which has no saturation, hue or
+    grey to change.
     """
 
     size: int
