@@ -183,7 +183,7 @@ class Inpainting(Objective):
 
     def exports(self) -> dict[str, Head | Network]:
         of = {"image": self.config.backbone}
-        judge = dict(self.discriminator.named_parameters())
+        judge = dict[str, Tensor](self.discriminator.named_parameters())
         return {
             "inpainting": Head(self.remaker.kind, of, self.remaker.learnt(), self.remaker.settings),
             "discriminator": Head("discriminator", of, judge),
