@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,16 +59,22 @@ def _kept(value: Tensor) -> Tensor:
 
 
 class ProjectionHead(nn.Module):
-    """Two-layer MLP with BatchNorm (SimCLR, Chen et al. 2020): [B, dim] -> [B, out], dtype kept."""
+    """MLP on a backbone: [B, dim] -> [B, out], dtype kept. Two layers with BatchNorm are SimCLR's (Chen et al. 2020),
+    three SimCLR v2's (arXiv 2006.10029), two without MoCo v2's (arXiv 2003.04297)."""
 
-    def __init__(self, dim: int, hidden: int, out: int, *, bias: bool = True) -> None:
-        """bias: of the last layer. Without, where a BatchNorm follows: it would undo the bias, whose gradient would be
+    def __init__(
+        self, dim: int, hidden: int, out: int, *, layers: int = 2, norm: bool = True, last_norm: bool = False,
+        bias: bool = True,
+    ) -> None:  # fmt: skip
+        """norm: BatchNorm behind all layers but the last. last_norm: one without weights behind the last (MoCo v3).
+        bias: of the last layer. Without, where a BatchNorm follows: it would undo the bias, whose gradient would be
         rounding noise that Adam walks along."""
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(dim, hidden, bias=False), GlobalBatchNorm(hidden), nn.ReLU(inplace=True),
-            nn.Linear(hidden, out, bias=bias),
-        )  # fmt: skip
+        widths, parts = [dim, *[hidden] * (layers - 1)], list[nn.Module]()
+        for before, after in itertools.pairwise(widths):
+            parts += [nn.Linear(before, after, bias=not norm), *[GlobalBatchNorm(after)] * norm, nn.ReLU(inplace=True)]
+        parts.append(nn.Linear(widths[-1], out, bias=bias and not last_norm))
+        self.layers = nn.Sequential(*parts, *[GlobalBatchNorm(out, affine=False)] * last_norm)
 
     def forward(self, features: Tensor) -> Tensor:
         projected: Tensor = self.layers(features)

@@ -6,7 +6,7 @@ name is the task's name in recipes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
 
@@ -134,6 +134,9 @@ class Objective(nn.Module):
     adjustable: ClassVar[tuple[str, ...]] = ()
     """Fields of `Config` (with those below them) of which a run may be given other values on purpose (`--change`): what
     is made of samples and of the loss, never what shapes or names a network."""
+    most: int | None = None
+    """Samples that a pass over all ranks may hold at most, None for any number; of an instance, which its settings
+    decide."""
     draws_more: ClassVar[bool] = False
     """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand."""
 
@@ -161,6 +164,11 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def unfit(self, prepared: Sequence[dict[str, Any]]) -> str:
+        """Why nothing is to be learnt from data of which a few samples were `prepared`, in words; "" where there is.
+        Asked of each dataset before a run (`bigssl config check`), where each sample by itself would do."""
+        return ""
+
     def assemble(self, by_source: dict[str, Any]) -> Any:
         """Collated batches by source -> the argument of `forward`."""
         return by_source[self.sources()[0]]
@@ -172,7 +180,7 @@ class Objective(nn.Module):
             return super().__call__(batch, *args, **kwargs)
 
     def forward(self, batch: Any, at: Progress) -> Losses:
-        """The losses of a micro-batch.
+        """The losses of a micro-batch. One that compares samples with each other is made in two halves: `Comparing`.
 
         Args:
             batch: what `assemble` gave, on the device.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -170,17 +171,15 @@ def _remade(
     bench: Bench, subject: Subject, maker: Maker, pictures: Tensor, keys: Iterable[str]
 ) -> Remade | None:  # fmt: skip
     """None where the pixels of a network that trains are not finite: its loss says so, and the other ranks are not left
-    in a pass. Raises DataError where those of an exported one are not."""
+    in a pass. Of an exported one, whatever is wrong is a DataError."""
     model, remaker = maker
     seeds = torch.tensor([picture_seed(key) for key in keys], device=pictures.device)
+    exported = nullcontext() if bench.live else named(f"{bench.where}: pictures of {subject.name}")
     try:
-        with evaluating(model):
+        with exported, evaluating(model):
             return remaker.remake(model, pictures, seeds)
-    except FloatingPointError as error:
-        if bench.live:
-            return None
-        with named(f"{bench.where}: pictures of {subject.name}"):
-            raise error
+    except FloatingPointError:
+        return None
 
 
 def picture_seed(key: str) -> int:
