@@ -36,6 +36,7 @@ def of_schedule(recipe: Recipe) -> Iterator[str]:
 def _of_optimizer(optim: OptimConfig) -> Iterator[str]:
     used = {
         "betas": optim.name != "lars", "eps": optim.name != "lars", "momentum": optim.name in ("lars", "muon"),
+        "trust": optim.name == "lars",
         "adam_lr": optim.name == "muon", "decay": optim.schedule == "wsd", "power": optim.schedule == "polynomial",
         "final": optim.schedule != "constant",
     }  # fmt: skip

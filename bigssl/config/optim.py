@@ -82,6 +82,9 @@ class OptimConfig(_WithBetas):
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     momentum: Decay = Field(0.9, description="lars and muon")
+    trust: Annotated[float, Field(gt=0)] = Field(
+        1e-3, description="lars: η, the step of a layer as a share of its norm, before lr"
+    )
     adam_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="muon: rate of its AdamW half; default lr")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not applied to norms, biases and `no_decay`")
     no_decay: list[str] = Field(

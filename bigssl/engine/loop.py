@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,7 @@ from bigssl.engine.plan.memory import checkpoint_bytes
 from bigssl.engine.plan.pairing import keep_reports
 from bigssl.engine.plan.preflight import Plan
 from bigssl.engine.resume import open_folder, settle_folder, settled
+from bigssl.engine.stepping.cached import CachedPasses, EachPass, Passes
 from bigssl.engine.teaching import teach
 from bigssl.engine.zero import Engine
 from bigssl.nets.progress import Progress
@@ -43,8 +44,8 @@ class Probe(Protocol):
     def prepare(self) -> None:
         """Once, before the first step."""
 
-    def __call__(self) -> dict[str, float]:
-        """Numbers by the names they have in the metrics."""
+    def __call__(self, step: int) -> dict[str, float]:
+        """Numbers after that many steps, by the names they have in the metrics."""
         ...
 
 
@@ -107,6 +108,9 @@ class _Run:
         self.guard = Guard(recipe.folder, device, keep=recipe.log_every * plan.accum)
         self.clock, self.data_wait = Clock(), DataWait(recipe.data.workers)
         self.skipped = Skipped(recipe.folder, allowed=recipe.data.max_errors, resume_step=start)
+        self.passes: Passes = EachPass(engine)
+        if recipe.batch.cached and plan.accum > 1:
+            self.passes = CachedPasses(engine, plan.objective, device, bf16=plan.bf16)
         self.teachers = plan.objective.teachers()
         self.collapse = CollapseWatch(read_metrics(recipe.folder) if main else [])
         self.logged = start
@@ -170,12 +174,12 @@ class _Run:
         torch.manual_seed(_step_seed(self.recipe.seed, step, distributed.rank()))
         at, done = Progress(step, self.recipe.steps), list[Losses]()
         keys: list[Keys] = []
-        for batch in self._timed(passes):
+        for batch in self._begun(passes, at):
             data = batch.to(self.device)
             with self.clock("forward"), self.guard.noticing(self.progress.note):
-                losses: Losses = self.engine(data.data, at)
+                value, losses = self.passes(data.data, at)
             with self.clock("backward"):
-                self.engine.backward(losses.total)
+                self.engine.backward(value)
             with self.clock("optimizer"):
                 self.engine.step()
                 if self.engine.applied:
@@ -186,6 +190,13 @@ class _Run:
             keys.append(batch.keys)
         self.ledger.write(step, keys)
         return done
+
+    def _begun(self, passes: Iterator[Batch], at: Progress) -> Iterable[Batch]:
+        batches: Iterator[Batch] = self._timed(passes)
+        if self.recipe.batch.cached:
+            batches = iter(list(batches))  # waiting for data is no forward pass
+        with self.clock("forward"):
+            return self.passes.begin(batches, at)
 
     def _timed(self, passes: Iterator[Batch]) -> Iterator[Batch]:
         while True:
@@ -224,7 +235,7 @@ class _Run:
         probed: dict[str, float] = {}
         if probe is not None and self._probes(done):
             with self.clock("probe"):
-                probed = probe()
+                probed = probe(done)
         measures = {f"loss{path}": Measure(p.unit, p.blind_name) for path, p in passes[0].named()}
         self.metrics.describe(measures | (probe.measures if probe is not None else {}))
         self.metrics.write(done, record | probed)

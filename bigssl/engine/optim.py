@@ -103,7 +103,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig, *, sharded: bool) ->
     if config.name == "lamb":
         return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps, sharded=sharded)
     if config.name == "lars":
-        return Lars(groups, lr=config.lr, momentum=config.momentum, sharded=sharded)
+        return Lars(groups, lr=config.lr, momentum=config.momentum, trust=config.trust, sharded=sharded)
     from bigssl.engine.zero import muon
 
     return muon(groups)

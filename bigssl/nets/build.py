@@ -147,8 +147,9 @@ def twin(module: M) -> M:
             mine.compile()
         if vars(mine).pop(_PLAN, None) is not None:
             vars(theirs)[_PLAN].twins.append(mine)
+    described = {id(p) for part in module.modules() if _PLAN in vars(part) for p in part.parameters()}
     for parameter in module.parameters():
-        _copy(parameter, empty[id(parameter)])
+        _copy(parameter, empty[id(parameter)], later=id(parameter) in described)
     return other
 
 
@@ -280,8 +281,9 @@ def _like(parameter: nn.Parameter) -> nn.Parameter:
 
 
 @torch.no_grad()
-def _copy(parameter: nn.Parameter, other: nn.Parameter) -> None:
-    if parameter.is_meta:
+def _copy(parameter: nn.Parameter, other: nn.Parameter, later: bool) -> None:
+    """later: once `parameter` is filled; until then it may have numbers of the constructor (a ViT's class token)."""
+    if later or parameter.is_meta:
         vars(parameter).setdefault(_TWINS, []).append(other)
     else:
         other.copy_(parameter)

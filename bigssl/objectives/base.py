@@ -26,6 +26,7 @@ from bigssl.discovery import classes_in
 from bigssl.nets import dropout
 from bigssl.nets.constraint import Constraint
 from bigssl.nets.ema import Ema
+from bigssl.nets.heads import Head as Head
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.needs import Needs
@@ -68,22 +69,6 @@ class Losses(NamedTuple):
         yield path, self
         for name, part in self.parts.items():
             yield from part.named(f"{path}/{name}")
-
-
-class Head(NamedTuple):
-    """What a task has trained on top of its backbones and an evaluation needs again.
-
-    Attributes:
-        kind: what it is: "clip" (two projections) or "mlm" (a head of masked language modelling).
-        backbones: the name of the backbone it belongs to, by role ("image", "text"): on another it means nothing.
-        tensors: by name, as they are exported.
-        settings: what else it takes to make it anew, as JSON can hold it.
-    """
-
-    kind: str
-    backbones: dict[str, str]
-    tensors: dict[str, Tensor]
-    settings: dict[str, Any] = {}  # noqa: RUF012 - nobody writes to it
 
 
 class Network(NamedTuple):
@@ -140,12 +125,18 @@ class Objective(nn.Module):
     """Whether the loss depends on the seeds of the samples (masks and noise drawn on the device), dropout apart."""
     causal: ClassVar[bool] = False
     """Whether the network is shown what the loss asks for, one position late (language models from left to right)."""
+    narrow: ClassVar[bool] = False
+    """Whether the network is shown what the loss asks for, and what is between has no room for all of it, or is
+    disturbed (autoencoders)."""
     cannot_collapse: ClassVar[bool] = False
     """Whether the loss by itself keeps samples apart (a reconstruction, which no constant gives): there is a `spread`,
     but nothing that could be taken away."""
     adjustable: ClassVar[tuple[str, ...]] = ()
     """Fields of `Config` (with those below them) of which a run may be given other values on purpose (`--change`): what
     is made of samples and of the loss, never what shapes or names a network."""
+    most: int | None = None
+    """Samples that a pass over all ranks may hold at most, None for any number; of an instance, which its settings
+    decide."""
     draws_more: ClassVar[bool] = False
     """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand."""
 
@@ -189,7 +180,7 @@ class Objective(nn.Module):
             return super().__call__(batch, *args, **kwargs)
 
     def forward(self, batch: Any, at: Progress) -> Losses:
-        """The losses of a micro-batch.
+        """The losses of a micro-batch. One that compares samples with each other is made in two halves: `Comparing`.
 
         Args:
             batch: what `assemble` gave, on the device.

@@ -13,7 +13,7 @@ from torch import nn
 
 from bigssl.config.conflicts import of_schedule
 from bigssl.config.optim import OptimConfig
-from bigssl.engine.layerwise import Lamb, Lars
+from bigssl.engine.layerwise import Lamb
 from bigssl.engine.optim import build_optimizer, parameter_groups, schedule, set_learning_rate
 
 
@@ -88,8 +88,9 @@ def test_lamb_is_its_paper() -> None:
 
 def test_lars_is_its_paper() -> None:
     torch.manual_seed(0)
-    weight = nn.Parameter(torch.randn(3, 2))
-    optimizer = Lars([weight], lr=0.5, momentum=0.8, weight_decay=0.2, trust=0.01)
+    layer = nn.Linear(2, 3, bias=False)
+    section = {"name": "lars", "lr": 0.5, "momentum": 0.8, "weight_decay": 0.2, "trust": 0.01}
+    weight, optimizer = layer.weight, build_optimizer(layer, OptimConfig.model_validate(section), sharded=False)
     w, velocity = weight.detach().clone(), torch.zeros(3, 2)
     for _ in range(3):
         grad = torch.randn(3, 2)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -76,17 +75,17 @@ class TwoViews:
         self.batched = config.device == "accelerator"
 
     def prepare(self, pixels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """uint8 [H, W, 3] -> what `of` needs of it: two views, or one canvas and the numbers of two views."""
+        """uint8 [H, W, C] -> what `of` needs of it: two views, or one canvas and the numbers of two views."""
         if not self.batched:
             first, second = (draw(pixels, rng) for draw in self.distributions)
             return {"view1": first, "view2": second}
-        image = Image.fromarray(pixels)
-        views = [distribution.draw(*image.size, rng) for distribution in self.distributions]
-        canvas, scale = on_canvas(image, self.canvas)
-        return {"image": canvas, **{f"view{n}": placed(v, *image.size, scale) for n, v in enumerate(views, 1)}}
+        height, width = pixels.shape[:2]
+        views = [distribution.draw(width, height, rng) for distribution in self.distributions]
+        canvas, scale = on_canvas(pixels, self.canvas)
+        return {"image": canvas, **{f"view{n}": placed(v, width, height, scale) for n, v in enumerate(views, 1)}}
 
     def of(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Collated samples -> both views, uint8 [B, 3, size, size] each, on the device of the batch."""
+        """Collated samples -> both views, uint8 [B, C, size, size] each, on the device of the batch."""
         if not self.batched:
             return batch["view1"], batch["view2"]
         first, second = (
