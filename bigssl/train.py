@@ -168,7 +168,8 @@ def live_probe(recipe: Recipe, plan: preflight.Plan, device: torch.device, team:
     if recipe.probe is None or team is None:
         return None
     live = Live(subjects(plan), lambda: _heads(plan), zero.gathered)
-    return LiveProbe(recipe.probe.sections, live, team=team, seed=recipe.seed, device=device)
+    return LiveProbe(recipe.probe.sections, live, team=team, seed=recipe.seed, device=device,
+                     folder=recipe.folder)  # fmt: skip
 
 
 def subjects(plan: preflight.Plan) -> list[Subject]:
@@ -245,7 +246,8 @@ def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:
         card = None
         if recipe.evaluate is not None:
             made = f"Made with {recipe.folder}/config.yaml, of the export after {recipe.steps} steps."
-            card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device, team=team, made=made)
+            card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device, team=team, made=made,
+                         steps=recipe.steps)  # fmt: skip
         if distributed.is_main():
             if card is not None:
                 print(format_table(card), flush=True)

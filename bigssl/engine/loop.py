@@ -44,8 +44,8 @@ class Probe(Protocol):
     def prepare(self) -> None:
         """Once, before the first step."""
 
-    def __call__(self) -> dict[str, float]:
-        """Numbers by the names they have in the metrics."""
+    def __call__(self, step: int) -> dict[str, float]:
+        """Numbers after that many steps, by the names they have in the metrics."""
         ...
 
 
@@ -235,7 +235,7 @@ class _Run:
         probed: dict[str, float] = {}
         if probe is not None and self._probes(done):
             with self.clock("probe"):
-                probed = probe()
+                probed = probe(done)
         measures = {f"loss{path}": Measure(p.unit, p.blind_name) for path, p in passes[0].named()}
         self.metrics.describe(measures | (probe.measures if probe is not None else {}))
         self.metrics.write(done, record | probed)

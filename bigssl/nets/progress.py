@@ -32,3 +32,19 @@ class CosineRamp:
     def __call__(self, at: Progress) -> float:
         left = 0.5 * (math.cos(math.pi * at.step / at.steps) + 1)
         return self.stop - (self.stop - self.start) * left
+
+
+@dataclass(frozen=True)
+class LinearRamp:
+    """From `start` at the first step to `stop` when a `share` of the run is done, along a line; then it stays.
+
+    A teacher's temperature in DINO (Caron et al. 2021, arXiv 2104.14294, appendix: .04 to .07 in 30 epochs).
+    """
+
+    start: float
+    stop: float
+    share: float
+
+    def __call__(self, at: Progress) -> float:
+        done = at.step / at.steps
+        return self.stop if done >= self.share else self.start + (self.stop - self.start) * done / self.share

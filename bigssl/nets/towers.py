@@ -21,6 +21,7 @@ from bigssl.nets.folders import check_pretrained, check_tokenizer, other_normali
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.modality.fields import check_fields, modality_for
 from bigssl.nets.modality.kinds import CAUSAL, STILL, unused_parameters
+from bigssl.nets.modality.pixels import COLOURS
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
 from bigssl.nets.pool import mean_of
 from bigssl.nets.pretrained import found_in
@@ -38,7 +39,8 @@ class Tower(nn.Module):
         modality: "image", "text", "series" or "audio", a name in MODALITIES.
         size: image side in pixels; 0 where it takes no pictures, as for the following.
         length: tokens per text, steps per series or samples per sound.
-        channels: values per step of a series.
+        channels: values per step of a series; of pictures 3, or 1.
+        window: stored values of deep grey pictures that become 0 and 255; None: as `pictures.image` says.
         rate: samples of sound per second.
         begun: what was read of it (`init_from`), in a sentence; "" where nothing was, or by another rank.
     """
@@ -58,7 +60,8 @@ class Tower(nn.Module):
         _refuse_one_sided(where, hf)
         refuse_other_size(where, given, hf)
         self.size, self.length = config.size or 0, config.length or 0
-        self.channels, self.rate = config.channels or 0, config.rate or 0
+        self.channels, self.rate = config.channels or (COLOURS if self.size else 0), config.rate or 0
+        self.window = None if config.window is None else (config.window[0], config.window[1])
         field = f"{where}.init_from" if config.init_from else f"{where}.config"
         self.dim = feature_size(
             field, hf, lambda: row.trial(config, tokenizer), lambda model, inputs: mean_of(*row.run(model, inputs)),

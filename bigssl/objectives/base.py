@@ -6,7 +6,7 @@ name is the task's name in recipes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
 
@@ -125,6 +125,9 @@ class Objective(nn.Module):
     """Whether the loss depends on the seeds of the samples (masks and noise drawn on the device), dropout apart."""
     causal: ClassVar[bool] = False
     """Whether the network is shown what the loss asks for, one position late (language models from left to right)."""
+    narrow: ClassVar[bool] = False
+    """Whether the network is shown what the loss asks for, and what is between has no room for all of it, or is
+    disturbed (autoencoders)."""
     cannot_collapse: ClassVar[bool] = False
     """Whether the loss by itself keeps samples apart (a reconstruction, which no constant gives): there is a `spread`,
     but nothing that could be taken away."""
@@ -160,6 +163,11 @@ class Objective(nn.Module):
                 `sample` itself; see `More`. For tasks that say `draws_more`.
         """
         raise NotImplementedError
+
+    def unfit(self, prepared: Sequence[dict[str, Any]]) -> str:
+        """Why nothing is to be learnt from data of which a few samples were `prepared`, in words; "" where there is.
+        Asked of each dataset before a run (`bigssl config check`), where each sample by itself would do."""
+        return ""
 
     def assemble(self, by_source: dict[str, Any]) -> Any:
         """Collated batches by source -> the argument of `forward`."""

@@ -30,8 +30,8 @@ from bigssl.objectives.needs import Needs
 from bigssl.objectives.tiled import TiledConfig, Tiles, classifier, told_apart
 
 MEAN, DEVIATION, FLAT = 127.5, 64.0, 1.0
-"""Of a normalised tile, in the bytes of a picture, which it is then like; and what is added to a tile's own deviation,
-in whose place noise would come where it shows nothing."""
+"""Of a normalised tile, in the bytes of a picture, which it is then like; and the least deviation that one is given for
+its own: noise would come in the place of nothing. (Added to all, it would leave a trace of each tile's contrast.)"""
 
 
 class Jigsaw(Objective):
@@ -94,4 +94,4 @@ def normalised_tiles(tiles: Tensor) -> Tensor:
     values = tiles.float()
     centred = values - values.mean((-2, -1), keepdim=True)
     deviation = centred.square().mean((-3, -2, -1), keepdim=True).sqrt()
-    return MEAN + DEVIATION * centred / (deviation + FLAT)
+    return MEAN + DEVIATION * centred / deviation.clamp(min=FLAT)

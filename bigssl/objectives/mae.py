@@ -79,6 +79,7 @@ class Mae(Objective):
         self.remaker = MaeRemaker(
             dim=self.backbone.dim, size=self.backbone.size, patch=self.patch, visible=self.visible,
             width=config.decoder_dim, layers=config.decoder_layers, heads=config.decoder_heads,
+            channels=self.backbone.channels,
         )  # fmt: skip
         can_hide(self.backbone.model)
         self.augment = SimClrAugment(

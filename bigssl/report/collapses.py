@@ -20,6 +20,16 @@ ALIKE = 0.1  # a spread below it is a collapse: two samples have a mean cosine o
 SPREAD, SPAN = (ALIKE, 0.2), (0.01, 0.02)  # it begins below the first and is over above the second: noise says nothing
 WIDE = 128
 PREFIX = "spread/"
+_BEYOND = ". Whatever the loss says, next to nothing of the input is in them"
+_ALIKE = "those of all samples are nearly alike (spread {:.3f}; 0: all alike, 1: as different as can be)" + _BEYOND
+_OF_A_GAME = {  # of a generator and a discriminator, `bigssl/nets/gan.py`
+    "fills": "all samples are filled in nearly alike (spread {:.3f}; 0: all alike, 1: as different as the truth). The "
+    "generator has collapsed to one answer, whatever it is shown",
+    "discriminator": "it sees nearly the same in every picture and every fill (spread {:.3f}; 0: all alike, 1: as "
+    "different as can be). What it says teaches the generator nothing",
+    "doubt": "the discriminator is sure of all that it sees ({:.3f}; 0: sure, 1: undecided). It has won, or says the "
+    "same of everything: log D is saturated, and teaches the generator next to nothing",
+}
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,7 @@ class Collapse:
     @property
     def sentence(self) -> str:
         if self.end is None:
-            return (f"{self.name}: collapsed since step {self.begin}: {self.seen}. Whatever the loss says, next to "
-                    "nothing of the input is in them")  # fmt: skip
+            return f"{self.name}: collapsed since step {self.begin}: {self.seen}"
         return f"{self.name}: collapsed at step {self.begin}, no longer at step {self.end}"
 
 
@@ -55,11 +64,11 @@ def _watched(values: Mapping[str, float]) -> Iterator[Watched]:
             continue
         kind, _, name = key.partition("/")
         if key.startswith(PREFIX):
-            yield Watched(name, value, SPREAD, f"those of all samples are nearly alike (spread {value:.3f}; 0: all "
-                          "alike, 1: as different as can be)")  # fmt: skip
+            seen = _OF_A_GAME.get(name.rpartition("/")[2], _ALIKE)
+            yield Watched(name, value, SPREAD, seen.format(value))
         elif kind == "health" and name.endswith("/rankme") and (of := values.get(f"{key[:-6]}of", 0)) > 1:
             yield Watched(f"features of {name[:-7]}", (value - 1) / (min(of, WIDE) - 1), SPAN,
-                          f"they span about {value:.1f} of {of:.0f} directions (RankMe)")  # fmt: skip
+                          f"they span about {value:.1f} of {of:.0f} directions (RankMe){_BEYOND}")  # fmt: skip
 
 
 class CollapseWatch:

@@ -14,6 +14,7 @@ from bigssl.report.changes import read_changes
 from bigssl.report.collapses import collapses
 from bigssl.report.health import collapse_said, health_rows
 from bigssl.report.metrics import Measure, read_measures, read_metrics
+from bigssl.report.pictures import read_grids
 from bigssl.report.values import CARD_VERSION, SHARE, raws_said, shown, with_std, with_unit
 
 FILE = "report.html"
@@ -77,9 +78,9 @@ def _figures(rows: Rows, measures: dict[str, Measure], tasks: list[dict[str, Any
 
 def render_report(run_folder: Path, beside: Path | None = None) -> str:
     """The page of a run as HTML text; reads config.yaml, metrics.jsonl, environment.json, scorecard.json,
-    changes.jsonl, started_from.json and init_from.json as present.
+    changes.jsonl, started_from.json, init_from.json and pictures/*.png as present.
 
-    beside: another folder, from which the scorecard and the recipe that made it come.
+    beside: another folder, from which the scorecard, the recipe that made it and further pictures come.
     """
     rows = read_metrics(run_folder)
     card = _json((beside or run_folder) / "scorecard.json")
@@ -97,7 +98,7 @@ def render_report(run_folder: Path, beside: Path | None = None) -> str:
         stale=bool(card) and not readable, learnt=learnt, notes=card.get("notes", []),
         raws=[said for task in tasks if (said := raws_said(task))],
         health=health_rows(health), collapsed=collapse_said(health), collapses=collapses(rows),
-        figures=_figures(rows, measures, tasks),
+        figures=_figures(rows, measures, tasks), pictures=read_grids(run_folder, *([beside] if beside else [])),
         environment=_environment(_json(run_folder / environment.FILE)),
         began=_json(run_folder / "started_from.json"), read=_json(run_folder / "init_from.json"),
         changes=read_changes(run_folder),

@@ -53,7 +53,8 @@ class Bench:
         checkup: the health of features.
         kept: what the evaluations read and prepared, where it may stay in memory.
         rehearsal: no forward pass is made: features are zeros.
-        out: folder of the scorecard, beside which networks may be kept.
+        out: folder of the scorecard or of the run, in which networks and pictures may be kept; None: none is kept.
+        step: of the run, after which networks are judged.
     """
 
     team: Team
@@ -70,14 +71,15 @@ class Bench:
     encoded: dict[Any, Encoded] = field(default_factory=dict)
     rehearsal: bool = False
     out: Path | None = None
+    step: int = 0
 
     def at(self, where: str, batch: int) -> Bench:
         """The same for an evaluation."""
         return replace(self, where=where, batch=batch)
 
-    def again(self) -> Bench:
-        """The same for networks that have changed; what was read is kept."""
-        return replace(self, encoded={}, checkup=Checkup(), rehearsal=False)
+    def again(self, step: int) -> Bench:
+        """The same for networks that have changed, after a `step`; what was read is kept."""
+        return replace(self, encoded={}, checkup=Checkup(), rehearsal=False, step=step)
 
     def rows(self, where: str, sections: Mapping[str, Evaluation]) -> Iterator[tuple[str, ScoreRow]]:
         """What the evaluations of a section `where` of the recipe find, by NAME, or NAME/ROW where one has several

@@ -194,7 +194,7 @@ OBSTACLES: dict[str, tuple[str, str, dict[str, Any], list[str]]] = {
     "another field of the json": ("mlm", "reviews", {}, ["data.sources.it.url: ", "an object with review; allowed"]),
     "one channel": ("simclr", "pictures", {"backbones": {"image": RESNET | {
                     "config": {**RESNET["config"], "num_channels": 1}}}},  # type: ignore[dict-item]
-                    ["backbones.image.config.num_channels: value 1; allowed: 3"]),
+                    ["backbones.image.channels: value 3 (the default); allowed: 1, as config.num_channels says"]),
     "a tokenizer of another language": ("mlm", "chinese", {}, ["backbones.text.tokenizer: value '", "tokenizer.json'",
                                         "are [UNK], unknown to it", "in data.sources.it.url", "`bigssl tokenizer"]),
     "more channels": ("forecast", "wide", {}, ["objective (forecast), over backbones.net: takes no series "

@@ -243,6 +243,19 @@ def test_image_networks(kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(mean_of(*MODALITIES["image"].run(again, inputs)), ours, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", IMAGE)
+def test_every_type_of_pictures_takes_one_channel_or_says_that_it_does_not(kind: str) -> None:
+    section = BackboneConfig(type=kind, config=config(kind), size=SIZES.get(kind, 32), channels=1)
+    with torch.device("meta"):
+        try:
+            tower = towers.Tower("net", section, None)
+        except ConfigError as error:
+            assert f"backbones.net.channels: value 1; allowed: 3, the only number that a {kind} takes" in str(error)
+            return
+        pictures = torch.zeros(2, 1, section.size, section.size, dtype=torch.uint8)
+        assert tower.channels == 1 and tower.features({"image": pictures}).shape == (2, tower.dim)
+
+
 def check_gradients(module: torch.nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:

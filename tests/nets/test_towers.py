@@ -121,6 +121,9 @@ def test_normalise_maps_bytes_to_minus_one_to_one() -> None:
         ({"type": "patchtst", "rate": 8, "length": 32}, ["'patchtst' is not for an audio backbone", "it takes series"]),
         ({"type": "bert", "tokenizer": "no/such.json", "length": 8}, ["tokenizer", "no/such.json", "bigssl tokenizer"]),
         ({"type": "bert", "tokenizer": TOKENIZER}, ["backbones.image.length"]),
+        ({"type": "resnet", "channels": 1}, ["backbones.image.size: missing; an image backbone"]),
+        ({"type": "bert", "tokenizer": TOKENIZER, "length": 8, "window": [0, 1]},
+         ["image.window: value [0.0, 1.0] has no effect on a text backbone"]),
         ({"type": "vit", "size": 8, "allow_partial": True}, ["allow_partial: value true without init_from"]),
     ],
 )
@@ -129,6 +132,22 @@ def test_mistakes_are_named_before_anything_is_loaded(section: dict[str, Any], w
         towers.check_backbone("image", BackboneConfig.model_validate(section))
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"type": "resnet", "size": 32, "channels": 2}, "backbones.x.channels: value 2; allowed: 1 "),
+        ({"type": "resnet", "size": 32, "config": {"num_channels": 1}},
+         "backbones.x.channels: value 3 (the default); allowed: 1, as config.num_channels says"),
+        ({"type": "vit-tiny", "size": 40}, "x.size: value 40; allowed: a multiple of patch_size 16, such as 32 or 48"),
+        ({"type": "vit-tiny", "size": 8}, "x.size: value 8; allowed: a multiple of patch_size 16, such as 16, or"),
+    ],
+)
+def test_channels_and_patches_that_do_not_fit_are_named(section: dict[str, Any], said: str) -> None:
+    with torch.device("meta"), pytest.raises(ConfigError) as caught:
+        towers.Tower("x", BackboneConfig.model_validate(section), None)
+    assert said in str(caught.value)
 
 
 def test_activation_checkpointing_changes_nothing_but_memory() -> None:

@@ -79,8 +79,8 @@ class Given(Exported):
         super().__init__(Path("unused"), 3, {})
         self._loaded, self._head = {"text": subject}, head
 
-    def head(self, name: str) -> dict[str, torch.Tensor]:
-        return self._head
+    def head(self, name: str) -> Head:
+        return Head("mlm", {"text": "text"}, self._head)
 
 
 def bench_of(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor], batch: int = 4) -> Bench:

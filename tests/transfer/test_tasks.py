@@ -22,6 +22,7 @@ from bigssl.config.recipe import BackboneConfig
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.engine.plan.evaluation import Checked
 from bigssl.nets.heads import Head, MaskedLanguageHead
+from bigssl.nets.remaking.autoencoder import AutoencoderRemaker
 from bigssl.nets.towers import Tower
 from bigssl.report.html import write_report
 from bigssl.report.metrics import Measure
@@ -83,7 +84,9 @@ def heads(towers: dict[str, Tower]) -> dict[str, Head]:
     words = MaskedLanguageHead(towers["text"].model.get_input_embeddings().weight)  # type: ignore[arg-type]
     own = {name: value.detach() for name, value in words.named_parameters() if name != "weight"}
     into = {f"{name}_projection": torch.randn(8, towers[name].dim) for name in ("image", "text")}
-    return {"mlm": Head("mlm", {"text": "text"}, own), "clip": Head("clip", {"image": "image", "text": "text"}, into)}
+    drawn = AutoencoderRemaker(dim=towers["image"].dim, side=2, size=16, width=16)
+    return {"mlm": Head("mlm", {"text": "text"}, own), "clip": Head("clip", {"image": "image", "text": "text"}, into),
+            "pictures": Head(drawn.kind, {"image": "image"}, drawn.learnt(), drawn.settings)}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

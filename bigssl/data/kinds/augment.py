@@ -68,10 +68,11 @@ class SimClrAugment:
     """Random views of a picture: (uint8 [H, W, C], generator) -> uint8 [C, size, size], C = 3 or 1.
 
     size: side of the view in pixels. min_scale, max_scale: smallest and largest share of the area that a crop keeps
-    (aspect 3/4 to 4/3). flip: mirror half of them. jitter: strength s of the paper, applied to 80 %: brightness and contrast by a factor
-    from [1 - .8 s, 1 + .8 s], saturation from [1 - `saturation` s, 1 + `saturation` s], hue by up to ±.2 s turns, in
-    random order. grey, blur, solarise: probabilities; blur has a sigma from [.1, 2] at 224 pixels, in proportion to
-    `size`. The same numbers are drawn for a picture of one channel, which has no saturation, hue or grey to change.
+    (aspect 3/4 to 4/3). flip: mirror half of them. jitter: strength s of the paper, applied to 80 %: brightness and
+    contrast by a factor from [1 - .8 s, 1 + .8 s], saturation from [1 - `saturation` s, 1 + `saturation` s], hue by up
+    to ±.2 s turns, in random order. grey, blur, solarise: probabilities; blur has a sigma from [.1, 2] at 224 pixels,
+    in proportion to `size`. The same numbers are drawn for a picture of one channel, which has no saturation, hue or
+    grey to change.
     """
 
     size: int
@@ -168,12 +169,14 @@ def to_planes(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """RGB picture -> uint8 [3, H, W], contiguous."""
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    """RGB picture -> uint8 [3, H, W], grey one -> uint8 [1, H, W], contiguous."""
+    pixels = np.asarray(image)
+    return pixels[None].copy() if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def center(image: Image.Image, size: int) -> np.ndarray:
-    """The fixed view of evaluation: shorter side to `size`, middle square. RGB picture -> uint8 [3, size, size].
+    """The fixed view of evaluation: shorter side to `size`, middle square. Picture -> uint8 [C, size, size],
+    C = 3 of RGB and 1 of grey.
 
     Pixel for pixel what the exported preprocessor does (`bigssl.transfer.inputs`): bicubic with antialiasing, the
     longer side cut to whole pixels, and the whole picture resized before the square is cut out: Pillow chooses the

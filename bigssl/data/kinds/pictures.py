@@ -59,12 +59,14 @@ def picture_array(
     return array if array.ndim == 3 else array[..., None]
 
 
-def as_shown(picture: Image.Image) -> Image.Image:
-    """An open picture as `image` makes one of its bytes: RGB, upright, transparent on white, 16 bits cut to the upper
-    8. Raises DataError for what cannot be decoded, is larger than the limit `image_pixels`, or has no range of its own
-    (32-bit and float grey)."""
+def as_shown(
+    picture: Image.Image, *, mode: str = "RGB", window: tuple[float, float] | None = None
+) -> Image.Image:
+    """An open picture as `image` makes one of its bytes: in `mode`, upright, transparent on white, deep ones through
+    the `window`. Raises DataError for what cannot be decoded, is larger than the limit `image_pixels`, or has no range
+    of its own (32-bit and float grey without a window)."""
     read_all(picture)
-    return _convert(_upright(picture), b"", "RGB", None)
+    return _convert(_upright(picture), b"", mode, window)
 
 
 def read_all(picture: Image.Image) -> None:
@@ -229,5 +231,6 @@ def _to_bytes(picture: Image.Image, window: tuple[float, float] | None) -> np.nd
         return np.clip((values - low) * (255 / (high - low)) + 0.5, 0, 255).astype(np.uint8)
     if values.dtype.kind != "u" or values.dtype.itemsize != 2:  # in either byte order
         kind = f"{values.dtype} values from {values.min()} to {values.max()}"
-        raise DataError(f"a grey picture of {kind} has no range of its own; give a window (low, high), or use grey()")
+        raise DataError(f"a grey picture of {kind} has no range of its own; give a window, the values that become 0 "
+                        "and 255 (in a recipe backbones.NAME.window: [low, high])")  # fmt: skip
     return (values >> 8).astype(np.uint8)

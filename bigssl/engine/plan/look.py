@@ -121,6 +121,9 @@ def _source(
         for name, part in leaves(objective):
             if order.source in part.sources():
                 own = [each[name] if name else each for each in good]
+                if own and (why := part.unfit(own)):
+                    who = called_in_recipe(name, part)
+                    failures.append(f"{dataset.field}: value {display(dataset.url)!r}: {who}: {why}")
                 failed, warned = judge_tokens(recipe, towers_in(part, towers), dataset.field, own)
                 failures += failed
                 found.warnings += warned

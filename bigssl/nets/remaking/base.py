@@ -116,5 +116,11 @@ def discover_remakers() -> dict[str, type[Remaker]]:
 
 
 def picture_bytes(pixels: Tensor) -> Tensor:
-    """Float [B, C, H, W] in -1..1, as `pool.normalise` makes them -> uint8, rounded; what lies outside is cut off."""
+    """Float [B, C, H, W] in -1..1, as `pool.normalise` makes them -> uint8, rounded; what lies outside is cut off.
+
+    Raises:
+        FloatingPointError: a pixel is not finite: as a number of 0 to 255 it would look like one.
+    """
+    if odd := int((~pixels.isfinite()).sum()):
+        raise FloatingPointError(f"{odd:,} of {pixels.numel():,} pixels that it makes are not finite")
     return (pixels.float() * IMAGE_STD + IMAGE_MEAN).mul(255).round().clamp(0, 255).to(torch.uint8)

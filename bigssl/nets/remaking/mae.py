@@ -82,10 +82,8 @@ class MaeRemaker(Remaker):
         mean = (pixels * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True)
         found = {"mean of the visible patches": mean.expand_as(pixels)}
         if self.normalised:
-            channels = pictures.shape[1]
-            cut = patches_of(pixels, self.patch).unflatten(-1, (-1, channels))  # [B, N, patch², C]
-            found["each patch's mean"] = pictures_of(cut.mean((2, 3), keepdim=True).expand_as(cut).flatten(2),
-                                                     self.patch)  # fmt: skip
+            cut = patches_of(pixels, self.patch)
+            found["each patch's mean"] = pictures_of(cut.mean(-1, keepdim=True).expand_as(cut), self.patch)
         return {name: torch.where(judged, picture_bytes(value), pictures) for name, value in found.items()}
 
     def caption(self) -> str:

@@ -82,12 +82,10 @@ IMPORTS = {
     "import timm\nimport torch", "onnx": "import onnxruntime",
     "sentence-transformers": "from sentence_transformers import SentenceTransformer",
 }  # fmt: skip
-PICTURES = ("Pictures are first turned upright as their EXIF says (`PIL.ImageOps.exif_transpose`), transparent ones "
-            "laid on white, then made RGB, which no library does by itself: of others the features are others.")
 ENCODED = "A network without a head gives `last_hidden_state`, whose mean {over} are the features."
 INPUTS_ARE = {  # by format and modality
     "transformers": {
-        "image": f"{PICTURES} `AutoImageProcessor` of the same folder with `backend=\"pil\"` makes the input, to the "
+        "image": "`AutoImageProcessor` of the same folder with `backend=\"pil\"` makes the input, to the "
         f"byte. {ENCODED.format(over='over positions or patch tokens')}",
         "text": "`AutoTokenizer` of the same folder with `truncation=True` makes the input. "
         f"{ENCODED.format(over='over tokens that are no padding')}",
@@ -98,10 +96,10 @@ INPUTS_ARE = {  # by format and modality
         "behind their end, and the mask of observed values is false there. "
         f"{ENCODED.format(over='over channels and patches of which a value was observed')}",
     },
-    "timm": {"image": f"{PICTURES} `config.json` says the rest (`timm.data.create_transform`). Features: the mean of "
+    "timm": {"image": "`config.json` says the rest (`timm.data.create_transform`). Features: the mean of "
              "`forward_features` over positions, or over tokens without the prefix tokens."},
     "onnx": {
-        "image": f"{PICTURES} Then `preprocessor_config.json`: the shorter side to its size (bicubic), the middle "
+        "image": "Then `preprocessor_config.json`: the shorter side to its size (bicubic), the middle "
         "square, scaled by mean and standard deviation. Any number of rows.",
         "text": "tokenizer.json makes the input, cut at `model_max_length` of `tokenizer_config.json`. Any number of "
         "rows and of tokens.",
@@ -125,8 +123,9 @@ def left_card(part: str, claims: Sequence[Claim], proofs: Sequence[Proof], made:
         place = claim.folder.relative_to(root)
         lines += [f"{'model' if len(claims) == 1 else place} = " + claim.loader.format(folder=place)]
     lines += ["```", ""]
-    for modality in dict.fromkeys(MODALITY.get(kind) or claim.load["modality"] for claim in claims):
-        lines += [INPUTS_ARE[kind][modality], ""]
+    for modality, before in dict.fromkeys((MODALITY.get(kind) or claim.load["modality"], claim.before)
+                                          for claim in claims):  # fmt: skip
+        lines += [" ".join(filter(None, (before, INPUTS_ARE[kind][modality]))), ""]
     for claim, proof in zip(claims, proofs, strict=True):
         lines += [f"`{claim.folder.relative_to(root) / FILE}`: reloaded by {proof.library} {proof.version} without "
                   f"bigssl, {proof.tensors_loaded} of {proof.tensors_total} tensors; outputs of {proof.samples} real "

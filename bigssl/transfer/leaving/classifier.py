@@ -90,7 +90,8 @@ def classifier_claim(folder: Path, model: PreTrainedModel, takes: Input, samples
     load = {"class": loader, "modality": takes.modality, "outputs": ["logits"], "options": options}
     call = f'{loader}.from_pretrained("{{folder}}"{arguments(options)})'
     return Claim(folder.name, folder, "transformers", call, load,
-                 contents(takes, samples), {"logits": logits.numpy()}, digests(model.state_dict()))  # fmt: skip
+                 contents(takes, samples), {"logits": logits.numpy()}, digests(model.state_dict()),
+                 before=takes.before)  # fmt: skip
 
 
 def _whole(folder: Path, model: PreTrainedModel, classes: Sequence[str], takes: Input) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AlbertConfig,
@@ -98,6 +99,8 @@ def networks(tokenizer: PreTrainedTokenizerFast) -> dict[str, tuple[PreTrainedMo
                                         layer_type="basic")), ImageInput(32)),
         "small": (network(CifarResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")),
                   ImageInput(32)),
+        "grey": (network(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 24], depths=[1, 1, 1, 1],
+                                      layer_type="basic", num_channels=1)), ImageInput(32, 1, (100.0, 3000.0))),
         "swin": (network(SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2],
                                     window_size=4)), ImageInput(32)),
         "bert": (network(BertConfig(vocab_size=size, **WORDS)), text),
@@ -133,7 +136,11 @@ def samples() -> dict[str, list[Sample]]:
     texts = with_a_long_one(TextInput(load_tokenizer(DEMO / "tokenizer.json"), LENGTH), read("emoji/val"))
     unspaced = texts[-1].fields["txt"].replace(b" ", b"-")  # one word for a splitter at spaces
     texts[-1] = texts[-1]._replace(fields={"txt": unspaced})
-    return {"image": read("emoji/val"), "text": texts, "series": read("series/basic_motions/train"),
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 4096, (50, 70)).astype(np.uint16)).save(out, "PNG")
+    pictures = read("emoji/val")
+    pictures[-1] = pictures[-1]._replace(fields={"png": out.getvalue()})
+    return {"image": pictures, "text": texts, "series": read("series/basic_motions/train"),
             "audio": sounds()}  # fmt: skip
 
 
@@ -220,7 +227,7 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
     claims: dict[str, Claim] = {}
     wanted = [("transformers", name) for name in parts if name != "clip"]
     for form, name in [*wanted, ("sentence-transformers", "bert"), ("sentence-transformers", "clip"), ("onnx", "clip"),
-                       ("onnx", "small")]:
+                       ("onnx", "small"), ("onnx", "grey")]:
         for claim in write(parts[name], exported, form, work / form / name, samples):
             claims[f"{form} {claim.folder.relative_to(work / form)}"] = claim
     bert, takes = networks(load_tokenizer(DEMO / "tokenizer.json"))["bert"]
@@ -250,6 +257,7 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
     ("name", "loader"),
     [("transformers resnet", "AutoModel("), ("transformers swin", "AutoModel("),
      ("transformers small", "AutoModel("), ("pictures", "AutoModelForImageClassification("), ("onnx small", "onnxrunt"),
+     ("transformers grey", "AutoModel("), ("onnx grey", "onnxrunt"),
      ("transformers patchtst", "AutoModel("), ("transformers wav2vec2", "AutoModel("),
      ("transformers bert", "AutoModelForMaskedLM("),
      ("transformers albert", "AutoModelForMaskedLM("), ("transformers modernbert", "AutoModelForMaskedLM("),
@@ -324,9 +332,13 @@ def test_timm_names_and_sizes_hold_the_weights(
     python.chmod(0o755)
     (good,) = write(parts_of(exported, HEADS)["resnet"], exported, "timm", tmp_path / "good", samples)
     bad = spoilt(good, "bad", weights(lambda tensors: tensors["layer4.0.bn2.bias"].add_(1)))
+    (grey,) = write(parts_of(exported, HEADS)["grey"], exported, "timm", tmp_path / "grey", samples)
+    back = timm_config(str(grey.folder), "resnet")
+    assert back.num_channels == 1
     others = [write(listed, pictured, "timm", tmp_path / "left" / name, samples)[0]
               for name, listed in parts_of(pictured, {}).items()]  # fmt: skip
-    proof, error, *more = judged([good, bad, *others], str(python))
+    proof, error, of_grey, *more = judged([good, bad, grey, *others], str(python))
+    assert isinstance(of_grey, Proof) and of_grey.tensors_loaded == of_grey.tensors_total, of_grey
     assert len(more) == len(PICTURED)
     for other, claim in zip(more, others, strict=True):
         assert isinstance(other, Proof) and other.tensors_loaded == other.tensors_total > 10, other
