@@ -115,8 +115,8 @@ class Objective(nn.Module):
     starts: ClassVar[Mapping[str, Any]] = {}
     """Fields of `Config` for a first run, of minutes and a few hundred samples, where a paper's defaults are made for
     days: what `bigssl init` writes into a recipe. A field without a default has to be here."""
-    least: ClassVar[int] = 1
-    """Samples that a pass over all ranks has to hold: with fewer, there is nothing to learn."""
+    least: int = 1
+    """Samples that a pass over all ranks has to hold: with fewer, there is nothing to learn. One may say more."""
     accumulates: ClassVar[bool] = False
     """Whether k passes of b samples give the gradient of one pass of k · b (with networks without BatchNorm): the loss
     is a mean over samples, none of which sees another."""
