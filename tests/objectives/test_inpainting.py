@@ -216,7 +216,7 @@ def test_both_collapses_are_named_in_words(task: Any, batch: Any) -> None:
 
     healthy, generator, blunt, sure = (task() for _ in range(4))
     with torch.no_grad():
-        generator.remaker.decoder.layers[-1].weight.zero_()
+        generator.remaker.decoder.exit.weight.zero_()
         blunt.discriminator.layers[0].weight.zero_()
         sure.discriminator.judge.bias.fill_(9.0)
     assert said(healthy) == {}
