@@ -192,7 +192,7 @@ class Inpainting(Objective):
 
 def _side(name: str, backbone: Tower) -> int:
     """Side of the map of hidden states. Raises ConfigError where they are none."""
-    copied = without_numbers(backbone.model)
+    copied = without_numbers(backbone.model).eval()
     with on_shapes(), torch.no_grad():
         picture = torch.zeros(1, backbone.channels, backbone.size, backbone.size, dtype=torch.uint8)
         count = MODALITIES["image"].hidden(copied, {"image": picture}).shape[1]
