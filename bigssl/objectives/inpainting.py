@@ -57,7 +57,7 @@ from bigssl.objectives.needs import Needs
 from bigssl.objectives.seeing import picture_of
 
 _SMALLEST = max(gan.SMALLEST, holes.SMALLEST)
-_UNDECIDED = "an undecided discriminator"
+_UNSEEN, _COIN = "fills that nobody can tell from pictures", "tossing a coin"
 
 
 class Inpainting(Objective):
@@ -130,8 +130,8 @@ class Inpainting(Objective):
         judged = self._judged(real, fake)
         parts = {
             "reconstruction": self._reconstruction(made, pixels, hidden),
-            "generator": Losses(gan.against(self.discriminator, filled), gan.UNDECIDED, blind_name=_UNDECIDED),
-            "discriminator": Losses(judged, 2 * gan.UNDECIDED, blind_name=_UNDECIDED),
+            "generator": Losses(gan.against(self.discriminator, filled), gan.UNDECIDED, blind_name=_UNSEEN),
+            "discriminator": Losses(judged, 2 * gan.UNDECIDED, blind_name=_COIN),
         }
         weights = {"reconstruction": self.config.reconstruction, "generator": self.config.adversarial}
         total = sum((weight * parts[name].total for name, weight in weights.items()), judged - judged.detach())
@@ -144,7 +144,7 @@ class Inpainting(Objective):
         }
         stats = {"real": real.detach().sigmoid().mean(), "filled": fake.detach().sigmoid().mean()}
         return Losses(
-            total, blind, "weighted loss", "the mean of the visible border, and an undecided discriminator",
+            total, blind, "weighted loss", "the mean of the visible border, if nobody could tell it",
             {name: part.detached() for name, part in parts.items()}, stats, spread,
         )  # fmt: skip
 
