@@ -33,7 +33,8 @@ from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveCo
 from bigssl.objectives.needs import Needs
 from bigssl.objectives.seeing import picture_of
 
-MAPS = ("bit", "convnext", "convnextv2", "efficientnet", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet")
+MAPS = ("bit", "convnext", "convnextv2", "efficientnet", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet",
+        "resnet_cifar")  # fmt: skip
 """Backbones whose last hidden states are a map, [B, D, h, w]."""
 
 
@@ -66,7 +67,7 @@ class Autoencoder(Objective):
         self.config = config
         self.backbone = self.backbone_of(towers, "backbone")
         channels, side = _map_of(config.backbone, self.backbone)
-        numbers, pixels = channels * side**2, 3 * self.backbone.size**2
+        numbers, pixels = channels * side**2, self.backbone.channels * self.backbone.size**2
         if not config.noise and numbers >= pixels:
             raise ConfigError(
                 f"objective.noise: value 0, and the feature map of backbone {config.backbone!r} has {numbers:,} "
@@ -74,8 +75,9 @@ class Autoencoder(Objective):
                 "or a smaller map"
             )
         self.remaker = AutoencoderRemaker(
-            dim=channels, side=side, size=self.backbone.size, width=config.width, noise=config.noise
-        )
+            dim=channels, side=side, size=self.backbone.size, width=config.width,
+            channels=self.backbone.channels, noise=config.noise,
+        )  # fmt: skip
         self.augment = SimClrAugment(
             self.backbone.size, min_scale=config.min_scale, flip=config.flip, jitter=0.0, grey=0.0, blur=0.0
         )
@@ -103,7 +105,7 @@ def _map_of(name: str, backbone: Tower) -> tuple[int, int]:
     """Channels and side of the last feature map. Raises ConfigError where there is none."""
     with on_shapes(), torch.no_grad():
         twin = without_numbers(backbone.model).eval()
-        hidden = twin(pixel_values=torch.empty(1, 3, backbone.size, backbone.size)).last_hidden_state
+        hidden = twin(pixel_values=torch.empty(1, backbone.channels, backbone.size, backbone.size)).last_hidden_state
     if hidden.dim() != 4 or hidden.shape[-1] != hidden.shape[-2]:
         raise ConfigError(f"objective.backbone: backbone {name!r}: its last hidden states are {list(hidden.shape)}; "
                           "allowed: one whose last hidden states are a square map")  # fmt: skip

@@ -22,7 +22,7 @@ out ends above ln 2, as the paper's does, whose reconstruction counts a thousand
     fills           what is painted in, over samples, beside how the truth varies: 0 where all are filled alike
     features        of the backbone
     discriminator   what it judges by: 0 where it says the same of everything
-    doubt           2 √(D (1 − D)): 0 where it is sure of everything: it has won, or says the same; log D is saturated
+    doubt           4 D (1 − D): 0 where it is sure of everything: it has won, or says the same; log D is saturated
 
 Gradient penalties (R1, WGAN-GP) need a second derivative, which fails at ZeRO-3, and are not offered.
 """
@@ -99,7 +99,6 @@ class Inpainting(Objective):
         self.augment = SimClrAugment(
             size, min_scale=config.min_scale, flip=config.flip, jitter=0.0, grey=0.0, blur=0.0
         )
-        self._judged = gan.discriminator_loss
 
     def _check(self, config: Config, size: int) -> None:
         if size < _SMALLEST:
@@ -168,24 +167,23 @@ class Inpainting(Objective):
             blind = distributed.all_reduce_sum(error(holes.border_mean(pixels, hidden))) / distributed.world()
         return Losses(error(made), blind, "squared error", "the mean of the visible border")
 
+    def _judged(self, real: Tensor, made: Tensor) -> Tensor:
+        return gan.discriminator_loss(real, made)
+
     def groups(self) -> list[Group]:
         return [Group(pattern=r"^discriminator\.", lr=0.1, betas=(0.5, 0.999))]
 
     def guards(self) -> dict[str, Callable[[], None]]:
-        def only_made(real: Tensor, made: Tensor) -> Tensor:
+        """Without the reconstruction the generator may paint one thing, too: in 4 of 7 tries of 60 steps."""
+
+        def of_made_alone(real: Tensor, made: Tensor) -> Tensor:
             return gan.discriminator_loss(real * 0, made)
 
-        def only_to_pass(made: Tensor, pixels: Tensor, hidden: Tensor) -> Losses:
-            return type(self)._reconstruction(self, made * 0, pixels, hidden)
-
-        return {
-            "real pictures": lambda: setattr(self, "_judged", only_made),
-            "reconstruction": lambda: setattr(self, "_reconstruction", only_to_pass),
-        }
+        return {"real pictures": lambda: setattr(self, "_judged", of_made_alone)}
 
     def exports(self) -> dict[str, Head | Network]:
         of = {"image": self.config.backbone}
-        judge = dict(self.discriminator.named_parameters())
+        judge = dict[str, Tensor](self.discriminator.named_parameters())
         return {
             "inpainting": Head(self.remaker.kind, of, self.remaker.learnt(), self.remaker.settings),
             "discriminator": Head("discriminator", of, judge),

@@ -5,7 +5,9 @@
 
 The backbone is a plain vision transformer: it sees the visible patches only while it is trained here, and all of them
 wherever else it is used (probe, evaluation, export). Which are hidden follows from the sample and the step, not from
-the rank. Targets are the pixels of a patch minus their mean, divided by their standard deviation (section 4.2).
+the rank. Targets are the pixels of a patch minus their mean, divided by their standard deviation (section 4.2), or with
+`normalised_pixels: false` the pixels in -1..1. The blind line is what knows each hidden patch's mean, or then the mean
+picture of the data.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.pool import normalise
 from bigssl.nets.progress import Progress
+from bigssl.nets.remaking.lines import mean_picture_error
 from bigssl.nets.remaking.mae import EPSILON, MaeRemaker, can_hide, encode_visible, patches_of, rows_at, targets
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
@@ -44,6 +47,8 @@ class Mae(Objective):
     class Config(ObjectiveConfig):
         backbone: str = "image"
         ratio: float = Field(0.75, gt=0, lt=1, description="share of the patches that are hidden")
+        normalised_pixels: bool = Field(True, description="predict each patch without its mean and scale; false: its "
+                                                           "pixels as they are")  # fmt: skip
         decoder_dim: int = Field(512, ge=4, multiple_of=4, description="width of the decoder")
         decoder_layers: int = Field(8, ge=1)
         decoder_heads: int = Field(16, ge=1)
@@ -79,8 +84,10 @@ class Mae(Objective):
         self.remaker = MaeRemaker(
             dim=self.backbone.dim, size=self.backbone.size, patch=self.patch, visible=self.visible,
             width=config.decoder_dim, layers=config.decoder_layers, heads=config.decoder_heads,
-            channels=self.backbone.channels,
+            channels=self.backbone.channels, normalised=config.normalised_pixels,
         )  # fmt: skip
+        if not config.normalised_pixels:
+            self.least = 2  # of one picture, the mean picture is itself
         can_hide(self.backbone.model)
         self.augment = SimClrAugment(
             self.backbone.size, min_scale=config.min_scale, flip=config.flip, jitter=0.0, grey=0.0, blur=0.0
@@ -98,12 +105,16 @@ class Mae(Objective):
         order = self.remaker.order(batch[SEEDS])  # [B, N]; the first are visible
         hidden = encode_visible(self.backbone.model, pixels, order[:, : self.visible])  # [B, 1 + visible, D]
         predicted = self.remaker(hidden, order)  # [B, N, P]
-        target, variance = targets(patches_of(pixels, self.patch))
+        whole = patches_of(pixels, self.patch)
         masked = order[:, self.visible :]
-        error = (rows_at(predicted, masked) - rows_at(target, masked)).square().mean()
+        target, variance = targets(whole)
         blind, flat = blind_error(rows_at(variance, masked), target.shape[-1])
+        named = "each hidden patch's mean"
+        if not self.config.normalised_pixels:
+            target, blind, named = whole, mean_picture_error(pixels), "the mean picture"
+        error = (rows_at(predicted, masked) - rows_at(target, masked)).square().mean()
         spread = {"features": distributed.spread(hidden[:, 1:].mean(1))}
-        return Losses(error, blind, "squared error", "each hidden patch's mean", stats={"flat": flat}, spread=spread)
+        return Losses(error, blind, "squared error", named, stats={"flat": flat}, spread=spread)
 
     def exports(self) -> dict[str, Head | Network]:
         head = Head(self.remaker.kind, {"image": self.config.backbone}, self.remaker.learnt(),

@@ -17,6 +17,7 @@ from bigssl.config.recipe import BackboneConfig
 from bigssl.nets import noise
 from bigssl.nets.pool import normalise
 from bigssl.nets.progress import Progress
+from bigssl.nets.remaking.lines import mean_picture_error
 from bigssl.nets.remaking.mae import can_hide, encode_visible, patches_of, pictures_of, targets
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import build, discover
@@ -202,3 +203,31 @@ def test_the_decoder_finds_every_state_at_the_place_of_its_patch(
     visible = noise.orders(data["sample_seeds"], "mask", task.patches)[:, : task.visible]
     wanted = torch.zeros_like(held[0]).scatter(1, visible, (visible + 1).float())
     assert torch.equal(held[0], wanted)
+
+
+def test_pixels_as_they_are_have_the_mean_picture_as_their_blind_line(objective: Any, batch: Any) -> None:
+    """Float64, in loops; the line without bias: over many batches of two it is the variance of the data."""
+    task = objective(Mae, "mae", normalised_pixels=False)
+    data = batch(task)
+    predicted, losses = predictions(task, data)
+    pixels = normalise(data["image"]).double()
+    hidden = noise.orders(data["sample_seeds"], "mask", 16)[:, 4:]
+    errors = [((predicted[row, number].double() - patches_of(pixels, 8)[row, number]) ** 2).mean().item()
+              for row in range(len(pixels)) for number in hidden[row].tolist()]  # fmt: skip
+    assert losses.total.item() == pytest.approx(np.mean(errors), rel=1e-5) and task.least == 2
+    assert float(losses.blind) == pytest.approx(np.var(pixels.numpy(), axis=0, ddof=1).mean(), rel=1e-6)
+    assert losses.blind_name == "the mean picture"
+    twos = [float(mean_picture_error(pixels[[one, other]])) for one in range(len(pixels)) for other in range(one)]
+    assert np.mean(twos) == pytest.approx(float(losses.blind), rel=1e-6)
+
+
+def test_sizes_of_the_base_model_are_those_of_the_paper() -> None:
+    """224/16: 196 patches, 147 hidden, 768 numbers each; as many parameters as transformers' ViTMAEForPreTraining."""
+    with torch.device("meta"):
+        tower = Tower("image", BackboneConfig(type="vit", size=224, config={}), None)
+        task = Mae(Mae.Config(source="x"), {"image": tower})
+    assert (task.patches, task.patches - task.visible) == (196, 147)
+    parts = [part for name, part in task.named_parameters() if ".pooler." not in name]
+    assert sum(part.numel() for part in parts) == 111_907_840
+    hidden, order = torch.empty(2, 50, 768, device="meta"), torch.empty(2, 196, dtype=torch.int64, device="meta")
+    assert task.remaker(hidden, order).shape == (2, 196, 768)
