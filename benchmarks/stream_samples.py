@@ -92,7 +92,7 @@ def two_views(size: int, folder: Path) -> Prepare:
     augment = SimClrAugment(size)
 
     def prepare(data: bytes, generator: np.random.Generator) -> dict[str, np.ndarray]:
-        picture = decode.image(data, size=2 * size)
+        picture = decode.picture_array(data, size=2 * size)
         return {"view1": augment(picture, generator), "view2": augment(picture, generator)}
 
     return prepare
@@ -103,7 +103,7 @@ def crop_and_flip(size: int, folder: Path) -> Prepare:
     augment = SimClrAugment(size, jitter=0, grey=0, blur=0)
 
     def prepare(data: bytes, generator: np.random.Generator) -> dict[str, np.ndarray]:
-        return {"image": augment(decode.image(data), generator)}
+        return {"image": augment(decode.picture_array(data), generator)}
 
     return prepare
 

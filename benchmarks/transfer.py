@@ -130,12 +130,13 @@ def _resnet(folder: Path, name: str) -> Path:
     """An export of a ResNet-18 with random weights, for pictures of 64 pixels."""
     from transformers import AutoModel, ResNetConfig
 
+    from bigssl.nets.vision.sizes import NAMED
     from bigssl.transfer.inputs import ImageInput
     from bigssl.transfer.leaving.export import export_run
 
     torch.manual_seed(0)
-    config = ResNetConfig(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic")
-    return export_run(folder, {name: AutoModel.from_config(config)}, {name: ImageInput(64)}, {}, {})
+    model = AutoModel.from_config(ResNetConfig(**NAMED[RESNET].fields))
+    return export_run(folder, {name: model}, {name: ImageInput(64)}, {}, {})
 
 
 def _row(what: str, peer: str, times: dict[str, tuple[float, float, float]]) -> dict[str, Any]:

@@ -143,6 +143,27 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return summed
 
 
+class _RowsOfAll(torch.autograd.Function):
+    """All ranks' rows; the gradient of a rank's own is the sum of what every rank's loss says of them."""
+
+    @staticmethod
+    def forward(ctx: object, tensor: Tensor) -> Tensor:
+        return gather_rows(tensor.detach())
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
+        return all_reduce_sum(grads[0].contiguous().clone()).chunk(world())[rank()]
+
+
+def rows_of_all(tensor: Tensor) -> Tensor:
+    """[n, ...] on each rank, same n -> [world * n, ...], ranks in order, differentiable in the convention of this
+    module."""
+    if not active():
+        return tensor
+    gathered: Tensor = _RowsOfAll.apply(tensor)
+    return gathered
+
+
 def global_mean(total: Tensor, everywhere: Tensor) -> Tensor:
     """Mean over all ranks' items from this rank's `total` [] (with gradient) and `everywhere` [], all ranks' items.
 

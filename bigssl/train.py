@@ -49,6 +49,7 @@ from bigssl.engine.guards import NotSaved  # noqa: E402
 from bigssl.engine.held import let_go, refuse_held  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
+from bigssl.nets.heads import Head  # noqa: E402
 from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
 from bigssl.objectives.exported import rest_of_objective  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402
@@ -167,7 +168,8 @@ def live_probe(recipe: Recipe, plan: preflight.Plan, device: torch.device, team:
     if recipe.probe is None or team is None:
         return None
     live = Live(subjects(plan), lambda: _heads(plan), zero.gathered)
-    return LiveProbe(recipe.probe.sections, live, team=team, seed=recipe.seed, device=device)
+    return LiveProbe(recipe.probe.sections, live, team=team, seed=recipe.seed, device=device,
+                     folder=recipe.folder)  # fmt: skip
 
 
 def subjects(plan: preflight.Plan) -> list[Subject]:
@@ -187,11 +189,11 @@ def _own_weights(plan: preflight.Plan) -> AbstractContextManager[None]:
     return zero.gathered(p for p in plan.objective.parameters() if id(p) not in backbone)
 
 
-def _heads(plan: preflight.Plan) -> dict[str, Tensors]:
-    """Whole tensors of the heads of the objective, on the CPU. Collective."""
+def _heads(plan: preflight.Plan) -> dict[str, Head]:
+    """The heads of the objective, with whole tensors on the CPU. Collective."""
     with _own_weights(plan):
         return {
-            name: {key: value.detach().cpu().clone() for key, value in head.tensors.items()}
+            name: head._replace(tensors={key: value.detach().cpu().clone() for key, value in head.tensors.items()})
             for name, head in exported_heads(plan.objective).items()
         }
 
@@ -224,7 +226,7 @@ def _rest(recipe: Recipe, plan: preflight.Plan) -> tuple[str, Tensors, dict[str,
 
 
 def _write_export(
-    recipe: Recipe, networks: list[Subject], states: dict[str, dict[str, Tensor]], heads: dict[str, Tensors],
+    recipe: Recipe, networks: list[Subject], states: dict[str, dict[str, Tensor]], heads: dict[str, Head],
     rest: tuple[str, Tensors, dict[str, str]],
 ) -> Path:  # fmt: skip
     meta = {
@@ -244,7 +246,8 @@ def _evaluate(recipe: Recipe, device: torch.device, team: Team | None) -> int:
         card = None
         if recipe.evaluate is not None:
             made = f"Made with {recipe.folder}/config.yaml, of the export after {recipe.steps} steps."
-            card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device, team=team, made=made)
+            card = score(recipe.folder, recipe.evaluate, seed=recipe.seed, device=device, team=team, made=made,
+                         steps=recipe.steps)  # fmt: skip
         if distributed.is_main():
             if card is not None:
                 print(format_table(card), flush=True)

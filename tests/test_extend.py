@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "extend.md"
 FILES = dict(re.findall(r"^```python (\S+)\n(.*?)^```$", PAGE.read_text(), re.M | re.S))
-OBJECTIVE, INPUT = "bigssl/objectives/latent.py", "bigssl/transfer/inputs.py"
+OBJECTIVE, INPUT = "bigssl/objectives/latent.py", "bigssl/transfer/inputs/table.py"
 MODALITY = "bigssl/nets/modality/table.py"
 EVALUATION = "bigssl/transfer/tasks/alignment.py"
 BESIDE = """
@@ -93,7 +93,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.sample import Sample
 from bigssl.nets.modality import table
-from bigssl.transfer import inputs
+from bigssl.transfer.inputs import table as inputs
 exec(sys.argv[1], vars(table))
 exec(sys.argv[2], vars(inputs))
 decode.FIELDS["video"] = ("video.npy",)

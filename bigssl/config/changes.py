@@ -12,7 +12,7 @@ ON_PURPOSE = (
     "name", "steps", "precision",
     "backbones.*.attention", "backbones.*.activation_checkpointing", "backbones.*.compile",
     "data.sources.*.min_shards",
-    *(f"optim.{field}" for field in ("lr", "betas", "eps", "momentum", "adam_lr", "weight_decay", "no_decay",
+    *(f"optim.{field}" for field in ("lr", "betas", "eps", "momentum", "trust", "adam_lr", "weight_decay", "no_decay",
                                      "layer_decay", "clip", "groups", "warmup", "schedule", "decay", "power", "final")),
     "zero.options",
 )  # fmt: skip

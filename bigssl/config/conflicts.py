@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from bigssl.config.optim import WITHOUT_BETAS, OptimConfig
+
 if TYPE_CHECKING:
-    from bigssl.config.optim import OptimConfig
     from bigssl.config.recipe import Recipe, RemoteConfig
 
 
@@ -20,13 +21,14 @@ def conflicts(recipe: Recipe) -> list[str]:
 def of_schedule(recipe: Recipe) -> Iterator[str]:
     """Where the rate would not rise and then fall."""
     optim, steps = recipe.optim, recipe.steps
-    if optim.warmup >= steps:
-        yield f"optim.warmup {optim.warmup} does not end within steps {steps}"
+    warmup = optim.warmup_steps(steps)
+    if warmup >= steps:
+        yield f"optim.warmup {optim.warmup:g} does not end within steps {steps}"
     elif optim.schedule == "wsd":
         stable = int(round(steps * (1 - optim.decay), 6))
-        if optim.warmup > stable:
+        if warmup > stable:
             yield (
-                f"optim.warmup {optim.warmup} ends inside the decay of optim.decay {optim.decay}, which begins after "
+                f"optim.warmup {optim.warmup:g} ends inside the decay of optim.decay {optim.decay}, which begins after "
                 f"step {stable} of steps {steps}: the rate would jump; allowed: optim.warmup <= {stable}, or a smaller "
                 f"optim.decay"
             )
@@ -34,7 +36,9 @@ def of_schedule(recipe: Recipe) -> Iterator[str]:
 
 def _of_optimizer(optim: OptimConfig) -> Iterator[str]:
     used = {
-        "betas": optim.name != "lars", "eps": optim.name != "lars", "momentum": optim.name in ("lars", "muon"),
+        "betas": optim.name not in WITHOUT_BETAS, "eps": optim.name not in WITHOUT_BETAS,
+        "momentum": optim.name in (*WITHOUT_BETAS, "muon"),
+        "trust": optim.name == "lars",
         "adam_lr": optim.name == "muon", "decay": optim.schedule == "wsd", "power": optim.schedule == "polynomial",
         "final": optim.schedule != "constant",
     }  # fmt: skip

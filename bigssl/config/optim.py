@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PlainSerializer, field_validator, model_validator
 
 from bigssl.config.section import Fraction, Section
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean: 1 would never take anything in
+WITHOUT_BETAS = ("lars", "sgd")  # momentum, and nothing of Adam
 NOT_DECAYED = [  # as timm has it; parameters of fewer than two dimensions need no pattern
     r"\.bias$",
     r"(cls|class|distillation|mask|register)_tokens?$",
@@ -77,11 +78,14 @@ class PartGroup(Group):
 
 
 class OptimConfig(_WithBetas):
-    name: Literal["adamw", "lamb", "lars", "muon"] = "adamw"
+    name: Literal["adamw", "lamb", "lars", "muon", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    momentum: Decay = Field(0.9, description="lars and muon")
+    momentum: Decay = Field(0.9, description="lars, muon and sgd")
+    trust: Annotated[float, Field(gt=0)] = Field(
+        1e-3, description="lars: η, the step of a layer as a share of its norm, before lr"
+    )
     adam_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="muon: rate of its AdamW half; default lr")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not applied to norms, biases and `no_decay`")
     no_decay: list[str] = Field(
@@ -96,11 +100,24 @@ class OptimConfig(_WithBetas):
         default_factory=list,
         description="parameters with settings of their own; the first match counts, before the objective's own groups",
     )
-    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
+    warmup: Annotated[float, Field(ge=0), PlainSerializer(lambda value: value)] = Field(
+        0, description="steps of linear warm-up, or below 1 their share of all steps"
+    )
     schedule: Literal["constant", "cosine", "wsd", "polynomial"] = "cosine"
     decay: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="wsd: last share of the steps that decays")
     power: Annotated[float, Field(gt=0)] = Field(1.0, description="polynomial: exponent")
     final: Fraction = Field(0.0, description="learning rate at the end as a share of lr")
+
+    def warmup_steps(self, steps: int) -> int:
+        """Steps of linear warm-up in a run of `steps`."""
+        return int(self.warmup if self.warmup >= 1 else self.warmup * steps)
+
+    @field_validator("warmup")
+    @classmethod
+    def _whole_steps(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("is no whole number of steps; allowed: one, or a share below 1")
+        return int(value) if value == int(value) else value  # 3 is 3 steps, in messages and in the resolved recipe
 
     @field_validator("no_decay")
     @classmethod

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, create_model, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from bigssl.config.conflicts import conflicts
 from bigssl.config.errors import ConfigError, describe
@@ -30,14 +30,18 @@ NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 
 
 class BackboneConfig(Section):
-    """One network: a transformers model type with its own configuration fields, built from scratch or loaded.
+    """One network: a transformers model type with its own configuration fields, or a size by its name, built from
+    scratch or loaded.
 
-    What it takes follows from the fields: pictures (size), text (tokenizer, length), series (channels, length) or sound
-    (rate, length). `config` takes the fields of that type's transformers configuration class, e.g. `hidden_sizes` for
-    `resnet`.
+    What it takes follows from the fields: pictures (size, beside it channels and window), text (tokenizer, length),
+    series (channels, length) or sound (rate, length). `config` takes the fields of that type's transformers
+    configuration class, e.g. `hidden_sizes` for `resnet`.
     """
 
-    type: str = Field(description="transformers model type, e.g. resnet, vit, bert")
+    type: str = Field(
+        description="transformers model type, e.g. resnet, vit, bert, or a size by its name: resnet-18 to resnet-101, "
+        "the same for 32 pixels (resnet-18-cifar), vit-tiny to vit-large, convnext-tiny to convnext-large"
+    )
     config: dict[str, Any] = Field(default_factory=dict, description="fields of the transformers configuration class")
     init_from: str | None = Field(
         None, description="folder to start from instead of random weights: of transformers (or a hub name), of timm, "
@@ -51,13 +55,27 @@ class BackboneConfig(Section):
     length: PositiveInt | None = Field(
         None, description="tokens per sequence of a text backbone, steps of a series, samples of a sound"
     )
-    channels: PositiveInt | None = Field(None, description="values per step of a series backbone")
+    channels: PositiveInt | None = Field(
+        None, description="values per step of a series backbone; of an image backbone 1 (pictures are made grey) or 3 "
+        "(the default: grey ones are repeated)"
+    )
+    window: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="of an image backbone: [low, high], the stored values that become 0 and 255 of grey pictures "
+        "of more than 8 bits; default of unsigned 16-bit ones [0, 65535], others have none"
+    )
     rate: PositiveInt | None = Field(None, description="samples per second of an audio backbone")
     attention: Attention | None = Field(
         None, description="attention implementation; eager is the fastest for short sequences on a CPU"
     )
     activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     compile: bool = Field(False, description="run the backbone through torch.compile")
+
+    @field_validator("window")
+    @classmethod
+    def _rises(cls, window: list[float] | None) -> list[float] | None:
+        if window is not None and not window[0] < window[1]:
+            raise ValueError("[low, high] with low < high is needed")
+        return window
 
     @model_validator(mode="before")
     @classmethod
@@ -157,6 +175,10 @@ class BatchConfig(Section):
     size: PositiveInt = Field(description="samples per optimizer step over all ranks")
     micro: PositiveInt | None = Field(None, description="samples per rank and forward pass")
     accum: PositiveInt | None = Field(None, description="forward passes per optimizer step")
+    cached: bool = Field(
+        False, description="a contrastive loss compares the samples of all passes of a step (GradCache): each passes "
+        "twice, once for its embedding, once for its gradient"
+    )
 
 
 class ZeroConfig(Section):

@@ -84,7 +84,8 @@ class Lamb(_Layerwise):
 class Lars(_Layerwise):
     """LARS (You et al. 2017, https://arxiv.org/abs/1708.03888): SGD with momentum on trust-scaled gradients.
 
-    v ← momentum·v + η·(‖w‖ / ‖g + wd·w‖)·(g + wd·w);  w ← w − lr·v. Groups may set `adapt=False`.
+    v ← momentum·v + η·(‖w‖ / ‖g + wd·w‖)·(g + wd·w);  w ← w − lr·v. Groups may set `adapt=False` (norms and biases, as
+    in SimCLR and BYOL): η and the norms are left out there. The papers give lr for 256 samples: times batch / 256.
     """
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,14 +25,19 @@ from bigssl.engine.plan.memory import checkpoint_bytes
 from bigssl.engine.plan.pairing import keep_reports
 from bigssl.engine.plan.preflight import Plan
 from bigssl.engine.resume import open_folder, settle_folder, settled
+from bigssl.engine.stepping.cached import CachedPasses, EachPass, Passes
 from bigssl.engine.teaching import teach
 from bigssl.engine.zero import Engine
+from bigssl.nets.embeddings import health
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses
 from bigssl.report.blind import verdicts
 from bigssl.report.collapses import CollapseWatch, collapses
 from bigssl.report.metrics import Measure, MetricsWriter, read_measures, read_metrics
 from bigssl.report.progress import ProgressBar
+
+SPECTRA = 20
+"""Steps after which the eigenvalues of embeddings are recorded again (see `health.of_views` for what they cost)."""
 
 
 class Probe(Protocol):
@@ -43,8 +48,8 @@ class Probe(Protocol):
     def prepare(self) -> None:
         """Once, before the first step."""
 
-    def __call__(self) -> dict[str, float]:
-        """Numbers by the names they have in the metrics."""
+    def __call__(self, step: int) -> dict[str, float]:
+        """Numbers after that many steps, by the names they have in the metrics."""
         ...
 
 
@@ -107,6 +112,9 @@ class _Run:
         self.guard = Guard(recipe.folder, device, keep=recipe.log_every * plan.accum)
         self.clock, self.data_wait = Clock(), DataWait(recipe.data.workers)
         self.skipped = Skipped(recipe.folder, allowed=recipe.data.max_errors, resume_step=start)
+        self.passes: Passes = EachPass(engine)
+        if recipe.batch.cached and plan.accum > 1:
+            self.passes = CachedPasses(engine, plan.objective, device, bf16=plan.bf16)
         self.teachers = plan.objective.teachers()
         self.collapse = CollapseWatch(read_metrics(recipe.folder) if main else [])
         self.logged = start
@@ -170,22 +178,30 @@ class _Run:
         torch.manual_seed(_step_seed(self.recipe.seed, step, distributed.rank()))
         at, done = Progress(step, self.recipe.steps), list[Losses]()
         keys: list[Keys] = []
-        for batch in self._timed(passes):
+        for batch in self._begun(passes, at):
             data = batch.to(self.device)
             with self.clock("forward"), self.guard.noticing(self.progress.note):
-                losses: Losses = self.engine(data.data, at)
+                value, losses = self.passes(data.data, at)
             with self.clock("backward"):
-                self.engine.backward(losses.total)
+                self.engine.backward(value)
             with self.clock("optimizer"):
                 self.engine.step()
                 if self.engine.applied:
                     teach(self.teachers, at)
             self.guard.watch(step + 1, losses.total, batch.keys)
             self._note_errors(batch)
+            done[-1:] = [each.without_views() for each in done[-1:]]  # those of the last pass are looked at
             done.append(losses)
             keys.append(batch.keys)
         self.ledger.write(step, keys)
         return done
+
+    def _begun(self, passes: Iterator[Batch], at: Progress) -> Iterable[Batch]:
+        batches: Iterator[Batch] = self._timed(passes)
+        if self.recipe.batch.cached:
+            batches = iter(list(batches))  # waiting for data is no forward pass
+        with self.clock("forward"):
+            return self.passes.begin(batches, at)
 
     def _timed(self, passes: Iterator[Batch]) -> Iterator[Batch]:
         while True:
@@ -204,7 +220,7 @@ class _Run:
         if self.device.type == "cuda":
             with self.clock("optimizer"):  # kernels run behind the host: without this, they count as overhead
                 torch.cuda.synchronize(self.device)
-        names, values = _loss_values(passes)
+        names, values = _loss_values(passes, self._spectra(done))
         values = torch.cat([values, torch.tensor([float(len(self.skipped.pending))], device=values.device)])
         *means, mean_skipped = self.guard.observe(done, values, self.engine.skipped).tolist()
         self.skipped.gather(done, skipped := round(mean_skipped * self.plan.world))
@@ -224,7 +240,7 @@ class _Run:
         probed: dict[str, float] = {}
         if probe is not None and self._probes(done):
             with self.clock("probe"):
-                probed = probe()
+                probed = probe(done)
         measures = {f"loss{path}": Measure(p.unit, p.blind_name) for path, p in passes[0].named()}
         self.metrics.describe(measures | (probe.measures if probe is not None else {}))
         self.metrics.write(done, record | probed)
@@ -234,6 +250,11 @@ class _Run:
         self.progress.update(done, reduced["loss"], reduced["blind"], speed, lap["data_wait"], extra)
         if slow := self.data_wait.observe(lap):
             self.progress.note(slow)
+
+    def _spectra(self, done: int) -> bool:
+        """Whether eigenvalues are due (a pure function of the step, so that a resumed run records the same)."""
+        every, before = SPECTRA, done - self.recipe.log_every
+        return before <= 0 or done // every > before // every or done == self.recipe.steps
 
     def close(self) -> None:
         self.metrics.close()
@@ -254,12 +275,15 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63
 
 
-def _loss_values(passes: list[Losses]) -> tuple[list[str], Tensor]:
-    """Names and means over the passes of one step: each loss and its blind value, total first, and the rest."""
+def _loss_values(passes: list[Losses], spectra: bool) -> tuple[list[str], Tensor]:
+    """Names and means over the passes of one step: each loss and its blind value, total first, and the rest; then the
+    health of the views of the last pass. Collective."""
     rows = [dict(_flat(losses)) for losses in passes]
     device = passes[0].total.device
     values = [torch.stack([torch.as_tensor(v, device=device).detach().float() for v in row.values()]) for row in rows]
-    return list(rows[0]), torch.stack(values).mean(0)
+    views = {f"health{path}/{name}": view for path, part in passes[-1].named() for name, view in part.views.items()}
+    found = health.of_views(views, spectra)
+    return [*rows[0], *found], torch.cat([torch.stack(values).mean(0), *(value.view(1) for value in found.values())])
 
 
 def _flat(losses: Losses) -> Iterator[tuple[str, float | Tensor]]:

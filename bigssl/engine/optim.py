@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bigssl.config.optim import Group, OptimConfig
+from bigssl.config.optim import WITHOUT_BETAS, Group, OptimConfig
 from bigssl.engine.groups import REST, Treatment, asked_groups, base_rate, treatments
 from bigssl.engine.layerwise import Lamb, Lars
 
@@ -20,11 +20,11 @@ def schedule(config: OptimConfig, step: int, steps: int) -> float:
 
     cosine: Loshchilov and Hutter 2017; wsd (warm-up, stable, decay): Hu et al. 2024; polynomial: (1 − t)^power.
     """
-    if step < config.warmup:
-        return (step + 1) / config.warmup
+    if step < (warmup := config.warmup_steps(steps)):
+        return (step + 1) / warmup
     if config.schedule == "constant":
         return 1.0
-    progress = (step - config.warmup) / max(steps - config.warmup, 1)
+    progress = (step - warmup) / max(steps - warmup, 1)
     if config.schedule == "wsd":
         progress = max(0.0, (step - steps * (1 - config.decay)) / (steps * config.decay))
         shape = 1 - progress
@@ -78,7 +78,7 @@ def settings_of_group(treatment: Treatment, asked: list[Group], config: OptimCon
     }  # fmt: skip
     if config.name == "muon":
         settings["use_muon"] = treatment.muon
-    if config.name == "lars" or treatment.muon:
+    if config.name in WITHOUT_BETAS or treatment.muon:
         settings["momentum"] = config.momentum
     else:
         settings |= {"betas": own.betas if own is not None and own.betas is not None else config.betas}
@@ -103,7 +103,9 @@ def build_optimizer(module: nn.Module, config: OptimConfig, *, sharded: bool) ->
     if config.name == "lamb":
         return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps, sharded=sharded)
     if config.name == "lars":
-        return Lars(groups, lr=config.lr, momentum=config.momentum, sharded=sharded)
+        return Lars(groups, lr=config.lr, momentum=config.momentum, trust=config.trust, sharded=sharded)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     from bigssl.engine.zero import muon
 
     return muon(groups)

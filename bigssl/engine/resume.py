@@ -91,7 +91,7 @@ def settled(recipe: Recipe, towers: Mapping[str, Tower], *, accum: int, bf16: bo
         optim = optim.model_copy(update={"adam_lr": optim.adam_lr or optim.lr})
     return recipe.model_copy(update={
         "out": str(recipe.folder), "precision": "bf16" if bf16 else "fp32", "optim": optim,
-        "batch": BatchConfig(size=size, accum=accum), "backbones": backbones,
+        "batch": BatchConfig(size=size, accum=accum, cached=recipe.batch.cached), "backbones": backbones,
         "data": recipe.data.model_copy(update={"sources": sources}),
     })  # fmt: skip
 

@@ -147,13 +147,9 @@ def twin(module: M) -> M:
             mine.compile()
         if vars(mine).pop(_PLAN, None) is not None:
             vars(theirs)[_PLAN].twins.append(mine)
-    # `fill` gives new numbers to parameters that have some, too (a ViT's positions)
-    later = {id(p) for part in module.modules() if _PLAN in vars(part) for p in part.parameters()}
+    described = {id(p) for part in module.modules() if _PLAN in vars(part) for p in part.parameters()}
     for parameter in module.parameters():
-        if parameter.is_meta or id(parameter) in later:
-            vars(parameter).setdefault(_TWINS, []).append(empty[id(parameter)])
-        else:
-            empty[id(parameter)].data.copy_(parameter.detach())
+        _copy(parameter, empty[id(parameter)], later=id(parameter) in described)
     return other
 
 
@@ -282,6 +278,15 @@ def _like(parameter: nn.Parameter) -> nn.Parameter:
         raise RuntimeError("twin: its original is in slices (ZeRO-3); allowed: before the engine exists")
     dtype = torch.float32 if parameter.is_floating_point() else parameter.dtype
     return nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=parameter.device), requires_grad=False)
+
+
+@torch.no_grad()
+def _copy(parameter: nn.Parameter, other: nn.Parameter, later: bool) -> None:
+    """later: once `parameter` is filled; until then it may have numbers of the constructor (a ViT's class token)."""
+    if later or parameter.is_meta:
+        vars(parameter).setdefault(_TWINS, []).append(other)
+    else:
+        other.copy_(parameter)
 
 
 @contextlib.contextmanager

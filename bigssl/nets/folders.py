@@ -95,7 +95,7 @@ def foreign_numbers(folder: Path) -> str:
     said = []
     for name, ours in (("mean", IMAGE_MEAN), ("std", IMAGE_STD)):
         value = kept.get("image_" + name, kept.get(name, ours))
-        said += [] if value in (ours, [ours] * 3) else [f"{name} {value}"]
+        said += [] if value in (ours, [ours], [ours] * 3) else [f"{name} {value}"]
     return " and ".join(steps + said)
 
 

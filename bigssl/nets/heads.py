@@ -1,9 +1,16 @@
-"""Heads that pretraining puts on a backbone and transfer throws away (CLIP's projections excepted)."""
+"""Heads that pretraining puts on a backbone; what an evaluation needs of them again is kept as a `Head`."""
 
 from __future__ import annotations
 
+import itertools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
@@ -12,19 +19,62 @@ from bigssl.nets.norm import GlobalBatchNorm
 from bigssl_kernels import linear_cross_entropy
 
 IGNORED = -100  # label of a token that is not predicted
+ABOUT_HEAD = "bigssl"  # key of the metadata of its file: JSON with kind, backbones and settings
+
+
+class Head(NamedTuple):
+    """What a task has trained on top of its backbones and an evaluation needs again.
+
+    Attributes:
+        kind: what it is: "clip" (two projections), "mlm" (a head of masked language modelling), or what makes pictures,
+            a file of `bigssl/nets/remaking`. "" where nobody knows.
+        backbones: the name of the backbone it belongs to, by role ("image", "text"): on another it means nothing.
+        tensors: by name, as they are exported.
+        settings: what else it takes to make it anew, as JSON can hold it.
+    """
+
+    kind: str
+    backbones: dict[str, str]
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any] = {}  # noqa: RUF012 - nobody writes to it
+
+    def write(self, path: Path) -> None:
+        """A safetensors file that says what it is. Float tensors are float32 there."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        said = {"kind": self.kind, "backbones": self.backbones, "settings": self.settings}
+        save_file({key: _kept(value) for key, value in self.tensors.items()}, path, {ABOUT_HEAD: json.dumps(said)})
+
+    @classmethod
+    def read(cls, path: Path) -> Head:
+        """What `write` wrote, or the tensors of another program. Raises OSError, SafetensorError."""
+        with safe_open(path, framework="pt") as stored:
+            said = json.loads((stored.metadata() or {}).get(ABOUT_HEAD, "{}"))
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - it is no mapping
+        return cls(said.get("kind", ""), said.get("backbones", {}), tensors, said.get("settings", {}))
+
+
+def _kept(value: Tensor) -> Tensor:
+    value = value.detach().cpu()
+    return (value.float() if value.is_floating_point() else value).clone(memory_format=torch.contiguous_format)
 
 
 class ProjectionHead(nn.Module):
-    """Two-layer MLP with BatchNorm (SimCLR, Chen et al. 2020): [B, dim] -> [B, out], dtype kept."""
+    """MLP on a backbone: [B, dim] -> [B, out], dtype kept. Two layers with BatchNorm are SimCLR's (Chen et al. 2020),
+    three SimCLR v2's (arXiv 2006.10029), two without MoCo v2's (arXiv 2003.04297)."""
 
-    def __init__(self, dim: int, hidden: int, out: int, *, bias: bool = True) -> None:
-        """bias: of the last layer. Without, where a BatchNorm follows: it would undo the bias, whose gradient would be
+    def __init__(
+        self, dim: int, hidden: int, out: int, *, layers: int = 2, norm: bool = True, last_norm: bool = False,
+        bias: bool = True,
+    ) -> None:  # fmt: skip
+        """norm: BatchNorm behind all layers but the last. last_norm: one without weights behind the last (MoCo v3).
+        bias: of the last layer. Without, where a BatchNorm follows: it would undo the bias, whose gradient would be
         rounding noise that Adam walks along."""
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(dim, hidden, bias=False), GlobalBatchNorm(hidden), nn.ReLU(inplace=True),
-            nn.Linear(hidden, out, bias=bias),
-        )  # fmt: skip
+        widths, parts = [dim, *[hidden] * (layers - 1)], list[nn.Module]()
+        for before, after in itertools.pairwise(widths):
+            parts += [nn.Linear(before, after, bias=not norm), *[GlobalBatchNorm(after)] * norm, nn.ReLU(inplace=True)]
+        parts.append(nn.Linear(widths[-1], out, bias=bias and not last_norm))
+        self.layers = nn.Sequential(*parts, *[GlobalBatchNorm(out, affine=False)] * last_norm)
 
     def forward(self, features: Tensor) -> Tensor:
         projected: Tensor = self.layers(features)

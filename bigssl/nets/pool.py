@@ -10,7 +10,7 @@ SILENCE = 1e-7  # added to the variance of a sound, as transformers does
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] in 0..255 -> float32 [B, 3, H, W] in -1..1 (mean .5, std .5)."""
+    """uint8 [B, C, H, W] in 0..255 -> float32 [B, C, H, W] in -1..1 (mean .5, std .5)."""
     return images.float().div_(255 * IMAGE_STD).sub_(IMAGE_MEAN / IMAGE_STD)
 
 

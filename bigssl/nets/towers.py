@@ -21,10 +21,12 @@ from bigssl.nets.folders import check_pretrained, check_tokenizer, other_normali
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.modality.fields import check_fields, modality_for
 from bigssl.nets.modality.kinds import CAUSAL, STILL, unused_parameters
+from bigssl.nets.modality.pixels import COLOURS
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
 from bigssl.nets.pool import mean_of
 from bigssl.nets.pretrained import found_in
 from bigssl.nets.timm.folders import is_of_timm, timm_config
+from bigssl.nets.vision.sizes import NAMED, refuse_other_size, with_named_size
 from bigssl.nets.weightless import feature_size
 
 
@@ -37,7 +39,8 @@ class Tower(nn.Module):
         modality: "image", "text", "series" or "audio", a name in MODALITIES.
         size: image side in pixels; 0 where it takes no pictures, as for the following.
         length: tokens per text, steps per series or samples per sound.
-        channels: values per step of a series.
+        channels: values per step of a series; of pictures 3, or 1.
+        window: stored values of deep grey pictures that become 0 and 255; None: as `pictures.image` says.
         rate: samples of sound per second.
         begun: what was read of it (`init_from`), in a sentence; "" where nothing was, or by another rank.
     """
@@ -47,16 +50,18 @@ class Tower(nn.Module):
     ) -> None:
         """weights: a folder with those of just this network, where `config` does not say it."""
         super().__init__()
-        where = f"backbones.{name}"
-        config = with_network_folder(name, config)
+        where, given = f"backbones.{name}", config
+        config = with_network_folder(name, with_named_size(config))
         check_fields(where, config)
         row = modality_for(where, config)
         self.modality = row.name
         self._tokenizer = tokenizer
         hf = hf_config(where, config, tokenizer)
         _refuse_one_sided(where, hf)
+        refuse_other_size(where, given, hf)
         self.size, self.length = config.size or 0, config.length or 0
-        self.channels, self.rate = config.channels or 0, config.rate or 0
+        self.channels, self.rate = config.channels or (COLOURS if self.size else 0), config.rate or 0
+        self.window = None if config.window is None else (config.window[0], config.window[1])
         field = f"{where}.init_from" if config.init_from else f"{where}.config"
         self.dim = feature_size(
             field, hf, lambda: row.trial(config, tokenizer), lambda model, inputs: mean_of(*row.run(model, inputs)),
@@ -116,9 +121,11 @@ def hf_config(where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizer
     Raises:
         ConfigError: unknown type, field or value, with the nearest match; a value that contradicts these.
     """
+    config = with_named_size(config)
     if config.type not in CONFIG_MAPPING:
-        hint = nearest(config.type, sorted(CONFIG_MAPPING.keys()))
-        raise ConfigError(f"{where}.type: value {config.type!r}; allowed: a transformers model type{hint}")
+        hint = nearest(config.type, sorted([*CONFIG_MAPPING.keys(), *NAMED]))
+        raise ConfigError(f"{where}.type: value {config.type!r}; allowed: a transformers model type, or a name of "
+                          f"bigssl/nets/vision/sizes.py{hint}")  # fmt: skip
     row = modality_for(where, config)
     if config.init_from is not None:
         loaded = _config_in(where, config.type, config.init_from)
@@ -194,7 +201,7 @@ def _refuse_one_sided(where: str, hf: PreTrainedConfig) -> None:
 def check_backbone(name: str, config: BackboneConfig) -> None:
     """Refuse what can be seen before anything is loaded or built."""
     where = f"backbones.{name}"
-    config = with_network_folder(name, config)
+    config = with_network_folder(name, with_named_size(config))
     check_pretrained(where, config)
     if config.allow_partial and config.init_from is None:
         raise ConfigError(f"{where}.allow_partial: value true without init_from; allowed: false, or both")

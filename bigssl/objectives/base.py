@@ -6,7 +6,7 @@ name is the task's name in recipes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
 
@@ -26,6 +26,7 @@ from bigssl.discovery import classes_in
 from bigssl.nets import dropout
 from bigssl.nets.constraint import Constraint
 from bigssl.nets.ema import Ema
+from bigssl.nets.heads import Head as Head
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.needs import Needs
@@ -63,27 +64,15 @@ class Losses(NamedTuple):
         """The same as a part of another loss."""
         return self._replace(total=self.total.detach())
 
+    def without_views(self) -> Losses:
+        """The same, for keeping: views are large."""
+        return self._replace(views={}, parts={name: part.without_views() for name, part in self.parts.items()})
+
     def named(self, path: str = "") -> Iterator[tuple[str, Losses]]:
         """("", self), then ("/PART", part) of each part, ("/PART/PART", ...) of theirs."""
         yield path, self
         for name, part in self.parts.items():
             yield from part.named(f"{path}/{name}")
-
-
-class Head(NamedTuple):
-    """What a task has trained on top of its backbones and an evaluation needs again.
-
-    Attributes:
-        kind: what it is: "clip" (two projections) or "mlm" (a head of masked language modelling).
-        backbones: the name of the backbone it belongs to, by role ("image", "text"): on another it means nothing.
-        tensors: by name, as they are exported.
-        settings: what else it takes to make it anew, as JSON can hold it.
-    """
-
-    kind: str
-    backbones: dict[str, str]
-    tensors: dict[str, Tensor]
-    settings: dict[str, Any] = {}  # noqa: RUF012 - nobody writes to it
 
 
 class Network(NamedTuple):
@@ -117,6 +106,7 @@ class Objective(nn.Module):
         a whole section as in a recipe, for one that it does not know.
     data: folder of shards below bigssl/demo; default "emoji/train", pictures with captions.
     untried: by name of a field of `Config` ("a.b" in a section) of which the tests find no other value, the reason.
+    collapses: steps within which it collapses without any one of its `guards`; default 60, 200 at most.
     overfits: whether 60 steps on one batch bring the loss below .6 of its blind line; default True.
     """
     takes: ClassVar[Mapping[str, Needs]]
@@ -125,8 +115,8 @@ class Objective(nn.Module):
     starts: ClassVar[Mapping[str, Any]] = {}
     """Fields of `Config` for a first run, of minutes and a few hundred samples, where a paper's defaults are made for
     days: what `bigssl init` writes into a recipe. A field without a default has to be here."""
-    least: ClassVar[int] = 1
-    """Samples that a pass over all ranks has to hold: with fewer, there is nothing to learn."""
+    least: int = 1
+    """Samples that a pass over all ranks has to hold: with fewer, there is nothing to learn. One may say more."""
     accumulates: ClassVar[bool] = False
     """Whether k passes of b samples give the gradient of one pass of k · b (with networks without BatchNorm): the loss
     is a mean over samples, none of which sees another."""
@@ -140,12 +130,18 @@ class Objective(nn.Module):
     """Whether the loss depends on the seeds of the samples (masks and noise drawn on the device), dropout apart."""
     causal: ClassVar[bool] = False
     """Whether the network is shown what the loss asks for, one position late (language models from left to right)."""
+    narrow: ClassVar[bool] = False
+    """Whether the network is shown what the loss asks for, and what is between has no room for all of it, or is
+    disturbed (autoencoders)."""
     cannot_collapse: ClassVar[bool] = False
     """Whether the loss by itself keeps samples apart (a reconstruction, which no constant gives): there is a `spread`,
     but nothing that could be taken away."""
     adjustable: ClassVar[tuple[str, ...]] = ()
     """Fields of `Config` (with those below them) of which a run may be given other values on purpose (`--change`): what
     is made of samples and of the loss, never what shapes or names a network."""
+    most: int | None = None
+    """Samples that a pass over all ranks may hold at most, None for any number; of an instance, which its settings
+    decide."""
     draws_more: ClassVar[bool] = False
     """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand."""
 
@@ -173,6 +169,11 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def unfit(self, prepared: Sequence[dict[str, Any]]) -> str:
+        """Why nothing is to be learnt from data of which a few samples were `prepared`, in words; "" where there is.
+        Asked of each dataset before a run (`bigssl config check`), where each sample by itself would do."""
+        return ""
+
     def assemble(self, by_source: dict[str, Any]) -> Any:
         """Collated batches by source -> the argument of `forward`."""
         return by_source[self.sources()[0]]
@@ -184,7 +185,7 @@ class Objective(nn.Module):
             return super().__call__(batch, *args, **kwargs)
 
     def forward(self, batch: Any, at: Progress) -> Losses:
-        """The losses of a micro-batch.
+        """The losses of a micro-batch. One that compares samples with each other is made in two halves: `Comparing`.
 
         Args:
             batch: what `assemble` gave, on the device.

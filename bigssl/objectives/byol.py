@@ -89,7 +89,10 @@ class Byol(Objective):
         loss = (predictions - torch.cat([second, first])).square().sum() / len(first)
         blind = best_constant(first) + best_constant(second)
         spread = {"projections": distributed.spread(projections)}
-        return Losses(loss, blind, unit="squared distance", blind_name="the best constant", spread=spread)
+        return Losses(
+            loss, blind, unit="squared distance", blind_name="the best constant", spread=spread,
+            views={"projections": torch.stack(projections.detach().float().chunk(2))},
+        )  # fmt: skip
 
     def _targets(self, views: Tensor) -> Tensor:
         """Unit vectors [2B, dim] that are predicted."""

@@ -24,34 +24,14 @@ from bigssl.data.sample import Sample
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, attraction
+from bigssl.objectives.comparing import Comparing
 from bigssl.objectives.needs import Needs
+from bigssl.objectives.scale import capped_scale, log_scale_of
 from bigssl.objectives.seeing import picture_of
 from bigssl_kernels import clip_loss
 
-MAX_SCALE = 100.0
 
-
-class CappedExp(torch.autograd.Function):
-    """min(exp(x), cap), whose gradient passes at the cap as well where a step along it would lower x.
-
-    With the gradient of `clamp` a scale that one step took beyond the cap would stay there for the rest of the run. The
-    sign that counts is that of the gradient over all ranks, since that is the one the optimizer follows.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cap: float) -> Tensor:
-        value = x.detach().clamp(max=math.log(cap)).exp().clamp(max=cap)  # the first clamp: exp must not overflow
-        ctx.save_for_backward(value, x.detach() > math.log(cap))
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        value, beyond = ctx.saved_tensors
-        everywhere = distributed.all_reduce_sum(grads[0].detach().clone())
-        return grads[0] * value * (~beyond | (everywhere > 0)), None
-
-
-class Clip(Objective):
+class Clip(Comparing, Objective):
     """Match images and captions (CLIP)."""
 
     class Config(ObjectiveConfig):
@@ -73,14 +53,10 @@ class Clip(Objective):
         self.text = self.backbone_of(towers, "text")
         self.image_projection = nn.Linear(self.image.dim, config.dim, bias=False)
         self.text_projection = nn.Linear(self.text.dim, config.dim, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # [1]: DeepSpeed cannot broadcast a []
+        self.log_scale = log_scale_of(0.07)
         self.augment = SimClrAugment(
             self.image.size, min_scale=config.min_scale, flip=config.flip, jitter=0.0, grey=0.0, blur=0.0
         )
-
-    def _scale(self) -> Tensor:
-        scale: Tensor = CappedExp.apply(self.log_scale, MAX_SCALE)
-        return scale[0]
 
     def sources(self) -> list[str]:
         return [self.config.source]
@@ -91,14 +67,22 @@ class Clip(Objective):
         image = picture_of(sample, self.image)
         return {"image": self.augment(image, rng), "input_ids": input_ids, "attention_mask": attention_mask}
 
-    def forward(self, batch: dict[str, Tensor], at: Progress) -> Losses:
+    def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**self._projected(batch), "scale": capped_scale(self.log_scale)}
+
+    def _projected(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Both towers' embeddings, float32 [B, dim] each."""
         image = self.image_projection(self.image.features(batch)).float()
         text = self.text_projection(self.text.features(batch)).float()
-        scale = self._scale()
+        return {"image": image, "text": text}
+
+    def compare(self, embeddings: Mapping[str, Tensor], at: Progress) -> Losses:
+        image, text, scale = (embeddings[name] for name in ("image", "text", "scale"))
         loss = self._contrast(image, text, scale)
         blind = math.log(len(image) * distributed.world())  # every similarity equal
         spread = {"images": distributed.spread(image), "texts": distributed.spread(text)}
-        return Losses(loss, blind, stats={"scale": scale.detach()}, spread=spread)
+        views = {"pairs": torch.stack([image, text]).detach()}
+        return Losses(loss, blind, stats={"scale": scale.detach()}, spread=spread, views=views)
 
     def _contrast(self, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         return clip_loss(image, text, scale, group=distributed.group())
@@ -113,6 +97,6 @@ class Clip(Objective):
         tensors = {
             "image_projection": self.image_projection.weight,
             "text_projection": self.text_projection.weight,
-            "logit_scale": self._scale(),
+            "logit_scale": capped_scale(self.log_scale),
         }
         return {"clip": Head("clip", {"image": self.config.image, "text": self.config.text}, tensors)}

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bigssl.config.recipe import Section
+from bigssl.nets.heads import Head
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head, Objective, discover, exported_heads, exported_networks
+from bigssl.objectives.base import Objective, discover, exported_networks
 
 FILE = "objective.safetensors"  # in the export folder
-ABOUT = "bigssl"  # key of its metadata: JSON with `tasks`, `heads`, `steps`, `teachers`, `extra` and `lost`
+ABOUT = "bigssl"  # key of its metadata: JSON with `tasks`, `steps`, `teachers`, `extra` and `lost`
 BETWEEN = "|"  # in names of tensors: TASK|NAME, TASK|teacher NAME: NAME
 
 
@@ -81,8 +81,6 @@ def rest_of_objective(
     about = {
         "tasks": {path: json.loads(task.model_dump_json()) for path, task in tasks.items()},
         "teachers": {path: networks_of_teachers(task_at(objective, path), networks) for path in tasks},
-        "heads": {name: {"kind": head.kind, "backbones": head.backbones, "settings": head.settings}
-                  for name, head in exported_heads(objective).items()},
         "steps": steps,
         "extra": kept,
         "lost": sorted(extra.keys() - kept.keys()),
@@ -99,8 +97,8 @@ def _in_json(value: Any) -> bool:
 
 
 def about_export(folder: Path) -> dict[str, Any]:
-    """What FILE in an export says of its run: `tasks`, `teachers`, `heads` (kind, backbones and settings
-    of each by name), `steps`, `extra` (state that is no tensor) and `lost` (names of such that JSON cannot hold).
+    """What FILE in an export says of its run: `tasks`, `teachers`, `steps`, `extra` (state that is no tensor) and
+    `lost` (names of such that JSON cannot hold).
 
     Raises:
         OSError, ValueError: there is none, or it is not whole.
@@ -126,15 +124,10 @@ def task_at(objective: Objective, path: str) -> Objective:
 
 
 def heads_of_export(folder: Path) -> dict[str, Head]:
-    """The heads of an export by name, of which it says on which networks they were trained: the others mean nothing.
+    """The heads of an export by name that say on which networks they were trained: the others mean nothing.
 
     Raises:
-        OSError, SafetensorError: one is not there, or not whole.
+        OSError, SafetensorError: one is not whole.
     """
-    try:
-        said = about_export(folder).get("heads", {})
-    except (OSError, ValueError):  # of another program
-        return {}
-    return {name: Head(head["kind"], head["backbones"], load_file(folder / "heads" / f"{name}.safetensors"),
-                       head.get("settings", {}))
-            for name, head in said.items()}  # fmt: skip
+    found = {file.stem: Head.read(file) for file in sorted((folder / "heads").glob("*.safetensors"))}
+    return {name: head for name, head in found.items() if head.backbones}

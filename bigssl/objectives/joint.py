@@ -24,9 +24,10 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.seeds import another
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, build, union
+from bigssl.objectives.comparing import Comparing
 
 
-class Joint(Objective):
+class Joint(Comparing, Objective):
     """A weighted sum of objectives over shared backbones."""
 
     composite = True
@@ -87,8 +88,21 @@ class Joint(Objective):
             for name, part in self._objectives()
         }
 
-    def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
-        losses = {name: part(batch[name], at) for name, part in self._objectives()}
+    def forward(self, batch: dict[str, Any], at: Progress, only_embed: bool = False) -> Any:
+        if not only_embed:
+            return self._sum({name: part(batch[name], at) for name, part in self._objectives()})
+        found = {name: part(batch[name], at, True) for name, part in self._objectives()}
+        return {f"{name}/{key}": value for name, embeddings in found.items() for key, value in embeddings.items()}
+
+    def compare(self, embeddings: Mapping[str, Tensor], at: Progress) -> Losses:
+        own: dict[str, dict[str, Tensor]] = {}
+        for path, value in embeddings.items():
+            name, _, key = path.partition("/")
+            own.setdefault(name, {})[key] = value
+        parts = [(name, part) for name, part in self._objectives() if isinstance(part, Comparing)]
+        return self._sum({name: part.compare(own[name], at) for name, part in parts})
+
+    def _sum(self, losses: Mapping[str, Losses]) -> Losses:
         total = sum((self.weights[name] * loss.total for name, loss in losses.items()), start=0.0)
         assert isinstance(total, Tensor)
         return Losses(

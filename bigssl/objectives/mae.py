@@ -5,21 +5,20 @@
 
 The backbone is a plain vision transformer: it sees the visible patches only while it is trained here, and all of them
 wherever else it is used (probe, evaluation, export). Which are hidden follows from the sample and the step, not from
-the rank. Targets are the pixels of a patch minus their mean, divided by their standard deviation (section 4.2).
+the rank. Targets are the pixels of a patch minus their mean, divided by their standard deviation (section 4.2), or with
+`normalised_pixels: false` the pixels in -1..1. The blind line is what knows each hidden patch's mean, or then the mean
+picture of the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from transformers import ViTMAEConfig
-from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
+from torch import Tensor
 
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
@@ -27,18 +26,18 @@ from bigssl.data.kinds.augment import SimClrAugment
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets import noise
 from bigssl.nets.pool import normalise
 from bigssl.nets.progress import Progress
+from bigssl.nets.remaking.lines import mean_picture_error
+from bigssl.nets.remaking.mae import EPSILON, MaeRemaker, can_hide, encode_visible, patches_of, rows_at, targets
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
+from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.needs import Needs
 from bigssl.objectives.seeing import picture_of
 
 PATCHES = ("vit", "vit_msn", "deit", "dinov2", "dinov2_with_registers")
 """Backbones whose embeddings are leading tokens and one token a patch, with its position in it: what the layers after
 them see may be fewer. (Swin's windows, BEiT's and DINOv3's positions within attention need all.)"""
-EPSILON = 1e-6  # added to the variance of a patch, as in the paper's code
 _FLAT = 1e-4  # variance of pixels in -1..1 below which a patch shows nothing: about one grey level
 
 
@@ -48,6 +47,8 @@ class Mae(Objective):
     class Config(ObjectiveConfig):
         backbone: str = "image"
         ratio: float = Field(0.75, gt=0, lt=1, description="share of the patches that are hidden")
+        normalised_pixels: bool = Field(True, description="predict each patch without its mean and scale; false: its "
+                                                           "pixels as they are")  # fmt: skip
         decoder_dim: int = Field(512, ge=4, multiple_of=4, description="width of the decoder")
         decoder_layers: int = Field(8, ge=1)
         decoder_heads: int = Field(16, ge=1)
@@ -80,8 +81,14 @@ class Mae(Objective):
                 f"objective.decoder_heads: value {config.decoder_heads}; allowed: a divisor of decoder_dim "
                 f"{config.decoder_dim}"
             )
-        self.decoder = _decoder(config, self.backbone, self.patch, self.patches)
-        _can_hide(self.backbone)
+        self.remaker = MaeRemaker(
+            dim=self.backbone.dim, size=self.backbone.size, patch=self.patch, visible=self.visible,
+            width=config.decoder_dim, layers=config.decoder_layers, heads=config.decoder_heads,
+            channels=self.backbone.channels, normalised=config.normalised_pixels,
+        )  # fmt: skip
+        if not config.normalised_pixels:
+            self.least = 2  # of one picture, the mean picture is itself
+        can_hide(self.backbone.model)
         self.augment = SimClrAugment(
             self.backbone.size, min_scale=config.min_scale, flip=config.flip, jitter=0.0, grey=0.0, blur=0.0
         )
@@ -95,29 +102,24 @@ class Mae(Objective):
 
     def forward(self, batch: dict[str, Tensor], at: Progress) -> Losses:
         pixels = normalise(batch["image"])
-        order = noise.orders(batch[SEEDS], "mask", self.patches)  # [B, N]; the first are visible
-        seen = order[:, : self.visible]
-        hidden = encode_visible(self.backbone, pixels, seen)  # [B, 1 + visible, D]
-        predicted = self.decoder(hidden, order.argsort(-1)).logits.float()  # [B, N, P]
-        target, variance = targets(patches_of(pixels, self.patch))
+        order = self.remaker.order(batch[SEEDS])  # [B, N]; the first are visible
+        hidden = encode_visible(self.backbone.model, pixels, order[:, : self.visible])  # [B, 1 + visible, D]
+        predicted = self.remaker(hidden, order)  # [B, N, P]
+        whole = patches_of(pixels, self.patch)
         masked = order[:, self.visible :]
-        error = (_rows(predicted, masked) - _rows(target, masked)).square().mean()
-        blind, flat = blind_error(_rows(variance, masked), target.shape[-1])
+        target, variance = targets(whole)
+        blind, flat = blind_error(rows_at(variance, masked), target.shape[-1])
+        named = "each hidden patch's mean"
+        if not self.config.normalised_pixels:
+            target, blind, named = whole, mean_picture_error(pixels), "the mean picture"
+        error = (rows_at(predicted, masked) - rows_at(target, masked)).square().mean()
         spread = {"features": distributed.spread(hidden[:, 1:].mean(1))}
-        return Losses(error, blind, "squared error", "each hidden patch's mean", stats={"flat": flat}, spread=spread)
+        return Losses(error, blind, "squared error", named, stats={"flat": flat}, spread=spread)
 
-
-def patches_of(pixels: Tensor, patch: int) -> Tensor:
-    """[B, C, H, W] -> [B, N, patch · patch · C], row by row: y, x, channel, as transformers' decoder has them."""
-    batch, channels, height, width = pixels.shape
-    cut = pixels.reshape(batch, channels, height // patch, patch, width // patch, patch)
-    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch * patch * channels)
-
-
-def targets(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, N, P] -> normalised [B, N, P], (x − mean) / √(variance + ε), and the (unbiased) variance [B, N, 1]."""
-    variance = patches.var(-1, keepdim=True)
-    return (patches - patches.mean(-1, keepdim=True)) / (variance + EPSILON).sqrt(), variance
+    def exports(self) -> dict[str, Head | Network]:
+        head = Head(self.remaker.kind, {"image": self.config.backbone}, self.remaker.learnt(),
+                    self.remaker.settings)  # fmt: skip
+        return {"mae": head}
 
 
 @torch.no_grad()
@@ -138,50 +140,6 @@ def blind_error(variance: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
     return blind, flat
 
 
-def encode_visible(backbone: Tower, pixels: Tensor, seen: Tensor) -> Tensor:
-    """float [B, 3, H, W] pixels, int64 [B, V] patches -> last hidden states [B, 1 + V, D]: the class token's, and those
-    of the patches `seen`, in that order. The other patches never enter the layers."""
-    with _only(seen, (pixels.shape[-1] // backbone.model.config.patch_size) ** 2):
-        hidden: Tensor = backbone.model(pixel_values=pixels).last_hidden_state
-    leading = hidden.shape[1] - seen.shape[1]
-    return torch.cat([hidden[:, :1], hidden[:, leading:]], 1)  # without registers and distillation tokens
-
-
-_kept: tuple[Tensor, int] | None = None
-
-
-@contextmanager
-def _only(seen: Tensor, patches: int) -> Iterator[None]:
-    """Within it, backbones that `_can_hide` keep of their embeddings the leading tokens and of `patches` those seen."""
-    global _kept
-    _kept = seen, patches
-    try:
-        yield
-    finally:
-        _kept = None
-
-
-def _hide(embeddings: nn.Module, args: tuple[Any, ...], tokens: Tensor) -> Tensor:
-    """Hook of the embeddings, [B, L + N, D] -> [B, L + V, D]: a function of the module, so that copies of a backbone
-    (teachers, exports) have it, too, and drag no objective along."""
-    if _kept is None:
-        return tokens
-    seen, patches = _kept
-    leading = tokens.shape[1] - patches
-    return torch.cat([tokens[:, :leading], _rows(tokens[:, leading:], seen)], 1)
-
-
-def _can_hide(backbone: Tower) -> None:
-    embeddings = backbone.model.get_submodule("embeddings")
-    if _hide not in embeddings._forward_hooks.values():  # two objectives may share the backbone
-        embeddings.register_forward_hook(_hide)
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """[B, N, D] values, int64 [B, M] -> [B, M, D]"""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
-
-
 def _grid(name: str, backbone: Tower) -> tuple[int, int]:
     """Side of a patch, and how many there are. Raises ConfigError where they do not fill the picture."""
     config = backbone.model.config
@@ -190,25 +148,3 @@ def _grid(name: str, backbone: Tower) -> tuple[int, int]:
     if not isinstance(patch, int) or backbone.size % patch:
         raise ConfigError(f"{where} with patch_size {patch}; allowed: a number that divides its size {backbone.size}")
     return patch, (backbone.size // patch) ** 2
-
-
-def _decoder(config: Mae.Config, backbone: Tower, patch: int, patches: int) -> ViTMAEDecoder:
-    """The paper's: a few transformer layers over the encoded patches and a mask token in the place of each hidden one,
-    with fixed sine and cosine positions. It is transformers'; linear layers begin by Xavier's rule, as in the paper's
-    code."""
-    fields = ViTMAEConfig(
-        hidden_size=backbone.dim,
-        patch_size=patch,
-        image_size=backbone.size,
-        decoder_hidden_size=config.decoder_dim,
-        decoder_num_hidden_layers=config.decoder_layers,
-        decoder_num_attention_heads=config.decoder_heads,
-        decoder_intermediate_size=4 * config.decoder_dim,
-    )
-    fields._attn_implementation = "sdpa"
-    decoder = ViTMAEDecoder(fields, patches)
-    for module in decoder.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-    return decoder

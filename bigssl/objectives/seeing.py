@@ -13,7 +13,8 @@ from bigssl.nets.towers import Tower
 
 
 def picture_of(sample: Sample, tower: Tower, size: int | None = None) -> np.ndarray:
-    """uint8 [H, W, 3], upright, transparent ones on white.
+    """uint8 [H, W, C], upright, transparent ones on white; C is 3, or 1 where the backbone takes one channel. Grey
+    ones of more than 8 bits are seen through its window.
 
     Args:
         size: shorter side that is needed at least: a JPEG may then be decoded at a half or a quarter; default twice
@@ -22,7 +23,17 @@ def picture_of(sample: Sample, tower: Tower, size: int | None = None) -> np.ndar
     Raises:
         DataError: there is no picture, or it cannot be decoded.
     """
-    return np.asarray(decode.image(decode.field(sample, decode.IMAGES), size=size or 2 * tower.size))
+    data = decode.field(sample, decode.IMAGES)
+    mode = "L" if tower.channels == 1 else "RGB"
+    return decode.picture_array(data, size=size or 2 * tower.size, mode=mode, window=tower.window)
+
+
+def refuse_grey(tower: Tower, field: str, backbone: str) -> None:
+    """Raises ConfigError where a task needs colours and its backbone takes one channel. field: of the recipe, that
+    names the backbone."""
+    if tower.channels == 1:
+        raise ConfigError(f"{field}: backbone {backbone!r} has channels 1, so that it sees no colours; allowed: one "
+                          "with channels 3")  # fmt: skip
 
 
 def crops_for(tower: Tower, config: MultiCropConfig, own: Scheme) -> MultiCrop:

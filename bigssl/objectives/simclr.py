@@ -2,6 +2,9 @@
 
     image ─┬─ augment ── backbone ── head ── z1 ┐
            └─ augment ── backbone ── head ── z2 ┴─ NT-Xent over the 2N views of the global batch
+
+SimCLR v2 (https://arxiv.org/abs/2006.10029) has three layers in the head (`layers`). Its fine-tuning from the first of
+them is not offered: the export is the backbone, without its head.
 """
 
 from __future__ import annotations
@@ -23,17 +26,24 @@ from bigssl.nets.heads import ProjectionHead
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, attraction
+from bigssl.objectives.comparing import Comparing
 from bigssl.objectives.needs import Needs
+from bigssl.objectives.scale import capped_scale, log_scale_of
 from bigssl.objectives.seeing import picture_of
 from bigssl_kernels import nt_xent
 
 
-class Simclr(Objective):
+class Simclr(Comparing, Objective):
     """Contrast two augmented views of each image (SimCLR)."""
 
     class Config(ObjectiveConfig):
         backbone: str = "image"
-        temperature: float = Field(0.1, gt=0)
+        temperature: float = Field(0.1, gt=0, description="divides the similarities")
+        learn_temperature: bool = Field(
+            False, description="`temperature` is where it begins, and it stays above .01 (as in CLIP)"
+        )
+        layers: int = Field(2, ge=1, description="of the projection head; 2: SimCLR, 3: SimCLR v2")
+        norm: bool = Field(True, description="BatchNorm in the head; without, batch.cached is exact (with a vit)")
         hidden: int = Field(512, ge=1, description="hidden size of the projection head")
         dim: int = Field(128, ge=1, description="size of the contrasted embedding")
         augment: AugmentConfig = AugmentConfig()
@@ -54,7 +64,10 @@ class Simclr(Objective):
         super().__init__()
         self.config = config
         self.backbone = self.backbone_of(towers, "backbone")
-        self.head = ProjectionHead(self.backbone.dim, config.hidden, config.dim)
+        self.head = ProjectionHead(
+            self.backbone.dim, config.hidden, config.dim, layers=config.layers, norm=config.norm
+        )
+        self.log_scale = log_scale_of(config.temperature) if config.learn_temperature else None
         self.views = TwoViews(
             config.augment, self.backbone.size, min_scale=config.min_scale, jitter=config.jitter, blur=config.blur
         )
@@ -66,15 +79,23 @@ class Simclr(Objective):
         image = picture_of(sample, self.backbone)
         return self.views.prepare(image, rng)
 
-    def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
+    def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         views = torch.cat(self.views.of(batch))  # [2B, 3, H, W]
         z1, z2 = self.head(self.backbone.features({"image": views})).float().chunk(2)
-        loss = self._contrast(z1, z2)
-        blind = math.log(max(2 * len(z1) * distributed.world() - 1, 1))  # every similarity equal
-        return Losses(loss, blind, spread={"projections": distributed.spread(z1)})
+        learned = {} if self.log_scale is None else {"scale": capped_scale(self.log_scale)}
+        return {"view1": z1, "view2": z2, **learned}
 
-    def _contrast(self, z1: Tensor, z2: Tensor) -> Tensor:
-        return nt_xent(z1, z2, self.config.temperature, group=distributed.group())
+    def compare(self, embeddings: Mapping[str, Tensor], at: Progress) -> Losses:
+        z1, z2 = embeddings["view1"], embeddings["view2"]
+        learned = embeddings["scale"].reciprocal() if "scale" in embeddings else None
+        loss = self._contrast(z1, z2, self.config.temperature if learned is None else learned)
+        blind = math.log(max(2 * len(z1) * distributed.world() - 1, 1))  # every similarity equal
+        spread, views = {"projections": distributed.spread(z1)}, {"projections": torch.stack([z1, z2]).detach()}
+        stats = {} if learned is None else {"temperature": learned.detach()}
+        return Losses(loss, blind, stats=stats, spread=spread, views=views)
+
+    def _contrast(self, z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
+        return nt_xent(z1, z2, temperature, group=distributed.group())
 
     def guards(self) -> dict[str, Callable[[], None]]:
-        return {"negatives": lambda: setattr(self, "_contrast", attraction)}
+        return {"negatives": lambda: setattr(self, "_contrast", lambda z1, z2, _: attraction(z1, z2))}

@@ -34,7 +34,7 @@ def remarks(values: Mapping[str, Any], kind: type[Objective], parts: Parts) -> d
         "steps": f"{passes:.3g} passes over {parts.look.samples} samples; a real run has 10 to 100 times as many",
         "objective.name": (kind.__doc__ or "").split("\n")[0],
         "batch": "over all ranks; contrasts gain by more; a larger one wants a larger lr",
-        "optim": "lr rises over `warmup` steps, then falls to 0",
+        "optim": "lr rises over the share `warmup` of the steps, then falls to 0",
         "checkpoint": "the same command goes on from the newest; there is one at the end, too",
         "evaluate": "the scorecard at the end, beside random weights and the raw input",
         "probe": "the same while it trains, on few samples",
@@ -43,7 +43,9 @@ def remarks(values: Mapping[str, Any], kind: type[Objective], parts: Parts) -> d
         info = kind.Config.model_fields[name]
         default = "" if info.is_required() else f"; the paper's {info.default}" if value != info.default else ""
         found[f"objective.{name}"] = f"{info.description or name}{default}"
-    for name in values["backbones"]:
+    for name, backbone in values["backbones"].items():
+        if "window" in backbone:
+            found[f"backbones.{name}.window"] = "stored values that become 0 and 255: most pixels looked at are between"
         found[f"backbones.{name}.config"] = "a small one; without these lines it has the usual size of its type"
     return found
 

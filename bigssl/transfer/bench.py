@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import display
 from bigssl.data.shards.index import DatasetIndex
+from bigssl.nets.heads import Head
 from bigssl.transfer.bags import Bags, Grams, StoredRows, TfIdf, counted
 from bigssl.transfer.collapse import Checkup, NotFinite, sampled_health, stored_health, text_health
 from bigssl.transfer.cosines import Centred, Vectors
@@ -32,7 +33,7 @@ from bigssl.transfer.features import Views, chosen, samples_at, text_batches, vi
 from bigssl.transfer.inputs import INPUTS, Input, TextInput
 from bigssl.transfer.matrix import Matrix, Store, joined
 from bigssl.transfer.scores import RAW, ScoreRow
-from bigssl.transfer.subjects import Captions, Encoded, Exported, Notes, Subject, Subjects, Tensors, captions_of
+from bigssl.transfer.subjects import Captions, Encoded, Exported, Notes, Subject, Subjects, captions_of
 from bigssl.transfer.team import AgreedError, Team, named
 
 T = TypeVar("T")
@@ -52,7 +53,8 @@ class Bench:
         checkup: the health of features.
         kept: what the evaluations read and prepared, where it may stay in memory.
         rehearsal: no forward pass is made: features are zeros.
-        out: folder of the scorecard, beside which networks may be kept.
+        out: folder of the scorecard or of the run, in which networks and pictures may be kept; None: none is kept.
+        step: of the run, after which networks are judged.
     """
 
     team: Team
@@ -69,14 +71,15 @@ class Bench:
     encoded: dict[Any, Encoded] = field(default_factory=dict)
     rehearsal: bool = False
     out: Path | None = None
+    step: int = 0
 
     def at(self, where: str, batch: int) -> Bench:
         """The same for an evaluation."""
         return replace(self, where=where, batch=batch)
 
-    def again(self) -> Bench:
-        """The same for networks that have changed; what was read is kept."""
-        return replace(self, encoded={}, checkup=Checkup(), rehearsal=False)
+    def again(self, step: int) -> Bench:
+        """The same for networks that have changed, after a `step`; what was read is kept."""
+        return replace(self, encoded={}, checkup=Checkup(), rehearsal=False, step=step)
 
     def rows(self, where: str, sections: Mapping[str, Evaluation]) -> Iterator[tuple[str, ScoreRow]]:
         """What the evaluations of a section `where` of the recipe find, by NAME, or NAME/ROW where one has several
@@ -109,7 +112,7 @@ class Bench:
         made = self.subjects.copy_of(subject, contender, seed, batch=self.batch, device=self.device)
         return made.to(self.device)  # type: ignore[arg-type]
 
-    def head(self, name: str) -> Tensors:
+    def head(self, name: str) -> Head:
         return self.team.each(lambda: self.subjects.head(name))
 
     def index(self, url: str) -> DatasetIndex:

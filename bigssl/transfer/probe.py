@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
@@ -24,11 +25,13 @@ class LiveProbe:
 
     def __init__(
         self, sections: Mapping[str, Evaluation], subjects: Live, *, team: Team, seed: int,
-        device: str | torch.device,
+        device: str | torch.device, folder: Path | None = None,
     ) -> None:  # fmt: skip
+        """folder: of the run, where evaluations may leave pictures."""
         self._sections = sections
         fields = sorted({name for section in sections.values() for name in section.metadata()})
-        self._bench = Bench(team, Held(), subjects, device, seed=seed, fields=fields, rehearsal=True)
+        self._bench = Bench(team, Held(), subjects, device, seed=seed, fields=fields, rehearsal=True,
+                            out=folder)  # fmt: skip
         self.measures: dict[str, Measure] = {}
 
     def prepare(self) -> None:
@@ -41,17 +44,17 @@ class LiveProbe:
         rows = {name: row_of(score) for name, score in self._bench.rows("probe", self._sections)}
         self.measures = {f"probe/{name}": Measure(row["unit"], "") for name, row in rows.items()}
 
-    def __call__(self) -> dict[str, float]:
-        """{"probe/NAME": the trained network's mean, "health/BACKBONE/std": 1/√D when healthy and 0 when collapsed,
-        "health/BACKBONE/rankme": effective rank, "health/BACKBONE/of": what that could be}, the same on every rank. A
-        collective, once it is prepared.
+    def __call__(self, step: int = 0) -> dict[str, float]:
+        """Of the networks after a step of the run, the same on every rank: {"probe/NAME": the trained network's mean,
+        "health/BACKBONE/MEASURE": see `bigssl.transfer.collapse`}. A collective, once it is prepared.
 
         The networks are in eval mode inside and in their former mode afterwards.
         """
-        bench = self._bench.again()
+        bench = self._bench.again(step)
         found = {f"probe/{name}": score.mean("trained") for name, score in bench.rows("probe", self._sections)}
         return found | {
-            f"health/{backbone}/{name}": health["trained"][name]
+            f"health/{backbone}/{name}": value
             for backbone, health in bench.checkup.health.items()
-            for name in ("std", "rankme", "of")
+            for name, value in health["trained"].items()
+            if name != "samples"
         }

@@ -19,7 +19,7 @@ PIXELS = "raw pixels"
 
 
 def pixels(pictures: Tensor) -> dict[str, Tensor]:
-    """Of uint8 [B, 3, H, W]: uint8 [B, 3·H·W], at most SIDE pixels a side (means of areas)."""
+    """Of uint8 [B, C, H, W]: uint8 [B, C·H·W], at most SIDE pixels a side (means of areas)."""
     if max(pictures.shape[-2:]) > SIDE:
         pictures = F.adaptive_avg_pool2d(pictures.float(), SIDE).round_().to(torch.uint8)
     return {PIXELS: pictures.flatten(1)}

@@ -25,8 +25,8 @@
         queries, classes, bank, gallery, k, documents, tokens   sizes and settings
     failed              {name: the error} of evaluations, and rows, that are not there. The card is written after each
                         evaluation: of one that was interrupted, those to come are here, as "not evaluated yet"
-    health              {backbone: {trained | random_net | WORDS of a raw baseline: {std, rankme, samples, of}}}, see
-                        `bigssl.transfer.collapse`
+    health              {backbone: {trained | random_net | WORDS of a raw baseline: {std, rankme, samples, of, span,
+                        uniformity, uniform, spread}}}, see `bigssl.transfer.collapse`
     notes               how it was measured, in sentences
 
 The random network is the exported architecture with fresh weights from the seed of the run (`Exported` in
@@ -77,7 +77,7 @@ NOTES = [
 
 def score(
     folder: Path, evaluate: Mapping[str, Evaluation], *, seed: int, device: str | torch.device = "cpu",
-    team: Team | None = None, made: str = "", out: Path | None = None,
+    team: Team | None = None, made: str = "", out: Path | None = None, steps: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates the networks of a folder as the sections of a recipe's `evaluate` say; writes and returns the
     scorecard, after each evaluation. One that fails, whatever is wrong with it, does not lose the rows of the others:
@@ -91,6 +91,7 @@ def score(
         team: the ranks, where they have met before.
         made: of what it is, and how, in a sentence.
         out: where the scorecard is written; default the run folder.
+        steps: of the run, where they are known: pictures are named by them.
     Raises:
         DataError, OSError: every evaluation failed (the error is that of the first): an export, shard, metadata field
             or class that is needed is not there; or a file cannot be written. Of several ranks, AgreedError on each.
@@ -101,7 +102,8 @@ def score(
     fields = sorted({name for section in evaluate.values() for name in section.metadata()})
     card: dict[str, Any] = {}
     with Scratch(out or folder, team) as scratch:
-        bench = Bench(team, scratch, subjects, device, seed, fields, notes=subjects.notes, out=out or folder)
+        bench = Bench(team, scratch, subjects, device, seed, fields, notes=subjects.notes, out=out or folder,
+                      step=steps)  # fmt: skip
         for rows, failed in _found(bench, evaluate):
             card = {
                 "version": CARD_VERSION, "run": folder.resolve().name, "seed": seed, "device": str(device),

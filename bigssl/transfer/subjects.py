@@ -18,6 +18,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
+from bigssl.nets.heads import Head
 from bigssl.nets.norm import has_batch_norm
 from bigssl.transfer.arriving.sizes import prepared_otherwise
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
@@ -62,7 +63,7 @@ class Subjects(Protocol):
 
     def subject(self, name: str, *, batch: int, device: str | torch.device) -> Subject: ...
 
-    def head(self, name: str) -> Tensors: ...
+    def head(self, name: str) -> Head: ...
 
     def whole(self, parameter: nn.Parameter) -> nn.Parameter:
         """It, or a copy where this rank may hold a slice alone."""
@@ -130,8 +131,8 @@ class Exported:
             self._randoms[subject.name, seed] = fresh.cpu()
         return copy.deepcopy(self._randoms[subject.name, seed])
 
-    def head(self, name: str) -> Tensors:
-        return export.load_heads(self.folder / "heads" / f"{name}.safetensors")
+    def head(self, name: str) -> Head:
+        return export.load_head(self.folder / "heads" / f"{name}.safetensors")
 
     def whole(self, parameter: nn.Parameter) -> nn.Parameter:
         return parameter
@@ -142,7 +143,7 @@ class Live:
 
     Args:
         subjects: by name; the model of each is "trained".
-        heads: whole tensors of the heads by name. A collective.
+        heads: by name, with whole tensors. A collective.
         gathered: a context in which parameters are whole. A collective.
     """
 
@@ -151,7 +152,7 @@ class Live:
     def __init__(
         self,
         subjects: Iterable[Subject],
-        heads: Callable[[], Mapping[str, Tensors]] = dict,
+        heads: Callable[[], Mapping[str, Head]] = dict,
         gathered: Callable[[list[nn.Parameter]], AbstractContextManager[None]] = lambda parameters: nullcontext(),
     ) -> None:
         self._subjects = {subject.name: subject for subject in subjects}
@@ -161,8 +162,8 @@ class Live:
     def subject(self, name: str, *, batch: int, device: str | torch.device) -> Subject:
         return self._subjects[name]
 
-    def head(self, name: str) -> Tensors:
-        return dict(self._heads()[name])
+    def head(self, name: str) -> Head:
+        return self._heads()[name]
 
     def whole(self, parameter: nn.Parameter) -> nn.Parameter:
         with self._gathered([parameter]), torch.no_grad():

@@ -137,7 +137,7 @@ def clip_heads(bench: Bench, name: str, image: int, text: int) -> dict[str, Tens
     Raises:
         AgreedError: they are of other backbones.
     """
-    trained = bench.head(name)
+    trained = bench.head(name).tensors
     _check_heads(f"{bench.where}.heads", trained, image, text)
     return {"trained": trained, "random_net": _random_heads(trained, bench.seed)}
 

@@ -59,9 +59,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     towers = {name: Tower(name, each, tokenizer if each.tokenizer else None)
               for name, each in recipe.backbones.items()}  # fmt: skip
     task = base.build(recipe.objective, towers)
-    heads = {name: head.tensors for name, head in base.exported_heads(task).items()}
     export_run(folder, {name: tower.model for name, tower in towers.items()},
-               {name: input_of(tower) for name, tower in towers.items()}, heads, {},
+               {name: input_of(tower) for name, tower in towers.items()}, base.exported_heads(task), {},
                rest=rest_of_objective(task, recipe.objective, towers, 2))  # fmt: skip
     (folder / "scorecard.json").write_text(json.dumps({"tasks": {"near": ROW}}))
     return folder

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -84,6 +85,13 @@ def picture(number: int) -> bytes:
     return buffer.getvalue()
 
 
+def deep_picture(number: int) -> bytes:
+    """Of 12 bits in 16."""
+    buffer, rng = io.BytesIO(), np.random.default_rng(number)
+    Image.fromarray(rng.integers(0, 4096, (20 + number, 40), np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def series(steps: int, channels: int) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.random.default_rng(0).standard_normal((steps, channels), np.float32))
@@ -104,6 +112,7 @@ KINDS: dict[str, Callable[[int], Fields]] = {
     "damaged": lambda n: {"png": b"no picture"},
     "one damaged": lambda n: {"png": picture(n) if n else b"no picture"},
     "one sound": lambda n: {"png": picture(n) if n == 7 else b"no picture"},
+    "deep": lambda n: {"png": deep_picture(n)},
     "several sizes": lambda n: {"npy": series(16 + n, 1)},
 }
 
@@ -194,7 +203,7 @@ OBSTACLES: dict[str, tuple[str, str, dict[str, Any], list[str]]] = {
     "another field of the json": ("mlm", "reviews", {}, ["data.sources.it.url: ", "an object with review; allowed"]),
     "one channel": ("simclr", "pictures", {"backbones": {"image": RESNET | {
                     "config": {**RESNET["config"], "num_channels": 1}}}},  # type: ignore[dict-item]
-                    ["backbones.image.config.num_channels: value 1; allowed: 3"]),
+                    ["backbones.image.channels: value 3 (the default); allowed: 1, as config.num_channels says"]),
     "a tokenizer of another language": ("mlm", "chinese", {}, ["backbones.text.tokenizer: value '", "tokenizer.json'",
                                         "are [UNK], unknown to it", "in data.sources.it.url", "`bigssl tokenizer"]),
     "more channels": ("forecast", "wide", {}, ["objective (forecast), over backbones.net: takes no series "
@@ -430,6 +439,22 @@ def test_a_folder_in_place_of_a_network_is_answered_with_those_there(
         assert line == f"backbones.image.init_from: value '{wrong}': {why}{answer}"
     fits(capsys, recipe("simclr", "pictures", **loaded("image", x / "export" / "image")))
     fits(capsys, recipe("mlm", "texts", **loaded("text", x / "export" / "text")))
+
+
+def test_what_a_network_makes_of_its_pictures_is_warned_of(
+    recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Enlarged ones, deep ones that would be black, a window for bytes; and nothing where all is well."""
+    deep, flat = recipe("simclr", "deep"), "data.sources.it.url"
+    _, said = fits(capsys, deep, "backbones.image.size=64")
+    assert re.search(rf"backbones.image.size: value 64: 4 of 4 pictures looked at in {flat} are smaller than half "
+                     r"of it \(one of 40×2\d\): enlarged, they", said)
+    assert re.search(r"backbones.image.window: missing: of 4 pictures of 16 bits looked at in data.sources.it.url the "
+                     r"upper 8 bits are seen, but no value is above 409\d: nearly black; give .*\[0, 409\d\]", said)
+    window = ["backbones.image.size=16", "backbones.image.window=[0, 4095]", "backbones.image.channels=1"]
+    assert "bigssl: warning: backbones" not in fits(capsys, deep, *window)[1]
+    _, said = fits(capsys, recipe("simclr", "pictures"), *window)
+    assert f"window: value [0.0, 4095.0]: 4 of 4 pictures looked at in {flat} have 8 bits: they stay as they" in said
 
 
 def test_a_path_that_is_missing_asks_no_hub(

@@ -73,9 +73,9 @@ class _Disturbed:
         self._probe.prepare()
         self.measures = self._probe.measures
 
-    def __call__(self) -> dict[str, float]:
+    def __call__(self, step: int) -> dict[str, float]:
         self._during()
-        return self._probe()
+        return self._probe(step)
 
 
 def run(recipe: Recipe, during: Callable[[], None] | None = None) -> tuple[loop.Outcome, dict[str, Any]]:

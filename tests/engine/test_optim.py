@@ -13,7 +13,7 @@ from torch import nn
 
 from bigssl.config.conflicts import of_schedule
 from bigssl.config.optim import OptimConfig
-from bigssl.engine.layerwise import Lamb, Lars
+from bigssl.engine.layerwise import Lamb
 from bigssl.engine.optim import build_optimizer, parameter_groups, schedule, set_learning_rate
 
 
@@ -25,6 +25,7 @@ def factors(steps: int = 100, **fields: Any) -> list[float]:
 def test_warm_up_is_linear_and_ends_at_one() -> None:
     assert factors()[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert factors()[10] == 1.0
+    assert factors(50, warmup=0.2) == factors(50, warmup=10) and factors(2, warmup=0.2)[0] == 1.0
 
 
 def test_cosine_is_half_way_at_half_time_and_ends_at_final() -> None:
@@ -50,7 +51,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv1d(1, 2, 3))
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb", "lars", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lars", "muon", "sgd"])
 def test_norms_and_biases_are_not_decayed_and_all_are_trained(name: str) -> None:
     model = network()
     model[0].requires_grad_(False)
@@ -87,8 +88,9 @@ def test_lamb_is_its_paper() -> None:
 
 def test_lars_is_its_paper() -> None:
     torch.manual_seed(0)
-    weight = nn.Parameter(torch.randn(3, 2))
-    optimizer = Lars([weight], lr=0.5, momentum=0.8, weight_decay=0.2, trust=0.01)
+    layer = nn.Linear(2, 3, bias=False)
+    section = {"name": "lars", "lr": 0.5, "momentum": 0.8, "weight_decay": 0.2, "trust": 0.01}
+    weight, optimizer = layer.weight, build_optimizer(layer, OptimConfig.model_validate(section), sharded=False)
     w, velocity = weight.detach().clone(), torch.zeros(3, 2)
     for _ in range(3):
         grad = torch.randn(3, 2)

@@ -78,6 +78,7 @@ TINY: dict[str, dict[str, Any]] = {
     "poolformer": FOUR, "pvt_v2": FOUR, "segformer": FOUR,
     "regnet": {**TWO, "embedding_size": 8, "groups_width": 8},
     "resnet": {**TWO, "embedding_size": 8, "layer_type": "basic"},
+    "resnet_cifar": {**TWO, "embedding_size": 8, "layer_type": "basic"},
     "swiftformer": {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16]},
     "swin": WINDOWS, "swinv2": WINDOWS,
     "squeezebert": {**SMALL, "embedding_size": 32},  # has no projection between the two
@@ -240,6 +241,19 @@ def test_image_networks(kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(tower.features({"image": pictures}), ours, rtol=0, atol=0)
         inputs = {"pixel_values": pictures.float() / 127.5 - 1}
         torch.testing.assert_close(mean_of(*MODALITIES["image"].run(again, inputs)), ours, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", IMAGE)
+def test_every_type_of_pictures_takes_one_channel_or_says_that_it_does_not(kind: str) -> None:
+    section = BackboneConfig(type=kind, config=config(kind), size=SIZES.get(kind, 32), channels=1)
+    with torch.device("meta"):
+        try:
+            tower = towers.Tower("net", section, None)
+        except ConfigError as error:
+            assert f"backbones.net.channels: value 1; allowed: 3, the only number that a {kind} takes" in str(error)
+            return
+        pictures = torch.zeros(2, 1, section.size, section.size, dtype=torch.uint8)
+        assert tower.channels == 1 and tower.features({"image": pictures}).shape == (2, tower.dim)
 
 
 def check_gradients(module: torch.nn.Module) -> None:

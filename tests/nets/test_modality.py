@@ -194,7 +194,7 @@ def test_a_tower_trains_exports_and_loads_in_plain_transformers(
     export_run(tmp_path, {"net": tower.model}, {"net": input_of(tower)}, {}, {"objective": kind})
     folder = tmp_path / "export" / "net"
     again = AutoModel.from_pretrained(folder).eval()
-    assert INPUTS[tower.modality].described in (tmp_path / "export" / "README.md").read_text()
+    assert input_of(tower).described in (tmp_path / "export" / "README.md").read_text()
     with torch.no_grad():
         ours = tower.eval().features(batch)
     plain = torch.stack([alone(folder, again, sample(number)) for number in range(6)])
@@ -340,7 +340,7 @@ def test_a_row_has_what_belongs_to_it(modality: str) -> None:
     """What docs/extend.md lists, each by the place where it is missing."""
     row = MODALITIES[modality]
     assert INPUTS.keys() <= MODALITIES.keys() and row.name == modality
-    assert modality in INPUTS, f"bigssl/transfer/inputs.py: INPUTS has no {modality!r}"
+    assert modality in INPUTS, f"bigssl/transfer/inputs/table.py: INPUTS has no {modality!r}"
     assert modality in decode.FIELDS, f"bigssl/data/kinds/decode.py: FIELDS has no {modality!r}"
     lacking = row.fields.keys() - BackboneConfig.model_fields.keys()
     assert not lacking, f"bigssl/config/recipe.py: BackboneConfig has no field {lacking}"

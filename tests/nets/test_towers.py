@@ -19,28 +19,60 @@ TOKENIZER = str(Path(towers.__file__).parents[1] / "demo" / "tokenizer.json")
 BASIC = {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
 
 
-def vit(dim: int, heads: int) -> dict[str, Any]:
-    return {"hidden_size": dim, "num_attention_heads": heads, "intermediate_size": 4 * dim}
+PUBLISHED = {
+    "resnet-18": 11_176_512, "resnet-34": 21_284_672, "resnet-50": 23_508_032, "resnet-101": 42_500_160,
+    "resnet-18-cifar": 11_168_832, "resnet-50-cifar": 23_500_352,
+    "vit-tiny": 5_524_416, "vit-small": 21_665_664, "vit-base": 85_798_656, "vit-large": 303_301_632,
+    "convnext-tiny": 27_818_592, "convnext-base": 87_564_416,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("kind", "config", "count"),
-    [
-        ("bert", {"vocab_size": 30_522}, 109_482_240),
-        ("resnet", BASIC, 11_176_512),
-        ("resnet", {}, 23_508_032),
-        ("vit", vit(192, 3), 5_524_416),
-        ("vit", vit(384, 6), 21_665_664),
-        ("vit", vit(768, 12), 85_798_656),
-    ],
-)
-def test_parameter_counts_are_the_published_ones(kind: str, config: dict[str, Any], count: int) -> None:
-    tokenizer = load_tokenizer(TOKENIZER) if kind == "bert" else None
-    fields = towers.hf_config("backbones.x", BackboneConfig(type=kind, config=config), tokenizer)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_named_sizes_have_the_published_parameters(name: str) -> None:
+    """Without classifier and pooler: those that features pass through, which are those that an export holds. Of a
+    ConvNeXt timm counts the norm before the classifier too (1,536 of the tiny one's 27,820,128)."""
     with torch.device("meta"):
-        model = AutoModel.from_config(fields)
-    parameters = {n: p.numel() for n, p in model.named_parameters() if not (kind == "vit" and "pooler" in n)}
-    assert sum(parameters.values()) == count
+        tower = towers.Tower("x", BackboneConfig(type=name, size=224), None)
+    assert sum(p.numel() for p in tower.model.parameters() if p.requires_grad) == PUBLISHED[name]
+    assert tower.dim == tower.model(pixel_values=torch.zeros(1, 3, 224, 224, device="meta")).last_hidden_state.shape[
+        1 if name.startswith(("resnet", "convnext")) else 2]
+
+
+def test_bert_has_the_published_parameters() -> None:
+    fields = towers.hf_config("backbones.x", BackboneConfig(type="bert", config={"vocab_size": 30_522}),
+                              load_tokenizer(TOKENIZER))  # fmt: skip
+    with torch.device("meta"):
+        assert sum(p.numel() for p in AutoModel.from_config(fields).parameters()) == 109_482_240
+
+
+def test_fields_beside_a_name_replace_those_of_it() -> None:
+    def fields(**section: Any) -> dict[str, Any]:
+        return towers.hf_config("x", BackboneConfig.model_validate(section), None).to_dict()
+
+    named = fields(type="vit-tiny", size=32, config={"patch_size": 4, "num_hidden_layers": 3})
+    assert (named["hidden_size"], named["num_hidden_layers"], named["patch_size"], named["image_size"]) == (
+        192, 3, 4, 32)  # fmt: skip
+    with pytest.raises(ConfigError, match="value 'resnet-19' is not for an image backbone.*nearest: resnet-1"):
+        towers.check_backbone("image", BackboneConfig(type="resnet-19", size=32))
+
+
+def test_a_cifar_stem_keeps_the_pixels_of_small_pictures() -> None:
+    """SimCLR, appendix B.9: 3 x 3 of stride 1 and no max-pool, all else as it is: computed again by transformers' own
+    stages from the stem's states."""
+    small = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    torch.manual_seed(0)
+    tower = towers.Tower("net", BackboneConfig(type="resnet-18-cifar", size=32, config=small), None).eval()
+    pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    state = tower.model.state_dict()
+    with torch.no_grad():
+        stem = torch.nn.functional.conv2d(normalise(pictures), state["embedder.embedder.convolution.weight"], padding=1)
+        stem = (stem / (1 + 1e-5) ** 0.5).relu()  # statistics of a fresh norm
+        hidden = tower.model(pixel_values=normalise(pictures)).last_hidden_state
+    assert stem.shape == (2, 8, 32, 32) and hidden.shape == (2, 16, 16, 16)
+    plain = towers.Tower("net", BackboneConfig(type="resnet", size=32, config=small), None).eval().model
+    plain.encoder.load_state_dict(tower.model.encoder.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(plain.encoder(stem).last_hidden_state, hidden)
 
 
 SERIES = {"type": "patchtst", "channels": 2, "length": 32}
@@ -89,6 +121,9 @@ def test_normalise_maps_bytes_to_minus_one_to_one() -> None:
         ({"type": "patchtst", "rate": 8, "length": 32}, ["'patchtst' is not for an audio backbone", "it takes series"]),
         ({"type": "bert", "tokenizer": "no/such.json", "length": 8}, ["tokenizer", "no/such.json", "bigssl tokenizer"]),
         ({"type": "bert", "tokenizer": TOKENIZER}, ["backbones.image.length"]),
+        ({"type": "resnet", "channels": 1}, ["backbones.image.size: missing; an image backbone"]),
+        ({"type": "bert", "tokenizer": TOKENIZER, "length": 8, "window": [0, 1]},
+         ["image.window: value [0.0, 1.0] has no effect on a text backbone"]),
         ({"type": "vit", "size": 8, "allow_partial": True}, ["allow_partial: value true without init_from"]),
     ],
 )
@@ -97,6 +132,22 @@ def test_mistakes_are_named_before_anything_is_loaded(section: dict[str, Any], w
         towers.check_backbone("image", BackboneConfig.model_validate(section))
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"type": "resnet", "size": 32, "channels": 2}, "backbones.x.channels: value 2; allowed: 1 "),
+        ({"type": "resnet", "size": 32, "config": {"num_channels": 1}},
+         "backbones.x.channels: value 3 (the default); allowed: 1, as config.num_channels says"),
+        ({"type": "vit-tiny", "size": 40}, "x.size: value 40; allowed: a multiple of patch_size 16, such as 32 or 48"),
+        ({"type": "vit-tiny", "size": 8}, "x.size: value 8; allowed: a multiple of patch_size 16, such as 16, or"),
+    ],
+)
+def test_channels_and_patches_that_do_not_fit_are_named(section: dict[str, Any], said: str) -> None:
+    with torch.device("meta"), pytest.raises(ConfigError) as caught:
+        towers.Tower("x", BackboneConfig.model_validate(section), None)
+    assert said in str(caught.value)
 
 
 def test_activation_checkpointing_changes_nothing_but_memory() -> None:

@@ -69,12 +69,14 @@ def section_of(kind: str | dict[str, Any]) -> BackboneConfig:
 
 
 def dropping_twin(kind: str | dict[str, Any]) -> BackboneConfig:
-    """The same kind of network where every rate of dropout that it has is a tenth."""
+    """The same kind of network where every rate of dropout that it has is a tenth, and layers are skipped half the
+    time."""
     if isinstance(kind, str) and kind in DROPPING:
         return DROPPING[kind]
     section = section_of(kind)
     fields = CONFIG_MAPPING[section.type]().to_dict()
     rates = {name: 0.1 for name, value in fields.items() if "dropout" in name and isinstance(value, float)}
+    rates |= {"drop_path_rate": 0.5} if "drop_path_rate" in fields else {}
     return section.model_copy(update={"config": section.config | rates})
 
 

@@ -24,13 +24,19 @@ TESTS = ("tests/objectives/test_contract.py", "tests/objectives/test_contract_ru
 
 
 class Plant(NamedTuple):
-    """A bug: in the file of `task`, `old` (which stands there once) becomes `new`; further pairs in `more`."""
+    """A bug: in the file of `task` (or `file`, below bigssl/), `old`, which stands there once, becomes `new`; further
+    pairs in `more`."""
 
     bug: str
     task: str
     old: str
     new: str
     more: tuple[tuple[str, str], ...] = ()
+    file: str = ""
+
+    @property
+    def path(self) -> Path:
+        return Path("bigssl") / (self.file or f"objectives/{self.task}.py")
 
 
 TARGET = "self.target = Ema(self.online, CosineRamp(config.momentum, 1.0))"
@@ -85,36 +91,41 @@ BYOL = [
           'self.online.get_submodule("tower.model")'),
 ]  # fmt: skip
 MASKED = "masked = order[:, self.visible :]"
-ORDER = 'noise.orders(batch[SEEDS], "mask", self.patches)'
+ORDER = "self.remaker.order(batch[SEEDS])"
+REMAKER = "nets/remaking/mae.py"
 MAE = [
-    Plant("the hidden patches shown", "mae", "seen = order[:, : self.visible]", "seen = order[:, -self.visible :]"),
+    Plant("the hidden patches shown", "mae", "pixels, order[:, : self.visible])  #",
+          "pixels, order[:, -self.visible :])  #"),
     Plant("loss on the visible patches", "mae", MASKED, "masked = order[:, : self.visible]"),
     Plant("loss on all patches", "mae", MASKED, "masked = order"),
-    Plant("predictions put in other patches' places", "mae", "order.argsort(-1)", "order"),
+    Plant("predictions put in other patches' places", "mae", "order.argsort(-1)", "order",
+          file=REMAKER),
     Plant("targets not normalised", "mae",
           "return (patches - patches.mean(-1, keepdim=True)) / (variance + EPSILON).sqrt(), variance",
-          "return patches, variance"),
+          "return patches, variance", file=REMAKER),
     Plant("mask from the global generator", "mae", ORDER, "torch.rand(len(pixels), self.patches).argsort(-1)"),
     Plant("one mask for all samples of a pass", "mae", ORDER,
-          'noise.orders(batch[SEEDS][:1], "mask", self.patches).expand(len(pixels), -1)'),
+          "self.remaker.order(batch[SEEDS][:1]).expand(len(pixels), -1)"),
     Plant("one mask for all samples and steps", "mae", ORDER, ORDER.replace("batch[SEEDS]", "0 * batch[SEEDS]")),
     Plant("mask by rank", "mae", ORDER, ORDER.replace("batch[SEEDS]", "batch[SEEDS] + distributed.rank()")),
-    Plant("decoder without positions", "mae", "            nn.init.zeros_(module.bias)\n",
-          "            nn.init.zeros_(module.bias)\n    decoder.decoder_pos_embed.data.zero_()\n"),
+    Plant("decoder without positions", "mae", "                nn.init.zeros_(module.bias)\n",
+          "                nn.init.zeros_(module.bias)\n        self.decoder.decoder_pos_embed.data.zero_()\n",
+          file=REMAKER),
     Plant("blind line doubled", "mae", "error = (1 - 1 / pixels) *", "error = 2 *"),
     Plant("blind line of one rank's samples", "mae", "distributed.all_reduce_sum(sums) / distributed.world()", "sums"),
-    Plant("loss multiplied by the number of ranks", "mae", "_rows(target, masked)).square().mean()",
-          "_rows(target, masked)).square().mean() * distributed.world()"),
+    Plant("loss multiplied by the number of ranks", "mae", "rows_at(target, masked)).square().mean()",
+          "rows_at(target, masked)).square().mean() * distributed.world()"),
     Plant("the share of hidden patches fixed", "mae", "int(self.patches * (1 - config.ratio) + 1e-9)",
           "int(self.patches * 0.25)"),
-    Plant("the backbone goes on hiding outside the task", "mae", "        _kept = None\n", "        pass\n"),
+    Plant("the backbone goes on hiding outside the task", "mae", "        _kept = None\n", "        pass\n",
+          file=REMAKER),
 ]  # fmt: skip
 PLANTS = BYOL + MAE
 
 
 def planted(folder: Path, plant: Plant) -> None:
     """Write the bug into the copy in `folder`."""
-    path = Path("bigssl") / "objectives" / f"{plant.task}.py"
+    path = plant.path
     text = (ROOT / path).read_text()
     for old, new in ((plant.old, plant.new), *plant.more):
         if text.count(old) != 1:
@@ -171,7 +182,7 @@ def main(words: list[str]) -> None:
             print(f"{plant.task}: {plant.bug}", flush=True)
             planted(folder, plant)
             rows.append((plant, first_failure(folder, environment, plant.task)))
-            shutil.copy(ROOT / "bigssl" / "objectives" / f"{plant.task}.py", folder / "bigssl" / "objectives")
+            shutil.copy(ROOT / plant.path, folder / plant.path)
     print(table(rows))
     if not words:
         write_section("plants", table(rows))

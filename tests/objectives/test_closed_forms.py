@@ -47,6 +47,35 @@ def test_simclr_equals_a_loop_over_pairs(objective: Any, batch: Any) -> None:
     assert loss == pytest.approx(total / 10, rel=1e-5)
 
 
+@pytest.mark.parametrize(("layers", "norm"), [(2, True), (3, True), (3, False)])
+def test_the_projection_heads_of_simclr(layers: int, norm: bool, objective: Any) -> None:
+    """Layers with a bias or with BatchNorm, of v1 two and of v2 three; the last one is linear."""
+    head = objective(discover()["simclr"], "simclr", layers=layers, norm=norm).head.layers
+    linear = [layer for layer in head if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(16, 16)] * (layers - 1) + [(16, 8)]
+    assert [layer.bias is None for layer in linear] == [norm] * (layers - 1) + [False]
+    assert sum(isinstance(layer, nn.BatchNorm1d | nn.SyncBatchNorm) for layer in head) == norm * (layers - 1)
+    assert head[-1] is linear[-1]
+
+
+def test_a_learned_temperature_begins_where_it_is_told_and_has_the_gradient_of_the_loss(
+    objective: Any, batch: Any
+) -> None:
+    fixed, learned = (
+        objective(discover()["simclr"], "simclr", temperature=0.3, learn_temperature=learn) for learn in (False, True)
+    )
+    data = batch(fixed, size=5)
+    losses = learned(data, AT)
+    losses.total.backward()
+    assert losses.total.item() == pytest.approx(fixed(data, AT).total.item(), rel=1e-6)
+    assert losses.stats["temperature"].item() == pytest.approx(0.3)
+    around = []
+    for step in (-1e-3, 1e-3):  # of log(1 / temperature)
+        other = objective(discover()["simclr"], "simclr", temperature=0.3 * math.exp(-step))
+        around.append(other(data, AT).total.item())
+    assert learned.log_scale.grad.item() == pytest.approx((around[1] - around[0]) / 2e-3, rel=1e-2)
+
+
 def test_clip_collapsed_is_ln_n_and_its_scale_is_capped(objective: Any, batch: Any) -> None:
     task = objective(discover()["clip"], "clip")
     data = batch(task, size=8)

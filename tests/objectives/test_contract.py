@@ -351,7 +351,8 @@ def test_every_field_of_the_config_does_something(name: str, kind: type[Objectiv
         task = objective(kind, name, twins=True, **fields)
         data = batch(task)
         shapes = {key: tuple(value.shape) for key, value in task.state_dict().items()}
-        return task.sources(), shapes, content(data), runs.numbers(task(data, AT)), momenta(task, AT)
+        trained = [key for key, value in task.named_parameters() if value.requires_grad]
+        return task.sources(), shapes, trained, content(data), runs.numbers(task(data, AT)), momenta(task, AT)
 
     outcomes: dict[str, Any] = {}
 
@@ -473,6 +474,17 @@ def test_seeds_count_where_the_class_says_so(
         assert (value(task, data | {SEEDS: seeds}) != before) == kind.seeded, "does `seeded` say so?"
 
 
+def with_statistics_of(task: Objective, batch: Any) -> None:
+    """Eval mode, with BatchNorm as it is in a pass over `batch` (as it begins, all that it makes is nearly alike)."""
+    networks = [task, *(teacher.module for teacher in task.teachers().values())]
+    for module in (module for network in networks for module in network.modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    task(batch, AT)
+    for network in networks:
+        network.eval()
+
+
 @each_simple_task
 def test_two_views_differ_and_are_held_against_each_other(
     name: str, kind: type[Objective], objective: Any, batch: Any, stream: Any
@@ -491,9 +503,7 @@ def test_two_views_differ_and_are_held_against_each_other(
         swapped = replaced(replaced(data, one, second), two, first)
         same = value(task, swapped) == pytest.approx(value(task, data), rel=1e-5)
         assert same == kind.symmetric, f"views in each other's place give {'the same' if same else 'another'} loss"
-        task.eval()
-        for teacher in task.teachers().values():
-            teacher.module.eval()
+        with_statistics_of(task, data)
         rolled = [(path, view.roll(1, 0)) for path, view in ((one, first), (two, second))]
         mixed = value(task, data) + value(task, replaced(replaced(data, *rolled[0]), *rolled[1]))
         mixed -= sum(value(task, replaced(data, *each)) for each in rolled)
@@ -522,8 +532,13 @@ def test_passes_add_up_where_the_class_says_so(name: str, kind: type[Objective],
 def test_losses_are_reported_beside_their_blind_line(
     name: str, kind: type[Objective], objective: Any, batch: Any
 ) -> None:
+    """No blind predictor is better than the best: an untrained network that sees nothing is one. (One that sees may be
+    better already: its embeddings of two views are alike.)"""
     task = objective(kind, name)
-    losses = task(batch(task), AT)
+    data = batch(task)
+    losses = task(data, AT)
+    Blindfold(task)
+    unseeing = {path: each.total.item() for path, each in task(data, AT).named()}
     assert losses.total.shape == () and losses.total.requires_grad
     for path, each in losses.named():
         values = [*each.stats.values(), *each.spread.values()] + [each.total] * bool(path)
@@ -531,7 +546,7 @@ def test_losses_are_reported_beside_their_blind_line(
         assert all(v.shape == () and not v.requires_grad and v.isfinite() for v in values), path
         assert all(0 <= spread <= 1.5 for spread in each.spread.values()), path
         assert each.blind > 0 and each.unit and each.blind_name, path
-        assert each.blind < 1.25 * each.total.item(), f"{path}: no better than an untrained network"
+        assert each.blind < 1.25 * unseeing[path], f"{path}: no better than an untrained network"
 
 
 class Blindfold:
@@ -553,7 +568,8 @@ class Blindfold:
 def test_a_network_that_sees_nothing_ends_at_the_blind_line(
     name: str, kind: type[Objective], objective: Any, batch: Any
 ) -> None:
-    """Neither below it, or it is too high, nor far above, or it is too low."""
+    """Neither below it, or it is too high, nor far above, or it is too low. (Where the targets, too, are what the
+    network makes of nothing, both are 0.)"""
     task = objective(kind, name)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=0.03, weight_decay=0.0)
     Blindfold(task)
@@ -565,7 +581,7 @@ def test_a_network_that_sees_nothing_ends_at_the_blind_line(
         optimizer.step()
         curve.append((losses.total.item(), float(losses.blind)))
     loss, blind = np.mean(curve[-10:], 0)
-    assert 0.8 * blind < loss < 1.25 * blind
+    assert 0.8 * blind - 1e-3 < loss < 1.25 * blind + 1e-3
 
 
 @each_simple_task
@@ -573,7 +589,8 @@ def test_the_loss_asks_for_nothing_that_the_network_is_shown(
     name: str, kind: type[Objective], objective: Any, batch: Any
 ) -> None:
     """Element by element of a batch: where it changes the loss while all layers give what they gave, it is a target;
-    then no tower may see it. (With layers and teachers held, a contrastive loss has no targets.)"""
+    then no tower may see it. (With layers and teachers held, a contrastive loss has no targets. Of booleans there is
+    nothing to ask: a mask says where the loss asks, and what is shown, at once.)"""
     task = objective(kind, name)
     data, before = batch(task, size=4), None
     held, calls, seen = list[Any](), list[Any](), dict[nn.Module, Any]()
@@ -603,7 +620,7 @@ def test_the_loss_asks_for_nothing_that_the_network_is_shown(
     for path, tensor in signals:
         for place in torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(0))[:24].tolist():
             other = replaced(data, path, changed_at(tensor, place))
-            if not kind.causal and passed(other, holding=True) != before:
+            if not (kind.causal or kind.narrow) and passed(other, holding=True) != before:
                 passed(other, holding=False)
                 for tower, output in seen.items():
                     assert torch.equal(output, shown[tower]), f"{'/'.join(path)}, element {place}: asked for, and shown"

@@ -17,9 +17,11 @@ from bigssl.config.recipe import BackboneConfig
 from bigssl.nets import noise
 from bigssl.nets.pool import normalise
 from bigssl.nets.progress import Progress
+from bigssl.nets.remaking.lines import mean_picture_error
+from bigssl.nets.remaking.mae import can_hide, encode_visible, patches_of, pictures_of, targets
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import build, discover
-from bigssl.objectives.mae import PATCHES, Mae, _can_hide, blind_error, encode_visible, patches_of, targets
+from bigssl.objectives.mae import PATCHES, Mae, blind_error
 from bigssl.transfer.inputs import ImageInput
 from bigssl.transfer.leaving.export import export_run
 
@@ -36,7 +38,7 @@ def backbone(kind: str, **changes: Any) -> Tower:
 def predictions(task: Mae, data: Any) -> tuple[Tensor, Any]:
     """What the decoder says in a forward pass, [B, N, P], and the losses."""
     said: list[Any] = []
-    hook = task.decoder.register_forward_hook(lambda module, args, output: said.append(output.logits.detach()))
+    hook = task.remaker.register_forward_hook(lambda module, args, output: said.append(output.detach()))
     losses = task(data, AT)
     hook.remove()
     return said[0], losses
@@ -65,7 +67,7 @@ def test_the_blind_line_is_what_each_patchs_mean_gives(objective: Any, batch: An
     """A decoder that says nothing has it, whatever the pictures; a checkerboard has 1 − 1/P, a blank picture 0."""
     task = objective(Mae, "mae")
     with torch.no_grad():
-        for parameter in task.decoder.decoder_pred.parameters():
+        for parameter in task.remaker.decoder.decoder_pred.parameters():
             parameter.zero_()
     data = batch(task)
     losses = task(data, AT)
@@ -84,6 +86,7 @@ def test_patches_and_back() -> None:
     pixels = torch.randn(2, 3, 16, 24)
     whole = patches_of(pixels, 8)
     assert whole.shape == (2, 6, 192)
+    assert torch.equal(pictures_of(patches_of(pixels[..., :16], 8), 8), pixels[..., :16])
     assert torch.equal(whole[1, 4].view(8, 8, 3), pixels[1, :, 8:16, 8:16].permute(1, 2, 0))
     normal, variance = targets(whole)
     torch.testing.assert_close(normal.mean(-1), torch.zeros(2, 6), atol=1e-6, rtol=0)
@@ -95,22 +98,22 @@ def test_patches_and_back() -> None:
 def test_the_backbone_sees_what_is_visible_and_nothing_else(kind: str) -> None:
     """All patches visible: its own hidden states. Some: the same whatever the others hold, and each by its position."""
     tower = backbone(kind)
-    _can_hide(tower)
+    can_hide(tower.model)
     tower.eval()
     pixels = torch.randn(3, 3, 32, 32)
     own = tower.model(pixel_values=pixels).last_hidden_state
-    every = encode_visible(tower, pixels, torch.arange(16).expand(3, 16))
+    every = encode_visible(tower.model, pixels, torch.arange(16).expand(3, 16))
     torch.testing.assert_close(every[:, 1:], own[:, -16:])
     torch.testing.assert_close(every[:, 0], own[:, 0])
     order = noise.orders(torch.arange(3), "mask", 16)
-    shuffled = encode_visible(tower, pixels, order)
+    shuffled = encode_visible(tower.model, pixels, order)
     torch.testing.assert_close(shuffled[:, 1:], own[:, -16:].gather(1, order[..., None].expand(-1, -1, 32)),
                                rtol=1e-4, atol=1e-5)  # fmt: skip
     seen = order[:, :4]
     changed = patches_of(pixels, 8).scatter(1, order[:, 4:, None].expand(-1, -1, 192), 9.0)
-    back = changed.view(3, 4, 4, 8, 8, 3).permute(0, 5, 1, 3, 2, 4).reshape(3, 3, 32, 32)
-    some = encode_visible(tower, pixels, seen)
-    assert some.shape == (3, 5, 32) and torch.equal(some, encode_visible(tower, back, seen))
+    back = pictures_of(changed, 8)
+    some = encode_visible(tower.model, pixels, seen)
+    assert some.shape == (3, 5, 32) and torch.equal(some, encode_visible(tower.model, back, seen))
     assert not torch.allclose(some[:, 1:], shuffled[:, 1:5], atol=1e-4)  # attention reached the others there
     assert torch.equal(tower.model(pixel_values=pixels).last_hidden_state, own)  # and outside, it sees all
 
@@ -184,7 +187,7 @@ def test_the_decoder_finds_every_state_at_the_place_of_its_patch(
     """A network can learn a wrong order by heart, so that no loss tells: states are numbered, and looked for."""
     task, held = objective(Mae, "mae"), []
 
-    def numbered(tower: Tower, pixels: Tensor, seen: Tensor) -> Tensor:
+    def numbered(model: Any, pixels: Tensor, seen: Tensor) -> Tensor:
         numbers = torch.cat([seen.new_zeros(len(seen), 1), seen + 1], 1).float()  # class token, patch n as n + 1
         return numbers.unsqueeze(-1).expand(-1, -1, task.backbone.dim)
 
@@ -194,9 +197,37 @@ def test_the_decoder_finds_every_state_at_the_place_of_its_patch(
         held.append(filled.gather(1, places))
 
     monkeypatch.setattr("bigssl.objectives.mae.encode_visible", numbered)
-    task.decoder.register_forward_pre_hook(restore)
+    task.remaker.decoder.register_forward_pre_hook(restore)
     data = batch(task)
     task(data, AT)
     visible = noise.orders(data["sample_seeds"], "mask", task.patches)[:, : task.visible]
     wanted = torch.zeros_like(held[0]).scatter(1, visible, (visible + 1).float())
     assert torch.equal(held[0], wanted)
+
+
+def test_pixels_as_they_are_have_the_mean_picture_as_their_blind_line(objective: Any, batch: Any) -> None:
+    """Float64, in loops; the line without bias: over many batches of two it is the variance of the data."""
+    task = objective(Mae, "mae", normalised_pixels=False)
+    data = batch(task)
+    predicted, losses = predictions(task, data)
+    pixels = normalise(data["image"]).double()
+    hidden = noise.orders(data["sample_seeds"], "mask", 16)[:, 4:]
+    errors = [((predicted[row, number].double() - patches_of(pixels, 8)[row, number]) ** 2).mean().item()
+              for row in range(len(pixels)) for number in hidden[row].tolist()]  # fmt: skip
+    assert losses.total.item() == pytest.approx(np.mean(errors), rel=1e-5) and task.least == 2
+    assert float(losses.blind) == pytest.approx(np.var(pixels.numpy(), axis=0, ddof=1).mean(), rel=1e-6)
+    assert losses.blind_name == "the mean picture"
+    twos = [float(mean_picture_error(pixels[[one, other]])) for one in range(len(pixels)) for other in range(one)]
+    assert np.mean(twos) == pytest.approx(float(losses.blind), rel=1e-6)
+
+
+def test_sizes_of_the_base_model_are_those_of_the_paper() -> None:
+    """224/16: 196 patches, 147 hidden, 768 numbers each; as many parameters as transformers' ViTMAEForPreTraining."""
+    with torch.device("meta"):
+        tower = Tower("image", BackboneConfig(type="vit", size=224, config={}), None)
+        task = Mae(Mae.Config(source="x"), {"image": tower})
+    assert (task.patches, task.patches - task.visible) == (196, 147)
+    parts = [part for name, part in task.named_parameters() if ".pooler." not in name]
+    assert sum(part.numel() for part in parts) == 111_907_840
+    hidden, order = torch.empty(2, 50, 768, device="meta"), torch.empty(2, 196, dtype=torch.int64, device="meta")
+    assert task.remaker(hidden, order).shape == (2, 196, 768)

@@ -24,6 +24,7 @@ from transformers import (
 
 from bigssl.data.kinds import text
 from bigssl.data.shards.index import build_index
+from bigssl.nets.heads import Head
 from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.matrix import Matrix, Scratch, joined
@@ -138,9 +139,9 @@ def exported(
 
     def export(kind: str, **changes: object) -> Path:
         generator = torch.Generator().manual_seed(0)
-        heads = {"clip": {"image_projection": torch.randn(8, 16, generator=generator),
-                          "logit_scale": torch.tensor(2.0),
-                          "text_projection": torch.randn(8, 16, generator=generator)}}  # fmt: skip
+        into = {"image_projection": torch.randn(8, 16, generator=generator), "logit_scale": torch.tensor(2.0),
+                "text_projection": torch.randn(8, 16, generator=generator)}  # fmt: skip
+        heads = {"clip": Head("clip", {"image": "image", "text": "text"}, into)}
         backbones = {"image": make_model(kind, **changes), "text": make_model("bert", **changes)}
         export_run(tmp_path, backbones, {"image": ImageInput(32), "text": TextInput(tokenizer, 32)}, heads, {})
         return tmp_path

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+import bigssl
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode, text
 from bigssl.data.sample import Sample
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import normalise
+from bigssl.transfer.arriving.folders import towers_at
 from bigssl.transfer.inputs import INPUTS, ImageInput, TextInput, exported_input
 from bigssl.transfer.leaving.export import export_run
 
@@ -51,6 +53,62 @@ def test_the_exported_preprocessor_is_the_view_of_evaluation(kind: str, make_mod
         found = processor(Image.open(io.BytesIO(data)), return_tensors="pt")["pixel_values"]
         assert found.shape == view.shape == (1, 3, SIZE, SIZE)
         assert (found - view).abs().max().item() * 127.5 < 0.01, f"{name}: of 255"
+
+
+def deep_picture(width: int, height: int) -> tuple[np.ndarray, bytes]:
+    """int [H, W] and its PNG of 16 bits: noise from 0 to 5000, as 12 bits with some beyond."""
+    values = np.random.default_rng(width).integers(0, 5000, (height, width)).astype(np.uint16)
+    out = io.BytesIO()
+    Image.fromarray(values).save(out, "png")
+    return values, out.getvalue()
+
+
+def test_a_network_of_one_channel_sees_grey_and_the_window_of_deep_pictures(make_model: Make, tmp_path: Path) -> None:
+    """View, exported preprocessor, and what `bigssl.load` reads of the export, are one."""
+    takes = ImageInput(SIZE, 1, (1000.0, 3550.0))
+    export_run(tmp_path, {"net": make_model("resnet", num_channels=1)}, {"net": takes}, {}, {})
+    folder = tmp_path / "export" / "net"
+    processor = AutoImageProcessor.from_pretrained(folder)
+    assert exported_input(folder) == takes and towers_at(folder.parent, ["net"])["net"].window == takes.window
+    card = (folder.parent / "README.md").read_text()
+    assert "(value - 1000) · 255 / (3550 - 1000)" in card and 'convert("L")' in card
+    loaded = bigssl.load(folder)
+    values, deep = deep_picture(75, 50)
+    shown = np.clip(np.floor((values.astype(float) - 1000) / 10 + 0.5), 0, 255).astype(np.uint8)
+    colour = encoded(41, 97, "RGB", "png")
+    for data, picture in ((deep, Image.fromarray(shown)), (colour, Image.open(io.BytesIO(colour)).convert("L"))):
+        view = torch.from_numpy(takes.view(Sample("s", {"png": data}, 0, 0, "shard.tar", ""))["image"])[None]
+        found = processor(picture, return_tensors="pt")["pixel_values"]
+        assert found.shape == view.shape == (1, 1, SIZE, SIZE)
+        assert (found - normalise(view)).abs().max().item() * 127.5 < 0.01
+        with torch.no_grad():
+            features = loaded.model(pixel_values=normalise(view)).last_hidden_state.mean((2, 3)).numpy()
+        same = [Image.open(io.BytesIO(data)), *([values, values.astype(np.int32)] if data is deep else [])]
+        np.testing.assert_allclose(loaded.embed(same), np.repeat(features, len(same), 0), rtol=1e-4, atol=1e-5)
+
+
+def test_deep_pictures_without_a_window_are_the_upper_bits_or_refused(make_model: Make, tmp_path: Path) -> None:
+    export_run(tmp_path, {"net": make_model("resnet")}, {"net": ImageInput(SIZE)}, {}, {})
+    loaded, (values, _) = bigssl.load(tmp_path / "export" / "net"), deep_picture(75, 50)
+    upper = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, 2)
+    np.testing.assert_array_equal(loaded.embed([values]), loaded.embed([upper]))
+    with pytest.raises(DataError, match=r"item 0: a grey picture of float32 values from 2.0 to 4999.0 has no range "
+                                        r"of its own; give a window.*backbones.NAME.window: \[low, high\]"):
+        loaded.embed([values.astype(np.int32)])
+
+
+@pytest.mark.parametrize(("file", "changes", "said"), [
+    ("preprocessor_config.json", {"window": [3, 1]}, r"window: value \[3, 1\]; allowed: \[low, high\]"),
+    ("config.json", {"num_channels": 4}, "num_channels: value 4; allowed: 1 or 3"),
+])
+def test_folders_with_channels_or_windows_that_are_none_are_refused(
+    file: str, changes: dict[str, object], said: str, make_model: Make, tmp_path: Path
+) -> None:
+    export_run(tmp_path, {"net": make_model("resnet")}, {"net": ImageInput(SIZE)}, {}, {})
+    path = tmp_path / "export" / "net" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(DataError, match=said):
+        exported_input(path.parent)
 
 
 def test_the_exported_tokenizer_cuts_to_what_the_model_takes(

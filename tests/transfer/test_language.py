@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from bigssl.data.errors import DataError
 from bigssl.data.shards.index import build_index
 from bigssl.engine import zero
-from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.embeddings.health import rankme
+from bigssl.nets.heads import Head, MaskedLanguageHead
 from bigssl.transfer.baselines import random_network
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.collapse import rankme
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.matrix import Held
@@ -79,8 +79,8 @@ class Given(Exported):
         super().__init__(Path("unused"), 3, {})
         self._loaded, self._head = {"text": subject}, head
 
-    def head(self, name: str) -> dict[str, torch.Tensor]:
-        return self._head
+    def head(self, name: str) -> Head:
+        return Head("mlm", {"text": "text"}, self._head)
 
 
 def bench_of(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor], batch: int = 4) -> Bench:
@@ -216,7 +216,8 @@ def test_the_scorecard_has_the_row(
     tmp_path: Path, make_model: Make, tokenizer: PreTrainedTokenizerFast, settings: Language
 ) -> None:
     model = make_model("bert")
-    export_run(tmp_path, {"text": model}, {"text": TextInput(tokenizer, LENGTH)}, {"mlm": head_of(model)}, {})
+    head = Head("mlm", {"text": "text"}, head_of(model))
+    export_run(tmp_path, {"text": model}, {"text": TextInput(tokenizer, LENGTH)}, {"mlm": head}, {})
     card = score(tmp_path, {"words": settings}, seed=3)
     task = card["tasks"]["words"]
     assert card["verdicts"] == {"words": task["passed"]} and (task["unit"], task["higher_is_better"]) == ("nats", False)

@@ -15,7 +15,7 @@ from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.order.stream import Stream
-from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.heads import Head, MaskedLanguageHead
 from bigssl.report.metrics import Measure
 from bigssl.transfer.discovery import discover_evaluations, evaluation_union
 from bigssl.transfer.inputs import ImageInput, TextInput
@@ -60,7 +60,7 @@ def probe_of(model: PreTrainedModel, sections: dict[str, Evaluation]) -> LivePro
     return prepared(live, sections)
 
 
-Towers = tuple[dict[str, PreTrainedModel], dict[str, ImageInput | TextInput], dict[str, dict[str, torch.Tensor]]]
+Towers = tuple[dict[str, PreTrainedModel], dict[str, ImageInput | TextInput], dict[str, Head]]
 
 
 @pytest.fixture
@@ -68,8 +68,10 @@ def towers(make_model: Make, tokenizer: PreTrainedTokenizerFast) -> Towers:
     models = {"image": make_model("resnet"), "text": make_model("bert")}
     torch.manual_seed(1)
     mlm = MaskedLanguageHead(models["text"].get_input_embeddings().weight)  # type: ignore[arg-type]
-    heads = {"clip": {name: torch.randn(8, 16) for name in ("image_projection", "text_projection")},
-             "mlm": {name: value.detach().clone() for name, value in mlm.named_parameters() if name != "weight"}}
+    into = {name: torch.randn(8, 16) for name in ("image_projection", "text_projection")}
+    words = {name: value.detach().clone() for name, value in mlm.named_parameters() if name != "weight"}
+    heads = {"clip": Head("clip", {"image": "image", "text": "text"}, into),
+             "mlm": Head("mlm", {"text": "text"}, words)}
     return models, {"image": ImageInput(SIZE), "text": TextInput(tokenizer, 24)}, heads
 
 
@@ -88,8 +90,9 @@ def test_every_evaluation_probes_what_the_scorecard_would_find(towers: Towers, s
         for name, task in card["tasks"].items():
             assert found.pop(f"probe/{name}") == pytest.approx(task["trained"], rel=1e-5), name
         assert found == pytest.approx({
-            f"health/{backbone}/{name}": health["trained"][name]
-            for backbone, health in card["health"].items() for name in ("std", "rankme", "of")
+            f"health/{backbone}/{name}": value
+            for backbone, health in card["health"].items() for name, value in health["trained"].items()
+            if name != "samples"
         }, rel=1e-4)  # fmt: skip
     assert probe.measures == {f"probe/{name}": Measure(task["unit"], "") for name, task in card["tasks"].items()}
 
@@ -125,8 +128,8 @@ def test_networks_of_two_tokenizers_are_asked_in_tokens_of_their_own(
     demo = load_tokenizer(Path(__file__).parents[2] / "bigssl" / "demo" / "tokenizer.json")
     kinds = {"small": tokenizer, "demo": demo}
     models = {name: make_model("bert", vocab_size=len(words)) for name, words in kinds.items()}
-    heads = {name: {key: value.detach() for key, value in MaskedLanguageHead(
-        model.get_input_embeddings().weight).named_parameters() if key != "weight"}  # type: ignore[arg-type]
+    heads = {name: Head("mlm", {"text": name}, {key: value.detach() for key, value in MaskedLanguageHead(
+        model.get_input_embeddings().weight).named_parameters() if key != "weight"})  # type: ignore[arg-type]
         for name, model in models.items()}  # fmt: skip
     asked = parse({name: {"task": "language", "backbone": name, "head": name, "bank": str(shards / "train"),
                           "queries": str(shards / "val"), "query_limit": 9} for name in kinds})  # fmt: skip

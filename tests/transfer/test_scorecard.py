@@ -18,6 +18,7 @@ from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import DataError
 from bigssl.data.order.stream import read_in_order
 from bigssl.data.shards.index import DatasetIndex
+from bigssl.nets.heads import Head
 from bigssl.report.health import collapse_said
 from bigssl.report.html import write_report
 from bigssl.transfer import scorecard, subjects
@@ -153,7 +154,8 @@ def test_zero_shot_of_towers_that_agree(run: Path, shards: Path, tokenizer: PreT
             "text_projection": torch.linalg.lstsq(vectors, text_targets, driver="gelsd").solution.T,
             "logit_scale": torch.tensor(1.0)}
     inputs = {"image": ImageInput(32), "text": TextInput(tokenizer, 32)}
-    export_run(run, {"image": image, "text": words}, inputs, {"clip": head}, {})
+    heads = {"clip": Head("clip", {"image": "image", "text": "text"}, head)}
+    export_run(run, {"image": image, "text": words}, inputs, heads, {})
     task = score(run, settings(shards, "names", "class_mean"), seed=0)["tasks"]["names"]
     assert task["trained"] > 0.9 and task["passed"] and task["texts"] == 6 and task["title"].startswith("zero-shot")
 
@@ -215,7 +217,8 @@ def test_sizes_and_lengths_are_those_of_the_export(
     """Networks that take no other: pictures of 48 pixels, texts of 8 tokens."""
     backbones = {"image": make_model("vit", image_size=48), "text": make_model("bert", max_position_embeddings=8)}
     inputs = {"image": ImageInput(48), "text": TextInput(tokenizer, 8)}
-    heads = {"clip": {name: torch.randn(8, 16) for name in ("image_projection", "text_projection")}}
+    into = {name: torch.randn(8, 16) for name in ("image_projection", "text_projection")}
+    heads = {"clip": Head("clip", {"image": "image", "text": "text"}, into)}
     export_run(run, backbones, inputs, heads, {})
     assert list(score(run, settings(shards), seed=0)["tasks"]) == NAMES
 

@@ -21,9 +21,9 @@ from bigssl.config.evaluate import FEW, Evaluation
 from bigssl.config.recipe import BackboneConfig
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.engine.plan.evaluation import Checked
-from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.heads import Head, MaskedLanguageHead
+from bigssl.nets.remaking.autoencoder import AutoencoderRemaker
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head
 from bigssl.report.html import write_report
 from bigssl.report.metrics import Measure
 from bigssl.transfer.bench import Bench
@@ -84,14 +84,16 @@ def heads(towers: dict[str, Tower]) -> dict[str, Head]:
     words = MaskedLanguageHead(towers["text"].model.get_input_embeddings().weight)  # type: ignore[arg-type]
     own = {name: value.detach() for name, value in words.named_parameters() if name != "weight"}
     into = {f"{name}_projection": torch.randn(8, towers[name].dim) for name in ("image", "text")}
-    return {"mlm": Head("mlm", {"text": "text"}, own), "clip": Head("clip", {"image": "image", "text": "text"}, into)}
+    drawn = AutoencoderRemaker(dim=towers["image"].dim, side=2, size=16, width=16)
+    return {"mlm": Head("mlm", {"text": "text"}, own), "clip": Head("clip", {"image": "image", "text": "text"}, into),
+            "pictures": Head(drawn.kind, {"image": "image"}, drawn.learnt(), drawn.settings)}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(towers: dict[str, Tower], heads: dict[str, Head], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     models, inputs = {n: t.model for n, t in towers.items()}, {n: input_of(t) for n, t in towers.items()}
-    export_run(folder, models, inputs, {name: head.tensors for name, head in heads.items()}, {})
+    export_run(folder, models, inputs, heads, {})
     return folder
 
 
@@ -154,7 +156,7 @@ def test_an_evaluation_is_checked_run_and_probed(
         return
     subjects = [Subject(name, {"trained": tower.model.train()}, input_of(tower), tower.dim)
                 for name, tower in towers.items()]  # fmt: skip
-    live = Live(subjects, lambda: {name: head.tensors for name, head in heads.items()})
+    live = Live(subjects, lambda: heads)
     probe = LiveProbe({"mine": section}, live, team=Team(), seed=0, device="cpu")
     probe.prepare()
     found = probe()

@@ -42,7 +42,7 @@ def lonely_score(run: Path, asked: dict[str, Evaluation], culprit: int, what: st
 
 
 FAULTS: dict[str, tuple[Any, str]] = {
-    "network": (export, "load_backbone"), "head": (export, "load_heads"), "tokenizer": (TextInput, "read"),
+    "network": (export, "load_backbone"), "head": (export, "load_head"), "tokenizer": (TextInput, "read"),
     "calibration": (subjects, "calibrate_batch_norm"), "size": (ImageInput, "read"),
     "index": (DatasetIndex, "load"), "folder": (shutil, "rmtree"), "features": (matrix.FilePart, "read"),
     "card": (scorecard, "write_atomic"),

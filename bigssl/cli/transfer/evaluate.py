@@ -87,7 +87,7 @@ def _by_recipe(judged: Judgeable, overrides: Sequence[str]) -> Evaluating:
     judged.refuse_seen(recipe.evaluate)
     judged.check(recipe.evaluate)
     changed = f" and {' '.join(overrides)}" if overrides else ""
-    made = f"Made with {judged.path}/config.yaml{changed}, {judged.steps}."
+    made = f"Made with {judged.path}/config.yaml{changed}, {judged.described}."
     return Evaluating(judged, recipe.evaluate, made, recipe.seed, {})
 
 
@@ -97,7 +97,7 @@ def _by_task(judged: Judgeable, wish: Wish, words: str) -> Evaluating:
         judged.refuse_seen(sections)
     except ConfigError as error:
         raise ConfigError(re.sub(r"evaluate\.[\w-]+\.queries: ", "--test: ", str(error))) from None
-    made = f"Made by `bigssl evaluate {judged.path} {words}`, {judged.steps}."
+    made = f"Made by `bigssl evaluate {judged.path} {words}`, {judged.described}."
     made += f" {BRIEFLY}" if wish.all else ""
     seed = wish.seed if wish.seed is not None else judged.recipe.seed if judged.recipe is not None else 0
     return Evaluating(judged, sections, " ".join([made, *judged.unknown]), seed, unserved)
@@ -112,7 +112,8 @@ def _scored(asked: Evaluating, beside: Any, device: str) -> int:
     if judged.recipe is not None:
         process.use_data_settings(judged.recipe.data)
     with beside as there:
-        card = score(judged.path, asked.evaluate, seed=asked.seed, device=device, made=asked.made, out=there)
+        card = score(judged.path, asked.evaluate, seed=asked.seed, device=device, made=asked.made, out=there,
+                     steps=judged.steps)  # fmt: skip
         print(format_table(card))
         if there is not None:
             write_atomic(there / "config.yaml", judged.recipe_with(asked.evaluate, asked.seed).encode())

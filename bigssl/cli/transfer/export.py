@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from cyclopts import Parameter
+from safetensors import SafetensorError
 
 from bigssl import exits
 from bigssl.cli.recipes import model
@@ -86,15 +87,16 @@ def _recipe_of(run: Path) -> Recipe:
 
 def _parts(run: Path) -> dict[str, Listed]:
     """Raises ConfigError where the run has no export, or one that does not say what its heads belong to."""
-    from bigssl.objectives.exported import about_export
+    from bigssl.objectives.exported import about_export, heads_of_export
     from bigssl.transfer.leaving.parts import parts_of
 
     if not (run / EXPORT).is_dir():
         raise ConfigError(f"{run}: no export in it; it is written at the end of a run: run the same training command "
                           "again")  # fmt: skip
     try:
-        heads = about_export(run / EXPORT)["heads"]
-    except (OSError, ValueError, KeyError) as error:
+        about_export(run / EXPORT)
+        heads = heads_of_export(run / EXPORT)
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{run / EXPORT}: of an older version, or not whole ({error}); run the same training command "
                           "again") from None  # fmt: skip
     return parts_of(run / EXPORT, heads)

@@ -50,12 +50,17 @@ class Judgeable:
     def heads(self) -> dict[str, Head]:
         return heads_of_export(self.networks.folder)
 
-    @property
-    def steps(self) -> str:
+    @cached_property
+    def steps(self) -> int:
+        """That the networks were trained for; 0 where nobody knows, as of those of another program."""
         try:
-            return f"of the export after {about_export(self.networks.folder)['steps']} steps"
-        except (OSError, ValueError):  # of another program
-            return "of the networks in it"
+            return int(about_export(self.networks.folder)["steps"])
+        except (OSError, ValueError):
+            return 0
+
+    @property
+    def described(self) -> str:
+        return f"of the export after {self.steps} steps" if self.steps else "of the networks in it"
 
     @property
     def unknown(self) -> list[str]:

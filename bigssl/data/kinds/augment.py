@@ -1,10 +1,18 @@
-"""SimCLR's random views (Chen et al. 2020, appendix A) and the fixed view of evaluation, on PIL pictures.
+"""SimCLR's random views (Chen et al. 2020, appendix A), and the fixed view of evaluation.
 
-A view is drawn before it is made: `SimClrAugment.draw` gives the numbers of a `View`, which `render` here and
-augment_device.py on batches of tensors turn into the same pixels. views.py holds the distributions of other papers.
+A view is drawn before it is made: `SimClrAugment.draw` gives the numbers of a `View`, which `render` here (in a worker)
+and augment_device.py (batches, on the device that trains) make by the same definition:
 
-Everything here is integer arithmetic inside Pillow, one C call per step. Results are uint8 [3, H, W]; they are
-normalised on the device, so that a batch travels as a quarter of the bytes.
+    crop        whole pixels; nothing outside the box is seen
+    resize      bicubic (Keys 1981). Where the box is no larger than the view, a = -3/4, edges repeated (OpenCV); where
+                a side is reduced, a = -1/2 and the kernel is as much wider (antialiased: Pillow's, by torch's kernel)
+    flip        left and right
+    colours     brightness, contrast, saturation, hue in the order of the view: colours.py
+    grey, blur  ITU-R 601; a Gaussian cut off at three sigma
+    solarise    invert the brighter half
+
+Values are cut to bytes after each step here and at the end there. Results are uint8 [C, H, W]; they are normalised on
+the device, so that a batch travels as a quarter of the bytes. views.py holds the distributions of other papers.
 """
 
 from __future__ import annotations
@@ -13,15 +21,18 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+import torch
+from PIL import Image
+from torch.nn import functional
 
 from bigssl.config import limits
 from bigssl.data.errors import DataError
+from bigssl.data.kinds import colours
 
 Box = tuple[int, int, int, int]
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-SOLARISE_FROM = 128
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class View:
 
     box: left, top, right, bottom of the crop, in pixels. flip: mirror it. factors: of brightness, contrast and
     saturation (1 keeps). turn: of the hue, in turns. order: of BRIGHTNESS, CONTRAST, SATURATION and HUE. grey. sigma:
-    of the Gaussian blur in pixels of the view (0: none). solarise: invert what is at least SOLARISE_FROM.
+    of the Gaussian blur in pixels of the view (0: none). solarise: invert the brighter half.
     """
 
     box: Box
@@ -54,13 +65,14 @@ class View:
 
 @dataclass(frozen=True)
 class SimClrAugment:
-    """Random views of a picture: (uint8 [H, W, 3], generator) -> uint8 [3, size, size].
+    """Random views of a picture: (uint8 [H, W, C], generator) -> uint8 [C, size, size], C = 3 or 1.
 
     size: side of the view in pixels. min_scale, max_scale: smallest and largest share of the area that a crop keeps
     (aspect 3/4 to 4/3). flip: mirror half of them. jitter: strength s of the paper, applied to 80 %: brightness and
     contrast by a factor from [1 - .8 s, 1 + .8 s], saturation from [1 - `saturation` s, 1 + `saturation` s], hue by up
     to ±.2 s turns, in random order. grey, blur, solarise: probabilities; blur has a sigma from [.1, 2] at 224 pixels,
-    in proportion to `size`.
+    in proportion to `size`. The same numbers are drawn for a picture of one channel, which has no saturation, hue or
+    grey to change.
     """
 
     size: int
@@ -75,7 +87,7 @@ class SimClrAugment:
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         height, width = pixels.shape[:2]
-        return render(Image.fromarray(pixels), self.draw(width, height, rng), self.size)
+        return render(pixels, self.draw(width, height, rng), self.size)
 
     @property
     def largest_sigma(self) -> float:
@@ -106,32 +118,65 @@ class SimClrAugment:
         return {"factors": tuple(factors), "turn": turn, "order": _ORDERS[int(draws[4] * len(_ORDERS))]}
 
 
-def render(image: Image.Image, view: View, size: int) -> np.ndarray:
-    """`view` of an RGB picture: uint8 [3, size, size]."""
-    changed = image.resize((size, size), Image.Resampling.BICUBIC, box=view.box)
+def render(pixels: np.ndarray, view: View, size: int) -> np.ndarray:
+    """`view` of a picture: uint8 [H, W, C] -> uint8 [C, size, size], C = 3 or 1."""
+    left, top, right, bottom = view.box
+    image = resize(pixels[top:bottom, left:right], size, size)
     if view.flip:
-        changed = ImageOps.mirror(changed)
-    changed = jitter(changed, view)
-    if view.grey:
-        changed = changed.convert("L").convert("RGB")
-    changed = blur(changed, view.sigma)
+        image = cv2.flip(image, 1)
+    image = jitter(image, view)
+    if view.grey and image.ndim == 3:
+        image = colours.to_grey(image)
+    image = colours.blur(image, view.sigma)
     if view.solarise:
-        changed = ImageOps.solarize(changed, SOLARISE_FROM)
-    return to_array(changed)
+        image = colours.solarise(image)
+    return to_planes(image, pixels.shape[2])
 
 
-def blur(image: Image.Image, sigma: float) -> Image.Image:
-    """Gaussian blur; below .25 pixels the neighbours weigh e^-8 and no byte would change."""
-    return image.filter(ImageFilter.GaussianBlur(sigma)) if sigma >= 0.25 else image
+def jitter(image: np.ndarray, view: View) -> np.ndarray:
+    """The changes of colour of `view`, in its order: uint8 [H, W, 3] or, without saturation and hue, [H, W]."""
+    for change in view.order:
+        if image.ndim == 2 and change in (SATURATION, HUE):
+            continue
+        if change == HUE:
+            image = colours.hue(image, view.turn)
+        elif view.factors[change] != 1:
+            image = _BLENDS[change](image, view.factors[change])
+    return image
+
+
+def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """uint8 [H, W, C] -> uint8 [height, width, C], or [height, width] where C = 1: bicubic as the module says."""
+    high, wide, channels = pixels.shape
+    if high <= height and wide <= width:
+        return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC)
+    # as channels-last memory, of which torch keeps the order and has a kernel several times as fast as Pillow's; a
+    # copy, since it takes no read-only array. The same bytes as Pillow's but for roundings to the next.
+    picture = torch.from_numpy(pixels.copy()).unsqueeze(0).permute(0, 3, 1, 2)  # [1, C, H, W]
+    small = functional.interpolate(picture, size=(height, width), mode="bicubic", antialias=True)
+    array = small[0].permute(1, 2, 0).numpy()
+    return array[..., 0] if channels == 1 else array
+
+
+def to_planes(image: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [H, W, 3] or [H, W] -> uint8 [channels, H, W], contiguous; grey in each of them."""
+    planes = np.empty((channels, *image.shape[:2]), np.uint8)
+    if image.ndim == 2:
+        planes[:] = image
+    else:
+        cv2.split(image, list(planes))
+    return planes
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """RGB picture -> uint8 [3, H, W], contiguous."""
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    """RGB picture -> uint8 [3, H, W], grey one -> uint8 [1, H, W], contiguous."""
+    pixels = np.asarray(image)
+    return pixels[None].copy() if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def center(image: Image.Image, size: int) -> np.ndarray:
-    """The fixed view of evaluation: shorter side to `size`, middle square. RGB picture -> uint8 [3, size, size].
+    """The fixed view of evaluation: shorter side to `size`, middle square. Picture -> uint8 [C, size, size],
+    C = 3 of RGB and 1 of grey.
 
     Pixel for pixel what the exported preprocessor does (`bigssl.transfer.inputs`): bicubic with antialiasing, the
     longer side cut to whole pixels, and the whole picture resized before the square is cut out: Pillow chooses the
@@ -185,41 +230,5 @@ def crop_box(width: int, height: int, min_scale: float, rng: np.random.Generator
     return left, top, left + side, top + side
 
 
-def jitter(image: Image.Image, view: View) -> Image.Image:
-    """The changes of colour of `view`, in its order."""
-    for change in view.order:
-        if change == HUE:
-            image = hue(image, view.turn)
-        elif view.factors[change] != 1:
-            image = _BLENDS[change](image, view.factors[change])
-    return image
-
-
-def brightness(image: Image.Image, factor: float) -> Image.Image:
-    """Every channel times `factor`, clipped."""
-    return Image.blend(Image.new("RGB", image.size), image, factor)
-
-
-def contrast(image: Image.Image, factor: float) -> Image.Image:
-    """Moved away from (factor > 1) or towards the picture's mean luminance."""
-    mean = image.convert("L").reduce(image.size).convert("RGB").getpixel((0, 0))
-    return Image.blend(Image.new("RGB", image.size, mean), image, factor)
-
-
-def saturation(image: Image.Image, factor: float) -> Image.Image:
-    """Moved away from (factor > 1) or towards its own grey version."""
-    return Image.blend(image.convert("L").convert("RGB"), image, factor)
-
-
-def hue(image: Image.Image, turn: float) -> Image.Image:
-    """Hue moved by `turn` (in turns, -.5 to .5), in HSV."""
-    shift = round(turn * 255) % 256
-    if shift == 0:
-        return image
-    pixels = np.array(image.convert("HSV"))
-    pixels[..., 0] += np.uint8(shift)  # wraps, as the wheel does
-    return Image.frombytes("HSV", image.size, pixels.tobytes()).convert("RGB")
-
-
-_BLENDS = (brightness, contrast, saturation)
+_BLENDS = (colours.brightness, colours.contrast, colours.saturation)
 _ORDERS = tuple((a, b, c, 6 - a - b - c) for a in range(4) for b in range(4) for c in range(4) if len({a, b, c}) == 3)

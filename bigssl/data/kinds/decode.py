@@ -12,12 +12,12 @@ from typing import Any
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.audio import audio
-from bigssl.data.kinds.pictures import grey, image, mask, opened
+from bigssl.data.kinds.pictures import grey, image, mask, opened, picture_array
 from bigssl.data.kinds.series import series
 from bigssl.data.sample import Sample
 
-__all__ = ["audio", "check_field", "document", "field", "grey", "image", "mask", "meta", "running_text", "series",
-           "text"]  # fmt: skip
+__all__ = ["audio", "check_field", "document", "field", "grey", "image", "mask", "meta", "picture_array",
+           "running_text", "series", "text"]  # fmt: skip
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 AUDIO = ("flac", "wav", "ogg")

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from bigssl.config import limits
 from bigssl.data.errors import DataError
+from bigssl.data.kinds.jpeg import plain_jpeg
 
 # By content, whatever the field is called; Pillow's other readers are rarely used and some start other programs.
 _CODECS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
@@ -47,12 +48,25 @@ def image(
     return _convert(picture, data, mode, window)
 
 
-def as_shown(picture: Image.Image) -> Image.Image:
-    """An open picture as `image` makes one of its bytes: RGB, upright, transparent on white, 16 bits cut to the upper
-    8. Raises DataError for what cannot be decoded, is larger than the limit `image_pixels`, or has no range of its own
-    (32-bit and float grey)."""
+def picture_array(
+    data: bytes, *, size: int | None = None, mode: str = "RGB", window: tuple[float, float] | None = None
+) -> np.ndarray:
+    """The same picture as `image`, to the byte, as an array: uint8 [H, W, C], C = 3 or, in mode L, 1. A plain JPEG
+    does not go through Pillow. Raises DataError as `image`."""
+    if (found := plain_jpeg(data, size, mode)) is not None:
+        return found
+    array = np.asarray(image(data, size=size, mode=mode, window=window))
+    return array if array.ndim == 3 else array[..., None]
+
+
+def as_shown(
+    picture: Image.Image, *, mode: str = "RGB", window: tuple[float, float] | None = None
+) -> Image.Image:
+    """An open picture as `image` makes one of its bytes: in `mode`, upright, transparent on white, deep ones through
+    the `window`. Raises DataError for what cannot be decoded, is larger than the limit `image_pixels`, or has no range
+    of its own (32-bit and float grey without a window)."""
     read_all(picture)
-    return _convert(_upright(picture), b"", "RGB", None)
+    return _convert(_upright(picture), b"", mode, window)
 
 
 def read_all(picture: Image.Image) -> None:
@@ -75,12 +89,22 @@ def grey(data: bytes) -> np.ndarray:
     return np.asarray(picture, dtype=np.float32)
 
 
-def stored_size(data: bytes) -> tuple[int, int]:
-    """Width and height as stored, from the head alone. Raises DataError for what is no picture, or too large a one."""
+class Stored(NamedTuple):
+    """width, height: as stored. grey: one channel, beside transparency. deep: of more than 8 bits, as a window asks."""
+
+    width: int
+    height: int
+    grey: bool
+    deep: bool
+
+
+def as_stored(data: bytes) -> Stored:
+    """What the head of a picture says. Raises DataError for what is no picture, or too large a one."""
     with _decoding(data):
         picture = Image.open(io.BytesIO(data), formats=_CODECS)
         _refuse(picture)
-    return picture.size
+    deep = _is_deep(picture)
+    return Stored(*picture.size, picture.mode in ("1", "L", "LA", "La") or deep, deep)
 
 
 class Turned(NamedTuple):
@@ -217,5 +241,6 @@ def _to_bytes(picture: Image.Image, window: tuple[float, float] | None) -> np.nd
         return np.clip((values - low) * (255 / (high - low)) + 0.5, 0, 255).astype(np.uint8)
     if values.dtype.kind != "u" or values.dtype.itemsize != 2:  # in either byte order
         kind = f"{values.dtype} values from {values.min()} to {values.max()}"
-        raise DataError(f"a grey picture of {kind} has no range of its own; give a window (low, high), or use grey()")
+        raise DataError(f"a grey picture of {kind} has no range of its own; give a window, the values that become 0 "
+                        "and 255 (in a recipe backbones.NAME.window: [low, high])")  # fmt: skip
     return (values >> 8).astype(np.uint8)

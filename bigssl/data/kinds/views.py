@@ -5,6 +5,8 @@ moco-v2  Chen et al. 2020, arXiv 2003.04297: crops from a fifth of the area, str
 byol     Grill et al. 2020, arXiv 2006.07733, table 6: the first view always blurred, the second rarely but solarised
 moco-v3  Chen et al. 2021, arXiv 2104.02057, appendix: BYOL's
 mae      He et al. 2022, arXiv 2111.06377: crops from a fifth of the area and flips, nothing else
+lejepa   Balestriero and LeCun 2025, arXiv 2511.08544: crops from three tenths of the area, BYOL's colours, both views
+         alike: blur for half of them, a fifth solarised
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -20,12 +21,13 @@ from bigssl.config.recipe import Section
 from bigssl.data.kinds.augment import SimClrAugment
 from bigssl.data.kinds.augment_device import on_canvas, placed, render_batch
 
-Preset = Literal["simclr", "moco-v2", "moco-v3", "byol", "mae"]
+Preset = Literal["simclr", "moco-v2", "moco-v3", "byol", "mae", "lejepa"]
 
 _SIMCLR = {"min_scale": 0.08}
 _MOCO_V2 = {"min_scale": 0.2, "jitter": 0.5}
 _BYOL = {"min_scale": 0.08, "jitter": 0.5, "saturation": 0.4}
 _BYOL_PAIR = (_BYOL | {"blur": 1.0}, _BYOL | {"blur": 0.1, "solarise": 0.2})
+_LEJEPA = {"min_scale": 0.3, "jitter": 0.5, "saturation": 0.4, "solarise": 0.2}
 _MAE = {"min_scale": 0.2, "jitter": 0.0, "grey": 0.0, "blur": 0.0}
 PRESETS: dict[Preset, tuple[dict[str, float], dict[str, float]]] = {
     "simclr": (_SIMCLR, _SIMCLR),
@@ -33,6 +35,7 @@ PRESETS: dict[Preset, tuple[dict[str, float], dict[str, float]]] = {
     "moco-v3": _BYOL_PAIR,
     "byol": _BYOL_PAIR,
     "mae": (_MAE, _MAE),
+    "lejepa": (_LEJEPA, _LEJEPA),
 }
 
 
@@ -72,17 +75,17 @@ class TwoViews:
         self.batched = config.device == "accelerator"
 
     def prepare(self, pixels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """uint8 [H, W, 3] -> what `of` needs of it: two views, or one canvas and the numbers of two views."""
+        """uint8 [H, W, C] -> what `of` needs of it: two views, or one canvas and the numbers of two views."""
         if not self.batched:
             first, second = (draw(pixels, rng) for draw in self.distributions)
             return {"view1": first, "view2": second}
-        image = Image.fromarray(pixels)
-        views = [distribution.draw(*image.size, rng) for distribution in self.distributions]
-        canvas, scale = on_canvas(image, self.canvas)
-        return {"image": canvas, **{f"view{n}": placed(v, *image.size, scale) for n, v in enumerate(views, 1)}}
+        height, width = pixels.shape[:2]
+        views = [distribution.draw(width, height, rng) for distribution in self.distributions]
+        canvas, scale = on_canvas(pixels, self.canvas)
+        return {"image": canvas, **{f"view{n}": placed(v, width, height, scale) for n, v in enumerate(views, 1)}}
 
     def of(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Collated samples -> both views, uint8 [B, 3, size, size] each, on the device of the batch."""
+        """Collated samples -> both views, uint8 [B, C, size, size] each, on the device of the batch."""
         if not self.batched:
             return batch["view1"], batch["view2"]
         first, second = (

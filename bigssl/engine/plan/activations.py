@@ -147,8 +147,8 @@ def everything_sample(source: str, towers: Collection[Tower]) -> Sample:
     """One of everything: a picture, and a text, a series and a sound longer than any window of `towers`."""
     rng, picture, series, sound = np.random.default_rng(0), io.BytesIO(), io.BytesIO(), io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(picture, "PNG")
-    steps, frames = (2 * max((t.length for t in towers if getattr(t, own)), default=1) for own in ("channels", "rate"))
-    channels = max((tower.channels for tower in towers), default=0) or 1
+    steps, frames = (2 * max((t.length for t in towers if t.modality == own), default=1) for own in ("series", "audio"))
+    channels = max((tower.channels for tower in towers if tower.modality == "series"), default=1)
     np.save(series, rng.standard_normal((steps, channels), dtype=np.float32))
     with wave.open(sound, "wb") as file:
         file.setparams((1, 2, max((tower.rate for tower in towers), default=0) or 16_000, 0, "NONE", ""))

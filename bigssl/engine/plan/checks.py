@@ -32,6 +32,7 @@ from bigssl.engine.plan.order import Reading, lanes_that_keep, refuse_twice, sim
 from bigssl.engine.plan.pairing import begin_from, reports_of_folders
 from bigssl.engine.plan.passes import examine
 from bigssl.engine.plan.sources import source_order, split_batch
+from bigssl.engine.stepping.split import check_cached, check_passes, notes_of_cached
 from bigssl.objectives.base import exported_heads
 
 T = TypeVar("T")
@@ -90,6 +91,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     paper.attempt(resume.refuse_changed_length, recipe, networks.objective, change)
     paper.notes += paper.attempt(resume.notes_of_length, recipe, networks.objective) or []
     paper.attempt(check_constraints, networks.objective)
+    paper.attempt(check_cached, recipe, networks.objective)
     paper.attempt(_evaluation, recipe, networks)
     paper.attempt(preflight.check_cache, recipe)
     sizes = paper.attempt(preflight.batch_sizes, recipe, networks.objective) or {}
@@ -97,7 +99,8 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     found = {name: paper.attempt(source_order, recipe, name, size, parts) for name, size in sizes.items()}
     orders = {name: order for name, order in found.items() if order is not None}
     if shape and sizes and len(orders) == len(sizes):
-        paper.attempt(preflight.check_passes, networks.objective, sizes, shape[1])
+        paper.attempt(check_passes, recipe, networks.objective, sizes, shape[1])
+        paper.notes += notes_of_cached(recipe, networks.objective, shape[1])
         paper.attempt(preflight.check_draws, networks.objective, orders)
         mine = facts(shape[1], world, orders, networks.towers, networks.objective)
         paper.attempt(refuse_unlike_checkpoint, recipe, mine)

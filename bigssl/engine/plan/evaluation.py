@@ -134,14 +134,18 @@ class Checked:
                               f"{nearest(name, fitting)}")  # fmt: skip
         return self._towers[name]
 
-    def head(self, field: str, kind: str, roles: Mapping[str, str]) -> None:
+    def head(self, field: str, kinds: str | Iterable[str], roles: Mapping[str, str]) -> None:
         """Does this objective export such a head, and is it that of the backbones that are judged with it?
 
         Args:
+            kinds: what it may be (`Head.kind`).
             roles: the section's field of the backbone in each role of the head.
         """
-        name, fitting = getattr(self._section, field), sorted(n for n, h in self._heads.items() if h.kind == kind)
+        allowed_kinds = [kinds] if isinstance(kinds, str) else sorted(kinds)
+        name = getattr(self._section, field)
+        fitting = sorted(each for each, head in self._heads.items() if head.kind in allowed_kinds)
         if name not in fitting:
+            kind = " or ".join(allowed_kinds)
             allowed = ", ".join(fitting) or f"none: this objective exports no head of the kind {kind}"
             raise ConfigError(f"{self._where}.{field}: value {name!r}; allowed: {allowed}{nearest(name, fitting)}")
         for role, backbone in roles.items():

@@ -41,6 +41,7 @@ from bigssl.engine.resume import (
     refuse_changed_recipe,
     taken_over,
 )
+from bigssl.engine.stepping.split import check_cached, check_passes, notes_of_cached
 from bigssl.nets import towers
 from bigssl.nets.build import postponed, refuse_derived
 from bigssl.objectives.base import Objective, build, exported_heads, exported_networks
@@ -98,7 +99,8 @@ def plan(recipe: Recipe, world: int, change: Sequence[str] = ()) -> Plan:
     for name, order in streams.items():
         refuse_twice(name, repeats(order))
     refuse_seen(recipe, {name: order.indexes.values() for name, order in streams.items()})
-    check_passes(objective, sizes, accum)
+    check_cached(recipe, objective)
+    check_passes(recipe, objective, sizes, accum)
     check_draws(objective, streams)
     refuse_changed_recipe(recipe, change)
     refuse_changed_length(recipe, objective, change)
@@ -110,7 +112,7 @@ def plan(recipe: Recipe, world: int, change: Sequence[str] = ()) -> Plan:
     if looked.failures:
         raise ConfigError(*looked.failures)
     notes = notes_of_length(recipe, objective) + (beginning.notes() if beginning is not None else [])
-    notes += reports_of_folders(recipe, built.values())
+    notes += reports_of_folders(recipe, built.values()) + notes_of_cached(recipe, objective, accum)
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe), notes, beginning)
 
 
@@ -153,21 +155,6 @@ def batch_sizes(recipe: Recipe, objective: Objective) -> dict[str, int]:
         read = ", ".join(sizes)
         raise ConfigError(f"data.sources.{unused[0]}: not read by the objective, which reads {read}; remove it")
     return sizes
-
-
-def check_passes(objective: Objective, sizes: Mapping[str, int], accum: int) -> None:
-    """Refuse a split of the batch that leaves a loss nothing to compare."""
-    for part in objective.modules():
-        if not isinstance(part, Objective) or part.least == 1:
-            continue
-        for source in part.sources():
-            if sizes[source] // accum < part.least:
-                name = type(part).__name__.lower()
-                raise ConfigError(
-                    f"data.sources.{source}.batch: {sizes[source]} samples a step in {accum} passes are "
-                    f"{sizes[source] // accum} a pass over all ranks, from which {name} learns nothing; allowed: >= "
-                    f"{part.least * accum}, or a smaller batch.accum"
-                )
 
 
 def drawing(objective: Objective) -> dict[str, str]:

@@ -6,6 +6,7 @@ from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import BackboneConfig
 from bigssl.nets.modality.kinds import WHY_NOT
 from bigssl.nets.modality.table import MODALITIES, Modality, modality_of_type
+from bigssl.nets.vision.sizes import NAMED
 
 
 def modality_for(where: str, config: BackboneConfig) -> Modality:
@@ -14,12 +15,15 @@ def modality_for(where: str, config: BackboneConfig) -> Modality:
     Raises:
         ConfigError: fields of two rows; a type that is none of the fields' row, with why and the nearest that is.
     """
-    given = [row for row in MODALITIES.values() if getattr(config, next(iter(row.fields))) is not None]
+    own = modality_of_type(config.type)
+    may = own.optional if own is not None else ()
+    given = [row for row in MODALITIES.values()
+             if (first := next(iter(row.fields))) not in may and getattr(config, first) is not None]
     if len(given) > 1:
         both = " and ".join(f"{f} {getattr(config, f)}" for f in (next(iter(row.fields)) for row in given[:2]))
         kinds = " or ".join(row.described for row in given[:2])
         raise ConfigError(f"{where}: {both} do not go together; allowed: {kinds}")
-    row = given[0] if given else modality_of_type(config.type)
+    row = given[0] if given else own
     if row is None:
         kinds = "; ".join(each.described for each in MODALITIES.values())
         reason = f" ({WHY_NOT[config.type]})" if config.type in WHY_NOT else ""
@@ -34,7 +38,8 @@ def check_fields(where: str, config: BackboneConfig) -> None:
     for field, what in row.fields.items():
         if getattr(config, field) is None:
             raise ConfigError(f"{where}.{field}: missing; {row.described} needs {what}")
-    for field in sorted({field for each in MODALITIES.values() for field in each.fields} - row.fields.keys()):
+    every = {field for each in MODALITIES.values() for field in (*each.fields, *each.optional)}
+    for field in sorted(every - {*row.fields, *row.optional}):
         if (value := getattr(config, field)) is not None:
             raise ConfigError(f"{where}.{field}: value {value} has no effect on {row.described}; remove it")
 
@@ -45,5 +50,6 @@ def check_kind(where: str, kind: str, row: Modality) -> None:
         return
     other = modality_of_type(kind)
     reason = f"it takes {other.takes}" if other else WHY_NOT.get(kind, "it was not tried as one")
-    allowed = f"{', '.join(row.kinds)}{nearest(kind, row.kinds)}"
+    named = [name for name, size in NAMED.items() if size.kind in row.kinds]
+    allowed = f"{', '.join([*row.kinds, *named])}{nearest(kind, [*row.kinds, *named])}"
     raise ConfigError(f"{where}: value {kind!r} is not for {row.described}: {reason}; allowed: {allowed}")

@@ -10,12 +10,19 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from bigssl.nets.vision.known import OURS
+
 IMAGE = (
     "beit", "bit", "clip_vision_model", "convnext", "convnextv2", "data2vec-vision", "deit", "dinov2",
     "dinov2_with_registers", "dinov3_vit", "efficientnet", "focalnet", "hiera", "ijepa", "levit", "mobilenet_v1",
-    "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt_v2", "regnet", "resnet", "segformer",
-    "siglip_vision_model", "swiftformer", "swin", "swinv2", "vit", "vit_msn",
+    "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt_v2", "regnet", "resnet", *OURS,
+    "segformer", "siglip_vision_model", "swiftformer", "swin", "swinv2", "vit", "vit_msn",
 )  # fmt: skip
+WHOLE_PATCHES = (
+    "beit", "clip_vision_model", "convnext", "convnextv2", "data2vec-vision", "deit", "dinov2",
+    "dinov2_with_registers", "dinov3_vit", "ijepa", "siglip_vision_model", "vit", "vit_msn",
+)  # fmt: skip
+"""Those that see of a picture only what fills a patch; others fill it up (Swin) or have patches that overlap."""
 ONE_SIDE = ("levit",)
 """Image types that take pictures of their own side only; all others take those of other sides too (small crops)."""
 TEXT = (

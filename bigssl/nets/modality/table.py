@@ -2,7 +2,7 @@
 
     batch ── inputs ── network ── tokens [B, T, D] ── mean over those that count ── features [B, D]
 
-What needs decoding (the view of evaluation, the exported preprocessor) stands by the same names in transfer/inputs.py.
+What needs decoding (the view of evaluation, the exported preprocessor) stands by the same names in transfer/inputs/.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
 from bigssl.nets import pool
-from bigssl.nets.modality import vocabulary
+from bigssl.nets.modality import pixels, vocabulary
 from bigssl.nets.modality.kinds import AUDIO, CAUSAL, IMAGE, OBSERVED, SERIES, TEXT
 from bigssl.nets.norm import has_batch_norm
 
@@ -35,6 +35,7 @@ class Modality(ABC):
         name: as in MODALITIES.
         takes: what a network of it sees, in words.
         fields: recipe fields that a backbone of it needs, with what each is; the first tells it from the others.
+        optional: those that it may have beside them.
         kinds: transformers model types that serve.
         batch: name of the collated samples in a batch.
         mask: name of what tells real from filled up in a batch; it may be left out (all is real).
@@ -44,6 +45,7 @@ class Modality(ABC):
     name: ClassVar[str]
     takes: ClassVar[str]
     fields: ClassVar[dict[str, str]]
+    optional: ClassVar[tuple[str, ...]] = ()
     kinds: ClassVar[tuple[str, ...]]
     batch: ClassVar[str]
     mask: ClassVar[str | None] = None
@@ -99,29 +101,31 @@ class Modality(ABC):
 
 
 class _Image(Modality):
-    """Batches: image uint8 [B, 3, H, W]; of another side than the network's (small crops) where its kind takes any."""
+    """Batches: image uint8 [B, C, H, W], C = 3, or 1 where the network takes one channel; of another side than the
+    network's (small crops) where its kind takes any."""
 
     name, takes, kinds, batch, main = "image", "pictures", IMAGE, "image", "pixel_values"
     fields: ClassVar = {"size": "its image side in pixels, e.g. 224"}
+    optional = ("channels", "window")
 
     def settings(self, where: str, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None,
                  defaults: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if config.channels is not None and "num_channels" in defaults:
+            found["num_channels"] = config.channels
         if not config.size or "image_size" not in defaults or "image_size" in config.config:
-            return {}  # another size of the network's own may work; the trial tells
+            return found  # another size of the network's own may work; the trial tells
         sides = isinstance(defaults["image_size"], list | tuple)
-        return {"image_size": [config.size, config.size] if sides else config.size}
+        return found | {"image_size": [config.size, config.size] if sides else config.size}
 
     def trial(self, config: BackboneConfig, tokenizer: PreTrainedTokenizerFast | None) -> Inputs:
         assert config.size is not None
-        return {self.main: torch.zeros(2, 3, config.size, config.size)}
+        return {self.main: torch.zeros(2, config.channels or pixels.COLOURS, config.size, config.size)}
 
     def check(self, where: str, model: PreTrainedModel, config: BackboneConfig,
               tokenizer: PreTrainedTokenizerFast | None) -> None:
-        channels = getattr(model.config, "num_channels", 3)
-        if channels != 3:
-            field = f"{where}.init_from: value {config.init_from!r}: num_channels" if config.init_from else (
-                f"{where}.config.num_channels: value")  # fmt: skip
-            raise ConfigError(f"{field} {channels}; allowed: 3 (every picture is read as RGB, grey ones too)")
+        pixels.check_channels(where, model, config)
+        pixels.check_patches(where, model, config)
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> Inputs:
         values = pool.normalise(self._values(batch)).to(model.dtype)

@@ -87,6 +87,7 @@ def _resnet(state: State, settings: Mapping[str, Any]) -> dict[str, Any]:
     bottleneck = "layer1.0.conv3.weight" in state
     last = "conv3" if bottleneck else "conv2"
     return {
+        "num_channels": state["conv1.weight"].shape[1],
         "embedding_size": len(state["conv1.weight"]), "layer_type": "bottleneck" if bottleneck else "basic",
         "depths": [_count(state, f"layer{stage}.{{}}.", 0) for stage in stages],
         "hidden_sizes": [len(state[f"layer{stage}.0.{last}.weight"]) for stage in stages],
@@ -96,6 +97,7 @@ def _resnet(state: State, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _convnext(state: State, settings: Mapping[str, Any]) -> dict[str, Any]:
     stages = range(_count(state, "stages.{}.", 0))
     return {
+        "num_channels": state["stem.0.weight"].shape[1],
         "patch_size": state["stem.0.weight"].shape[-1], "num_stages": len(stages),
         "depths": [_count(state, f"stages.{stage}.blocks.{{}}.", 0) for stage in stages],
         "hidden_sizes": [len(state[f"stages.{stage}.blocks.0.conv_dw.weight"]) for stage in stages],
@@ -113,6 +115,7 @@ def _transformer(state: State, settings: Mapping[str, Any]) -> dict[str, Any]:
     if heads is None:
         raise ValueError(f"no number of heads is known of a width of {width}: model_args.num_heads in {CONFIG}")
     return {
+        "num_channels": state["patch_embed.proj.weight"].shape[1],
         "hidden_size": width, "patch_size": patch, "image_size": side * patch, "num_attention_heads": heads,
         "num_hidden_layers": _count(state, "blocks.{}.", 0), "layer_norm_eps": settings.get(EPSILON, EPS),
         "intermediate_size": len(state["blocks.0.mlp.fc1.weight"]), "qkv_bias": f"blocks.0.{JOINED}.bias" in state,

@@ -99,7 +99,9 @@ def _tower(folder: Path) -> Tower:
         takes = exported_input(folder)
     except DataError as error:
         raise ConfigError(str(error)) from None
-    values = {name: getattr(takes, name) for name in ("size", "length", "channels", "rate") if hasattr(takes, name)}
+    asked = ("size", "length", "channels", "window", "rate")
+    values = {name: getattr(takes, name) for name in asked if hasattr(takes, name)}
+    values["window"] = list(values["window"]) if values.get("window") else None
     tokenizer = takes.tokenizer if isinstance(takes, TextInput) else None
     values |= {"tokenizer": str(folder) if tokenizer else None, "init_from": str(folder)}
     kind = json.loads((folder / CONFIG).read_text())["model_type"]

@@ -3,6 +3,8 @@
 | | is taken from | without it |
 |---|---|---|
 | side of pictures | `crop_size`, else `size` of preprocessor_config.json | `image_size` of config.json, or an error |
+| channels of pictures | `num_channels` of config.json | 3 |
+| window of deep ones | `window` of preprocessor_config.json, ours alone | none |
 | tokens of a text | `model_max_length` of the tokenizer | the positions of the network, at most 512 |
 | steps, channels of a series | preprocessor_config.json | `context_length`, `num_input_channels` of config.json |
 | rate of sounds | `sampling_rate` of preprocessor_config.json | an error |
@@ -20,6 +22,7 @@ from transformers import AutoConfig
 
 from bigssl.data.errors import DataError
 from bigssl.nets.folders import foreign_numbers
+from bigssl.nets.modality.pixels import COLOURS
 from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 
 PREPROCESSOR, CONFIG = "preprocessor_config.json", "config.json"
@@ -46,6 +49,25 @@ def image_side(folder: Path, settings: Settings) -> int:
         return _square(folder / CONFIG, "image_size", given)
     raise DataError(f"{folder / PREPROCESSOR}: no crop_size, and no size; add {{\"crop_size\": {{\"height\": N, "
                     '"width": N}}, the side of pictures in pixels')  # fmt: skip
+
+
+def image_channels(folder: Path) -> int:
+    """1 or 3. Raises DataError."""
+    found = config_in(folder).get("num_channels", COLOURS)
+    if found not in (1, COLOURS):
+        raise DataError(f"{folder / CONFIG}: num_channels: value {found}; allowed: 1 or {COLOURS}")
+    return int(found)
+
+
+def image_window(folder: Path, settings: Settings) -> tuple[float, float] | None:
+    """(low, high) of deep grey pictures. Raises DataError for what is none."""
+    match settings.get("window"):
+        case None:
+            return None
+        case [int() | float() as low, int() | float() as high] if low < high:
+            return low, high
+        case other:
+            raise DataError(f"{folder / PREPROCESSOR}: window: value {json.dumps(other)}; allowed: [low, high]")
 
 
 def _square(file: Path, name: str, given: Any) -> int:

@@ -75,7 +75,7 @@ def _square(tokens: Tensor) -> Tensor:
 
 
 def patch_maps(batch: Mapping[str, Tensor]) -> Maps:
-    """image uint8 [B, 3, H, W] -> one map float32 [B, 3·AROUND², H/STRIDE, W/STRIDE]: the pixels around each cell."""
+    """image uint8 [B, C, H, W] -> one map float32 [B, C·AROUND², H/STRIDE, W/STRIDE]: the pixels around each cell."""
     pixels = normalise(batch["image"])
     border = (AROUND - STRIDE) // 2
     cells = [(side + 2 * border - AROUND) // STRIDE + 1 for side in pixels.shape[-2:]]

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import Tensor
 from transformers import PreTrainedModel
 
+from bigssl.nets.heads import Head
+from bigssl.nets.modality.kinds import unused_parameters
+from bigssl.nets.vision.known import trust
 from bigssl.report.values import shown, with_unit
 from bigssl.transfer.inputs import Input
-from bigssl.transfer.leaving.proof import FILE, Claim, Proof
+from bigssl.transfer.leaving.proof import FILE, Claim, Proof, arguments
 
 FEATURES = """\
 Features: the mean of `last_hidden_state`, for convolutional networks over positions, for
@@ -23,8 +25,14 @@ for series over channels and patches, for sounds over frames.
 `pooler_output` was not trained: transformers makes a pooler with weights anew, and says so."""
 
 
+CODE = """\
+transformers has no class for such a network: `resnet_cifar.py`, beside its weights, is its code, transformers' ResNet
+with another stem; `trust_remote_code=True` is leave to run it. Where bigssl is imported, its own is run.
+"""
+
+
 def model_card(run: str, backbones: Mapping[str, PreTrainedModel], inputs: Mapping[str, Input],
-               heads: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> str:
+               heads: Mapping[str, Head], meta: Mapping[str, Any]) -> str:
     """What is in the export and how to load it, as Markdown."""
     loaders = {taken.loader for taken in inputs.values() if taken.loader}
     lines = ["---", "library_name: transformers", "tags: [self-supervised, bigssl]", "---", "", f"# {run}", "",
@@ -32,13 +40,15 @@ def model_card(run: str, backbones: Mapping[str, PreTrainedModel], inputs: Mappi
              f"from transformers import {', '.join(sorted({'AutoModel', *loaders}))}", ""]
     for name, model in backbones.items():
         variable, loader = _identifier(name), inputs[name].loader
-        lines += [f'{variable} = AutoModel.from_pretrained("{name}")  # {type(model).__name__}, '
-                  f"{model.num_parameters():,} parameters"]
+        lines += [f'{variable} = AutoModel.from_pretrained("{name}"{arguments(trust(model))})  '
+                  f"# {type(model).__name__}, {_learnt(model):,} parameters"]
         lines += [f'{variable}_input = {loader}.from_pretrained("{name}")'] if loader else []
-    lines += ["```", "", FEATURES, *dict.fromkeys(taken.described for taken in inputs.values()), ""]
+    lines += ["```", "", *[CODE] * any(map(trust, backbones.values()))]
+    lines += [FEATURES, *dict.fromkeys(taken.described for taken in inputs.values()), ""]
     if heads:
-        lines += ["`heads/` holds projections used in pretraining, as safetensors: "
-                  + "; ".join(f"`{name}` ({', '.join(sorted(tensors))})" for name, tensors in heads.items()) + ".", ""]
+        lines += ["`heads/` holds what was trained on top of them and evaluations need, as safetensors: "
+                  + "; ".join(f"`{name}` ({head.kind}, of {' and '.join(head.backbones.values())})"
+                              for name, head in heads.items()) + ".", ""]
     lines += ["## How it was made", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {_cell(value)} |" for key, value in meta.items()]
     return "\n".join(lines) + "\n"
@@ -72,12 +82,10 @@ IMPORTS = {
     "import timm\nimport torch", "onnx": "import onnxruntime",
     "sentence-transformers": "from sentence_transformers import SentenceTransformer",
 }  # fmt: skip
-PICTURES = ("Pictures are first turned upright as their EXIF says (`PIL.ImageOps.exif_transpose`), transparent ones "
-            "laid on white, then made RGB, which no library does by itself: of others the features are others.")
 ENCODED = "A network without a head gives `last_hidden_state`, whose mean {over} are the features."
 INPUTS_ARE = {  # by format and modality
     "transformers": {
-        "image": f"{PICTURES} `AutoImageProcessor` of the same folder with `backend=\"pil\"` makes the input, to the "
+        "image": "`AutoImageProcessor` of the same folder with `backend=\"pil\"` makes the input, to the "
         f"byte. {ENCODED.format(over='over positions or patch tokens')}",
         "text": "`AutoTokenizer` of the same folder with `truncation=True` makes the input. "
         f"{ENCODED.format(over='over tokens that are no padding')}",
@@ -88,10 +96,10 @@ INPUTS_ARE = {  # by format and modality
         "behind their end, and the mask of observed values is false there. "
         f"{ENCODED.format(over='over channels and patches of which a value was observed')}",
     },
-    "timm": {"image": f"{PICTURES} `config.json` says the rest (`timm.data.create_transform`). Features: the mean of "
+    "timm": {"image": "`config.json` says the rest (`timm.data.create_transform`). Features: the mean of "
              "`forward_features` over positions, or over tokens without the prefix tokens."},
     "onnx": {
-        "image": f"{PICTURES} Then `preprocessor_config.json`: the shorter side to its size (bicubic), the middle "
+        "image": "Then `preprocessor_config.json`: the shorter side to its size (bicubic), the middle "
         "square, scaled by mean and standard deviation. Any number of rows.",
         "text": "tokenizer.json makes the input, cut at `model_max_length` of `tokenizer_config.json`. Any number of "
         "rows and of tokens.",
@@ -115,8 +123,9 @@ def left_card(part: str, claims: Sequence[Claim], proofs: Sequence[Proof], made:
         place = claim.folder.relative_to(root)
         lines += [f"{'model' if len(claims) == 1 else place} = " + claim.loader.format(folder=place)]
     lines += ["```", ""]
-    for modality in dict.fromkeys(MODALITY.get(kind) or claim.load["modality"] for claim in claims):
-        lines += [INPUTS_ARE[kind][modality], ""]
+    for modality, before in dict.fromkeys((MODALITY.get(kind) or claim.load["modality"], claim.before)
+                                          for claim in claims):  # fmt: skip
+        lines += [" ".join(filter(None, (before, INPUTS_ARE[kind][modality]))), ""]
     for claim, proof in zip(claims, proofs, strict=True):
         lines += [f"`{claim.folder.relative_to(root) / FILE}`: reloaded by {proof.library} {proof.version} without "
                   f"bigssl, {proof.tensors_loaded} of {proof.tensors_total} tensors; outputs of {proof.samples} real "
@@ -145,6 +154,13 @@ def _licence(made: Made) -> list[str]:
     said = [f"These weights: {made.license}."] if made.license != "other" else [
         "Under which licence these weights are, nobody has said: set `license` above before they are passed on."]
     return said + [f"Of the data: {', '.join(made.licences)}."] * bool(made.licences)
+
+
+def _learnt(model: PreTrainedModel) -> int:
+    """Parameters that the folder holds, without those that no feature passes through."""
+    unused = unused_parameters(model)
+    sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in model.named_parameters()}
+    return sum(size for name, size in sizes.items() if name not in unused)
 
 
 def _identifier(name: str) -> str:

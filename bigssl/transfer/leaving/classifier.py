@@ -16,9 +16,10 @@ from transformers import AutoModelForSequenceClassification as ForTexts
 
 from bigssl.data.sample import Sample
 from bigssl.nets.modality import MODALITIES
+from bigssl.nets.vision.known import trust
 from bigssl.transfer.inputs import Input
 from bigssl.transfer.leaving.export import ExportError, hushed, made_readable, publish, put_back
-from bigssl.transfer.leaving.proof import FILE, SAMPLES, Claim, Proof, digests, prove
+from bigssl.transfer.leaving.proof import FILE, SAMPLES, Claim, Proof, arguments, digests, prove
 from bigssl.transfer.leaving.samples import collated, contents, with_a_long_one
 
 CLASSIFIERS = {
@@ -85,9 +86,12 @@ def classifier_claim(folder: Path, model: PreTrainedModel, takes: Input, samples
     with torch.no_grad():
         logits = model(**MODALITIES[takes.modality].inputs(model, collated(takes, samples))).logits
     loader = classifier_class(takes.modality)
-    load = {"class": loader, "modality": takes.modality, "outputs": ["logits"]}
-    return Claim(folder.name, folder, "transformers", f'{loader}.from_pretrained("{{folder}}")', load,
-                 contents(takes, samples), {"logits": logits.numpy()}, digests(model.state_dict()))  # fmt: skip
+    options = trust(model)
+    load = {"class": loader, "modality": takes.modality, "outputs": ["logits"], "options": options}
+    call = f'{loader}.from_pretrained("{{folder}}"{arguments(options)})'
+    return Claim(folder.name, folder, "transformers", call, load,
+                 contents(takes, samples), {"logits": logits.numpy()}, digests(model.state_dict()),
+                 before=takes.before)  # fmt: skip
 
 
 def _whole(folder: Path, model: PreTrainedModel, classes: Sequence[str], takes: Input) -> PreTrainedModel:

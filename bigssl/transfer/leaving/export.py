@@ -2,7 +2,8 @@
 
     RUN/export/README.md                 model card
     RUN/export/BACKBONE/                 config.json, model.safetensors (float32), tokenizer or image preprocessor files
-    RUN/export/heads/NAME.safetensors    projections that zero-shot evaluation needs, see `bigssl.transfer.zero_shot`
+    RUN/export/heads/NAME.safetensors    what evaluations need that is no network, each says what it is: projections
+                                         (`bigssl.transfer.zero_shot`), decoders of pictures (`bigssl.nets.remaking`)
     RUN/export/objective.safetensors     what else a run needs that begins with it, see `bigssl.objectives.exported`
 """
 
@@ -17,13 +18,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from bigssl.data.errors import DataError
 from bigssl.files import fsync, writing
+from bigssl.nets.heads import Head
 from bigssl.nets.modality.kinds import unused_parameters
 from bigssl.transfer.inputs import Input
 from bigssl.transfer.leaving.card import model_card
@@ -40,7 +42,7 @@ def export_run(
     folder: Path,
     backbones: Mapping[str, PreTrainedModel],
     inputs: Mapping[str, Input],
-    heads: Mapping[str, State],
+    heads: Mapping[str, Head],
     meta: Mapping[str, Any],
     states: Mapping[str, State] | None = None,
     rest: tuple[str, State, dict[str, str]] | None = None,
@@ -53,7 +55,7 @@ def export_run(
     Args:
         backbones: bare transformers models by name; their weights are used unless `states` has the name.
         inputs: what each backbone takes, by the same names.
-        heads: float tensors of each head, by head name.
+        heads: by name.
         meta: facts for the model card (any keys, JSON-like values).
         states: state dicts to export in place of the live weights (partitioned or averaged ones).
         rest: a further safetensors file: its name, tensors of any dtype, metadata.
@@ -72,8 +74,8 @@ def export_run(
                 state = states[name] if states and name in states else model.state_dict()
                 _write_backbone(staging / name, name, model, state)
                 inputs[name].write(staging / name)
-            for name, tensors in heads.items():
-                _write_head(staging / "heads" / f"{name}.safetensors", tensors)
+            for name, head in heads.items():
+                head.write(staging / "heads" / f"{name}.safetensors")
             if rest is not None:
                 save_file(dict(rest[1]), staging / rest[0], metadata=rest[2])
             card = staging / "README.md"
@@ -87,12 +89,12 @@ def export_run(
 
 
 def _bytes(
-    backbones: Mapping[str, PreTrainedModel], heads: Mapping[str, State], rest: tuple[str, State, dict[str, str]] | None
+    backbones: Mapping[str, PreTrainedModel], heads: Mapping[str, Head], rest: tuple[str, State, dict[str, str]] | None
 ) -> int:
     """Of the export, nearly all of which are weights in float32. (Of ZeRO-3, a parameter knows its whole size.)"""
     networks = sum(getattr(p, "ds_numel", p.numel()) for model in backbones.values() for p in model.parameters())
     further = sum(value.nbytes for value in rest[1].values()) if rest is not None else 0
-    return 4 * (networks + sum(value.numel() for head in heads.values() for value in head.values())) + further
+    return 4 * (networks + sum(value.numel() for head in heads.values() for value in head.tensors.values())) + further
 
 
 def _write_backbone(folder: Path, name: str, model: PreTrainedModel, state: State) -> None:
@@ -141,11 +143,6 @@ def _some(names: set[str]) -> str:
 def _portable(value: Tensor) -> Tensor:
     value = value.detach().cpu()
     return (value.float() if value.is_floating_point() else value).clone(memory_format=torch.contiguous_format)
-
-
-def _write_head(path: Path, tensors: State) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: _portable(value) for key, value in tensors.items()}, path)
 
 
 def _previous(target: Path) -> Path:
@@ -198,9 +195,9 @@ def load_backbone(folder: Path) -> PreTrainedModel:
     return loaded
 
 
-def load_heads(file: Path) -> dict[str, Tensor]:
-    """Tensors of `export/heads/NAME.safetensors`. ExportError where there are none."""
+def load_head(file: Path) -> Head:
+    """Of `export/heads/NAME.safetensors`. ExportError where there is none."""
     try:
-        return load_file(_present(Path(file)))
+        return Head.read(_present(Path(file)))
     except SafetensorError as error:
         raise ExportError(f"{file}: not whole: {error}; run the training command again") from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import runpy
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,7 @@ Found = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 def main(work: Path) -> None:
+    os.environ["HF_MODULES_CACHE"] = str(work / "modules")  # where transformers copies code that lies beside weights
     for job in json.loads((work / "jobs.json").read_text()):
         out = Path(job["out"])
         try:

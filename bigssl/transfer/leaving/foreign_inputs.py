@@ -22,15 +22,19 @@ def _settings(folder: str) -> dict[str, Any]:
 # raw samples
 
 
-def _picture(path: str) -> Any:
-    """Upright, transparent ones on white, RGB."""
+def _picture(path: str, channels: int, window: list[float] | None) -> Any:
+    """Upright, transparent ones on white, deep ones as bytes, RGB or grey: what the cards say is to be done first."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode[0] in "IF":
+        low, high = window or (0, 65536)
+        values = (np.asarray(image, np.float64) - low) * ((255 if window else 256) / (high - low))
+        image = Image.fromarray(np.clip(values + (0.5 if window else 0), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image.convert("L" if channels == 1 else "RGB")
 
 
 def texts_of(job: Job) -> list[str]:
@@ -44,17 +48,17 @@ def _arrays(job: Job) -> list[np.ndarray]:
 # what a network is called with, by numpy alone, as the written settings say
 
 
-def _pixels(job: Job, size: int, mean: list[float], std: list[float]) -> np.ndarray:
-    """Shorter side to `size` (bicubic), middle square, scaled: float32 [B, 3, size, size]."""
+def _pixels(job: Job, size: int, mean: list[float], std: list[float], window: list[float] | None) -> np.ndarray:
+    """Shorter side to `size` (bicubic), middle square, scaled: float32 [B, C, size, size], a channel for each mean."""
     from PIL import Image
 
     found = []
     for path in job["samples"]:
-        image = _picture(path)
+        image = _picture(path, len(mean), window)
         width, height = (int(size * side / min(image.size)) for side in image.size)
         left, top = (width - size) // 2, (height - size) // 2
         image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-        values = (np.asarray(image, np.float64) / 255 - mean) / std
+        values = (np.asarray(image, np.float64).reshape(size, size, -1) / 255 - mean) / std
         found.append(values.transpose(2, 0, 1).astype(np.float32))
     return np.stack(found)
 
@@ -104,7 +108,9 @@ def transformers_inputs(job: Job) -> dict[str, Any]:
     folder, modality = job["folder"], job["modality"]
     if modality == "image":
         processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
-        return dict(processor([_picture(path) for path in job["samples"]], return_tensors="pt"))
+        settings = _settings(folder)
+        seen = [_picture(path, len(settings["image_mean"]), settings.get("window")) for path in job["samples"]]
+        return dict(processor(seen, return_tensors="pt"))
     if modality == "text":
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         padding = tokenizer.pad_token is not None
@@ -123,7 +129,7 @@ def onnx_inputs(job: Job) -> dict[str, np.ndarray]:
     if job["modality"] == "image":
         settings = _settings(job["folder"])
         return {"pixel_values": _pixels(job, settings["crop_size"]["height"], settings["image_mean"],
-                                       settings["image_std"])}  # fmt: skip
+                                       settings["image_std"], settings.get("window"))}  # fmt: skip
     if job["modality"] == "text":
         return _tokens(job)
     if job["modality"] == "audio":
@@ -138,11 +144,13 @@ def timm_pixels(job: Job, model: Any) -> Any:
     import torch
 
     settings = model.pretrained_cfg
+    window = json.loads((Path(job["folder"]) / "config.json").read_text()).get("window")
     try:
         importlib.metadata.version("torchvision")
     except importlib.metadata.PackageNotFoundError:
-        return torch.from_numpy(_pixels(job, settings["input_size"][1], settings["mean"], settings["std"]))
+        return torch.from_numpy(_pixels(job, settings["input_size"][1], settings["mean"], settings["std"],
+                                        window))
     import timm.data
 
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
-    return torch.stack([transform(_picture(path)) for path in job["samples"]])
+    return torch.stack([transform(_picture(path, len(settings["mean"]), window)) for path in job["samples"]])

@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 
 from bigssl.config.errors import nearest
 from bigssl.data.sample import Sample
-from bigssl.nets.heads import MaskedLanguageHead, masked_head
+from bigssl.nets.heads import Head, MaskedLanguageHead, masked_head
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.modality.kinds import unused_parameters
+from bigssl.nets.vision.known import trust
 from bigssl.transfer.inputs import CONFIG, Input, exported_input
-from bigssl.transfer.leaving.export import ExportError, load_backbone, load_heads
+from bigssl.transfer.leaving.export import ExportError, load_backbone, load_head
 from bigssl.transfer.leaving.samples import collated
 
 POOLER = "add_pooling_layer"  # argument of most classes of transformers that have a pooler
@@ -57,8 +58,9 @@ class PartNetwork:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments without which `from_pretrained` would make a pooler that nothing has trained."""
-        return {POOLER: False} if has_pooler_switch(self.model) else {}
+        """Arguments without which `from_pretrained` would make a pooler that nothing has trained, or refuse code that
+        lies beside the weights."""
+        return ({POOLER: False} if has_pooler_switch(self.model) else {}) | trust(self.model)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,9 @@ class LeavingPart:
         return F.normalize(self.members[role].features(samples) @ self.tensors[f"{role}_projection"].T, dim=1)
 
 
+KINDS = ("mlm", "causal", "clip")  # heads that other libraries have, too; decoders of pictures stay behind
+
+
 @dataclass(frozen=True)
 class Listed:
     """A part that is not loaded yet. backbones: names of its networks by role. head: file of its head, or None."""
@@ -107,7 +112,7 @@ class Listed:
     def load(self, export: Path) -> LeavingPart:
         """Raises DataError where something of it is not there."""
         members = {role: load_member(export, name) for role, name in self.backbones.items()}
-        tensors = load_heads(export / "heads" / f"{self.head}.safetensors") if self.head is not None else {}
+        tensors = load_head(export / "heads" / f"{self.head}.safetensors").tensors if self.head is not None else {}
         return LeavingPart(self.name, self.kind, members, tensors)
 
 
@@ -130,26 +135,27 @@ def load_member(export: Path, name: str) -> PartNetwork:
     return PartNetwork(name, model, exported_input(export / name), tuple(untrained))
 
 
-def parts_of(export: Path, heads: Mapping[str, Mapping[str, Any]]) -> dict[str, Listed]:
+def parts_of(export: Path, heads: Mapping[str, Head]) -> dict[str, Listed]:
     """By name: each network, with its head where it has just one, and each head that is of several networks or not the
     only one of its network.
 
     Args:
-        heads: kind and backbones of each head (`about_export(...)["heads"]`).
+        heads: those of the export.
     """
+    heads = {name: head for name, head in heads.items() if head.kind in KINDS}
     networks = sorted(path.parent.name for path in export.glob(f"*/{CONFIG}"))
     found: dict[str, Listed] = {}
-    of_one = {name: [key for key, head in heads.items() if list(head["backbones"].values()) == [name]]
+    of_one = {name: [key for key, head in heads.items() if list(head.backbones.values()) == [name]]
               for name in networks}  # fmt: skip
     for name in networks:
         role = exported_input(export / name).modality
         own = of_one[name][0] if len(of_one[name]) == 1 else None
-        kind = heads[own]["kind"] if own is not None else "network"
+        kind = heads[own].kind if own is not None else "network"
         found[name] = Listed(name, kind, {role: name}, own)
     for key, head in heads.items():
         if [key] not in of_one.values():
             name = key if key not in networks else f"{key}-head"
-            found[name] = Listed(name, head["kind"], dict(head["backbones"]), key)
+            found[name] = Listed(name, head.kind, dict(head.backbones), key)
     return found
 
 

@@ -83,6 +83,7 @@ class Claim:
         outputs: of our network for these samples, by name: float32, or whole numbers, which have to be equal.
         tensors: all that is to be found in the reloaded network, by name there; see `digests`.
         untrained: as in `Proof`.
+        before: what is to be done to samples before the written preprocessor sees them, in sentences.
     """
 
     part: str
@@ -94,10 +95,16 @@ class Claim:
     outputs: Mapping[str, np.ndarray] = field(repr=False)
     tensors: Mapping[str, str] = field(repr=False)
     untrained: Sequence[str] = ()
+    before: str = ""
 
     @property
     def call(self) -> str:
         return self.loader.format(folder="DIR")
+
+
+def arguments(options: Mapping[str, Any]) -> str:
+    """Of a call, behind its first one."""
+    return "".join(f", {key}={value}" for key, value in options.items())
 
 
 def digests(state: Mapping[str, Tensor]) -> dict[str, str]:

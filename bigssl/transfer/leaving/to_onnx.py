@@ -78,7 +78,7 @@ def _written(part: LeavingPart, role: str, folder: Path, samples: list[Sample]) 
     arrays = {name: value.numpy() for name, value in outputs.items()}
     load = {"modality": member.takes.modality, "tokens": TOKENS, "inputs": list(given)}
     return Claim(part.name, folder, "onnx", f'onnxruntime.InferenceSession("{{folder}}/{MODEL}")', load,
-                 contents(member.takes, samples), arrays, tensors)  # fmt: skip
+                 contents(member.takes, samples), arrays, tensors, before=member.takes.before)  # fmt: skip
 
 
 def _export(

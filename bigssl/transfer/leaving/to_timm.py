@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bigssl.nets.modality.pixels import COLOURS
 from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 from bigssl.nets.timm.names import EPS, EPSILON, timm_name
 from bigssl.transfer.inputs import ImageInput
@@ -33,7 +34,7 @@ def to_timm(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
     if member is None or part.kind != "network" or not isinstance(member.takes, ImageInput):
         raise UnfitError(f"part {part.name!r}: timm takes networks of pictures; allowed: --format onnx or "
                          "transformers")  # fmt: skip
-    size, config = member.takes.size, member.model.config
+    size, channels, config = member.takes.size, member.takes.channels, member.model.config
     convert = CONVERTERS.get(config.model_type)
     if convert is None:
         raise UnfitError(f"part {part.name!r}: no timm name is known for a {config.model_type}; allowed: "
@@ -42,18 +43,22 @@ def to_timm(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
     weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     eps = None if name.startswith(("resnet", "convnext")) or config.layer_norm_eps == EPS else config.layer_norm_eps
-    write_json(folder / "config.json", ({} if eps is None else {EPSILON: eps}) | {
+    ours = ({} if eps is None else {EPSILON: eps}) | (
+        {} if member.takes.window is None else {"window": list(member.takes.window)})  # fmt: skip
+    arguments |= {} if channels == COLOURS else {"in_chans": channels}
+    write_json(folder / "config.json", ours | {
         "architecture": name, "num_classes": 0, "num_features": int(member.features(samples["image"][:1]).shape[1]),
         "model_args": arguments, "pretrained_cfg": {
-            "input_size": [3, size, size], "fixed_input_size": "img_size" in arguments, "num_classes": 0,
+            "input_size": [channels, size, size], "fixed_input_size": "img_size" in arguments, "num_classes": 0,
             "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center",
-            "mean": [IMAGE_MEAN] * 3, "std": [IMAGE_STD] * 3,
+            "mean": [IMAGE_MEAN] * channels, "std": [IMAGE_STD] * channels,
         },
     })  # fmt: skip
     said = "" if eps is None else f", norm_layer=partial(torch.nn.LayerNorm, eps={eps})"
     return [Claim(part.name, folder, "timm", f'timm.create_model("local-dir:{{folder}}", pretrained=True{said})',
                   {"eps": eps}, contents(member.takes, samples["image"]),
-                  {"features": member.features(samples["image"]).numpy()}, digests(weights))]  # fmt: skip
+                  {"features": member.features(samples["image"]).numpy()}, digests(weights),
+                  before=member.takes.before)]  # fmt: skip
 
 
 class _Fit:

@@ -19,7 +19,7 @@ from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.leaving.export import hushed
 from bigssl.transfer.leaving.masked import masked_language_model
 from bigssl.transfer.leaving.parts import LeavingPart, PartNetwork, UnfitError
-from bigssl.transfer.leaving.proof import Claim, digests
+from bigssl.transfer.leaving.proof import Claim, arguments, digests
 from bigssl.transfer.leaving.samples import Samples, contents
 
 TOKENS = 256  # whose logits are compared
@@ -37,11 +37,11 @@ def to_transformers(part: LeavingPart, folder: Path, samples: Samples) -> list[C
         model.save_pretrained(folder)
         member.takes.write(folder)
     check_tokenizer_reloads(part, folder, contents(member.takes, seen))
-    said = "".join(f", {key}={value}" for key, value in load.get("options", {}).items())
+    said = arguments(load.get("options", {}))
     return [Claim(part.name, folder, "transformers", f'{load["class"]}.from_pretrained("{{folder}}"{said})',
                   {"modality": member.takes.modality} | load, contents(member.takes, seen),
                   {name: value.numpy() for name, value in outputs.items()}, digests(model.state_dict()),
-                  member.untrained)]  # fmt: skip
+                  member.untrained, member.takes.before)]  # fmt: skip
 
 
 def check_tokenizer_reloads(part: LeavingPart, folder: Path, texts: list[bytes]) -> None:
@@ -74,7 +74,7 @@ def _facts(member: PartNetwork) -> dict[str, Any]:
     kind = member.model.config.model_type
     found: dict[str, Any] = {"observed": OBSERVED.get(kind)}
     if isinstance(member.takes, ImageInput):
-        pixels = torch.zeros(1, 3, member.takes.size, member.takes.size)
+        pixels = torch.zeros(1, member.takes.channels, member.takes.size, member.takes.size)
         with torch.no_grad():
             hidden = member.model(pixel_values=pixels).last_hidden_state
         found["leading"] = 0 if hidden.dim() == 4 else leading_tokens(member.model, pixels, hidden)

@@ -81,7 +81,7 @@ class Language(Evaluation):
         takes = subject.takes
         assert isinstance(takes, TextInput)
         causal = is_causal(subject.models["trained"].config)
-        heads = causal_heads(bench, subject) if causal else masked_heads(bench, subject, bench.head(self.head))
+        heads = causal_heads(bench, subject) if causal else masked_heads(bench, subject, bench.head(self.head).tensors)
         lines = None if bench.live else self._lines(bench, subject, takes, causal)
         numbers, left = bench.numbers(bench.index(self.queries), self.query_limit, "queries"), Unasked()
         read = partial(texts.following_documents, self.queries, numbers, takes, left) if causal else partial(

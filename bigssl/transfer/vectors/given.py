@@ -17,7 +17,7 @@ from bigssl.data.sample import Sample
 from bigssl.transfer.inputs import AudioInput, ImageInput, Input, TextInput
 
 ALLOWED = {
-    "image": "PIL pictures, paths of pictures, arrays uint8 [H, W, 3] or [H, W]",
+    "image": "PIL pictures, paths of pictures, arrays uint8 [H, W, 3] or [H, W], deep grey ones [H, W]",
     "text": "strings, Paths of UTF-8 files",
     "series": "arrays [T, C] or [T], paths of .npy",
     "audio": "arrays [T] or [T, C] at the network's rate, paths of flac, wav or ogg",
@@ -27,8 +27,9 @@ ALLOWED = {
 def given_view(takes: Input, item: Any, number: int) -> dict[str, np.ndarray]:
     """The view of `item`, the `number`-th of its list, as `Input.view` has it of the same thing in a shard.
 
-    A string is the text itself where the network takes texts, else a path. Pictures of any mode become RGB as
-    `bigssl.data.kinds.pictures.as_shown` says. Of sounds the channels' mean is taken. Raises DataError.
+    A string is the text itself where the network takes texts, else a path. Pictures of any mode become RGB or grey,
+    whatever the network takes, as `bigssl.data.kinds.pictures.as_shown` says. Of sounds the channels' mean is taken.
+    Raises DataError.
     """
     try:
         if isinstance(takes, TextInput) and isinstance(item, str):
@@ -62,13 +63,18 @@ def _of_file(takes: Input, path: Path) -> dict[str, np.ndarray]:
 
 
 def _of_picture(takes: ImageInput, picture: Image.Image) -> dict[str, np.ndarray]:
-    return {"image": augment.center(pictures.as_shown(picture), takes.size)}
+    shown = pictures.as_shown(picture, mode=takes.mode, window=takes.window)
+    return {"image": augment.center(shown, takes.size)}
 
 
 def _of_array(takes: Input, values: np.ndarray) -> dict[str, np.ndarray]:
     said = f"an array {values.dtype}{list(values.shape)}"
     if isinstance(takes, ImageInput):
-        if values.dtype != np.uint8 or not values.size or values.ndim < 2 or values.shape[2:] not in ((), (3,)):
+        deep = values.ndim == 2 and values.dtype.kind in "iuf" and values.dtype != np.uint8
+        if deep and values.dtype != np.uint16:
+            values = values.astype(np.float32)  # of which Pillow makes a picture, as of bytes and of uint16
+        shown = values.dtype == np.uint8 and values.ndim > 1 and values.shape[2:] in ((), (3,))
+        if not (deep or shown) or not values.size:
             raise DataError(said)
         return _of_picture(takes, Image.fromarray(np.ascontiguousarray(values)))
     if values.dtype.kind not in "iuf" or values.ndim not in (1, 2) or not values.size:

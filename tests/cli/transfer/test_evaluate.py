@@ -232,6 +232,11 @@ WITHIN: dict[str, Any] = {"task": "linear", "train": str(DEMO / "emoji" / "train
          {"near": {"label": "category", "k": 7, "bank": VAL},
           "knn_image": {"label": "design", "k": 7, "bank": WITHIN["train"]}}),
         ({"near": {}}, "label=nothing", {"near": None, "knn": None}),
+        # what trains networks is brief, but for what is given; the recipe's own stays as it is
+        ({"own": WITHIN | {"task": "finetune", "label": "category"}}, "",
+         {"own": {"train_limit": None, "seeds": 3, "epochs": 20}}),
+        ({"lin": WITHIN | {"label": "category"}}, "epochs=7",
+         {"lin": {"train_limit": None}, "finetune_image": {"train_limit": 512, "seeds": 2, "epochs": 7}}),
     ],
 )  # fmt: skip
 def test_what_is_asked_for_goes_for_the_recipes_own_evaluations_too(
@@ -241,7 +246,7 @@ def test_what_is_asked_for_goes_for_the_recipes_own_evaluations_too(
     flags = dict(re.findall(r"--(\w+) (\S+)", words))
     given = re.findall(r"\S+=\S+", words)
     wish = wish_of("all", given, **{name: flags.get(name) for name in ("train", "test", "label", "backbone")})
-    kinds = {name: discover_evaluations()[name] for name in ("knn", "linear")}  # others would take their time
+    kinds = {name: discover_evaluations()[name] for name in ("knn", "linear", "finetune")}  # others take their time
     wish = dataclasses.replace(wish, tasks=kinds)
     whole = {name: fields if "task" in fields else NEAR | fields for name, fields in own.items()}
     known = {name: kinds[fields["task"]].model_validate(fields) for name, fields in whole.items()}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
 from pydantic import ValidationError
 
 from bigssl.data.kinds.views import PRESETS, AugmentConfig, Preset, TwoViews
@@ -21,9 +21,8 @@ PAPERS = {
 }
 
 
-def picture(seed: int, width: int, height: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).filter(ImageFilter.BoxBlur(1))
+def picture(seed: int, width: int, height: int) -> np.ndarray:
+    return cv2.blur(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8), (3, 3))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -50,16 +49,16 @@ def test_both_devices_give_the_same_views(preset: Preset) -> None:
     views = []
     for device in ("cpu", "accelerator"):
         pair = TwoViews(AugmentConfig(preset=preset, device=device), 32)  # type: ignore[arg-type]
-        prepared = [pair.prepare(np.asarray(image), np.random.default_rng(i)) for i, image in enumerate(pictures)]
+        prepared = [pair.prepare(image, np.random.default_rng(i)) for i, image in enumerate(pictures)]
         views.append(torch.stack(pair.of(collate(prepared))).float())
     assert views[0].shape == (2, 6, 3, 32, 32)
-    assert (views[0] - views[1]).abs().mean() < 2
+    assert (views[0] - views[1]).abs().mean() < 1
     assert (views[0][0] - views[0][1]).abs().mean() > 10  # two views of a sample differ
 
 
 def test_a_picture_travels_once() -> None:
     pair = TwoViews(AugmentConfig(device="accelerator", canvas=40), 32)
-    prepared = pair.prepare(np.asarray(picture(0, 90, 30)), np.random.default_rng(0))
+    prepared = pair.prepare(picture(0, 90, 30), np.random.default_rng(0))
     assert prepared["image"].shape == (3, 40, 40) and prepared["image"].dtype == np.uint8
 
 

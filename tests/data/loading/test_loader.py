@@ -25,7 +25,7 @@ AUGMENT = SimClrAugment(16)
 
 
 def two_views(sample: Sample, rng: np.random.Generator, more: object) -> dict[str, Any]:
-    image = decode.image(sample.fields["jpg"])
+    image = decode.picture_array(sample.fields["jpg"])
     return {"a": AUGMENT(image, rng), "b": AUGMENT(image, rng), "at": sample.position, "draw": float(rng.random())}
 
 

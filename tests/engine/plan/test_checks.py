@@ -100,7 +100,11 @@ PLACES: dict[str, tuple[Make, str]] = {
         lambda f, r, _: r(data={"sources": source()["sources"] | {"more": {"url": "x"}}}), "data.sources.more: not read"
     ),
     "source_order": (lambda f, r, _: r(data=source(batch=100_000)), "a batch would hold one sample twice"),
-    "preflight.check_passes": (lambda f, r, _: r(batch={"size": 8, "accum": 8}), "from which simclr learns nothing"),
+    "check_cached": (
+        lambda f, r, _: r(objective={"name": "byol", "source": "emoji"}, batch={"size": 8, "cached": True}),
+        "batch.cached: value true, but the loss of byol",
+    ),
+    "check_passes": (lambda f, r, _: r(batch={"size": 8, "accum": 8}), "from which simclr learns nothing"),
     "preflight.check_draws": (drawing_from_a_stream, "data.sources.emoji.sequential: value true, but simclr draws"),
     "refuse_unlike_checkpoint": (
         lambda f, r, _: begun(f, r, '{"data": {"emoji": "0"}}'), "step-00000005 has data {'emoji': '0'}"

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, PreTrainedModel
 
+from bigssl.nets.heads import Head
 from bigssl.nets.norm import with_global_batch_norm
 from bigssl.transfer.inputs import ImageInput
 from bigssl.transfer.leaving import export
-from bigssl.transfer.leaving.export import ExportError, export_run, load_backbone, load_heads
+from bigssl.transfer.leaving.export import ExportError, export_run, load_backbone, load_head
 
 Make = Callable[..., PreTrainedModel]
 
@@ -68,32 +69,34 @@ def test_weights_of_another_network_are_refused(make_model: Make, tmp_path: Path
 
 def test_heads_round_trip(make_model: Make, tmp_path: Path) -> None:
     head = {"image_projection": torch.randn(4, 16).bfloat16(), "logit_scale": torch.tensor(2.5)}
-    write(tmp_path, {}, {"clip": head})
-    loaded = load_heads(tmp_path / "export" / "heads" / "clip.safetensors")
-    assert loaded.keys() == head.keys() and all(torch.equal(loaded[key], head[key].float()) for key in head)
+    write(tmp_path, {}, {"clip": Head("clip", {"image": "net"}, head, {"size": [3, 4]})})
+    loaded = load_head(tmp_path / "export" / "heads" / "clip.safetensors")
+    assert loaded._replace(tensors={}) == Head("clip", {"image": "net"}, {}, {"size": [3, 4]})
+    assert loaded.tensors.keys() == head.keys()
+    assert all(torch.equal(loaded.tensors[key], head[key].float()) for key in head)
 
 
 def test_model_card_says_how_to_load_and_what_it_is(make_model: Make, tmp_path: Path) -> None:
-    heads = {"clip": {"logit_scale": torch.tensor(1.0)}}
+    heads = {"clip": Head("clip", {}, {"logit_scale": torch.tensor(1.0)})}
     write(tmp_path, {"net": make_model("vit")}, heads, {"steps": 10, "losses": {"mlm": 3.0}, "odd": "a|b"})
     card = (tmp_path / "export" / "README.md").read_text()
     for text in ('AutoModel.from_pretrained("net")', "ViTModel", "| steps | 10 |", '{"mlm": 3.0}', "a\\|b", "clip"):
         assert text in card, text
 
 
-@pytest.mark.parametrize("where", ["_write_head", "_write_backbone", "fsync"])
+@pytest.mark.parametrize(("owner", "where"), [(Head, "write"), (export, "_write_backbone"), (export, "fsync")])
 def test_crash_midway_leaves_the_older_export(
-    where: str, make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    owner: Any, where: str, make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = make_model("vit", seed=0), make_model("vit", seed=1)
-    heads = {"clip": {"logit_scale": torch.tensor(1.0)}}
+    heads = {"clip": Head("clip", {}, {"logit_scale": torch.tensor(1.0)})}
     write(tmp_path, {"net": old}, heads)
 
     def crash(*args: object) -> None:
         raise OSError("the disk is gone")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="gone"):
-        patch.setattr(export, where, crash)
+        patch.setattr(owner, where, crash)
         write(tmp_path, {"net": new}, heads)
     assert same(load_backbone(tmp_path / "export" / "net"), old.state_dict())
     write(tmp_path, {"net": new})
@@ -158,7 +161,7 @@ def test_weights_that_lack_more_than_a_pooler_are_refused(make_model: Make, tmp_
 def test_every_file_can_be_read_by_whom_the_umask_lets(umask: int, mode: int, make_model: Make, tmp_path: Path) -> None:
     before = os.umask(umask)
     try:
-        write(tmp_path, {"net": make_model("resnet")}, {"clip": {"logit_scale": torch.tensor(1.0)}})
+        write(tmp_path, {"net": make_model("resnet")}, {"clip": Head("clip", {}, {"logit_scale": torch.tensor(1.0)})})
     finally:
         os.umask(before)
     modes = {str(p.relative_to(tmp_path)): p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_file()}

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AlbertConfig,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertConfig,
     ConvNextConfig,
@@ -41,8 +43,9 @@ from transformers import (
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.nets.heads import masked_head
+from bigssl.nets.heads import Head, masked_head
 from bigssl.nets.timm.folders import read_timm, timm_config
+from bigssl.nets.vision.resnet_cifar import CifarResNetConfig
 from bigssl.transfer.features import read_samples
 from bigssl.transfer.inputs import AudioInput, ImageInput, Input, SeriesInput, TextInput
 from bigssl.transfer.leaving import export
@@ -58,10 +61,10 @@ COUNT = 3
 LENGTH = 24  # of texts, in tokens
 WORDS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 HEADS = {
-    "mlm": {"kind": "mlm", "backbones": {"text": "bert"}}, "albert": {"kind": "mlm", "backbones": {"text": "albert"}},
-    "modern": {"kind": "mlm", "backbones": {"text": "modernbert"}},
-    "next": {"kind": "causal", "backbones": {"text": "gpt2"}},
-    "clip": {"kind": "clip", "backbones": {"image": "resnet", "text": "bert"}},
+    "mlm": Head("mlm", {"text": "bert"}, {}), "albert": Head("mlm", {"text": "albert"}, {}),
+    "modern": Head("mlm", {"text": "modernbert"}, {}),
+    "next": Head("causal", {"text": "gpt2"}, {}),  # the token embedding
+    "clip": Head("clip", {"image": "resnet", "text": "bert"}, {}),
 }  # fmt: skip
 SQUARES = {**WORDS, "image_size": 32, "patch_size": 8}
 STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
@@ -86,13 +89,18 @@ def network(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def networks(tokenizer: PreTrainedTokenizerFast) -> dict[str, tuple[PreTrainedModel, Input]]:
-    """ALBERT: another activation in the head; ModernBERT: no bias in its norm; Swin: a pooler that can be left out."""
+    """ALBERT: another activation in the head; ModernBERT: no bias in its norm; Swin: a pooler that can be left out;
+    small: a ResNet that transformers has not, whose code leaves with it."""
     text, size, special = TextInput(tokenizer, LENGTH), len(tokenizer), {"pad_token_id": tokenizer.pad_token_id}
     special |= dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id"), tokenizer.cls_token_id)
     gpt = GPT2Config(vocab_size=size, n_embd=16, n_layer=1, n_head=2, n_positions=32, **special)
     return {
         "resnet": (network(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 24], depths=[1, 1, 1, 1],
                                         layer_type="basic")), ImageInput(32)),
+        "small": (network(CifarResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")),
+                  ImageInput(32)),
+        "grey": (network(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 24], depths=[1, 1, 1, 1],
+                                      layer_type="basic", num_channels=1)), ImageInput(32, 1, (100.0, 3000.0))),
         "swin": (network(SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2],
                                     window_size=4)), ImageInput(32)),
         "bert": (network(BertConfig(vocab_size=size, **WORDS)), text),
@@ -128,7 +136,11 @@ def samples() -> dict[str, list[Sample]]:
     texts = with_a_long_one(TextInput(load_tokenizer(DEMO / "tokenizer.json"), LENGTH), read("emoji/val"))
     unspaced = texts[-1].fields["txt"].replace(b" ", b"-")  # one word for a splitter at spaces
     texts[-1] = texts[-1]._replace(fields={"txt": unspaced})
-    return {"image": read("emoji/val"), "text": texts, "series": read("series/basic_motions/train"),
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 4096, (50, 70)).astype(np.uint16)).save(out, "PNG")
+    pictures = read("emoji/val")
+    pictures[-1] = pictures[-1]._replace(fields={"png": out.getvalue()})
+    return {"image": pictures, "text": texts, "series": read("series/basic_motions/train"),
             "audio": sounds()}  # fmt: skip
 
 
@@ -136,13 +148,14 @@ def samples() -> dict[str, list[Sample]]:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export folder with networks of all modalities and heads of all kinds."""
     nets = networks(load_tokenizer(DEMO / "tokenizer.json"))
-    heads = {}
+    heads = dict(HEADS)
     for head, name in (("mlm", "bert"), ("albert", "albert"), ("modern", "modernbert")):
         model = nets[name][0]
         made = masked_head(model.get_input_embeddings().weight, model.config)  # type: ignore[arg-type]
-        heads[head] = {key: 0.2 * torch.rand_like(value) for key, value in made.named_parameters() if key != "weight"}
-    heads["next"] = {}  # the token embedding
-    heads["clip"] = {"image_projection": torch.randn(4, 24), "text_projection": torch.randn(4, 16)}
+        own = {key: 0.2 * torch.rand_like(value) for key, value in made.named_parameters() if key != "weight"}
+        heads[head] = heads[head]._replace(tensors=own)
+    into = {"image_projection": torch.randn(4, 24), "text_projection": torch.randn(4, 16)}
+    heads["clip"] = heads["clip"]._replace(tensors=into)
     backbones = {name: model for name, (model, _) in nets.items()}
     inputs = {name: takes for name, (_, takes) in nets.items()}
     return export_run(tmp_path_factory.mktemp("run"), backbones, inputs, heads, {})
@@ -213,7 +226,8 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
     work, parts = tmp_path_factory.mktemp("left"), parts_of(exported, HEADS)
     claims: dict[str, Claim] = {}
     wanted = [("transformers", name) for name in parts if name != "clip"]
-    for form, name in [*wanted, ("sentence-transformers", "bert"), ("sentence-transformers", "clip"), ("onnx", "clip")]:
+    for form, name in [*wanted, ("sentence-transformers", "bert"), ("sentence-transformers", "clip"), ("onnx", "clip"),
+                       ("onnx", "small"), ("onnx", "grey")]:
         for claim in write(parts[name], exported, form, work / form / name, samples):
             claims[f"{form} {claim.folder.relative_to(work / form)}"] = claim
     bert, takes = networks(load_tokenizer(DEMO / "tokenizer.json"))["bert"]
@@ -221,6 +235,10 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
     judge = AutoModelForSequenceClassification.from_config(bert.config).eval()
     judge.classifier.weight.data.mul_(200)
     claims["classifier"] = classifier_claim(work / "classifier", judge, takes, samples["text"])
+    small, sees = networks(load_tokenizer(DEMO / "tokenizer.json"))["small"]
+    seer = AutoModelForImageClassification.from_config(small.config).eval()
+    seer.classifier[1].weight.data.mul_(20)
+    claims["pictures"] = classifier_claim(work / "pictures", seer, sees, samples["image"])
     for base, name, spoil in (
         ("transformers swin", "renamed", weights(renamed)),
         ("transformers bert", "transposed", weights(transposed)),
@@ -238,6 +256,8 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
 @pytest.mark.parametrize(
     ("name", "loader"),
     [("transformers resnet", "AutoModel("), ("transformers swin", "AutoModel("),
+     ("transformers small", "AutoModel("), ("pictures", "AutoModelForImageClassification("), ("onnx small", "onnxrunt"),
+     ("transformers grey", "AutoModel("), ("onnx grey", "onnxrunt"),
      ("transformers patchtst", "AutoModel("), ("transformers wav2vec2", "AutoModel("),
      ("transformers bert", "AutoModelForMaskedLM("),
      ("transformers albert", "AutoModelForMaskedLM("), ("transformers modernbert", "AutoModelForMaskedLM("),
@@ -273,6 +293,7 @@ def test_only_pictures_fit_timm_and_only_texts_sentence_transformers(
     parts = parts_of(exported, HEADS)
     for number, (form, name, said) in enumerate((
         ("timm", "bert", "timm takes networks of pictures"), ("timm", "swin", "no timm name is known for a swin"),
+        ("timm", "small", "no timm name is known for a resnet_cifar"),
         ("sentence-transformers", "resnet", "sentence-transformers takes texts, not images"),
         ("transformers", "clip", "no dual encoder of transformers takes the means of resnet and bert"),
     )):  # fmt: skip
@@ -311,9 +332,13 @@ def test_timm_names_and_sizes_hold_the_weights(
     python.chmod(0o755)
     (good,) = write(parts_of(exported, HEADS)["resnet"], exported, "timm", tmp_path / "good", samples)
     bad = spoilt(good, "bad", weights(lambda tensors: tensors["layer4.0.bn2.bias"].add_(1)))
+    (grey,) = write(parts_of(exported, HEADS)["grey"], exported, "timm", tmp_path / "grey", samples)
+    back = timm_config(str(grey.folder), "resnet")
+    assert back.num_channels == 1
     others = [write(listed, pictured, "timm", tmp_path / "left" / name, samples)[0]
               for name, listed in parts_of(pictured, {}).items()]  # fmt: skip
-    proof, error, *more = judged([good, bad, *others], str(python))
+    proof, error, of_grey, *more = judged([good, bad, grey, *others], str(python))
+    assert isinstance(of_grey, Proof) and of_grey.tensors_loaded == of_grey.tensors_total, of_grey
     assert len(more) == len(PICTURED)
     for other, claim in zip(more, others, strict=True):
         assert isinstance(other, Proof) and other.tensors_loaded == other.tensors_total > 10, other
@@ -322,3 +347,9 @@ def test_timm_names_and_sizes_hold_the_weights(
         assert other.loader.endswith("pretrained=True)" if said else f"partial(torch.nn.LayerNorm, eps={eps}))")
     assert isinstance(proof, Proof) and proof.tensors_loaded == proof.tensors_total, proof
     assert isinstance(error, ProofError) and "77 of 78 tensors; of other values: layer4.0.bn2.bias" in str(error)
+
+
+def test_a_decoder_of_pictures_stays_behind(exported: Path) -> None:
+    """A network with one leaves as any other, and no part is named after it."""
+    parts = parts_of(exported, HEADS | {"mae": Head("mae", {"image": "swin"}, {})})
+    assert parts == parts_of(exported, HEADS) and parts["swin"].kind == "network"

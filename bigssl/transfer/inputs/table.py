@@ -1,134 +1,31 @@
-"""What an exported backbone takes, a class per modality: the fixed view that evaluation has of a sample, the baselines
-that have learnt nothing, and the files that tell transformers and `bigssl evaluate` of both.
-
-What is written beside the weights is the view: read again, by us or by transformers, it makes of a sample the same.
-"""
+"""A class per modality: texts, series and sounds as a backbone takes them, and which class is whose."""
 
 from __future__ import annotations
 
 import copy
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
-from bigssl.data.kinds import augment, decode
+from bigssl.data.kinds import decode
 from bigssl.data.kinds.text import encode, load_tokenizer
-from bigssl.data.sample import Sample
 from bigssl.nets.modality import modality_of_type
-from bigssl.nets.pool import IMAGE_MEAN, IMAGE_STD
 from bigssl.nets.towers import Tower
 from bigssl.transfer import raw
-from bigssl.transfer.arriving.sizes import CONFIG, PREPROCESSOR, image_side, series_sizes, sound_sizes, text_length
+from bigssl.transfer.arriving.sizes import CONFIG, PREPROCESSOR, series_sizes, sound_sizes, text_length
 from bigssl.transfer.bags import Grams, character_grams, token_grams
+from bigssl.transfer.inputs.base import Input, preprocessor_settings, write_settings
+from bigssl.transfer.inputs.pictures import ImageInput
 
 TOKENIZER = "tokenizer_config.json"
-BICUBIC = 3  # Pillow's number
 UNLIMITED = 10**9  # transformers writes 10^30 where there is no limit
 CLASS = "PreTrainedTokenizerFast"  # transformers 5 writes a name of its own, which 4 does not know; both load this one
-
-
-@dataclass(frozen=True)
-class Input(ABC):
-    """What a backbone of one modality takes. The fields of a subclass are attributes of its towers.
-
-    Attributes:
-        modality: a name in `bigssl.nets.modality.MODALITIES`.
-        plural: what samples of it are called.
-        once: equal contents are one observation, known by what they are, whatever the keys of their samples.
-        loader: the class of transformers that loads what `write` writes; "" where it has none.
-        described: what the model card says of it.
-    """
-
-    modality: ClassVar[str]
-    plural: ClassVar[str]
-    once: ClassVar[bool] = False
-    loader: ClassVar[str]
-    described: ClassVar[str]
-
-    @classmethod
-    @abstractmethod
-    def read(cls, folder: Path) -> Input:
-        """What the backbone exported to `folder` takes. Raises DataError."""
-
-    @abstractmethod
-    def write(self, folder: Path) -> None:
-        """The files beside the weights."""
-
-    def view(self, sample: Sample) -> dict[str, np.ndarray]:
-        """The sample as evaluation sees it, by the names that the modality has for a batch. Raises DataError."""
-        data = decode.field(sample, decode.FIELDS[self.modality])
-        try:
-            return self._view(data)
-        except DataError as error:
-            raise DataError(f"{sample.where}: {error}") from error
-
-    @abstractmethod
-    def _view(self, data: bytes) -> dict[str, np.ndarray]: ...
-
-    @abstractmethod
-    def raws(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Baselines that have learnt nothing, by what they are in words: collated views -> [B, N], uint8 or float32.
-        Where there are several, the best one counts."""
-
-    def bags(self) -> list[Grams]:
-        """Those that a sample alone does not tell: of `once` inputs, n-grams whose weight depends on all texts."""
-        return []
-
-    @property
-    def reduced(self) -> str:
-        """What a reader of the scorecard has to know of the raw baseline; "" where it is the whole view."""
-        return ""
-
-
-@dataclass(frozen=True)
-class ImageInput(Input):
-    """size: image side in pixels. The view is image uint8 [3, size, size]: the middle square, shorter side resized.
-
-    A JPEG is decoded whole: what a decoder makes of it at a half or a quarter is not what the exported preprocessor
-    makes of it.
-    """
-
-    size: int
-    modality, plural, loader = "image", "images", "AutoImageProcessor"
-    described = """\
-Pictures: RGB (transparent ones on white), upright, through the `AutoImageProcessor` beside the weights, which prepares
-them as they were when the scorecard was made."""
-
-    @classmethod
-    def read(cls, folder: Path) -> ImageInput:
-        return cls(image_side(folder, _preprocessor(folder, "images")))
-
-    def write(self, folder: Path) -> None:
-        """Settings with which `AutoImageProcessor` makes of an RGB picture exactly the view. To the byte with Pillow;
-        where torchvision resizes in its place, it rounds differently.
-
-        The CLIP processor is the one of transformers that does just this; the networks need not be CLIP's.
-        """
-        _write_json(folder / PREPROCESSOR, {
-            "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True,
-            "do_resize": True, "size": {"shortest_edge": self.size}, "resample": BICUBIC,
-            "do_center_crop": True, "crop_size": {"height": self.size, "width": self.size},
-            "do_rescale": True, "rescale_factor": 1 / 255,
-            "do_normalize": True, "image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3,
-        })  # fmt: skip
-
-    def _view(self, data: bytes) -> dict[str, np.ndarray]:
-        return {"image": augment.center(decode.image(data), self.size)}
-
-    @property
-    def reduced(self) -> str:
-        return f"Raw pixels are those of pictures at most {raw.SIDE} pixels a side." if self.size > raw.SIDE else ""
-
-    def raws(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return raw.pixels(batch["image"])
 
 
 @dataclass(frozen=True)
@@ -139,7 +36,10 @@ class TextInput(Input):
     length: int
     modality, plural, loader = "text", "texts", "AutoTokenizer"
     once = True
-    described = "Texts: through the `AutoTokenizer` beside the weights, with `truncation=True`."
+
+    @property
+    def described(self) -> str:
+        return "Texts: through the `AutoTokenizer` beside the weights, with `truncation=True`."
 
     @classmethod
     def read(cls, folder: Path) -> TextInput:
@@ -154,7 +54,7 @@ class TextInput(Input):
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(folder)
         settings = json.loads((folder / TOKENIZER).read_text())
-        _write_json(folder / TOKENIZER, settings | {"model_max_length": self.length, "tokenizer_class": CLASS})
+        write_settings(folder / TOKENIZER, settings | {"model_max_length": self.length, "tokenizer_class": CLASS})
 
     def _view(self, data: bytes) -> dict[str, np.ndarray]:
         return self.tokens(decode.text(data))
@@ -179,16 +79,19 @@ class SeriesInput(Input):
     length: int
     channels: int
     modality, plural, loader = "series", "series", ""
-    described = """\
+
+    @property
+    def described(self) -> str:
+        return """\
 Series: float32 [B, length, channels], with length and channels as in `preprocessor_config.json`: the first steps of a
 longer one; 0 behind the end of a shorter one and in place of NaN, and the mask of observed values false there."""
 
     @classmethod
     def read(cls, folder: Path) -> SeriesInput:
-        return cls(*series_sizes(folder, _preprocessor(folder, "series")))
+        return cls(*series_sizes(folder, preprocessor_settings(folder, "series")))
 
     def write(self, folder: Path) -> None:
-        _write_json(folder / PREPROCESSOR, {"length": self.length, "channels": self.channels, "padding_value": 0.0})
+        write_settings(folder / PREPROCESSOR, {"length": self.length, "channels": self.channels, "padding_value": 0.0})
 
     def _view(self, data: bytes) -> dict[str, np.ndarray]:
         values = decode.series(data, non_finite="keep")[: self.length]
@@ -221,17 +124,20 @@ class AudioInput(Input):
     rate: int
     length: int
     modality, plural, loader = "audio", "sounds", "AutoFeatureExtractor"
-    described = """\
+
+    @property
+    def described(self) -> str:
+        return """\
 Sounds: the mean of the channels at the extractor's `sampling_rate`, through the `AutoFeatureExtractor` beside the
 weights with `max_length=extractor.max_length, truncation=True, padding="max_length"`."""
 
     @classmethod
     def read(cls, folder: Path) -> AudioInput:
-        return cls(*sound_sizes(folder, _preprocessor(folder, "sounds")))
+        return cls(*sound_sizes(folder, preprocessor_settings(folder, "sounds")))
 
     def write(self, folder: Path) -> None:
         """Settings with which `AutoFeatureExtractor` makes of a sound what the modality makes of the view."""
-        _write_json(folder / PREPROCESSOR, {
+        write_settings(folder / PREPROCESSOR, {
             "feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": self.rate,
             "padding_side": "right", "padding_value": 0.0, "do_normalize": True, "return_attention_mask": True,
             "max_length": self.length,
@@ -268,16 +174,3 @@ def exported_input(folder: Path) -> Input:
     if (row := modality_of_type(kind)) is None:
         raise DataError(f"{folder / CONFIG}: model_type {kind!r} is of no modality that this version knows")
     return INPUTS[row.name].read(folder)
-
-
-def _preprocessor(folder: Path, what: str) -> dict[str, Any]:
-    path = folder / PREPROCESSOR
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; the backbone takes no {what}, or was exported by an older version: run "
-                        "the training command again")
-    settings: dict[str, Any] = json.loads(path.read_text())
-    return settings
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")

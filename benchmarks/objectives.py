@@ -1,0 +1,150 @@
+"""A step of each objective of pictures against a loop written by hand: `python benchmarks/objectives.py [NAME ...]`
+
+ours: engine, loss, backward, clipping, AdamW and the teachers' moves, on a batch of launch/recipes/cpu/NAME.yaml, as
+the driver does it but for the loader. by hand: the same maths in plain PyTorch (`by_hand.py`), the same networks,
+precision, optimizer and batch. First the two losses are compared; where they differ nothing is timed. Then steps in
+turn, so that both see the same state of the machine; the ratio is that of the medians, the aim 1.05. `memory` is what a
+step takes at its peak beyond what lies there before it, of ours, in a process of its own.
+
+Rows go to benchmarks/results/objectives_MACHINE.csv. Exit status 1 where a loss differs or an aim is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from by_hand import HANDS, ByHand
+from measure import RESULTS, device_name, in_turn, peak_bytes, write_rows
+from torch import nn
+
+from bigssl.config.recipe import Recipe, load_recipe, recipe_model
+from bigssl.data.loading.loader import make_loader
+from bigssl.engine import zero
+from bigssl.engine.optim import build_optimizer
+from bigssl.engine.plan import preflight
+from bigssl.engine.teaching import teach
+from bigssl.nets.progress import Progress
+from bigssl.objectives.base import config_union
+from bigssl.report.environment import installed
+
+RECIPES = Path(__file__).parents[1] / "launch" / "recipes" / "cpu"
+AIM = 1.05
+Row = dict[str, Any]
+
+
+def recipe_of(name: str, out: str) -> Recipe:
+    changes = [f"out={out}", "steps=1000", "probe=null", "evaluate=null", "optim.warmup=0"]
+    return load_recipe(RECIPES / f"{name}.yaml", changes, recipe_model(config_union()))
+
+
+class Ours:
+    """The engine's step on one batch of the recipe."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        plan = preflight.plan(recipe, 1)
+        self.task, self.bf16 = plan.objective.to(device), plan.bf16
+        loader = make_loader(
+            plan.streams, plan.sizes, self.task.prepare, self.task.assemble, seed=recipe.seed, rank=0, world=1,
+            accum=plan.accum, workers=0, start_step=0, stop_step=1, device_pin=False, warn_after=0, abort_after=0,
+        )  # fmt: skip
+        self.batch, self.at = next(iter(loader)).to(device).data, Progress(0, recipe.steps)
+        self.by_hand = HANDS[recipe.objective.name](self.task)
+        optimizer = build_optimizer(self.task, recipe.optim, sharded=recipe.zero.stage > 0)
+        self.engine = zero.Engine(self.task, optimizer, recipe, micro=plan.micro, accum=1, bf16=plan.bf16)
+
+    def loss(self) -> float:
+        with torch.no_grad():
+            return float(self.engine(self.batch, self.at).total)
+
+    def step(self) -> None:
+        self.engine.backward(self.engine(self.batch, self.at).total)
+        self.engine.step()
+        teach(self.task.teachers(), self.at)
+
+
+class Hand:
+    """The same by hand."""
+
+    def __init__(self, made: ByHand, batch: Any, recipe: Recipe, bf16: bool) -> None:
+        self.made, self.batch, self.bf16, self.clip = made, batch, bf16, recipe.optim.clip
+        decay, optim = recipe.optim.weight_decay, recipe.optim
+        self.trained = [p for p in made.nets.parameters() if p.requires_grad]
+        groups = [{"params": [p for p in self.trained if p.dim() > 1], "weight_decay": decay},
+                  {"params": [p for p in self.trained if p.dim() <= 1], "weight_decay": 0.0}]  # fmt: skip
+        self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+        self.moves = [(list(a.parameters()), list(b.parameters()), m) for a, b, m in made.teachers]
+
+    def _forward(self) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            return self.made.loss(self.batch)
+
+    def loss(self) -> float:
+        with torch.no_grad():
+            return float(self._forward())
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        self._forward().backward()
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.trained, self.clip)
+        self.optimizer.step()
+        with torch.no_grad():
+            for slow, student, momentum in self.moves:
+                torch._foreach_lerp_(slow, student, 1 - momentum)
+
+
+def compare(name: str, rounds: int, device: torch.device) -> Row:
+    """Losses first; then the ratio of two steps."""
+    with tempfile.TemporaryDirectory() as out:
+        recipe = recipe_of(name, out)
+        ours = Ours(recipe, device)
+        theirs = Hand(ours.by_hand, ours.batch, recipe, ours.bf16)
+        mine, other = ours.loss(), theirs.loss()
+        if abs(mine - other) > (2e-2 if ours.bf16 else 1e-4) * max(1.0, abs(other)):
+            raise SystemExit(f"{name}: the loss is {mine:.6g}, by hand {other:.6g}: not the same maths, not timed")
+        times = in_turn({"ours": ours.step, "by hand": theirs.step}, device, rounds, "wall")
+    ratio = times["ours"][1] / times["by hand"][1]
+    return {"objective": name, "loss": mine, "loss by hand": other, "ms": 1e3 * times["ours"][1],
+            "ms by hand": 1e3 * times["by hand"][1], "ratio": ratio, "aim": AIM, "n": rounds}  # fmt: skip
+
+
+def memory(name: str, device: torch.device) -> None:
+    """Prints the bytes of a first step: pages that were freed stay, so only the first step of a process tells."""
+    with tempfile.TemporaryDirectory() as out:
+        print(json.dumps(peak_bytes(Ours(recipe_of(name, out), device).step, device)))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", default=sorted(HANDS), help="of %(default)s")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--memory", action="store_true", help="of one objective, nothing else")
+    options = parser.parse_args()
+    device = zero.start()
+    if options.memory:
+        memory(options.names[0], device)
+        return 0
+    rows = []
+    for name in options.names:
+        row = compare(name, options.rounds, device)
+        command = [sys.executable, __file__, name, "--memory"]
+        row["MiB of a step"] = int(subprocess.run(command, check=True, capture_output=True).stdout.split()[-1]) / 2**20
+        row |= {"device": device_name(device)} | {f"{k} version": v for k, v in installed()["packages"].items()}
+        rows.append(row)
+        said = "" if row["ratio"] <= AIM else "   missed"
+        print(f"{name:16}{row['ms']:9.1f} ms{row['ratio']:8.3f}{row['MiB of a step']:9.0f} MiB{said}", flush=True)
+    zero.stop()
+    if sorted(options.names) == sorted(HANDS):
+        write_rows(RESULTS / f"objectives_{'-'.join(device_name(device).split()[:2])}.csv", rows)
+    return int(any(row["ratio"] > AIM for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

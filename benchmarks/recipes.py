@@ -1,0 +1,150 @@
+"""Does every recipe of a laptop learn, and in what time: `python benchmarks/recipes.py [NAME ...] [--seeds 3]`
+
+Each `launch/recipes/cpu/NAME.yaml` is run as its user runs it (`bigssl train`), with each seed, in a folder of its own.
+Of a run count its seconds (evaluation included), each loss at its end beside its blind line, whether a collapse was
+named, and every row of its scorecard: the trained network, the same at random weights, the raw input. A run that is in
+the file already is not repeated, so that the whole may be done in pieces; `--again` repeats.
+
+Rows go to benchmarks/results/recipes_MACHINE.csv, the table over seeds between the marks of docs/pretexts.md. Exit
+status 1 where a recipe took more than 4 minutes, ended above its blind line or was named collapsed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import RESULTS, device_name
+
+from bigssl.report.blind import verdicts
+from bigssl.report.collapses import collapses
+from bigssl.report.metrics import read_measures, read_metrics
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "launch" / "recipes" / "cpu"
+PAGE = ROOT / "docs" / "pretexts.md"
+MARKS = "<!-- recipes -->\n", "<!-- end of recipes -->"
+LIMIT = 240  # seconds
+FIELDS = ("recipe", "seed", "what", "value", "blind", "random_net", "raw", "unit", "seconds")
+Row = dict[str, Any]
+
+
+def run(name: str, seed: int, out: Path, overrides: Sequence[str]) -> list[Row]:
+    """The rows of one run. Raises CalledProcessError where it fails."""
+    command = [sys.executable, "-m", "bigssl", "train", str(RECIPES / f"{name}.yaml"), "--ranks", "1", f"seed={seed}"]
+    start = time.monotonic()
+    subprocess.run([*command, f"out={out}", *overrides], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    common = {"recipe": name, "seed": seed, "seconds": round(time.monotonic() - start, 1)}
+    return [common | row for row in (*_losses(out), *_scores(out))]
+
+
+def _losses(out: Path) -> Iterator[Row]:
+    rows = read_metrics(out)
+    for each in verdicts(rows, read_measures(out)):
+        yield {"what": f"loss {each.name}".strip(), "value": each.loss, "blind": each.blind, "unit": "loss"}
+    yield {"what": "collapses", "value": len(collapses(rows)), "unit": "named"}
+
+
+def _scores(out: Path) -> Iterator[Row]:
+    card = json.loads((out / "scorecard.json").read_text())
+    for name, task in card["tasks"].items():
+        yield {"what": name, "value": task["trained"], "random_net": task["random_net"], "raw": task["raw"],
+               "unit": task["unit"]}  # fmt: skip
+
+
+def known(path: Path) -> list[Row]:
+    """The rows of a file, their numbers as such."""
+    if not path.exists():
+        return []
+    numbers = {"seed": int, "value": float, "blind": float, "random_net": float, "raw": float, "seconds": float}
+    with path.open(newline="") as stream:
+        return [{key: numbers.get(key, str)(text) if text else None for key, text in row.items() if key in FIELDS}
+                for row in csv.DictReader(line for line in stream if not line.startswith("#"))]  # fmt: skip
+
+
+def write(path: Path, rows: list[Row], machine: str) -> None:
+    with path.open("w", newline="") as stream:
+        stream.write(f"# {machine}, torch {torch.__version__}\n")
+        writer = csv.DictWriter(stream, FIELDS)
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: (row["recipe"], row["seed"], row["what"])))
+
+
+def over_seeds(rows: list[Row], key: str) -> str:
+    """Mean ± standard deviation over seeds; "" where there is no value."""
+    values = [row[key] for row in rows if row[key] is not None]
+    if not values:
+        return ""
+    digits = (lambda x: f"{100 * x:.1f}") if rows[0]["unit"] == "share" else (lambda x: f"{x:.3g}")
+    return f"{digits(statistics.fmean(values))} ± {digits(statistics.stdev(values))}" if len(values) > 1 else digits(
+        values[0])  # fmt: skip
+
+
+def table(rows: list[Row]) -> str:
+    """A line for each row of a recipe's scorecard, and for its loss."""
+    lines = ["| recipe | what | trained | random network | raw input | blind | seeds | seconds |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for recipe, what in dict.fromkeys((row["recipe"], row["what"]) for row in rows):
+        mine = [row for row in rows if (row["recipe"], row["what"]) == (recipe, what)]
+        if what == "collapses":
+            continue
+        unit = {"share": ", %", "loss": ""}.get(mine[0]["unit"], f", {mine[0]['unit']}")
+        numbers = " | ".join(over_seeds(mine, key) for key in ("value", "random_net", "raw", "blind"))
+        longest = f"{max(row['seconds'] for row in mine):.0f}" if what.startswith("loss") else ""
+        lines.append(f"| {recipe} | {what}{unit} | {numbers} | {len(mine)} | {longest} |")
+    return "\n".join(lines) + "\n"
+
+
+def missed(rows: list[Row]) -> list[str]:
+    """What is not as promised, in sentences."""
+    found = []
+    for row in rows:
+        where = f"{row['recipe']}, seed {row['seed']}"
+        if row["what"].startswith("loss") and row["value"] >= row["blind"]:
+            found.append(f"{where}: {row['what']} ended at {row['value']:.3g}, its blind line is {row['blind']:.3g}")
+        if row["what"] == "collapses" and row["value"]:
+            found.append(f"{where}: {row['value']:.0f} collapses were named")
+    slow = {(row["recipe"], row["seconds"]) for row in rows if row["seconds"] > LIMIT}
+    return found + [f"{recipe}: {seconds:.0f} s, allowed are {LIMIT}" for recipe, seconds in sorted(slow)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="recipes; default all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--again", action="store_true", help="repeat what the file has")
+    parser.add_argument("--set", nargs="*", default=[], metavar="a.b=c", help="overrides; nothing is written then")
+    options = parser.parse_args()
+    machine = device_name(torch.device("cpu"))
+    path = RESULTS / f"recipes_{'-'.join(machine.split()[:2])}-x{torch.get_num_threads()}.csv"
+    rows = known(path)
+    for name in options.names or sorted(p.stem for p in RECIPES.glob("*.yaml")):
+        for seed in range(options.seeds):
+            if not options.again and any((row["recipe"], row["seed"]) == (name, seed) for row in rows):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                new = run(name, seed, Path(folder) / "run", options.set)
+            print(table(new), flush=True)
+            rows = [row for row in rows if (row["recipe"], row["seed"]) != (name, seed)] + [
+                {field: row.get(field) for field in FIELDS} for row in new]  # fmt: skip
+            if not options.set:
+                write(path, rows, machine)
+    if not options.set:
+        before, _, rest = PAGE.read_text().partition(MARKS[0])
+        PAGE.write_text(before + MARKS[0] + table(rows) + MARKS[1] + rest.partition(MARKS[1])[2])
+    print("\n".join(missed(rows)))
+    return bool(missed(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Whether a loss can be computed of the passes into which a step is split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from bigssl.config.errors import ConfigError
+from bigssl.config.recipe import Recipe
+from bigssl.nets.norm import has_batch_norm
+from bigssl.objectives.base import Objective
+from bigssl.objectives.comparing import Comparing
+from bigssl.objectives.joint import Joint
+
+
+def check_cached(recipe: Recipe, objective: Objective) -> None:
+    """Refuse `batch.cached` of a task that has no `compare`. Raises ConfigError."""
+    if not recipe.batch.cached:
+        return
+    for part in _parts(objective):
+        if isinstance(part, Comparing):
+            continue
+        raise ConfigError(
+            f"batch.cached: value true, but the loss of {_name(part)} is one of each sample, or of one pass at a time; "
+            f"allowed: false, or tasks that compare embeddings of a batch (simclr, clip, siglip, moco), in a joint one "
+            f"all of them"
+        )
+
+
+def notes_of_cached(recipe: Recipe, objective: Objective, accum: int) -> list[str]:
+    """What is not exact about it."""
+    if not recipe.batch.cached or accum == 1 or not has_batch_norm(objective):
+        return []
+    return [
+        f"batch.cached: the loss sees all {accum} passes of a step as one batch, but each BatchNorm of the networks "
+        f"normalises by the samples of one pass (of all ranks): not exactly what one pass of {recipe.batch.size} would "
+        f"give. Exact are networks without BatchNorm (a vit, heads with norm=false)"
+    ]
+
+
+def check_passes(recipe: Recipe, objective: Objective, sizes: Mapping[str, int], accum: int) -> None:
+    """Refuse a split of the batch that leaves a loss nothing to compare, or too much. Raises ConfigError.
+
+    Args:
+        sizes: samples a step by source. accum: its passes.
+    """
+    seen = accum  # passes that a loss sees one by one
+    if recipe.batch.cached and not has_batch_norm(objective):
+        seen = 1
+    for part in _parts(objective):
+        for source in part.sources() if not isinstance(part, Joint) else ():
+            held, where = sizes[source] // seen, f"data.sources.{source}.batch: {sizes[source]} samples a step"
+            if held < part.least:
+                raise ConfigError(
+                    f"{where} in {seen} passes are {held} a pass over all ranks, from which {_name(part)} learns "
+                    f"nothing; allowed: >= {part.least * seen}, or a smaller batch.accum"
+                )
+            compared = sizes[source] // (1 if recipe.batch.cached else accum)
+            if part.most is not None and compared > part.most:
+                raise ConfigError(
+                    f"{where} are {compared} that {_name(part)} compares at a time, more than the {part.most} that it "
+                    f"can hold; allowed: <= {part.most * sizes[source] // compared}, or a longer objective.queue"
+                )
+
+
+def _parts(objective: Objective) -> Iterator[Objective]:
+    return (part for part in objective.modules() if isinstance(part, Objective))
+
+
+def _name(part: Objective) -> str:
+    return type(part).__name__.lower()

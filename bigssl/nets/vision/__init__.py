@@ -1,0 +1,1 @@
+"""Which networks of pictures have a name? Their sizes, and the ResNet for small pictures that transformers lacks."""

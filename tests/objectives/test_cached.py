@@ -1,0 +1,76 @@
+"""GradCache: k passes of b samples leave the state that one pass of k · b leaves, at every ZeRO stage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import contract_runs as runs
+import pytest
+import torch
+from contract_runs import Cell
+
+from bigssl.config.errors import ConfigError
+from bigssl.engine.plan import preflight
+from bigssl.report.metrics import read_metrics
+
+SIMCLR = {"name": "simclr", "hidden": 16, "dim": 8, "norm": False, "learn_temperature": True}
+CLIP = {"name": "clip", "dim": 8}
+MOCO = {"name": "moco", "hidden": 16, "dim": 8, "momentum": 0.9}
+V3 = {"queue": 0, "predictor": True, "layers": 3, "last_momentum": 1.0, "freeze_patches": True}
+TASKS: dict[str, dict[str, Any]] = {  # without BatchNorm; a queue that no number of batches fills exactly
+    "simclr": SIMCLR,
+    "clip": CLIP,
+    "siglip": {"name": "siglip", "dim": 8, "bias": -3.0},
+    "moco": MOCO | {"queue": 13},
+    "moco-v3": MOCO | V3,
+    "joint": {"name": "joint", "parts": {"views": SIMCLR, "pairs": CLIP | {"weight": 0.5}}},
+}
+FEW = [
+    ("simclr", Cell(3, 0, 2, "fp32")), ("clip", Cell(2, None, 2, "fp32")), ("siglip", Cell(3, None, 1, "fp32")),
+    ("moco", Cell(1, None, 2, "fp32")), ("moco-v3", Cell(0, None, 1, "fp32")), ("joint", Cell(3, 0, 2, "bf16")),
+]  # fmt: skip
+EVERY = [(name, Cell(*place, world, "fp32")) for name in TASKS for place in runs.PLACES for world in (1, 2)]
+CASES = EVERY if os.environ.get("BIGSSL_CONTRACT_MATRIX") else FEW
+
+
+@pytest.fixture(scope="module")
+def values(recipe: Any) -> Any:
+    """`values(name, out, batch)`: a recipe whose networks drop a tenth, with recomputed activations."""
+    from conftest import DROPPING
+
+    sections = {"image": DROPPING["vit"], "text": DROPPING["bert"]}
+
+    def make(name: str, out: Path, precision: str, **batch: Any) -> dict[str, Any]:
+        fields = runs.with_source(TASKS[name], "shards")
+        texts = name in ("clip", "siglip", "joint")
+        used = {key: s.model_dump(exclude_defaults=True) for key, s in sections.items() if key == "image" or texts}
+        return recipe("simclr", out, objective=fields, backbones=used, batch={"size": 8, **batch}, precision=precision)
+
+    return make
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("name", "cell"), CASES, ids=[f"{name}-{cell}" for name, cell in CASES])
+def test_k_passes_of_b_are_one_of_k_times_b(name: str, cell: Cell, values: Any, crew: Any, tmp_path: Path) -> None:
+    """Weights, teachers, queue, learned scale; loss, blind line, spread and gradient norm in the metrics."""
+    cached = values(name, tmp_path / "run", cell.precision, accum=2, cached=True)
+    ranks = crew(runs.driven, cell.world, runs.at_cell(cached, cell))
+    got, want = ranks[0], runs.plain(values(name, tmp_path / "plain", cell.precision))
+    bound = runs.SAME[cell.precision] * (20 if cell.precision == "bf16" else 1)  # each pass and rank rounds its own
+    curve = [{key: row[key] for key in want.passes[0]} for row in read_metrics(tmp_path / "run")]
+    got.passes = curve
+    curve_off, state_off, where = runs.distance(got, want, want)
+    assert curve_off <= bound and state_off <= runs.KINKS * bound, f"{where}: off by {curve_off:.1e}, {state_off:.1e}"
+    for other in ranks[1:]:
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(got.state[k])) for k, v in other.state.items())
+
+
+def test_what_is_not_exact_or_not_possible_is_said(recipe: Any, tmp_path: Path) -> None:
+    batch = {"size": 8, "accum": 4, "cached": True}
+    plan = preflight.plan(runs.validated(recipe("simclr", tmp_path / "run", batch=batch)), 1)
+    (note,) = plan.notes
+    assert note.startswith("batch.cached: the loss sees all 4 passes of a step as one batch, but each BatchNorm")
+    with pytest.raises(ConfigError, match="^batch.cached: value true, but the loss of mlm is one of each sample"):
+        preflight.plan(runs.validated(recipe("joint", tmp_path / "run", batch=batch)), 1)
