@@ -7,8 +7,8 @@ rows span: samples may all differ and still differ in one direction only, where 
 other. Less one, since a single direction, that of the mean, tells nothing, it has collapsed below a tenth of what it
 was when the run began (the network was untrained then, or came with something), as a network that is evaluated has
 beside one with random weights (`bigssl.report.health`). What began with few is compared with a tenth of what is
-possible, of 128 directions where there are more: what a collapse leaves, one or two, does not grow with the width, and a
-network that knows a dozen classes and nothing else spans a dozen at any. A loss may look its best while either falls.
+possible, of 128 directions where there are more: what a collapse leaves, one or two, does not grow with the width, and
+a network that knows a dozen classes and nothing else spans a dozen at any. A loss may look its best while either falls.
 """
 
 from __future__ import annotations
