@@ -29,7 +29,7 @@ import torch.multiprocessing as mp
 from state_network import Network, capped, unit_rows
 from torch import Tensor, nn
 
-from bigssl.config.optim import NOT_DECAYED, OptimConfig
+from bigssl.config.optim import NOT_DECAYED, WITHOUT_BETAS, OptimConfig
 from bigssl.config.recipe import CheckpointConfig, Recipe
 from bigssl.engine import zero
 from bigssl.engine.checkpoint import CheckpointStore
@@ -45,6 +45,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 0.01, "clip": 0.2},
     "lamb": {"lr": 0.02, "clip": 0.2},
     "lars": {"lr": 0.5, "momentum": 0.8, "clip": 0.2},
+    "sgd": {"lr": 0.05, "momentum": 0.8, "clip": 0.2},
     "muon": {"lr": 0.02, "adam_lr": 0.005, "clip": 0.0},
 }
 OWN = {"lr": 0.5, "weight_decay": 0.3, "clip": 0.05}  # of the embedding and the norm
@@ -68,7 +69,7 @@ def recipe(optimizer: str, stage: int) -> Recipe:
 
 def groups_of(optimizer: str) -> list[dict[str, Any]]:
     """Of the recipe. The scale has fewer elements than there are ranks, and the network asks for it too."""
-    betas = {"betas": BETAS} if optimizer != "lars" else {}
+    betas = {"betas": BETAS} if optimizer not in WITHOUT_BETAS else {}
     return [{"pattern": "scale$", "lr": 3.0}, {"pattern": "^(embed|norm)", **OWN, **betas}]
 
 
@@ -94,17 +95,18 @@ def by_hand(network: Network, config: OptimConfig) -> torch.optim.Optimizer:
         rate = factor * (config.lr if config.name != "muon" or muon else config.adam_lr or 0.0)
         group = {"params": [parameter], "lr": rate, "initial_lr": rate, "weight_decay": decay}
         group |= {"clip": 0.05, "clip_group": 1} if own else {"clip": config.clip, "clip_group": -1}
-        if muon or config.name == "lars":
+        if muon or config.name in WITHOUT_BETAS:
             group |= {"momentum": config.momentum}
         else:
             group |= {"betas": BETAS if own else config.betas, "eps": config.eps}
         if config.name == "muon":
             group |= {"use_muon": muon}
-        elif config.name != "adamw":
+        elif config.name in ("lamb", "lars"):
             group |= {"adapt": parameter.dim() > 1 and name not in kept}
         groups.append(group)
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "adamw": torch.optim.AdamW, "lamb": Lamb, "lars": Lars, "muon": zero.muon
+        "adamw": torch.optim.AdamW, "lamb": Lamb, "lars": Lars, "muon": zero.muon,
+        "sgd": torch.optim.SGD,
     }  # fmt: skip
     return kinds[config.name](groups, **({} if config.name == "muon" else {"lr": config.lr}))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from bigssl.config.optim import WITHOUT_BETAS, OptimConfig
+
 if TYPE_CHECKING:
-    from bigssl.config.optim import OptimConfig
     from bigssl.config.recipe import Recipe, RemoteConfig
 
 
@@ -35,7 +36,8 @@ def of_schedule(recipe: Recipe) -> Iterator[str]:
 
 def _of_optimizer(optim: OptimConfig) -> Iterator[str]:
     used = {
-        "betas": optim.name != "lars", "eps": optim.name != "lars", "momentum": optim.name in ("lars", "muon"),
+        "betas": optim.name not in WITHOUT_BETAS, "eps": optim.name not in WITHOUT_BETAS,
+        "momentum": optim.name in (*WITHOUT_BETAS, "muon"),
         "trust": optim.name == "lars",
         "adam_lr": optim.name == "muon", "decay": optim.schedule == "wsd", "power": optim.schedule == "polynomial",
         "final": optim.schedule != "constant",

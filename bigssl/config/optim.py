@@ -10,6 +10,7 @@ from pydantic import Field, PlainSerializer, field_validator, model_validator
 from bigssl.config.section import Fraction, Section
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean: 1 would never take anything in
+WITHOUT_BETAS = ("lars", "sgd")  # momentum, and nothing of Adam
 NOT_DECAYED = [  # as timm has it; parameters of fewer than two dimensions need no pattern
     r"\.bias$",
     r"(cls|class|distillation|mask|register)_tokens?$",
@@ -77,11 +78,11 @@ class PartGroup(Group):
 
 
 class OptimConfig(_WithBetas):
-    name: Literal["adamw", "lamb", "lars", "muon"] = "adamw"
+    name: Literal["adamw", "lamb", "lars", "muon", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    momentum: Decay = Field(0.9, description="lars and muon")
+    momentum: Decay = Field(0.9, description="lars, muon and sgd")
     trust: Annotated[float, Field(gt=0)] = Field(
         1e-3, description="lars: η, the step of a layer as a share of its norm, before lr"
     )

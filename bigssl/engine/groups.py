@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 from torch import nn
 
 from bigssl.config.errors import ConfigError
-from bigssl.config.optim import NOT_DECAYED, Group, OptimConfig, PartGroup
+from bigssl.config.optim import NOT_DECAYED, WITHOUT_BETAS, Group, OptimConfig, PartGroup
 from bigssl.config.recipe import Recipe
 from bigssl.nets.depth import depths
 from bigssl.nets.towers import Tower
@@ -171,9 +171,9 @@ def _refuse_idle(asked: Sequence[Asked], found: dict[nn.Parameter, Treatment], c
         if not mine:
             continue
         group, of = each.group, f"of pattern {each.group.pattern!r}"
-        adam = config.name != "lars" and not all(treatment.muon for treatment in mine)
+        adam = config.name not in WITHOUT_BETAS and not all(treatment.muon for treatment in mine)
         if group.betas is not None and not adam:
-            half = "" if config.name == "lars" else ", which takes all of its parameters"
+            half = "" if config.name in WITHOUT_BETAS else ", which takes all of its parameters"
             raise ConfigError(f"{each.field}.betas: value {group.betas} {of} has no effect with {config.name}{half}")
         if group.weight_decay and not any(treatment.decayed for treatment in mine):
             raise ConfigError(

@@ -28,12 +28,16 @@ from bigssl.engine.resume import open_folder, settle_folder, settled
 from bigssl.engine.stepping.cached import CachedPasses, EachPass, Passes
 from bigssl.engine.teaching import teach
 from bigssl.engine.zero import Engine
+from bigssl.nets.embeddings import health
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses
 from bigssl.report.blind import verdicts
 from bigssl.report.collapses import CollapseWatch, collapses
 from bigssl.report.metrics import Measure, MetricsWriter, read_measures, read_metrics
 from bigssl.report.progress import ProgressBar
+
+SPECTRA = 20
+"""Steps after which the eigenvalues of embeddings are recorded again (see `health.of_views` for what they cost)."""
 
 
 class Probe(Protocol):
@@ -186,6 +190,7 @@ class _Run:
                     teach(self.teachers, at)
             self.guard.watch(step + 1, losses.total, batch.keys)
             self._note_errors(batch)
+            done[-1:] = [each.without_views() for each in done[-1:]]  # those of the last pass are looked at
             done.append(losses)
             keys.append(batch.keys)
         self.ledger.write(step, keys)
@@ -215,7 +220,7 @@ class _Run:
         if self.device.type == "cuda":
             with self.clock("optimizer"):  # kernels run behind the host: without this, they count as overhead
                 torch.cuda.synchronize(self.device)
-        names, values = _loss_values(passes)
+        names, values = _loss_values(passes, self._spectra(done))
         values = torch.cat([values, torch.tensor([float(len(self.skipped.pending))], device=values.device)])
         *means, mean_skipped = self.guard.observe(done, values, self.engine.skipped).tolist()
         self.skipped.gather(done, skipped := round(mean_skipped * self.plan.world))
@@ -246,6 +251,11 @@ class _Run:
         if slow := self.data_wait.observe(lap):
             self.progress.note(slow)
 
+    def _spectra(self, done: int) -> bool:
+        """Whether eigenvalues are due (a pure function of the step, so that a resumed run records the same)."""
+        every, before = SPECTRA, done - self.recipe.log_every
+        return before <= 0 or done // every > before // every or done == self.recipe.steps
+
     def close(self) -> None:
         self.metrics.close()
         self.ledger.close()
@@ -265,12 +275,15 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63
 
 
-def _loss_values(passes: list[Losses]) -> tuple[list[str], Tensor]:
-    """Names and means over the passes of one step: each loss and its blind value, total first, and the rest."""
+def _loss_values(passes: list[Losses], spectra: bool) -> tuple[list[str], Tensor]:
+    """Names and means over the passes of one step: each loss and its blind value, total first, and the rest; then the
+    health of the views of the last pass. Collective."""
     rows = [dict(_flat(losses)) for losses in passes]
     device = passes[0].total.device
     values = [torch.stack([torch.as_tensor(v, device=device).detach().float() for v in row.values()]) for row in rows]
-    return list(rows[0]), torch.stack(values).mean(0)
+    views = {f"health{path}/{name}": view for path, part in passes[-1].named() for name, view in part.views.items()}
+    found = health.of_views(views, spectra)
+    return [*rows[0], *found], torch.cat([torch.stack(values).mean(0), *(value.view(1) for value in found.values())])
 
 
 def _flat(losses: Losses) -> Iterator[tuple[str, float | Tensor]]:

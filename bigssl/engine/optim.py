@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bigssl.config.optim import Group, OptimConfig
+from bigssl.config.optim import WITHOUT_BETAS, Group, OptimConfig
 from bigssl.engine.groups import REST, Treatment, asked_groups, base_rate, treatments
 from bigssl.engine.layerwise import Lamb, Lars
 
@@ -78,7 +78,7 @@ def settings_of_group(treatment: Treatment, asked: list[Group], config: OptimCon
     }  # fmt: skip
     if config.name == "muon":
         settings["use_muon"] = treatment.muon
-    if config.name == "lars" or treatment.muon:
+    if config.name in WITHOUT_BETAS or treatment.muon:
         settings["momentum"] = config.momentum
     else:
         settings |= {"betas": own.betas if own is not None and own.betas is not None else config.betas}
@@ -104,6 +104,8 @@ def build_optimizer(module: nn.Module, config: OptimConfig, *, sharded: bool) ->
         return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps, sharded=sharded)
     if config.name == "lars":
         return Lars(groups, lr=config.lr, momentum=config.momentum, trust=config.trust, sharded=sharded)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     from bigssl.engine.zero import muon
 
     return muon(groups)

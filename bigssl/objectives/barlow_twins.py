@@ -10,9 +10,8 @@ all ranks, and C is of all of them: a mean over ranks of C's squares would be an
 (.024 in their published run), for optimizers whose step depends on it.
 
 The blind line: who sees nothing gives one embedding, which standardised is 0, so C = 0 and L = scale · D. (Embeddings
-that have nothing to do with the picture come to D (1 + 1/n) + λ D (D − 1) / n, which is more.) Without the
-standardisation one embedding for all, of ±1, is nearly the best there is; without what lies beside the diagonal all
-dimensions may say the same.
+that have nothing to do with the picture come to D (1 + 1/n) + λ D (D − 1) / n, which is more.) So samples cannot become
+one; what lies beside the diagonal keeps dimensions from saying the same, which no spread of samples shows: RankMe does.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from bigssl import distributed
 from bigssl.data.kinds.views import AugmentConfig, TwoViews
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets.expander import Expander
-from bigssl.nets.moments import centred, column_products, rows_everywhere
+from bigssl.nets.embeddings.expander import Expander
+from bigssl.nets.embeddings.moments import centred, column_products, rows_everywhere
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
@@ -56,7 +55,8 @@ class BarlowTwins(Objective):
     least = 2  # one sample has no deviation
     symmetric = True
     adjustable = ("redundancy", "scale", "augment")
-    preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
+    preset = {"objective": {"hidden": 32, "dim": 32, "redundancy": 0.1}, "backbones": {"image": "resnet"},
+              "collapses": 120}  # fmt: skip
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class BarlowTwins(Objective):
         diagonal, beside = column_products(first, second)
         count = rows_everywhere(first)
         alike, redundancy = (1 - diagonal / count).square().sum(), beside / count**2
-        loss = self.config.scale * (alike + self.config.redundancy * redundancy)
+        loss = self.config.scale * (alike + self._redundancy(redundancy))
         return Losses(
             loss, self.config.scale * self.config.dim, unit="squared correlation", blind_name="one embedding for all",
             stats={"alike": alike.detach(), "redundancy": redundancy.detach()},
@@ -91,5 +91,8 @@ class BarlowTwins(Objective):
         variance = distributed.sum_over_ranks(rows.square().sum(0)) / rows_everywhere(rows)
         return rows * (variance + EPSILON).rsqrt()
 
+    def _redundancy(self, beside: Tensor) -> Tensor:
+        return self.config.redundancy * beside
+
     def guards(self) -> dict[str, Callable[[], None]]:
-        return {"standardisation": lambda: setattr(self, "_standardised", lambda z: z)}
+        return {"what is beside the diagonal": lambda: setattr(self, "_redundancy", lambda beside: 0 * beside)}

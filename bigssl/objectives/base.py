@@ -64,6 +64,10 @@ class Losses(NamedTuple):
         """The same as a part of another loss."""
         return self._replace(total=self.total.detach())
 
+    def without_views(self) -> Losses:
+        """The same, for keeping: views are large."""
+        return self._replace(views={}, parts={name: part.without_views() for name, part in self.parts.items()})
+
     def named(self, path: str = "") -> Iterator[tuple[str, Losses]]:
         """("", self), then ("/PART", part) of each part, ("/PART/PART", ...) of theirs."""
         yield path, self
@@ -102,6 +106,7 @@ class Objective(nn.Module):
         a whole section as in a recipe, for one that it does not know.
     data: folder of shards below bigssl/demo; default "emoji/train", pictures with captions.
     untried: by name of a field of `Config` ("a.b" in a section) of which the tests find no other value, the reason.
+    collapses: steps within which it collapses without any one of its `guards`; default 60, 200 at most.
     overfits: whether 60 steps on one batch bring the loss below .6 of its blind line; default True.
     """
     takes: ClassVar[Mapping[str, Needs]]

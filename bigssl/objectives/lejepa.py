@@ -31,8 +31,8 @@ from bigssl.data.kinds.views import AugmentConfig, TwoViews
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets import noise
-from bigssl.nets.expander import Expander
-from bigssl.nets.moments import centred, rows_everywhere
+from bigssl.nets.embeddings.expander import Expander
+from bigssl.nets.embeddings.moments import centred, rows_everywhere
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig

@@ -37,7 +37,9 @@ class Siglip(Clip):
         bias: float = Field(-10.0, description="where b begins; −ln(batch) says that one pair of a batch is one")
 
     starts = {"bias": -5.0}
-    preset = {"objective": {"dim": 8, "bias": -2.5}, "backbones": {"image": "resnet", "text": "bert"}}
+    preset = {
+        "objective": {"dim": 32, "scale": 5.0, "bias": -2.5}, "backbones": {"image": "resnet", "text": "bert"}
+    }
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__(config, towers)

@@ -7,8 +7,10 @@ D(p, z) = 1 − cos(p, z), z without gradient: the paper's −cos, moved so that
 layers, each with a BatchNorm; the predictor is a bottleneck of two. The two views are one batch for every BatchNorm.
 
 Nothing but the predictor and the missing gradient keeps all samples from becoming one: then the loss is 0, and so is
-the blind line, the loss of the best constant (1 − |μ|, see byol.py). The paper keeps the predictor's rate constant while
-the others' falls, for .4 % on ImageNet (its table 1): here all follow the recipe's schedule.
+the blind line, the loss of the best constant (1 − |μ|, see byol.py). The BatchNorm at the end of the projector has no
+scale of its own, so that samples first become all but one: their spread falls with the size of the batch, their rank
+(RankMe) to little more than 1. The paper keeps the predictor's rate constant while the others' falls, for .4 % on
+ImageNet (its table 1): here all follow the recipe's schedule.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from bigssl import distributed
 from bigssl.data.kinds.views import AugmentConfig, TwoViews
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets.expander import Expander
+from bigssl.nets.embeddings.expander import Expander
 from bigssl.nets.heads import ProjectionHead
 from bigssl.nets.norm import GlobalBatchNorm
 from bigssl.nets.progress import Progress
@@ -52,7 +54,8 @@ class SimSiam(Objective):
     least = 2  # BatchNorm makes of one sample a constant
     symmetric = True
     adjustable = ("augment",)
-    preset = {"objective": {"hidden": 16, "dim": 16, "bottleneck": 4}, "backbones": {"image": "resnet"}}
+    preset = {"objective": {"hidden": 64, "dim": 64, "bottleneck": 16}, "backbones": {"image": "resnet"},
+              "collapses": 120}  # fmt: skip
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()

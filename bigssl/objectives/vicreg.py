@@ -11,8 +11,9 @@ variance and covariance with n − 1 of the n samples of all ranks. The means an
 with which the weights 25, 25 and 1 belong (the paper's formula sums s over dimensions and v over views).
 
 The blind line: who sees nothing gives one embedding, whatever it is: s = c = 0 and v = 1 − .01, so .99 μ. The variance
-term keeps samples apart; its spread is the mean of min(std, 1), since an embedding that shrinks keeps its directions, of
-which unit vectors would show nothing. The covariance term keeps dimensions from saying the same (RankMe sees that).
+term keeps samples apart; its spread is the mean of min(std, 1), since an embedding that shrinks keeps its directions,
+of which unit vectors would show nothing. The covariance term keeps dimensions from saying the same: without it the rank
+of the embeddings falls, slowly.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from torch import Tensor
 from bigssl.data.kinds.views import AugmentConfig, TwoViews
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets.expander import Expander
-from bigssl.nets.moments import centred, column_products, rows_everywhere
+from bigssl.nets.embeddings.expander import Expander
+from bigssl.nets.embeddings.moments import centred, column_products, rows_everywhere
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
@@ -76,12 +77,15 @@ class Vicreg(Objective):
         embeddings = self.expander(self.backbone.features({"image": views})).float().chunk(2)
         deviations, covariances = zip(*map(_deviation_and_covariance, embeddings), strict=True)
         invariance = (embeddings[0] - embeddings[1]).square().mean()
-        variance, covariance = self._variance(torch.stack(deviations)), sum(covariances)
+        variance, covariance = self._variance(torch.stack(deviations)), torch.stack(covariances).sum()
         weights = self.config
         loss = weights.invariance * invariance + weights.variance * variance + weights.covariance * covariance
         return Losses(
             loss, weights.variance * (1 - EPSILON**0.5), unit="weighted squares", blind_name="one embedding for all",
-            stats={"invariance": invariance.detach(), "variance": variance.detach(), "covariance": covariance.detach()},
+            stats={
+                "distance": invariance.detach().sqrt(), "deviation": torch.stack(deviations).detach().mean(),
+                "covariance": (torch.stack(covariances).detach().mean() / (self.config.dim - 1)).clamp(min=0).sqrt(),
+            },
             spread={"embeddings": torch.stack(deviations).detach().clamp(max=1).mean()},
             views={"embeddings": torch.stack(embeddings).detach()},
         )  # fmt: skip

@@ -1,13 +1,14 @@
-"""Whether what a task watches (`spread/...` in the metrics), or the features that a probe looks at
-(`health/BACKBONE/rankme`), have collapsed: in words, while it happens and afterwards.
+"""Whether what a task watches (`spread/...` in the metrics), its embeddings or the features that a probe looks at
+(`health/NAME/rankme`), have collapsed: in words, while it happens and afterwards.
 
 A spread is 1 where samples are as different as can be and 0 where all are alike (`bigssl.distributed.spread`); of
 unit-length rows its square is at most 1 minus the mean cosine of two samples. RankMe is the number of directions that
-features span: untrained networks were found to span 5 to 80 % of those that are possible beyond a single one, so below
-1 % nothing is left whatever the architecture. Of more than `WIDE` possible ones that many count: what a collapse
-leaves, one or two, does not grow with the width, and a network that knows a dozen classes and nothing else spans a
-dozen at any (`bigssl.report.health` compares with the untrained network at the end). A loss may look its best while
-either falls.
+rows span: samples may all differ and still differ in one direction only, where dimensions have collapsed into each
+other. Less one, since a single direction, that of the mean, tells nothing, it has collapsed below a tenth of what it
+was when the run began (the network was untrained then, or came with something), as a network that is evaluated has
+beside one with random weights (`bigssl.report.health`). What began with few is compared with a tenth of what is
+possible, of 128 directions where there are more: what a collapse leaves, one or two, does not grow with the width, and
+a network that knows a dozen classes and nothing else spans a dozen at any. A loss may look its best while either falls.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 ALIKE = 0.1  # a spread below it is a collapse: two samples have a mean cosine of about .99
-SPREAD, SPAN = (ALIKE, 0.2), (0.01, 0.02)  # it begins below the first and is over above the second: noise says nothing
-WIDE = 128
-PREFIX = "spread/"
+LIMITS = (ALIKE, 0.2)  # it begins below the first and is over above the second: noise says nothing
+WIDE, TENTH = 128, 0.1
+FEW = 8  # directions that must be possible: the rank of a handful of samples is chance
+PREFIX, RANK = "spread/", "directions of "
 _BEYOND = ". Whatever the loss says, next to nothing of the input is in them"
 _ALIKE = "those of all samples are nearly alike (spread {:.3f}; 0: all alike, 1: as different as can be)" + _BEYOND
 _OF_A_GAME = {  # of a generator and a discriminator, `bigssl/nets/gan.py`
@@ -38,7 +40,6 @@ class Watched:
 
     name: str
     level: float
-    limits: tuple[float, float]
     seen: str
 
 
@@ -58,33 +59,21 @@ class Collapse:
         return f"{self.name}: collapsed at step {self.begin}, no longer at step {self.end}"
 
 
-def _watched(values: Mapping[str, float]) -> Iterator[Watched]:
-    for key, value in values.items():
-        if not math.isfinite(value):
-            continue
-        kind, _, name = key.partition("/")
-        if key.startswith(PREFIX):
-            seen = _OF_A_GAME.get(name.rpartition("/")[2], _ALIKE)
-            yield Watched(name, value, SPREAD, seen.format(value))
-        elif kind == "health" and name.endswith("/rankme") and (of := values.get(f"{key[:-6]}of", 0)) > 1:
-            yield Watched(f"features of {name[:-7]}", (value - 1) / (min(of, WIDE) - 1), SPAN,
-                          f"they span about {value:.1f} of {of:.0f} directions (RankMe){_BEYOND}")  # fmt: skip
-
-
 class CollapseWatch:
     """Follows what may collapse in a run; `rows` are those of the steps before a resume."""
 
     def __init__(self, rows: Iterable[Mapping[str, float]] = ()) -> None:
         self.seen: list[Collapse] = []
         self._open: dict[str, Collapse] = {}
+        self._first: dict[str, float] = {}
         for row in rows:
             self.observe(int(row["step"]), row)
 
     def observe(self, step: int, values: Mapping[str, float]) -> list[str]:
         """What has begun or ended with the record `values` of a step, in sentences."""
         said = []
-        for each in _watched(values):
-            now, (least, enough) = self._open.get(each.name), each.limits
+        for each in self._watched(values):
+            now, (least, enough) = self._open.get(each.name), LIMITS
             if now is None and each.level < least:
                 now = self._open[each.name] = Collapse(each.name, step, None, each.seen)
                 self.seen.append(now)
@@ -96,6 +85,23 @@ class CollapseWatch:
             if now is not None:
                 now.seen = each.seen
         return said
+
+    def _watched(self, values: Mapping[str, float]) -> Iterator[Watched]:
+        for key, value in values.items():
+            if not math.isfinite(value):
+                continue
+            kind, _, name = key.partition("/")
+            if key.startswith(PREFIX):
+                yield Watched(name, value, _OF_A_GAME.get(name.rpartition("/")[2], _ALIKE).format(value))
+            elif kind == "health" and name.endswith("/rankme") and (of := values.get(f"{key[:-6]}of", 0)) >= FEW:
+                yield self._directions(name.removesuffix("/rankme"), value, of)
+
+    def _directions(self, name: str, rankme: float, of: float) -> Watched:
+        first = self._first.setdefault(name, rankme)
+        healthy = max(first - 1, TENTH * (min(of, WIDE) - 1))
+        since = f" (RankMe; {first:.1f} at first)" if first - rankme >= 0.1 else " (RankMe)"
+        return Watched(f"{RANK}{name}", (rankme - 1) / healthy,
+                       f"they are about {rankme:.1f} of {of:.0f}{since}{_BEYOND}")  # fmt: skip
 
 
 def collapses(rows: Iterable[Mapping[str, float]]) -> list[Collapse]:

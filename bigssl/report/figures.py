@@ -10,6 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bigssl.report.health import PREFIX as HEALTH
+from bigssl.report.health import SCALE, named_health
 from bigssl.report.metrics import Measure
 from bigssl.report.values import CURVE, SHARE
 
@@ -119,27 +121,35 @@ def losses(rows: Rows, measures: Mapping[str, Measure]) -> str:
 
 
 def probed(rows: Rows) -> list[str]:
-    """Names of the online probes, then of the measures of collapse, in order of appearance."""
-    names = list(dict.fromkeys(name for row in rows for name in row if name.startswith(("probe/", "health/"))
-                               and not name.endswith("/of")))  # fmt: skip
-    finite = [name for name in names if curve_points(rows, name)[0]]
-    return sorted(finite, key=lambda name: not name.startswith("probe/"))
+    """Names of the online probes, in order of appearance."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name.startswith("probe/")))
+    return [name for name in names if curve_points(rows, name)[0]]
 
 
 def probes(rows: Rows, measures: Mapping[str, Measure]) -> str:
-    """The online probes and the health of the features, one panel each."""
-    titles = {"std": "feature std (0 = collapsed)", "rankme": "RankMe (effective rank)"}
+    """The online probes, one panel each."""
     names = probed(rows)
     figure, axes = _axes(len(names))
     for axis, name in zip(axes, names, strict=True):
-        kind, _, rest = name.partition("/")
         unit = measures[name].unit if name in measures else ""
         _curve(axis, rows, name, GREEN, scale=100.0 if unit == SHARE else 1.0)
-        backbone, _, measure = rest.rpartition("/")
-        title = f"{rest} ({'%' if unit == SHARE else unit})" if kind == "probe" else f"{backbone}: {titles[measure]}"
-        axis.set_title(title, fontsize=10, loc="left")
-        if kind == "health":
-            axis.set_ylim(bottom=0)
+        rest = name.removeprefix("probe/")
+        axis.set_title(f"{rest} ({'%' if unit == SHARE else unit})", fontsize=10, loc="left")
+    return _svg(figure)
+
+
+def health(rows: Rows) -> str:
+    """What is looked at, one panel each: every measure of health from 0 (collapsed) to 1."""
+    names = list(named_health(rows))
+    figure, axes = _axes(len(names))
+    colours = dict(zip(SCALE, (BLUE, GREEN, ORANGE, INK, GREY), strict=True))
+    for axis, name in zip(axes, names, strict=True):
+        for scale, colour in colours.items():
+            if curve_points(rows, f"{HEALTH}{name}/{scale}")[0]:
+                _curve(axis, rows, f"{HEALTH}{name}/{scale}", colour, label=scale)
+        axis.set_title(name, fontsize=10, loc="left")
+        axis.set_ylim(0, 1.05)
+        axis.legend(frameon=False, fontsize=8)
     return _svg(figure)
 
 

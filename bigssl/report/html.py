@@ -12,7 +12,7 @@ from bigssl.report import environment, figures
 from bigssl.report.blind import BlindVerdict, verdicts
 from bigssl.report.changes import read_changes
 from bigssl.report.collapses import collapses
-from bigssl.report.health import collapse_said, health_rows
+from bigssl.report.health import SCALE, TITLES, collapse_said, health_rows, named_health, scaled_rows
 from bigssl.report.metrics import Measure, read_measures, read_metrics
 from bigssl.report.pictures import read_grids
 from bigssl.report.values import CARD_VERSION, SHARE, raws_said, shown, with_std, with_unit
@@ -71,6 +71,7 @@ def _figures(rows: Rows, measures: dict[str, Measure], tasks: list[dict[str, Any
         "curves": figures.curves(drawn) if (drawn := [task for task in tasks if len(task["curve"]) > 1]) else "",
         "losses": figures.losses(rows, measures) if figures.parts(rows) else "",
         "probes": figures.probes(rows, measures) if figures.probed(rows) else "",
+        "health": figures.health(rows) if named_health(rows) else "",
         "spreads": figures.spreads(rows) if any(name.startswith("spread/") for name in has) else "",
         "speed": figures.speed(rows) if "speed/samples_per_s" in has else "",
     }
@@ -97,6 +98,7 @@ def render_report(run_folder: Path, beside: Path | None = None) -> str:
         tasks=tasks, failed=card.get("failed", {}), repeated=any(task["std"] for task in tasks),
         stale=bool(card) and not readable, learnt=learnt, notes=card.get("notes", []),
         raws=[said for task in tasks if (said := raws_said(task))],
+        scale=SCALE, titles=TITLES, scaled=scaled_rows(rows),
         health=health_rows(health), collapsed=collapse_said(health), collapses=collapses(rows),
         figures=_figures(rows, measures, tasks), pictures=read_grids(run_folder, *([beside] if beside else [])),
         environment=_environment(_json(run_folder / environment.FILE)),

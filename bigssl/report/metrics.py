@@ -9,8 +9,8 @@ Names (the report plots these; other names are kept as they are):
     loss/PART, blind/PART         one part of a joint loss and its blind value
     spread/NAME, spread/PART/NAME   what must not collapse: 1 as different as can be, 0 all samples alike
     probe/NAME                    what the probe of that name found, e.g. the share of right neighbours, 0 to 1
-    health/BACKBONE/std, health/BACKBONE/rankme   collapse detector and effective rank of the features it looked at,
-    health/BACKBONE/of            and the highest rank that these can have
+    health/NAME/MEASURE           how healthy the embeddings that a task calls NAME are, and at a probe the features of
+                                  the backbone NAME: see bigssl/nets/embeddings/health.py for the measures
     speed/samples_per_s           samples of the global batch per second of wall clock
     speed/data_wait               share (0 to 1) of the time spent waiting for data
     speed/driver_overhead         share (0 to 1) of the time outside forward, backward, optimizer and data wait

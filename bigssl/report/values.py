@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-CARD_VERSION = 4  # of scorecard.json: what its rows hold
+CARD_VERSION = 5  # of scorecard.json: what its rows hold
 SHARE = "share"  # the unit of shares from 0 to 1, which are shown in percent
 
 

@@ -61,7 +61,7 @@ def missing(kind: type[Objective], look: Look) -> str:
 def sizes_of(modality: str, held: Content, tokenizer: str) -> dict[str, Any]:
     """The recipe's fields of a backbone of this modality, as the data have them."""
     if modality == "image":
-        return {"size": _near(held.middle("side"), *SIDES)}
+        return {"size": _near(held.middle("side"), *SIDES), **_depth(held)}
     if modality == "text":
         encode = load_tokenizer(tokenizer)
         lengths = [len(encode(text, verbose=False)["input_ids"]) for text in held.texts]
@@ -73,6 +73,18 @@ def sizes_of(modality: str, held: Content, tokenizer: str) -> dict[str, Any]:
         return {"rate": rate, "length": min(held.middle("samples"), round(SECONDS * rate))}
     known = ", ".join(MODALITIES)
     raise ConfigError(f"init: nothing is known of the sizes of {modality}; allowed: {known}")
+
+
+def _depth(held: Content) -> dict[str, Any]:
+    """One channel where all pictures that were looked at are grey; a window that most pixels of deep ones lie in."""
+    numbers = held.numbers
+    found: dict[str, Any] = {"channels": 1} if max(numbers["channels"]) == 1 else {}
+    if "darkest" in numbers:
+        low, high = float(np.quantile(numbers["darkest"], 0.05)), float(np.quantile(numbers["brightest"], 0.95))
+        whole = all(value.is_integer() for value in (*numbers["darkest"], *numbers["brightest"]))
+        low, high = (round(low), round(high)) if whole else (low, high)
+        found["window"] = [low, high if high > low else low + 1]
+    return found
 
 
 def _near(value: int, least: int, most: int) -> int:

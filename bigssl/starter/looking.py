@@ -12,11 +12,13 @@ import numpy as np
 from bigssl.config.errors import ConfigError
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
-from bigssl.data.kinds.pictures import stored_size
+from bigssl.data.kinds.captions import all_captions, is_captioned
+from bigssl.data.kinds.pictures import as_stored
 from bigssl.data.order.stream import is_remote, read_numbers
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.classes import LABEL
+from bigssl.nets.modality.pixels import COLOURS
 from bigssl.transfer.inputs import INPUTS
 
 MOST, FEW = 2000, 64  # samples that are looked at, where these bytes allow more than FEW:
@@ -29,16 +31,23 @@ CLASSES = range(2, 101)  # values of a field that may be a label
 class Measures(NamedTuple):
     """Of one sample: numbers by name, and its text."""
 
-    numbers: dict[str, int]
+    numbers: dict[str, float]
     text: str = ""
 
 
 def _picture(sample: Sample) -> Measures:
-    return Measures({"side": min(stored_size(decode.field(sample, decode.IMAGES)))})
+    """Of deep ones also the values between which all but 1 % of their pixels lie."""
+    data = decode.field(sample, decode.IMAGES)
+    stored = as_stored(data)
+    found: dict[str, float] = {"side": min(stored.width, stored.height), "channels": 1 if stored.grey else COLOURS}
+    if stored.deep:
+        low, high = np.percentile(decode.grey(data), (0.5, 99.5)).tolist()
+        found |= {"darkest": low, "brightest": high}
+    return Measures(found)
 
 
 def _text(sample: Sample) -> Measures:
-    text = decode.running_text(sample)
+    text = " ".join(all_captions(sample)) if is_captioned(sample) else decode.running_text(sample)
     return Measures({"characters": len(text), "letters": sum(map(str.isalnum, text[:CHARACTERS]))}, text[:CHARACTERS])
 
 
@@ -63,7 +72,7 @@ class Content:
     """What the samples hold of one modality. numbers: one value a sample that has it. lacking: keys of those without,
     and of texts those without a letter or digit."""
 
-    numbers: dict[str, list[int]] = field(default_factory=dict)
+    numbers: dict[str, list[float]] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
 
@@ -136,8 +145,10 @@ class Look:
 
 def _measured(held: Content) -> str:
     return ", ".join(
-        f"{name} {min(values)}" if min(values) == max(values) else f"{name} {min(values)} to {max(values)}"
-        for name, values in held.numbers.items() if name != "letters"
+        f"{name} {min(values):.15g}" if min(values) == max(values) else
+        f"{name} {min(values):.15g} to {max(values):.15g}"
+        for name, values in held.numbers.items()
+        if name != "letters" and not (name == "channels" and "side" in held.numbers and min(values) == COLOURS)
     )  # fmt: skip
 
 
@@ -176,7 +187,7 @@ def _add(look: Look, modality: str, sample: Sample, measure: Callable[[Sample], 
 
 def _has(modality: str, sample: Sample) -> bool:
     if modality == "text" and "txt" not in sample.fields:
-        return _is_document(sample)
+        return is_captioned(sample) or _is_document(sample)
     return any(name in sample.fields for name in decode.FIELDS[modality])
 
 

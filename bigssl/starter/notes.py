@@ -43,7 +43,9 @@ def remarks(values: Mapping[str, Any], kind: type[Objective], parts: Parts) -> d
         info = kind.Config.model_fields[name]
         default = "" if info.is_required() else f"; the paper's {info.default}" if value != info.default else ""
         found[f"objective.{name}"] = f"{info.description or name}{default}"
-    for name in values["backbones"]:
+    for name, backbone in values["backbones"].items():
+        if "window" in backbone:
+            found[f"backbones.{name}.window"] = "stored values that become 0 and 255: most pixels looked at are between"
         found[f"backbones.{name}.config"] = "a small one; without these lines it has the usual size of its type"
     return found
 

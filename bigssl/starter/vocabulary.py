@@ -17,7 +17,7 @@ def vocabulary_size(look: Look, data: str) -> int:
         ConfigError: more texts than a tokenizer is trained on here.
     """
     lengths = look.held["text"].numbers["characters"]
-    characters = sum(lengths) * look.samples // len(lengths)
+    characters = int(sum(lengths)) * look.samples // len(lengths)
     if characters > MOST_CHARACTERS:
         raise ConfigError(
             f"init: {data} holds about {characters / 1e9:.1f} · 10^9 characters, too many to train a tokenizer on; "

@@ -1,8 +1,8 @@
-"""Measures that tell healthy features from collapsed ones, which the loss alone cannot:
+"""The health of features that are evaluated, which need not fit into memory, in the measures of
+`bigssl.nets.embeddings.health` (rankme, span, uniformity, uniform, spread), and beside them
 
-    std        `feature_std`
-    rankme     `rankme`
-    samples    of which they were taken
+    std        `feature_std`: spread / √D
+    samples    of which rankme, std and spread were taken; uniformity: of SAMPLES of them at most
     of         what `rankme` could be at most
 """
 
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigssl.data.errors import DataError
+from bigssl.nets.embeddings.health import effective_rank, evenness, span, uniformity
 from bigssl.transfer.bags import WIDTH, Bags
 from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.scores import words_of
 from bigssl.transfer.team import Team
 
-EPS = 1e-7
 SAMPLES = 512  # of raw ones at most, which have many more values than features
 COLUMNS = 1024  # of them that are multiplied at once
 
@@ -32,27 +32,11 @@ def feature_std(features: Tensor) -> float:
     return F.normalize(features.float(), dim=1).std(0, correction=0).mean().item()
 
 
-def rankme(features: Tensor) -> float:
-    """Effective rank of features [N, D]: exp of the entropy of their normalised singular values.
-
-    RankMe (Garrido et al. 2023, arXiv:2210.02885); between 1 (collapsed) and min(N, D). Float64, through the smaller
-    of the two Gram matrices.
-    """
-    x = features.double()
-    return _effective_rank(x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T)
-
-
-def _effective_rank(gram: Tensor) -> float:
-    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    p = singular / singular.sum().clamp(min=1e-300) + EPS
-    return (-(p * p.log()).sum()).exp().item()
-
-
 def stored_health(features: Matrix) -> dict[str, float]:
-    """Of features that need not fit into memory: D × D numbers are held."""
+    """Of features that need not fit into memory: D × D numbers are held, or N × N where these are fewer."""
     if len(features) <= features.width:
-        rows = features.read(0, len(features))
-        return _health(len(features), features.width, rankme(rows), feature_std(rows))
+        rows = features.read(0, len(features)).double()
+        return _health(len(features), features.width, rows @ rows.T, feature_std(rows), _sample(features))
     gram = torch.zeros(features.width, features.width, dtype=torch.float64)
     sums, squares = torch.zeros(2, features.width, dtype=torch.float64)
     for _, piece in features.pieces():
@@ -61,19 +45,18 @@ def stored_health(features: Matrix) -> dict[str, float]:
         sums += directions.sum(0)
         squares += directions.square().sum(0)
     variance = squares / len(features) - (sums / len(features)).square()
-    std = variance.clamp(min=0).sqrt().mean().item()
-    return _health(len(features), features.width, _effective_rank(gram), std)
+    return _health(len(features), features.width, gram, variance.clamp(min=0).sqrt().mean().item(), _sample(features))
 
 
 def sampled_health(raw: Matrix) -> dict[str, float]:
     """Of SAMPLES rows at most, at equal distances: SAMPLES × D numbers are held."""
-    rows = torch.cat([raw.read(row, row + 1) for row in _spaced(len(raw), min(SAMPLES, raw.rows))])
-    gram = sum((part @ part.T for part in _doubles(rows)), torch.zeros(len(rows), len(rows), dtype=torch.float64))
-    return _health(len(rows), raw.width, _effective_rank(gram), feature_std(rows))
+    rows = _some(raw)
+    gram = _products(rows)
+    return _health(len(rows), raw.width, gram, feature_std(rows), gram)
 
 
 def text_health(texts: Bags) -> dict[str, float]:
-    """The same of raw texts, without `std`: nearly all of their values are 0. Two pieces are held."""
+    """The same of raw texts, without `std` and `spread`: nearly all of their values are 0. Two pieces are held."""
     rows = _spaced(len(texts), SAMPLES)
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     for some, one in texts.pieces(rows):
@@ -81,8 +64,8 @@ def text_health(texts: Bags) -> dict[str, float]:
         products = [one.products(other) for _, other in texts.pieces(rows[first:])]
         gram[first:last, first:] = torch.cat(products, 1)
     gram = gram.triu() + gram.triu(1).T
-    found = _health(len(rows), WIDTH, _effective_rank(gram), 0.0)
-    return {name: value for name, value in found.items() if name != "std"}
+    found = _health(len(rows), WIDTH, gram, 0.0, gram)
+    return {name: value for name, value in found.items() if name not in ("std", "spread")}
 
 
 class NotFinite:
@@ -132,8 +115,26 @@ class Checkup:
         self.sizes.update({(backbone, name): size for name in due})
 
 
-def _health(samples: int, width: int, rank: float, std: float) -> dict[str, float]:
-    return {"std": std, "rankme": rank, "samples": samples, "of": min(samples, width)}
+def _health(samples: int, width: int, gram: Tensor, std: float, products: Tensor) -> dict[str, float]:
+    """gram: of rows or of columns. products: of some rows, [N, N]."""
+    rank, of = effective_rank(gram), min(samples, width)
+    even = uniformity(products) if len(products) > 1 else torch.zeros(())
+    return {
+        "std": std, "rankme": rank.item(), "samples": samples, "of": of, "span": span(rank, of).item(),
+        "uniformity": even.item(), "uniform": evenness(even, width).item(), "spread": std * width**0.5,
+    }  # fmt: skip
+
+
+def _some(of: Matrix) -> Tensor:
+    return torch.cat([of.read(row, row + 1) for row in _spaced(len(of), min(SAMPLES, of.rows))])
+
+
+def _sample(of: Matrix) -> Tensor:
+    return _products(_some(of))
+
+
+def _products(rows: Tensor) -> Tensor:
+    return sum((part @ part.T for part in _doubles(rows)), torch.zeros(len(rows), len(rows), dtype=torch.float64))
 
 
 def _spaced(count: int, most: int) -> range:

@@ -46,15 +46,15 @@ class LiveProbe:
 
     def __call__(self, step: int = 0) -> dict[str, float]:
         """Of the networks after a step of the run, the same on every rank: {"probe/NAME": the trained network's mean,
-        "health/BACKBONE/std": 1/√D when healthy and 0 when collapsed, "health/BACKBONE/rankme": effective rank,
-        "health/BACKBONE/of": what that could be}. A collective, once it is prepared.
+        "health/BACKBONE/MEASURE": see `bigssl.transfer.collapse`}. A collective, once it is prepared.
 
         The networks are in eval mode inside and in their former mode afterwards.
         """
         bench = self._bench.again(step)
         found = {f"probe/{name}": score.mean("trained") for name, score in bench.rows("probe", self._sections)}
         return found | {
-            f"health/{backbone}/{name}": health["trained"][name]
+            f"health/{backbone}/{name}": value
             for backbone, health in bench.checkup.health.items()
-            for name in ("std", "rankme", "of")
+            for name, value in health["trained"].items()
+            if name != "samples"
         }

@@ -25,8 +25,8 @@
         queries, classes, bank, gallery, k, documents, tokens   sizes and settings
     failed              {name: the error} of evaluations, and rows, that are not there. The card is written after each
                         evaluation: of one that was interrupted, those to come are here, as "not evaluated yet"
-    health              {backbone: {trained | random_net | WORDS of a raw baseline: {std, rankme, samples, of}}}, see
-                        `bigssl.transfer.collapse`
+    health              {backbone: {trained | random_net | WORDS of a raw baseline: {std, rankme, samples, of, span,
+                        uniformity, uniform, spread}}}, see `bigssl.transfer.collapse`
     notes               how it was measured, in sentences
 
 The random network is the exported architecture with fresh weights from the seed of the run (`Exported` in

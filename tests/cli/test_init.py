@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import bigssl
 from bigssl import objectives, train
 from bigssl.cli.main import main
 from bigssl.cli.recipes import model
@@ -278,11 +279,31 @@ def test_what_is_no_objective_for_init_is_answered(here: Path, capsys: pytest.Ca
     assert main(["init", "simclr", "nowhere"]) == 2 and "nowhere: no such file or folder" in said(capsys)
 
 
-def test_from_class_folders_to_a_first_step_and_a_scorecard(here: Path, ranks: Any) -> None:
-    data = class_folders(here / "pictures", each=100)
+def scans(folder: Path, each: int) -> str:
+    """Pictures of 12 bits in 16, of two classes that are told apart by a bright square."""
+    for number in range(2 * each):
+        values = np.random.default_rng(number).integers(200, 1200, (24, 24)).astype(np.uint16)
+        values[4:12, 4:12] += 2800 * (number % 2)
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    return folder.name
+
+
+def test_from_folders_of_deep_grey_pictures_to_a_first_step_a_scorecard_and_vectors(here: Path, ranks: Any) -> None:
+    """One channel and the window are read off the data, and what is exported says them again."""
+    data = scans(here / "pictures", each=150)
     assert main(["init", "simclr", data]) == 0
+    section = yaml.safe_load((here / "pictures-simclr.yaml").read_text())["backbones"]["image"]
+    low, high = section["window"]
+    assert section["channels"] == 1 and 150 < low < 260 and 3800 < high < 4000
     first = ["--config", "pictures-simclr.yaml", "steps=1", "optim.warmup=0"]
     assert ranks(train.main, 1, first) == [0]
     records = [json.loads(line) for line in (here / "runs/pictures-simclr/metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1] and np.isfinite(records[0]["loss"])
     assert list(json.loads((here / "runs/pictures-simclr/scorecard.json").read_text())["tasks"]) == ["knn", "linear"]
+    network = bigssl.load(here / "runs/pictures-simclr")
+    assert network.model.config.num_channels == 1 and network.takes.window == (low, high)  # type: ignore[attr-defined]
+    values = np.asarray(Image.open(here / "pictures" / "b" / "1.png"))
+    shown = np.clip(np.floor((values - float(low)) * (255 / (high - low)) + 0.5), 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(network.embed([here / "pictures" / "b" / "1.png"]), network.embed([shown]))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from bigssl.cli.main import main
 from bigssl.cli.recipes import model
@@ -84,6 +86,13 @@ def picture(number: int) -> bytes:
     return buffer.getvalue()
 
 
+def deep_picture(number: int) -> bytes:
+    """Of 12 bits in 16."""
+    buffer, rng = io.BytesIO(), np.random.default_rng(number)
+    Image.fromarray(rng.integers(0, 4096, (20 + number, 40), np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def series(steps: int, channels: int) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.random.default_rng(0).standard_normal((steps, channels), np.float32))
@@ -104,6 +113,7 @@ KINDS: dict[str, Callable[[int], Fields]] = {
     "damaged": lambda n: {"png": b"no picture"},
     "one damaged": lambda n: {"png": picture(n) if n else b"no picture"},
     "one sound": lambda n: {"png": picture(n) if n == 7 else b"no picture"},
+    "deep": lambda n: {"png": deep_picture(n)},
     "several sizes": lambda n: {"npy": series(16 + n, 1)},
 }
 
@@ -430,6 +440,42 @@ def test_a_folder_in_place_of_a_network_is_answered_with_those_there(
         assert line == f"backbones.image.init_from: value '{wrong}': {why}{answer}"
     fits(capsys, recipe("simclr", "pictures", **loaded("image", x / "export" / "image")))
     fits(capsys, recipe("mlm", "texts", **loaded("text", x / "export" / "text")))
+
+
+def test_clip_begins_with_the_networks_of_two_other_runs(
+    recipe: Callable[..., Path], exported: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Each tower with exactly the weights of another export, whatever its name there, and what was taken is said."""
+    runs = {"image": tmp_path / "a" / "export" / "eye", "text": tmp_path / "b" / "export" / "text"}
+    for name, folder in runs.items():
+        shutil.copytree(exported / "runs" / "x" / "export" / name, folder)
+        (folder.parent / "README.md").write_text("an export")
+    sections = {"image": loaded("image", runs["image"].parent), "text": loaded("text", runs["text"].parents[1])}
+    path = recipe("clip", "captioned", backbones={name: each["backbones"][name] for name, each in sections.items()})
+    out, _ = fits(capsys, path)
+    for name in runs:
+        assert re.search(rf"note: backbones.{name}.init_from: .*/export/\w+: \d+ of \d+ tensors are taken", out), out
+    _, towers = preflight.build_networks(load_recipe(path, [], model()))
+    for name, folder in runs.items():
+        there = load_file(folder / "model.safetensors")
+        mine = towers[name].model.state_dict()
+        assert there and all(torch.equal(mine[key], value) for key, value in there.items()), name
+
+
+def test_what_a_network_makes_of_its_pictures_is_warned_of(
+    recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Enlarged ones, deep ones that would be black, a window for bytes; and nothing where all is well."""
+    deep, flat = recipe("simclr", "deep"), "data.sources.it.url"
+    _, said = fits(capsys, deep, "backbones.image.size=64")
+    assert re.search(rf"backbones.image.size: value 64: 4 of 4 pictures looked at in {flat} are smaller than half "
+                     r"of it \(one of 40×2\d\): enlarged, they", said)
+    assert re.search(r"backbones.image.window: missing: of 4 pictures of 16 bits looked at in data.sources.it.url the "
+                     r"upper 8 bits are seen, but no value is above 409\d: nearly black; give .*\[0, 409\d\]", said)
+    window = ["backbones.image.size=16", "backbones.image.window=[0, 4095]", "backbones.image.channels=1"]
+    assert "bigssl: warning: backbones" not in fits(capsys, deep, *window)[1]
+    _, said = fits(capsys, recipe("simclr", "pictures"), *window)
+    assert f"window: value [0.0, 4095.0]: 4 of 4 pictures looked at in {flat} have 8 bits: they stay as they" in said
 
 
 def test_a_path_that_is_missing_asks_no_hub(

@@ -134,9 +134,9 @@ def test_a_setting_without_effect_is_refused(fields: dict[str, Any], words: str)
         check_groups(Task(**dict(layers().items())), recipe)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb", "lars", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lars", "muon", "sgd"])
 def test_each_optimizer_takes_what_a_group_asks_for(name: str) -> None:
-    betas = {} if name == "lars" else {"betas": [0.5, 0.6]}
+    betas = {} if name in ("lars", "sgd") else {"betas": [0.5, 0.6]}
     groups = [{"pattern": "^ab", "lr": 0.5, "weight_decay": 0.3, "clip": 2.0, **betas}]
     task, config = Task(**dict(layers().items())), optim(name=name, clip=0.0, adam_lr=None, groups=groups)
     assert settings(task, config, "lr") == {n: 0.05 if n[:2] == "ab" else 0.1 for n, _ in task.named_parameters()}

@@ -51,7 +51,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv1d(1, 2, 3))
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb", "lars", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lars", "muon", "sgd"])
 def test_norms_and_biases_are_not_decayed_and_all_are_trained(name: str) -> None:
     model = network()
     model[0].requires_grad_(False)

@@ -96,8 +96,10 @@ def sharded(config: Recipe, accum: int) -> tuple[list[float], dict[str, torch.Te
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("optimizer", ["adamw", "lamb", "lars", "muon"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("optimizer", "stage"),
+    [(name, stage) for name in ("adamw", "lamb", "lars", "muon") for stage in range(4)] + [("sgd", 2), ("sgd", 3)],
+)
 def test_two_ranks_equal_plain_torch(ranks: Any, optimizer: str, stage: int) -> None:
     config = recipe({"name": optimizer}, stage)
     want_losses, want = plain(config)

@@ -106,3 +106,14 @@ def test_networks_made_in_slices_are_those_made_whole(world: int, kinds: list[st
         assert found[kind].keys() == whole.keys()
         for name, value in whole.items():
             assert torch.equal(found[kind][name], value), f"{kind}: {name}"
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "resnet", "bert"])
+def test_a_twin_of_a_network_that_is_only_described_gets_all_of_its_numbers(kind: str) -> None:
+    """Also those that the constructor makes and initialisation makes anew: a ViT's positions and class token."""
+    with build.postponed(main=True):
+        student = made(kind)
+        teacher = build.twin(student)
+    build.fill(student)
+    for name, value in student.state_dict().items():
+        assert torch.equal(teacher.state_dict()[name], value), name

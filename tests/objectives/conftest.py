@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import contract_runs as runs
@@ -86,6 +87,12 @@ def make_towers(sections: dict[str, BackboneConfig]) -> dict[str, Tower]:
     }
 
 
+@cache
+def sections() -> TypeAdapter[Any]:
+    """Reads any task's section; made once, which takes longer than to build a tiny network."""
+    return TypeAdapter(config_union())
+
+
 def make_objective(
     kind: type[Objective], name: str, *, dropping: bool = False, twins: bool = False, source: str = "emoji",
     beside: Mapping[str, str] | None = None, **changes: Any,
@@ -97,12 +104,12 @@ def make_objective(
     """
     section = dropping_twin if dropping else section_of
     fields = runs.with_source({"name": name, **kind.preset["objective"], **changes}, source)
-    config = TypeAdapter(config_union()).validate_python(fields)
+    config = sections().validate_python(fields)
     torch.manual_seed(0)
-    sections = {n: section(k) for n, k in kind.preset["backbones"].items()}
-    more = {n + runs.TWIN: each for n, each in sections.items()} if twins else {}
+    own = {n: section(k) for n, k in kind.preset["backbones"].items()}
+    more = {n + runs.TWIN: each for n, each in own.items()} if twins else {}
     more |= {n: section(k) for n, k in (beside or {}).items()}
-    return build(config, make_towers(sections | more))
+    return build(config, make_towers(own | more))
 
 
 def make_stream(kind: type[Objective]) -> Stream:

@@ -24,7 +24,8 @@ from bigssl.engine.plan import preflight
 from bigssl.nets.modality.kinds import unused_parameters
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Network, Objective, discover, exported_heads, exported_networks
-from bigssl.report.collapses import ALIKE, PREFIX
+from bigssl.report.collapses import ALIKE, PREFIX, RANK, collapses
+from bigssl.report.metrics import read_metrics
 
 MATRIX = os.environ.get("BIGSSL_CONTRACT_MATRIX")  # a file for the rows of the whole matrix
 NAMES = sorted(discover())
@@ -257,20 +258,25 @@ def test_a_collapse_is_named_while_it_happens(
     name: str, recipe: Any, objective: Any, batch: Any, crew: Any, tmp_path: Path
 ) -> None:
     """With all that a task has against it, nothing ends collapsed; without any one of these, something does, of the
-    part that lacks it; and the loop has named, when it happened, what was ever below its line, and nothing else."""
+    part that lacks it, samples (a spread) or dimensions (the rank of embeddings); and the loop has named, when it
+    happened, what was ever below its line, and nothing else."""
     task = objective(discover()[name], name)
     guards = list(task.guards())
     watched = any(each.spread for _, each in task(batch(task), Progress(0, 60)).named())
     assert watched == bool(guards or task.cannot_collapse), "guards() has to say what keeps each `spread` from falling"
-    changes = {"steps": 60, "batch": {"size": 16}, "optim": {"lr": 0.01, "weight_decay": 0.0}}
+    steps = discover()[name].preset.get("collapses", 60)
+    optim = {"lr": 0.01, "weight_decay": 0.0, "schedule": "constant" if steps > 60 else "cosine"}
+    changes = {"steps": steps, "batch": {"size": 16}, "optim": optim, "checkpoint": {"every": steps}}
     for without in ["", *guards] if watched else []:
         out = tmp_path / without.replace("/", "-") / "run"
-        values = recipe(name, out, checkpoint={"every": 60}, **changes)
-        (run,) = crew(runs.driven, 1, values, None, False, False, without)
+        (run,) = crew(runs.driven, 1, recipe(name, out, **changes), None, False, False, without)
         curves = {key: [row[key] for row in run.passes] for key in run.passes[0] if key.startswith(PREFIX)}
         low = {key.removeprefix(PREFIX) for key, curve in curves.items() if min(curve) < ALIKE}
         fallen = {key.removeprefix(PREFIX) for key, curve in curves.items() if sum(curve[-10:]) / 10 < ALIKE}
+        said = collapses(read_metrics(out))
+        fallen |= {each.name.removeprefix(RANK) for each in said if each.end is None and each.name.startswith(RANK)}
         part = without.rpartition("/")[0]
         assert bool(fallen) == bool(without), f"without {without or 'nothing'}, {fallen or 'nothing'} ends collapsed"
         assert all(each.startswith(part) for each in fallen), f"without {without}, {fallen} collapsed"
-        assert {note.split(":")[0] for note in run.notes if ": collapsed since" in note} == low
+        noted = {note.split(":")[0] for note in run.notes if ": collapsed since" in note}
+        assert {each for each in noted if not each.startswith(RANK)} == low and noted == {each.name for each in said}

@@ -21,11 +21,13 @@ TASK: dict[str, Any] = {
 WORDS = {"title": "masked words", "unit": "nats", "higher_is_better": False, "chance": None, "majority": None,
          "blind": 6.021, "random_net": 7.13, "raw": None, "trained": 4.404, "passed": True,
          "raws": {}, "verdict": "better than all", "std": {}, "curve": [], "sentence": "Masked words & 8 documents."}
-HEALTH = {"image": {"trained": {"std": 0.0612, "rankme": 60.25, "samples": 734, "of": 128},
-                    "random_net": {"std": 0.0553, "rankme": 71.5, "samples": 734, "of": 128},
-                    "raw <letters>": {"rankme": 401.2, "samples": 512, "of": 512}},
-          "text": {"trained": {"std": 0.0021, "rankme": 2.04, "samples": 300, "of": 128},
-                   "random_net": {"std": 0.0221, "rankme": 42.5, "samples": 300, "of": 128}}}
+SCALED = {"span": 0.47, "uniformity": -2.5, "uniform": 0.63, "spread": 0.69}
+HEALTH = {"image": {"trained": SCALED | {"std": 0.0612, "rankme": 60.25, "samples": 734, "of": 128},
+                    "random_net": SCALED | {"std": 0.0553, "rankme": 71.5, "samples": 734, "of": 128},
+                    "raw <letters>": {"span": 0.78, "uniformity": -3.6, "uniform": 0.9, "rankme": 401.2,
+                                      "samples": 512, "of": 512}},
+          "text": {"trained": SCALED | {"std": 0.0021, "rankme": 2.04, "samples": 300, "of": 128},
+                   "random_net": SCALED | {"std": 0.0221, "rankme": 42.5, "samples": 300, "of": 128}}}
 
 
 @pytest.fixture
@@ -36,7 +38,8 @@ def run(tmp_path: Path) -> Path:
                   "speed/samples_per_s": 800.0, "speed/data_wait": 0.03, "speed/driver_overhead": 0.01}
         measures = {name: Measure("nats", "guessing") for name in ("loss", "loss/simclr", "loss/mlm")}
         writer.describe(measures | {"probe/near": Measure("share", ""), "probe/lm": Measure("nats", "")})
-        probed = {"probe/near": 0.615, "probe/lm": 5.5, "health/image/std": 0.08}
+        probed = {"probe/near": 0.615, "probe/lm": 5.5, "health/image/std": 0.08,
+                  "health/image/spread": 0.91, "health/z/span": 0.31, "health/z/rankme": 20.4, "health/z/of": 64.0}
         writer.write(step, values | (probed if step % 10 == 0 else {}))
     writer.close()
     (tmp_path / "config.yaml").write_text("name: <demo>\nsteps: 40\n")
@@ -49,11 +52,12 @@ def run(tmp_path: Path) -> Path:
 def test_page_is_one_file_with_everything_in_it(run: Path) -> None:
     page = write_report(run).read_text()
     assert not re.search(r'(src|href)="(?!#)', page), "the page points outside itself"
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     for text in ("66.0 %", "58.0 %", "better than all", "The network &amp; its features.", "A note.", "simclr", "mlm",
                  "kNN over &lt;category&gt;", "name: &lt;demo&gt;", "guessing 6.20", "driver overhead", "torch",
                  "6.02", "7.13", "4.40 nats", "(lower is better)", "probe near", "61.5 %", "near (%)", "lm (nats)",
-                 "5.50 nats", "image: feature std", "raw input is raw &lt;letters&gt; 63.0 %, raw words 41.0 %",
+                 "5.50 nats", "0.91 (0.08)", "0.31 (20.4 of 64)", "discerned (LiDAR)", "0.47", "0.63",
+                 "raw input is raw &lt;letters&gt; 63.0 %, raw words 41.0 %",
                  "60.2", "71.5", "401.2", "0.0612",
                  "text has COLLAPSED: its features span about 2.0 of 128 directions",
                  "beats every baseline in 2 of 2 tasks",
@@ -122,7 +126,7 @@ def test_the_few_label_curve_has_a_panel_of_each_row_with_its_deviations(run: Pa
     card = json.loads((run / "scorecard.json").read_text()) | {"tasks": tasks, "failed": {"detect": "no <box> there"}}
     (run / "scorecard.json").write_text(json.dumps(card))
     page = write_report(run).read_text()
-    assert page.count("<svg") == 5 and "<h2>Few labels</h2>" in page
+    assert page.count("<svg") == 6 and "<h2>Few labels</h2>" in page
     figure = figures.curves([tasks["linear"], tasks["loss"]])
     for text, times in (
         ("samples with labels", 2), ("linear probe: kind", 1), ("loss of it", 1), (">9<", 2),

@@ -18,10 +18,11 @@ from transformers import PreTrainedTokenizerFast
 from bigssl.data.kinds.text import load_tokenizer, train_tokenizer
 from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.base import Item
+from bigssl.nets.embeddings.health import rankme, uniformity
 from bigssl.transfer import bags, collapse
 from bigssl.transfer.bags import Bags, Grams, TfIdf, character_grams, counted, token_grams
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.collapse import rankme, text_health
+from bigssl.transfer.collapse import text_health
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.knn import stored_knn
 from bigssl.transfer.leaving.export import export_run
@@ -151,7 +152,11 @@ def test_the_rank_of_texts_is_that_of_their_vectors(rows: int, monkeypatch: pyte
     known = made(character_grams(), BANK)[1]
     every = np.concatenate([piece.values.toarray() for _, piece in known.pieces()])
     dense = torch.from_numpy(every[::2])
-    assert text_health(known) == {"rankme": pytest.approx(rankme(dense), rel=1e-4), "samples": 7, "of": 7}
+    products = dense.double() @ dense.double().T
+    assert {name: value for name, value in text_health(known).items() if name not in ("span", "uniform")} == {
+        "rankme": pytest.approx(rankme(dense), rel=1e-4), "samples": 7, "of": 7,
+        "uniformity": pytest.approx(uniformity(products).item(), rel=1e-4),
+    }  # fmt: skip
 
 
 def test_the_health_of_texts_holds_two_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from bigssl.data.errors import DataError
 from bigssl.data.shards.index import build_index
 from bigssl.engine import zero
+from bigssl.nets.embeddings.health import rankme
 from bigssl.nets.heads import Head, MaskedLanguageHead
 from bigssl.transfer.baselines import random_network
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.collapse import rankme
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.matrix import Held

@@ -25,11 +25,12 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.base import Item
 from bigssl.engine.plan.evaluation import Checked
+from bigssl.nets.embeddings.health import rankme
 from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.towers import Tower
 from bigssl.transfer import raw, subjects
 from bigssl.transfer.baselines import random_network
-from bigssl.transfer.collapse import feature_std, rankme
+from bigssl.transfer.collapse import feature_std
 from bigssl.transfer.cosines import Centred
 from bigssl.transfer.discovery import evaluation_union
 from bigssl.transfer.features import embed, read_samples, view_batches
@@ -162,7 +163,9 @@ def test_a_backbone_of_any_modality_is_judged_and_probed(
         assert row[name] == pytest.approx(right_share(tower, waves, encode)), name
         features = rows(tower, waves / "train", encode)[0]  # real numbers, which no two networks share
         health = {"std": feature_std(features), "rankme": rankme(features), "samples": 30, "of": min(features.shape)}
-        assert card["health"]["net"][name] == pytest.approx(health, rel=1e-4)
+        found = card["health"]["net"][name]
+        assert {measure: found[measure] for measure in health} == pytest.approx(health, rel=1e-4)
+        assert all(0 <= found[measure] <= 1 for measure in ("span", "uniform", "spread"))
     raws = {name: right_share(tower, waves, raw_of(taken, name)) for name in RAWS[tower.modality]}
     assert row["raws"] == pytest.approx(raws) and row["raw"] == max(row["raws"].values())
     assert row["raws"][row["raw_name"]] == row["raw"] and row["title"] == f"{tower.modality} kNN: pitch"

@@ -89,12 +89,22 @@ def grey(data: bytes) -> np.ndarray:
     return np.asarray(picture, dtype=np.float32)
 
 
-def stored_size(data: bytes) -> tuple[int, int]:
-    """Width and height as stored, from the head alone. Raises DataError for what is no picture, or too large a one."""
+class Stored(NamedTuple):
+    """width, height: as stored. grey: one channel, beside transparency. deep: of more than 8 bits, as a window asks."""
+
+    width: int
+    height: int
+    grey: bool
+    deep: bool
+
+
+def as_stored(data: bytes) -> Stored:
+    """What the head of a picture says. Raises DataError for what is no picture, or too large a one."""
     with _decoding(data):
         picture = Image.open(io.BytesIO(data), formats=_CODECS)
         _refuse(picture)
-    return picture.size
+    deep = _is_deep(picture)
+    return Stored(*picture.size, picture.mode in ("1", "L", "LA", "La") or deep, deep)
 
 
 class Turned(NamedTuple):

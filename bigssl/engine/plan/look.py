@@ -33,8 +33,8 @@ from bigssl.data.order.sequential import SequentialStream
 from bigssl.data.remote.pipes import PIPE
 from bigssl.data.sample import Sample
 from bigssl.data.shards import storage
+from bigssl.engine.plan.fitting import judge_pictures, judge_tokens
 from bigssl.engine.plan.samples import LookedAt, datasets_of
-from bigssl.engine.plan.tokens import judge_tokens
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective
@@ -127,6 +127,8 @@ def _source(
                 failed, warned = judge_tokens(recipe, towers_in(part, towers), dataset.field, own)
                 failures += failed
                 found.warnings += warned
+                seen = judge_pictures(towers_in(part, towers), dataset.field, dataset.samples)
+                found.warnings += [said for said in seen if said not in found.warnings]
     if not failures:
         try:
             collate(prepared, order.source)

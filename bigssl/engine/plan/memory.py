@@ -1,7 +1,7 @@
 """Bytes per rank by ZeRO stage, counted as DeepSpeed allocates them (a test compares with its tensors).
 
 All weights are fp32, also in bf16 runs, which compute under autocast. With N elements in all, T of them trained, W
-ranks, and S optimizer states per element (AdamW and LAMB 2, LARS 1, Muon 1 for its matrices and 2 for the rest):
+ranks, and S optimizer states per element (AdamW and LAMB 2; LARS and SGD 1; Muon 1 for matrices, 2 for the rest):
 
     component           stage 0  stage 1                           stage 2                    stage 3
     parameters          4N       4N                                4N                         4N/W + small layers
@@ -31,6 +31,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bigssl.config.optim import WITHOUT_BETAS
 from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
 from bigssl.engine.optim import TorchGroup, parameter_groups
@@ -116,7 +117,7 @@ def taught_bytes(objective: nn.Module) -> int:
 
 def states_per_element(recipe: Recipe, group: TorchGroup) -> int:
     """How many numbers the optimizer keeps for each element of a group."""
-    return 1 if recipe.optim.name == "lars" or group.get("use_muon") else 2
+    return 1 if recipe.optim.name in WITHOUT_BETAS or group.get("use_muon") else 2
 
 
 def cast_weights(module: nn.Module) -> list[Tensor]:

@@ -15,8 +15,8 @@ from bigssl.config.recipe import Recipe
 from bigssl.data.loading.collate import collate
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import Order
+from bigssl.engine.plan.fitting import arrays
 from bigssl.engine.plan.look import Looked, called_in_recipe, leaves, look, nothing_left_behind, said, towers_in
-from bigssl.engine.plan.tokens import arrays
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.nets.weightless import on_shapes, without_numbers

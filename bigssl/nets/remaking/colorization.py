@@ -148,22 +148,21 @@ class ColourBins(nn.Module):
 def _tables(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Centres float32 [Q, 2]; by the code of a colour, its nearest bins int16 [65536, 5] and its shares float32; and
     the Gaussian blur of frequencies float32 [Q, Q], whose columns have a sum of 1."""
-    centres = colour_grid(step).astype(np.float32)
-    axis = np.arange(-_CODES // 2, _CODES // 2, dtype=np.float32)
-    count = min(NEIGHBOURS, len(centres))
+    centres = colour_grid(step)
+    axis, count = np.arange(-_CODES // 2, _CODES // 2), len(centres)
     near, shares = [], []
     for a in axis:
         squares = (a - centres[:, 0]) ** 2 + (axis[:, None] - centres[:, 1]) ** 2  # [256, Q]
-        some = np.argpartition(squares, count - 1, axis=1)[:, :count]
-        order = np.argsort(np.take_along_axis(squares, some, 1), axis=1, kind="stable")
-        nearest = np.take_along_axis(some, order, 1)
-        found = np.take_along_axis(squares, nearest, 1)
-        weight = np.exp((found[:, :1] - found) / (2 * SIGMA**2))  # beside the nearest's: far off, exp of all is 0
-        near.append(nearest.astype(np.int16))
+        ranked = squares * count + np.arange(count)  # of two as near, the first
+        found = np.sort(np.partition(ranked, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS], axis=1)
+        far = found // count
+        weight = np.exp((far[:, :1] - far) / (2 * SIGMA**2))  # beside the nearest's: far off, exp of all is 0
+        near.append((found % count).astype(np.int16))
         shares.append((weight / weight.sum(1, keepdims=True)).astype(np.float32))
     distances = ((centres[:, None] - centres[None]) ** 2).sum(-1)
     blur = np.exp(-distances / (2 * SIGMA**2))
-    return centres, np.concatenate(near), np.concatenate(shares), (blur / blur.sum(0)).astype(np.float32)
+    return (centres.astype(np.float32), np.concatenate(near), np.concatenate(shares),
+            (blur / blur.sum(0)).astype(np.float32))  # fmt: skip
 
 
 def colour_grid(step: int) -> np.ndarray:

@@ -47,7 +47,8 @@ def test_plain_jpegs_are_pillows_to_the_byte_at_every_size(kind: str, mode: str)
                 found = plain_jpeg(data, size, wanted)
                 assert (found is None) == (wanted == "L" and mode == "RGB")
                 expected = np.asarray(decode.image(data, size=size, mode=wanted))
-                np.testing.assert_array_equal(decode.picture_array(data, size=size, mode=wanted).squeeze(), expected.squeeze())
+                array = decode.picture_array(data, size=size, mode=wanted)
+                np.testing.assert_array_equal(array.squeeze(), expected.squeeze())
 
 
 UNUSUAL = {

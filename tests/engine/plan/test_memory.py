@@ -27,7 +27,7 @@ AT = Progress(0, 100)
 
 OPTIONS = {"reduce_bucket_size": 30_000, "stage3_param_persistence_threshold": 200}
 CASES = [
-    (0, "adamw", 1), (0, "lars", 2), (1, "adamw", 1), (1, "lamb", 1), (1, "adamw", 2), (2, "adamw", 2),
+    (0, "adamw", 1), (0, "lars", 2), (1, "adamw", 1), (1, "lamb", 1), (1, "adamw", 2), (2, "adamw", 2), (1, "sgd", 2),
     (2, "lars", 1), (3, "adamw", 1), (3, "lamb", 2),
 ]  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Does a tokenizer know the texts that it is given, and the network the tokens?"""
+"""Do the data fit the networks that see them: does a tokenizer know the texts, and the network the tokens; are pictures
+as large as the network, and of the bits that it expects?"""
 
 from __future__ import annotations
 
@@ -8,11 +9,18 @@ from typing import Any
 import numpy as np
 
 from bigssl.config.recipe import Recipe
+from bigssl.data.errors import DataError
+from bigssl.data.kinds import decode
+from bigssl.data.kinds.pictures import Stored, as_stored
+from bigssl.data.sample import Sample
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.towers import Tower
 
 STRANGE, HOPELESS = 0.5, 0.9  # shares of unknown tokens that are warned of and refused
 _ENOUGH = 16  # tokens, for a refusal
+SMALL = 0.5  # of the network's size, below which most of what it sees of a picture is made up between pixels
+FULL = 1 << 16  # values of 16 bits
+DARK = 4  # parts of it within which all values of a picture lie that becomes nearly black
 
 
 def judge_tokens(
@@ -60,3 +68,51 @@ def arrays(prepared: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
             yield from arrays(value, str(key))
     elif isinstance(values := getattr(prepared, "values", prepared), np.ndarray):  # of a `Ragged`
         yield name, values
+
+
+def judge_pictures(
+    towers: Mapping[str, Tower], source: str, samples: Sequence[Sample | DataError]
+) -> list[str]:
+    """Warnings about some samples of a source for the backbones that see them; what cannot be read is left to others.
+
+    Args:
+        source: the recipe field of the data.
+    """
+    seeing = {name: tower for name, tower in towers.items() if tower.modality == "image"}
+    found = list(_stored(samples)) if seeing else []
+    return [f"backbones.{name}.{said}" for name, tower in seeing.items() for said in _said(tower, source, found)]
+
+
+def _stored(samples: Sequence[Sample | DataError]) -> Iterator[tuple[bytes, Stored]]:
+    for sample in samples:
+        try:
+            data = decode.field(sample, decode.IMAGES) if isinstance(sample, Sample) else b""
+            yield data, as_stored(data)
+        except DataError:
+            continue
+
+
+def _said(tower: Tower, source: str, found: Sequence[tuple[bytes, Stored]]) -> Iterator[str]:
+    small = [each for _, each in found if min(each.width, each.height) < SMALL * tower.size]
+    if 2 * len(small) > len(found):
+        least = min(small, key=lambda each: min(each.width, each.height))
+        yield (f"size: value {tower.size}: {len(small)} of {len(found)} pictures looked at in {source} are smaller "
+               f"than half of it (one of {least.width}×{least.height}): enlarged, they cost time and show nothing more")
+    flat = [each for _, each in found if not each.deep]
+    if tower.window is not None and flat:
+        yield (f"window: value {list(tower.window)}: {len(flat)} of {len(found)} pictures looked at in {source} have 8 "
+               "bits: they stay as they are, a window is for those of more")
+    deep = [data for data, each in found if each.deep]
+    if tower.window is None and deep:
+        most = _most(deep)
+        if most is not None and most < FULL // DARK:
+            yield (f"window: missing: of {len(deep)} pictures of 16 bits looked at in {source} the upper 8 bits are "
+                   f"seen, but no value is above {most:g}: nearly black; give [low, high], such as [0, {most:g}]")
+
+
+def _most(deep: Sequence[bytes]) -> float | None:
+    """The largest stored value; None where one cannot be read."""
+    try:
+        return max(float(decode.grey(data).max()) for data in deep)
+    except DataError:
+        return None

@@ -40,4 +40,3 @@ def column_products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         ours = (a @ distributed.rows_of_all(a).T) * (b @ distributed.rows_of_all(b).T)
         squares = distributed.sum_over_ranks(ours.sum())
     return diagonal, squares - diagonal.square().sum()
-

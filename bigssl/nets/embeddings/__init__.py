@@ -1,0 +1,1 @@
+"""What makes embeddings of features, and what is said of those of a whole batch?"""
