@@ -5,8 +5,8 @@
 
 The colour of a pixel is shared out among its five nearest bins, Z. The loss is the mean of − v Σ_q Z_q ln Ẑ_q over
 pixels, where v = w of the nearest bin, w ∝ 1 / ((1 − λ) p̃ + λ / Q), E[w] = 1. The paper takes p̃ from all of ImageNet;
-here it is what was seen so far, on all ranks (uniform at the start): buffers, which a resume finds again. The least loss
-is not 0, but the entropy of Z. `regression` has the squared distance in ab in place of bins.
+here it is what was seen so far, on all ranks (uniform at the start): buffers, which a resume finds again. The least
+loss is not 0, but the entropy of Z. `regression` has the squared distance in ab in place of bins.
 
 A picture without any colour has nothing to predict: it counts neither in the loss nor in the frequencies, its share is
 stats/grey. Data of which all is grey are refused. Blind line: the weighted frequencies of bins so far; of a regression,

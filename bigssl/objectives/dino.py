@@ -89,10 +89,13 @@ class Dino(Objective):
     accumulates = True  # with centring mean: Sinkhorn compares the samples of a pass
     adjustable = ("temperature", "teacher_temperature", "first_temperature", "warm", "momentum", "freeze", "crops")
     preset = {
-        "objective": {"prototypes": 16, "hidden": 16, "bottleneck": 8, "momentum": 0.99, "crops": {"small": 2}},
+        "objective": {
+            "prototypes": 16, "hidden": 16, "bottleneck": 8, "temperature": 0.2, "first_temperature": 0.07,
+            "momentum": 0.9, "crops": {"small": 2},
+        },
         "backbones": {"image": "vit"},
         "overfits": False,  # the loss ends at the entropy of targets, which move
-    }
+    }  # fmt: skip
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()

@@ -81,6 +81,7 @@ class Ibot(Dino):
     takes = {"backbone": Needs("image", MASKABLE, "which has no token in the place of a patch")}
     symmetric = False  # the two crops have masks of their own
     adjustable = (*Dino.adjustable, "hidden_from", "hidden_to", "patch_weight")
+    preset = Dino.preset | {"objective": Dino.preset["objective"] | {"momentum": 0.95}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__(config, towers)

@@ -21,7 +21,8 @@ from bigssl.data.sample import Sample
 from bigssl.nets import towers
 from bigssl.nets.depth import depths
 from bigssl.nets.modality import MODALITIES, modality_of_type
-from bigssl.nets.modality.kinds import AUDIO, CAUSAL, IMAGE, SERIES, TEXT, WHY_NOT
+from bigssl.nets.modality.kinds import AUDIO, CAUSAL, IMAGE, ONE_SIDE, SERIES, TEXT, WHY_NOT
+from bigssl.nets.modality.table import INTERPOLATED
 from bigssl.nets.modality.vocabulary import SPECIAL_IDS
 from bigssl.nets.pool import mean_of
 from bigssl.nets.pretrained import read_network
@@ -241,6 +242,23 @@ def test_image_networks(kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(tower.features({"image": pictures}), ours, rtol=0, atol=0)
         inputs = {"pixel_values": pictures.float() / 127.5 - 1}
         torch.testing.assert_close(mean_of(*MODALITIES["image"].run(again, inputs)), ours, rtol=1e-4, atol=1e-5)
+        check_small_crops(tower, pictures, ours)
+
+
+def check_small_crops(tower: towers.Tower, pictures: torch.Tensor, ours: torch.Tensor) -> None:
+    """Pictures of another side have features, with positions stretched to them; those of its own are as without."""
+    kind, side = tower.model.config.model_type, 3 * tower.size // 4
+    if kind in ONE_SIDE:
+        with pytest.raises(RuntimeError):
+            tower.features({"image": pictures[..., :side, :side]})
+        return
+    assert tower.features({"image": pictures[..., :side, :side]}).shape == ours.shape
+    row = MODALITIES["image"]
+    if INTERPOLATED in row.inputs(tower.model, {"image": pictures[..., :side, :side]}):
+        inputs = row.inputs(tower.model, {"image": pictures})
+        assert INTERPOLATED not in inputs
+        torch.testing.assert_close(mean_of(*row.run(tower.model, inputs | {INTERPOLATED: True})), ours)
+
 
 
 @pytest.mark.parametrize("kind", IMAGE)

@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -110,10 +109,10 @@ class MultiCrop:
         if not self.batched:
             first, second, *rest = (draw(pixels, rng) for draw in distributions)
             return {"view1": first, "view2": second} | ({"small": np.stack(rest)} if rest else {})
-        image = Image.fromarray(pixels)
-        views = [each.draw(*image.size, rng) for each in distributions]
-        canvas, scale = on_canvas(image, self.canvas)
-        first, second, *rest = (placed(view, *image.size, scale) for view in views)
+        height, width = pixels.shape[:2]
+        views = [each.draw(width, height, rng) for each in distributions]
+        canvas, scale = on_canvas(pixels, self.canvas)
+        first, second, *rest = (placed(view, width, height, scale) for view in views)
         return {"image": canvas, "view1": first, "view2": second} | ({"small": _stacked(rest)} if rest else {})
 
     def of(self, batch: dict[str, Any]) -> list[Tensor]:

@@ -1,0 +1,71 @@
+"""SwAV's loss written out, its queue, and prototypes that stay at length 1."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_dino import cross_entropy
+
+from bigssl.nets.progress import Progress
+from bigssl.objectives.swav import Swav
+
+AT = Progress(50, 100)
+
+
+def shared_out(rows: list[list[float]], epsilon: float) -> list[list[float]]:
+    """Three rounds of the paper's Sinkhorn-Knopp: prototypes to one over their number, samples to one over theirs."""
+    codes = [[math.exp(value / epsilon) for value in row] for row in rows]
+    for _ in range(3):
+        sums = [sum(column) * len(column) for column in zip(*codes, strict=True)]
+        codes = [[value / total for value, total in zip(row, sums, strict=True)] for row in codes]
+        codes = [[value / sum(row) for value in row] for row in codes]
+    return codes
+
+
+def embedded(task: Any, data: Any) -> torch.Tensor:
+    """Unit vectors [V, B, dim] of all crops, as one batch of the head's BatchNorm."""
+    sides = torch.cat([data["view1"], data["view2"]]), data["small"].transpose(0, 1).flatten(0, 1)
+    features = torch.cat([task.backbone.features({"image": each}) for each in sides])
+    return F.normalize(task.head(features), dim=1).unflatten(0, (-1, len(data["view1"]))).detach()
+
+
+def test_each_crop_predicts_the_codes_of_others(objective: Any, batch: Any) -> None:
+    """With and without a queue that is full: its embeddings take part in the shares, not in the loss."""
+    task = objective(Swav, "swav", queue=24)
+    for full in (False, True):
+        data = batch(task, step=int(full))
+        unit, weight = embedded(task, data), task.prototypes.weight.detach()
+        scores = (unit.double() @ weight.double().T).tolist()
+        beside = [(q.entries.double() @ weight.double().T).tolist() if full else [] for q in task.queues]
+        codes = [shared_out(beside[t] + scores[t], 0.03)[len(beside[t]) :] for t in range(2)]
+        terms = [cross_entropy(codes[t][b], [v / 0.2 for v in scores[s][b]])
+                 for t in range(2) for s in range(3) if s != t for b in range(12)]  # fmt: skip
+        losses = task(data, AT)
+        assert losses.total.item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+        assert float(losses.blind) == pytest.approx(math.log(8))
+        torch.testing.assert_close(task.queues[1].entries[:12], unit[1], rtol=1e-4, atol=1e-5)
+        task(batch(task, step=9), AT)  # the second half of the queue
+
+
+def test_the_queue_begins_at_its_time_and_counts_once_it_is_full(objective: Any, batch: Any) -> None:
+    task = objective(Swav, "swav", queue=24, queue_from=0.2)
+    seen = [task(batch(task), Progress(step, 100)).stats["queued"].item() for step in (0, 19, 20, 21, 22)]
+    assert seen == [0, 0, 12, 24, 24]
+    assert task.most == 24 and objective(Swav, "swav", queue=0).most is None
+
+
+def test_prototypes_stay_at_length_one_and_are_frozen_at_first(objective: Any, batch: Any) -> None:
+    task = objective(Swav, "swav", freeze=0.3)
+    (constraint,) = task.constraints()
+    (weight,) = constraint.parameters
+    assert weight is task.prototypes.weight
+    torch.testing.assert_close(weight.detach().norm(dim=1), torch.ones(8))
+    torch.testing.assert_close(constraint.function(3 * weight), weight)
+    for step, moves in ((0, False), (29, False), (30, True)):
+        task.zero_grad()
+        task(batch(task), Progress(step, 100)).total.backward()
+        assert bool(weight.grad.any()) == moves
