@@ -83,7 +83,7 @@ class Vicreg(Objective):
         return Losses(
             loss, weights.variance * (1 - EPSILON**0.5), unit="weighted squares", blind_name="one embedding for all",
             stats={
-                "distance": invariance.detach().sqrt(), "deviation": torch.stack(deviations).detach().mean(),
+                "invariance": invariance.detach(), "deviation": torch.stack(deviations).detach().mean(),
                 "covariance": (torch.stack(covariances).detach().mean() / (self.config.dim - 1)).clamp(min=0).sqrt(),
             },
             spread={"embeddings": torch.stack(deviations).detach().clamp(max=1).mean()},
