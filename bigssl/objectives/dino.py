@@ -142,8 +142,8 @@ class Dino(Objective):
         )  # fmt: skip
 
     @staticmethod
-    def _targets(assign: nn.Module, cosines: Tensor, temperature: float) -> Tensor:
-        targets: Tensor = assign(cosines, temperature)
+    def _targets(assign: nn.Module, cosines: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
+        targets: Tensor = assign(cosines, temperature, counted)
         return targets
 
     def _frozen(self, at: Progress) -> bool:
@@ -159,8 +159,9 @@ class Dino(Objective):
         return {"teacher": self.teacher}
 
     def guards(self) -> dict[str, Callable[[], None]]:
-        def alone(assign: nn.Module, cosines: Tensor, temperature: float) -> Tensor:
-            return (cosines / temperature).softmax(-1)
+        def alone(assign: nn.Module, cosines: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
+            targets = (cosines / temperature).softmax(-1)
+            return targets if counted is None else targets * counted.unsqueeze(1)
 
         return {
             "centring": lambda: setattr(self, "_targets", alone),

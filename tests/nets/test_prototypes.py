@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ from bigssl.nets.prototypes import (
     Frequencies,
     PrototypeHead,
     Prototypes,
+    Shared,
     sinkhorn,
     spread_of,
     swapped,
@@ -109,6 +111,15 @@ def test_the_centre_follows_all_cosines_and_is_taken_off_before_it_moves() -> No
     torch.testing.assert_close(module(second, 0.5), ((second - 0.25 * first.mean(0)) / 0.5).softmax(-1))
     torch.testing.assert_close(module.centre, 0.75 * 0.25 * first.mean(0) + 0.25 * second.mean(0))
     kept = module.centre.clone()
+    some = torch.tensor([1, 0, 1, 0])
+    for kind in (module, Shared()):
+        found = copy.deepcopy(kind)(first, 0.5, some)
+        torch.testing.assert_close(found[some == 1], copy.deepcopy(kind)(first[some == 1], 0.5))
+        assert not found[some == 0].any()
+        torch.testing.assert_close(spread_of(found), spread_of(found[some == 1]))
+    counted = copy.deepcopy(module)
+    counted(first, 0.5, some)
+    torch.testing.assert_close(counted.centre, 0.75 * kept + 0.25 * first[some == 1].mean(0))
     assert module(first[:0], 0.5).shape == (0, 3) and torch.equal(module.centre, kept)
     module.eval()(first, 0.5)
     assert torch.equal(module.centre, kept)
