@@ -72,7 +72,7 @@ class Moco(Comparing, Objective):
         augment: AugmentConfig = AugmentConfig()
 
     takes = {"backbone": Needs("image")}
-    starts = {"queue": 2048, "hidden": 512, "momentum": 0.99}
+    starts = {"queue": 256, "hidden": 512, "momentum": 0.99}
     least = 2  # without a queue, one sample is compared with itself
     adjustable = ("temperature", "momentum", "last_momentum", "augment")
     preset = {

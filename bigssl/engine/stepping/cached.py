@@ -73,7 +73,7 @@ class CachedPasses:
         return kept
 
     def _compare(self, passes: list[dict[str, Tensor]], at: Progress) -> None:
-        leaves = {name: together([each[name] for each in passes]).requires_grad_() for name in passes[0]}
+        leaves = {name: rows_of_passes([each[name] for each in passes]).requires_grad_() for name in passes[0]}
         assert isinstance(self._objective, Comparing)  # `check_cached` has seen to it
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             losses = self._objective.compare(leaves, at)
@@ -91,7 +91,7 @@ class CachedPasses:
         return surrogate(self._engine(data, at, True), next(self._pulls)), self._losses
 
 
-def together(passes: list[Tensor]) -> Tensor:
+def rows_of_passes(passes: list[Tensor]) -> Tensor:
     """Rows [b, ...] of each of k passes as those of one, [k · b, ...]: a rank deals its samples over its passes in
     turn (`Order.micro_batch`). What is one for all samples, [], is the same in each."""
     return torch.stack(passes, 1).flatten(0, 1) if passes[0].dim() else passes[0].clone()
