@@ -20,7 +20,7 @@ The blind line is that of `Frequencies`: the mean of other samples' targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -82,12 +82,14 @@ class Dino(Objective):
         freeze: float = Field(0.01, ge=0, lt=1, description="share of the run in which prototypes stay as they are")
         crops: MultiCropConfig = MultiCropConfig()
 
-    takes: Mapping[str, Needs] = {"backbone": Needs("image")}
+    takes: ClassVar[Mapping[str, Needs]] = {"backbone": Needs("image")}
     starts = {"prototypes": 1024, "hidden": 512, "bottleneck": 128, "momentum": 0.98, "freeze": 0.05}
     least = 2  # of one sample the centre is all there is
     symmetric = scheduled = True
     accumulates = True  # with centring mean: Sinkhorn compares the samples of a pass
-    adjustable = ("temperature", "teacher_temperature", "first_temperature", "warm", "momentum", "freeze", "crops")
+    adjustable: ClassVar[tuple[str, ...]] = (
+        "temperature", "teacher_temperature", "first_temperature", "warm", "momentum", "freeze", "crops",
+    )  # fmt: skip
     preset = {
         "objective": {
             "prototypes": 16, "hidden": 16, "bottleneck": 8, "temperature": 0.2, "first_temperature": 0.07,

@@ -133,7 +133,7 @@ class Swav(Objective):
         return stats
 
     def constraints(self) -> list[Constraint]:
-        return [Constraint([self.prototypes.weight], unit_rows)]
+        return [Constraint(list(self.prototypes.parameters()), unit_rows)]
 
     def guards(self) -> dict[str, Callable[[], None]]:
         def alone(cosines: Tensor, beside: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
