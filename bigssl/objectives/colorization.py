@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from bigssl import distributed
+from bigssl.config.errors import ConfigError
 from bigssl.data.kinds.augment import SimClrAugment
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
@@ -35,7 +36,7 @@ from bigssl.nets.remaking.lab import lab_of
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.needs import Needs
-from bigssl.objectives.seeing import picture_of, refuse_grey
+from bigssl.objectives.seeing import picture_of
 
 
 class Colorization(Objective):
@@ -72,7 +73,11 @@ class Colorization(Objective):
         super().__init__()
         self.config = config
         self.backbone = self.backbone_of(towers, "backbone")
-        refuse_grey(self.backbone, "objective.backbone", config.backbone)
+        if self.backbone.channels != COLOURS:
+            raise ConfigError(
+                f"objective.backbone: backbone {config.backbone!r} has channels {self.backbone.channels}, so that its "
+                f"pictures have no colours to predict; allowed: one with channels {COLOURS}"
+            )
         step = config.bin if config.predict == "bins" else None
         self.painter = ColorizationRemaker(dim=self.backbone.dim, size=self.backbone.size, width=config.width, bin=step)
         if self.painter.bins is not None:
