@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigssl.data.loading.loader import SEEDS
+from bigssl.nets.progress import Progress
+from bigssl.objectives.jigsaw import DEVIATION, FLAT, MEAN
+
 
 class ByHand(NamedTuple):
     """nets: what is trained. loss: of a batch. teachers: pairs of a slow network and its student, with the momentum."""
@@ -137,5 +141,219 @@ def barlow_twins(task: Any) -> ByHand:
             diagonal = cross.diagonal()
             off = cross.square().sum() - diagonal.square().sum()
             return c.scale * ((diagonal - 1).square().sum() + c.redundancy * off)
+
+    return ByHand(nets, loss)
+
+
+@hand
+def moco(task: Any) -> ByHand:
+    c = task.config
+    online = [plain(task.network.tower.model), plain(task.network.projector)]
+    nets, slow = nn.ModuleList(online), copy.deepcopy(online)
+    queue, filled = torch.zeros(c.queue, c.dim), torch.zeros((), dtype=torch.int64)
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        nonlocal queue, filled
+        query = F.normalize(nets[1](mean_features(nets[0], batch["view1"])).float(), dim=1)
+        with torch.no_grad():
+            key = F.normalize(slow[1](mean_features(slow[0], batch["view2"])).float(), dim=1)
+        rest = queue[: int(filled)] if filled else key
+        logits = torch.cat([(query * key).sum(1, keepdim=True), query @ rest.T], 1) / c.temperature
+        if torch.is_grad_enabled():
+            place = (filled + torch.arange(len(key))) % c.queue
+            queue = queue.index_copy(0, place, key)
+            filled = (filled + len(key)).clamp(max=c.queue)
+        return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
+
+    return ByHand(nets, loss, [(old, new, c.momentum) for old, new in zip(slow, online, strict=True)])
+
+
+@hand
+def lejepa(task: Any) -> ByHand:
+    nets, c = nn.ModuleList([plain(task.backbone.model), plain(task.projector)]), task.config
+    t = torch.linspace(-5, 5, 17)
+    gauss = (-t.square() / 2).exp()
+    directions = task._directions(Progress(0, 1), torch.device("cpu"))
+
+    def normality(z: Tensor) -> Tensor:
+        wave = z @ directions  # [B, K]
+        turned = wave[..., None] * t
+        distance = (turned.cos().mean(0) - gauss).square() + turned.sin().mean(0).square()  # [K, T]
+        return len(z) * torch.trapezoid(distance * gauss, t).mean()
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        views = torch.stack(nets[1](mean_features(nets[0], both(batch))).float().chunk(2))
+        with torch.autocast("cpu", enabled=False):
+            prediction = (views - views.mean(0)).square().mean()
+            share = c.regularisation
+            return (1 - share) * prediction + share * (normality(views[0]) + normality(views[1])) / 2
+
+    return ByHand(nets, loss)
+
+
+def over_crops(task: Any, nets: Any, sides: list[Tensor]) -> Tensor:
+    """What a head makes of all crops, the large ones first."""
+    return nets[1](torch.cat([mean_features(nets[0], side) for side in sides])).float()
+
+
+def all_but_its_own(targets: Tensor, logits: Tensor) -> Tensor:
+    """Mean cross-entropy of each view with each other view's targets. targets [2, B, K], logits [V, B, K]."""
+    terms = [-(targets[t] * logits[s].log_softmax(-1)).sum(-1).mean()
+             for t in range(2) for s in range(len(logits)) if s != t]  # fmt: skip
+    return torch.stack(terms).mean()
+
+
+@hand
+def dino(task: Any) -> ByHand:
+    c, weight = task.config, nn.Parameter(task.student.head.prototypes.weight.detach().clone())
+    online = [plain(task.backbone.model), plain(task.student.head.layers), nn.ParameterList([weight])]
+    nets, slow, centre = nn.ModuleList(online), copy.deepcopy(online), torch.zeros(c.prototypes)
+
+    def cosines(parts: Any, sides: list[Tensor]) -> Tensor:
+        unit = F.normalize(over_crops(task, parts, sides), dim=1)
+        with torch.autocast("cpu", enabled=False):
+            return unit @ F.normalize(parts[2][0], dim=1).T
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        nonlocal centre
+        sides = task.crops.of(batch)
+        student = cosines(nets, sides)
+        with torch.no_grad():
+            teacher = cosines(slow, sides[:1])
+            targets = ((teacher - centre) / c.first_temperature).softmax(1)
+            if torch.is_grad_enabled() or student.requires_grad:
+                centre = c.centre_momentum * centre + (1 - c.centre_momentum) * teacher.mean(0)
+        count = len(teacher) // 2
+        return all_but_its_own(targets.view(2, count, -1), student.view(-1, count, c.prototypes) / c.temperature)
+
+    return ByHand(nets, loss, [(old, new, c.momentum) for old, new in zip(slow, online, strict=True)])
+
+
+@hand
+def swav(task: Any) -> ByHand:
+    c, nets = task.config, nn.ModuleList([plain(task.backbone.model), plain(task.head), plain(task.prototypes)])
+
+    def shared_out(cosines: Tensor) -> Tensor:
+        q = (cosines / c.epsilon).exp()
+        for _ in range(c.iterations):
+            q = q / q.sum(0, keepdim=True)
+            q = q / q.sum(1, keepdim=True)
+        return q
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        sides = task.crops.of(batch)
+        unit = F.normalize(over_crops(task, nets, sides), dim=1)
+        with torch.autocast("cpu", enabled=False):
+            views = F.linear(unit, nets[2].weight).view(-1, len(sides[0]) // 2, c.prototypes)
+        with torch.no_grad():
+            codes = torch.stack([shared_out(views[0]), shared_out(views[1])])
+        return all_but_its_own(codes, views / c.temperature)
+
+    return ByHand(nets, loss)
+
+
+@hand
+def mae(task: Any) -> ByHand:
+    nets, side = nn.ModuleList([plain(task.backbone.model), plain(task.remaker.decoder)]), task.patch
+    embed, layers, norm = nets[0].embeddings, nets[0].layers, nets[0].layernorm
+    embed._forward_hooks.clear()
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        pixels = batch["image"].float() / 127.5 - 1
+        order = task.remaker.order(batch[SEEDS])
+        seen, hidden = order[:, : task.visible], order[:, task.visible :]
+        tokens = embed(pixels)
+        shown = tokens[:, 1:].gather(1, seen[..., None].expand(-1, -1, tokens.shape[-1]))
+        states = torch.cat([tokens[:, :1], shown], 1)
+        for layer in layers:
+            states = layer(states)
+        predicted = nets[1](norm(states), order.argsort(1)).logits.float()
+        cut = F.unfold(pixels, side, stride=side).transpose(1, 2)  # channel, y, x
+        cut = cut.unflatten(-1, (-1, side, side)).permute(0, 1, 3, 4, 2).flatten(2)
+        target = (cut - cut.mean(-1, keepdim=True)) / (cut.var(-1, keepdim=True) + 1e-6).sqrt()
+        where = hidden[..., None].expand(-1, -1, cut.shape[-1])
+        return F.mse_loss(predicted.gather(1, where), target.gather(1, where))
+
+    return ByHand(nets, loss)
+
+
+@hand
+def autoencoder(task: Any) -> ByHand:
+    nets = nn.ModuleList([plain(task.backbone.model), plain(task.remaker)])
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        pixels = normalised(batch["image"])
+        return F.mse_loss(nets[1](nets[0](pixel_values=pixels).last_hidden_state), pixels)
+
+    return ByHand(nets, loss)
+
+
+def of_classes(task: Any, pictures: Callable[[dict[str, Any]], tuple[Tensor, Tensor]], tiles: int) -> ByHand:
+    """Features of each picture, those of `tiles` beside each other, and a classifier."""
+    nets = nn.ModuleList([plain(task.backbone.model), plain(task.head)])
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        shown, labels = pictures(batch)
+        features = mean_features(nets[0], shown)
+        return F.cross_entropy(nets[1](features.view(len(labels), -1)).float(), labels)
+
+    return ByHand(nets, loss)
+
+
+@hand
+def rotation(task: Any) -> ByHand:
+    def turned(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        image = batch["image"]
+        return torch.cat([image.rot90(n, (2, 3)) for n in range(4)]), torch.arange(4).repeat_interleave(len(image))
+
+    return of_classes(task, turned, 1)
+
+
+@hand
+def patch_position(task: Any) -> ByHand:
+    return of_classes(task, lambda batch: (batch["patches"].flatten(0, 1), batch["label"]), 2)
+
+
+@hand
+def jigsaw(task: Any) -> ByHand:
+    def tiles(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        values = batch["tiles"].flatten(0, 1).float()
+        values = values - values.mean((2, 3), keepdim=True)
+        deviation = values.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=FLAT)
+        return MEAN + DEVIATION * values / deviation, batch["label"]
+
+    return of_classes(task, tiles, 9)
+
+
+@hand
+def clip(task: Any) -> ByHand:
+    return of_pairs(task, lambda image, text, scale, bias: (
+        F.cross_entropy(scale * image @ text.T, torch.arange(len(image)))
+        + F.cross_entropy(scale * text @ image.T, torch.arange(len(image)))) / 2)  # fmt: skip
+
+
+@hand
+def siglip(task: Any) -> ByHand:
+    def loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        signs = 2 * torch.eye(len(image)) - 1
+        return -F.logsigmoid(signs * (scale * image @ text.T + bias)).sum() / len(image)
+
+    return of_pairs(task, loss)
+
+
+def of_pairs(task: Any, compare: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ByHand:
+    scalars = nn.ParameterList([nn.Parameter(task.log_scale.detach().clone()),
+                                nn.Parameter(getattr(task, "bias", torch.zeros(1)).detach().clone())])  # fmt: skip
+    parts = [plain(part) for part in (task.image.model, task.image_projection, task.text.model, task.text_projection)]
+    nets = nn.ModuleList([*parts, scalars])
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        image = F.normalize(parts[1](mean_features(parts[0], batch["image"])).float(), dim=1)
+        mask = batch["attention_mask"]
+        hidden = parts[2](input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        text = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        text = F.normalize(parts[3](text).float(), dim=1)
+        with torch.autocast("cpu", enabled=False):
+            return compare(image, text, scalars[0].exp().clamp(max=100), scalars[1])
 
     return ByHand(nets, loss)

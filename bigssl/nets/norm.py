@@ -4,6 +4,8 @@ once a layer, to leave out ranks without samples.)"""
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -99,6 +101,11 @@ def _converted(norm: nn.modules.batchnorm._BatchNorm) -> GlobalBatchNorm:
     new = GlobalBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     new._parameters, new._buffers = norm._parameters, norm._buffers  # the same tensors, which may be shapes alone
     return new
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """By sample (Wu and He 2018): as many groups as divide the channels, 8 at most."""
+    return nn.GroupNorm(math.gcd(channels, 8), channels)
 
 
 def has_batch_norm(module: nn.Module) -> bool:

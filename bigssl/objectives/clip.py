@@ -2,6 +2,8 @@
 
     image ── crop ── image backbone ── linear ── z_image ┐
     caption ─────── text backbone ──── linear ── z_text ─┴─ symmetric cross-entropy, learned scale capped at 100
+
+Of an image with several captions, one is drawn each time that it is seen (data/kinds/captions.py says where they lie).
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bigssl import distributed
-from bigssl.data.kinds import decode
 from bigssl.data.kinds import text as textual
 from bigssl.data.kinds.augment import SimClrAugment
+from bigssl.data.kinds.captions import caption_of
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.progress import Progress
@@ -62,7 +64,7 @@ class Clip(Comparing, Objective):
         return [self.config.source]
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        caption = decode.running_text(sample)
+        caption = caption_of(sample, rng)
         input_ids, attention_mask = textual.encode(self.text.tokenizer, caption, self.text.length)
         image = picture_of(sample, self.image)
         return {"image": self.augment(image, rng), "input_ids": input_ids, "attention_mask": attention_mask}

@@ -33,10 +33,9 @@ from bigssl.data.kinds.multicrop import MultiCropConfig
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.ema import Ema
-from bigssl.nets.progress import CosineRamp, LinearRamp, Progress
-from bigssl.nets.prototypes import (
+from bigssl.nets.heads.prototypes import (
     Assigned,
-    Centred,
+    CentredTargets,
     Centring,
     Frequencies,
     PrototypeHead,
@@ -44,6 +43,7 @@ from bigssl.nets.prototypes import (
     spread_of,
     swapped,
 )
+from bigssl.nets.progress import CosineRamp, LinearRamp, Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.needs import Needs
@@ -153,7 +153,7 @@ class Dino(Objective):
         device = self.frequencies.mass.device
         found = {"teacher_temperature": self.sharpness(at), "prototypes_frozen": float(self._frozen(at))}
         stats = {name: torch.tensor(value, device=device) for name, value in found.items()}
-        return stats | ({"centre": self.assign.centre.norm()} if isinstance(self.assign, Centred) else {})
+        return stats | ({"centre": self.assign.centre.norm()} if isinstance(self.assign, CentredTargets) else {})
 
     def teachers(self) -> dict[str, Ema]:
         return {"teacher": self.teacher}

@@ -29,9 +29,9 @@ from bigssl.config.errors import ConfigError
 from bigssl.data.kinds.blocks import blocks
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets.patches import MASKABLE, class_and_patches, grid_of
+from bigssl.nets.heads.prototypes import Assigned, Frequencies, PrototypeHead, centring, spread_of
+from bigssl.nets.patches import MASKABLE, class_and_patches, patch_grid
 from bigssl.nets.progress import Progress
-from bigssl.nets.prototypes import Assigned, Frequencies, PrototypeHead, centring, spread_of
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses
 from bigssl.objectives.dino import BLIND, Dino
@@ -85,7 +85,7 @@ class Ibot(Dino):
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__(config, towers)
-        self.grid = grid_of(self.backbone)
+        self.grid = patch_grid(self.backbone)
         patches = self.grid**2
         if int(patches * config.hidden_to) < 1:
             raise ConfigError(

@@ -8,8 +8,8 @@
                                                             loss = .999 reconstruction + .001 L_GEN  ────────────┘
 
 Backbone and decoder are the generator. Both sides move in the same step, each by the weights of before it
-(`bigssl/nets/gan.py`: no gradient of one loss reaches the other's weights); the discriminator at a tenth of the rate,
-as in the paper, and with betas of .5 and .999, as in DCGAN (`optim.groups` of a recipe may say otherwise of
+(`bigssl/nets/heads/gan.py`: no gradient of one loss reaches the other's weights); the discriminator at a tenth of the
+rate, as in the paper, and with betas of .5 and .999, as in DCGAN (`optim.groups` of a recipe may say otherwise of
 `^discriminator`). It sees whole pictures, whatever the hole's shape, where the paper's sees the fill alone if that is
 the middle.
 
@@ -43,7 +43,7 @@ from bigssl.config.optim import Group
 from bigssl.data.kinds.augment import SimClrAugment
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets import gan
+from bigssl.nets.heads import gan
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import normalise
 from bigssl.nets.progress import Progress
@@ -57,7 +57,7 @@ from bigssl.objectives.needs import Needs
 from bigssl.objectives.seeing import picture_of
 
 _SMALLEST = max(gan.SMALLEST, holes.SMALLEST)
-_UNDECIDED = "an undecided discriminator"
+_UNSEEN, _COIN = "fills that nobody can tell from pictures", "tossing a coin"
 
 
 class Inpainting(Objective):
@@ -71,7 +71,7 @@ class Inpainting(Objective):
         overlap_weight: float = Field(10.0, gt=0, description="of their error, beside 1 for a hidden pixel")
         reconstruction: float = Field(0.999, gt=0, description="weight of the squared error")
         adversarial: float = Field(0.001, gt=0, description="weight of the generator's loss")
-        decoder_dim: int = Field(256, ge=1, description="channels of the decoder's first map; halved as it grows")
+        decoder_dim: int = Field(256, ge=1, description="channels of the decoder's first stage")
         discriminator_dim: int = Field(64, ge=1, description="channels of the discriminator's first map")
         min_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the image that a crop keeps")
         flip: bool = Field(True, description="mirror half of the images")
@@ -89,10 +89,10 @@ class Inpainting(Objective):
         super().__init__()
         self.config = config
         self.backbone = self.backbone_of(towers, "backbone")
-        size, channels = self.backbone.size, getattr(self.backbone.model.config, "num_channels", 3)
+        size, channels = self.backbone.size, self.backbone.channels
         self._check(config, size)
         self.remaker = InpaintingRemaker(
-            dim=self.backbone.dim, grid=_grid(config.backbone, self.backbone, channels), size=size,
+            dim=self.backbone.dim, side=_side(config.backbone, self.backbone), size=size,
             width=config.decoder_dim, hole=config.hole, share=config.share, channels=channels,
         )  # fmt: skip
         self.discriminator = gan.Discriminator(size, channels, config.discriminator_dim)
@@ -130,8 +130,8 @@ class Inpainting(Objective):
         judged = self._judged(real, fake)
         parts = {
             "reconstruction": self._reconstruction(made, pixels, hidden),
-            "generator": Losses(gan.against(self.discriminator, filled), gan.UNDECIDED, blind_name=_UNDECIDED),
-            "discriminator": Losses(judged, 2 * gan.UNDECIDED, blind_name=_UNDECIDED),
+            "generator": Losses(gan.against(self.discriminator, filled), gan.UNDECIDED, blind_name=_UNSEEN),
+            "discriminator": Losses(judged, 2 * gan.UNDECIDED, blind_name=_COIN),
         }
         weights = {"reconstruction": self.config.reconstruction, "generator": self.config.adversarial}
         total = sum((weight * parts[name].total for name, weight in weights.items()), judged - judged.detach())
@@ -144,7 +144,7 @@ class Inpainting(Objective):
         }
         stats = {"real": real.detach().sigmoid().mean(), "filled": fake.detach().sigmoid().mean()}
         return Losses(
-            total, blind, "weighted loss", "the mean of the visible border, and an undecided discriminator",
+            total, blind, "weighted loss", "the mean of the visible border, if nobody could tell it",
             {name: part.detached() for name, part in parts.items()}, stats, spread,
         )  # fmt: skip
 
@@ -190,11 +190,11 @@ class Inpainting(Objective):
         }
 
 
-def _grid(name: str, backbone: Tower, channels: int) -> int:
+def _side(name: str, backbone: Tower) -> int:
     """Side of the map of hidden states. Raises ConfigError where they are none."""
-    copied = without_numbers(backbone.model)
+    copied = without_numbers(backbone.model).eval()
     with on_shapes(), torch.no_grad():
-        picture = torch.zeros(1, channels, backbone.size, backbone.size, dtype=torch.uint8)
+        picture = torch.zeros(1, backbone.channels, backbone.size, backbone.size, dtype=torch.uint8)
         count = MODALITIES["image"].hidden(copied, {"image": picture}).shape[1]
     side = round(count**0.5)
     if side**2 != count:

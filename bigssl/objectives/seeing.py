@@ -28,14 +28,6 @@ def picture_of(sample: Sample, tower: Tower, size: int | None = None) -> np.ndar
     return decode.picture_array(data, size=size or 2 * tower.size, mode=mode, window=tower.window)
 
 
-def refuse_grey(tower: Tower, field: str, backbone: str) -> None:
-    """Raises ConfigError where a task needs colours and its backbone takes one channel. field: of the recipe, that
-    names the backbone."""
-    if tower.channels == 1:
-        raise ConfigError(f"{field}: backbone {backbone!r} has channels 1, so that it sees no colours; allowed: one "
-                          "with channels 3")  # fmt: skip
-
-
 def crops_for(tower: Tower, config: MultiCropConfig, own: Scheme) -> MultiCrop:
     """The crops of a task's pictures, small ones in whole patches of its backbone.
 

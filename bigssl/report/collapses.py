@@ -7,8 +7,8 @@ rows span: samples may all differ and still differ in one direction only, where 
 other. Less one, since a single direction, that of the mean, tells nothing, it has collapsed below a tenth of what it
 was when the run began (the network was untrained then, or came with something), as a network that is evaluated has
 beside one with random weights (`bigssl.report.health`). What began with few is compared with a tenth of what is
-possible, of 128 directions where there are more: what a collapse leaves, one or two, does not grow with the width, and a
-network that knows a dozen classes and nothing else spans a dozen at any. A loss may look its best while either falls.
+possible, of 128 directions where there are more: what a collapse leaves, one or two, does not grow with the width, and
+a network that knows a dozen classes and nothing else spans a dozen at any. A loss may look its best while either falls.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FEW = 8  # directions that must be possible: the rank of a handful of samples is
 PREFIX, RANK = "spread/", "directions of "
 _BEYOND = ". Whatever the loss says, next to nothing of the input is in them"
 _ALIKE = "those of all samples are nearly alike (spread {:.3f}; 0: all alike, 1: as different as can be)" + _BEYOND
-_OF_A_GAME = {  # of a generator and a discriminator, `bigssl/nets/gan.py`
+_OF_A_GAME = {  # of a generator and a discriminator, `bigssl/nets/heads/gan.py`
     "fills": "all samples are filled in nearly alike (spread {:.3f}; 0: all alike, 1: as different as the truth). The "
     "generator has collapsed to one answer, whatever it is shown",
     "discriminator": "it sees nearly the same in every picture and every fill (spread {:.3f}; 0: all alike, 1: as "

@@ -1,10 +1,10 @@
 """How healthy the features of a network, and the embeddings of a run, are, and whether that is a collapse: in words.
 
 `health` is {backbone: {contender: {MEASURE: number, samples, of}}} (`bigssl.transfer.collapse`): RankMe is the
-effective number of directions, of `of` that are possible. The same network with random weights shows what the architecture
-passes on untrained: of a dozen it was 3 to 260, so no fixed number tells a collapse. One that was trained and spans
-less than a tenth of what the random one does has lost nearly all of it; one that knows a dozen classes and nothing else
-still spans a dozen. A single direction, that of the mean, tells nothing: it is taken off both.
+effective number of directions, of `of` that are possible. The same network with random weights shows what the
+architecture passes on untrained: of a dozen it was 3 to 260, so no fixed number tells a collapse. One that was trained
+and spans less than a tenth of what the random one does has lost nearly all of it; one that knows a dozen classes and
+nothing else still spans a dozen. A single direction, that of the mean, tells nothing: it is taken off both.
 """
 
 from __future__ import annotations

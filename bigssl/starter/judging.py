@@ -19,7 +19,7 @@ from bigssl.starter.drafting import Parts
 from bigssl.transfer.discovery import discover_evaluations
 from bigssl.transfer.labelled.fit import Fit
 
-NETWORK = "backbone"  # the field of an evaluation that any network may stand in
+NETWORK, HEAD = "backbone", "head"  # the fields of an evaluation that any network, or any head, may stand in
 
 
 def evaluations(recipe: Recipe, parts: Parts, label: str | None) -> dict[str, dict[str, Any]]:
@@ -35,7 +35,7 @@ def evaluations(recipe: Recipe, parts: Parts, label: str | None) -> dict[str, di
     for task, kind in sorted(discover_evaluations().items(), key=lambda item: (len(_needed(item[1])), item[0])):
         if issubclass(kind, Fit):
             continue
-        fitting = [values for values in _filled(task, kind, parts, label, networks)
+        fitting = [values for values in _filled(task, kind, parts, label, networks, heads)
                    if _passes(kind, values, networks, heads)]  # fmt: skip
         for values in fitting:
             found[task if len(fitting) == 1 else f"{task}_{values[NETWORK]}"] = values
@@ -49,11 +49,15 @@ def _needed(kind: type[Evaluation]) -> dict[str, bool]:
 
 
 def _filled(
-    task: str, kind: type[Evaluation], parts: Parts, label: str | None, networks: Mapping[str, Tower]
-) -> Iterator[dict[str, Any]]:
-    """The section for each network that it may judge; none where a field is open."""
+    task: str, kind: type[Evaluation], parts: Parts, label: str | None, networks: Mapping[str, Tower],
+    heads: Mapping[str, Head],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The section for each network, and where it asks for a head for each of these, that it may judge; none where a
+    field is open."""
     values: dict[str, Any] = {"task": task}
-    for name, is_metadata in _needed(kind).items():
+    needed = _needed(kind)
+    with_heads = [{HEAD: name} for name in heads] if needed.pop(HEAD, None) is not None else [{}]
+    for name, is_metadata in needed.items():
         value = label if name == "label" else None if is_metadata else _shards(name, parts)
         if name != "task" and value is None:
             return
@@ -63,7 +67,8 @@ def _filled(
     if "label" in values:
         values |= _neighbours(kind, parts.look.labels[values["label"]].values())
     for network in networks if NETWORK in kind.model_fields else [None]:
-        yield values if network is None else {**values, NETWORK: network}
+        for head in with_heads:
+            yield values | head | ({} if network is None else {NETWORK: network})
 
 
 def _undescribed(parts: Parts, label: str) -> bool:

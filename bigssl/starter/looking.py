@@ -12,6 +12,7 @@ import numpy as np
 from bigssl.config.errors import ConfigError
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
+from bigssl.data.kinds.captions import all_captions, is_captioned
 from bigssl.data.kinds.pictures import as_stored
 from bigssl.data.order.stream import is_remote, read_numbers
 from bigssl.data.sample import Sample
@@ -46,7 +47,7 @@ def _picture(sample: Sample) -> Measures:
 
 
 def _text(sample: Sample) -> Measures:
-    text = decode.running_text(sample)
+    text = " ".join(all_captions(sample)) if is_captioned(sample) else decode.running_text(sample)
     return Measures({"characters": len(text), "letters": sum(map(str.isalnum, text[:CHARACTERS]))}, text[:CHARACTERS])
 
 
@@ -186,7 +187,7 @@ def _add(look: Look, modality: str, sample: Sample, measure: Callable[[Sample], 
 
 def _has(modality: str, sample: Sample) -> bool:
     if modality == "text" and "txt" not in sample.fields:
-        return _is_document(sample)
+        return is_captioned(sample) or _is_document(sample)
     return any(name in sample.fields for name in decode.FIELDS[modality])
 
 

@@ -63,8 +63,11 @@ def holds(index: DatasetIndex, fields: Sequence[str]) -> bool:
 
 
 def metadata(sample: Sample) -> dict[str, Any]:
-    """The `json` member, {} where there is none."""
-    return decode.meta(sample.fields["json"]) if "json" in sample.fields else {}
+    """The `json` member, {} where there is none, and where it is a list of captions beside a picture."""
+    data = sample.fields.get("json")
+    if data is None or not (decode.holds_object(data) or decode.only_json(sample.fields)):
+        return {}
+    return decode.meta(data)
 
 
 def chosen(index: DatasetIndex, limit: int | None = None) -> Sequence[int]:

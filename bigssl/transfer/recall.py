@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigssl.data.kinds import decode
+from bigssl.data.kinds.captions import all_captions
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.cosines import DenseRows, Vectors
 from bigssl.transfer.features import column, metadata, samples_at
@@ -177,9 +177,8 @@ def _texts(bench: Bench, url: str, limit: int | None, pair: str | None) -> list[
         def read() -> list[tuple[str, str]]:
             found: dict[tuple[str, str], None] = {}
             for sample in samples_at(index, numbers):
-                text = decode.text(decode.field(sample, decode.FIELDS["text"]))
                 item = column([sample.key], [metadata(sample)], pair)[0] if pair else sample.key
-                found[text, item] = None
+                found |= dict.fromkeys((text, item) for text in all_captions(sample))
             return list(found)
 
         bench.kept[key] = list(dict.fromkeys(each for part in bench.team.gather(read) for each in part))

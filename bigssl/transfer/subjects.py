@@ -16,9 +16,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
+from bigssl.data.kinds.captions import all_captions
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.nets.heads import Head
+from bigssl.nets.heads.base import Head
 from bigssl.nets.norm import has_batch_norm
 from bigssl.transfer.arriving.sizes import prepared_otherwise
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
@@ -258,7 +259,8 @@ def captions_of(samples: Iterable[Sample], columns: Sequence[str], named: Sequen
     rows: dict[tuple[str, ...], None] = {}
     kinds: dict[tuple[tuple[str, str], ...], None] = {}
     for sample in samples:
-        text, meta = decode.text(decode.field(sample, decode.FIELDS["text"])), metadata(sample)
-        rows[(text, *(column([sample.key], [meta], name)[0] for name in columns))] = None
+        meta = metadata(sample)
+        values = [column([sample.key], [meta], name)[0] for name in columns]
+        rows |= dict.fromkeys((text, *values) for text in all_captions(sample))
         kinds[tuple((name, decode.value_name(meta[name])) for name in named if name in meta)] = None
     return list(rows), list(kinds)

@@ -21,6 +21,7 @@ from bigssl.cli.main import main
 from bigssl.cli.recipes import model
 from bigssl.config.recipe import load_recipe
 from bigssl.data.shards.index import DatasetIndex
+from bigssl.nets.remaking.base import discover_remakers
 from bigssl.objectives.base import discover
 
 DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
@@ -108,6 +109,7 @@ def test_each_objective_gets_a_recipe_or_a_no_that_helps(
         assert load_recipe(file, [], model()).model_dump(include=set(values))["steps"] == values["steps"]
         assert main(["config", "check", str(file)]) == 0, said(capsys)
         assert values["evaluate"] and values["probe"], "labels and held-out samples are there"
+        assert ("reconstruction" in values["evaluate"]) == (name in discover_remakers()), "of what draws pictures"
     capsys.readouterr()
     takes = {name: {each.modality for each in discover()[name].takes.values()} for name in SIMPLE}
     there = {"photos": {"image"}, "captioned": {"image", "text"}, "reviews": {"text"}, "sensors": {"series"}}[kind]

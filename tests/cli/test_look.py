@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from bigssl.cli.main import main
 from bigssl.cli.recipes import model
@@ -198,7 +199,8 @@ OBSTACLES: dict[str, tuple[str, str, dict[str, Any], list[str]]] = {
                         "no field jpg or jpeg", "it has txt; objective (simclr), which reads it, takes pictures"]),
     "texts wanted": ("mlm", "pictures", {}, ["data.sources.it.url: ", "json is no document but an object with item",
                      "objective (mlm), which reads it, takes tokens"]),
-    "no caption": ("clip", "pictures", {}, ["data.sources.it.url: ", "json is no document", "(clip), which reads it"]),
+    "no caption": ("clip", "pictures", {}, ["data.sources.it.url: ", "neither a field txt, nor json with captions; it has",
+                                            "(clip), which reads it"]),
     "no picture": ("clip", "texts", {}, ["data.sources.it.url: ", "no field jpg", "takes pictures and tokens"]),
     "another field of the json": ("mlm", "reviews", {}, ["data.sources.it.url: ", "an object with review; allowed"]),
     "one channel": ("simclr", "pictures", {"backbones": {"image": RESNET | {
@@ -439,6 +441,26 @@ def test_a_folder_in_place_of_a_network_is_answered_with_those_there(
         assert line == f"backbones.image.init_from: value '{wrong}': {why}{answer}"
     fits(capsys, recipe("simclr", "pictures", **loaded("image", x / "export" / "image")))
     fits(capsys, recipe("mlm", "texts", **loaded("text", x / "export" / "text")))
+
+
+def test_clip_begins_with_the_networks_of_two_other_runs(
+    recipe: Callable[..., Path], exported: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Each tower with exactly the weights of another export, whatever its name there, and what was taken is said."""
+    runs = {"image": tmp_path / "a" / "export" / "eye", "text": tmp_path / "b" / "export" / "text"}
+    for name, folder in runs.items():
+        shutil.copytree(exported / "runs" / "x" / "export" / name, folder)
+        (folder.parent / "README.md").write_text("an export")
+    sections = {"image": loaded("image", runs["image"].parent), "text": loaded("text", runs["text"].parents[1])}
+    path = recipe("clip", "captioned", backbones={name: each["backbones"][name] for name, each in sections.items()})
+    out, _ = fits(capsys, path)
+    for name in runs:
+        assert re.search(rf"note: backbones.{name}.init_from: .*/export/\w+: \d+ of \d+ tensors are taken", out), out
+    _, towers = preflight.build_networks(load_recipe(path, [], model()))
+    for name, folder in runs.items():
+        there = load_file(folder / "model.safetensors")
+        mine = towers[name].model.state_dict()
+        assert there and all(torch.equal(mine[key], value) for key, value in there.items()), name
 
 
 def test_what_a_network_makes_of_its_pictures_is_warned_of(

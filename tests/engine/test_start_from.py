@@ -68,9 +68,12 @@ def expected() -> dict[str, Tensor]:
 def test_a_run_begins_with_networks_and_heads_at_every_stage(
     stage: int, world: int, tmp_path: Path, recipe: Any, crew: Any, expected: dict[str, Tensor]
 ) -> None:
-    """Also exported from there: projector, predictor, BatchNorm, teacher and its projector go on, AdamW is fresh."""
+    """Also exported from there: projector, predictor, BatchNorm, teacher and its projector go on, AdamW is fresh. The
+    network is one that transformers has no class for, a size by its name."""
     options = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
-    shape = {"objective": BYOL, "steps": 3, "optim": OPTIM, "zero": {"stage": stage, "options": options}}
+    shape = {"objective": BYOL, "steps": 3, "optim": OPTIM, "zero": {"stage": stage, "options": options},
+             "backbones": {"image": {"type": "resnet-18-cifar", "size": 8, "config": {
+                 "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}}}}  # fmt: skip
     first = recipe(tmp_path / "first", **shape)
     shape |= {"seed": 1, "optim": OPTIM | {"lr": 0.02}}
     second = recipe(tmp_path / "second", **shape, start_from=str(tmp_path / "first" / "export"))

@@ -71,7 +71,7 @@ def test_alignment_and_uniformity_are_their_definitions() -> None:
     others = [(a, b, n, m) for a in range(3) for b in range(3) for n, m in itertools.permutations(range(7), 2)]
     far = sum(squared(rows[a][n], rows[b][m]) for a, b, n, m in others) / len(others)
     found = health.alignment(views)
-    assert [value.item() for value in found] == pytest.approx([near, max(0, 1 - near / far)])
+    assert [value.item() for value in found] == pytest.approx([near, max(0, 1 - near / far)], rel=1e-5)
     both = [math.exp(-2 * squared(one, other)) for one, other in itertools.permutations(rows[0], 2)]
     products = views[0].double() @ views[0].double().T
     assert health.uniformity(products).item() == pytest.approx(math.log(sum(both) / len(both)))

@@ -28,8 +28,8 @@ TASKS: dict[str, dict[str, Any]] = {  # without BatchNorm; a queue that no numbe
     "joint": {"name": "joint", "parts": {"views": SIMCLR, "pairs": CLIP | {"weight": 0.5}}},
 }
 FEW = [
-    ("simclr", Cell(3, 0, 2, "fp32")), ("clip", Cell(2, None, 2, "fp32")), ("siglip", Cell(3, None, 1, "fp32")),
-    ("moco", Cell(1, None, 2, "fp32")), ("moco-v3", Cell(0, None, 1, "fp32")), ("joint", Cell(3, 0, 2, "bf16")),
+    ("joint", Cell(3, 0, 2, "fp32")), ("siglip", Cell(2, None, 2, "fp32")), ("moco", Cell(1, None, 2, "fp32")),
+    ("moco-v3", Cell(0, None, 1, "fp32")),
 ]  # fmt: skip
 EVERY = [(name, Cell(*place, world, "fp32")) for name in TASKS for place in runs.PLACES for world in (1, 2)]
 CASES = EVERY if os.environ.get("BIGSSL_CONTRACT_MATRIX") else FEW
@@ -58,13 +58,29 @@ def test_k_passes_of_b_are_one_of_k_times_b(name: str, cell: Cell, values: Any, 
     cached = values(name, tmp_path / "run", cell.precision, accum=2, cached=True)
     ranks = crew(runs.driven, cell.world, runs.at_cell(cached, cell))
     got, want = ranks[0], runs.plain(values(name, tmp_path / "plain", cell.precision))
-    bound = runs.SAME[cell.precision] * (20 if cell.precision == "bf16" else 1)  # each pass and rank rounds its own
-    curve = [{key: row[key] for key in want.passes[0]} for row in read_metrics(tmp_path / "run")]
-    got.passes = curve
+    bound = runs.SAME[cell.precision]
+    got.passes = [{key: row[key] for key in want.passes[0]} for row in read_metrics(tmp_path / "run")]
     curve_off, state_off, where = runs.distance(got, want, want)
     assert curve_off <= bound and state_off <= runs.KINKS * bound, f"{where}: off by {curve_off:.1e}, {state_off:.1e}"
     for other in ranks[1:]:
         assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(got.state[k])) for k, v in other.state.items())
+
+
+@pytest.mark.distributed
+def test_statistics_of_batch_norm_move_once_a_pass(recipe: Any, crew: Any, tmp_path: Path) -> None:
+    """Of network and teacher: not in the first half of a step, which is thrown away. At its first step all weights are
+    the same as without a cache, so that the statistics are as well."""
+    batch, fields = {"size": 8, "accum": 2}, MOCO | V3 | {"norm": True, "source": "shards"}
+    optim = {"lr": 1e-9, "eps": 1e-2}
+    states = []
+    for name, cached in (("cached", True), ("plain", False)):
+        values = recipe("moco", tmp_path / name, objective=fields, batch=batch | {"cached": cached}, optim=optim)
+        states.append(crew(runs.driven, 1, values)[0].state)
+    moved = [key for key in states[0] if "running" in key or "num_batches" in key]
+    assert len(moved) >= 12 and any(key.startswith("teacher slow") for key in moved)
+    for key in moved:
+        torch.testing.assert_close(states[0][key], states[1][key], msg=key)
+    assert {int(states[0][key]) for key in moved if "num_batches" in key} == {2 * runs.STEPS}
 
 
 def test_what_is_not_exact_or_not_possible_is_said(recipe: Any, tmp_path: Path) -> None:

@@ -545,6 +545,9 @@ def test_losses_are_reported_beside_their_blind_line(
         values.append(torch.as_tensor(each.blind))
         assert all(v.shape == () and not v.requires_grad and v.isfinite() for v in values), path
         assert all(0 <= spread <= 1.5 for spread in each.spread.values()), path
+        for view in each.views.values():  # of every sample
+            assert view.dim() == 3 and view.shape[0] >= 2 and not view.requires_grad, path
+            assert view.shape[1] in {len(tensor) for _, tensor in fields(data)}, path
         assert each.blind > 0 and each.unit and each.blind_name, path
         assert each.blind < 1.25 * unseeing[path], f"{path}: no better than an untrained network"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from bigssl.config.errors import ConfigError
 from bigssl.config.optim import OptimConfig
 from bigssl.engine.optim import build_optimizer
-from bigssl.nets import gan
+from bigssl.nets.heads import gan
 from bigssl.nets.pool import normalise
 from bigssl.nets.progress import Progress
 from bigssl.nets.remaking.base import GREY, Remaker
@@ -24,6 +24,7 @@ from bigssl.report.collapses import CollapseWatch
 
 AT = Progress(0, 100)
 CONVNEXT = {"type": "convnext", "size": 32, "config": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}}
+ONE_PLACE = {"type": "mobilenet_v1", "size": 32, "config": {"depth_multiplier": 0.1}}  # BatchNorm over a map of 1 × 1
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def painted(task: Inpainting, data: dict[str, Tensor]) -> tuple[Tensor, Tensor, 
     return pixels, made, torch.where(hidden, made, pixels)
 
 
-@pytest.mark.parametrize("backbone", ["vit", "resnet", CONVNEXT], ids=["vit", "resnet", "convnext"])
+@pytest.mark.parametrize("backbone", ["vit", "resnet", CONVNEXT, ONE_PLACE], ids=["vit", "resnet", "convnext", "1x1"])
 def test_neither_player_feels_the_others_loss(
     backbone: Any, objective: Any, batch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,7 +217,7 @@ def test_both_collapses_are_named_in_words(task: Any, batch: Any) -> None:
 
     healthy, generator, blunt, sure = (task() for _ in range(4))
     with torch.no_grad():
-        generator.remaker.decoder.layers[-1].weight.zero_()
+        generator.remaker.decoder.exit.weight.zero_()
         blunt.discriminator.layers[0].weight.zero_()
         sure.discriminator.judge.bias.fill_(9.0)
     assert said(healthy) == {}

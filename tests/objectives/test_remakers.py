@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from contract_runs import DEMO
 
+from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.remaking.base import GREY, Remaker, discover_remakers
 from bigssl.objectives.base import discover, exported_heads
+from bigssl.transfer.features import read_samples
+from bigssl.transfer.inputs import input_of
 
 
 @pytest.mark.parametrize("kind", discover_remakers())
-def test_pictures_are_drawn_again_from_what_is_exported(kind: str, objective: Any, batch: Any) -> None:
+def test_pictures_are_drawn_again_from_what_is_exported(kind: str, objective: Any) -> None:
     """Settings through JSON and tensors alone: the same pictures, twice the same, other ones with other seeds where
     something is hidden, and nothing changed where nothing is judged; and simple ways that do no worse."""
     tasks = [objective(task, name) for name, task in discover().items() if name == kind]
@@ -21,7 +26,9 @@ def test_pictures_are_drawn_again_from_what_is_exported(kind: str, objective: An
     task = tasks[0].eval()
     (head,) = (each for each in exported_heads(task).values() if each.kind == kind)
     model, settings = task.backbone.model, json.loads(json.dumps(head.settings))
-    pictures, seeds = batch(task)["image"], torch.arange(5, 17)
+    takes = input_of(task.backbone)
+    samples = read_samples(DatasetIndex.load(str(DEMO / "emoji" / "val")), 12)
+    pictures, seeds = torch.from_numpy(np.stack([takes.view(each)["image"] for each in samples])), torch.arange(5, 17)
     live = next(module for module in task.modules() if isinstance(module, Remaker))
     made = Remaker.of_head(kind, settings, {name: value.clone() for name, value in head.tensors.items()}, model)
     with torch.no_grad():

@@ -11,7 +11,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bigssl.data.order.stream import read_in_order
+from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
+from bigssl.data.tools.pack import pack
+from bigssl.data.tools.sources.base import Item
 from bigssl.transfer import matrix
 from bigssl.transfer.cosines import Centred
 from bigssl.transfer.discovery import evaluation_union
@@ -83,22 +86,31 @@ def test_query_without_counterpart_is_refused(stored: Stored) -> None:
         hits(stored, torch.eye(2), torch.eye(2), ["a", "z"], ["a", "b"])
 
 
+def several_captions(sample: Sample) -> Item:
+    """It, with another text of its own in its json."""
+    said = json.loads(sample.fields["json"]) | {"captions": [f"number {sample.fields['txt'].decode()} thing"]}
+    fields = sample.fields | {"json": json.dumps(said).encode()}
+    return Item(sample.key, sample.key, lambda: fields)
+
+
 def test_pictures_and_texts_are_looked_for_in_each_other(
     run: Path, shards: Path, make_shards: Callable[..., None], make_model: Callable[..., PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:  # fmt: skip
-    """Both directions at each rank, against loops over the projected features."""
-    val = run / "val"
-    make_shards(val, range(10))  # whose numbers the tokenizer knows: no two texts are one
+    """Both directions at each rank, against loops over the projected features. Of a picture's several captions each
+    is asked for and looked for."""
+    plain, val = run / "plain", run / "val"
+    make_shards(plain, range(10))  # whose numbers the tokenizer knows: no two texts are one
+    pack([several_captions(sample) for sample in read_in_order(DatasetIndex.load(plain))], val, name="x")
     asked = {"task": "retrieval", "heads": "clip", "bank": str(shards / "train"), "queries": str(val), "pair": "code",
              "k": [1, 3], "batch": 16}  # fmt: skip
     parse = TypeAdapter(dict[str, evaluation_union()]).validate_python
     tasks = score(run, parse({"pairs": asked}), seed=3)["tasks"]
     samples = list(read_in_order(DatasetIndex.load(val)))
     codes = [json.loads(sample.fields["json"])["code"] for sample in samples]
-    written = [sample.fields["txt"].decode() for sample in samples]
-    said = list(dict.fromkeys(zip(written, codes, strict=True)))
-    assert len(said) == 10 and len(samples) == 20, "two designs share their words"
+    written = [[sample.fields["txt"].decode(), *json.loads(sample.fields["json"])["captions"]] for sample in samples]
+    said = list(dict.fromkeys((text, code) for texts, code in zip(written, codes, strict=True) for text in texts))
+    assert len(said) == 20 and len(samples) == 20, "two designs share their words"
     heads = load_file(run / "export/heads/clip.safetensors")
     with torch.no_grad():
         views = next(iter(view_batches(samples, ImageInput(32), batch=99))).arrays

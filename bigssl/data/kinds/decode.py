@@ -57,7 +57,7 @@ def document(sample: Sample) -> str | list[str]:
 def document_json(data: bytes) -> str | list[str]:
     """Raw text, or sentences: a JSON string, a list of strings, or an object with one of these as `text` or
     `sentences`. Raises DataError saying what stands there instead."""
-    value = _json(data)
+    value = json_value(data)
     if isinstance(value, dict):
         value = next((value[name] for name in ("text", "sentences") if name in value), value)
     if isinstance(value, str):
@@ -79,7 +79,7 @@ def running_text(sample: Sample) -> str:
 
 def meta(data: bytes) -> dict[str, Any]:
     """A JSON object. Raises DataError."""
-    value = _json(data)
+    value = json_value(data)
     if not isinstance(value, dict):
         raise DataError(f"metadata is a JSON {type(value).__name__}, an object is needed")
     return value
@@ -90,7 +90,8 @@ def value_name(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _json(data: bytes) -> Any:
+def json_value(data: bytes) -> Any:
+    """What a JSON holds. Raises DataError."""
     try:
         value = json.loads(text(data))
     except (ValueError, RecursionError) as error:
@@ -147,11 +148,12 @@ def check_field(name: str, data: bytes, *, only_text: bool = False) -> None:
 
 
 def _check_json(data: bytes, only_text: bool) -> None:
-    if not _is_object(data) or (only_text and {"text", "sentences"} & set(meta(data))):
+    if not holds_object(data) or (only_text and {"text", "sentences"} & set(meta(data))):
         document_json(data)
     else:
         meta(data)
 
 
-def _is_object(data: bytes) -> bool:
+def holds_object(data: bytes) -> bool:
+    """Whether a JSON is an object, by how it begins: no list, text or number."""
     return data.removeprefix(BOM.encode()).lstrip()[:1] not in (b"[", b'"')

@@ -89,7 +89,7 @@ def grey(data: bytes) -> np.ndarray:
     return np.asarray(picture, dtype=np.float32)
 
 
-class Stored(NamedTuple):
+class PictureHead(NamedTuple):
     """width, height: as stored. grey: one channel, beside transparency. deep: of more than 8 bits, as a window asks."""
 
     width: int
@@ -98,13 +98,13 @@ class Stored(NamedTuple):
     deep: bool
 
 
-def as_stored(data: bytes) -> Stored:
+def as_stored(data: bytes) -> PictureHead:
     """What the head of a picture says. Raises DataError for what is no picture, or too large a one."""
     with _decoding(data):
         picture = Image.open(io.BytesIO(data), formats=_CODECS)
         _refuse(picture)
     deep = _is_deep(picture)
-    return Stored(*picture.size, picture.mode in ("1", "L", "LA", "La") or deep, deep)
+    return PictureHead(*picture.size, picture.mode in ("1", "L", "LA", "La") or deep, deep)
 
 
 class Turned(NamedTuple):

@@ -13,6 +13,7 @@ from bigssl.config.places import instead
 from bigssl.config.recipe import Recipe
 from bigssl.data.errors import DataError, display
 from bigssl.data.kinds import decode
+from bigssl.data.kinds.captions import is_captioned
 from bigssl.data.order.stream import is_remote, read_numbers
 from bigssl.data.remote.pipes import PIPE
 from bigssl.data.sample import Sample
@@ -160,7 +161,8 @@ class Checked:
         url, where = getattr(self._section, field), f"{self._where}.{field}"
         samples = self._looked.samples(where, url)
         for sample in samples:
-            _check_field(where, url, sample, decode.FIELDS[takes.modality], JUDGED)
+            if takes.modality != "text" or not is_captioned(sample):
+                _check_field(where, url, sample, decode.FIELDS[takes.modality], JUDGED)
         for sample in samples:
             self._has(where, url, sample, metadata)
         self._looked.view(where, url, takes)

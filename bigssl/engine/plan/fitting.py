@@ -11,7 +11,7 @@ import numpy as np
 from bigssl.config.recipe import Recipe
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
-from bigssl.data.kinds.pictures import Stored, as_stored
+from bigssl.data.kinds.pictures import PictureHead, as_stored
 from bigssl.data.sample import Sample
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.towers import Tower
@@ -83,7 +83,7 @@ def judge_pictures(
     return [f"backbones.{name}.{said}" for name, tower in seeing.items() for said in _said(tower, source, found)]
 
 
-def _stored(samples: Sequence[Sample | DataError]) -> Iterator[tuple[bytes, Stored]]:
+def _stored(samples: Sequence[Sample | DataError]) -> Iterator[tuple[bytes, PictureHead]]:
     for sample in samples:
         try:
             data = decode.field(sample, decode.IMAGES) if isinstance(sample, Sample) else b""
@@ -92,7 +92,7 @@ def _stored(samples: Sequence[Sample | DataError]) -> Iterator[tuple[bytes, Stor
             continue
 
 
-def _said(tower: Tower, source: str, found: Sequence[tuple[bytes, Stored]]) -> Iterator[str]:
+def _said(tower: Tower, source: str, found: Sequence[tuple[bytes, PictureHead]]) -> Iterator[str]:
     small = [each for _, each in found if min(each.width, each.height) < SMALL * tower.size]
     if 2 * len(small) > len(found):
         least = min(small, key=lambda each: min(each.width, each.height))

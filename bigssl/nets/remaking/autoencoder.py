@@ -3,26 +3,22 @@ picture from the last feature map of a convolutional network, which is the bottl
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from bigssl.nets import noise
+from bigssl.nets.chance import noise
 from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.pool import normalise
 from bigssl.nets.remaking.base import Remade, Remaker, picture_bytes
+from bigssl.nets.remaking.upsampling import Upsampling
 
-NARROWEST = 16  # channels of the finest stage at least
 BLOCKS = 4  # a side of what "colours of 16 blocks" tells of a picture
 
 
 class AutoencoderRemaker(Remaker):
-    """Stages of doubling the side (nearest neighbour, then a 3 × 3 convolution, which leaves no checkerboard: Odena et
-    al. 2016, https://doi.org/10.23915/distill.00003), GroupNorm and ReLU; each has half the channels of the one before.
-    """
+    """The light decoder of `Upsampling`; what it makes is −1..1 where it is right."""
 
     def __init__(self, *, dim: int, side: int, size: int, width: int, channels: int = 3, noise: float = 0.0) -> None:
         """
@@ -32,15 +28,8 @@ class AutoencoderRemaker(Remaker):
             noise: standard deviation of the Gaussian noise on what the network sees, where pixels are -1..1.
         """
         super().__init__(dim=dim, side=side, size=size, width=width, channels=channels, noise=noise)
-        self.size, self.side = size, side
-        doublings = max(1, math.ceil(math.log2(size / side)))
-        widths = [max(NARROWEST, width >> stage) for stage in range(doublings)]
-        self.entry = nn.Conv2d(dim, widths[0], 1)
-        self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(_groups(after), after), nn.ReLU())
-            for before, after in zip([widths[0], *widths], widths, strict=False)
-        )
-        self.exit = nn.Conv2d(widths[-1], channels, 3, padding=1)
+        self.side = side
+        self.decoder = Upsampling(dim=dim, side=side, size=size, width=width, channels=channels)
 
     @property
     def noise(self) -> float:
@@ -49,10 +38,7 @@ class AutoencoderRemaker(Remaker):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, D, side, side] -> pixels float32 [B, C, size, size], -1..1 where they are right."""
-        states = self.entry(hidden)
-        for number, stage in enumerate(self.stages, 1):
-            states = stage(F.interpolate(states, size=min(self.size, self.side << number), mode="nearest"))
-        pixels: Tensor = self.exit(states).float()
+        pixels: Tensor = self.decoder(hidden)
         return pixels
 
     def shown(self, pictures: Tensor, seeds: Tensor) -> Tensor:
@@ -78,7 +64,7 @@ class AutoencoderRemaker(Remaker):
 
     def caption(self) -> str:
         numbers = self.settings["dim"] * self.side**2
-        of = self.settings["channels"] * self.size**2
+        of = self.settings["channels"] * self.settings["size"] ** 2
         given = f"the picture with noise ({self.noise:g} of −1..1)" if self.noise else "the picture"
         return f"Given: {given}; made: from the {numbers:,} numbers of the last feature map (of {of:,} in the picture)."
 
@@ -89,8 +75,3 @@ def feature_map(model: PreTrainedModel, pixels: Tensor) -> Tensor:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     hidden: Tensor = model(pixel_values=pixels).last_hidden_state
     return hidden
-
-
-def _groups(channels: int) -> int:
-    """As many groups as divide the channels, 8 at most."""
-    return math.gcd(channels, 8)

@@ -19,25 +19,25 @@ _RADIUS = 3  # pixels around a hidden one that OpenCV looks at
 
 
 class InpaintingRemaker(Remaker):
-    """The light decoder of a context encoder: the last feature map, or the grid of patches, becomes a picture. Its last
+    """The light decoder of a context encoder: the last feature map, or the patches, become a picture. Its last
     layer is a tanh, as in the paper's code."""
 
     def __init__(
-        self, *, dim: int, grid: int, size: int, width: int, hole: Shape, share: float, channels: int = 3
+        self, *, dim: int, side: int, size: int, width: int, hole: Shape, share: float, channels: int = 3
     ) -> None:
         """
         Args:
-            dim: of the hidden states. grid: side of their map. size: of the pictures. width: of the decoder's first
-                map.
+            dim: of the hidden states. side: of their map. size: of the pictures. width: of the decoder's first stage.
             hole, share: what is hidden, see `Holes`.
         """
-        super().__init__(dim=dim, grid=grid, size=size, width=width, hole=hole, share=share, channels=channels)
+        super().__init__(dim=dim, side=side, size=size, width=width, hole=hole, share=share, channels=channels)
         self.holes = Holes(hole, share, size)
-        self.decoder = Upsampling(dim, grid, size, width, channels)
+        self.decoder = Upsampling(dim=dim, side=side, size=size, width=width, channels=channels)
+        self.side = side
 
     def forward(self, states: Tensor) -> Tensor:
-        """[B, grid · grid, dim] -> float32 [B, C, size, size] in -1..1, everywhere."""
-        pictures: Tensor = self.decoder(states).float().tanh()
+        """[B, side · side, dim], row by row -> float32 [B, C, size, size] in -1..1, everywhere."""
+        pictures: Tensor = self.decoder(states.transpose(1, 2).unflatten(2, (self.side, self.side))).tanh()
         return pictures
 
     def remake(self, model: PreTrainedModel, pictures: Tensor, seeds: Tensor) -> Remade:

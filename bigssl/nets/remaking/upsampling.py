@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import math
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigssl.nets.gan import group_norm
+from bigssl.nets.norm import group_norm
 
-_THIN = 16  # channels at least
+NARROWEST = 16  # channels of the finest stage at least
 
 
 class Upsampling(nn.Module):
-    """Nearest neighbours, a convolution, GroupNorm, ReLU: sides are doubled and channels halved until the picture's
-    side is reached (no transposed convolutions: their overlaps show as a chequered pattern, Odena et al. 2016)."""
+    """Stages of doubling the side (nearest neighbour, then a 3 × 3 convolution, which leaves no checkerboard: Odena et
+    al. 2016, https://doi.org/10.23915/distill.00003), GroupNorm and ReLU; each has half the channels of the one before.
+    """
 
-    def __init__(self, dim: int, grid: int, size: int, width: int, channels: int) -> None:
-        """dim: of the states. grid: side of their map. size: of the picture. width: channels of the first map."""
+    def __init__(self, *, dim: int, side: int, size: int, width: int, channels: int) -> None:
+        """
+        Args:
+            dim: channels of the map. side: of it. size: of the pictures.
+            width: channels of the first stage. channels: of the pictures.
+        """
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(dim, width, 1, bias=False), group_norm(width), nn.ReLU(inplace=True)]
-        side = grid
-        while side < size:
-            side, thinner = min(2 * side, size), max(width // 2, min(width, _THIN))
-            layers += [nn.Upsample(size=(side, side)), nn.Conv2d(width, thinner, 3, padding=1, bias=False)]
-            layers += [group_norm(thinner), nn.ReLU(inplace=True)]
-            width = thinner
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
-        self.grid = grid
+        self.size, self.side = size, side
+        doublings = max(1, math.ceil(math.log2(size / side)))
+        widths = [max(NARROWEST, width >> stage) for stage in range(doublings)]
+        self.entry = nn.Conv2d(dim, widths[0], 1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, after, 3, padding=1), group_norm(after), nn.ReLU())
+            for before, after in zip([widths[0], *widths], widths, strict=False)
+        )
+        self.exit = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
-    def forward(self, states: Tensor) -> Tensor:
-        """[B, grid · grid, dim], row by row -> [B, channels, size, size]."""
-        pictures: Tensor = self.layers(states.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
-        return pictures
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, dim, side, side] -> float32 [B, channels, size, size]."""
+        states = self.entry(hidden)
+        for number, stage in enumerate(self.stages, 1):
+            states = stage(F.interpolate(states, size=min(self.size, self.side << number), mode="nearest"))
+        pixels: Tensor = self.exit(states).float()
+        return pixels

@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
+from bigssl.data.kinds.captions import all_captions, is_captioned
 from bigssl.data.kinds.text import encode, load_tokenizer
+from bigssl.data.sample import Sample
 from bigssl.nets.modality import modality_of_type
 from bigssl.nets.towers import Tower
 from bigssl.transfer import raw
@@ -55,6 +57,12 @@ class TextInput(Input):
         tokenizer.save_pretrained(folder)
         settings = json.loads((folder / TOKENIZER).read_text())
         write_settings(folder / TOKENIZER, settings | {"model_max_length": self.length, "tokenizer_class": CLASS})
+
+    def view(self, sample: Sample) -> dict[str, np.ndarray]:
+        """Of its `txt`, or without one of its first caption."""
+        if "txt" not in sample.fields and is_captioned(sample):
+            return self.tokens(all_captions(sample)[0])
+        return super().view(sample)
 
     def _view(self, data: bytes) -> dict[str, np.ndarray]:
         return self.tokens(decode.text(data))

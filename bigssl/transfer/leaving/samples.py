@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bigssl.data.errors import DataError, display
 from bigssl.data.kinds import decode
+from bigssl.data.kinds.captions import all_captions, is_captioned
 from bigssl.data.loading.collate import collate
 from bigssl.data.order.stream import read_in_order
 from bigssl.data.sample import Sample
@@ -26,7 +27,7 @@ Samples = Mapping[str, list[Sample]]  # by role of a part
 
 def collated(takes: Input, samples: Sequence[Sample]) -> dict[str, Tensor]:
     """The view that evaluation has of the samples, by the names that the modality has for a batch."""
-    views = [takes.tokens(decode.running_text(s)) if isinstance(takes, TextInput) else takes.view(s) for s in samples]
+    views = [takes.tokens(_words(s)) if isinstance(takes, TextInput) else takes.view(s) for s in samples]
     batch: dict[str, Tensor] = collate(views)
     return batch
 
@@ -35,9 +36,14 @@ def contents(takes: Input, samples: Sequence[Sample]) -> list[bytes]:
     """What the other library gets of them: the files as they are; of sounds `.npy` of the samples at the rate that the
     extractor asks for, float32 [T], as decoding and resampling are up to its user."""
     if isinstance(takes, TextInput):
-        return [decode.running_text(sample).encode() for sample in samples]
+        return [_words(sample).encode() for sample in samples]
     found = [decode.field(sample, decode.FIELDS[takes.modality]) for sample in samples]
     return [_waveform(takes, data) for data in found] if isinstance(takes, AudioInput) else found
+
+
+def _words(sample: Sample) -> str:
+    """The first caption, or a document in one piece."""
+    return all_captions(sample)[0] if is_captioned(sample) else decode.running_text(sample)
 
 
 def with_a_long_one(takes: Input, samples: Sequence[Sample]) -> list[Sample]:
@@ -45,7 +51,7 @@ def with_a_long_one(takes: Input, samples: Sequence[Sample]) -> list[Sample]:
     network takes: what another library does at its limit shows."""
     if not isinstance(takes, TextInput) or not samples:
         return list(samples)
-    texts = [decode.running_text(sample) for sample in samples]
+    texts = [_words(sample) for sample in samples]
     tokens = sum(len(each) for each in takes.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
     if not tokens:
         return list(samples)
@@ -71,7 +77,7 @@ def some_samples(urls: Sequence[str], takes: Input, count: int) -> list[Sample]:
 
 def _readable(takes: Input, sample: Sample) -> bool:
     """json beside a picture is metadata, beside nothing a document."""
-    return not isinstance(takes, TextInput) or "txt" in sample.fields or decode.only_json(sample.fields)
+    return not isinstance(takes, TextInput) or is_captioned(sample) or decode.only_json(sample.fields)
 
 
 def _waveform(takes: AudioInput, data: bytes) -> bytes:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from bigssl.config.evaluate import Evaluation, Item, Limit
 from bigssl.data.errors import display
-from bigssl.nets.heads import Head
+from bigssl.nets.heads.base import Head
 from bigssl.nets.remaking.base import Remade, Remaker, discover_remakers
 from bigssl.report.pictures import write_grid
 from bigssl.transfer.bench import Bench
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
 
 PICTURES = 8  # that are shown to a person
+AT_ONCE = 32  # that are measured
 MEASURES: dict[str, tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]]
 MEASURES = {"psnr": ("dB", psnr), "ssim": ("SSIM", ssim)}  # by name, unit and function
 Measured = dict[str, dict[str, Tensor]]  # by measure and contender, float64 [B]
@@ -163,8 +164,14 @@ def _judged(
         made["blind"] = torch.where(own.judged, blind.to(bench.device), pictures)
         simple = makers["trained"][1].simple(pictures, own.given, own.judged)
         made |= {RAW + words: each for words, each in simple.items()}
-    return {measure: {name: by(each, pictures, own.judged).cpu() for name, each in made.items()}
+    return {measure: {name: _measured(by, each, pictures, own.judged) for name, each in made.items()}
             for measure, (_, by) in MEASURES.items()}  # fmt: skip
+
+
+def _measured(by: Callable[[Tensor, Tensor, Tensor], Tensor], *pictures: Tensor) -> Tensor:
+    """float64 [B], on the CPU; a few at a time, since a measure holds several copies in float64."""
+    pieces = zip(*(each.split(AT_ONCE) for each in pictures), strict=True)
+    return torch.cat([by(*piece) for piece in pieces]).cpu()
 
 
 def _remade(

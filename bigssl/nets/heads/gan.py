@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigssl import distributed
+from bigssl.nets.norm import group_norm
 
 UNDECIDED = math.log(2)
 """L_GEN in nats where D is 1/2 everywhere; L_DIS is twice that."""
@@ -50,11 +51,6 @@ class Discriminator(nn.Module):
         """[B, C, size, size] in -1..1 -> logits [B] of "a real one" and what they are made of, [B, F], float32."""
         found = self.layers(pixels).flatten(1)
         return self.judge(found).flatten().float(), found.float()
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Groups of about 16 channels."""
-    return nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels)
 
 
 def generator_loss(made: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def _logsumexp_over_ranks(rows: Tensor) -> Tensor:
     return largest + distributed.all_reduce_sum((own - largest).exp()).log()
 
 
-class Centred(nn.Module):
+class CentredTargets(nn.Module):
     """A teacher's targets, softmax((cosines − c) / τ), c the moving average of all cosines so far (DINO, section 3.1).
 
     Without the centre one prototype takes all. It moves with each pass in training mode, after its targets are made.
@@ -153,9 +153,9 @@ class Shared(nn.Module):
         return targets if counted is None else targets * counted.to(targets).unsqueeze(1)
 
 
-def centring(kind: Centring, prototypes: int, momentum: float) -> Centred | Shared:
+def centring(kind: Centring, prototypes: int, momentum: float) -> CentredTargets | Shared:
     """What makes targets of a teacher's cosines."""
-    return Centred(prototypes, momentum) if kind == "mean" else Shared()
+    return CentredTargets(prototypes, momentum) if kind == "mean" else Shared()
 
 
 def swapped(targets: Tensor, logits: Tensor) -> Tensor:
