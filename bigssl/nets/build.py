@@ -147,17 +147,16 @@ def twin(module: M) -> M:
             mine.compile()
         if vars(mine).pop(_PLAN, None) is not None:
             vars(theirs)[_PLAN].twins.append(mine)
-    described = {id(p) for part in module.modules() if _PLAN in vars(part) for p in part.parameters()}
-    for parameter in module.parameters():
-        _copy(parameter, empty[id(parameter)], later=id(parameter) in described)
+    later = {id(p) for part in module.modules() if _PLAN in vars(part) for p in part.parameters()}
+    for parameter in module.parameters():  # one that is filled later may have numbers (a ViT's class token)
+        _copy(parameter, empty[id(parameter)], id(parameter) in later)
     return other
 
 
 def largest_layer(root: nn.Module) -> int:
     """Bytes of a described network below `root` that `fill` holds whole at a time, at most."""
     networks = [module for module in root.modules() if isinstance(module, PreTrainedModel)]
-    sizes = (_bytes([*_own(s.module), *_of_children(s.module)]) for n in networks for s in _steps("", n))
-    return max(sizes, default=0)
+    return max((_bytes([*_own(s.module), *_of_children(s.module)]) for n in networks for s in _steps("", n)), default=0)
 
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:
@@ -282,7 +281,6 @@ def _like(parameter: nn.Parameter) -> nn.Parameter:
 
 @torch.no_grad()
 def _copy(parameter: nn.Parameter, other: nn.Parameter, later: bool) -> None:
-    """later: once `parameter` is filled; until then it may have numbers of the constructor (a ViT's class token)."""
     if later or parameter.is_meta:
         vars(parameter).setdefault(_TWINS, []).append(other)
     else:

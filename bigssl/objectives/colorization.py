@@ -10,7 +10,7 @@ loss is not 0, but the entropy of Z. `regression` has the squared distance in ab
 
 A picture without any colour has nothing to predict: it counts neither in the loss nor in the frequencies, its share is
 stats/grey. Data of which all is grey are refused. Blind line: the weighted frequencies of bins so far; of a regression,
-the mean colour. The network sees L as bytes in each of its channels.
+the mean colour. The network sees L as bytes in each of its three channels.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from bigssl import distributed
-from bigssl.data.kinds import decode
+from bigssl.config.errors import ConfigError
 from bigssl.data.kinds.augment import SimClrAugment
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
+from bigssl.nets.modality.pixels import COLOURS
 from bigssl.nets.progress import Progress
-from bigssl.nets.remaking.colorization import GREY_UP_TO, SCALE, ColorizationRemaker, ColourBins, shown_as
+from bigssl.nets.remaking.colorization import GREY_UP_TO, SCALE, ColorizationRemaker, ColourBins, as_bytes
 from bigssl.nets.remaking.lab import lab_of
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.needs import Needs
+from bigssl.objectives.seeing import picture_of
 
 
 class Colorization(Objective):
@@ -71,13 +73,17 @@ class Colorization(Objective):
         super().__init__()
         self.config = config
         self.backbone = self.backbone_of(towers, "backbone")
+        if self.backbone.channels != COLOURS:
+            raise ConfigError(
+                f"objective.backbone: backbone {config.backbone!r} has channels {self.backbone.channels}, so that its "
+                f"pictures have no colours to predict; allowed: one with channels {COLOURS}"
+            )
         step = config.bin if config.predict == "bins" else None
         self.painter = ColorizationRemaker(dim=self.backbone.dim, size=self.backbone.size, width=config.width, bin=step)
         if self.painter.bins is not None:
             bins = len(self.painter.bins.centres)
             self.register_buffer("counts", torch.zeros(bins, dtype=torch.int64))  # of pixels, by their nearest bin
             self.register_buffer("mass", torch.zeros(bins, dtype=torch.float64))  # Σ v Z
-        self.channels = int(getattr(self.backbone.model.config, "num_channels", 3))
         self.augment = SimClrAugment(
             self.backbone.size, min_scale=config.min_scale, flip=config.flip, jitter=0.0, grey=0.0, blur=0.0
         )
@@ -87,10 +93,9 @@ class Colorization(Objective):
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         """light uint8 [1, size, size], and colour int8 [2, side, side], the mean a and b of each place."""
-        picture = decode.image(decode.field(sample, decode.IMAGES), size=2 * self.backbone.size)
-        lab = lab_of(torch.from_numpy(self.augment(np.asarray(picture), rng)))
+        lab = lab_of(torch.from_numpy(self.augment(picture_of(sample, self.backbone), rng)))
         colour = F.adaptive_avg_pool2d(lab[1:], self.painter.side).round().to(torch.int8)
-        return {"light": shown_as(lab[None, :1], 1)[0].numpy(), "colour": colour.numpy()}
+        return {"light": as_bytes(lab[:1]).numpy(), "colour": colour.numpy()}
 
     def unfit(self, prepared: Sequence[dict[str, Any]]) -> str:
         if any(np.abs(each["colour"]).max() > GREY_UP_TO for each in prepared):
@@ -100,7 +105,7 @@ class Colorization(Objective):
 
     def forward(self, batch: dict[str, Tensor], at: Progress) -> Losses:
         light, colour = batch["light"], batch["colour"]
-        hidden = self.backbone.hidden({"image": light.expand(-1, self.channels, -1, -1)})
+        hidden = self.backbone.hidden({"image": light.expand(-1, COLOURS, -1, -1)})
         said = self.painter(hidden)
         coloured = (colour.abs().amax((1, 2, 3)) > GREY_UP_TO).float()  # [B]
         of_bins = self.painter.bins

@@ -36,9 +36,9 @@ from bigssl.data.kinds.views import AugmentConfig, TwoViews
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.ema import Ema
-from bigssl.nets.heads import ProjectionHead
+from bigssl.nets.heads.base import ProjectionHead
+from bigssl.nets.heads.queue import Queue
 from bigssl.nets.progress import CosineRamp, Progress
-from bigssl.nets.queue import Queue
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, attraction
 from bigssl.objectives.byol import Projected
@@ -72,7 +72,7 @@ class Moco(Comparing, Objective):
         augment: AugmentConfig = AugmentConfig()
 
     takes = {"backbone": Needs("image")}
-    starts = {"queue": 2048, "hidden": 512, "momentum": 0.99}
+    starts = {"queue": 256, "hidden": 512, "momentum": 0.99}
     least = 2  # without a queue, one sample is compared with itself
     adjustable = ("temperature", "momentum", "last_momentum", "augment")
     preset = {

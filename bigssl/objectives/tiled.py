@@ -1,12 +1,14 @@
 """What the tasks share that ask for the places of tiles: their fields, the side of a tile, and the guards.
 
-A tile has the resolution that the picture has where the network is used: what it learns of 16 of 64 pixels is there
-again when it sees all 64. A network that takes pictures of one size only (a vision transformer with learnt positions)
-sees each tile enlarged to that size.
+A tile has about the resolution that the picture has where the network is used: what is learnt of 56 of 224 pixels is
+there again when the network sees all 224. It has a place in the network's last map at least (32 pixels of a ResNet):
+layers behind a map of one place would see padding. A network of patches (a vision transformer), to which such a tile
+would be a patch or two, sees each tile enlarged to its size.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
@@ -21,14 +24,13 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds.tiles import TileGrid, drop_colours
 from bigssl.data.sample import Sample
 from bigssl.nets.modality import MODALITIES
-from bigssl.nets.pool import mean_of
+from bigssl.nets.modality.kinds import ONE_SIDE, WHOLE_PATCHES
 from bigssl.nets.towers import Tower
 from bigssl.nets.weightless import feature_size
 from bigssl.objectives.base import Losses, ObjectiveConfig
 from bigssl.objectives.seeing import picture_of
 
 Colours = Literal["drop", "project", "keep"]
-SMALLEST = 4  # pixels a side of a tile: below, nothing is left after the first layers of any network
 
 
 class TiledConfig(ObjectiveConfig):
@@ -36,8 +38,8 @@ class TiledConfig(ObjectiveConfig):
 
     backbone: str = "image"
     tile: int | None = Field(
-        None, ge=SMALLEST, description="pixels a side of a tile; default as many as the grid has room for in a picture "
-        "of the backbone's size, or that size where the network takes no other",
+        None, ge=1, description="pixels a side of a tile; default as many as the grid has room for in a picture of the "
+        "backbone's size, but a place of its last map at least; of a vision transformer, its size",
     )  # fmt: skip
     gap: float = Field(0.5, ge=0, le=2, description="between tiles, in tiles")
     jitter: float = Field(7 / 96, ge=0, le=1, description="by how much a tile is moved at most, in tiles")
@@ -54,14 +56,13 @@ class Tiles:
 
     def __init__(self, config: TiledConfig, tower: Tower, count: int) -> None:
         self.tower, self.min_scale = tower, config.min_scale
-        self.channels = int(getattr(tower.model.config, "num_channels", 3))
-        if self.channels == 1 and config.colours not in (None, "keep"):
+        if tower.channels == 1 and config.colours not in (None, "keep"):
             raise ConfigError(
                 f"objective.colours: value {config.colours}, but backbone {config.backbone!r} takes one channel, which "
                 f"has no colour fringes; allowed: keep, or none"
             )
-        self.colours: Colours = config.colours or ("drop" if self.channels == 3 else "keep")
-        self.grid = TileGrid.of_shares(count, _side(config, tower, self.channels, count), config.gap, config.jitter)
+        self.colours: Colours = config.colours or ("keep" if tower.channels == 1 else "drop")
+        self.grid = TileGrid.of_shares(count, _side(config, tower, count), config.gap, config.jitter)
 
     def square(self, sample: Sample, rng: np.random.Generator) -> np.ndarray:
         """uint8 [whole, whole, C] of which tiles are cut. Raises DataError."""
@@ -96,7 +97,7 @@ def classifier(width: int, hidden: int, classes: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, classes))
 
 
-def told_apart(logits: Tensor, labels: Tensor, blind: float, blind_name: str, features: Tensor) -> Losses:
+def classified(logits: Tensor, labels: Tensor, blind: float, blind_name: str, features: Tensor) -> Losses:
     """The cross-entropy of [B, classes] logits and int64 [B] labels; features [N, D] are those that must differ."""
     loss = F.cross_entropy(logits.float(), labels)
     right = (logits.detach().argmax(1) == labels).float().mean()
@@ -104,35 +105,41 @@ def told_apart(logits: Tensor, labels: Tensor, blind: float, blind_name: str, fe
     return Losses(loss, blind, blind_name=blind_name, stats={"accuracy": right}, spread=spread)
 
 
-def _side(config: TiledConfig, tower: Tower, channels: int, count: int) -> int:
+def _side(config: TiledConfig, tower: Tower, count: int) -> int:
     """Pixels a side of a tile. Raises ConfigError where the network does not take it."""
-    fitting = TileGrid.within(tower.size, count, config.gap, config.jitter).side
+    kind, patch = tower.model.config.model_type, getattr(tower.model.config, "patch_size", 1)
+    whole = patch if kind in WHOLE_PATCHES else 1
+    least = round(tower.size / math.isqrt(_places(tower, tower.size) or 1))
     if config.tile is None:
-        return fitting if fitting >= SMALLEST and _takes(tower, channels, fitting) else tower.size
-    if not _takes(tower, channels, config.tile):
+        fitting = max(TileGrid.within(tower.size, count, config.gap, config.jitter).side, least)
+        return tower.size if kind in WHOLE_PATCHES or not _places(tower, fitting) else fitting
+    where = f"objective.tile: value {config.tile}: backbone {config.backbone!r} is of type {kind}"
+    if config.tile % whole:
+        raise ConfigError(f"{where} with patch_size {patch}; allowed: a multiple of it")
+    if config.tile < least:
         raise ConfigError(
-            f"objective.tile: value {config.tile}: backbone {config.backbone!r}, of type "
-            f"{tower.model.config.model_type}, takes no pictures of {config.tile} pixels; allowed: its size "
-            f"{tower.size}, or a network that takes any (resnet, convnext)"
+            f"{where}, and a place of its last map covers {least} pixels a side: of less, its last layers would see "
+            f"nothing but padding; allowed: >= {least}"
         )
+    if not _places(tower, config.tile):
+        raise ConfigError(f"{where}, which takes no pictures of another side than its size; allowed: {tower.size}")
     return config.tile
 
 
-def _takes(tower: Tower, channels: int, side: int) -> bool:
-    """Whether its network takes pictures of `side` pixels, and not only those of its size."""
+def _places(tower: Tower, side: int) -> int:
+    """Hidden states of a picture of `side` pixels, on shapes; 0 where the network takes none of them."""
     row = MODALITIES["image"]
 
     def inputs() -> dict[str, Any]:
-        return {row.main: torch.zeros(2, channels, side, side)}
+        return {row.batch: torch.zeros(2, tower.channels, side, side, dtype=torch.uint8)}
 
-    if side == tower.size:
-        return True
+    def places(model: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
+        hidden = row.hidden(model, batch)
+        return hidden.new_empty(2, hidden.shape[1])
+
+    if side != tower.size and tower.model.config.model_type in ONE_SIDE:
+        return 0
     try:
-        feature_size("", tower.model.config, inputs, lambda model, given: mean_of(*row.run(model, given)), _any)
+        return feature_size("", tower.model.config, inputs, places, lambda model: None)
     except ConfigError:
-        return False
-    return True
-
-
-def _any(model: nn.Module) -> None:
-    """What a network is was checked when its tower was made."""
+        return 0

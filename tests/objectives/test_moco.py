@@ -135,5 +135,7 @@ def test_what_cannot_be_is_refused_beforehand(recipe: Any, objective: Any, tmp_p
     preflight.plan(runs.validated(values | {"batch": {"size": 8, "accum": 2}}), 1)  # a pass is 4
     with pytest.raises(ConfigError, match="8 that moco compares"):
         preflight.plan(runs.validated(values | {"batch": {"size": 8, "accum": 2, "cached": True}}), 1)
+    longer = preflight.plan(runs.validated(values | {"objective": section | {"queue": 4096}}), 1)
+    assert len(longer.notes) == 1 and "3078 samples, and moco remembers 4096: earlier" in longer.notes[0]
     with pytest.raises(ConfigError, match=r"^objective.freeze_patches: value true, but backbones.other \(a resnet\)"):
         objective(MOCO, "moco", beside={"other": "resnet"}, backbone="other", freeze_patches=True)

@@ -141,17 +141,35 @@ def refused(name: str, backbone: BackboneConfig, **fields: Any) -> str:
     return str(caught.value)
 
 
-def test_a_network_of_one_size_sees_tiles_of_that_size_and_others_what_fits() -> None:
+def test_a_tile_has_the_side_that_fits_and_that_the_network_takes() -> None:
     def side(backbone: BackboneConfig, name: str = "patch_position", **fields: Any) -> int:
         config = discover()[name].config_type(name, {}).model_validate({"name": name, "source": "x", **fields})
         return build(config, make_towers({"image": backbone})).tiles.grid.side  # type: ignore[union-attr, no-any-return]
 
-    assert side(TINY["vit"]) == 32
-    assert side(TINY["resnet"]) == 7  # 3 · 7 + 2 · 4 + 2 · 1 of 32
-    assert side(TINY["resnet"], "jigsaw") == 8  # 3 · 8 + 2 · 2
+    assert side(TINY["vit"]) == 32 and side(TINY["vit"], tile=16) == 16
+    assert side(TINY["resnet"]) == 8  # a place of its map; 7 would fit: 3 · 7 + 2 · 4 + 2 · 1 of 32
     assert side(TINY["resnet"], gap=0.0, jitter=0.0) == 10 and side(TINY["resnet"], tile=48) == 48
-    assert "objective.tile: value 16: backbone 'image', of type vit, takes no pictures of 16" in refused(
-        "patch_position", TINY["vit"], tile=16)  # fmt: skip
+    assert "value 20: backbone 'image' is of type vit with patch_size 8; allowed: a multiple" in refused(
+        "patch_position", TINY["vit"], tile=20)  # fmt: skip
+    assert "value 7: backbone 'image' is of type resnet, and a place of its last map covers 8 pixels" in refused(
+        "jigsaw", TINY["resnet"], tile=7)  # fmt: skip
+    levit = BackboneConfig(type="levit", size=64, config={
+        "hidden_sizes": [16, 24, 32], "depths": [1, 1, 1], "num_attention_heads": [2, 2, 2], "key_dim": [4, 4, 4]})
+    assert side(levit) == 64 and "takes no pictures of another side than its size; allowed: 64" in refused(
+        "jigsaw", levit, tile=68)  # fmt: skip
+
+
+def test_a_network_of_one_channel_sees_grey_tiles() -> None:
+    """In which no fringes are: the guard is off, and one that is asked for refused."""
+    grey = TINY["resnet"].model_copy(update={"channels": 1})
+    config = Jigsaw.config_type("jigsaw", {}).model_validate({"name": "jigsaw", "source": "x"})
+    task = build(config, make_towers({"image": grey}))
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(out, "PNG")
+    sample = Sample("x", {"png": out.getvalue()}, 0, 0, "", "x")
+    assert task.prepare(sample, np.random.default_rng(0), None)["tiles"].shape == (9, 1, 8, 8)  # type: ignore[arg-type]
+    assert "objective.colours: value drop, but backbone 'image' takes one channel" in refused(
+        "jigsaw", grey, colours="drop")  # fmt: skip
 
 
 def test_what_cannot_be_is_refused(objective: Any) -> None:

@@ -96,9 +96,9 @@ class MultiCrop:
         if self.small:
             _check(self.small_size, size, patch, split, smallest)
         given = {name: value for name in ("jitter", "blur") if (value := getattr(config, name)) is not None}
-        self.large = [SimClrAugment(size, **{"min_scale": split, **colours, **given}) for colours in scheme.large]  # type: ignore[arg-type]
+        self.large = [SimClrAugment(size, **{"min_scale": split, **colours, **given}) for colours in scheme.large]
         self.little = SimClrAugment(
-            self.small_size, **{"min_scale": smallest, "max_scale": split, **scheme.small, **given}  # type: ignore[arg-type]
+            self.small_size, **{"min_scale": smallest, "max_scale": split, **scheme.small, **given}
         )
         self.size, self.canvas = size, config.canvas or 9 * size // 4
         self.batched = config.device == "accelerator"
@@ -112,8 +112,8 @@ class MultiCrop:
         height, width = pixels.shape[:2]
         views = [each.draw(width, height, rng) for each in distributions]
         canvas, scale = on_canvas(pixels, self.canvas)
-        first, second, *rest = (placed(view, width, height, scale) for view in views)
-        return {"image": canvas, "view1": first, "view2": second} | ({"small": _stacked(rest)} if rest else {})
+        one, two, *small = (placed(view, width, height, scale) for view in views)
+        return {"image": canvas, "view1": one, "view2": two} | ({"small": _stacked(small)} if small else {})
 
     def of(self, batch: dict[str, Any]) -> list[Tensor]:
         """Collated samples -> uint8 [2B, C, size, size] and, where there are small crops, [nB, C, s, s]: first crops of

@@ -32,7 +32,7 @@ from bigssl.engine.plan.order import Reading, lanes_that_keep, refuse_twice, sim
 from bigssl.engine.plan.pairing import begin_from, reports_of_folders
 from bigssl.engine.plan.passes import examine
 from bigssl.engine.plan.sources import source_order, split_batch
-from bigssl.engine.stepping.split import check_cached, check_passes, notes_of_cached
+from bigssl.engine.stepping.split import check_cached, check_passes, notes_of_cached, notes_of_queue
 from bigssl.objectives.base import exported_heads
 
 T = TypeVar("T")
@@ -101,6 +101,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     if shape and sizes and len(orders) == len(sizes):
         paper.attempt(check_passes, recipe, networks.objective, sizes, shape[1])
         paper.notes += notes_of_cached(recipe, networks.objective, shape[1])
+        paper.notes += notes_of_queue(networks.objective, orders)
         paper.attempt(preflight.check_draws, networks.objective, orders)
         mine = facts(shape[1], world, orders, networks.towers, networks.objective)
         paper.attempt(refuse_unlike_checkpoint, recipe, mine)

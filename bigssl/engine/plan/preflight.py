@@ -41,7 +41,7 @@ from bigssl.engine.resume import (
     refuse_changed_recipe,
     taken_over,
 )
-from bigssl.engine.stepping.split import check_cached, check_passes, notes_of_cached
+from bigssl.engine.stepping.split import check_cached, check_passes, notes_of_cached, notes_of_queue
 from bigssl.nets import towers
 from bigssl.nets.build import postponed, refuse_derived
 from bigssl.objectives.base import Objective, build, exported_heads, exported_networks
@@ -113,6 +113,7 @@ def plan(recipe: Recipe, world: int, change: Sequence[str] = ()) -> Plan:
         raise ConfigError(*looked.failures)
     notes = notes_of_length(recipe, objective) + (beginning.notes() if beginning is not None else [])
     notes += reports_of_folders(recipe, built.values()) + notes_of_cached(recipe, objective, accum)
+    notes += notes_of_queue(objective, streams)
     return Plan(micro, accum, world, sizes, streams, objective, built, wants_bf16(recipe), notes, beginning)
 
 

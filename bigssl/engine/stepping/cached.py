@@ -7,9 +7,9 @@ k · b, also where a loss compares all samples with each other, in the memory of
 
 Beside one pass of the networks there are then k · b embeddings and their gradients, which is little. It costs a second
 forward pass: about a third of the time. Dropout is the same in both passes, as it follows from the samples' seeds
-(nets/dropout.py); buffers that pass 1 moved are put back, so that BatchNorm's statistics move once; `compare` is called
-once a step, so that a queue takes each key once. What BatchNorm does to samples of other passes is not in g: with it,
-k × b is close to k · b and no more.
+(chance/dropout.py); buffers that pass 1 moved are put back, so that BatchNorm's statistics move once; `compare` is
+called once a step, so that a queue takes each key once. What BatchNorm does to samples of other passes is not in g:
+with it, k × b is close to k · b and no more.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class CachedPasses:
         return kept
 
     def _compare(self, passes: list[dict[str, Tensor]], at: Progress) -> None:
-        leaves = {name: together([each[name] for each in passes]).requires_grad_() for name in passes[0]}
+        leaves = {name: rows_of_passes([each[name] for each in passes]).requires_grad_() for name in passes[0]}
         assert isinstance(self._objective, Comparing)  # `check_cached` has seen to it
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             losses = self._objective.compare(leaves, at)
@@ -91,7 +91,7 @@ class CachedPasses:
         return surrogate(self._engine(data, at, True), next(self._pulls)), self._losses
 
 
-def together(passes: list[Tensor]) -> Tensor:
+def rows_of_passes(passes: list[Tensor]) -> Tensor:
     """Rows [b, ...] of each of k passes as those of one, [k · b, ...]: a rank deals its samples over its passes in
     turn (`Order.micro_batch`). What is one for all samples, [], is the same in each."""
     return torch.stack(passes, 1).flatten(0, 1) if passes[0].dim() else passes[0].clone()

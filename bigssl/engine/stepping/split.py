@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe
+from bigssl.data.order.order import Order
 from bigssl.nets.norm import has_batch_norm
 from bigssl.objectives.base import Objective
 from bigssl.objectives.comparing import Comparing
@@ -35,6 +36,17 @@ def notes_of_cached(recipe: Recipe, objective: Objective, accum: int) -> list[st
         f"normalises by the samples of one pass (of all ranks): not exactly what one pass of {recipe.batch.size} would "
         f"give. Exact are networks without BatchNorm (a vit, heads with norm=false)"
     ]
+
+
+def notes_of_queue(objective: Objective, orders: Mapping[str, Order]) -> list[str]:
+    """Where a task remembers more samples than there are. orders: of the sources, by name."""
+    return [
+        f"data.sources.{source}: {len(index)} samples, and {_name(part)} remembers {part.most}: earlier keys of a "
+        f"sample are among its own negatives; better: objective.queue={len(index) // 2} or less"
+        for part in _parts(objective) if part.most is not None
+        for source in part.sources() if source in orders
+        for index in orders[source].indexes.values() if len(orders[source].indexes) == 1 and len(index) < part.most
+    ]  # fmt: skip
 
 
 def check_passes(recipe: Recipe, objective: Objective, sizes: Mapping[str, int], accum: int) -> None:

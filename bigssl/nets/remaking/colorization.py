@@ -77,7 +77,7 @@ class ColorizationRemaker(Remaker):
 
     def remake(self, model: PreTrainedModel, pictures: Tensor, seeds: Tensor) -> Remade:
         light = lab_of(pictures)[:, :1]
-        shown = shown_as(light, int(getattr(model.config, "num_channels", 3)))
+        shown = as_bytes(light).expand(-1, 3, -1, -1)
         ab = self.colours(self(MODALITIES["image"].hidden(model, {"image": shown})))
         whole = F.interpolate(ab, size=pictures.shape[-2:], mode="bilinear", align_corners=False)
         judged = torch.ones_like(light, dtype=torch.bool)
@@ -92,9 +92,9 @@ class ColorizationRemaker(Remaker):
         return "Given: the lightness of a picture; made: the same lightness with the colours that the network expects."
 
 
-def shown_as(light: Tensor, channels: int) -> Tensor:
-    """Lightness [B, 1, H, W] in 0..100 -> uint8 [B, channels, H, W] in 0..255, what a network sees of a picture."""
-    return (light * 2.55).round().clamp(0, 255).to(torch.uint8).expand(-1, channels, -1, -1)
+def as_bytes(light: Tensor) -> Tensor:
+    """Lightness in 0..100 -> uint8 in 0..255, what a network sees of a picture."""
+    return (light * 2.55).round().clamp(0, 255).to(torch.uint8)
 
 
 def _painted(light: Tensor, ab: Tensor) -> Tensor:
