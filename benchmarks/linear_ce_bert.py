@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
-from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.heads.base import MaskedLanguageHead
 
 Step = Callable[[], tuple[Tensor, ...]]
 

@@ -49,7 +49,7 @@ from bigssl.engine.guards import NotSaved  # noqa: E402
 from bigssl.engine.held import let_go, refuse_held  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
-from bigssl.nets.heads import Head  # noqa: E402
+from bigssl.nets.heads.base import Head  # noqa: E402
 from bigssl.objectives.base import config_union, exported_heads, exported_networks  # noqa: E402
 from bigssl.objectives.exported import rest_of_objective  # noqa: E402
 from bigssl.report.html import write_report  # noqa: E402

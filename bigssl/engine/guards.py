@@ -61,8 +61,8 @@ class Guard:
         yield
         if any(not torch.equal(*pair) for pair in zip(before, _generators(self._bad.device), strict=True)):
             note(
-                "the networks draw from torch's generator (a dropout that bigssl/nets/dropout.py does not reach): the "
-                "loss depends on the number of ranks; without: set its rate to 0 in the backbone's config"
+                "the networks draw from torch's generator (a dropout that nets/chance/dropout.py does not reach): "
+                "the loss depends on the number of ranks; without: set its rate to 0 in the backbone's config"
             )
 
     def observe(self, step: int, values: Tensor, skipped: int) -> Tensor:

@@ -52,7 +52,7 @@ def _replaced(tower: Tower, hidden: Tensor | None, token: Tensor | None) -> Iter
         handle.remove()
 
 
-def grid_of(tower: Tower) -> int:
+def patch_grid(tower: Tower) -> int:
     """Patches along a side of a picture of the network's size; 0 where they do not fill it."""
     patch = tower.model.config.patch_size
     return tower.size // patch if isinstance(patch, int) and tower.size % patch == 0 else 0

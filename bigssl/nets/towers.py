@@ -16,7 +16,8 @@ from transformers import (
 
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.recipe import BackboneConfig
-from bigssl.nets import build, dropout
+from bigssl.nets import build
+from bigssl.nets.chance import dropout
 from bigssl.nets.folders import check_pretrained, check_tokenizer, other_normalisation, with_network_folder
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.modality.fields import check_fields, modality_for

@@ -23,10 +23,10 @@ from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.discovery import classes_in
-from bigssl.nets import dropout
+from bigssl.nets.chance import dropout
 from bigssl.nets.constraint import Constraint
 from bigssl.nets.ema import Ema
-from bigssl.nets.heads import Head as Head
+from bigssl.nets.heads.base import Head as Head
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.needs import Needs
@@ -179,7 +179,7 @@ class Objective(nn.Module):
         return by_source[self.sources()[0]]
 
     def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        """`forward`, in which dropout follows from the samples of the batch (see `nets/dropout.py` for what that asks
+        """`forward`, in which dropout follows from the samples of the batch (see `chance/dropout.py` for what that asks
         of its rows)."""
         with dropout.seeded(batch.get(SEEDS) if isinstance(batch, Mapping) else None):
             return super().__call__(batch, *args, **kwargs)

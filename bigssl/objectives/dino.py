@@ -33,10 +33,9 @@ from bigssl.data.kinds.multicrop import MultiCropConfig
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.ema import Ema
-from bigssl.nets.progress import CosineRamp, LinearRamp, Progress
-from bigssl.nets.prototypes import (
+from bigssl.nets.heads.prototypes import (
     Assigned,
-    Centred,
+    CentredTargets,
     Centring,
     Frequencies,
     PrototypeHead,
@@ -44,6 +43,7 @@ from bigssl.nets.prototypes import (
     spread_of,
     swapped,
 )
+from bigssl.nets.progress import CosineRamp, LinearRamp, Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.needs import Needs
@@ -92,7 +92,7 @@ class Dino(Objective):
     )  # fmt: skip
     preset = {
         "objective": {
-            "prototypes": 16, "hidden": 16, "bottleneck": 8, "temperature": 0.2, "first_temperature": 0.07,
+            "prototypes": 16, "hidden": 16, "bottleneck": 8, "temperature": 0.2, "first_temperature": 0.06,
             "momentum": 0.9, "crops": {"small": 2},
         },
         "backbones": {"image": "vit"},
@@ -142,8 +142,8 @@ class Dino(Objective):
         )  # fmt: skip
 
     @staticmethod
-    def _targets(assign: nn.Module, cosines: Tensor, temperature: float) -> Tensor:
-        targets: Tensor = assign(cosines, temperature)
+    def _targets(assign: nn.Module, cosines: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
+        targets: Tensor = assign(cosines, temperature, counted)
         return targets
 
     def _frozen(self, at: Progress) -> bool:
@@ -153,14 +153,15 @@ class Dino(Objective):
         device = self.frequencies.mass.device
         found = {"teacher_temperature": self.sharpness(at), "prototypes_frozen": float(self._frozen(at))}
         stats = {name: torch.tensor(value, device=device) for name, value in found.items()}
-        return stats | ({"centre": self.assign.centre.norm()} if isinstance(self.assign, Centred) else {})
+        return stats | ({"centre": self.assign.centre.norm()} if isinstance(self.assign, CentredTargets) else {})
 
     def teachers(self) -> dict[str, Ema]:
         return {"teacher": self.teacher}
 
     def guards(self) -> dict[str, Callable[[], None]]:
-        def alone(assign: nn.Module, cosines: Tensor, temperature: float) -> Tensor:
-            return (cosines / temperature).softmax(-1)
+        def alone(assign: nn.Module, cosines: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
+            targets = (cosines / temperature).softmax(-1)
+            return targets if counted is None else targets * counted.unsqueeze(1)
 
         return {
             "centring": lambda: setattr(self, "_targets", alone),

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bigssl.config.recipe import Section
-from bigssl.nets.heads import Head
+from bigssl.nets.heads.base import Head
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective, discover, exported_networks
 

@@ -29,9 +29,9 @@ from bigssl.config.errors import ConfigError
 from bigssl.data.kinds.blocks import blocks
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets.patches import MASKABLE, class_and_patches, grid_of
+from bigssl.nets.heads.prototypes import Assigned, Frequencies, PrototypeHead, centring, spread_of
+from bigssl.nets.patches import MASKABLE, class_and_patches, patch_grid
 from bigssl.nets.progress import Progress
-from bigssl.nets.prototypes import Assigned, Frequencies, PrototypeHead, centring, spread_of
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses
 from bigssl.objectives.dino import BLIND, Dino
@@ -85,7 +85,7 @@ class Ibot(Dino):
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__(config, towers)
-        self.grid = grid_of(self.backbone)
+        self.grid = patch_grid(self.backbone)
         patches = self.grid**2
         if int(patches * config.hidden_to) < 1:
             raise ConfigError(
@@ -104,19 +104,21 @@ class Ibot(Dino):
         """Beside the crops, hidden: bool [2, N], patches of the large crops, of one of them only."""
         share = rng.uniform(self.config.hidden_from, self.config.hidden_to)
         hidden = np.zeros((2, self.grid**2), bool)
-        count = max(1, int(share * self.grid**2))
+        count = _count(share, self.grid**2)
         hidden[int(rng.integers(2))] = blocks(self.grid, self.grid, count, rng).flatten()
         return super().prepare(sample, rng, more) | {"hidden": hidden}
 
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         sides = self.crops.of(batch)
         hidden = batch["hidden"].transpose(0, 1).flatten(0, 1)  # [2B, N]
-        rows = hidden.flatten().nonzero().squeeze(1)
+        most = len(batch["hidden"]) * _count(self.config.hidden_to, self.grid**2)
+        found = torch.nonzero_static(hidden.flatten(), size=most, fill_value=-1).squeeze(1)  # the host need not wait
+        rows, counted = found.clamp(min=0), found >= 0
         students, hidden_patches = self.student(sides, rows, self._frozen(at), hidden, self.mask_token)
         with torch.no_grad():
             teachers, targets = self.teacher.module(sides[:1], rows)
         classes = self._distilled(students, teachers.cosines, at)
-        patches = self._patches(hidden_patches, targets.cosines, hidden, rows, at)
+        patches = self._patches(hidden_patches, targets.cosines, hidden, (rows, counted), at)
         weight = self.config.patch_weight
         return Losses(
             classes.total + weight * patches.total, classes.blind + weight * patches.blind, blind_name=BLIND,
@@ -124,12 +126,23 @@ class Ibot(Dino):
             views=classes.views,
         )  # fmt: skip
 
-    def _patches(self, student: Assigned, teacher: Tensor, hidden: Tensor, rows: Tensor, at: Progress) -> Losses:
-        """The loss of hidden patches, rows [M] of the student and cosines [M, K] of the teacher."""
-        targets = self._targets(self.assign_patches, teacher, self.sharpness(at))
+    def _patches(
+        self, student: Assigned, teacher: Tensor, hidden: Tensor, places: tuple[Tensor, Tensor], at: Progress
+    ) -> Losses:
+        """The loss of hidden patches, rows [M] of the student and cosines [M, K] of the teacher.
+
+        hidden: bool [2B, N]. places: of each row which of all patches it is, and whether it is one.
+        """
+        rows, counted = places
+        targets = self._targets(self.assign_patches, teacher, self.sharpness(at), counted)
         logits = student.cosines / self.config.temperature
         each = 1 / hidden.sum(1, keepdim=True).clamp(min=1) / len(hidden)  # a mean over patches, one over crops
-        weights = each.expand(hidden.shape).flatten()[rows]
+        weights = each.expand(hidden.shape).flatten()[rows] * counted
         loss = (weights * (logits.logsumexp(-1) - (targets * logits).sum(-1))).sum()
         blind = self.patch_frequencies(targets, weights / distributed.world(), rows % hidden.shape[1])
         return Losses(loss, blind, blind_name=f"{BLIND} at the same place", spread=spread_of(targets))
+
+
+def _count(share: float, patches: int) -> int:
+    """Patches that a share of them is, one at least."""
+    return max(1, int(share * patches))

@@ -8,8 +8,8 @@
                                                             loss = .999 reconstruction + .001 L_GEN  ────────────┘
 
 Backbone and decoder are the generator. Both sides move in the same step, each by the weights of before it
-(`bigssl/nets/gan.py`: no gradient of one loss reaches the other's weights); the discriminator at a tenth of the rate,
-as in the paper, and with betas of .5 and .999, as in DCGAN (`optim.groups` of a recipe may say otherwise of
+(`bigssl/nets/heads/gan.py`: no gradient of one loss reaches the other's weights); the discriminator at a tenth of the
+rate, as in the paper, and with betas of .5 and .999, as in DCGAN (`optim.groups` of a recipe may say otherwise of
 `^discriminator`). It sees whole pictures, whatever the hole's shape, where the paper's sees the fill alone if that is
 the middle.
 
@@ -43,7 +43,7 @@ from bigssl.config.optim import Group
 from bigssl.data.kinds.augment import SimClrAugment
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets import gan
+from bigssl.nets.heads import gan
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import normalise
 from bigssl.nets.progress import Progress

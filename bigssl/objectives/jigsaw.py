@@ -27,7 +27,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective
 from bigssl.objectives.needs import Needs
-from bigssl.objectives.tiled import TiledConfig, Tiles, classifier, told_apart
+from bigssl.objectives.tiled import TiledConfig, Tiles, classified, classifier
 
 MEAN, DEVIATION, FLAT = 127.5, 64.0, 1.0
 """Of a normalised tile, in the bytes of a picture, which it is then like; and the least deviation that one is given for
@@ -85,7 +85,7 @@ class Jigsaw(Objective):
         logits = self.head(features.flatten(1))
         count = self.config.permutations
         said = f"guessing one of {count} permutations"
-        return told_apart(logits, batch["label"], math.log(count), said, features.flatten(0, 1))
+        return classified(logits, batch["label"], math.log(count), said, features.flatten(0, 1))
 
 
 def normalised_tiles(tiles: Tensor) -> Tensor:

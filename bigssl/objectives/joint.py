@@ -18,10 +18,10 @@ from bigssl.config.recipe import Section
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
+from bigssl.nets.chance.seeds import another
 from bigssl.nets.constraint import Constraint
 from bigssl.nets.ema import Ema
 from bigssl.nets.progress import Progress
-from bigssl.nets.seeds import another
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, build, union
 from bigssl.objectives.comparing import Comparing

@@ -30,7 +30,7 @@ from bigssl import distributed
 from bigssl.data.kinds.views import AugmentConfig, TwoViews
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets import noise
+from bigssl.nets.chance import noise
 from bigssl.nets.embeddings.expander import Expander
 from bigssl.nets.embeddings.moments import centred, rows_everywhere
 from bigssl.nets.progress import Progress

@@ -25,11 +25,11 @@ from bigssl.data.loading.collate import Ragged
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets.frequencies import TokenFrequencies
-from bigssl.nets.heads import masked_head
+from bigssl.nets.chance.seeds import another
+from bigssl.nets.heads.base import masked_head
+from bigssl.nets.heads.frequencies import TokenFrequencies
 from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.progress import Progress
-from bigssl.nets.seeds import another
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.needs import Needs

@@ -36,9 +36,9 @@ from bigssl.data.kinds.views import AugmentConfig, TwoViews
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.ema import Ema
-from bigssl.nets.heads import ProjectionHead
+from bigssl.nets.heads.base import ProjectionHead
+from bigssl.nets.heads.queue import Queue
 from bigssl.nets.progress import CosineRamp, Progress
-from bigssl.nets.queue import Queue
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig, attraction
 from bigssl.objectives.byol import Projected

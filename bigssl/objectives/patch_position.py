@@ -23,7 +23,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective
 from bigssl.objectives.needs import Needs
-from bigssl.objectives.tiled import TiledConfig, Tiles, classifier, told_apart
+from bigssl.objectives.tiled import TiledConfig, Tiles, classified, classifier
 
 CENTRE, AROUND = 4, (0, 1, 2, 3, 5, 6, 7, 8)
 """Places in a grid of 3 × 3, row by row."""
@@ -67,4 +67,4 @@ class PatchPosition(Objective):
     def forward(self, batch: dict[str, Tensor], at: Progress) -> Losses:
         features = self.tiles.features(batch["patches"])  # [B, 2, D]
         logits = self.head(features.flatten(1))
-        return told_apart(logits, batch["label"], math.log(8), "guessing one of 8 places", features.flatten(0, 1))
+        return classified(logits, batch["label"], math.log(8), "guessing one of 8 places", features.flatten(0, 1))

@@ -26,7 +26,7 @@ from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
 from bigssl.objectives.needs import Needs
 from bigssl.objectives.seeing import picture_of
-from bigssl.objectives.tiled import told_apart
+from bigssl.objectives.tiled import classified
 
 TURNS = 4
 
@@ -68,7 +68,7 @@ class Rotation(Objective):
     def forward(self, batch: dict[str, Tensor], at: Progress) -> Losses:
         pictures, turns = every_turn(batch["image"]) if self.config.all_turns else (batch["image"], batch["turn"])
         features = self.backbone.features({"image": pictures})
-        return told_apart(self.head(features), turns, math.log(TURNS), "guessing one of 4 turns", features)
+        return classified(self.head(features), turns, math.log(TURNS), "guessing one of 4 turns", features)
 
 
 def every_turn(pictures: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from bigssl import distributed
 from bigssl.data.kinds.views import AugmentConfig, TwoViews
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets.heads import ProjectionHead
+from bigssl.nets.heads.base import ProjectionHead
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, attraction

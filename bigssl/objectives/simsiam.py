@@ -29,7 +29,7 @@ from bigssl.data.kinds.views import AugmentConfig, TwoViews
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.embeddings.expander import Expander
-from bigssl.nets.heads import ProjectionHead
+from bigssl.nets.heads.base import ProjectionHead
 from bigssl.nets.norm import GlobalBatchNorm
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower

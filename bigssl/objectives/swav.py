@@ -31,10 +31,10 @@ from bigssl.data.kinds.multicrop import MultiCropConfig
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.constraint import Constraint
-from bigssl.nets.heads import ProjectionHead
+from bigssl.nets.heads.base import ProjectionHead
+from bigssl.nets.heads.prototypes import Prototypes, sinkhorn, spread_of, swapped, unit_rows
+from bigssl.nets.heads.queue import Queue
 from bigssl.nets.progress import Progress
-from bigssl.nets.prototypes import Prototypes, sinkhorn, spread_of, swapped, unit_rows
-from bigssl.nets.queue import Queue
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
 from bigssl.objectives.needs import Needs

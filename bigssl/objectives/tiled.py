@@ -97,7 +97,7 @@ def classifier(width: int, hidden: int, classes: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, classes))
 
 
-def told_apart(logits: Tensor, labels: Tensor, blind: float, blind_name: str, features: Tensor) -> Losses:
+def classified(logits: Tensor, labels: Tensor, blind: float, blind_name: str, features: Tensor) -> Losses:
     """The cross-entropy of [B, classes] logits and int64 [B] labels; features [N, D] are those that must differ."""
     loss = F.cross_entropy(logits.float(), labels)
     right = (logits.detach().argmax(1) == labels).float().mean()

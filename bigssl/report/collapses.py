@@ -24,7 +24,7 @@ FEW = 8  # directions that must be possible: the rank of a handful of samples is
 PREFIX, RANK = "spread/", "directions of "
 _BEYOND = ". Whatever the loss says, next to nothing of the input is in them"
 _ALIKE = "those of all samples are nearly alike (spread {:.3f}; 0: all alike, 1: as different as can be)" + _BEYOND
-_OF_A_GAME = {  # of a generator and a discriminator, `bigssl/nets/gan.py`
+_OF_A_GAME = {  # of a generator and a discriminator, `bigssl/nets/heads/gan.py`
     "fills": "all samples are filled in nearly alike (spread {:.3f}; 0: all alike, 1: as different as the truth). The "
     "generator has collapsed to one answer, whatever it is shown",
     "discriminator": "it sees nearly the same in every picture and every fill (spread {:.3f}; 0: all alike, 1: as "

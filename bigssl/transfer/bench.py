@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import display
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.nets.heads import Head
+from bigssl.nets.heads.base import Head
 from bigssl.transfer.bags import Bags, Grams, StoredRows, TfIdf, counted
 from bigssl.transfer.collapse import Checkup, NotFinite, sampled_health, stored_health, text_health
 from bigssl.transfer.cosines import Centred, Vectors

@@ -19,7 +19,7 @@ from bigssl.data.kinds import decode
 from bigssl.data.kinds.captions import all_captions
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.nets.heads import Head
+from bigssl.nets.heads.base import Head
 from bigssl.nets.norm import has_batch_norm
 from bigssl.transfer.arriving.sizes import prepared_otherwise
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network

@@ -199,7 +199,8 @@ OBSTACLES: dict[str, tuple[str, str, dict[str, Any], list[str]]] = {
                         "no field jpg or jpeg", "it has txt; objective (simclr), which reads it, takes pictures"]),
     "texts wanted": ("mlm", "pictures", {}, ["data.sources.it.url: ", "json is no document but an object with item",
                      "objective (mlm), which reads it, takes tokens"]),
-    "no caption": ("clip", "pictures", {}, ["data.sources.it.url: ", "json is no document", "(clip), which reads it"]),
+    "no caption": ("clip", "pictures", {}, ["data.sources.it.url: ", "neither a field txt, nor json with captions; it",
+                                            "(clip), which reads it"]),
     "no picture": ("clip", "texts", {}, ["data.sources.it.url: ", "no field jpg", "takes pictures and tokens"]),
     "another field of the json": ("mlm", "reviews", {}, ["data.sources.it.url: ", "an object with review; allowed"]),
     "one channel": ("simclr", "pictures", {"backbones": {"image": RESNET | {

@@ -167,7 +167,7 @@ def test_a_nan_stops_the_run_and_names_the_samples(
 def test_a_dropout_that_cannot_follow_the_samples_is_named(
     rate: float, tmp_path: Path, ranks: Any, recipe: Any, train: Any, monkeypatch: Any, capfd: Any
 ) -> None:
-    """Once, and only where it draws; dropout of nets/dropout.py does not (see tests/objectives/test_dropout.py)."""
+    """Once, and only where it draws; dropout of chance/dropout.py does not (see tests/objectives/test_dropout.py)."""
 
     def dropping(first: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
         return nt_xent(torch.nn.functional.dropout(first, rate), *others, **options)

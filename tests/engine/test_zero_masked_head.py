@@ -11,7 +11,7 @@ from torch import nn
 from bigssl.config.recipe import Recipe
 from bigssl.engine import zero
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
-from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.heads.base import MaskedLanguageHead
 
 STEPS, BATCH, LENGTH, WORDS = 4, 8, 6, 13
 

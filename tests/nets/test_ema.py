@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
-from bigssl.nets import dropout
+from bigssl.nets.chance import dropout
 from bigssl.nets.ema import Ema
 from bigssl.nets.progress import CosineRamp, Progress
 

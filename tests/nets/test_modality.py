@@ -35,10 +35,10 @@ from bigssl.data.sample import Sample
 from bigssl.engine import zero
 from bigssl.engine.optim import build_optimizer
 from bigssl.engine.plan.activations import everything_sample
-from bigssl.nets import dropout
+from bigssl.nets.chance import dropout
+from bigssl.nets.chance.seeds import another
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import mean_of
-from bigssl.nets.seeds import another
 from bigssl.nets.towers import Tower, hf_config
 from bigssl.nets.weightless import feature_size
 from bigssl.objectives.clip import Clip

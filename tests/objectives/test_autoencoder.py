@@ -10,7 +10,7 @@ import torch
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
-from bigssl.nets import noise
+from bigssl.nets.chance import noise
 from bigssl.nets.pool import normalise
 from bigssl.nets.progress import Progress
 from bigssl.nets.remaking.base import picture_bytes

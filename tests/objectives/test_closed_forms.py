@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.heads.base import MaskedLanguageHead
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import discover
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from bigssl.config.errors import ConfigError
 from bigssl.config.optim import OptimConfig
 from bigssl.engine.optim import build_optimizer
-from bigssl.nets import gan
+from bigssl.nets.heads import gan
 from bigssl.nets.pool import normalise
 from bigssl.nets.progress import Progress
 from bigssl.nets.remaking.base import GREY, Remaker

@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
-from bigssl.nets import noise
+from bigssl.nets.chance import noise
 from bigssl.nets.pool import normalise
 from bigssl.nets.progress import Progress
 from bigssl.nets.remaking.lines import mean_picture_error

@@ -24,7 +24,7 @@ from transformers import (
 
 from bigssl.data.kinds import text
 from bigssl.data.shards.index import build_index
-from bigssl.nets.heads import Head
+from bigssl.nets.heads.base import Head
 from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.leaving.export import export_run
 from bigssl.transfer.matrix import Matrix, Scratch, joined

@@ -20,7 +20,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.shards.index import build_index
 from bigssl.engine import zero
 from bigssl.nets.embeddings.health import rankme
-from bigssl.nets.heads import Head, MaskedLanguageHead
+from bigssl.nets.heads.base import Head, MaskedLanguageHead
 from bigssl.transfer.baselines import random_network
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.inputs import TextInput

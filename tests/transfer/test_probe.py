@@ -15,7 +15,7 @@ from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.order.stream import Stream
-from bigssl.nets.heads import Head, MaskedLanguageHead
+from bigssl.nets.heads.base import Head, MaskedLanguageHead
 from bigssl.report.metrics import Measure
 from bigssl.transfer.discovery import discover_evaluations, evaluation_union
 from bigssl.transfer.inputs import ImageInput, TextInput

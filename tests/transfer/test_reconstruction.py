@@ -22,7 +22,7 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.engine import loop, zero
 from bigssl.engine.plan import preflight
 from bigssl.engine.plan.evaluation import Checked
-from bigssl.nets.heads import Head
+from bigssl.nets.heads.base import Head
 from bigssl.nets.remaking.base import Remaker, discover_remakers
 from bigssl.nets.remaking.mae import MaeRemaker
 from bigssl.nets.towers import Tower

@@ -18,7 +18,7 @@ from bigssl.config.evaluate import Evaluation
 from bigssl.data.errors import DataError
 from bigssl.data.order.stream import read_in_order
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.nets.heads import Head
+from bigssl.nets.heads.base import Head
 from bigssl.report.health import collapse_said
 from bigssl.report.html import write_report
 from bigssl.transfer import scorecard, subjects

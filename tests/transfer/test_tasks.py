@@ -21,7 +21,7 @@ from bigssl.config.evaluate import FEW, Evaluation
 from bigssl.config.recipe import BackboneConfig
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.engine.plan.evaluation import Checked
-from bigssl.nets.heads import Head, MaskedLanguageHead
+from bigssl.nets.heads.base import Head, MaskedLanguageHead
 from bigssl.nets.remaking.autoencoder import AutoencoderRemaker
 from bigssl.nets.towers import Tower
 from bigssl.report.html import write_report

@@ -7,9 +7,9 @@ k · b, also where a loss compares all samples with each other, in the memory of
 
 Beside one pass of the networks there are then k · b embeddings and their gradients, which is little. It costs a second
 forward pass: about a third of the time. Dropout is the same in both passes, as it follows from the samples' seeds
-(nets/dropout.py); buffers that pass 1 moved are put back, so that BatchNorm's statistics move once; `compare` is called
-once a step, so that a queue takes each key once. What BatchNorm does to samples of other passes is not in g: with it,
-k × b is close to k · b and no more.
+(chance/dropout.py); buffers that pass 1 moved are put back, so that BatchNorm's statistics move once; `compare` is
+called once a step, so that a queue takes each key once. What BatchNorm does to samples of other passes is not in g:
+with it, k × b is close to k · b and no more.
 """
 
 from __future__ import annotations

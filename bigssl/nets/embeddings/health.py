@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigssl import distributed
-from bigssl.nets import noise
+from bigssl.nets.chance import noise
 
 EPS = 1e-7
 DELTA = 1e-4

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bigssl.nets import noise
+from bigssl.nets.chance import noise
 from bigssl.nets.norm import has_batch_norm
 from bigssl.nets.pool import normalise
 from bigssl.nets.remaking.base import Remade, Remaker, picture_bytes

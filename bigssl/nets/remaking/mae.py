@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ViTMAEConfig
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 
-from bigssl.nets import noise
+from bigssl.nets.chance import noise
 from bigssl.nets.pool import normalise
 from bigssl.nets.remaking.base import GREY, Remade, Remaker, picture_bytes
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedModel
 
-from bigssl.nets.heads import Head
+from bigssl.nets.heads.base import Head
 from bigssl.nets.modality.kinds import unused_parameters
 from bigssl.nets.vision.known import trust
 from bigssl.report.values import shown, with_unit

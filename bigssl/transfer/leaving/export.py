@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from bigssl.data.errors import DataError
 from bigssl.files import fsync, writing
-from bigssl.nets.heads import Head
+from bigssl.nets.heads.base import Head
 from bigssl.nets.modality.kinds import unused_parameters
 from bigssl.transfer.inputs import Input
 from bigssl.transfer.leaving.card import model_card

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from bigssl.config.errors import nearest
 from bigssl.data.sample import Sample
-from bigssl.nets.heads import Head, MaskedLanguageHead, masked_head
+from bigssl.nets.heads.base import Head, MaskedLanguageHead, masked_head
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.modality.kinds import unused_parameters
 from bigssl.nets.vision.known import trust

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bigssl.data.sample import Sample
-from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.heads.base import MaskedLanguageHead
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import mean_of
 from bigssl.transfer.leaving.parts import LeavingPart, PartNetwork, UnfitError

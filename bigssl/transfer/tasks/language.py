@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from bigssl.config.evaluate import Evaluation, Limit
 from bigssl.data.errors import display
 from bigssl.data.kinds.masking import IGNORE
-from bigssl.nets.frequencies import TokenFrequencies
+from bigssl.nets.heads.frequencies import TokenFrequencies
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import mean_of
 from bigssl.transfer.bench import Bench

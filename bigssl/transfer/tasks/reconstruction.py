@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from bigssl.config.evaluate import Evaluation, Item, Limit
 from bigssl.data.errors import display
-from bigssl.nets.heads import Head
+from bigssl.nets.heads.base import Head
 from bigssl.nets.remaking.base import Remade, Remaker, discover_remakers
 from bigssl.report.pictures import write_grid
 from bigssl.transfer.bench import Bench

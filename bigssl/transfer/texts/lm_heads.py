@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from bigssl.data.kinds.masking import IGNORE
-from bigssl.nets.heads import MaskedLanguageHead, masked_head
+from bigssl.nets.heads.base import MaskedLanguageHead, masked_head
 from bigssl.nets.modality.kinds import CAUSAL
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.subjects import Exported, Subject, Tensors

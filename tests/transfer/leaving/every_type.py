@@ -30,7 +30,7 @@ from bigssl.data.kinds.text import load_tokenizer  # noqa: E402
 from bigssl.data.sample import Sample  # noqa: E402
 from bigssl.data.shards.index import DatasetIndex  # noqa: E402
 from bigssl.nets import towers  # noqa: E402
-from bigssl.nets.heads import masked_head  # noqa: E402
+from bigssl.nets.heads.base import masked_head  # noqa: E402
 from bigssl.nets.modality import modality_of_type  # noqa: E402
 from bigssl.nets.modality.kinds import AUDIO, CAUSAL, IMAGE, SERIES, TEXT  # noqa: E402
 from bigssl.transfer.features import read_samples  # noqa: E402

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, PreTrainedModel
 
-from bigssl.nets.heads import Head
+from bigssl.nets.heads.base import Head
 from bigssl.nets.norm import with_global_batch_norm
 from bigssl.transfer.inputs import ImageInput
 from bigssl.transfer.leaving import export

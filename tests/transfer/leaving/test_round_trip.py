@@ -43,7 +43,7 @@ from transformers import (
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.nets.heads import Head, masked_head
+from bigssl.nets.heads.base import Head, masked_head
 from bigssl.nets.timm.folders import read_timm, timm_config
 from bigssl.nets.vision.resnet_cifar import CifarResNetConfig
 from bigssl.transfer.features import read_samples

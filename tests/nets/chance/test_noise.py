@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from bigssl.data.order import rng
 from bigssl.engine import zero
-from bigssl.nets import noise
-from bigssl.nets.seeds import another, views
+from bigssl.nets.chance import noise
+from bigssl.nets.chance.seeds import another, views
 
 SEEDS = torch.from_numpy(rng.seeds(np.arange(64), 0, "images"))
 KINDS: dict[str, Callable[[Tensor, str, int], Tensor]] = {

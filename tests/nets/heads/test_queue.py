@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bigssl.engine import zero
-from bigssl.nets.queue import Queue
+from bigssl.nets.heads.queue import Queue
 
 DIM = 3
 

@@ -14,7 +14,8 @@ from transformers import AutoModel, BertConfig, ConvNextConfig, PreTrainedModel,
 
 from bigssl.config.errors import ConfigError
 from bigssl.data.order import rng
-from bigssl.nets import dropout, towers
+from bigssl.nets import towers
+from bigssl.nets.chance import dropout
 
 SEEDS = torch.from_numpy(rng.seeds(np.arange(64), 0, "images"))
 BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 101}

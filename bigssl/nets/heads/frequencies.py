@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bigssl import distributed
-from bigssl.nets.heads import IGNORED
+from bigssl.nets.heads.base import IGNORED
 
 
 class TokenFrequencies(nn.Module):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigssl.nets.heads import MaskedLanguageHead
+from bigssl.nets.heads.base import MaskedLanguageHead
 
 
 def inputs(dim: int = 8) -> tuple[Tensor, Tensor, nn.Parameter]:

@@ -20,7 +20,7 @@ import zlib
 import torch
 from torch import Tensor
 
-from bigssl.nets.seeds import element_bits, row_keys
+from bigssl.nets.chance.seeds import element_bits, row_keys
 
 _BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
 

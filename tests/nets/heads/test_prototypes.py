@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bigssl import distributed
-from bigssl.nets.prototypes import (
-    Centred,
+from bigssl.nets.heads.prototypes import (
+    CentredTargets,
     Frequencies,
     PrototypeHead,
     Prototypes,
+    Shared,
     sinkhorn,
     spread_of,
     swapped,
@@ -65,7 +67,7 @@ def test_sinkhorn_shares_samples_out_equally() -> None:
 def shared(rows: list[int]) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Tensor]:
     """What this rank makes of its rows."""
     scores = cosines(10, 4)[rows[distributed.rank()] : rows[distributed.rank() + 1]]
-    centred, frequencies = Centred(4, 0.9), Frequencies(4, places=2)
+    centred, frequencies = CentredTargets(4, 0.9), Frequencies(4, places=2)
     for _ in range(2):
         targets = centred(scores, 0.1)
         places = (scores[:, 0] > 0).long()
@@ -103,12 +105,21 @@ def test_the_loss_is_the_cross_entropy_of_each_view_with_the_targets_of_the_othe
 
 
 def test_the_centre_follows_all_cosines_and_is_taken_off_before_it_moves() -> None:
-    module, first, second = Centred(3, 0.75), cosines(4, 3), cosines(2, 3, seed=1)
+    module, first, second = CentredTargets(3, 0.75), cosines(4, 3), cosines(2, 3, seed=1)
     torch.testing.assert_close(module(first, 0.5), (first / 0.5).softmax(-1))
     torch.testing.assert_close(module.centre, 0.25 * first.mean(0))
     torch.testing.assert_close(module(second, 0.5), ((second - 0.25 * first.mean(0)) / 0.5).softmax(-1))
     torch.testing.assert_close(module.centre, 0.75 * 0.25 * first.mean(0) + 0.25 * second.mean(0))
     kept = module.centre.clone()
+    some = torch.tensor([1, 0, 1, 0])
+    for kind in (module, Shared()):
+        found = copy.deepcopy(kind)(first, 0.5, some)
+        torch.testing.assert_close(found[some == 1], copy.deepcopy(kind)(first[some == 1], 0.5))
+        assert not found[some == 0].any()
+        torch.testing.assert_close(spread_of(found), spread_of(found[some == 1]))
+    counted = copy.deepcopy(module)
+    counted(first, 0.5, some)
+    torch.testing.assert_close(counted.centre, 0.75 * kept + 0.25 * first[some == 1].mean(0))
     assert module(first[:0], 0.5).shape == (0, 3) and torch.equal(module.centre, kept)
     module.eval()(first, 0.5)
     assert torch.equal(module.centre, kept)

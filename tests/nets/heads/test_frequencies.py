@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from bigssl.engine import zero
-from bigssl.nets.frequencies import TokenFrequencies
+from bigssl.nets.heads.frequencies import TokenFrequencies
 
 V, IGNORED = 7, -100
 

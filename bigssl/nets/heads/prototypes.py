@@ -111,7 +111,7 @@ def _logsumexp_over_ranks(rows: Tensor) -> Tensor:
     return largest + distributed.all_reduce_sum((own - largest).exp()).log()
 
 
-class Centred(nn.Module):
+class CentredTargets(nn.Module):
     """A teacher's targets, softmax((cosines − c) / τ), c the moving average of all cosines so far (DINO, section 3.1).
 
     Without the centre one prototype takes all. It moves with each pass in training mode, after its targets are made.
@@ -128,12 +128,15 @@ class Centred(nn.Module):
         self.register_buffer("centre", torch.zeros(prototypes))
 
     @torch.no_grad()
-    def forward(self, cosines: Tensor, temperature: float) -> Tensor:
-        """float32 [n, K] of this rank, which may have none -> targets [n, K]. Collective."""
-        targets = ((cosines - self.centre) / temperature).softmax(-1)
+    def forward(self, cosines: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
+        """float32 [n, K] of this rank, which may have none -> targets [n, K]. Collective.
+
+        counted: [n] of 0 and 1, whether a row is one (others have targets of 0); default all.
+        """
+        ones = cosines.new_ones(len(cosines)) if counted is None else counted.to(cosines)
+        targets = ((cosines - self.centre) / temperature).softmax(-1) * ones.unsqueeze(1)
         if self.training:
-            sums = torch.cat([cosines.sum(0), cosines.new_full((1,), len(cosines))])
-            sums = distributed.all_reduce_sum(sums)
+            sums = distributed.all_reduce_sum(torch.cat([ones @ cosines, ones.sum().view(1)]))
             move = (1 - self.momentum) * (sums[-1] > 0)  # no row anywhere: it stays
             self.centre = self.centre + move * (sums[:-1] / sums[-1].clamp(min=1) - self.centre)
         return targets
@@ -144,14 +147,15 @@ class Shared(nn.Module):
 
     iterations = 3
 
-    def forward(self, cosines: Tensor, temperature: float) -> Tensor:
-        """float32 [n, K] of this rank, which may have none -> targets [n, K]. Collective."""
-        return sinkhorn(cosines, temperature, self.iterations)
+    def forward(self, cosines: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
+        """As `Centred` has it."""
+        targets = sinkhorn(cosines, temperature, self.iterations, counted)
+        return targets if counted is None else targets * counted.to(targets).unsqueeze(1)
 
 
-def centring(kind: Centring, prototypes: int, momentum: float) -> Centred | Shared:
+def centring(kind: Centring, prototypes: int, momentum: float) -> CentredTargets | Shared:
     """What makes targets of a teacher's cosines."""
-    return Centred(prototypes, momentum) if kind == "mean" else Shared()
+    return CentredTargets(prototypes, momentum) if kind == "mean" else Shared()
 
 
 def swapped(targets: Tensor, logits: Tensor) -> Tensor:
@@ -222,9 +226,9 @@ def spread_of(targets: Tensor) -> dict[str, Tensor]:
         probabilities do.)
 
     Args:
-        targets: float32 [n, K] of this rank; rows sum to 1.
+        targets: float32 [n, K] of this rank; rows sum to 1, or to 0 where they do not count.
     """
-    entropy, count = torch.special.entr(targets).sum(), targets.new_tensor(float(len(targets)))
+    entropy, count = torch.special.entr(targets).sum(), targets.sum()
     sums = distributed.all_reduce_sum(torch.cat([targets.sum(0), torch.stack([entropy, count])]))
     total, largest = sums[-1].clamp(min=1), math.log(targets.shape[1])
     used = torch.special.entr(sums[:-2] / total).sum()

@@ -30,7 +30,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bigssl.config.errors import ConfigError
-from bigssl.nets.seeds import element_bits, mixed, row_keys, views
+from bigssl.nets.chance.seeds import element_bits, mixed, row_keys, views
 
 _MARK = "_drops_by_sample"  # attribute of modules
 _PATHS = "DropPath"  # end of the class names of stochastic depth in transformers

@@ -1,0 +1,1 @@
+"""What is random within a network, by sample and not by rank?"""

@@ -1,0 +1,1 @@
+"""What do tasks put on top of a backbone, and beside it? Heads, prototypes, queues, discriminators."""
