@@ -6,9 +6,11 @@ unit-length rows its square is at most 1 minus the mean cosine of two samples. R
 rows span: samples may all differ and still differ in one direction only, where dimensions have collapsed into each
 other. Less one, since a single direction, that of the mean, tells nothing, it has collapsed below a tenth of what it
 was when the run began (the network was untrained then, or came with something), as a network that is evaluated has
-beside one with random weights (`bigssl.report.health`). What began with few is compared with a tenth of what is
-possible, of 128 directions where there are more: what a collapse leaves, one or two, does not grow with the width, and
-a network that knows a dozen classes and nothing else spans a dozen at any. A loss may look its best while either falls.
+beside one with random weights (`bigssl.report.health`). What a collapse leaves, one to four, does not grow with the
+width, and a network that knows a dozen classes and nothing else spans a dozen at any: of what it was, 40 directions
+count at most (healthy SimSiam spanned 12 to 17 of 256 where it had begun with 171, without its predictor 2). What began
+with few is compared with a tenth of what is possible, of 128 directions where there are more. A loss may look its best
+while either falls.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 
 ALIKE = 0.1  # a spread below it is a collapse: two samples have a mean cosine of about .99
 LIMITS = (ALIKE, 0.2)  # it begins below the first and is over above the second: noise says nothing
-WIDE, TENTH = 128, 0.1
+WIDE, MANY, TENTH = 128, 40, 0.1
 FEW = 8  # directions that must be possible: the rank of a handful of samples is chance
 PREFIX, RANK = "spread/", "directions of "
 _BEYOND = ". Whatever the loss says, next to nothing of the input is in them"
@@ -98,7 +100,7 @@ class CollapseWatch:
 
     def _directions(self, name: str, rankme: float, of: float) -> Watched:
         first = self._first.setdefault(name, rankme)
-        healthy = max(first - 1, TENTH * (min(of, WIDE) - 1))
+        healthy = max(min(first, MANY) - 1, TENTH * (min(of, WIDE) - 1))
         since = f" (RankMe; {first:.1f} at first)" if first - rankme >= 0.1 else " (RankMe)"
         return Watched(f"{RANK}{name}", (rankme - 1) / healthy,
                        f"they are about {rankme:.1f} of {of:.0f}{since}{_BEYOND}")  # fmt: skip

@@ -55,12 +55,14 @@ def test_features_that_a_probe_finds_in_few_directions_are_named() -> None:
     assert said[40] == ["directions of text: collapsed at step 20, no longer at step 40"]
 
 
-@pytest.mark.parametrize("rank, fallen", [(2.0, True), (3.5, False)])
-def test_embeddings_are_compared_with_what_they_were_at_first(rank: float, fallen: bool) -> None:
+@pytest.mark.parametrize(("first", "rank", "fallen"), [
+    (18.0, 2.0, True), (18.0, 3.5, False), (171.0, 12.2, False), (171.0, 3.9, True),
+])  # fmt: skip
+def test_embeddings_are_compared_with_what_they_were_at_first(first: float, rank: float, fallen: bool) -> None:
     """Samples may differ in one direction, which no spread shows; a tenth of what an untrained network had is lost. Of
     fewer than eight that are possible nothing is said."""
-    rows = [{"step": step, "spread/z": 0.9, "health/z/rankme": value, "health/z/of": 64.0, "health/pair/rankme": 1.0,
-             "health/pair/of": 2.0} for step, value in ((1, 18.0), (20, 9.0), (40, rank))]  # fmt: skip
+    rows = [{"step": step, "spread/z": 0.9, "health/z/rankme": value, "health/z/of": 256.0, "health/pair/rankme": 1.0,
+             "health/pair/of": 2.0} for step, value in ((1, first), (20, 15.0), (40, rank))]  # fmt: skip
     assert [(each.name, each.begin) for each in collapses(rows)] == [("directions of z", 40)] * fallen
     watch = CollapseWatch(rows[:2])  # a resumed run knows the first
     assert bool(watch.observe(40, rows[2])) == fallen
