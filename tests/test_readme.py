@@ -29,7 +29,12 @@ def smallest() -> dict[str, dict[str, Any]]:
     first, others = re.findall(r"^```yaml\n(.*?)^```", section("A run of your own"), flags=re.M | re.S)
     base = yaml.safe_load(first)
     changed = [base, *(base | lines for lines in yaml.safe_load_all(others))]
-    return {recipe["objective"]["name"]: recipe for recipe in changed}
+    found = {recipe["objective"]["name"]: recipe for recipe in changed}
+    (said,) = re.findall(r"^(In the place of .*?)\.$", section("A run of your own"), flags=re.M | re.S)
+    for of, names in re.findall(r"that of `(\w+)`: (.*?)(?:;|$)", said.replace("the place", "that", 1), flags=re.S):
+        found |= {name: found[of] | {"objective": found[of]["objective"] | {"name": name}}
+                  for name in re.findall(r"`(\w+)`", names)}  # fmt: skip
+    return found
 
 
 def test_there_is_a_smallest_recipe_of_every_objective() -> None:

@@ -92,7 +92,7 @@ class Dino(Objective):
     )  # fmt: skip
     preset = {
         "objective": {
-            "prototypes": 16, "hidden": 16, "bottleneck": 8, "temperature": 0.2, "first_temperature": 0.07,
+            "prototypes": 16, "hidden": 16, "bottleneck": 8, "temperature": 0.2, "first_temperature": 0.06,
             "momentum": 0.9, "crops": {"small": 2},
         },
         "backbones": {"image": "vit"},

@@ -41,7 +41,7 @@ def test_every_crop_predicts_what_the_teacher_makes_of_the_other_large_ones(
     task = shaken(objective(Dino, "dino"))
     task.assign.centre.copy_(torch.linspace(-0.5, 0.5, 16))
     centre = task.assign.centre.double().tolist()
-    data, at = batch(task), Progress(20, 100)
+    data, at = batch(task), Progress(50, 100)
     large = torch.cat([data["view1"], data["view2"]])
     crops = [data["view1"], data["view2"], *data["small"].unbind(1)]
     with torch.no_grad():
