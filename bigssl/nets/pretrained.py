@@ -81,7 +81,8 @@ def keep_found(
 ) -> PreTrainedModel:
     """`model`, which knows what was found of it. Raises ConfigError where that is a part, and no part is allowed, and
     where it is no numbers."""
-    if broken := [name for name, value in model.named_parameters() if not value.isfinite().all()]:
+    read = [(name, value) for name, value in model.named_parameters() if name not in missing]
+    if broken := [name for name, value in read if not value.isfinite().all()]:  # of what was not, memory holds anything
         raise ConfigError(f"{len(broken)} tensors of {type(model).__name__} hold NaN or infinity ({_some(broken)}); "
                           "allowed: finite weights, as of a run that did not diverge")  # fmt: skip
     expected, unused = list(model.state_dict()), unused_parameters(model)
