@@ -58,7 +58,8 @@ class Autoencoder(Objective):
     preset = {
         "objective": {"width": 32, "noise": 0.1, "min_scale": 1.0},
         "backbones": {"image": {  # without BatchNorm, for `accumulates`
-            "type": "convnext", "size": 32, "config": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
+            "type": "convnext", "size": 32, "config": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2,
+                                                               "layer_scale_init_value": 1.0},
         }},  # fmt: skip
     }
 

@@ -80,8 +80,9 @@ class Tiles:
     def features(self, tiles: Tensor) -> Tensor:
         """uint8 or float [B, T, C, side, side], 0 to 255 -> [B, T, dim]: each tile by itself, all in one batch."""
         given = without_fringes(tiles) if self.colours == "project" else tiles
-        found: Tensor = self.tower.features({"image": given.flatten(0, 1)})
-        return found.unflatten(0, tiles.shape[:2])
+        places = given.transpose(0, 1)  # one place of all samples after the other, as dropout wants rows
+        found: Tensor = self.tower.features({"image": places.flatten(0, 1)})
+        return found.unflatten(0, places.shape[:2]).transpose(0, 1)
 
 
 def without_fringes(tiles: Tensor) -> Tensor:

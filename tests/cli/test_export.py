@@ -109,7 +109,6 @@ def test_every_card_says_how_what_its_networks_take_is_prepared() -> None:
     assert INPUTS_ARE.keys() == WRITERS.keys()
     for form, said in INPUTS_ARE.items():
         assert said.keys() == ({MODALITY[form]} if form in MODALITY else MODALITIES.keys())
-        assert "exif_transpose" in said.get("image", "exif_transpose")
 
 
 def test_a_part_lies_in_the_folder_itself(

@@ -182,7 +182,7 @@ def test_automatic_values_are_those_of_the_run_on_every_machine(tmp_path: Path, 
     plan = preflight.plan(asked, 2)
     found = settled(asked, plan.backbones, accum=plan.accum, bf16=plan.bf16)
     stored = begin(found)
-    assert stored["precision"] == "bf16" and stored["batch"] == {"size": 8, "micro": None, "accum": 2}
+    assert stored["precision"] == "bf16" and stored["batch"] == {"size": 8, "micro": None, "accum": 2, "cached": False}
     assert stored["optim"]["adam_lr"] == 0.1 and stored["data"]["sources"]["emoji"]["batch"] == 8
     assert stored["out"] == str(tmp_path / "run")
 

@@ -304,7 +304,7 @@ def test_the_plan_knows_what_a_teacher_takes(recipe: Any, tmp_path: Path) -> Non
 
 def watched(recipe: Recipe, spreads: list[float]) -> None:
     """Train with these spreads, one a step."""
-    values = iter(spreads)
+    values = iter([spread for spread in spreads for _ in range(2)])  # once for the task, once for its health
     train = loop.train
 
     def watching(*arguments: Any) -> loop.Outcome:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bigssl.config.errors import ConfigError
 from bigssl.data.loading.collate import collate
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.sample import Sample
@@ -21,7 +22,7 @@ from bigssl.objectives.seeing import picture_of
 
 SEEING = sorted((name, kind) for name, kind in discover().items() if not kind.__dict__.get("composite")
                 and any(takes.modality == "image" for takes in kind.takes.values()))  # fmt: skip
-REFUSING = {"colorization": "there is no colour to predict"}
+REFUSING = {"colorization": "objective.backbone: .* has channels 1, so that its pictures have no colours to predict"}
 
 
 def deep_sample(number: int) -> Sample:
@@ -55,12 +56,13 @@ def grey(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_task_trains_on_deep_grey_pictures_or_says_why_not(
     name: str, kind: type[Objective], grey: None
 ) -> None:
+    if name in REFUSING:
+        with pytest.raises(ConfigError, match=REFUSING[name]):
+            conftest.make_objective(kind, name)
+        return
     task = conftest.make_objective(kind, name)
     samples = [deep_sample(number) for number in range(8)]
     prepared = [task.prepare(sample, np.random.default_rng(n), more) for n, sample in enumerate(samples)]
-    if name in REFUSING:
-        assert f"all 8 pictures that were looked at are grey: {REFUSING[name]}" in task.unfit(prepared)
-        return
     assert not task.unfit(prepared)
     (source,) = task.sources()
     batch = task.assemble({source: {**collate(prepared), SEEDS: torch.arange(8)}})

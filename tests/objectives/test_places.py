@@ -22,7 +22,7 @@ from bigssl.objectives.base import Objective, build, discover
 from bigssl.objectives.jigsaw import DEVIATION, MEAN, Jigsaw, normalised_tiles
 from bigssl.objectives.patch_position import AROUND, PatchPosition
 from bigssl.objectives.rotation import Rotation, every_turn
-from bigssl.objectives.tiled import told_apart, without_fringes
+from bigssl.objectives.tiled import classified, without_fringes
 
 AT = Progress(0, 10)
 
@@ -122,7 +122,7 @@ def test_the_loss_is_the_cross_entropy_beside_that_of_guessing(objective: Any, b
     logits, labels = torch.randn(6, 5), torch.tensor([0, 4, 2, 2, 1, 3])
     surprise = [math.log(sum(math.exp(v) for v in row)) - row[label]
                 for row, label in zip(logits.tolist(), labels.tolist(), strict=True)]  # fmt: skip
-    losses = told_apart(logits, labels, 1.0, "", torch.randn(6, 3))
+    losses = classified(logits, labels, 1.0, "", torch.randn(6, 3))
     assert losses.total.item() == pytest.approx(sum(surprise) / 6, rel=1e-6)
     for kind, name, classes in ((PatchPosition, "patch_position", 8), (Jigsaw, "jigsaw", 4), (Rotation, "rotation", 4)):
         task = objective(kind, name)

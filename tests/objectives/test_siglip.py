@@ -34,7 +34,7 @@ def test_it_is_a_loop_over_all_pairs(objective: Any, batch: Any) -> None:
 
 def test_orthogonal_embeddings_at_the_papers_beginning(objective: Any) -> None:
     """t = 10, b = −10: of each image, its own caption costs softplus(0) = ln 2, each other one softplus(−10)."""
-    task = objective(SIGLIP, "siglip", bias=-10.0)
+    task = objective(SIGLIP, "siglip", scale=10.0, bias=-10.0)
     eye = torch.eye(8)
     losses = task.compare({"image": eye, "text": eye, "scale": torch.tensor(10.0), "bias": torch.tensor(-10.0)}, AT)
     assert losses.total.item() == pytest.approx(math.log(2) + 7 * math.log1p(math.exp(-10)), rel=1e-6)

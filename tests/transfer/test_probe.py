@@ -16,6 +16,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.order.stream import Stream
 from bigssl.nets.heads.base import Head, MaskedLanguageHead
+from bigssl.nets.remaking.autoencoder import AutoencoderRemaker
 from bigssl.report.metrics import Measure
 from bigssl.transfer.discovery import discover_evaluations, evaluation_union
 from bigssl.transfer.inputs import ImageInput, TextInput
@@ -27,7 +28,7 @@ from bigssl.transfer.team import Team
 
 Make = Callable[..., PreTrainedModel]
 parse: Callable[[Any], dict[str, Evaluation]] = TypeAdapter(dict[str, evaluation_union()]).validate_python
-SIZE = 32
+SIZE, SIDE = 32, 4  # of pictures, and of the last map of the network
 
 
 def knn(shards: Path, **changes: object) -> dict[str, Evaluation]:
@@ -70,8 +71,10 @@ def towers(make_model: Make, tokenizer: PreTrainedTokenizerFast) -> Towers:
     mlm = MaskedLanguageHead(models["text"].get_input_embeddings().weight)  # type: ignore[arg-type]
     into = {name: torch.randn(8, 16) for name in ("image_projection", "text_projection")}
     words = {name: value.detach().clone() for name, value in mlm.named_parameters() if name != "weight"}
+    drawn = AutoencoderRemaker(dim=models["image"].config.hidden_sizes[-1], side=SIDE, size=SIZE, width=16)
     heads = {"clip": Head("clip", {"image": "image", "text": "text"}, into),
-             "mlm": Head("mlm", {"text": "text"}, words)}
+             "mlm": Head("mlm", {"text": "text"}, words),
+             "pictures": Head(drawn.kind, {"image": "image"}, drawn.learnt(), drawn.settings)}
     return models, {"image": ImageInput(SIZE), "text": TextInput(tokenizer, 24)}, heads
 
 
