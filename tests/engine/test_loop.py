@@ -134,7 +134,7 @@ def test_a_run_is_the_same_whatever_probes_it(
         assert torch.equal(probed[0][1][name], value), name
     rows = curve(tmp_path / "probed")
     names = {f"probe/{name}" for name in probe if name != "every"}
-    assert names | {"health/image/std", "health/text/rankme"} <= rows[1].keys() and not names & rows[0].keys()
+    assert names | {"health/image/std", "health/text/uniformity"} <= rows[1].keys() and not names & rows[0].keys()
     assert 2 < rows[1]["probe/words"] < 20 and all(0 <= rows[1][name] <= 1 for name in names - {"probe/words"})
     of_probes = ("probe/", "health/image/", "health/text/")  # the views of a task have their health in every row
     without = [{name: row[name] for name in row if not name.startswith(of_probes)} for row in rows]
