@@ -6,7 +6,7 @@ named, and every row of its scorecard: the trained network, the same at random w
 the file already is not repeated, so that the whole may be done in pieces; `--again` repeats.
 
 Rows go to benchmarks/results/recipes_MACHINE.csv, the table over seeds between the marks of docs/pretexts.md. Exit
-status 1 where a recipe took more than 4 minutes, ended above its blind line or was named collapsed.
+status 1 where a recipe took more than 4 minutes, ended above its blind line (but see GAMES) or was named collapsed.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ PAGE = ROOT / "docs" / "pretexts.md"
 MARKS = "<!-- recipes -->\n", "<!-- end of recipes -->"
 LIMIT = 240  # seconds
 FIELDS = ("recipe", "seed", "what", "value", "blind", "random_net", "raw", "unit", "seconds")
+GAMES = {("inpainting", "loss generator")}
+"""Losses of a side that may lose: where the discriminator finds all out, it is above ln 2."""
 Row = dict[str, Any]
 
 
@@ -82,7 +84,7 @@ def write(path: Path, rows: list[Row], machine: str) -> None:
 
 def over_seeds(rows: list[Row], key: str) -> str:
     """Mean ± standard deviation over seeds; "" where there is no value."""
-    values = [row[key] for row in rows if row[key] is not None]
+    values = [row[key] for row in rows if row.get(key) is not None]
     if not values:
         return ""
     digits = (lambda x: f"{100 * x:.1f}") if rows[0]["unit"] == "share" else (lambda x: f"{x:.3g}")
@@ -110,7 +112,8 @@ def missed(rows: list[Row]) -> list[str]:
     found = []
     for row in rows:
         where = f"{row['recipe']}, seed {row['seed']}"
-        if row["what"].startswith("loss") and row["value"] >= row["blind"]:
+        game = (row["recipe"], row["what"]) in GAMES
+        if row["what"].startswith("loss") and row["value"] >= row["blind"] and not game:
             found.append(f"{where}: {row['what']} ended at {row['value']:.3g}, its blind line is {row['blind']:.3g}")
         if row["what"] == "collapses" and row["value"]:
             found.append(f"{where}: {row['value']:.0f} collapses were named")

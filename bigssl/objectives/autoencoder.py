@@ -83,9 +83,6 @@ class Autoencoder(Objective):
             self.backbone.size, min_scale=config.min_scale, flip=config.flip, jitter=0.0, grey=0.0, blur=0.0
         )
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         return {"image": self.augment(picture_of(sample, self.backbone), rng)}
 

@@ -19,41 +19,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from bigssl import distributed
-from bigssl.data.kinds.views import AugmentConfig, TwoViews
-from bigssl.data.order.order import More
-from bigssl.data.sample import Sample
+from bigssl.data.kinds.views import TwoViews
 from bigssl.nets.embeddings.expander import Expander
 from bigssl.nets.embeddings.moments import centred, column_products, rows_everywhere
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
-from bigssl.objectives.needs import Needs
-from bigssl.objectives.seeing import picture_of
+from bigssl.objectives.base import Losses, Objective
+from bigssl.objectives.viewed import OnViews, ViewedConfig
 
 EPSILON = 1e-5
 
 
-class BarlowTwins(Objective):
+class BarlowTwins(OnViews, Objective):
     """Make each dimension of an embedding alike in two views and unlike the other dimensions (Barlow Twins)."""
 
-    class Config(ObjectiveConfig):
-        backbone: str = "image"
+    class Config(ViewedConfig):
         hidden: int = Field(8192, ge=1, description="hidden size of the projector")
         dim: int = Field(8192, ge=2, description="size of the embedding")
         redundancy: float = Field(0.005, ge=0, description="weight λ of the correlation of different dimensions")
         scale: float = Field(1.0, gt=0, description="of the whole loss")
-        augment: AugmentConfig = AugmentConfig()
 
-    takes = {"backbone": Needs("image")}
     starts = {"hidden": 512, "dim": 512}
-    least = 2  # one sample has no deviation
-    symmetric = True
     adjustable = ("redundancy", "scale", "augment")
     preset = {"objective": {"hidden": 32, "dim": 32, "redundancy": 0.1}, "backbones": {"image": "resnet"},
               "collapses": 120}  # fmt: skip
@@ -65,15 +56,8 @@ class BarlowTwins(Objective):
         self.projector = Expander(self.backbone.dim, config.hidden, config.dim, bias=False)
         self.views = TwoViews(config.augment, self.backbone.size, "byol")
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
-    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        return self.views.prepare(picture_of(sample, self.backbone), rng)
-
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
-        views = torch.cat(self.views.of(batch))  # [2B, 3, H, W]
-        embeddings = self.projector(self.backbone.features({"image": views})).float().chunk(2)
+        embeddings = self.projector(self.seen(batch)).float().chunk(2)
         first, second = map(self._standardised, embeddings)
         diagonal, beside = column_products(first, second)
         count = rows_everywhere(first)

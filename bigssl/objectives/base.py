@@ -156,8 +156,8 @@ class Objective(nn.Module):
         return self.takes[field].pick(towers, getattr(self.config, field), f"objective.{field}")
 
     def sources(self) -> list[str]:
-        """Names of the streams this task reads."""
-        raise NotImplementedError
+        """Names of the streams this task reads: that of its `source`."""
+        return [self.config.source]
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         """One sample as arrays, on CPU in a loader process.

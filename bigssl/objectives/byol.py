@@ -74,9 +74,6 @@ class Byol(Objective):
         self.size = backbone.size
         self.views = TwoViews(config.augment, self.size, "byol")
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         image = picture_of(sample, self.online.tower)
         return self.views.prepare(image, rng)

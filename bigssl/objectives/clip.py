@@ -60,9 +60,6 @@ class Clip(Comparing, Objective):
             self.image.size, min_scale=config.min_scale, flip=config.flip, jitter=0.0, grey=0.0, blur=0.0
         )
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         caption = caption_of(sample, rng)
         input_ids, attention_mask = textual.encode(self.text.tokenizer, caption, self.text.length)

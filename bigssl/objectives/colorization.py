@@ -88,9 +88,6 @@ class Colorization(Objective):
             self.backbone.size, min_scale=config.min_scale, flip=config.flip, jitter=0.0, grey=0.0, blur=0.0
         )
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         """light uint8 [1, size, size], and colour int8 [2, side, side], the mean a and b of each place."""
         lab = lab_of(torch.from_numpy(self.augment(picture_of(sample, self.backbone), rng)))

@@ -115,9 +115,6 @@ class Dino(Objective):
     def _network(self, head: PrototypeHead) -> nn.Module:
         return OverCrops(self.backbone, head)
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         return self.crops.prepare(picture_of(sample, self.backbone), rng)
 

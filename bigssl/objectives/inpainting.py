@@ -113,9 +113,6 @@ class Inpainting(Objective):
             raise ConfigError(f"objective.overlap_weight: value {config.overlap_weight} has no effect with overlap 0; "
                               f"allowed: leave it out, or overlap > 0")  # fmt: skip
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         image = self.augment(picture_of(sample, self.backbone), rng)
         return {"image": image, "hidden": self.remaker.holes.draw(rng)}

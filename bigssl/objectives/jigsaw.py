@@ -27,7 +27,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective
 from bigssl.objectives.needs import Needs
-from bigssl.objectives.tiled import TiledConfig, Tiles, classified, classifier
+from bigssl.objectives.tiled import SMALL, TiledConfig, Tiles, classified, classifier
 
 MEAN, DEVIATION, FLAT = 127.5, 64.0, 1.0
 """Of a normalised tile, in the bytes of a picture, which it is then like; and the least deviation that one is given for
@@ -51,13 +51,8 @@ class Jigsaw(Objective):
     adjustable = ("min_scale",)
     preset = {
         "objective": {"hidden": 32, "permutations": 4, "grid": 2, "colours": "keep", "min_scale": 0.9},
-        "backbones": {
-            "image": {
-                "type": "convnext", "size": 32,
-                "config": {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_scale_init_value": 1.0},
-            }
-        },
-    }  # fmt: skip
+        "backbones": {"image": SMALL},
+    }
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
@@ -72,9 +67,6 @@ class Jigsaw(Objective):
             )
         self.permutations = far_permutations(config.permutations, length)
         self.head = classifier(length * self.backbone.dim, config.hidden, config.permutations)
-
-    def sources(self) -> list[str]:
-        return [self.config.source]
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         square, label = self.tiles.square(sample, rng), int(rng.integers(len(self.permutations)))

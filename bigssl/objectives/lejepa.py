@@ -27,17 +27,14 @@ from pydantic import Field
 from torch import Tensor
 
 from bigssl import distributed
-from bigssl.data.kinds.views import AugmentConfig, TwoViews
-from bigssl.data.order.order import More
-from bigssl.data.sample import Sample
+from bigssl.data.kinds.views import TwoViews
 from bigssl.nets.chance import noise
 from bigssl.nets.embeddings.expander import Expander
 from bigssl.nets.embeddings.moments import centred, rows_everywhere
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
-from bigssl.objectives.needs import Needs
-from bigssl.objectives.seeing import picture_of
+from bigssl.objectives.base import Losses, Objective
+from bigssl.objectives.viewed import OnViews, ViewedConfig
 from bigssl_kernels.dispatch import exact
 
 POINTS, REACH = 17, 5.0
@@ -51,21 +48,16 @@ OF_ONE_POINT = sum(share * (1 - phi) ** 2 for share, phi in zip(SHARES, GAUSS, s
 """SIGReg over n where all embeddings are 0: .409."""
 
 
-class Lejepa(Objective):
+class Lejepa(OnViews, Objective):
     """Predict each view of an image from the others, in a Gaussian cloud of embeddings (LeJEPA)."""
 
-    class Config(ObjectiveConfig):
-        backbone: str = "image"
+    class Config(ViewedConfig):
         hidden: int = Field(2048, ge=1, description="hidden size of the projector")
         dim: int = Field(128, ge=1, description="size of the embedding")
         regularisation: float = Field(0.05, gt=0, lt=1, description="share λ of SIGReg in the loss")
         directions: int = Field(1024, ge=1, description="along which SIGReg looks at the embeddings")
-        augment: AugmentConfig = AugmentConfig()
 
-    takes = {"backbone": Needs("image")}
     starts = {"hidden": 512, "dim": 64, "directions": 256}
-    least = 2  # BatchNorm makes of one sample a constant
-    symmetric = True
     scheduled = True  # other directions at each step
     adjustable = ("regularisation", "directions", "augment")
     preset = {"objective": {"hidden": 16, "dim": 8, "directions": 32}, "backbones": {"image": "resnet"}}
@@ -77,17 +69,10 @@ class Lejepa(Objective):
         self.projector = Expander(self.backbone.dim, config.hidden, config.dim, bias=True)
         self.views = TwoViews(config.augment, self.backbone.size, "lejepa")
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
-    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        return self.views.prepare(picture_of(sample, self.backbone), rng)
-
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
-        views = torch.cat(self.views.of(batch))  # [2B, 3, H, W]
-        embeddings = torch.stack(self.projector(self.backbone.features({"image": views})).float().chunk(2))  # [V, B, D]
+        embeddings = torch.stack(self.projector(self.seen(batch)).float().chunk(2))  # [V, B, D]
         prediction = (embeddings - embeddings.mean(0)).square().mean()
-        directions = self._directions(at, views.device)
+        directions = self._directions(at, embeddings.device)
         normality = torch.stack([self._normality(each, directions) for each in embeddings]).mean()
         share = self.config.regularisation
         count = rows_everywhere(embeddings[0])

@@ -69,9 +69,6 @@ class Mlm(Objective):
         if config.packing:
             check_packable(self.backbone.model, "objective.packing")
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         tokenizer, length = self.backbone.tokenizer, self.backbone.length
         document = decode.running_text(sample)

@@ -102,9 +102,6 @@ class Moco(Comparing, Objective):
         self.most = config.queue or None
         self.views = TwoViews(config.augment, backbone.size, "moco-v2")
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         return self.views.prepare(picture_of(sample, self.network.tower), rng)
 

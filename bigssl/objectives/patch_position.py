@@ -23,7 +23,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective
 from bigssl.objectives.needs import Needs
-from bigssl.objectives.tiled import TiledConfig, Tiles, classified, classifier
+from bigssl.objectives.tiled import SMALL, TiledConfig, Tiles, classified, classifier
 
 CENTRE, AROUND = 4, (0, 1, 2, 3, 5, 6, 7, 8)
 """Places in a grid of 3 × 3, row by row."""
@@ -42,13 +42,8 @@ class PatchPosition(Objective):
     adjustable = ("min_scale",)
     preset = {
         "objective": {"hidden": 32, "colours": "keep", "min_scale": 0.9},
-        "backbones": {
-            "image": {
-                "type": "convnext", "size": 32,
-                "config": {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_scale_init_value": 1.0},
-            }
-        },
-    }  # fmt: skip
+        "backbones": {"image": SMALL},
+    }
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
@@ -56,9 +51,6 @@ class PatchPosition(Objective):
         self.backbone = self.backbone_of(towers, "backbone")
         self.tiles = Tiles(config, self.backbone, 3)
         self.head = classifier(2 * self.backbone.dim, config.hidden, len(AROUND))
-
-    def sources(self) -> list[str]:
-        return [self.config.source]
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         square, label = self.tiles.square(sample, rng), int(rng.integers(len(AROUND)))

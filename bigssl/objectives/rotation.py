@@ -52,9 +52,6 @@ class Rotation(Objective):
         self.backbone = self.backbone_of(towers, "backbone")
         self.head = nn.Linear(self.backbone.dim, TURNS)
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         picture = picture_of(sample, self.backbone)
         square = resized(random_square(picture, self.config.min_scale, rng), self.backbone.size)

@@ -13,31 +13,26 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from bigssl import distributed
-from bigssl.data.kinds.views import AugmentConfig, TwoViews
-from bigssl.data.order.order import More
-from bigssl.data.sample import Sample
+from bigssl.data.kinds.views import TwoViews
 from bigssl.nets.heads.base import ProjectionHead
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, attraction
+from bigssl.objectives.base import Losses, Objective, attraction
 from bigssl.objectives.comparing import Comparing
-from bigssl.objectives.needs import Needs
 from bigssl.objectives.scale import capped_scale, log_scale_of
-from bigssl.objectives.seeing import picture_of
+from bigssl.objectives.viewed import OnViews, ViewedConfig
 from bigssl_kernels import nt_xent
 
 
-class Simclr(Comparing, Objective):
+class Simclr(Comparing, OnViews, Objective):
     """Contrast two augmented views of each image (SimCLR)."""
 
-    class Config(ObjectiveConfig):
-        backbone: str = "image"
+    class Config(ViewedConfig):
         temperature: float = Field(0.1, gt=0, description="divides the similarities")
         learn_temperature: bool = Field(
             False, description="`temperature` is where it begins, and it stays above .01 (as in CLIP)"
@@ -46,17 +41,13 @@ class Simclr(Comparing, Objective):
         norm: bool = Field(True, description="BatchNorm in the head; without, batch.cached is exact (with a vit)")
         hidden: int = Field(512, ge=1, description="hidden size of the projection head")
         dim: int = Field(128, ge=1, description="size of the contrasted embedding")
-        augment: AugmentConfig = AugmentConfig()
         min_scale: float | None = Field(
             None, gt=0, le=1, description="smallest share of the image that a crop keeps; default the preset's"
         )
         jitter: float | None = Field(None, ge=0, description="strength of the colour distortion; default the preset's")
         blur: float | None = Field(None, ge=0, le=1, description="probability of blur; default the preset's")
 
-    takes = {"backbone": Needs("image")}
     starts = {"temperature": 0.2, "min_scale": 0.3}
-    least = 2  # one sample is compared with itself
-    symmetric = True
     adjustable = ("temperature", "augment", "min_scale", "jitter", "blur")
     preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
 
@@ -72,16 +63,8 @@ class Simclr(Comparing, Objective):
             config.augment, self.backbone.size, min_scale=config.min_scale, jitter=config.jitter, blur=config.blur
         )
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
-    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        image = picture_of(sample, self.backbone)
-        return self.views.prepare(image, rng)
-
     def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        views = torch.cat(self.views.of(batch))  # [2B, 3, H, W]
-        z1, z2 = self.head(self.backbone.features({"image": views})).float().chunk(2)
+        z1, z2 = self.head(self.seen(batch)).float().chunk(2)
         learned = {} if self.log_scale is None else {"scale": capped_scale(self.log_scale)}
         return {"view1": z1, "view2": z2, **learned}
 

@@ -18,41 +18,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from bigssl import distributed
-from bigssl.data.kinds.views import AugmentConfig, TwoViews
-from bigssl.data.order.order import More
-from bigssl.data.sample import Sample
+from bigssl.data.kinds.views import TwoViews
 from bigssl.nets.embeddings.expander import Expander
 from bigssl.nets.heads.base import ProjectionHead
 from bigssl.nets.norm import GlobalBatchNorm
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
+from bigssl.objectives.base import Losses, Objective
 from bigssl.objectives.byol import best_constant
-from bigssl.objectives.needs import Needs
-from bigssl.objectives.seeing import picture_of
+from bigssl.objectives.viewed import OnViews, ViewedConfig
 
 
-class SimSiam(Objective):
+class SimSiam(OnViews, Objective):
     """Predict one view's embedding from another's, without negatives and without a teacher (SimSiam)."""
 
-    class Config(ObjectiveConfig):
-        backbone: str = "image"
+    class Config(ViewedConfig):
         hidden: int = Field(2048, ge=1, description="hidden size of the projector")
         dim: int = Field(2048, ge=1, description="size of the predicted embedding")
         bottleneck: int = Field(512, ge=1, description="hidden size of the predictor, a quarter of dim in the paper")
-        augment: AugmentConfig = AugmentConfig()
 
-    takes = {"backbone": Needs("image")}
     starts = {"hidden": 512, "dim": 256, "bottleneck": 64}
-    least = 2  # BatchNorm makes of one sample a constant
-    symmetric = True
     adjustable = ("augment",)
     preset = {"objective": {"hidden": 64, "dim": 64, "bottleneck": 16}, "backbones": {"image": "resnet"},
               "collapses": 120}  # fmt: skip
@@ -66,15 +57,8 @@ class SimSiam(Objective):
         self.predictor = ProjectionHead(config.dim, config.bottleneck, config.dim)
         self.views = TwoViews(config.augment, self.backbone.size, "moco-v2")
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
-    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        return self.views.prepare(picture_of(sample, self.backbone), rng)
-
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
-        views = torch.cat(self.views.of(batch))  # [2B, 3, H, W]
-        embeddings = self.projector(self.backbone.features({"image": views})).float()
+        embeddings = self.projector(self.seen(batch)).float()
         predictions = F.normalize(self.predictor(embeddings).float(), dim=1)
         first, second = self._targets(embeddings).chunk(2)  # unit vectors
         loss = 1 - (predictions * torch.cat([second, first])).sum(1).mean()

@@ -80,9 +80,6 @@ class Swav(Objective):
         self.queues = nn.ModuleList([Queue(config.queue, config.dim) for _ in range(2 if config.queue else 0)])
         self.most = config.queue or None  # samples that a pass over all ranks may hold
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         return self.crops.prepare(picture_of(sample, self.backbone), rng)
 

@@ -31,6 +31,12 @@ from bigssl.objectives.base import Losses, ObjectiveConfig
 from bigssl.objectives.seeing import picture_of
 
 Colours = Literal["drop", "project", "keep"]
+SMALL = {
+    "type": "convnext",
+    "size": 32,
+    "config": {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_scale_init_value": 1.0},
+}
+"""The network of their presets."""
 
 
 class TiledConfig(ObjectiveConfig):

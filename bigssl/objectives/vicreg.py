@@ -21,41 +21,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from bigssl.data.kinds.views import AugmentConfig, TwoViews
-from bigssl.data.order.order import More
-from bigssl.data.sample import Sample
+from bigssl.data.kinds.views import TwoViews
 from bigssl.nets.embeddings.expander import Expander
 from bigssl.nets.embeddings.moments import centred, column_products, rows_everywhere
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
-from bigssl.objectives.needs import Needs
-from bigssl.objectives.seeing import picture_of
+from bigssl.objectives.base import Losses, Objective
+from bigssl.objectives.viewed import OnViews, ViewedConfig
 
 EPSILON = 1e-4
 
 
-class Vicreg(Objective):
+class Vicreg(OnViews, Objective):
     """Keep two views of an image alike, samples apart and dimensions uncorrelated (VICReg)."""
 
-    class Config(ObjectiveConfig):
-        backbone: str = "image"
+    class Config(ViewedConfig):
         hidden: int = Field(8192, ge=1, description="hidden size of the expander")
         dim: int = Field(8192, ge=2, description="size of the embedding")
         invariance: float = Field(25.0, ge=0, description="weight λ of the distance of two views")
         variance: float = Field(25.0, gt=0, description="weight μ of dimensions whose deviation is below 1")
         covariance: float = Field(1.0, ge=0, description="weight ν of the covariance of different dimensions")
-        augment: AugmentConfig = AugmentConfig()
 
-    takes = {"backbone": Needs("image")}
     starts = {"hidden": 512, "dim": 512}
-    least = 2  # one sample has no variance
-    symmetric = True
     adjustable = ("invariance", "variance", "covariance", "augment")
     preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
 
@@ -66,15 +57,8 @@ class Vicreg(Objective):
         self.expander = Expander(self.backbone.dim, config.hidden, config.dim, bias=False)
         self.views = TwoViews(config.augment, self.backbone.size, "byol")
 
-    def sources(self) -> list[str]:
-        return [self.config.source]
-
-    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        return self.views.prepare(picture_of(sample, self.backbone), rng)
-
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
-        views = torch.cat(self.views.of(batch))  # [2B, 3, H, W]
-        embeddings = self.expander(self.backbone.features({"image": views})).float().chunk(2)
+        embeddings = self.expander(self.seen(batch)).float().chunk(2)
         deviations, covariances = zip(*map(_deviation_and_covariance, embeddings), strict=True)
         invariance = (embeddings[0] - embeddings[1]).square().mean()
         variance, covariance = self._variance(torch.stack(deviations)), torch.stack(covariances).sum()

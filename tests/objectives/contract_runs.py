@@ -269,6 +269,21 @@ def constrain(task: Objective) -> None:
             parameter.copy_(constraint.function(parameter))
 
 
+def on_one_batch(task: Objective, batch: Any, steps: int = 60) -> tuple[Tensor, Losses]:
+    """The loss of a first and all losses of a last step of training on nothing but `batch`."""
+    optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
+    first: Tensor | None = None
+    for step in range(steps):
+        optimizer.zero_grad()
+        losses = task(batch, Progress(step, steps))
+        first = losses.total.detach() if first is None else first
+        losses.total.backward()
+        optimizer.step()
+        move_teachers(task, Progress(step, steps))
+    assert first is not None
+    return first, losses
+
+
 @torch.no_grad()
 def move_teachers(task: Objective, at: Progress) -> None:
     """m · teacher + (1 − m) · student for every parameter of every teacher."""

@@ -643,16 +643,8 @@ def test_one_batch_overfits(name: str, kind: type[Objective], objective: Any, ba
     if not kind.preset.get("overfits", True):
         return
     task = objective(kind, name)
-    data = batch(task)
-    optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
-    first = task(data, AT).total.item()
-    for step in range(60):
-        optimizer.zero_grad()
-        losses = task(data, Progress(step, 60))
-        losses.total.backward()
-        optimizer.step()
-        runs.move_teachers(task, Progress(step, 60))
-    assert losses.total.item() < 0.6 * min(first, float(losses.blind))
+    first, losses = runs.on_one_batch(task, batch(task))
+    assert losses.total.item() < 0.6 * min(float(first), float(losses.blind))
 
 
 @each_task

@@ -100,14 +100,7 @@ def test_no_gradient_reaches_keys_or_frozen_patches_and_the_teacher_ends_still(o
 def test_v3_learns_one_batch(objective: Any, batch: Any) -> None:
     """The contract cannot ask this of a queue, in which earlier keys of a repeated sample are negatives."""
     task = objective(MOCO, "moco", **(V3 | {"freeze_patches": False}))
-    data = batch(task, size=8)
-    optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
-    for step in range(60):
-        optimizer.zero_grad()
-        losses = task(data, Progress(step, 60))
-        losses.total.backward()
-        optimizer.step()
-        runs.move_teachers(task, Progress(step, 60))
+    _, losses = runs.on_one_batch(task, batch(task, size=8))
     assert losses.total.item() < 0.6 * losses.blind
 
 

@@ -1,74 +1,16 @@
-"""Steps of the objectives of pictures as somebody writes them by hand, for one process: what `objectives.py` compares
-with. Each function takes the networks of an objective (copies, BatchNorm as torch has it) and returns what a step
-computes of a batch; the maths is that of the objective, which `objectives.py` verifies before it takes times.
-"""
+"""Tasks that compare embeddings of views."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigssl.data.loading.loader import SEEDS
 from bigssl.nets.progress import Progress
-from bigssl.objectives.jigsaw import DEVIATION, FLAT, MEAN
-
-
-class ByHand(NamedTuple):
-    """nets: what is trained. loss: of a batch. teachers: pairs of a slow network and its student, with the momentum."""
-
-    nets: nn.Module
-    loss: Callable[[dict[str, Any]], Tensor]
-    teachers: list[tuple[nn.Module, nn.Module, float]] = []  # noqa: RUF012 - nobody writes to it
-
-
-HANDS: dict[str, Callable[[Any], ByHand]] = {}
-"""By the name of a task, of an objective that nothing was done with yet."""
-
-
-def hand(make: Callable[[Any], ByHand]) -> Callable[[Any], ByHand]:
-    HANDS[make.__name__] = make
-    return make
-
-
-def plain(module: nn.Module) -> Any:
-    """A copy with torch's own BatchNorm in place of ours."""
-    twin = copy.deepcopy(module)
-
-    def replace(parent: nn.Module) -> None:
-        for name, child in parent.named_children():
-            if isinstance(child, nn.SyncBatchNorm):
-                kind = nn.BatchNorm2d if parent_is_map(parent) else nn.BatchNorm1d
-                new = kind(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
-                new.load_state_dict(child.state_dict())
-                setattr(parent, name, new)
-            else:
-                replace(child)
-
-    replace(twin)
-    return twin
-
-
-def parent_is_map(parent: nn.Module) -> bool:
-    """Whether what stands beside a BatchNorm is a convolution."""
-    return any(isinstance(child, nn.Conv2d) for child in parent.children())
-
-
-def normalised(pictures: Tensor) -> Tensor:
-    return (pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-
-
-def mean_features(model: nn.Module, pictures: Tensor) -> Tensor:
-    hidden = model(pixel_values=normalised(pictures)).last_hidden_state
-    return hidden.mean((2, 3)) if hidden.dim() == 4 else hidden[:, 1:].mean(1)
-
-
-def both(batch: dict[str, Any]) -> Tensor:
-    return torch.cat([batch["view1"], batch["view2"]])
+from by_hand.base import ByHand, both, hand, mean_features, normalised, plain
 
 
 @hand
@@ -253,107 +195,47 @@ def swav(task: Any) -> ByHand:
 
 
 @hand
-def mae(task: Any) -> ByHand:
-    nets, side = nn.ModuleList([plain(task.backbone.model), plain(task.remaker.decoder)]), task.patch
-    embed, layers, norm = nets[0].embeddings, nets[0].layers, nets[0].layernorm
-    embed._forward_hooks.clear()
+def ibot(task: Any) -> ByHand:
+    c, weight = task.config, nn.Parameter(task.student.head.prototypes.weight.detach().clone())
+    token = nn.Parameter(task.mask_token.detach().clone())
+    online = [plain(task.backbone.model), plain(task.student.head.layers), nn.ParameterList([weight])]
+    nets, slow = nn.ModuleList([*online, nn.ParameterList([token])]), copy.deepcopy(online)
+    centres = torch.zeros(2, c.prototypes)
 
-    def loss(batch: dict[str, Any]) -> Tensor:
-        pixels = batch["image"].float() / 127.5 - 1
-        order = task.remaker.order(batch[SEEDS])
-        seen, hidden = order[:, : task.visible], order[:, task.visible :]
-        tokens = embed(pixels)
-        shown = tokens[:, 1:].gather(1, seen[..., None].expand(-1, -1, tokens.shape[-1]))
-        states = torch.cat([tokens[:, :1], shown], 1)
-        for layer in layers:
-            states = layer(states)
-        predicted = nets[1](norm(states), order.argsort(1)).logits.float()
-        cut = F.unfold(pixels, side, stride=side).transpose(1, 2)  # channel, y, x
-        cut = cut.unflatten(-1, (-1, side, side)).permute(0, 1, 3, 4, 2).flatten(2)
-        target = (cut - cut.mean(-1, keepdim=True)) / (cut.var(-1, keepdim=True) + 1e-6).sqrt()
-        where = hidden[..., None].expand(-1, -1, cut.shape[-1])
-        return F.mse_loss(predicted.gather(1, where), target.gather(1, where))
-
-    return ByHand(nets, loss)
-
-
-@hand
-def autoencoder(task: Any) -> ByHand:
-    nets = nn.ModuleList([plain(task.backbone.model), plain(task.remaker)])
-
-    def loss(batch: dict[str, Any]) -> Tensor:
-        pixels = normalised(batch["image"])
-        return F.mse_loss(nets[1](nets[0](pixel_values=pixels).last_hidden_state), pixels)
-
-    return ByHand(nets, loss)
-
-
-def of_classes(task: Any, pictures: Callable[[dict[str, Any]], tuple[Tensor, Tensor]], tiles: int) -> ByHand:
-    """Features of each picture, those of `tiles` beside each other, and a classifier."""
-    nets = nn.ModuleList([plain(task.backbone.model), plain(task.head)])
-
-    def loss(batch: dict[str, Any]) -> Tensor:
-        shown, labels = pictures(batch)
-        features = mean_features(nets[0], shown)
-        return F.cross_entropy(nets[1](features.view(len(labels), -1)).float(), labels)
-
-    return ByHand(nets, loss)
-
-
-@hand
-def rotation(task: Any) -> ByHand:
-    def turned(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        image = batch["image"]
-        return torch.cat([image.rot90(n, (2, 3)) for n in range(4)]), torch.arange(4).repeat_interleave(len(image))
-
-    return of_classes(task, turned, 1)
-
-
-@hand
-def patch_position(task: Any) -> ByHand:
-    return of_classes(task, lambda batch: (batch["patches"].flatten(0, 1), batch["label"]), 2)
-
-
-@hand
-def jigsaw(task: Any) -> ByHand:
-    def tiles(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        values = batch["tiles"].flatten(0, 1).float()
-        values = values - values.mean((2, 3), keepdim=True)
-        deviation = values.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=FLAT)
-        return MEAN + DEVIATION * values / deviation, batch["label"]
-
-    return of_classes(task, tiles, 9)
-
-
-@hand
-def clip(task: Any) -> ByHand:
-    return of_pairs(task, lambda image, text, scale, bias: (
-        F.cross_entropy(scale * image @ text.T, torch.arange(len(image)))
-        + F.cross_entropy(scale * text @ image.T, torch.arange(len(image)))) / 2)  # fmt: skip
-
-
-@hand
-def siglip(task: Any) -> ByHand:
-    def loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        signs = 2 * torch.eye(len(image)) - 1
-        return -F.logsigmoid(signs * (scale * image @ text.T + bias)).sum() / len(image)
-
-    return of_pairs(task, loss)
-
-
-def of_pairs(task: Any, compare: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ByHand:
-    scalars = nn.ParameterList([nn.Parameter(task.log_scale.detach().clone()),
-                                nn.Parameter(getattr(task, "bias", torch.zeros(1)).detach().clone())])  # fmt: skip
-    parts = [plain(part) for part in (task.image.model, task.image_projection, task.text.model, task.text_projection)]
-    nets = nn.ModuleList([*parts, scalars])
-
-    def loss(batch: dict[str, Any]) -> Tensor:
-        image = F.normalize(parts[1](mean_features(parts[0], batch["image"])).float(), dim=1)
-        mask = batch["attention_mask"]
-        hidden = parts[2](input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-        text = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        text = F.normalize(parts[3](text).float(), dim=1)
+    def cosines(parts: Any, sides: list[Tensor], hidden: Tensor, shown: Tensor | None) -> list[Tensor]:
+        """Of class tokens of all crops, and of hidden patches of the large ones. shown: in place of these, if any."""
+        embed, encode = parts[0].embeddings, [*parts[0].layers]
+        classes, patches = [], None
+        for side in sides:
+            tokens = embed(normalised(side), interpolate_pos_encoding=side.shape != sides[0].shape)
+            if shown is not None and side is sides[0]:
+                places = embed.position_embeddings[:, 1:]
+                tokens = torch.cat([tokens[:, :1], torch.where(hidden[..., None], shown + places, tokens[:, 1:])], 1)
+            for layer in encode:
+                tokens = layer(tokens)
+            tokens = parts[0].layernorm(tokens)
+            classes.append(tokens[:, 0])
+            patches = tokens[:, 1:][hidden] if patches is None else patches
+        unit = F.normalize(parts[1](torch.cat([*classes, patches])).float(), dim=1)
         with torch.autocast("cpu", enabled=False):
-            return compare(image, text, scalars[0].exp().clamp(max=100), scalars[1])
+            found = unit @ F.normalize(parts[2][0], dim=1).T
+        return list(found.split([len(found) - len(patches), len(patches)]))
 
-    return ByHand(nets, loss)
+    def loss(batch: dict[str, Any]) -> Tensor:
+        nonlocal centres
+        sides, hidden = task.crops.of(batch), batch["hidden"].transpose(0, 1).flatten(0, 1)
+        students = cosines(nets, sides, hidden, token)
+        with torch.no_grad():
+            teachers = cosines(slow, sides[:1], hidden, None)
+            targets = [((each - centre) / c.first_temperature).softmax(1)
+                       for each, centre in zip(teachers, centres, strict=True)]  # fmt: skip
+            means = torch.stack([each.mean(0) for each in teachers])
+            centres = c.centre_momentum * centres + (1 - c.centre_momentum) * means
+        count = len(teachers[0]) // 2
+        sizes = hidden.sum(1)
+        each = -(targets[1] * (students[1] / c.temperature).log_softmax(1)).sum(1)
+        shares = (1 / sizes.clamp(min=1)).repeat_interleave(sizes) / len(hidden)
+        classes = students[0].view(-1, count, c.prototypes) / c.temperature
+        return all_but_its_own(targets[0].view(2, count, -1), classes) + c.patch_weight * (shares * each).sum()
+
+    return ByHand(nets, loss, [(old, new, c.momentum) for old, new in zip(slow, online, strict=True)])
