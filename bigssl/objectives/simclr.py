@@ -41,14 +41,9 @@ class Simclr(Comparing, OnViews, Objective):
         norm: bool = Field(True, description="BatchNorm in the head; without, batch.cached is exact (with a vit)")
         hidden: int = Field(512, ge=1, description="hidden size of the projection head")
         dim: int = Field(128, ge=1, description="size of the contrasted embedding")
-        min_scale: float | None = Field(
-            None, gt=0, le=1, description="smallest share of the image that a crop keeps; default the preset's"
-        )
-        jitter: float | None = Field(None, ge=0, description="strength of the colour distortion; default the preset's")
-        blur: float | None = Field(None, ge=0, le=1, description="probability of blur; default the preset's")
 
-    starts = {"temperature": 0.2, "min_scale": 0.3}
-    adjustable = ("temperature", "augment", "min_scale", "jitter", "blur")
+    starts = {"temperature": 0.2, "augment": {"min_scale": 0.3}}
+    adjustable = ("temperature", "augment")
     preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
@@ -59,9 +54,7 @@ class Simclr(Comparing, OnViews, Objective):
             self.backbone.dim, config.hidden, config.dim, layers=config.layers, norm=config.norm
         )
         self.log_scale = log_scale_of(config.temperature) if config.learn_temperature else None
-        self.views = TwoViews(
-            config.augment, self.backbone.size, min_scale=config.min_scale, jitter=config.jitter, blur=config.blur
-        )
+        self.views = TwoViews(config.augment, self.backbone.size)
 
     def embed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         z1, z2 = self.head(self.seen(batch)).float().chunk(2)

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from bigssl.data.tools.classes import LABEL
 from bigssl.objectives.base import Objective
 from bigssl.starter.drafting import Parts
@@ -39,14 +41,23 @@ def remarks(values: Mapping[str, Any], kind: type[Objective], parts: Parts) -> d
         "evaluate": "the scorecard at the end, beside random weights and the raw input",
         "probe": "the same while it trains, on few samples",
     }
-    for name, value in kind.starts.items():
-        info = kind.Config.model_fields[name]
-        default = "" if info.is_required() else f"; the paper's {info.default}" if value != info.default else ""
-        found[f"objective.{name}"] = f"{info.description or name}{default}"
+    found |= _beside(kind.Config, kind.starts, "objective")
     for name, backbone in values["backbones"].items():
         if "window" in backbone:
             found[f"backbones.{name}.window"] = "stored values that become 0 and 255: most pixels looked at are between"
         found[f"backbones.{name}.config"] = "a small one; without these lines it has the usual size of its type"
+    return found
+
+
+def _beside(section: type[BaseModel], values: Mapping[str, Any], path: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        info, here = section.model_fields[name], f"{path}.{name}"
+        if isinstance(value, Mapping):
+            found |= _beside(type(info.default), value, here)
+            continue
+        default = "" if info.is_required() or info.default in (None, value) else f"; the paper's {info.default}"
+        found[here] = f"{info.description or name}{default}"
     return found
 
 

@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {
     "name": "tiny",
     "steps": 6,
     "precision": "fp32",
-    "objective": {"name": "simclr", "source": "emoji", "hidden": 16, "dim": 8, "min_scale": 0.2},
+    "objective": {"name": "simclr", "source": "emoji", "hidden": 16, "dim": 8, "augment": {"min_scale": 0.2}},
     "backbones": {
         "image": {
             "type": "resnet",
@@ -41,7 +41,7 @@ JOINT: dict[str, Any] = {
     "objective": {
         "name": "joint",
         "parts": {
-            "views": {"name": "simclr", "source": "emoji", "hidden": 16, "dim": 8, "min_scale": 0.2},
+            "views": {"name": "simclr", "source": "emoji", "hidden": 16, "dim": 8, "augment": {"min_scale": 0.2}},
             "captions": {"name": "clip", "source": "emoji", "dim": 8},
             "words": {"name": "mlm", "source": "text"},
         },

@@ -144,7 +144,8 @@ def test_a_part_of_a_joint_run_goes_on_alone_and_a_task_as_a_part(
 
 
 TWICE = {"name": "joint", "parts": {
-    name: {"name": "simclr", "source": "emoji", "hidden": 16, "dim": 8, "min_scale": 0.2} for name in ("a", "b")
+    name: {"name": "simclr", "source": "emoji", "hidden": 16, "dim": 8, "augment": {"min_scale": 0.2}}
+    for name in ("a", "b")
 }}  # fmt: skip
 
 

@@ -30,5 +30,5 @@ def test_views_of_the_device_are_those_of_the_workers(preset: str, objective: An
 
 
 def test_single_fields_replace_the_presets(objective: Any) -> None:
-    task = objective(Simclr, "simclr", augment={"preset": "mae"}, min_scale=0.5)
+    task = objective(Simclr, "simclr", augment={"preset": "mae", "min_scale": 0.5})
     assert [(part.min_scale, part.jitter) for part in task.views.distributions] == [(0.5, 0.0)] * 2

@@ -37,14 +37,23 @@ PRESETS: dict[Preset, tuple[dict[str, float], dict[str, float]]] = {
     "mae": (_MAE, _MAE),
     "lejepa": (_LEJEPA, _LEJEPA),
 }
+_CHANGES = {"min_scale", "flip", "jitter", "grey", "blur", "solarise"}
 
 
 class AugmentConfig(Section):
-    """Random views: whose distribution, and who renders them."""
+    """Random views: whose distribution, what is otherwise in both views, and who renders them."""
 
     preset: Preset | None = Field(
         None, description="the paper whose views are taken, see bigssl/data/kinds/views.py; default the task's own"
     )
+    min_scale: float | None = Field(
+        None, gt=0, le=1, description="smallest share of the picture that a view keeps; default the preset's, as below"
+    )
+    flip: bool | None = Field(None, description="mirror half of the views")
+    jitter: float | None = Field(None, ge=0, description="strength of the colour distortion, the paper's s; 0: none")
+    grey: float | None = Field(None, ge=0, le=1, description="probability of no colour")
+    blur: float | None = Field(None, ge=0, le=1, description="probability of blur")
+    solarise: float | None = Field(None, ge=0, le=1, description="probability that bright values are inverted")
     device: Literal["cpu", "accelerator"] = Field(
         "cpu", description="cpu: by the loader's workers; accelerator: batched, on the device that trains"
     )
@@ -62,14 +71,13 @@ class AugmentConfig(Section):
 class TwoViews:
     """Two views of each sample, rendered where `config` says. The numbers of a view do not depend on where.
 
-    size: side of a view in pixels. own: the preset of the task, where `config` names none. changes: fields of
-    `SimClrAugment` that replace the preset's in both views.
+    size: side of a view in pixels. own: the preset of the task, where `config` names none.
     """
 
-    def __init__(self, config: AugmentConfig, size: int, own: Preset = "simclr", **changes: float | None) -> None:
-        given = {name: value for name, value in changes.items() if value is not None}
+    def __init__(self, config: AugmentConfig, size: int, own: Preset = "simclr") -> None:
+        given = config.model_dump(include=_CHANGES, exclude_none=True)
         first, second = PRESETS[config.preset or own]
-        self.distributions = [SimClrAugment(size, **(part | given)) for part in (first, second)]  # type: ignore[arg-type]
+        self.distributions = [SimClrAugment(size, **(part | given)) for part in (first, second)]
         # reducing costs more than decoding: by default, the usual photographs of 500 pixels stay as they are for 224
         self.size, self.canvas = size, config.canvas or 9 * size // 4
         self.batched = config.device == "accelerator"

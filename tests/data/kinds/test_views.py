@@ -64,11 +64,11 @@ def test_a_picture_travels_once() -> None:
 
 
 def test_changes_replace_the_presets_numbers() -> None:
-    pair = TwoViews(AugmentConfig(preset="byol"), 32, min_scale=0.5, jitter=None, blur=0.0)
+    pair = TwoViews(AugmentConfig(preset="byol", min_scale=0.5, blur=0.0, flip=False), 32)
     elsewhere = TwoViews(AugmentConfig(device="accelerator"), 32, "byol").distributions
     named = TwoViews(AugmentConfig(preset="byol"), 32).distributions
     assert [vars(part) for part in elsewhere] == [vars(part) for part in named]
-    assert {(d.min_scale, d.jitter, d.blur) for d in pair.distributions} == {(0.5, 0.5, 0.0)}
+    assert {(d.min_scale, d.jitter, d.blur, d.flip) for d in pair.distributions} == {(0.5, 0.5, 0.0, False)}
     assert [d.solarise for d in pair.distributions] == [0.0, 0.2]
 
 
