@@ -3,7 +3,7 @@
 Each `launch/recipes/cpu/NAME.yaml` is run as its user runs it (`bigssl train`), with each seed, in a folder of its own.
 Of a run count its seconds (evaluation included), each loss at its end beside its blind line, whether a collapse was
 named, and every row of its scorecard: the trained network, the same at random weights, the raw input. A run that is in
-the file already is not repeated, so that the whole may be done in pieces; `--again` repeats.
+the file already, of the same settings, is not repeated, so that the whole may be done in pieces; `--again` repeats.
 
 Rows go to benchmarks/results/recipes_MACHINE.csv, the table over seeds between the marks of docs/pretexts.md. Exit
 status 1 where a recipe took more than 4 minutes, ended above its blind line (but see GAMES) or was named collapsed.
@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from measure import RESULTS, device_name
 
 from bigssl.report.blind import verdicts
@@ -35,7 +38,7 @@ RECIPES = ROOT / "launch" / "recipes" / "cpu"
 PAGE = ROOT / "docs" / "pretexts.md"
 MARKS = "<!-- recipes -->\n", "<!-- end of recipes -->"
 LIMIT = 240  # seconds
-FIELDS = ("recipe", "seed", "what", "value", "blind", "random_net", "raw", "unit", "seconds")
+FIELDS = ("recipe", "settings", "seed", "what", "value", "blind", "random_net", "raw", "unit", "seconds")
 GAMES = {("inpainting", "loss generator")}
 """Losses of a side that may lose: where the discriminator finds all out, it is above ln 2."""
 Row = dict[str, Any]
@@ -46,8 +49,14 @@ def run(name: str, seed: int, out: Path, overrides: Sequence[str]) -> list[Row]:
     command = [sys.executable, "-m", "bigssl", "train", str(RECIPES / f"{name}.yaml"), "--ranks", "1", f"seed={seed}"]
     start = time.monotonic()
     subprocess.run([*command, f"out={out}", *overrides], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    common = {"recipe": name, "seed": seed, "seconds": round(time.monotonic() - start, 1)}
+    common = {"recipe": name, "settings": settings(name), "seed": seed, "seconds": round(time.monotonic() - start, 1)}
     return [common | row for row in (*_losses(out), *_scores(out))]
+
+
+def settings(name: str) -> str:
+    """A number that another recipe of this name has not: comments aside."""
+    values = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    return f"{zlib.crc32(yaml.safe_dump(values).encode()):08x}"
 
 
 def _losses(out: Path) -> Iterator[Row]:
@@ -72,6 +81,12 @@ def known(path: Path) -> list[Row]:
     with path.open(newline="") as stream:
         return [{key: numbers.get(key, str)(text) if text else None for key, text in row.items() if key in FIELDS}
                 for row in csv.DictReader(line for line in stream if not line.startswith("#"))]  # fmt: skip
+
+
+def current(rows: list[Row]) -> list[Row]:
+    """Without those of recipes that are gone or have other settings now."""
+    now = {each.stem: settings(each.stem) for each in RECIPES.glob("*.yaml")}
+    return [row for row in rows if now.get(row["recipe"]) == row["settings"]]
 
 
 def write(path: Path, rows: list[Row], machine: str) -> None:
@@ -130,23 +145,24 @@ def main() -> int:
     options = parser.parse_args()
     machine = device_name(torch.device("cpu"))
     path = RESULTS / f"recipes_{'-'.join(machine.split()[:2])}-x{torch.get_num_threads()}.csv"
-    rows = known(path)
-    for name in options.names or sorted(p.stem for p in RECIPES.glob("*.yaml")):
-        for seed in range(options.seeds):
-            if not options.again and any((row["recipe"], row["seed"]) == (name, seed) for row in rows):
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                new = run(name, seed, Path(folder) / "run", options.set)
-            print(table(new), flush=True)
-            rows = [row for row in rows if (row["recipe"], row["seed"]) != (name, seed)] + [
-                {field: row.get(field) for field in FIELDS} for row in new]  # fmt: skip
-            if not options.set:
-                write(path, rows, machine)
+    names = options.names or sorted(each.stem for each in RECIPES.glob("*.yaml"))
+    rows = [] if options.set else current(known(path))
+    for name, seed in itertools.product(names, range(options.seeds)):
+        there = [row for row in rows if (row["recipe"], row["seed"]) == (name, seed)]
+        if there and not options.again:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            new = run(name, seed, Path(folder) / "run", options.set)
+        print(table(new), flush=True)
+        rows = [row for row in rows if row not in there] + [{field: row.get(field) for field in FIELDS} for row in new]
+        if not options.set:
+            write(path, rows, machine)
     if not options.set:
         before, _, rest = PAGE.read_text().partition(MARKS[0])
         PAGE.write_text(before + MARKS[0] + table(rows) + MARKS[1] + rest.partition(MARKS[1])[2])
-    print("\n".join(missed(rows)))
-    return bool(missed(rows))
+    bad = missed([row for row in rows if row["recipe"] in names])
+    print("\n".join(bad))
+    return bool(bad)
 
 
 if __name__ == "__main__":

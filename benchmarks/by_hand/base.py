@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 
 class ByHand(NamedTuple):
-    """nets: what is trained. loss: of a batch. teachers: pairs of a slow network and its student, with the momentum."""
+    """nets: what is trained. loss: of a batch. teachers: pairs of a slow network and its student, with the momentum.
+    after: what follows a step of the optimizer."""
 
     nets: nn.Module
     loss: Callable[[dict[str, Any]], Tensor]
     teachers: list[tuple[nn.Module, nn.Module, float]] = []  # noqa: RUF012 - nobody writes to it
+    after: Callable[[], Any] = lambda: None
 
 
 HANDS: dict[str, Callable[[Any], ByHand]] = {}

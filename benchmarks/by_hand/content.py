@@ -106,8 +106,8 @@ def siglip(task: Any) -> ByHand:
 
 
 def of_pairs(task: Any, compare: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ByHand:
-    scalars = nn.ParameterList([nn.Parameter(task.log_scale.detach().clone()),
-                                nn.Parameter(getattr(task, "bias", torch.zeros(1)).detach().clone())])  # fmt: skip
+    known = [task.log_scale, *([task.bias] if hasattr(task, "bias") else [])]
+    scalars = nn.ParameterList([nn.Parameter(each.detach().clone()) for each in known])
     parts = [plain(part) for part in (task.image.model, task.image_projection, task.text.model, task.text_projection)]
     nets = nn.ModuleList([*parts, scalars])
 
@@ -118,7 +118,7 @@ def of_pairs(task: Any, compare: Callable[[Tensor, Tensor, Tensor, Tensor], Tens
         text = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         text = F.normalize(parts[3](text).float(), dim=1)
         with torch.autocast("cpu", enabled=False):
-            return compare(image, text, scalars[0].exp().clamp(max=100), scalars[1])
+            return compare(image, text, scalars[0].exp().clamp(max=100), scalars[-1])
 
     return ByHand(nets, loss)
 

@@ -191,7 +191,10 @@ def swav(task: Any) -> ByHand:
             codes = torch.stack([shared_out(views[0]), shared_out(views[1])])
         return all_but_its_own(codes, views / c.temperature)
 
-    return ByHand(nets, loss)
+    def unit() -> None:
+        nets[2].weight.copy_(F.normalize(nets[2].weight, dim=1))
+
+    return ByHand(nets, loss, after=unit)
 
 
 @hand
