@@ -6,9 +6,8 @@ pictures as files, with the same network, batch, precision, strengths of views, 
 the same written by somebody who knows the machine (both views in one pass, channels last). In turn, in one process;
 the first steps of each round are left out. Printed is the ratio of the medians over rounds, the aim 1.3.
 
-PEERS: `pip install --no-deps --target PEERS lightly==1.6.0 lightly_utils lightning_utilities aenum torchvision==0.28`;
-two operators of torchvision, which its wheel lacks beside a CPU build of torch and nothing here calls, are declared
-first. Rows go to benchmarks/results/simclr_peer_MACHINE.csv. Exit status 1 where the aim is missed.
+PEERS: `pip install --no-deps --target PEERS lightly==1.6.0 lightly_utils lightning_utilities aenum torchvision==0.28`.
+Rows go to benchmarks/results/simclr_peer_MACHINE.csv. Exit status 1 where the aim is missed.
 """
 
 from __future__ import annotations
@@ -25,30 +24,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import peers  # noqa: F401 - first: see there
 import torch
 from measure import RESULTS, device_name, write_rows
 from torch import nn
 from torch.utils.data import DataLoader
 
-
-def declared() -> Any:
-    """The library of operators that `import torchvision` asks for and its wheel may lack. To be kept."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        with contextlib.suppress(RuntimeError):  # it is there
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
-KEPT = declared()  # before transformers looks for torchvision
-
-from bigssl.config.recipe import Recipe, load_recipe, recipe_model  # noqa: E402
-from bigssl.engine import loop, zero  # noqa: E402
-from bigssl.engine.held import let_go  # noqa: E402
-from bigssl.engine.plan import preflight  # noqa: E402
-from bigssl.objectives.base import config_union  # noqa: E402
-from bigssl.report.environment import installed  # noqa: E402
-from bigssl.report.metrics import read_metrics  # noqa: E402
+from bigssl.config.recipe import Recipe, load_recipe, recipe_model
+from bigssl.engine import loop, zero
+from bigssl.engine.held import let_go
+from bigssl.engine.plan import preflight
+from bigssl.objectives.base import config_union
+from bigssl.report.environment import installed
+from bigssl.report.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SHARDS = ROOT / "bigssl" / "demo" / "emoji" / "train"

@@ -2,7 +2,8 @@
 
     python benchmarks/views.py            # about 2 minutes on 2 cores
     PYTHONPATH=PEERS python benchmarks/views.py    # after: pip install --no-deps --target PEERS albumentations==2.0.8 \
-                                                   #        albucore==0.0.24 simsimd stringzilla kornia kornia_rs
+                                                   #        albucore==0.0.24 simsimd stringzilla kornia kornia_rs \
+                                                   #        torchvision==0.28
 
 64: 64-pixel views of the demo's own 64-pixel JPEGs. 224: 224-pixel views of 500 × 375 mosaics of them, quality 90.
 First each must give what it should: two views of the right size that differ; ours also what the accelerator's path and
@@ -25,11 +26,23 @@ from typing import Any
 
 import cv2
 import numpy as np
+import peers  # noqa: F401 - first: see there
 import torch
 from measure import RESULTS, device_name, quantiles, write_rows
 from stream import Setting, decode_pace, measured, pace, verified
 from stream_samples import Workload, make_all, side_by_side, two_views
-from views_providers import TOGETHER, albumentations, encoded, kornia, missing, ours, pillow, pillow_view, simclr
+from views_providers import (
+    TOGETHER,
+    albumentations,
+    encoded,
+    kornia,
+    missing,
+    ours,
+    pillow,
+    pillow_view,
+    simclr,
+    torchvision,
+)
 
 from bigssl.data.kinds import decode
 from bigssl.data.kinds.augment import render
@@ -42,7 +55,7 @@ Row = dict[str, Any]
 Pass = Callable[[], None]
 DEMO = Path(__file__).parents[1] / "bigssl" / "demo" / "emoji" / "train"
 SIZES = {"64": 64, "224": 224}
-PEERS = ("albumentations", "kornia")
+PEERS = ("albumentations", "kornia", "torchvision")
 
 
 @functools.cache
@@ -83,7 +96,7 @@ def check_ours(case: str) -> str:
 def passes(case: str, names: list[str], data: list[bytes]) -> dict[str, Pass]:
     """One pass over `data` by provider, each verified on a few of them."""
     rng, size, found = np.random.default_rng(0), SIZES[case], dict[str, Pass]()
-    single = {"ours": ours, "pillow": pillow, "albumentations": albumentations}
+    single = {"ours": ours, "pillow": pillow, "albumentations": albumentations, "torchvision": torchvision}
     for name in names:
         if name == "kornia":
             batched = kornia(size)

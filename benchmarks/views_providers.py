@@ -100,6 +100,28 @@ def albumentations(size: int) -> Render:
     return render
 
 
+def torchvision(size: int) -> Render:
+    """Its transforms v2, of byte tensors."""
+    v2 = importlib.import_module("torchvision.transforms.v2")
+    largest = 2.0 * size / 224
+    blur = v2.GaussianBlur(2 * math.ceil(3 * largest) + 1, (0.05 * largest, largest))
+    transform = v2.Compose([
+        v2.RandomResizedCrop(size, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8),
+        v2.RandomGrayscale(0.2),
+        v2.RandomApply([blur], 0.5),
+    ])  # fmt: skip
+
+    def render(data: bytes, rng: np.random.Generator) -> Views:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        pixels = torch.from_numpy(decoded).permute(2, 0, 1)
+        first, second = (transform(pixels).numpy() for _ in range(2))
+        return first, second
+
+    return render
+
+
 def kornia(size: int) -> Callable[[list[bytes]], tuple[torch.Tensor, torch.Tensor]]:
     """Takes batches of pictures of one size, as float tensors: float32 [B, 3, size, size] twice."""
     k = importlib.import_module("kornia.augmentation")
