@@ -16,9 +16,14 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from hypothesis import settings
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Property tests draw the same examples in every run, so that what fails, fails again; with HYPOTHESIS_PROFILE=default
+# they draw others.
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 # One thread: no OpenMP pool exists in this process, so ranks can be forked from it, which saves their imports.
 torch.set_num_threads(1)
 # A shell starts background jobs with Ctrl-C ignored, which processes under test would inherit.
