@@ -11,8 +11,10 @@ Without (`queue: 0`; v3, arXiv 2104.02057): the negatives are the other keys of 
 key of the other, L = 2τ (L(q1, k2) + L(q2, k1)). v3 for a ViT is `queue: 0`, `predictor: true`, `norm: true`, `layers:
 3`, `hidden: 4096`, `dim: 256`, `momentum: .99`, `last_momentum: 1`, `freeze_patches: true`, `augment.preset: moco-v3`.
 
-Keys need no shuffled BatchNorm: that keeps a query from finding the key which shares the statistics of its few samples
-on one rank. Here (nets/norm.py) they are of the global batch, the same for all of its keys.
+With a queue, BatchNorm would mark the own key: it alone among all keys is normalised by the statistics of the samples
+that the query was normalised with. The paper makes keys in other groups of samples (shuffling BN); here the network of
+the keys has running statistics, in which no batch can be recognised (EMAN, arXiv 2101.08482; nets/ema.py). Without a
+queue, all keys share the statistics of their batch, as in v3.
 
 The blind line: everything equal, ln(1 + number of negatives), which grows while the queue fills; 4τ ln N without.
 """
@@ -74,6 +76,7 @@ class Moco(Comparing, Objective):
     takes = {"backbone": Needs("image")}
     starts = {"queue": 256, "hidden": 512, "momentum": 0.99}
     least = 2  # without a queue, one sample is compared with itself
+    remembering = "earlier keys of a sample are among its own negatives"
     adjustable = ("temperature", "momentum", "last_momentum", "augment")
     preset = {
         "objective": {"queue": 32, "hidden": 16, "dim": 8, "momentum": 0.9},
@@ -97,7 +100,8 @@ class Moco(Comparing, Objective):
                 config.dim, config.hidden, config.dim, norm=config.norm, last_norm=config.norm
             )
         last = config.momentum if config.last_momentum is None else config.last_momentum
-        self.slow = Ema(self.network, CosineRamp(config.momentum, last))
+        self.slow = Ema(self.network, CosineRamp(config.momentum, last), of_batch=not config.queue)
+        self.scheduled = last != config.momentum
         self.queue = Queue(config.queue, config.dim) if config.queue else None
         self.most = config.queue or None
         self.views = TwoViews(config.augment, backbone.size, "moco-v2")
