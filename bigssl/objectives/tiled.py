@@ -69,6 +69,7 @@ class Tiles:
             )
         self.colours: Colours = config.colours or ("keep" if tower.channels == 1 else "drop")
         self.grid = TileGrid.of_shares(count, _side(config, tower, count), config.gap, config.jitter)
+        _refuse_touching(config, self.grid)
 
     def square(self, sample: Sample, rng: np.random.Generator) -> np.ndarray:
         """uint8 [whole, whole, C] of which tiles are cut. Raises DataError."""
@@ -131,6 +132,18 @@ def _side(config: TiledConfig, tower: Tower, count: int) -> int:
     if not _places(tower, config.tile):
         raise ConfigError(f"{where}, which takes no pictures of another side than its size; allowed: {tower.size}")
     return config.tile
+
+
+def _refuse_touching(config: TiledConfig, grid: TileGrid) -> None:
+    """Borders that meet tell which tiles are neighbours."""
+    if grid.nearest >= 1:
+        return
+    wanted = math.ceil(1000 * (2 * grid.jitter + 1) / grid.side) / 1000
+    far = f"be {-grid.nearest} pixels over each other" if grid.nearest else "touch"
+    raise ConfigError(
+        f"objective.gap: value {config.gap} with jitter {config.jitter}: tiles of {grid.side} pixels may {far}, and "
+        f"places be told by borders alone; allowed: a gap >= {wanted} between such tiles, or less jitter"
+    )
 
 
 def _places(tower: Tower, side: int) -> int:
