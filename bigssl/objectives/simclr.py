@@ -46,6 +46,11 @@ class Simclr(Comparing, OnViews, Objective):
     adjustable = ("temperature", "augment")
     preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
 
+    @classmethod
+    def adjustable_in(cls, config: Config) -> tuple[str, ...]:
+        """The checkpoint knows what a learned temperature has become."""
+        return tuple(field for field in cls.adjustable if field != "temperature" or not config.learn_temperature)
+
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
         self.config = config
