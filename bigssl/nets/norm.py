@@ -19,7 +19,8 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
     """BatchNorm (Ioffe and Szegedy 2015) with statistics over all ranks; state dict as nn.BatchNorm1d/2d.
 
     Input [N, C], [N, C, L] or [N, C, H, W], any float dtype; statistics are float32. In a single process, and in eval
-    mode, it is torch's own batch norm. Ranks may hold different N.
+    mode, it is torch's own batch norm. Ranks may hold different N. Raises ValueError where a channel has but one
+    value.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -52,6 +53,11 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
             momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else momentum
         weight, bias = (_aligned(each) if input.is_cuda else each for each in (self.weight, self.bias))
         own = self.training or self.running_mean is None
+        if own and input.numel() == input.shape[1]:
+            raise ValueError(
+                "BatchNorm has one value of each channel to normalise by, as a pass holds one sample in a map of one "
+                "place; allowed: 2 or more samples a pass (a larger batch, a smaller batch.accum), or larger pictures"
+            )
         return F.batch_norm(input, self.running_mean, self.running_var, weight, bias, own, momentum, self.eps)
 
     @torch.no_grad()

@@ -179,7 +179,8 @@ class Objective(nn.Module):
 
     def unfit(self, prepared: Sequence[dict[str, Any]]) -> str:
         """Why nothing is to be learnt from data of which a few samples were `prepared`, in words; "" where there is.
-        Asked of each dataset before a run (`bigssl config check`), where each sample by itself would do."""
+        Asked of each dataset before a run (`bigssl config check`), where each sample by itself would do: of a few, and
+        where it says why, of some more (64)."""
         return ""
 
     def assemble(self, by_source: dict[str, Any]) -> Any:

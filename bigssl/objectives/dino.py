@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -73,7 +73,7 @@ class Dino(Objective):
         hidden: int = Field(2048, ge=1, description="hidden size of the head")
         bottleneck: int = Field(256, ge=2, description="size of the embedding that is compared with prototypes")
         temperature: float = Field(0.1, gt=0, description="of the student")
-        teacher_temperature: float = Field(0.07, gt=0, description="of the teacher; below the student's")
+        teacher_temperature: float = Field(0.07, gt=0, description="of the teacher; the student's at most")
         first_temperature: float = Field(0.04, gt=0, description="of the teacher at the start")
         warm: float = Field(0.3, ge=0, le=1, description="share of the run in which the teacher's rises")
         centring: Centring = Field("mean", description="what keeps prototypes in use; sinkhorn: DINOv2's")
@@ -81,6 +81,19 @@ class Dino(Objective):
         momentum: float = Field(0.996, ge=0, lt=1, description="of the teacher at the start; 1 at the end, by a cosine")
         freeze: float = Field(0.01, ge=0, lt=1, description="share of the run in which prototypes stay as they are")
         crops: MultiCropConfig = MultiCropConfig()
+
+        @model_validator(mode="after")
+        def _sharpens(self) -> Dino.Config:
+            for name in ("teacher_temperature", "first_temperature"):
+                if getattr(self, name) > self.temperature:
+                    raise ValueError(
+                        f"{name} {getattr(self, name)} is above temperature {self.temperature}, so that targets would "
+                        f"be less sharp than predictions, which are alike for all samples soon; allowed: less"
+                    )
+            default = Dino.Config.model_fields["centre_momentum"].default
+            if self.centring == "sinkhorn" and self.centre_momentum != default:
+                raise ValueError(f"centre_momentum {self.centre_momentum} has no effect with centring sinkhorn")
+            return self
 
     takes: ClassVar[Mapping[str, Needs]] = {"backbone": Needs("image")}
     starts = {"prototypes": 1024, "hidden": 512, "bottleneck": 128, "momentum": 0.98, "freeze": 0.05}

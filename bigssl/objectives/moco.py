@@ -61,7 +61,7 @@ class Moco(Comparing, Objective):
             65536, ge=0, description="keys of earlier samples that are negatives (v2); 0: those of the batch (v3)"
         )
         temperature: float = Field(0.2, gt=0, description="divides the similarities")
-        momentum: float = Field(0.999, ge=0, le=1, description="of the network of the keys")
+        momentum: float = Field(0.999, ge=0, lt=1, description="of the network of the keys; of 1 it would never move")
         last_momentum: float | None = Field(
             None, ge=0, le=1, description="at the end of the run, by a cosine; default: as at the start (v3: 1)"
         )

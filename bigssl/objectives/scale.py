@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bigssl import distributed
 
 MAX_SCALE = 100.0
+LEAST_TEMPERATURE = 1 / MAX_SCALE
 
 
 def log_scale_of(temperature: float) -> nn.Parameter:

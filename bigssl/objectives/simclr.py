@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from bigssl import distributed
@@ -24,7 +24,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, attraction
 from bigssl.objectives.comparing import Comparing
-from bigssl.objectives.scale import capped_scale, log_scale_of
+from bigssl.objectives.scale import LEAST_TEMPERATURE, capped_scale, log_scale_of
 from bigssl.objectives.viewed import OnViews, ViewedConfig
 from bigssl_kernels import nt_xent
 
@@ -41,6 +41,15 @@ class Simclr(Comparing, OnViews, Objective):
         norm: bool = Field(True, description="BatchNorm in the head; without, batch.cached is exact (with a vit)")
         hidden: int = Field(512, ge=1, description="hidden size of the projection head")
         dim: int = Field(128, ge=1, description="size of the contrasted embedding")
+
+        @model_validator(mode="after")
+        def _begins_where_it_may_be(self) -> Simclr.Config:
+            if self.learn_temperature and self.temperature < LEAST_TEMPERATURE:
+                raise ValueError(
+                    f"temperature {self.temperature} is no beginning with learn_temperature true, which keeps it above "
+                    f"{LEAST_TEMPERATURE}; allowed: {LEAST_TEMPERATURE} or more"
+                )
+            return self
 
     starts = {"temperature": 0.2, "augment": {"min_scale": 0.3}}
     adjustable = ("temperature", "augment")

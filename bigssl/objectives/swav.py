@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bigssl import distributed
@@ -57,6 +57,12 @@ class Swav(Objective):
         queue_from: float = Field(0.15, ge=0, lt=1, description="share of the run after which the queue is filled")
         freeze: float = Field(0.01, ge=0, lt=1, description="share of the run in which prototypes stay as they are")
         crops: MultiCropConfig = MultiCropConfig()
+
+        @model_validator(mode="after")
+        def _queue_is_used(self) -> Swav.Config:
+            if self.queue == 0 and self.queue_from != Swav.Config.model_fields["queue_from"].default:
+                raise ValueError(f"queue_from {self.queue_from} has no effect with queue 0")
+            return self
 
     takes = {"backbone": Needs("image")}
     starts = {"prototypes": 256, "hidden": 512, "freeze": 0.05}

@@ -2,8 +2,8 @@
 
 A tile has about the resolution that the picture has where the network is used: what is learnt of 56 of 224 pixels is
 there again when the network sees all 224. It has a place in the network's last map at least (32 pixels of a ResNet):
-layers behind a map of one place would see padding. A network of patches (a vision transformer), to which such a tile
-would be a patch or two, sees each tile enlarged to its size.
+layers behind a map of one place would see padding; of a network that sees only what fills a patch, whole patches. A
+vision transformer, to which such a tile would be a patch or two, sees each tile enlarged to its size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds.tiles import TileGrid, drop_colours
 from bigssl.data.sample import Sample
 from bigssl.nets.modality import MODALITIES
-from bigssl.nets.modality.kinds import ONE_SIDE, WHOLE_PATCHES
+from bigssl.nets.modality.kinds import ONE_SIDE, TRANSFORMERS, WHOLE_PATCHES
 from bigssl.nets.towers import Tower
 from bigssl.nets.weightless import feature_size
 from bigssl.objectives.base import Losses, ObjectiveConfig
@@ -119,8 +119,9 @@ def _side(config: TiledConfig, tower: Tower, count: int) -> int:
     whole = patch if kind in WHOLE_PATCHES else 1
     least = round(tower.size / math.isqrt(_places(tower, tower.size) or 1))
     if config.tile is None:
-        fitting = max(TileGrid.within(tower.size, count, config.gap, config.jitter).side, least)
-        return tower.size if kind in WHOLE_PATCHES or not _places(tower, fitting) else fitting
+        fitting = TileGrid.within(tower.size, count, config.gap, config.jitter).side // whole * whole
+        fitting = max(fitting, least)  # a place is of whole patches
+        return tower.size if kind in TRANSFORMERS or not _places(tower, fitting) else fitting
     where = f"objective.tile: value {config.tile}: backbone {config.backbone!r} is of type {kind}"
     if config.tile % whole:
         raise ConfigError(f"{where} with patch_size {patch}; allowed: a multiple of it")

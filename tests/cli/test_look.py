@@ -51,6 +51,7 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mlm": ({}, {"text": BERT}),
     "clip": ({"dim": 8}, {"image": RESNET, "text": BERT}),
     "forecast": ({}, {"net": SERIES}),
+    "rotation": ({"all_turns": False}, {"image": RESNET | {"size": 8}}),  # whose map is one place
 }
 Fields = Mapping[str, bytes]
 Refuse = Callable[..., list[str]]
@@ -212,6 +213,9 @@ OBSTACLES: dict[str, tuple[str, str, dict[str, Any], list[str]]] = {
                       "float32[16, 3], as made of data.sources.it: ", "[16, 3]; this network takes [16, 1]"]),
     "fewer steps": ("forecast", "short", {}, ["backbones.net: takes no series float32[12, 1]", "data.sources.it"]),
     "as many shapes as samples": ("forecast", "several sizes", {}, ["data.sources.it: ", "it.series differs within"]),
+    "one sample in a map of one place": ("rotation", "pictures", {"batch": {"size": 4, "accum": 4}}, [
+        "backbones.image: takes no image uint8[3, 8, 8], as made of data.sources.it: ValueError: BatchNorm has one "
+        "value of each channel", "allowed: 2 or more samples a pass (a larger batch, a smaller batch.accum)"]),
     "undecodable": ("simclr", "damaged", {}, ["data.sources.it.url: ", "undecodable image of 10 bytes"]),
     "all of them undecodable": ("simclr", "damaged", {"data": {"on_error": "skip"}}, ["undecodable image"]),
 }  # fmt: skip
@@ -228,7 +232,8 @@ def test_what_the_data_does_not_fit_is_refused_by_all_three(
 
 
 @pytest.mark.parametrize("task, kind, stage", [("simclr", "pictures", 1), ("mlm", "texts", 1), ("clip", "captioned", 3),
-                                               ("mlm", "captioned", 0), ("forecast", "narrow", 3)])  # fmt: skip
+                                               ("mlm", "captioned", 0), ("forecast", "narrow", 3),
+                                               ("rotation", "pictures", 0)])  # fmt: skip
 def test_what_fits_is_taken(task: str, kind: str, stage: int, recipe: Callable[..., Path], capsys: Any) -> None:
     out, err = fits(capsys, recipe(task, kind), f"zero.stage={stage}")
     assert "samples a step: 4 of the 8 of it" in out and not err

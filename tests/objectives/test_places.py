@@ -158,6 +158,12 @@ def test_a_tile_has_the_side_that_fits_and_that_the_network_takes() -> None:
     assert re.match(touching, refused("patch_position", TINY["resnet"], gap=0.0, jitter=0.0))
     over = "objective.gap: value 0.1 with jitter 0.2: tiles of 20 pixels may be 6 pixels over .* a gap >= 0.45 "
     assert re.match(over, refused("jigsaw", TINY["resnet"], tile=20, gap=0.1, jitter=0.2))
+    convnext = BackboneConfig(type="convnext", size=224, config={
+        "hidden_sizes": [4, 4, 8, 8], "depths": [1, 1, 1, 1]})  # patches of 4, places of 32
+    assert side(convnext) == 52 and side(convnext, "jigsaw", tile=64) == 64  # 3 · 54 + 2 · 27 + 2 · 4 is 224
+    assert side(convnext, "jigsaw") == 60 and side(convnext, gap=2.0) == 32  # no place would fit
+    assert "value 54: backbone 'image' is of type convnext with patch_size 4; allowed: a multiple" in refused(
+        "jigsaw", convnext, tile=54)  # fmt: skip
     levit = BackboneConfig(type="levit", size=64, config={
         "hidden_sizes": [16, 24, 32], "depths": [1, 1, 1], "num_attention_heads": [2, 2, 2], "key_dim": [4, 4, 4]})
     assert side(levit) == 64 and "takes no pictures of another side than its size; allowed: 64" in refused(

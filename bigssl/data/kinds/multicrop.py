@@ -7,6 +7,8 @@
 dino   2104.14294, section 3.2 and its code: BYOL's colours; crop 1 always blurred, crop 2 rarely but solarised, small
        ones half of the time
 swav   2006.09882, appendix A: SimCLR's colours and blur for all crops
+
+Small crops are blurred by as many pixels as large ones, .1 to 2 beside large ones of 224, as in both papers' code.
 """
 
 from __future__ import annotations
@@ -98,7 +100,7 @@ class MultiCrop:
         given = {name: value for name in ("jitter", "blur") if (value := getattr(config, name)) is not None}
         self.large = [SimClrAugment(size, **{"min_scale": split, **colours, **given}) for colours in scheme.large]
         self.little = SimClrAugment(
-            self.small_size, **{"min_scale": smallest, "max_scale": split, **scheme.small, **given}
+            self.small_size, blur_side=size, **{"min_scale": smallest, "max_scale": split, **scheme.small, **given}
         )
         self.size, self.canvas = size, config.canvas or 9 * size // 4
         self.batched = config.device == "accelerator"

@@ -106,7 +106,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
         mine = facts(shape[1], world, orders, networks.towers, networks.objective)
         paper.attempt(refuse_unlike_checkpoint, recipe, mine)
     _data(paper, recipe, orders)
-    _look(paper, recipe, networks, orders, sizes, parts)
+    _look(paper, recipe, networks, orders, sizes, shape[1] if shape else 1)
     if shape is None or len(orders) < len(sizes) or not settings_fit or not groups_fit:
         return paper
     paper.batch = {"size": recipe.batch.size, "micro": shape[0], "accum": shape[1], "world": world}
@@ -135,11 +135,11 @@ def _data(paper: Paper, recipe: Recipe, orders: Mapping[str, Order]) -> None:
 
 
 def _look(
-    paper: Paper, recipe: Recipe, networks: OnPaper, orders: Mapping[str, Order], sizes: Mapping[str, int], parts: int
+    paper: Paper, recipe: Recipe, networks: OnPaper, orders: Mapping[str, Order], sizes: Mapping[str, int], accum: int
 ) -> None:
     there, notes = with_shards(orders)
     trained, numbers = (networks.objective, networks.towers), lambda: preflight.build_networks(recipe)
-    looked = examine(recipe, trained, there, sizes, parts, numbers)
+    looked = examine(recipe, trained, there, sizes, accum, numbers)
     paper.failures += looked.failures
     paper.warnings += looked.warnings
     paper.notes += notes

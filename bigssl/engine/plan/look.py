@@ -121,9 +121,11 @@ def _source(
         for name, part in leaves(objective):
             if order.source in part.sources():
                 own = [each[name] if name else each for each in good]
-                if own and (why := part.unfit(own)):
-                    who = called_in_recipe(name, part)
-                    failures.append(f"{dataset.field}: value {display(dataset.url)!r}: {who}: {why}")
+                if own and part.unfit(own):
+                    further = _prepared(shelf, objective, dataset.further(), recipe.seed)[0]
+                    if why := part.unfit([each[name] if name else each for each in further] or own):
+                        who = called_in_recipe(name, part)
+                        failures.append(f"{dataset.field}: value {display(dataset.url)!r}: {who}: {why}")
                 failed, warned = judge_tokens(recipe, towers_in(part, towers), dataset.field, own)
                 failures += failed
                 found.warnings += warned

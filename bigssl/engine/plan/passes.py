@@ -30,35 +30,37 @@ Networks = tuple[Objective, Mapping[str, Tower]]
 
 
 def examine(
-    recipe: Recipe, networks: Networks, orders: Mapping[str, Order], sizes: Mapping[str, int], parts: int,
+    recipe: Recipe, networks: Networks, orders: Mapping[str, Order], sizes: Mapping[str, int], accum: int,
     numbers: Callable[[], Networks],
 ) -> Looked:  # fmt: skip
     """A look at the data, and a pass of what was seen.
 
     Args:
         networks: the task and its backbones, which are left as they are; with numbers or without.
-        orders: the sources that can be read. sizes: samples a step by source, for `parts` = accum × world passes.
+        orders: the sources that can be read. sizes: samples a step by source, in `accum` passes.
         numbers: makes the same networks with numbers.
     """
     with nothing_left_behind():
         looked = look(recipe, *networks, orders, sizes)
         if looked.prepared.keys() == set(networks[0].sources()):
-            micro = {name: size // parts for name, size in sizes.items()}
-            failures, warnings = _try_pass(recipe, looked, networks, micro, numbers)
+            held = {name: size // (1 if recipe.batch.cached else accum) for name, size in sizes.items()}
+            failures, warnings = _try_pass(recipe, looked, networks, held, numbers)
             looked.failures += failures
             looked.warnings += warnings
     return looked
 
 
 def _try_pass(
-    recipe: Recipe, looked: Looked, networks: Networks, micro: Mapping[str, int], numbers: Callable[[], Networks]
+    recipe: Recipe, looked: Looked, networks: Networks, held: Mapping[str, int], numbers: Callable[[], Networks]
 ) -> tuple[list[str], list[str]]:
-    """(failures, warnings) of a pass of the samples that were `looked` at; micro: of a source in a pass of one rank."""
+    """(failures, warnings) of a pass of the samples that were `looked` at; held: those of a source in a
+    pass over all ranks, which BatchNorm sees together."""
     objective, sources = networks[0], looked.prepared
     given = ", ".join(dict.fromkeys(f"{name} {each.dtype}{list(each.shape)}" for prepared in sources.values()
                                     for name, each in arrays(prepared[0])))  # fmt: skip
     try:
-        batch = objective.assemble({name: _collated(looked, name, micro[name]) for name in sources})
+        rows = {name: _rows(objective, name, held[name]) for name in sources}
+        batch = objective.assemble({name: _collated(looked, name, rows[name]) for name in sources})
     except Exception as error:  # whatever a task raises
         return [f"objective: it can assemble no batch from {given}, as made of {_fields(sources)}: {said(error)}"], []
     if _passes_on_shapes(recipe, networks, batch):
@@ -96,8 +98,14 @@ def _paths(part: nn.Module, towers: Mapping[str, Tower]) -> dict[str, str]:
             for tower, each in towers_in(part, towers).items()}  # fmt: skip
 
 
-def _collated(looked: Looked, name: str, micro: int) -> Any:
-    prepared, rows = looked.prepared[name], max(2, min(micro, ROWS))
+def _rows(objective: Objective, source: str, held: int) -> int:
+    """Samples for the pass: as many as one holds, up to ROWS. (Fewer than a task's `least`, `check_passes` refuses.)"""
+    least = max(part.least for _, part in leaves(objective) if source in part.sources())
+    return min(max(held, least), ROWS)
+
+
+def _collated(looked: Looked, name: str, rows: int) -> Any:
+    prepared = looked.prepared[name]
     samples = collate([prepared[row % len(prepared)] for row in range(rows)], name)
     return samples | {SEEDS: torch.arange(rows, dtype=torch.int64)}
 

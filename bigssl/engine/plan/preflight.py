@@ -106,7 +106,7 @@ def plan(recipe: Recipe, world: int, change: Sequence[str] = ()) -> Plan:
     refuse_changed_length(recipe, objective, change)
     refuse_unlike_checkpoint(recipe, facts(accum, world, streams, built, objective))
     check_room(recipe, room(objective, recipe))
-    looked = examine(recipe, (objective, built), streams, sizes, accum * world, lambda: build_networks(recipe))
+    looked = examine(recipe, (objective, built), streams, sizes, accum, lambda: build_networks(recipe))
     for warning in looked.warnings if os.environ.get("RANK", "0") == "0" else ():
         print(f"bigssl: warning: {warning}", file=sys.stderr, flush=True)
     if looked.failures:

@@ -19,7 +19,9 @@ from bigssl.data.sample import Sample
 from bigssl.data.shards.index import ShardInfo
 
 MOST = 4  # samples of a dataset
+FURTHER = 64  # the first ones of a dataset, where MOST of them give nothing to learn from
 OTHERS = 4  # further ones, of other shards where there are some, where all of these are bad and may be skipped
+_Samples = list[Sample | DataError]
 _NEAR = 1 << 14  # positions among which those beside each other are looked for
 
 
@@ -27,13 +29,14 @@ _NEAR = 1 << 14  # positions among which those beside each other are looked for
 class LookedAt:
     """One of a source: its field in the recipe, and its samples to look at (what cannot be read is an error).
 
-    elsewhere: OTHERS more, each in a list, read when they are asked for.
+    elsewhere: OTHERS more, each in a list, read when they are asked for. further: FURTHER of them, in the same way.
     """
 
     field: str
     url: str
-    samples: list[Sample | DataError]
-    elsewhere: Callable[[], Iterator[list[Sample | DataError]]]
+    samples: _Samples
+    elsewhere: Callable[[], Iterator[_Samples]]
+    further: Callable[[], _Samples]
 
 
 def datasets_of(order: Order, within: int) -> Iterator[LookedAt]:
@@ -42,12 +45,13 @@ def datasets_of(order: Order, within: int) -> Iterator[LookedAt]:
     if isinstance(order, SequentialStream):
         first, *others = order.index.shards
         yield LookedAt(f"{source}.url", order.index.url, _from_front(order, first),
-                       lambda: (_from_front(order, shard) for shard in others[:OTHERS]))  # fmt: skip
+                       lambda: (_from_front(order, shard) for shard in others[:OTHERS]),
+                       lambda: _from_front(order, first, FURTHER))  # fmt: skip
     elif isinstance(order, Mixture):
         for number, (dataset, part) in enumerate(order.parts.items()):
-            samples, rest = _read_within(order, part, within, partial(order.schedule.position, number))
-            if samples:
-                yield LookedAt(f"{source}.mix.{dataset}.url", part.index.url, samples, rest)
+            looked = _read_within(order, part, within, partial(order.schedule.position, number))
+            if looked[0]:
+                yield LookedAt(f"{source}.mix.{dataset}.url", part.index.url, *looked)
     else:
         assert isinstance(order, Stream)
         yield LookedAt(f"{source}.url", order.index.url, *_read_within(order, order, within, int))
@@ -55,14 +59,19 @@ def datasets_of(order: Order, within: int) -> Iterator[LookedAt]:
 
 def _read_within(
     order: Order, stream: Stream, within: int, position: Callable[[int], int]
-) -> tuple[list[Sample | DataError], Callable[[], Iterator[list[Sample | DataError]]]]:
-    """Samples of a dataset, and what gives OTHERS. position: in `order`, of a place in the dataset's own."""
+) -> tuple[_Samples, Callable[[], Iterator[_Samples]], Callable[[], _Samples]]:
+    """_Samples of a dataset, what gives OTHERS, and what gives FURTHER. position: in `order`, of a place in the
+    dataset's own."""
 
     def there(places: list[int]) -> list[int]:
         return [at for at in map(position, places) if at < within]
 
-    places = _places(stream, within)
-    return _read(order, there(places)), lambda: (_read(order, [at]) for at in there(_elsewhere(stream, within, places)))
+    places, first = _places(stream, within), list(range(min(within, len(stream), FURTHER)))
+    return (
+        _read(order, there(places)),
+        lambda: (_read(order, [at]) for at in there(_elsewhere(stream, within, places))),
+        lambda: _read(order, there(first)),
+    )
 
 
 def _places(stream: Stream, within: int) -> list[int]:
@@ -87,7 +96,7 @@ def _elsewhere(stream: Stream, within: int, looked: list[int]) -> list[int]:
     return [*others, *(at for at in range(count) if at not in {*looked, *others})][:OTHERS]
 
 
-def _read(order: Order, positions: list[int]) -> list[Sample | DataError]:
+def _read(order: Order, positions: list[int]) -> _Samples:
     try:
         if order.remote:
             order.announce(positions, [])
@@ -103,10 +112,10 @@ def _at(order: Order, position: int) -> Sample | DataError:
         return error
 
 
-def _from_front(stream: SequentialStream, shard: ShardInfo) -> list[Sample | DataError]:
+def _from_front(stream: SequentialStream, shard: ShardInfo, most: int = MOST) -> _Samples:
     try:
         with closing(samples_of(shard.url, stream.index.remote)) as samples:
-            first = list(islice(samples, MOST))
+            first = list(islice(samples, most))
     except DataError as error:
         return [error]
     return [Sample(key, fields, at, 0, shard.name, stream.source) for at, (key, fields) in enumerate(first)]

@@ -18,10 +18,12 @@ IMAGE = (
     "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt_v2", "regnet", "resnet", *OURS,
     "segformer", "siglip_vision_model", "swiftformer", "swin", "swinv2", "vit", "vit_msn",
 )  # fmt: skip
-WHOLE_PATCHES = (
-    "beit", "clip_vision_model", "convnext", "convnextv2", "data2vec-vision", "deit", "dinov2",
-    "dinov2_with_registers", "dinov3_vit", "ijepa", "siglip_vision_model", "vit", "vit_msn",
+TRANSFORMERS = (
+    "beit", "clip_vision_model", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "ijepa",
+    "siglip_vision_model", "vit", "vit_msn",
 )  # fmt: skip
+"""Vision transformers, which keep one hidden state for each patch of the picture."""
+WHOLE_PATCHES = (*TRANSFORMERS, "convnext", "convnextv2")
 """Those that see of a picture only what fills a patch; others fill it up (Swin) or have patches that overlap."""
 ONE_SIDE = ("levit",)
 """Image types that take pictures of their own side only; all others take those of other sides too (small crops)."""

@@ -44,6 +44,8 @@ def test_crops_are_drawn_as_the_papers_say(scheme: Scheme) -> None:
             assert areas.mean() == pytest.approx((low + high) / 2, abs=0.01)
         for share, happened in ((blur, [v.sigma > 0 for v in views]), (solarise, [v.solarise for v in views])):
             assert abs(np.mean(happened) - share) <= 4 * np.sqrt(share * (1 - share) / n)
+        sigmas = np.array([v.sigma for v in views if v.sigma])  # in pixels, of small crops too
+        assert 0.1 <= sigmas.min() < 0.15 and 1.9 < sigmas.max() <= 2.0
         largest = np.abs(np.array([v.factors for v in views]) - 1).max(0)
         assert largest == pytest.approx([blend, blend, saturation], rel=0.03)
 
@@ -58,7 +60,7 @@ def test_both_devices_make_the_same_crops_in_the_same_order() -> None:
     """View by view: first crops of all samples, then second ones, then each small one."""
     found = []
     for device in ("cpu", "accelerator"):
-        made = crops(small=3, device=device)
+        made = crops(96, small=3, blur=1.0, device=device)
         prepared = [made.prepare(picture(seed), np.random.default_rng(seed)) for seed in range(5)]
         found.append(made.of(collate(prepared)))
         alone = made.of(collate(prepared[2:3]))
@@ -67,7 +69,7 @@ def test_both_devices_make_the_same_crops_in_the_same_order() -> None:
     for here, there in zip(*found, strict=True):
         assert here.dtype == there.dtype == torch.uint8 and here.shape == there.shape
         assert (here.float() - there.float()).abs().mean() < 2
-    assert [list(each.shape) for each in found[0]] == [[10, 3, 32, 32], [15, 3, 16, 16]]
+    assert [list(each.shape) for each in found[0]] == [[10, 3, 96, 96], [15, 3, 40, 40]]
     small = found[0][1].unflatten(0, (3, 5)).float()
     assert (small[0] - small[1]).abs().mean() > 5  # each is drawn anew
 
