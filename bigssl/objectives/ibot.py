@@ -9,7 +9,8 @@
 
 Which of the two crops has hidden patches, how many (a share from `hidden_from` to `hidden_to`) and which follow from
 the sample; the paper hides some of each crop with probability 1/2. In their place stands a token that is learned, which
-the exported network does not need. The head is one for class tokens and patches, centres are two.
+the exported network does not need. The head is one for class tokens and patches, centres are two; that of patches is of
+hidden ones only, where the official code takes all of the teacher's.
 
 The blind line of the patches knows each patch's place: the mean of other patches' targets there.
 """

@@ -9,7 +9,9 @@ out; at the very first pass, which would have no negatives, the keys of that pas
 
 Without (`queue: 0`; v3, arXiv 2104.02057): the negatives are the other keys of the global batch, each view finds the
 key of the other, L = 2τ (L(q1, k2) + L(q2, k1)). v3 for a ViT is `queue: 0`, `predictor: true`, `norm: true`, `layers:
-3`, `hidden: 4096`, `dim: 256`, `momentum: .99`, `last_momentum: 1`, `freeze_patches: true`, `augment.preset: moco-v3`.
+3`, `hidden: 4096`, `dim: 256`, `momentum: .99`, `last_momentum: 1`, `freeze_patches: true`, `augment.preset: moco-v3`;
+but the paper's ViT has fixed sine-cosine positions, and begins its patches by Xavier's rule of their pixels, where a
+`vit` of transformers learns positions and begins as BERT does.
 
 With a queue, BatchNorm would mark the own key: it alone among all keys is normalised by the statistics of the samples
 that the query was normalised with. The paper makes keys in other groups of samples (shuffling BN); here the network of
@@ -28,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -72,6 +74,12 @@ class Moco(Comparing, Objective):
         dim: int = Field(128, ge=1, description="size of queries and keys; v3: 256")
         freeze_patches: bool = Field(False, description="a vit's projection of patches stays as it begins (v3)")
         augment: AugmentConfig = AugmentConfig()
+
+        @model_validator(mode="after")
+        def _hidden_layers_are_there(self) -> Moco.Config:
+            if self.layers == 1 and not self.predictor and self.hidden != Moco.Config.model_fields["hidden"].default:
+                raise ValueError(f"hidden {self.hidden} has no effect with layers 1 and no predictor")
+            return self
 
     takes = {"backbone": Needs("image")}
     starts = {"queue": 256, "hidden": 512, "momentum": 0.99}
@@ -182,10 +190,10 @@ def _unit(rows: Tensor, views: int) -> Tensor:
 
 
 def _freeze_patches(tower: Tower, where: str) -> None:
-    found = [module for name, module in tower.model.named_modules() if name.endswith("patch_embeddings")]
-    if not found:
+    try:  # networks that embed patches anew at each stage have as many elsewhere
+        patches = tower.model.get_submodule("embeddings.patch_embeddings")
+    except AttributeError:
         kind = tower.model.config.model_type
-        raise ConfigError(f"objective.freeze_patches: value true, but {where} (a {kind}) has no projection of patches; "
-                          "allowed: false, or a backbone such as vit")  # fmt: skip
-    for module in found:
-        module.requires_grad_(False)
+        raise ConfigError(f"objective.freeze_patches: value true, but {where} (a {kind}) has no one projection of "
+                          "patches; allowed: false, or a backbone such as vit") from None  # fmt: skip
+    patches.requires_grad_(False)

@@ -254,12 +254,22 @@ def plain(values: dict[str, Any], spared: int | None = None, device: str = "cpu"
                 losses = task(batch.data, at)
             (losses.total / plan.accum).backward()
             passes.append(numbers(losses))
-        norms.append(float(nn.utils.clip_grad_norm_(trained, recipe.optim.clip)))
+        norms.append(float(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])))
+        for members, most in clipped(optimizer):
+            nn.utils.clip_grad_norm_(members, most)
         if step != spared:
             optimizer.step()
             constrain(task)
             move_teachers(task, at)
     return Run(passes, norms, start, whole_state(task), settings_of(optimizer.param_groups))
+
+
+def clipped(optimizer: torch.optim.Optimizer) -> Iterator[tuple[list[Any], float]]:
+    """Parameters that are clipped by one norm, and to which."""
+    for number in sorted({group["clip_group"] for group in optimizer.param_groups}):
+        groups = [group for group in optimizer.param_groups if group["clip_group"] == number]
+        if groups[0]["clip"]:
+            yield [parameter for group in groups for parameter in group["params"]], groups[0]["clip"]
 
 
 @torch.no_grad()
