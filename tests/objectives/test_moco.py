@@ -167,3 +167,8 @@ def test_what_cannot_be_is_refused_beforehand(recipe: Any, objective: Any, tmp_p
     assert len(longer.notes) == 1 and "3078 samples, and moco remembers 4096: earlier" in longer.notes[0]
     with pytest.raises(ConfigError, match=r"^objective.freeze_patches: value true, but backbones.other \(a resnet\)"):
         objective(MOCO, "moco", beside={"other": "resnet"}, backbone="other", freeze_patches=True)
+    stages = {"type": "poolformer", "size": 32, "config": {  # which embed patches at each stage anew
+        "depths": [1, 1], "hidden_sizes": [8, 16], "num_encoder_blocks": 2, "patch_sizes": [7, 3], "strides": [4, 2],
+        "padding": [2, 1]}}  # fmt: skip
+    with pytest.raises(ConfigError, match=r"\(a poolformer\) has no one projection of patches"):
+        objective(MOCO, "moco", beside={"other": stages}, backbone="other", freeze_patches=True)
