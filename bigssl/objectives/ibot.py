@@ -31,7 +31,7 @@ from bigssl.data.kinds.blocks import blocks
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.heads.prototypes import Assigned, Frequencies, PrototypeHead, centring, spread_of
-from bigssl.nets.patches import MASKABLE, class_and_patches, patch_grid
+from bigssl.nets.patches import MASKABLE, can_mask, class_and_patches, patch_grid
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses
@@ -99,6 +99,7 @@ class Ibot(Dino):
         self.patch_frequencies = Frequencies(config.prototypes, places=patches)
 
     def _network(self, head: PrototypeHead) -> nn.Module:
+        can_mask(self.backbone.model)
         return OverPatches(self.backbone, head)
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
