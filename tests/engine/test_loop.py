@@ -69,7 +69,7 @@ def test_a_text_network_that_collapsed_is_named_while_it_trains(
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("stage", "world", "optimizer", "precision"),
-    [(0, 1, "adamw", "bf16"), (1, 2, "lamb", "fp32"), (2, 1, "lars", "fp32"), (3, 2, "adamw", "bf16")],
+    [(0, 1, "lamb", "bf16"), (2, 1, "lars", "fp32"), (3, 2, "adamw", "bf16")],
 )
 def test_resume_is_bit_identical(
     stage: int, world: int, optimizer: str, precision: str, tmp_path: Path, ranks: Any, recipe: Any, train: Any,
@@ -96,13 +96,13 @@ def test_resume_is_bit_identical(
 def test_ranks_and_stages_keep_the_curve(
     tmp_path: Path, ranks: Any, recipe: Any, joint: Any, train: Any, curve: Any
 ) -> None:
-    """A joint run, with dropout, on one rank, and on two ranks at every ZeRO stage: the same global batches, the same
-    losses."""
-    joint = copy.deepcopy(joint)
+    """A joint run, with dropout, on one rank, and on two at ZeRO 2 and 3: the same global batches, the same losses.
+    (Without dropout, at every stage: tests/objectives/test_contract_runs.py.)"""
+    joint = copy.deepcopy(joint) | {"steps": 4}
     joint["backbones"]["text"]["config"] |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     ranks(train, 1, recipe(tmp_path / "one", **joint, zero={"stage": 0}))
     one = curve(tmp_path / "one")
-    for stage in (0, 1, 2, 3):
+    for stage in (2, 3):
         options = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
         ranks(train, 2, recipe(tmp_path / f"two{stage}", **joint, zero={"stage": stage, "options": options}))
         two = curve(tmp_path / f"two{stage}")
@@ -111,12 +111,11 @@ def test_ranks_and_stages_keep_the_curve(
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (3, "bf16")])
 def test_a_run_is_the_same_whatever_probes_it(
-    stage: int, precision: str, tmp_path: Path, ranks: Any, recipe: Any, joint: Any, train: Any, curve: Any
+    tmp_path: Path, ranks: Any, recipe: Any, joint: Any, train: Any, curve: Any
 ) -> None:
-    """Every evaluation, on two ranks of which one has nothing to judge; weights to the bit, and rows of the metrics."""
-    options = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
+    """Every evaluation, on two ranks of which one has nothing to judge; weights to the bit, and rows of the metrics.
+    At stage 3, where weights are whole for a probe and in slices again after it."""
     text, shots = str(Path(VAL).parents[1] / "text" / "val"), {"queries": VAL, "captions": VAL, "label": "category"}
     views = {"queries": VAL, "pair": "code", "view": "design"}
     few = {"query_limit": 1, "batch": 8}
@@ -127,7 +126,8 @@ def test_a_run_is_the_same_whatever_probes_it(
         "means": {"task": "class_mean", "caption_limit": 400, **shots, **few},
         "words": {"task": "language", "bank": text, "queries": text, **few},
     }  # fmt: skip
-    shape = {**joint, "steps": 4, "precision": precision, "zero": {"stage": stage, "options": options}}
+    sliced = {"stage": 3, "options": {"stage3_param_persistence_threshold": 0}}
+    shape = {**joint, "steps": 3, "precision": "bf16", "zero": sliced}
     plain = ranks(train, 2, recipe(tmp_path / "plain", **shape))
     probed = ranks(train, 2, recipe(tmp_path / "probed", **shape, probe=probe))
     for name, value in plain[0][1].items():
@@ -185,15 +185,15 @@ def flip_byte(path: Path) -> None:
 
 @pytest.mark.distributed
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, ranks: Any, recipe: Any, train: Any, curve: Any) -> None:
-    want = ranks(train, 2, recipe(tmp_path / "whole"))[0][1]
-    ranks(train, 2, recipe(tmp_path / "hurt"))
+    want = ranks(train, 2, recipe(tmp_path / "hurt"))[0][1]
+    whole = curve(tmp_path / "hurt")
     folder = tmp_path / "hurt" / "checkpoints"
     assert sorted(p.name for p in folder.iterdir()) == ["latest", "step-00000004", "step-00000006"]  # keep: 2
     flip_byte(next((folder / "step-00000006").rglob("*rank_1*optim*")))
     got = ranks(train, 2, recipe(tmp_path / "hurt"))[0][1]
     for name, value in want.items():
         assert torch.equal(got[name], value), name
-    assert curve(tmp_path / "hurt") == curve(tmp_path / "whole")
+    assert curve(tmp_path / "hurt") == whole and len(whole) == 6
 
     for path in folder.glob("step-*/manifest.json"):
         path.unlink()
@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, ranks: Any, recipe:
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("stage", "before", "after", "optimizer"),
-    [(0, 2, 1, "adamw"), (1, 2, 1, "lamb"), (2, 1, 2, "adamw"), (3, 2, 1, "adamw")],
+    [(2, 1, 2, "lamb"), (3, 2, 1, "adamw")],
 )
 def test_another_number_of_ranks_goes_on(
     stage: int, before: int, after: int, optimizer: str, tmp_path: Path, ranks: Any, recipe: Any, joint: Any,
@@ -225,7 +225,7 @@ def test_another_number_of_ranks_goes_on(
 def test_bf16_follows_fp32(tmp_path: Path, ranks: Any, recipe: Any, joint: Any, train: Any, curve: Any) -> None:
     gentle = {"lr": 0.001, "warmup": 2}  # at ten times the rate, rounding grows to a tenth of the loss in four steps
     for precision in ("fp32", "bf16"):
-        ranks(train, 2, recipe(tmp_path / precision, **joint, precision=precision, optim=gentle))
+        ranks(train, 1, recipe(tmp_path / precision, **joint, precision=precision, optim=gentle))
     full, half = ([row["loss"] for row in curve(tmp_path / name)] for name in ("fp32", "bf16"))
     assert half != full  # autocast did something
     assert half == pytest.approx(full, rel=0.02)  # 8 bits of mantissa

@@ -2,8 +2,9 @@
 
     python tests/objectives/plants.py [PART_OF_A_NAME ...]
 
-By hand, not in CI (some minutes): only the tests of the task that has the bug, up to the first that fails. The table
-goes to docs/contract.md. A bug whose place is not found, because the task was rewritten, ends the command.
+By hand, not in CI (some minutes): only the tests of the task that has the bug, those of the contract and then its own,
+up to the first that fails. The table goes to docs/contract.md. A bug whose place is not found, because the task was
+rewritten, ends the command.
 """
 
 from __future__ import annotations
@@ -120,7 +121,45 @@ MAE = [
     Plant("the backbone goes on hiding outside the task", "mae", "        _kept = None\n", "        pass\n",
           file=REMAKER),
 ]  # fmt: skip
-PLANTS = BYOL + MAE
+QUEUE, PROTOTYPES = "nets/heads/queue.py", "nets/heads/prototypes.py"
+NO_GRAD = "    @torch.no_grad()\n    def _keys("
+SLOW = "self.slow = Ema(self.network, CosineRamp(config.momentum, last))"
+OTHERS = [
+    Plant("keys get a gradient", "moco", NO_GRAD, "    def _keys(",
+          (('embeddings["keys"].detach()', 'embeddings["keys"]'),
+           (SLOW, f"{SLOW}\n        self.slow.module.requires_grad_(True)"))),
+    Plant("keys from the student", "moco", "_unit(self.slow.module(pixels), views)",
+          "_unit(self.network(pixels), views)"),
+    Plant("the queue holds one rank's keys", "moco", "distributed.gather_rows(rows.detach().float())",
+          "rows.detach().float()", file=QUEUE),
+    Plant("a queue that a resume loses", "moco", "torch.zeros(size, dim))", "torch.zeros(size, dim), persistent=False)",
+          file=QUEUE),
+    Plant("shares of one rank's samples", "swav", "distributed.all_reduce_sum((own - largest).exp())",
+          "(own - largest).exp()", (("distributed.all_reduce_max(own.clone())", "own.clone()"),), PROTOTYPES),
+    Plant("codes of the crop that predicts them", "swav", "loss = swapped(codes, ", "loss = swapped(codes.flip(0), "),
+    Plant("prototypes of any length", "swav", "[Constraint(list(self.prototypes.parameters()), unit_rows)]", "[]"),
+    Plant("standardised by one rank's samples", "barlow_twins",
+          "distributed.sum_over_ranks(rows.square().sum(0)) / rows_everywhere(rows)",
+          "rows.square().sum(0) / len(rows)"),
+    Plant("correlations of one rank's samples", "barlow_twins", "diagonal, beside = column_products(first, second)",
+          "diagonal, beside = (first * second).sum(0), (first.T @ second).square().sum()\n"
+          "        beside = beside - (first * second).sum(0).square().sum()"),
+    Plant("the generator learns what the discriminator does", "inpainting", "self.discriminator(filled.detach())",
+          "self.discriminator(filled)"),
+    Plant("the discriminator learns what the generator does", "inpainting",
+          "gan.against(self.discriminator, filled)", "gan.generator_loss(self.discriminator(filled)[0])"),
+    Plant("what is hidden is shown", "inpainting", 'batch["image"].masked_fill(hidden, GREY)', 'batch["image"]'),
+    Plant("normality of one rank's samples", "lejepa", "distributed.sum_over_ranks(torch.stack(waves)) / count",
+          "torch.stack(waves) / len(z)"),
+    Plant("the same directions at each step", "lejepa", "(1,), at.step, dtype", "(1,), 0, dtype"),
+    Plant("directions of each rank", "lejepa", "(1,), at.step, dtype", "(1,), at.step + distributed.rank(), dtype"),
+    Plant("the label of another patch", "patch_position", '"label": label}', '"label": 7 - label}'),
+    Plant("a label that says nothing of the patches", "patch_position", '"label": label}',
+          '"label": int(rng.integers(8))}'),
+    Plant("tiles of one sample in another's place", "patch_position", "return found.unflatten(0, places.shape[:2])"
+          ".transpose(0, 1)", "return found.unflatten(0, tiles.shape[:2])", file="objectives/tiled.py"),
+]  # fmt: skip
+PLANTS = BYOL + MAE + OTHERS
 
 
 def planted(folder: Path, plant: Plant) -> None:
@@ -151,7 +190,8 @@ def copied(folder: Path) -> dict[str, str]:
 
 def first_failure(folder: Path, environment: dict[str, str], task: str) -> str:
     """Name of the first test of `task` that fails in the copy, and why; empty where all pass."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", task, *TESTS]
+    own = [name] if (folder / (name := f"tests/objectives/test_{task}.py")).exists() else []
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", task, *TESTS, *own]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
         return ""

@@ -319,7 +319,7 @@ def other_values(annotation: Any, value: Any) -> list[Any]:
     if get_origin(annotation) is Literal:
         return [other for other in get_args(annotation) if other != value]
     if annotation is bool:
-        return [not value]
+        return [not value] if value is not None else [False, True]
     if annotation is int:
         return [value + 1, 2 * value, 1, 8] if value is not None else [1, 8, 64]
     if annotation is float:
