@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import torch
@@ -91,23 +92,30 @@ def barlow_twins(task: Any) -> ByHand:
 def moco(task: Any) -> ByHand:
     c = task.config
     online = [plain(task.network.tower.model), plain(task.network.projector)]
-    nets, slow = nn.ModuleList(online), copy.deepcopy(online)
-    queue, filled = torch.zeros(c.queue, c.dim), torch.zeros((), dtype=torch.int64)
+    nets, slow = nn.ModuleList(online), [copy.deepcopy(each).eval() for each in online]
+    statistics = [(a, b) for old, new in zip(slow, online, strict=True)
+                  for a, b in zip(old.buffers(), new.buffers(), strict=True) if a.is_floating_point()]  # fmt: skip
+    steps = itertools.count()
+    queue, pushed = torch.zeros(c.queue, c.dim), 0
 
     def loss(batch: dict[str, Any]) -> Tensor:
-        nonlocal queue, filled
+        nonlocal queue, pushed
         query = F.normalize(nets[1](mean_features(nets[0], batch["view1"])).float(), dim=1)
         with torch.no_grad():
             key = F.normalize(slow[1](mean_features(slow[0], batch["view2"])).float(), dim=1)
-        rest = queue[: int(filled)] if filled else key
+        rest = queue[:pushed] if pushed else key
         logits = torch.cat([(query * key).sum(1, keepdim=True), query @ rest.T], 1) / c.temperature
         if torch.is_grad_enabled():
-            place = (filled + torch.arange(len(key))) % c.queue
-            queue = queue.index_copy(0, place, key)
-            filled = (filled + len(key)).clamp(max=c.queue)
+            queue = queue.index_copy(0, (pushed + torch.arange(len(key))) % c.queue, key)
+            pushed += len(key)
         return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
 
-    return ByHand(nets, loss, [(old, new, c.momentum) for old, new in zip(slow, online, strict=True)])
+    def follow() -> None:
+        share = max(1 - c.momentum, 9 / (10 + next(steps)))
+        for mine, theirs in statistics:
+            mine.lerp_(theirs, share)
+
+    return ByHand(nets, loss, [(old, new, c.momentum) for old, new in zip(slow, online, strict=True)], follow)
 
 
 @hand

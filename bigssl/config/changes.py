@@ -26,6 +26,7 @@ NEVER = {  # the first pattern that fits says why; all else is refused as well
                             "never",
     "data": "the order of samples follows from it",
     "backbones": "the weights are those of this network",
+    "objective*.temperature": "it is where a learned one began; the checkpoint knows what it has become",
     "objective": "it names what is trained, or shapes it",
     "optim.name": "the optimizer's state is of this kind",
 }  # fmt: skip

@@ -42,8 +42,10 @@ class Asked:
 
 
 def asked_groups(module: nn.Module, config: OptimConfig) -> list[Asked]:
-    """Those of the recipe, then those of the objective; for each parameter the first that matches counts."""
-    own = module.groups() if isinstance(module, Objective) else []
+    """Those of the recipe, then those of the objective, which knows no optimizer: without betas where that has none,
+    and without a clip where the recipe does not clip. For each parameter the first that matches counts."""
+    idle = ({"betas": None} if config.name in WITHOUT_BETAS else {}) | ({} if config.clip else {"clip": None})
+    own = [group.model_copy(update=idle) for group in module.groups()] if isinstance(module, Objective) else []
     whole = type(module).__name__.lower()
     return [
         *(Asked(f"optim.groups.{number}", group) for number, group in enumerate(config.groups)),

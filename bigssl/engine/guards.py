@@ -57,9 +57,9 @@ class Guard:
         if self._noticed:
             yield
             return
-        self._noticed, before = True, _generators(self._bad.device)
+        self._noticed, before = True, generators(self._bad.device)
         yield
-        if any(not torch.equal(*pair) for pair in zip(before, _generators(self._bad.device), strict=True)):
+        if any(not torch.equal(*pair) for pair in zip(before, generators(self._bad.device), strict=True)):
             note(
                 "the networks draw from torch's generator (a dropout that nets/chance/dropout.py does not reach): "
                 "the loss depends on the number of ranks; without: set its rate to 0 in the backbone's config"
@@ -95,10 +95,17 @@ class Guard:
         )
 
 
-def _generators(device: torch.device) -> list[Tensor]:
+def generators(device: torch.device) -> list[Tensor]:
     """States of the generators that a network on `device` would draw from."""
     states = [torch.get_rng_state()]
     return states + [torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_generators(device: torch.device, states: list[Tensor]) -> None:
+    """Have networks on `device` draw again what they drew from `generators` of then."""
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state, device)
 
 
 def on_main(folder: Path, work: Callable[[], T]) -> T:

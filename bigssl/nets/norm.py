@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from bigssl import distributed
 
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
 
 class GlobalBatchNorm(nn.SyncBatchNorm):
     """BatchNorm (Ioffe and Szegedy 2015) with statistics over all ranks; state dict as nn.BatchNorm1d/2d.
@@ -103,7 +105,7 @@ def with_global_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
-def _converted(norm: nn.modules.batchnorm._BatchNorm) -> GlobalBatchNorm:
+def _converted(norm: BatchNorm) -> GlobalBatchNorm:
     new = GlobalBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     new._parameters, new._buffers = norm._parameters, norm._buffers  # the same tensors, which may be shapes alone
     return new
@@ -115,4 +117,4 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    return any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules())
+    return any(isinstance(child, BatchNorm) for child in module.modules())

@@ -124,8 +124,9 @@ class Objective(nn.Module):
     """Whether `prepare` draws from its generator: views, masks, windows."""
     symmetric: ClassVar[bool] = False
     """Whether the loss stays as it is when its two views change places."""
-    scheduled: ClassVar[bool] = False
-    """Whether the loss, or a teacher's momentum, is another at the end of a run than at its start."""
+    scheduled: bool = False
+    """Whether the loss, or a teacher's momentum, is another at the end of a run than at its start; an instance may say
+    so of its settings."""
     seeded: ClassVar[bool] = False
     """Whether the loss depends on the seeds of the samples (masks and noise drawn on the device), dropout apart."""
     causal: ClassVar[bool] = False
@@ -142,8 +143,15 @@ class Objective(nn.Module):
     most: int | None = None
     """Samples that a pass over all ranks may hold at most, None for any number; of an instance, which its settings
     decide."""
+    remembering: ClassVar[str] = ""
+    """What is amiss, in words, where a task remembers more samples (`most`) than there are; "" where nothing is."""
     draws_more: ClassVar[bool] = False
     """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand."""
+
+    @classmethod
+    def adjustable_in(cls, config: Any) -> tuple[str, ...]:
+        """Those of `adjustable` that still do something in a run with this `config`."""
+        return cls.adjustable
 
     @classmethod
     def config_type(cls, name: str, others: Mapping[str, type[Section]]) -> type[Section]:

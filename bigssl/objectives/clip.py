@@ -3,7 +3,8 @@
     image ── crop ── image backbone ── linear ── z_image ┐
     caption ─────── text backbone ──── linear ── z_text ─┴─ symmetric cross-entropy, learned scale capped at 100
 
-Of an image with several captions, one is drawn each time that it is seen (data/kinds/captions.py says where they lie).
+`dim` is 128, for small networks; the paper has 512 and more. Of an image with several captions, one is drawn each time
+that it is seen (data/kinds/captions.py says where they lie).
 """
 
 from __future__ import annotations

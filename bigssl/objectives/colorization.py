@@ -10,7 +10,7 @@ loss is not 0, but the entropy of Z. `regression` has the squared distance in ab
 
 A picture without any colour has nothing to predict: it counts neither in the loss nor in the frequencies, its share is
 stats/grey. Data of which all is grey are refused. Blind line: the weighted frequencies of bins so far; of a regression,
-the mean colour. The network sees L as bytes in each of its three channels.
+the mean colour so far. The network sees L as bytes in each of its three channels.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Colorization(Objective):
         return Losses(
             distributed.global_mean(total, pixels), blind,
             unit="squared distance" if of_bins is None else "nats",
-            blind_name="the mean colour" if of_bins is None else "frequencies of colours",
+            blind_name="the mean colour so far" if of_bins is None else "frequencies of colours",
             stats={"grey": 1 - coloured.mean()},
             spread={"features": distributed.spread(hidden.mean(1))},
         )  # fmt: skip
@@ -141,14 +141,15 @@ class Colorization(Objective):
             self.painter.look(_moments(colour, coloured)[:3])
 
     def _of_ab(self, said: Tensor, colour: Tensor, coloured: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of a regression; the blind line is the variance of the colours of this pass."""
+        """The same of a regression; the blind line is the distance to the mean colour of the passes before (grey at
+        first): that of this pass would be known in hindsight."""
         distance = (said - colour.float() / SCALE).square().sum(1)  # [B, h, w]
-        moments = _moments(colour, coloured)
-        pixels = moments[2].clamp(min=1)
-        mean, squares = moments[:2] / pixels, moments[3] / pixels
+        moments, seen = _moments(colour, coloured), self.painter.seen
+        mean, pixels = seen[:2] / seen[2].clamp(min=1), moments[2]
+        apart = moments[3] - 2 * (moments[:2] * mean).sum() + pixels * mean.square().sum()
+        blind = (apart / pixels.clamp(min=1) / SCALE**2).float()
         if self.training:
             self.painter.look(moments[:3])
-        blind = ((squares - mean.square().sum()) / SCALE**2).float()
         return (distance * coloured.view(-1, 1, 1)).sum(), blind, moments[2].float()
 
     def exports(self) -> dict[str, Head | Network]:

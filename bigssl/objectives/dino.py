@@ -93,6 +93,9 @@ class Dino(Objective):
             default = Dino.Config.model_fields["centre_momentum"].default
             if self.centring == "sinkhorn" and self.centre_momentum != default:
                 raise ValueError(f"centre_momentum {self.centre_momentum} has no effect with centring sinkhorn")
+            default = Dino.Config.model_fields["first_temperature"].default
+            if self.warm == 0 and self.first_temperature != default:
+                raise ValueError(f"first_temperature {self.first_temperature} has no effect with warm 0")
             return self
 
     takes: ClassVar[Mapping[str, Needs]] = {"backbone": Needs("image")}

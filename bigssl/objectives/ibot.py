@@ -9,7 +9,8 @@
 
 Which of the two crops has hidden patches, how many (a share from `hidden_from` to `hidden_to`) and which follow from
 the sample; the paper hides some of each crop with probability 1/2. In their place stands a token that is learned, which
-the exported network does not need. The head is one for class tokens and patches, centres are two.
+the exported network does not need. The head is one for class tokens and patches, centres are two; that of patches is of
+hidden ones only, where the official code takes all of the teacher's.
 
 The blind line of the patches knows each patch's place: the mean of other patches' targets there.
 """
@@ -30,7 +31,7 @@ from bigssl.data.kinds.blocks import blocks
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.heads.prototypes import Assigned, Frequencies, PrototypeHead, centring, spread_of
-from bigssl.nets.patches import MASKABLE, class_and_patches, patch_grid
+from bigssl.nets.patches import MASKABLE, can_mask, class_and_patches, patch_grid
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses
@@ -98,6 +99,7 @@ class Ibot(Dino):
         self.patch_frequencies = Frequencies(config.prototypes, places=patches)
 
     def _network(self, head: PrototypeHead) -> nn.Module:
+        can_mask(self.backbone.model)
         return OverPatches(self.backbone, head)
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:

@@ -9,9 +9,9 @@
 
 Backbone and decoder are the generator. Both sides move in the same step, each by the weights of before it
 (`bigssl/nets/heads/gan.py`: no gradient of one loss reaches the other's weights); the discriminator at a tenth of the
-rate, as in the paper, and with betas of .5 and .999, as in DCGAN (`optim.groups` of a recipe may say otherwise of
-`^discriminator`). It sees whole pictures, whatever the hole's shape, where the paper's sees the fill alone if that is
-the middle.
+rate, as in the paper, with betas of .5 and .999, as in DCGAN, and with a clipped gradient of its own: by one norm, a
+steep discriminator would stop the generator (`optim.groups` of a recipe may say otherwise of `^discriminator`). It sees
+whole pictures, whatever the hole's shape, where the paper's sees the fill alone if that is the middle.
 
 A game has two losses, and what both sides together want is no number: the total is the generator's loss. That of the
 discriminator enters with its gradient and without its value (a discriminator that wins would look like progress) and is
@@ -50,6 +50,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.remaking import holes
 from bigssl.nets.remaking.base import GREY
 from bigssl.nets.remaking.inpainting import InpaintingRemaker
+from bigssl.nets.remaking.upsampling import NARROWEST
 from bigssl.nets.towers import Tower
 from bigssl.nets.weightless import on_shapes, without_numbers
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
@@ -71,7 +72,7 @@ class Inpainting(Objective):
         overlap_weight: float = Field(10.0, gt=0, description="of their error, beside 1 for a hidden pixel")
         reconstruction: float = Field(0.999, gt=0, description="weight of the squared error")
         adversarial: float = Field(0.001, gt=0, description="weight of the generator's loss")
-        decoder_dim: int = Field(256, ge=1, description="channels of the decoder's first stage")
+        decoder_dim: int = Field(256, ge=NARROWEST, description="channels of the decoder's first stage")
         discriminator_dim: int = Field(64, ge=1, description="channels of the discriminator's first map")
         min_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the image that a crop keeps")
         flip: bool = Field(True, description="mirror half of the images")
@@ -168,7 +169,7 @@ class Inpainting(Objective):
         return gan.discriminator_loss(real, made)
 
     def groups(self) -> list[Group]:
-        return [Group(pattern=r"^discriminator\.", lr=0.1, betas=(0.5, 0.999))]
+        return [Group(pattern=r"^discriminator\.", lr=0.1, betas=(0.5, 0.999), clip=1.0)]
 
     def guards(self) -> dict[str, Callable[[], None]]:
         """Without the reconstruction the generator may paint one thing, too: in 4 of 7 tries of 60 steps."""

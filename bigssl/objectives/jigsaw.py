@@ -3,10 +3,10 @@
     picture ── 3 × 3 tiles with gaps ── shuffled by one of N permutations ── each normalised ── backbone, one by one
                                               which one? ── classifier of all features, in order ───────┘
 
-The permutations are far from each other (`far_permutations`). A tile is shown without its own mean colour and contrast,
-which alone would say which tiles were neighbours; the backbone sees one tile at a time ("context free"). The paper
-moves tiles of 64 pixels freely in cells of 75, so that some touch; here a gap is left between all. Loss: cross-entropy.
-Blind line: all permutations are as likely, ln N.
+The permutations are far from each other (`far_permutations`); 100 by default, of which the paper has 1,000. A tile is
+shown without its own mean colour and contrast, which alone would say which tiles were neighbours; the backbone sees one
+tile at a time ("context free"). The paper moves tiles of 64 pixels freely in cells of 75, so that some touch; here a
+gap is left between all. Loss: cross-entropy. Blind line: all permutations are as likely, ln N.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Jigsaw(Objective):
 
     class Config(TiledConfig):
         grid: Literal[2, 3] = Field(3, description="tiles a side")
-        permutations: int = Field(100, ge=2, description="how many there are to tell apart")
+        permutations: int = Field(100, ge=2, le=10_000, description="how many there are to tell apart")
         gap: float = Field(0.25, ge=0, le=2, description="between tiles, in tiles")
         jitter: float = Field(0.0625, ge=0, le=1, description="by how much a tile is moved at most, in tiles")
         min_scale: float = Field(0.6, gt=0, le=1, description="smallest share of the picture's square that is cut up")

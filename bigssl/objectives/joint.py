@@ -63,7 +63,7 @@ class Joint(Comparing, Objective):
             if not re.fullmatch(EVALUATION_NAME, name) or hasattr(nn.ModuleDict, name):
                 allowed = "letters, digits, _ and -, and no method of torch's ModuleDict"
                 raise ConfigError(f"objective.parts: name {name!r}; allowed: {allowed}")
-        self.parts = nn.ModuleDict({name: build(part, towers) for name, part in config.parts.items()})
+        self.parts = nn.ModuleDict({name: _part(name, part, towers) for name, part in config.parts.items()})
         self.weights = {name: part.weight for name, part in config.parts.items()}
         if not any(self.weights.values()):
             raise ConfigError("objective.parts: every weight is 0, so that nothing would be trained; allowed: one > 0")
@@ -133,6 +133,14 @@ class Joint(Comparing, Objective):
             for key, exported in part.exports().items():
                 exports[f"{name}-{key}" if key in exports else key] = exported  # a second one of a kind
         return exports
+
+
+def _part(name: str, config: Any, towers: Mapping[str, Tower]) -> Objective:
+    """The part that a section describes. Raises ConfigError that names fields as this recipe has them."""
+    try:
+        return build(config, towers)
+    except ConfigError as error:
+        raise ConfigError(re.sub(r"\bobjective\.(?=\w)", f"objective.parts.{name}.", str(error))) from None
 
 
 def _share(batch: dict[str, Any], part: str) -> dict[str, Any]:

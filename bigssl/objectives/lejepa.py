@@ -3,9 +3,10 @@
     image ─┬─ view 1 ── backbone ── projector ── z1 ┐
            └─ view 2 ── backbone ── projector ── z2 ┴─ (1 − λ) mean of (z_v − z̄)² + λ mean over views of SIGReg(z_v)
 
-z̄ is the mean of a sample's views. There is no teacher, no predictor, no stop-gradient: SIGReg alone keeps embeddings
-from becoming one. It looks at them along random unit directions a (new ones each step, the same on all ranks) and asks
-by the test of Epps and Pulley (1983) whether what it sees there is a standard normal distribution:
+z̄ is the mean of a sample's views: two of them, where the paper has two large and some small crops. There is no
+teacher, no predictor, no stop-gradient: SIGReg alone keeps embeddings from becoming one. It looks at them along random
+unit directions a (new ones each step, the same on all ranks) and asks by the test of Epps and Pulley (1983) whether
+what it sees there is a standard normal distribution:
 
     SIGReg(z) = mean over a of n ∫ |φ_a(t) − e^(−t²/2)|² e^(−t²/2) dt,      φ_a(t) = mean over samples of e^(i t a·z)
 

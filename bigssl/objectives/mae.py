@@ -4,10 +4,11 @@
                                                                                                       the hidden ones
 
 The backbone is a plain vision transformer: it sees the visible patches only while it is trained here, and all of them
-wherever else it is used (probe, evaluation, export). Which are hidden follows from the sample and the step, not from
-the rank. Targets are the pixels of a patch minus their mean, divided by their standard deviation (section 4.2), or with
-`normalised_pixels: false` the pixels in -1..1. The blind line is what knows each hidden patch's mean, or then the mean
-picture of the data.
+wherever else it is used (probe, evaluation, export). Its positions are learned, as transformers has them for its type;
+the paper's are fixed sines and cosines, as the decoder's are here. Which are hidden follows from the sample and the
+step, not from the rank. Targets are the pixels of a patch minus their mean, divided by their standard deviation
+(section 4.2), or with `normalised_pixels: false` the pixels in -1..1. The blind line is what knows each hidden patch's
+mean, or then the mean picture of the data.
 """
 
 from __future__ import annotations

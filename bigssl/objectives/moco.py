@@ -9,10 +9,14 @@ out; at the very first pass, which would have no negatives, the keys of that pas
 
 Without (`queue: 0`; v3, arXiv 2104.02057): the negatives are the other keys of the global batch, each view finds the
 key of the other, L = 2τ (L(q1, k2) + L(q2, k1)). v3 for a ViT is `queue: 0`, `predictor: true`, `norm: true`, `layers:
-3`, `hidden: 4096`, `dim: 256`, `momentum: .99`, `last_momentum: 1`, `freeze_patches: true`, `augment.preset: moco-v3`.
+3`, `hidden: 4096`, `dim: 256`, `momentum: .99`, `last_momentum: 1`, `freeze_patches: true`, `augment.preset: moco-v3`;
+but the paper's ViT has fixed sine-cosine positions, and begins its patches by Xavier's rule of their pixels, where a
+`vit` of transformers learns positions and begins as BERT does.
 
-Keys need no shuffled BatchNorm: that keeps a query from finding the key which shares the statistics of its few samples
-on one rank. Here (nets/norm.py) they are of the global batch, the same for all of its keys.
+With a queue, BatchNorm would mark the own key: it alone among all keys is normalised by the statistics of the samples
+that the query was normalised with. The paper makes keys in other groups of samples (shuffling BN); here the network of
+the keys has running statistics, in which no batch can be recognised (EMAN, arXiv 2101.08482; nets/ema.py). Without a
+queue, all keys share the statistics of their batch, as in v3.
 
 The blind line: everything equal, ln(1 + number of negatives), which grows while the queue fills; 4τ ln N without.
 """
@@ -26,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -71,9 +75,16 @@ class Moco(Comparing, Objective):
         freeze_patches: bool = Field(False, description="a vit's projection of patches stays as it begins (v3)")
         augment: AugmentConfig = AugmentConfig()
 
+        @model_validator(mode="after")
+        def _hidden_layers_are_there(self) -> Moco.Config:
+            if self.layers == 1 and not self.predictor and self.hidden != Moco.Config.model_fields["hidden"].default:
+                raise ValueError(f"hidden {self.hidden} has no effect with layers 1 and no predictor")
+            return self
+
     takes = {"backbone": Needs("image")}
     starts = {"queue": 256, "hidden": 512, "momentum": 0.99}
     least = 2  # without a queue, one sample is compared with itself
+    remembering = "earlier keys of a sample are among its own negatives"
     adjustable = ("temperature", "momentum", "last_momentum", "augment")
     preset = {
         "objective": {"queue": 32, "hidden": 16, "dim": 8, "momentum": 0.9},
@@ -97,7 +108,8 @@ class Moco(Comparing, Objective):
                 config.dim, config.hidden, config.dim, norm=config.norm, last_norm=config.norm
             )
         last = config.momentum if config.last_momentum is None else config.last_momentum
-        self.slow = Ema(self.network, CosineRamp(config.momentum, last))
+        self.slow = Ema(self.network, CosineRamp(config.momentum, last), of_batch=not config.queue)
+        self.scheduled = last != config.momentum
         self.queue = Queue(config.queue, config.dim) if config.queue else None
         self.most = config.queue or None
         self.views = TwoViews(config.augment, backbone.size, "moco-v2")
@@ -178,10 +190,10 @@ def _unit(rows: Tensor, views: int) -> Tensor:
 
 
 def _freeze_patches(tower: Tower, where: str) -> None:
-    found = [module for name, module in tower.model.named_modules() if name.endswith("patch_embeddings")]
-    if not found:
+    try:  # networks that embed patches anew at each stage have as many elsewhere
+        patches = tower.model.get_submodule("embeddings.patch_embeddings")
+    except AttributeError:
         kind = tower.model.config.model_type
-        raise ConfigError(f"objective.freeze_patches: value true, but {where} (a {kind}) has no projection of patches; "
-                          "allowed: false, or a backbone such as vit")  # fmt: skip
-    for module in found:
-        module.requires_grad_(False)
+        raise ConfigError(f"objective.freeze_patches: value true, but {where} (a {kind}) has no one projection of "
+                          "patches; allowed: false, or a backbone such as vit") from None  # fmt: skip
+    patches.requires_grad_(False)

@@ -4,7 +4,8 @@
            └─ augment ── backbone ── head ── z2 ┴─ NT-Xent over the 2N views of the global batch
 
 SimCLR v2 (https://arxiv.org/abs/2006.10029) has three layers in the head (`layers`). Its fine-tuning from the first of
-them is not offered: the export is the backbone, without its head.
+them is not offered: the export is the backbone, without its head. `hidden` is 512, the width of a ResNet-18; the paper
+has that of its network, 2,048 for a ResNet-50.
 """
 
 from __future__ import annotations
@@ -51,9 +52,21 @@ class Simclr(Comparing, OnViews, Objective):
                 )
             return self
 
+        @model_validator(mode="after")
+        def _hidden_layers_are_there(self) -> Simclr.Config:
+            for name in ("hidden", "norm"):
+                if self.layers == 1 and getattr(self, name) != Simclr.Config.model_fields[name].default:
+                    raise ValueError(f"{name} {getattr(self, name)} has no effect with layers 1")
+            return self
+
     starts = {"temperature": 0.2, "augment": {"min_scale": 0.3}}
     adjustable = ("temperature", "augment")
     preset = {"objective": {"hidden": 16, "dim": 8}, "backbones": {"image": "resnet"}}
+
+    @classmethod
+    def adjustable_in(cls, config: Config) -> tuple[str, ...]:
+        """The checkpoint knows what a learned temperature has become."""
+        return tuple(field for field in cls.adjustable if field != "temperature" or not config.learn_temperature)
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()

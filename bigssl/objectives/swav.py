@@ -11,12 +11,12 @@ queue, the last embeddings of all ranks take part (for batches with fewer sample
 at length 1 by a constraint, and have the gradient 0 during the first share `freeze` of the run. All crops are one batch
 of the head's BatchNorm, those of a side one of the backbone's.
 
-The blind line is ln K: with equal shares, no prototype is likelier than another.
+The blind line is that of `Frequencies`: the mean of other samples' codes, or ln K, where this is better. Codes have
+equal shares only nearly: the last thing that Sinkhorn-Knopp does is to make each sample's share one.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,11 +32,12 @@ from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.constraint import Constraint
 from bigssl.nets.heads.base import ProjectionHead
-from bigssl.nets.heads.prototypes import Prototypes, sinkhorn, spread_of, swapped, unit_rows
+from bigssl.nets.heads.prototypes import Frequencies, Prototypes, sinkhorn, spread_of, swapped, unit_rows
 from bigssl.nets.heads.queue import Queue
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
+from bigssl.objectives.dino import BLIND
 from bigssl.objectives.needs import Needs
 from bigssl.objectives.seeing import crops_for, picture_of
 
@@ -84,6 +85,7 @@ class Swav(Objective):
         self.head = ProjectionHead(self.backbone.dim, config.hidden, config.dim)
         self.prototypes = Prototypes(config.dim, config.prototypes)
         self.queues = nn.ModuleList([Queue(config.queue, config.dim) for _ in range(2 if config.queue else 0)])
+        self.frequencies = Frequencies(config.prototypes)
         self.most = config.queue or None  # samples that a pass over all ranks may hold
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
@@ -105,8 +107,9 @@ class Swav(Objective):
         large = unit[: 2 * count].detach().unflatten(0, (2, count))
         for queue, each in zip(queues, large, strict=False):
             queue.push(each)
+        each = codes.new_full((count,), 1 / (2 * count * distributed.world()))
         return Losses(
-            loss, math.log(self.config.prototypes), blind_name="equal shares", stats=self._stats(frozen),
+            loss, self.frequencies(codes.sum(0), each), blind_name=BLIND, stats=self._stats(frozen),
             spread=self._spread(views[0].detach(), codes[0]), views={"projections": large},
         )  # fmt: skip
 

@@ -9,26 +9,23 @@ vision transformer, to which such a tile would be a patch or two, sees each tile
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.tiles import TileGrid, drop_colours
 from bigssl.data.sample import Sample
-from bigssl.nets.modality import MODALITIES
-from bigssl.nets.modality.kinds import ONE_SIDE, TRANSFORMERS, WHOLE_PATCHES
+from bigssl.nets.modality.kinds import TRANSFORMERS, WHOLE_PATCHES
 from bigssl.nets.towers import Tower
-from bigssl.nets.weightless import feature_size
 from bigssl.objectives.base import Losses, ObjectiveConfig
-from bigssl.objectives.seeing import picture_of
+from bigssl.objectives.seeing import picture_of, places_of
 
 Colours = Literal["drop", "project", "keep"]
 SMALL = {
@@ -69,6 +66,7 @@ class Tiles:
             )
         self.colours: Colours = config.colours or ("keep" if tower.channels == 1 else "drop")
         self.grid = TileGrid.of_shares(count, _side(config, tower, count), config.gap, config.jitter)
+        _refuse_touching(config, self.grid)
 
     def square(self, sample: Sample, rng: np.random.Generator) -> np.ndarray:
         """uint8 [whole, whole, C] of which tiles are cut. Raises DataError."""
@@ -116,11 +114,11 @@ def _side(config: TiledConfig, tower: Tower, count: int) -> int:
     """Pixels a side of a tile. Raises ConfigError where the network does not take it."""
     kind, patch = tower.model.config.model_type, getattr(tower.model.config, "patch_size", 1)
     whole = patch if kind in WHOLE_PATCHES else 1
-    least = round(tower.size / math.isqrt(_places(tower, tower.size) or 1))
+    least = round(tower.size / math.isqrt(places_of(tower, tower.size) or 1))
     if config.tile is None:
         fitting = TileGrid.within(tower.size, count, config.gap, config.jitter).side // whole * whole
         fitting = max(fitting, least)  # a place is of whole patches
-        return tower.size if kind in TRANSFORMERS or not _places(tower, fitting) else fitting
+        return tower.size if kind in TRANSFORMERS or not places_of(tower, fitting) else fitting
     where = f"objective.tile: value {config.tile}: backbone {config.backbone!r} is of type {kind}"
     if config.tile % whole:
         raise ConfigError(f"{where} with patch_size {patch}; allowed: a multiple of it")
@@ -129,25 +127,18 @@ def _side(config: TiledConfig, tower: Tower, count: int) -> int:
             f"{where}, and a place of its last map covers {least} pixels a side: of less, its last layers would see "
             f"nothing but padding; allowed: >= {least}"
         )
-    if not _places(tower, config.tile):
+    if not places_of(tower, config.tile):
         raise ConfigError(f"{where}, which takes no pictures of another side than its size; allowed: {tower.size}")
     return config.tile
 
 
-def _places(tower: Tower, side: int) -> int:
-    """Hidden states of a picture of `side` pixels, on shapes; 0 where the network takes none of them."""
-    row = MODALITIES["image"]
-
-    def inputs() -> dict[str, Any]:
-        return {row.batch: torch.zeros(2, tower.channels, side, side, dtype=torch.uint8)}
-
-    def places(model: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
-        hidden = row.hidden(model, batch)
-        return hidden.new_empty(2, hidden.shape[1])
-
-    if side != tower.size and tower.model.config.model_type in ONE_SIDE:
-        return 0
-    try:
-        return feature_size("", tower.model.config, inputs, places, lambda model: None)
-    except ConfigError:
-        return 0
+def _refuse_touching(config: TiledConfig, grid: TileGrid) -> None:
+    """Borders that meet tell which tiles are neighbours."""
+    if grid.nearest >= 1:
+        return
+    wanted = math.ceil(1000 * (2 * grid.jitter + 1) / grid.side) / 1000
+    far = f"be {-grid.nearest} pixels over each other" if grid.nearest else "touch"
+    raise ConfigError(
+        f"objective.gap: value {config.gap} with jitter {config.jitter}: tiles of {grid.side} pixels may {far}, and "
+        f"places be told by borders alone; allowed: a gap >= {wanted} between such tiles, or less jitter"
+    )

@@ -56,7 +56,7 @@ def _beside(section: type[BaseModel], values: Mapping[str, Any], path: str) -> d
         if isinstance(value, Mapping):
             found |= _beside(type(info.default), value, here)
             continue
-        default = "" if info.is_required() or info.default in (None, value) else f"; the paper's {info.default}"
+        default = "" if info.is_required() or info.default in (None, value) else f"; default {info.default}"
         found[here] = f"{info.description or name}{default}"
     return found
 

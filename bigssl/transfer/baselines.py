@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from bigssl.nets.norm import has_batch_norm
+from bigssl.nets.norm import BatchNorm, has_batch_norm
 from bigssl.transfer.features import embed, evaluating
 
 
@@ -32,7 +32,7 @@ def calibrate_batch_norm(
 
     batches: collated views each, of two samples or more.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
     if not has_batch_norm(model):
         return 0
     model.to(device)  # type: ignore[arg-type]

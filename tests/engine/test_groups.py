@@ -134,6 +134,17 @@ def test_a_setting_without_effect_is_refused(fields: dict[str, Any], words: str)
         check_groups(Task(**dict(layers().items())), recipe)
 
 
+@pytest.mark.parametrize(("name", "clip"), [("adamw", 1.0), ("sgd", 1.0), ("lars", 0.0), ("muon", 0.0)])
+def test_what_an_objective_asks_for_is_left_out_where_it_has_no_meaning(name: str, clip: float) -> None:
+    """Betas of an optimizer that has none; a clip of its own where the recipe clips nothing."""
+    own = Group(pattern="^ab", lr=0.5, betas=(0.5, 0.6), clip=2.0)
+    task, config = Task(own, **dict(layers().items())), optim(name=name, clip=clip)
+    assert settings(task, config, "lr") == {n: 0.05 if n[:2] == "ab" else 0.1 for n, _ in task.named_parameters()}
+    assert settings(task, config, "clip")["ab.weight"] == (2.0 if clip else 0.0)
+    if name == "adamw":
+        assert settings(task, config, "betas")["ab.weight"] == (0.5, 0.6)
+
+
 @pytest.mark.parametrize("name", ["adamw", "lamb", "lars", "muon", "sgd"])
 def test_each_optimizer_takes_what_a_group_asks_for(name: str) -> None:
     betas = {} if name in ("lars", "sgd") else {"betas": [0.5, 0.6]}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTModel
+from transformers import ConvNextConfig, ConvNextModel, ViTConfig, ViTModel
 
 from bigssl.nets.chance import dropout
 from bigssl.nets.ema import Ema
@@ -59,19 +59,28 @@ def test_every_parameter_is_the_average_in_float64(momentum: Any) -> None:
     assert teacher.module.first.weight is teacher.module.tied.weight  # moved once, not twice
 
 
-def test_buffers_are_the_students_in_eval_mode_and_its_own_in_train_mode() -> None:
+def test_statistics_are_the_teachers_own_or_follow_the_students() -> None:
+    """By 9 / (10 + steps), from which 1 − m takes over; what is no statistic is the student's at once."""
     student = Student()
-    student.second = nn.BatchNorm1d(5)
-    teacher = Ema(student, 0.9)
-    teacher.module.norm.eval()
-    before = {name: value.clone() for name, value in teacher.module.named_buffers()}
-    disturb(student)
-    teacher.update(AT)
-    theirs = dict(student.named_buffers())
-    assert len(before) == 6
-    for name, value in teacher.module.named_buffers():
-        assert torch.equal(value, theirs[name] if name.startswith("norm.") else before[name]), name
-        assert not torch.equal(theirs[name], before[name])
+    student.register_buffer("table", torch.zeros(3))
+    own, following = Ema(student, 0.9), Ema(student, 0.9, of_batch=False)
+    before = {name: value.clone() for name, value in own.module.named_buffers()}
+    want = {name: value.double() for name, value in student.named_buffers()}
+    for step in (0, 5, 79, 80, 81, 500):
+        disturb(student)
+        for teacher in (own, following):
+            teacher.update(Progress(step, 1000))
+        share = max(0.1, 9 / (10 + step))
+        want = {name: (1 - share) * want[name] + share * value.double() if "running" in name else value.double()
+                for name, value in student.named_buffers()}  # fmt: skip
+    assert want.keys() == {"table", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    for name, value in own.module.named_buffers():
+        assert torch.equal(value, student.table if name == "table" else before[name]), name
+    for name, value in following.module.named_buffers():
+        torch.testing.assert_close(value.double(), want[name], rtol=1e-6, atol=1e-6, msg=name)
+    rows = torch.rand(6, 5)
+    alone, all_rows = following.module(rows[:1]), following.module(rows)
+    torch.testing.assert_close(all_rows[:1], alone)
 
 
 def test_a_teacher_is_a_network_of_its_own_in_fp32() -> None:
@@ -114,27 +123,24 @@ def test_a_compiled_student_has_a_compiled_teacher() -> None:
     assert module.norm._compiled_call_impl is not None and module.first._compiled_call_impl is None
 
 
-def test_dropout_in_a_teacher_follows_from_the_samples() -> None:
-    """Rows of a batch drop the same in whatever company they are, in a transformer whose attention drops too."""
-    torch.manual_seed(0)
-    config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=8,
-                       patch_size=4, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)  # fmt: skip
-    model = ViTModel(config, add_pooling_layer=False).train()
-    dropout.attention_by_sample(model, "backbones.image")
-    teacher = Ema(model, 0.9)
-    dropout.by_sample(teacher.module)
+def test_a_teacher_drops_nothing() -> None:
+    """Neither units, nor attention, nor layers; while its BatchNorm normalises by the batch."""
+    config = ConvNextConfig(num_stages=1, hidden_sizes=[8], depths=[8], patch_size=4, drop_path_rate=0.9,
+                            layer_scale_init_value=1.0)  # fmt: skip
+    vit = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=8,
+                    patch_size=4, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)  # fmt: skip
     pixels, seeds = torch.rand(4, 3, 8, 8), torch.arange(4) * 12345
-
-    def features(rows: slice) -> Tensor:
-        with dropout.seeded(seeds[rows]), torch.no_grad():
-            hidden: Tensor = teacher.module(pixel_values=pixels[rows]).last_hidden_state
-            return hidden
-
-    whole = features(slice(0, 4))
-    torch.testing.assert_close(torch.cat([features(slice(0, 2)), features(slice(2, 4))]), whole)
-    with torch.no_grad():
-        calm = copy.deepcopy(teacher.module).eval()(pixel_values=pixels).last_hidden_state
-    assert not torch.allclose(calm, whole, atol=1e-2)
+    for model in (ConvNextModel(config), ViTModel(vit, add_pooling_layer=False)):
+        dropout.attention_by_sample(model.train(), "backbones.image")
+        module = dropout.by_sample(Ema(model, 0.9).module)
+        with dropout.seeded(seeds), torch.no_grad():
+            found = module(pixel_values=pixels).last_hidden_state
+        with torch.no_grad():
+            calm = copy.deepcopy(module).eval()(pixel_values=pixels).last_hidden_state
+        torch.testing.assert_close(found, calm)
+    rows = torch.rand(6, 5)
+    norm = Ema(Student(), 0.9).module.norm
+    torch.testing.assert_close(norm(rows).mean(0), torch.zeros(5), rtol=0, atol=1e-5)
 
 
 def test_the_ramp_is_half_a_cosine() -> None:

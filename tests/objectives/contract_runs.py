@@ -254,12 +254,22 @@ def plain(values: dict[str, Any], spared: int | None = None, device: str = "cpu"
                 losses = task(batch.data, at)
             (losses.total / plan.accum).backward()
             passes.append(numbers(losses))
-        norms.append(float(nn.utils.clip_grad_norm_(trained, recipe.optim.clip)))
+        norms.append(float(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])))
+        for members, most in clipped(optimizer):
+            nn.utils.clip_grad_norm_(members, most)
         if step != spared:
             optimizer.step()
             constrain(task)
             move_teachers(task, at)
     return Run(passes, norms, start, whole_state(task), settings_of(optimizer.param_groups))
+
+
+def clipped(optimizer: torch.optim.Optimizer) -> Iterator[tuple[list[Any], float]]:
+    """Parameters that are clipped by one norm, and to which."""
+    for number in sorted({group["clip_group"] for group in optimizer.param_groups}):
+        groups = [group for group in optimizer.param_groups if group["clip_group"] == number]
+        if groups[0]["clip"]:
+            yield [parameter for group in groups for parameter in group["params"]], groups[0]["clip"]
 
 
 @torch.no_grad()
@@ -286,12 +296,19 @@ def on_one_batch(task: Objective, batch: Any, steps: int = 60) -> tuple[Tensor, 
 
 @torch.no_grad()
 def move_teachers(task: Objective, at: Progress) -> None:
-    """m · teacher + (1 − m) · student for every parameter of every teacher."""
+    """m · teacher + (1 − m) · student for every parameter of every teacher, and for statistics that it does not make of
+    batches (1 − m at least 9 / (10 + step))."""
     for teacher in task.teachers().values():
         momentum = teacher.momentum(at) if callable(teacher.momentum) else teacher.momentum
         students = dict(teacher.student.named_parameters())
         for name, parameter in teacher.module.named_parameters():
             parameter.copy_(momentum * parameter + (1 - momentum) * students[name])
+        least = min(momentum, 1 - 9 / (10 + at.step))
+        for name, buffer in teacher.module.named_buffers():
+            value, owner = teacher.student.get_buffer(name), teacher.module.get_submodule(name.rpartition(".")[0])
+            if not owner.training:
+                running = "running" in name
+                buffer.copy_(least * buffer + (1 - least) * value if running else value)
 
 
 def distance(got: Run, want: Run, of_state: Run) -> tuple[float, float, str]:

@@ -9,12 +9,18 @@ from typing import Any
 import contract_runs as runs
 import pytest
 import torch
+from conftest import DROPPING, TOKENIZER
 from contract_runs import Cell
 
 from bigssl.config.errors import ConfigError
+from bigssl.data.loading.loader import Batch
 from bigssl.engine.plan import preflight
+from bigssl.engine.stepping.cached import CachedPasses, rows_of_passes
+from bigssl.nets.progress import Progress
+from bigssl.objectives.base import discover
 from bigssl.report.metrics import read_metrics
 
+AT = Progress(0, 100)
 SIMCLR = {"name": "simclr", "hidden": 16, "dim": 8, "norm": False, "learn_temperature": True}
 CLIP = {"name": "clip", "dim": 8}
 MOCO = {"name": "moco", "hidden": 16, "dim": 8, "momentum": 0.9}
@@ -38,8 +44,6 @@ CASES = EVERY if os.environ.get("BIGSSL_CONTRACT_MATRIX") else FEW
 @pytest.fixture(scope="module")
 def values(recipe: Any) -> Any:
     """`values(name, out, batch)`: a recipe whose networks drop a tenth, with recomputed activations."""
-    from conftest import DROPPING
-
     sections = {"image": DROPPING["vit"], "text": DROPPING["bert"]}
 
     def make(name: str, out: Path, precision: str, **batch: Any) -> dict[str, Any]:
@@ -81,6 +85,27 @@ def test_statistics_of_batch_norm_move_once_a_pass(recipe: Any, crew: Any, tmp_p
     for key in moved:
         torch.testing.assert_close(states[0][key], states[1][key], msg=key)
     assert {int(states[0][key]) for key in moved if "num_batches" in key} == {2 * runs.STEPS}
+
+
+def test_networks_that_draw_from_torchs_generator_draw_the_same_in_both_halves(objective: Any, batch: Any) -> None:
+    """XLM calls torch's dropout itself. The gradient of a step is that of one graph over all its passes."""
+    drawing = {"type": "xlm", "length": 16, "tokenizer": TOKENIZER,
+               "config": {"emb_dim": 16, "n_layers": 1, "n_heads": 2, "dropout": 0.5, "attention_dropout": 0.5}}
+    task = objective(discover()["clip"], "clip", beside={"still": "vit", "drawing": drawing}, image="still",
+                     text="drawing")  # fmt: skip
+    batches = [Batch(batch(task, size=6, step=n), {}) for n in range(3)]
+    torch.manual_seed(7)
+    embedded = [task(each.data, AT, True) for each in batches]
+    rows = {name: rows_of_passes([each[name] for each in embedded]) for name in embedded[0]}
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    wanted = torch.autograd.grad(task.compare(rows, AT).total, trained, allow_unused=True)
+    torch.manual_seed(7)
+    passes = CachedPasses(task, task, torch.device("cpu"), bf16=False)
+    for each in passes.begin(iter(batches), AT):
+        value, _ = passes(each.data, AT)
+        (value / len(batches)).backward()
+    found = [parameter.grad for parameter in trained if parameter.grad is not None]
+    torch.testing.assert_close(found, [each for each in wanted if each is not None], rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_not_exact_or_not_possible_is_said(recipe: Any, tmp_path: Path) -> None:

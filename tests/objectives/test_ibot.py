@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from test_dino import cross_entropy, shaken, softmax
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
-from bigssl.nets.patches import MASKABLE, class_and_patches
+from bigssl.nets.patches import MASKABLE, can_mask, class_and_patches
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.ibot import Ibot
@@ -49,12 +50,34 @@ def test_class_tokens_and_hidden_patches_are_predicted(objective: Any, batch: An
     assert losses.total.item() == pytest.approx(np.mean(terms) + 2 * np.mean(rows), rel=1e-4)
 
 
+def test_a_compiled_network_hides_what_is_hidden_each_time(objective: Any) -> None:
+    """Other patches in each pass, none in between, as of small crops and of the teacher; compiled twice for both."""
+    task = objective(Ibot, "ibot")
+    towers, graphs = (task.backbone, task.teacher.module.tower), []
+    plain = [copy.deepcopy(each) for each in towers]
+
+    def kept(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    for each in towers:
+        each.model.compile(backend=kept)
+    for step in range(3):
+        pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+        hidden = torch.rand(2, 16) < 0.4
+        for which, masks in ((0, (hidden, task.mask_token)), (0, ()), (1, ())):
+            got, want = (class_and_patches(each[which], pictures, *masks) for each in (towers, plain))
+            torch.testing.assert_close(got, want, msg=f"{step} {which}")
+    assert len(graphs) <= 4
+
+
 @pytest.mark.parametrize("kind", MASKABLE)
 def test_a_token_stands_in_the_place_of_what_is_hidden(kind: str) -> None:
     """Nothing of it reaches any state, its place does; with nothing hidden, states are the network's own."""
     torch.manual_seed(0)
     width = {"mlp_ratio": 2} if kind.startswith("dinov2") else {"intermediate_size": 64}
     tower = Tower("image", BackboneConfig(type=kind, size=32, config=TINY | width), None).eval()
+    can_mask(tower.model)
     pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     hidden = torch.zeros(2, 16, dtype=torch.bool)
     hidden[0, 5] = hidden[1, 0] = True

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.optim import OptimConfig
+from bigssl.engine.clipping import clip_gradients
 from bigssl.engine.optim import build_optimizer
 from bigssl.nets.heads import gan
 from bigssl.nets.pool import normalise
@@ -130,6 +131,24 @@ def test_the_discriminator_has_a_rate_and_betas_of_its_own(task: Any) -> None:
         assert (group["lr"], group["betas"]) == (
             (pytest.approx(0.001), (0.5, 0.999)) if inside == {True} else (pytest.approx(0.01), (0.9, 0.999))
         )
+
+
+def test_a_steep_discriminator_stops_the_generator_by_no_norm(task: Any, batch: Any) -> None:
+    """Where the recipe clips, the generator's gradient is clipped by its own; where it does not, neither is."""
+    for clip in (1.0, 0.0):
+        it = task()
+        it(batch(it, size=4), AT).total.backward()
+        optimizer = build_optimizer(it, OptimConfig(lr=0.01, clip=clip), sharded=False)
+        own = [each for each in it.discriminator.parameters() if each.grad is not None]
+        rest = [each for part in (it.backbone, it.remaker) for each in part.parameters() if each.grad is not None]
+        for parameters, factor in ((own, 1000), (rest, 0.001)):
+            for parameter in parameters:
+                parameter.grad *= factor
+        before = [each.grad.clone() for each in rest]
+        clip_gradients(optimizer, 0, torch.device("cpu"))
+        steep = float(torch.nn.utils.get_total_norm([each.grad for each in own]))
+        assert steep == pytest.approx(1.0, rel=1e-4) if clip else steep > 1
+        assert all(torch.equal(each.grad, old) for each, old in zip(rest, before, strict=True))
 
 
 # Holes

@@ -39,6 +39,17 @@ def loss_of(query: np.ndarray, own: np.ndarray, negatives: list[np.ndarray], tem
     return -math.log(positive / (positive + rest))
 
 
+def is_the_plain_loop(values: dict[str, Any], crew: Any) -> dict[str, Any]:
+    """Asserts it of a run in slices on two ranks; the state at the end."""
+    ranks = crew(runs.driven, 2, runs.at_cell(values, Cell(3, 0, 2, "fp32")))
+    got, want = ranks[0], runs.plain(values)
+    got.passes = [{key: (row[key] + other[key]) / 2 for key in row}
+                  for row, other in zip(*(rank.passes for rank in ranks), strict=True)]  # fmt: skip
+    curve, state, where = runs.distance(got, want, want)
+    assert curve <= runs.SAME["fp32"] and state <= runs.KINKS * runs.SAME["fp32"], where
+    return want.state
+
+
 def test_v2_is_its_paper_while_the_queue_fills_and_when_it_is_full(objective: Any, batch: Any) -> None:
     """Three passes of 5 fill a queue of 12 and begin to replace it; places that nothing was put into do not count."""
     task = objective(MOCO, "moco", queue=12, temperature=0.3)
@@ -104,17 +115,41 @@ def test_v3_learns_one_batch(objective: Any, batch: Any) -> None:
     assert losses.total.item() < 0.6 * losses.blind
 
 
+def test_no_key_is_marked_by_the_batch_it_was_made_in(objective: Any, batch: Any) -> None:
+    """With a queue, in which other keys come from other batches: a key is the same in whatever company. Without, all
+    are of one batch, as in v3. BatchNorm in the network and in the head."""
+    for queue, alike in ((12, True), (0, False)):
+        task = objective(MOCO, "moco", beside={"convolving": "resnet"}, backbone="convolving", norm=True, queue=queue)
+        pixels = batch(task, size=6)["view2"]
+        whole, part = (task._keys(rows, 1) for rows in (pixels, pixels[:2]))
+        assert torch.allclose(whole[:2], part, atol=1e-5) == alike
+        assert task.network.training
+
+
+@pytest.mark.distributed
+def test_a_queue_with_batch_norm_in_slices_on_two_ranks_is_the_plain_loop(
+    recipe: Any, crew: Any, tmp_path: Path
+) -> None:
+    """The contract sees a vit, which has no statistics that a teacher could follow."""
+    fields = MOCO.preset["objective"] | {"name": "moco", "source": "shards", "norm": True}
+    image = recipe("simclr")["backbones"]
+    values = recipe("moco", tmp_path / "run", objective=fields, backbones=image)
+    state = is_the_plain_loop(values, crew)
+    assert any(key.startswith("teacher slow") and "running" in key for key in state)
+
+
+def test_it_is_scheduled_where_its_momentum_is(objective: Any) -> None:
+    """By which a resume with another number of steps is refused (engine/resume.py)."""
+    given = {0.9: False, None: False, 1.0: True}
+    assert {last: objective(MOCO, "moco", momentum=0.9, last_momentum=last).scheduled for last in given} == given
+
+
 @pytest.mark.distributed
 def test_v3_in_slices_on_two_ranks_is_the_plain_loop(recipe: Any, crew: Any, tmp_path: Path) -> None:
     """The contract sees the preset, which has a queue."""
     fields = MOCO.preset["objective"] | V3 | {"name": "moco", "source": "shards"}
     values = recipe("moco", tmp_path / "run", objective=fields)
-    ranks = crew(runs.driven, 2, runs.at_cell(values, Cell(3, 0, 2, "fp32")))
-    got, want = ranks[0], runs.plain(values)
-    got.passes = [{key: (row[key] + other[key]) / 2 for key in row}
-                  for row, other in zip(*(rank.passes for rank in ranks), strict=True)]  # fmt: skip
-    curve, state, where = runs.distance(got, want, want)
-    assert curve <= runs.SAME["fp32"] and state <= runs.KINKS * runs.SAME["fp32"], where
+    is_the_plain_loop(values, crew)
 
 
 def test_what_cannot_be_is_refused_beforehand(recipe: Any, objective: Any, tmp_path: Path) -> None:
@@ -132,3 +167,8 @@ def test_what_cannot_be_is_refused_beforehand(recipe: Any, objective: Any, tmp_p
     assert len(longer.notes) == 1 and "3078 samples, and moco remembers 4096: earlier" in longer.notes[0]
     with pytest.raises(ConfigError, match=r"^objective.freeze_patches: value true, but backbones.other \(a resnet\)"):
         objective(MOCO, "moco", beside={"other": "resnet"}, backbone="other", freeze_patches=True)
+    stages = {"type": "poolformer", "size": 32, "config": {  # which embed patches at each stage anew
+        "depths": [1, 1], "hidden_sizes": [8, 16], "num_encoder_blocks": 2, "patch_sizes": [7, 3], "strides": [4, 2],
+        "padding": [2, 1]}}  # fmt: skip
+    with pytest.raises(ConfigError, match=r"\(a poolformer\) has no one projection of patches"):
+        objective(MOCO, "moco", beside={"other": stages}, backbone="other", freeze_patches=True)

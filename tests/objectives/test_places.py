@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -148,11 +149,15 @@ def test_a_tile_has_the_side_that_fits_and_that_the_network_takes() -> None:
 
     assert side(TINY["vit"]) == 32 and side(TINY["vit"], tile=16) == 16
     assert side(TINY["resnet"]) == 8  # a place of its map; 7 would fit: 3 · 7 + 2 · 4 + 2 · 1 of 32
-    assert side(TINY["resnet"], gap=0.0, jitter=0.0) == 10 and side(TINY["resnet"], tile=48) == 48
+    assert side(TINY["resnet"], gap=0.1, jitter=0.0) == 10 and side(TINY["resnet"], tile=48) == 48
     assert "value 20: backbone 'image' is of type vit with patch_size 8; allowed: a multiple" in refused(
         "patch_position", TINY["vit"], tile=20)  # fmt: skip
     assert "value 7: backbone 'image' is of type resnet, and a place of its last map covers 8 pixels" in refused(
         "jigsaw", TINY["resnet"], tile=7)  # fmt: skip
+    touching = "objective.gap: value 0.0 with jitter 0.0: tiles of 10 pixels may touch, .* allowed: a gap >= 0.1 "
+    assert re.match(touching, refused("patch_position", TINY["resnet"], gap=0.0, jitter=0.0))
+    over = "objective.gap: value 0.1 with jitter 0.2: tiles of 20 pixels may be 6 pixels over .* a gap >= 0.45 "
+    assert re.match(over, refused("jigsaw", TINY["resnet"], tile=20, gap=0.1, jitter=0.2))
     convnext = BackboneConfig(type="convnext", size=224, config={
         "hidden_sizes": [4, 4, 8, 8], "depths": [1, 1, 1, 1]})  # patches of 4, places of 32
     assert side(convnext) == 52 and side(convnext, "jigsaw", tile=64) == 64  # 3 · 54 + 2 · 27 + 2 · 4 is 224

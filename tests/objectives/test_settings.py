@@ -18,6 +18,17 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("moco", {"momentum": 1.0}, "objective.momentum: value 1.0: input should be less than 1; "),
     ("simclr", {"learn_temperature": True, "temperature": 0.001}, "temperature 0.001 is no beginning with learn_temp"),
     ("swav", {"queue": 0, "queue_from": 0.5}, "queue_from 0.5 has no effect with queue 0"),
+    ("dino", {"warm": 0.0}, "first_temperature 0.06 has no effect with warm 0"),
+    ("moco", {"layers": 1}, "hidden 16 has no effect with layers 1 and no predictor"),
+    ("simclr", {"layers": 1}, "hidden 16 has no effect with layers 1"),
+    ("simclr", {"layers": 1, "hidden": 512, "norm": False}, "norm False has no effect with layers 1"),
+    ("inpainting", {"decoder_dim": 15}, "objective.decoder_dim: value 15: input should be greater than or equal to 16"),
+    ("jigsaw", {"grid": 3, "permutations": 20_000}, "objective.permutations: value 20000: input should be less than "),
+    ("swav", {"crops": {"small_size": 7}}, "objective.crops.small_size: value 7, but a place of the backbone's last "
+     "map covers 8 pixels a side: of so few, its last layers would see nothing but padding; allowed: >= 8"),
+    ("dino", {"crops": {"device": "accelerator", "canvas": 31}}, "objective.crops.canvas: value 31, but views of 32 "),
+    ("simclr", {"augment": {"device": "accelerator", "canvas": 8}}, "objective.augment.canvas: value 8, but views of "
+     "32 pixels a side are made of it; allowed: >= 32"),
 ]
 
 

@@ -9,6 +9,7 @@ of a place: products of the borders of two tiles; differences of colours times t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -109,13 +110,14 @@ def test_borders_tell_no_place_across_the_gaps(
     def made(rng: np.random.Generator, side: int) -> np.ndarray:
         return noise(rng, side, reach, 3)
 
-    def seen(fields: dict[str, Any]) -> float:
-        tiles, labels = tiles_and_labels(task_of(objective, kind, colours="keep", **fields), monkeypatch, made)
+    def seen(**gaps: int) -> float:
+        task.tiles.grid = replace(task.tiles.grid, **gaps)
+        tiles, labels = tiles_and_labels(task, monkeypatch, made)
         return accuracy(borders(normalised_tiles(tiles) if kind is Jigsaw else tiles), labels)
 
     assert 3 <= reach <= 8
-    assert abs(seen({}) - 1 / CLASSES) < ERROR
-    assert seen({"gap": 0.0, "jitter": 0.0}) > 0.4
+    assert abs(seen() - 1 / CLASSES) < ERROR
+    assert seen(gap=0, jitter=0) > 0.4  # which a recipe cannot ask for
 
 
 @pytest.mark.parametrize("kind", [PatchPosition, Jigsaw])

@@ -33,10 +33,22 @@ def embedded(task: Any, data: Any) -> torch.Tensor:
     return F.normalize(task.head(features), dim=1).unflatten(0, (-1, len(data["view1"]))).detach()
 
 
+def constant(codes: list[list[list[float]]], before: list[float]) -> float:
+    """The mean cross-entropy of codes [2][B][K] with those of all other samples of the pass, those `before` and one
+    sample of equal shares."""
+    total, terms = [seen + sum(row[k] for view in codes for row in view) for k, seen in enumerate(before)], []
+    for b in range(len(codes[0])):
+        others = [sum_ - codes[0][b][k] - codes[1][b][k] + 1 / len(total) for k, sum_ in enumerate(total)]
+        logs = [math.log(value / sum(others)) for value in others]
+        terms += [-sum(p * q for p, q in zip(view[b], logs, strict=True)) for view in codes]
+    return sum(terms) / len(terms)
+
+
 def test_each_crop_predicts_the_codes_of_others(objective: Any, batch: Any) -> None:
     """With and without a queue that is full: its embeddings take part in the shares, not in the loss."""
     task = objective(Swav, "swav", queue=24)
     for full in (False, True):
+        before = task.frequencies.mass[0].tolist()
         data = batch(task, step=int(full))
         unit, weight = embedded(task, data), task.prototypes.weight.detach()
         scores = (unit.double() @ weight.double().T).tolist()
@@ -46,9 +58,19 @@ def test_each_crop_predicts_the_codes_of_others(objective: Any, batch: Any) -> N
                  for t in range(2) for s in range(3) if s != t for b in range(12)]  # fmt: skip
         losses = task(data, AT)
         assert losses.total.item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
-        assert float(losses.blind) == pytest.approx(math.log(8))
+        assert float(losses.blind) == pytest.approx(min(math.log(8), constant(codes, before)), rel=1e-4)
         torch.testing.assert_close(task.queues[1].entries[:12], unit[1], rtol=1e-4, atol=1e-5)
         task(batch(task, step=9), AT)  # the second half of the queue
+
+
+def test_codes_of_unequal_shares_have_a_better_constant_than_equal_ones(objective: Any, batch: Any) -> None:
+    """Which Sinkhorn-Knopp leaves of them: one prototype has most."""
+    task = objective(Swav, "swav", queue=0)
+    codes = F.one_hot(torch.tensor([0] * 9 + [1] * 3), 8).float()
+    task._codes = lambda cosines, beside: codes
+    losses = task(batch(task), AT)
+    assert float(losses.blind) == pytest.approx(constant([codes.tolist()] * 2, [0.0] * 8), rel=1e-5)
+    assert float(losses.blind) < 0.5 * math.log(8)
 
 
 def test_the_queue_begins_at_its_time_and_counts_once_it_is_full(objective: Any, batch: Any) -> None:

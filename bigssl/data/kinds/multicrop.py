@@ -24,7 +24,7 @@ from torch import Tensor
 from bigssl.config.errors import ConfigError
 from bigssl.config.section import Section
 from bigssl.data.kinds.augment import SimClrAugment
-from bigssl.data.kinds.augment_device import on_canvas, placed, render_batch
+from bigssl.data.kinds.augment_device import canvas_side, on_canvas, placed, render_batch
 
 Scheme = Literal["dino", "swav"]
 
@@ -94,7 +94,7 @@ class MultiCrop:
         scheme = SCHEMES[config.scheme or own]
         split, smallest = config.split or scheme.split, config.smallest or scheme.smallest
         self.small = config.small
-        self.small_size = config.small_size or max(1, round(96 / 224 * size / patch)) * patch
+        self.small_size = config.small_size or usual_small_size(size, patch)
         if self.small:
             _check(self.small_size, size, patch, split, smallest)
         given = {name: value for name in ("jitter", "blur") if (value := getattr(config, name)) is not None}
@@ -102,7 +102,7 @@ class MultiCrop:
         self.little = SimClrAugment(
             self.small_size, blur_side=size, **{"min_scale": smallest, "max_scale": split, **scheme.small, **given}
         )
-        self.size, self.canvas = size, config.canvas or 9 * size // 4
+        self.size, self.canvas = size, canvas_side(config.canvas, size, "objective.crops")
         self.batched = config.device == "accelerator"
 
     def prepare(self, pixels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
@@ -132,6 +132,11 @@ class MultiCrop:
         numbers = [{name: value[:, n] for name, value in batch["small"].items()} for n in range(self.small)]
         little = [render_batch(batch["image"], each, self.small_size, self.little.largest_sigma) for each in numbers]
         return [large, torch.cat(little)]
+
+
+def usual_small_size(size: int, patch: int) -> int:
+    """Side of small crops beside large ones of `size` pixels, as the papers' 96 of 224, in whole patches."""
+    return max(1, round(96 / 224 * size / patch)) * patch
 
 
 def _stacked(numbers: Sequence[dict[str, object]]) -> dict[str, np.ndarray]:

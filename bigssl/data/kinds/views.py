@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bigssl.config.recipe import Section
 from bigssl.data.kinds.augment import SimClrAugment
-from bigssl.data.kinds.augment_device import on_canvas, placed, render_batch
+from bigssl.data.kinds.augment_device import canvas_side, on_canvas, placed, render_batch
 
 Preset = Literal["simclr", "moco-v2", "moco-v3", "byol", "mae", "lejepa"]
 
@@ -69,7 +69,8 @@ class AugmentConfig(Section):
 
 
 class TwoViews:
-    """Two views of each sample, rendered where `config` says. The numbers of a view do not depend on where.
+    """Two views of each sample, rendered where `config` says. The numbers of a view do not depend on where. Raises
+    ConfigError where `config` has too small a canvas.
 
     size: side of a view in pixels. own: the preset of the task, where `config` names none.
     """
@@ -78,8 +79,7 @@ class TwoViews:
         given = config.model_dump(include=_CHANGES, exclude_none=True)
         first, second = PRESETS[config.preset or own]
         self.distributions = [SimClrAugment(size, **(part | given)) for part in (first, second)]
-        # reducing costs more than decoding: by default, the usual photographs of 500 pixels stay as they are for 224
-        self.size, self.canvas = size, config.canvas or 9 * size // 4
+        self.size, self.canvas = size, canvas_side(config.canvas, size, "objective.augment")
         self.batched = config.device == "accelerator"
 
     def prepare(self, pixels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:

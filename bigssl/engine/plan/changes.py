@@ -85,7 +85,7 @@ def adjustable_fields(recipe: Recipe) -> list[str]:
 def _adjustable(path: str, value: Any) -> Iterator[str]:
     if isinstance(value, Section):
         task = discover().get(getattr(value, "name", ""))
-        yield from (f"{path}.{field}" for field in (task.adjustable if task is not None else ()))
+        yield from (f"{path}.{field}" for field in (task.adjustable_in(value) if task is not None else ()))
         value = {name: getattr(value, name) for name in type(value).model_fields}
     if isinstance(value, dict):
         for name, below in value.items():

@@ -6,10 +6,10 @@ k · b, also where a loss compares all samples with each other, in the memory of
     pass 2, k times:                    z_i again, with its graph; backward of Σ z_i · g_i, which leaves ∂L/∂weights
 
 Beside one pass of the networks there are then k · b embeddings and their gradients, which is little. It costs a second
-forward pass: about a third of the time. Dropout is the same in both passes, as it follows from the samples' seeds
-(chance/dropout.py); buffers that pass 1 moved are put back, so that BatchNorm's statistics move once; `compare` is
-called once a step, so that a queue takes each key once. What BatchNorm does to samples of other passes is not in g:
-with it, k × b is close to k · b and no more.
+forward pass: about a third of the time. Dropout is the same in both passes: it follows from the samples' seeds
+(chance/dropout.py), and networks that draw from torch's generator find it as it was; buffers that pass 1 moved are put
+back, so that BatchNorm's statistics move once; `compare` is called once a step, so that a queue takes each key once.
+What BatchNorm does to samples of other passes is not in g: with it, k × b is close to k · b and no more.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bigssl.data.loading.loader import Batch
+from bigssl.engine.guards import generators, set_generators
 from bigssl.engine.zero import Engine
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses, Objective
@@ -63,12 +64,16 @@ class CachedPasses:
     def __init__(self, engine: Engine, objective: Objective, device: torch.device, *, bf16: bool) -> None:
         self._engine, self._objective, self._device, self._bf16 = engine, objective, device, bf16
         self._pulls: Iterator[dict[str, Tensor]] = iter(())
+        self._drawn_from: Iterator[list[Tensor]] = iter(())
         self._losses: Losses
 
     def begin(self, batches: Iterator[Batch], at: Progress) -> Iterable[Batch]:
-        kept = list(batches)
+        kept, passes, drawn_from = list(batches), [], []
         with _buffers_as_before(self._objective), torch.no_grad():
-            passes = [self._engine(batch.to(self._device).data, at, True) for batch in kept]
+            for batch in kept:
+                drawn_from.append(generators(self._device))
+                passes.append(self._engine(batch.to(self._device).data, at, True))
+        self._drawn_from = iter(drawn_from)
         self._compare(passes, at)
         return kept
 
@@ -88,6 +93,7 @@ class CachedPasses:
         ])  # fmt: skip
 
     def __call__(self, data: Any, at: Progress) -> tuple[Tensor, Losses]:
+        set_generators(self._device, next(self._drawn_from))
         return surrogate(self._engine(data, at, True), next(self._pulls)), self._losses
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe
@@ -17,7 +17,7 @@ def check_cached(recipe: Recipe, objective: Objective) -> None:
     """Refuse `batch.cached` of a task that has no `compare`. Raises ConfigError."""
     if not recipe.batch.cached:
         return
-    for part in _parts(objective):
+    for part in _parts(objective).values():
         if isinstance(part, Comparing):
             continue
         raise ConfigError(
@@ -41,9 +41,9 @@ def notes_of_cached(recipe: Recipe, objective: Objective, accum: int) -> list[st
 def notes_of_queue(objective: Objective, orders: Mapping[str, Order]) -> list[str]:
     """Where a task remembers more samples than there are. orders: of the sources, by name."""
     return [
-        f"data.sources.{source}: {len(index)} samples, and {_name(part)} remembers {part.most}: earlier keys of a "
-        f"sample are among its own negatives; better: objective.queue={len(index) // 2} or less"
-        for part in _parts(objective) if part.most is not None
+        f"data.sources.{source}: {len(index)} samples, and {_name(part)} remembers {part.most}: {part.remembering}; "
+        f"better: {field}.queue={len(index) // 2} or less"
+        for field, part in _parts(objective).items() if part.most is not None and part.remembering
         for source in part.sources() if source in orders
         for index in orders[source].indexes.values() if len(orders[source].indexes) == 1 and len(index) < part.most
     ]  # fmt: skip
@@ -58,24 +58,27 @@ def check_passes(recipe: Recipe, objective: Objective, sizes: Mapping[str, int],
     seen = accum  # passes that a loss sees one by one
     if recipe.batch.cached and not has_batch_norm(objective):
         seen = 1
-    for part in _parts(objective):
+    fewer = ", or a smaller batch.accum" if seen > 1 else ""
+    for field, part in _parts(objective).items():
         for source in part.sources() if not isinstance(part, Joint) else ():
             held, where = sizes[source] // seen, f"data.sources.{source}.batch: {sizes[source]} samples a step"
             if held < part.least:
                 raise ConfigError(
                     f"{where} in {seen} passes are {held} a pass over all ranks, from which {_name(part)} learns "
-                    f"nothing; allowed: >= {part.least * seen}, or a smaller batch.accum"
+                    f"nothing; allowed: >= {part.least * seen}{fewer}"
                 )
             compared = sizes[source] // (1 if recipe.batch.cached else accum)
             if part.most is not None and compared > part.most:
                 raise ConfigError(
                     f"{where} are {compared} that {_name(part)} compares at a time, more than the {part.most} that it "
-                    f"can hold; allowed: <= {part.most * sizes[source] // compared}, or a longer objective.queue"
+                    f"can hold; allowed: <= {part.most * sizes[source] // compared}, or a longer {field}.queue"
                 )
 
 
-def _parts(objective: Objective) -> Iterator[Objective]:
-    return (part for part in objective.modules() if isinstance(part, Objective))
+def _parts(objective: Objective) -> dict[str, Objective]:
+    """By their sections in the recipe."""
+    found = {path: part for path, part in objective.named_modules() if isinstance(part, Objective)}
+    return {f"objective.{path}".rstrip("."): part for path, part in found.items()}
 
 
 def _name(part: Objective) -> str:
