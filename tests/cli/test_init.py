@@ -87,8 +87,10 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 def test_each_objective_gets_a_recipe_or_a_no_that_helps(
     kind: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever lies in bigssl/objectives; the file needs no edit before it is trained, and reads back as it is."""
-    data, made, refused = DATA[kind](here / kind), [], []
+    """Whatever lies in bigssl/objectives; the file needs no edit before it is trained, and reads back as it is. (What
+    it holds was planned before it was written; that the file says the same is checked once for what tasks take.)"""
+    data, made, refused, checked = DATA[kind](here / kind), [], [], set()
+    takes = {name: frozenset(each.modality for each in discover()[name].takes.values()) for name in SIMPLE}
     for name in SIMPLE:
         code = main(["init", name, data])
         shown, errors = capsys.readouterr()
@@ -107,11 +109,12 @@ def test_each_objective_gets_a_recipe_or_a_no_that_helps(
         assert max(map(len, text.splitlines())) <= 140
         values = yaml.safe_load(text)
         assert load_recipe(file, [], model()).model_dump(include=set(values))["steps"] == values["steps"]
-        assert main(["config", "check", str(file)]) == 0, said(capsys)
+        if takes[name] not in checked:
+            checked.add(takes[name])
+            assert main(["config", "check", str(file)]) == 0, said(capsys)
         assert values["evaluate"] and values["probe"], "labels and held-out samples are there"
         assert ("reconstruction" in values["evaluate"]) == (name in discover_remakers()), "of what draws pictures"
     capsys.readouterr()
-    takes = {name: {each.modality for each in discover()[name].takes.values()} for name in SIMPLE}
     there = {"photos": {"image"}, "captioned": {"image", "text"}, "reviews": {"text"}, "sensors": {"series"}}[kind]
     assert made == [name for name in SIMPLE if takes[name] <= there]
     if made and refused:

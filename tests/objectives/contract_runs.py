@@ -25,12 +25,14 @@ from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.plan import preflight
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses, Objective, config_union, discover
+from bigssl.report.collapses import ALIKE, PREFIX, RANK
 from bigssl.report.progress import ProgressBar
 
 TWIN = "_2"
 """Name of a backbone of a preset and this: one of the same kind, for fields that name a backbone."""
 DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
 STEPS, SIZE = 4, 8
+HELD = 10  # records: what has lain below its line for as many, or for two of the spectra, is taken for collapsed
 SETTINGS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
 
 # Against one process in the same precision: fp32 adds in another order on two ranks, which BatchNorm and small
@@ -177,7 +179,7 @@ def driven(
         poisoned: number of the forward pass, from 0, whose loss is NaN on the last rank.
         scramble: spoil all state first, so that nothing is right after a resume that was not loaded.
         export: export at the end.
-        without: one of the task's guards, to be taken out first.
+        without: one of the task's guards, to be taken out first; the run ends once something has collapsed for good.
     """
     recipe = validated(values)
     plan = preflight.plan(recipe, preflight.announced_world())
@@ -189,6 +191,8 @@ def driven(
     def watch(module: nn.Module, arguments: tuple[Any, ...], losses: Losses | dict[str, Tensor]) -> Losses | None:
         if isinstance(losses, dict):  # embeddings, of which the loop makes losses (batch.cached)
             return None
+        if without and has_collapsed(notes, passes, without.rpartition("/")[0]):
+            raise Collapsed
         here = poisoned == len(passes) and distributed.rank() == distributed.world() - 1
         passes.append(numbers(losses))
         return losses._replace(total=losses.total * float("nan")) if here else None
@@ -209,12 +213,33 @@ def driven(
         stack.enter_context(mock.patch.object(loop, "Engine", Kept))
         stack.enter_context(mock.patch.object(ProgressBar, "note", lambda self, text: notes.append(text)))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        with contextlib.suppress(NonFiniteLoss):
+        with contextlib.suppress(NonFiniteLoss, Collapsed):
             loop.train(recipe, plan, device, None)
         if export:
             train._export(recipe, plan)
     norms = [row["optim/grad_norm"] for row in loop.read_metrics(recipe.folder)] if distributed.is_main() else []
     return Run(passes, norms, {}, whole_state(plan.objective), settings_of(engines[0].groups), notes)
+
+
+class Collapsed(Exception):
+    """The end of a run whose guard was taken out."""
+
+
+def has_collapsed(notes: list[str], passes: list[dict[str, float]], part: str) -> bool:
+    """Whether something of `part`, and nothing else, lies where the loop has named it, and for so long that it is no
+    dip: HELD records, or two of the spectra."""
+    since: dict[str, int] = {}
+    for name, _, rest in (note.partition(": collapsed ") for note in notes if ": collapsed " in note):
+        if rest.startswith("since step "):
+            since[name] = int(rest.split()[2].rstrip(":"))
+        else:
+            since.pop(name, None)
+    low = {key.removeprefix(PREFIX) for key in passes[-1] if key.startswith(PREFIX)
+           and sum(row[key] for row in passes[-HELD:]) / HELD < ALIKE} if len(passes) >= HELD else set()  # fmt: skip
+    of_rank = {name for name in since if name.startswith(RANK)}
+    held = {name for name in of_rank if len(passes) - since[name] >= loop.SPECTRA}
+    held |= {name for name in low & since.keys() if len(passes) - since[name] >= HELD}
+    return bool(held) and all(name.removeprefix(RANK).startswith(part) for name in {*since, *low})
 
 
 @torch.no_grad()

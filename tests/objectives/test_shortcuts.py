@@ -3,7 +3,8 @@
 The pictures are noise, blurred over a few pixels: alike everywhere, and independent beyond these few. Whatever a
 classifier finds out about the places of their tiles it has from the shortcut, and it finds none with the guards; taken
 out, it does, so that the test can fail. Classifiers are logistic regressions on all that a border, or a fringe, can say
-of a place: products of the borders of two tiles; differences of colours times the slope of the brightness.
+of a place: products of the borders of two tiles; differences of colours times the slope of the brightness; and, beside
+each, means of a tile and of its borders, which differ where what is around a picture is seen, or a border is marked.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from bigssl.objectives.jigsaw import Jigsaw, normalised_tiles
 from bigssl.objectives.patch_position import PatchPosition
 from bigssl.objectives.tiled import without_fringes
 
-TRAIN, TEST, CLASSES = 1200, 1000, 8
-ERROR = 3.3 * (0.125 * 0.875 / TEST) ** 0.5  # of an accuracy of 1/8: .035, beyond which one in a thousand lies
+TRAIN, TEST, CLASSES = 900, 800, 8
+ERROR = 3.3 * (0.125 * 0.875 / TEST) ** 0.5  # of an accuracy of 1/8: .039, beyond which one in a thousand lies
 TILE = 16
 
 
@@ -86,6 +87,13 @@ def borders(tiles: Tensor) -> Tensor:
     return torch.cat([each[:, pairs].flatten(1) for each in alike], 1)
 
 
+def means(tiles: Tensor) -> Tensor:
+    """Of each tile, its sides and its corners by themselves, in each colour: [N, T · 27]."""
+    sides = torch.stack([tiles[..., 0, :], tiles[..., -1, :], tiles[..., :, 0], tiles[..., :, -1]], 2).mean(-1)
+    corners = tiles[..., [0, 0, -1, -1], [0, -1, 0, -1]].movedim(-1, 2)
+    return torch.cat([each.flatten(1) for each in (tiles.mean((-2, -1)), sides, corners)], 1)
+
+
 def fringes(tiles: Tensor) -> Tensor:
     """By how much the colours of each tile seem moved against each other, down and to the right, [N, T · 4]."""
     slopes = torch.gradient(tiles.mean(2), dim=(-2, -1))
@@ -96,7 +104,7 @@ def fringes(tiles: Tensor) -> Tensor:
 def task_of(objective: Any, kind: type[Objective], **fields: Any) -> Any:
     name = "jigsaw" if kind is Jigsaw else "patch_position"
     more = {"permutations": CLASSES} if kind is Jigsaw else {}
-    return objective(kind, name, tile=TILE, min_scale=1.0, **more, **fields)
+    return objective(kind, name, **{"tile": TILE, "min_scale": 1.0} | more | fields)
 
 
 @pytest.mark.parametrize("kind", [PatchPosition, Jigsaw])
@@ -113,11 +121,34 @@ def test_borders_tell_no_place_across_the_gaps(
     def seen(**gaps: int) -> float:
         task.tiles.grid = replace(task.tiles.grid, **gaps)
         tiles, labels = tiles_and_labels(task, monkeypatch, made)
-        return accuracy(borders(normalised_tiles(tiles) if kind is Jigsaw else tiles), labels)
+        shown = normalised_tiles(tiles) if kind is Jigsaw else tiles
+        return accuracy(torch.cat([borders(shown), means(shown)], 1), labels)
 
     assert 3 <= reach <= 8
     assert abs(seen() - 1 / CLASSES) < ERROR
     assert seen(gap=0, jitter=0) > 0.4  # which a recipe cannot ask for
+
+
+@pytest.mark.parametrize("kind", [PatchPosition, Jigsaw])
+def test_small_pictures_tell_no_place_by_what_is_around_them(
+    kind: type[Objective], objective: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are cut from, too, and enlarged; with a border of black in the place of that, corners show."""
+    task = task_of(objective, kind, colours="keep", min_scale=0.7)
+
+    def small(rng: np.random.Generator, side: int) -> np.ndarray:
+        return noise(rng, side * 3 // 4, 3, 3)
+
+    def padded(rng: np.random.Generator, side: int) -> np.ndarray:
+        picture = small(rng, side)
+        return cv2.copyMakeBorder(picture, *[(side - len(picture)) // 2] * 4, cv2.BORDER_CONSTANT)
+
+    def seen(made: Callable[[np.random.Generator, int], np.ndarray]) -> float:
+        tiles, labels = tiles_and_labels(task, monkeypatch, made)
+        return accuracy(means(normalised_tiles(tiles) if kind is Jigsaw else tiles), labels)
+
+    assert abs(seen(small) - 1 / CLASSES) < ERROR
+    assert seen(padded) > 0.25
 
 
 @pytest.mark.parametrize("kind", [PatchPosition, Jigsaw])
@@ -131,7 +162,8 @@ def test_fringes_of_a_lens_tell_no_place_where_colours_are_guarded(
         tiles, labels = tiles_and_labels(task, monkeypatch, lambda rng, side: through_a_lens(noise(rng, side, 3, 1)))
         shown = without_fringes(tiles) if task.tiles.colours == "project" else tiles
         shown = shown.round(decimals=2)  # of a grey level: what is below is of the arithmetic, and no network sees it
-        return accuracy(fringes(normalised_tiles(shown) if kind is Jigsaw else shown), labels)
+        shown = normalised_tiles(shown) if kind is Jigsaw else shown
+        return accuracy(torch.cat([fringes(shown), means(shown)], 1), labels)
 
     assert abs(seen(None) - 1 / CLASSES) < ERROR
     assert abs(seen("project") - 1 / CLASSES) < ERROR
