@@ -20,6 +20,7 @@ import pytest
 from PIL import Image, ImageDraw
 from transformers import AutoModel, AutoTokenizer
 
+from bigssl import train
 from bigssl.cli.main import main
 from bigssl.exits import DONE, REFUSED
 
@@ -48,22 +49,24 @@ class Answer(NamedTuple):
     err: str
 
 
-Walk = Callable[[list[str], Path], list[Answer]]
+Walk = Callable[..., list[Answer]]
 
 
 @pytest.fixture
-def walk(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Walk:
-    """walk(commands, folder): what each answered, typed one after the other in `folder`. Training is a process, as a
-    newcomer's; the others are called here, where their imports are paid for once."""
+def walk(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], ranks: Any) -> Walk:
+    """walk(commands, folder, by_launcher): what each answered, typed one after the other in `folder`. Training is a
+    process of the shell's, as a newcomer's, or the one rank that it would start; the others are called here, where
+    their imports are paid for once."""
 
-    def walked(commands: list[str], folder: Path) -> list[Answer]:
+    def walked(commands: list[str], folder: Path, by_launcher: bool = False) -> list[Answer]:
         monkeypatch.chdir(folder)
-        return [typed(command) if command.startswith("bigssl train ") else within(command) for command in commands]
+        monkeypatch.setenv("COLUMNS", "200")
+        return [typed(each) if by_launcher and each.startswith("bigssl train ") else within(each) for each in commands]
 
     def within(command: str) -> Answer:
         name, *words = shlex.split(command, comments=True)
         assert name == "bigssl"
-        code = main(words)
+        (code,) = ranks(train.main, 1, ["--config", *words[1:]]) if words[0] == "train" else [main(words)]
         return Answer(code, *capfd.readouterr())
 
     return walked
@@ -112,7 +115,7 @@ def test_pictures_in_class_folders_lead_to_a_few_label_curve(tmp_path: Path, wal
         shape = list(SHAPES)[number % 3]
         (tmp_path / "photos" / shape).mkdir(parents=True, exist_ok=True)
         picture(shape, draw).save(tmp_path / "photos" / shape / f"IMG {number:04d}.jpg")
-    answers = walk(journey("bigssl init simclr photos"), tmp_path)
+    answers = walk(journey("bigssl init simclr photos"), tmp_path, by_launcher=True)
     tasks = scored(answers, tmp_path / "runs" / "photos-simclr")
     assert tasks["knn"]["classes"] == 3 and tasks["knn"]["bank"] + tasks["knn"]["queries"] == 90
     assert "3 classes" in answers[0].out + answers[0].err

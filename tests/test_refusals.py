@@ -1,4 +1,5 @@
-"""What cannot run is refused in one line, before anything is started: seen from outside, as its user does."""
+"""What cannot run is refused in one line, before anything is started: seen from outside, as its user does, once through
+the launcher; else by the driver on forked ranks, which have what they import already."""
 
 from __future__ import annotations
 
@@ -71,14 +72,15 @@ def test_what_cannot_be_read_or_written(tmp_path: Path, capsys: Any) -> None:
     """Paths that refuse root as well."""
     file = tmp_path / "file"
     file.write_text("{}")
+    recipe = tiny(tmp_path)
     assert "is a folder" in check(capsys, tmp_path)
     assert "/proc/self/mem: cannot be read" in check(capsys, "/proc/self/mem")
     for out in (file, file / "below", "/proc/x", "/dev/null", "a" * 300, '"a\\0b"'):
-        assert "out: value" in (line := check(capsys, DEMO, f"out={out}")) and "cannot be written to" in line
+        assert "out: value" in (line := check(capsys, recipe, f"out={out}")) and "cannot be written to" in line
     for cache in (file, "/proc/x"):
-        assert f"data.remote.cache: folder {cache}" in check(capsys, DEMO, "out=no/run", f"data.remote.cache={cache}")
+        assert f"data.remote.cache: folder {cache}" in check(capsys, recipe, "out=no/run", f"data.remote.cache={cache}")
     for tokenizer in (file, tmp_path, "/proc/self/mem"):
-        line = check(capsys, DEMO, "out=no/run", f"backbones.text.tokenizer={tokenizer}")
+        line = check(capsys, recipe, "out=no/run", f"backbones.text.tokenizer={tokenizer}")
         assert "backbones.text.tokenizer: value" in line
 
 
@@ -118,41 +120,39 @@ def tiny(folder: Path) -> Path:
     return path
 
 
-def start(command: list[str], file_limit: int | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
-    """file_limit: bytes that a file may have, as on a disk that is full beyond them."""
-    limit = None if file_limit is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "200", **variables}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, preexec_fn=limit)
+def driver(words: list[str], file_limit: int | None, variables: dict[str, str]) -> int:
+    """The exit code of a rank. file_limit: bytes that a file may have, as on a disk that is full beyond them."""
+    os.environ.update(variables)
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    return train.main(words)
 
 
-def ours(done: subprocess.CompletedProcess[str]) -> list[str]:
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    return [line for line in done.stderr.splitlines() if line.startswith("bigssl: ")]
+def ours(said: str) -> list[str]:
+    assert "Traceback" not in said, said[-3000:]
+    return [line for line in said.splitlines() if line.startswith("bigssl: ")]
 
 
-@pytest.mark.parametrize("command", [["deepspeed", "--num_gpus", "2"], ["bigssl", "train", "--ranks", "1"]], ids=str)
-def test_a_port_in_use_is_named(command: list[str], tmp_path: Path) -> None:
-    words = ["bigssl/train.py", "--config"] if command[0] == "deepspeed" else []
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    """By one of two ranks, and the launcher ends the other."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        launcher = [str(Path(sys.executable).with_name(command[0])), *command[1:], "--master_port", port]
-        done = start([*launcher, *words, str(tiny(tmp_path))])
-    (line,) = ours(done)
+        command = [str(Path(sys.executable).with_name("bigssl")), "train", "--ranks", "2", "--master_port", port]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "200"}
+        done = subprocess.run([*command, str(tiny(tmp_path))], env=environment, capture_output=True, text=True,
+                              timeout=200)  # fmt: skip
+    (line,) = ours(done.stderr)
     assert f"--master_port: value {port}: Address already in use; allowed: a free port" in line
     assert done.returncode == 2 and not (tmp_path / "run").exists()
 
 
-def test_a_network_that_is_none_is_named(tmp_path: Path) -> None:
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        launcher += ["--master_port", str(other.getsockname()[1])]
-    command = [*launcher, "bigssl/train.py", "--config", str(tiny(tmp_path))]
-    done = start(command, GLOO_SOCKET_IFNAME="nowhere0")
-    assert done.returncode == 1
-    assert "cannot meet the other ranks" in (line := ours(done)[0]) and "GLOO_SOCKET_IFNAME (nowhere0)" in line
+def test_a_network_that_is_none_is_named(tmp_path: Path, ranks: Any, capfd: Any) -> None:
+    words = ["--config", str(tiny(tmp_path))]
+    assert ranks(driver, 1, words, None, {"GLOO_SOCKET_IFNAME": "nowhere0"}) == [1]
+    (line,) = ours(capfd.readouterr().err)
+    assert "cannot meet the other ranks" in line and "GLOO_SOCKET_IFNAME (nowhere0)" in line
 
 
 def test_ranks_that_cannot_evaluate_together_do_not_train(
@@ -196,23 +196,19 @@ def test_an_error_that_ranks_have_not_agreed_on_is_told_by_its_own(
     assert ended == ([] if isinstance(error, AgreedError) else [1]), "others may wait"
 
 
-def test_a_full_disk_at_the_start_is_refused(tmp_path: Path) -> None:
-    done = start([sys.executable, "bigssl/train.py", "--config", str(tiny(tmp_path))], file_limit=1 << 14)
-    (line,) = ours(done)
+def test_a_full_disk_at_the_start_is_refused(tmp_path: Path, ranks: Any, capfd: Any) -> None:
+    assert ranks(driver, 1, ["--config", str(tiny(tmp_path))], 1 << 14, {}) == [2]
+    (line,) = ours(capfd.readouterr().err)
     full = rf"disk full: {tmp_path}/run, needs 0.062 MiB, has 0.016 MiB a file"
-    assert done.returncode == 2 and re.search(f"out: value .* cannot be written to .{full}", line)
+    assert re.search(f"out: value .* cannot be written to .{full}", line)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_disk_that_fills_up_ends_every_rank_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.distributed
+def test_a_disk_that_fills_up_ends_every_rank_in_one_line(tmp_path: Path, ranks: Any, capfd: Any) -> None:
     """The parts of both ranks are too large. What it leaves: tests/test_full_disks.py."""
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        launcher += ["--master_port", str(other.getsockname()[1])]
-    command = [*launcher, "bigssl/train.py", "--config", str(tiny(tmp_path)), "zero.stage=1"]
-    done = start(command, file_limit=1 << 17)
-    (line,) = ours(done)
+    assert ranks(driver, 2, ["--config", str(tiny(tmp_path)), "zero.stage=1"], 1 << 17, {}) == [1, 1]
+    (line,) = ours(capfd.readouterr().err)
     full = rf"rank 0: disk full: {tmp_path}/run/checkpoints/step-00000001, needs [\d.]+ MiB, has 0.12 MiB a file"
-    assert done.returncode == 1 and re.match(f"bigssl: no checkpoint of step 1: {full}", line), line
+    assert re.match(f"bigssl: no checkpoint of step 1: {full}", line), line
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
