@@ -4,7 +4,8 @@
            └─ view 2 ── backbone ── projector ─┴─ z2 ── predictor ── p2 ┴─ (D(p1, z2) + D(p2, z1)) / 2
 
 D(p, z) = 1 − cos(p, z), z without gradient: the paper's −cos, moved so that 0 is the best. The projector has three
-layers, each with a BatchNorm; the predictor is a bottleneck of two. The two views are one batch for every BatchNorm.
+layers (the paper's on CIFAR-10 two), each with a BatchNorm; the predictor is a bottleneck of two. The two views are one
+batch for every BatchNorm.
 
 Nothing but the predictor and the missing gradient keeps all samples from becoming one: then the loss is 0, and so is
 the blind line, the loss of the best constant (1 − |μ|, see byol.py). The BatchNorm at the end of the projector has no
@@ -25,9 +26,7 @@ from torch import Tensor, nn
 
 from bigssl import distributed
 from bigssl.data.kinds.views import TwoViews
-from bigssl.nets.embeddings.expander import Expander
 from bigssl.nets.heads.base import ProjectionHead
-from bigssl.nets.norm import GlobalBatchNorm
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective
@@ -41,6 +40,7 @@ class SimSiam(OnViews, Objective):
     class Config(ViewedConfig):
         hidden: int = Field(2048, ge=1, description="hidden size of the projector")
         dim: int = Field(2048, ge=1, description="size of the predicted embedding")
+        layers: int = Field(3, ge=2, description="of the projector; in the paper 2 on CIFAR-10")
         bottleneck: int = Field(512, ge=1, description="hidden size of the predictor, a quarter of dim in the paper")
 
     starts = {"hidden": 512, "dim": 256, "bottleneck": 64}
@@ -52,8 +52,9 @@ class SimSiam(OnViews, Objective):
         super().__init__()
         self.config = config
         self.backbone = self.backbone_of(towers, "backbone")
-        expander = Expander(self.backbone.dim, config.hidden, config.dim, bias=False)
-        self.projector = nn.Sequential(expander, GlobalBatchNorm(config.dim, affine=False))
+        self.projector = ProjectionHead(
+            self.backbone.dim, config.hidden, config.dim, layers=config.layers, last_norm=True
+        )
         self.predictor = ProjectionHead(config.dim, config.bottleneck, config.dim)
         self.views = TwoViews(config.augment, self.backbone.size, "moco-v2")
 
