@@ -1,5 +1,5 @@
-"""What every recipe of launch/recipes promises: its page says what to expect, its numbers fit together as they stand, any
-override works, and its first loss is the same on one rank and on two."""
+"""What every recipe of launch/recipes promises: its page says what to expect, its numbers fit together as they stand,
+any override works, and its first loss is the same on one rank and on two."""
 
 from __future__ import annotations
 
