@@ -61,24 +61,24 @@ def test_the_page_has_what_it_speaks_of() -> None:
 
 def test_the_pretext_trains_exports_and_is_evaluated_by_the_evaluation(beside: Path) -> None:
     (beside / "my.yaml").write_text(yaml.safe_dump({**RECIPE, "out": str(beside / "run")}))
-    check = "from bigssl.cli.main import main; sys.exit(main(['config', 'check', sys.argv[2]]))"
-    assert "fits: 1 ranks" in run(beside, check, str(beside / "my.yaml"))
-    train = "from bigssl.train import main; sys.exit(main(['--config', sys.argv[2]]))"
-    shown = run(beside, train, str(beside / "my.yaml"))
-    assert "exported image, image_slow" in shown and "alignment of views" in shown and "cosine" in shown
+    code = """
+from bigssl import train
+from bigssl.cli.main import main
+sys.exit(main(["config", "check", sys.argv[2]]) or train.main(["--config", sys.argv[2]]))
+"""
+    shown = run(beside, code, str(beside / "my.yaml"))
+    for said in ("fits: 1 ranks", "exported image, image_slow", "alignment of views", "cosine"):
+        assert said in shown
 
 
 @pytest.mark.distributed
-def test_the_contract_is_tested_of_a_file_that_it_has_never_seen(beside: Path) -> None:
-    code = "import pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', 'tests/objectives', '-k', 'latent']))"
-    shown = run(beside, code)
-    assert int(re.search(r"(\d+) passed", shown)[1]) >= 12 and "failed" not in shown  # type: ignore[index]
-
-
-def test_the_evaluation_is_tested_by_what_has_never_seen_it(beside: Path) -> None:
-    code = "import pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', 'tests/transfer', '-k', 'alignment']))"
-    shown = run(beside, code)
-    assert int(re.search(r"(\d+) passed", shown)[1]) >= 2 and "failed" not in shown  # type: ignore[index]
+def test_contract_and_evaluations_are_tested_of_files_that_they_have_never_seen(beside: Path) -> None:
+    """In one process, and on ranks at the hardest cell only: all of ours were at the others."""
+    chosen = "alignment or latent and not test_a_nan and (zero3-threshold0-2ranks-fp32 or not plain_loop)"
+    code = "import pytest; sys.exit(pytest.main(['-v', '-p', 'no:cacheprovider', *sys.argv[2:]]))"
+    shown = run(beside, code, "tests/objectives", "tests/transfer", "-k", chosen)
+    passed = re.findall(r"^tests/(\w+)/\S+ PASSED", shown, re.M)
+    assert passed.count("objectives") >= 12 and passed.count("transfer") >= 2 and "failed" not in shown
 
 
 def test_the_modality_gives_views_and_features() -> None:

@@ -80,7 +80,7 @@ class Run:
         norms: of the gradient, by step (of the steps that the loop recorded).
         start, state: whole weights, buffers, teachers and extra state by name, before and after.
         settings: of each parameter group at the end.
-        notes: what the loop told the user.
+        notes: what the loop told the user, each after how many forward passes.
     """
 
     passes: list[dict[str, float]]
@@ -88,7 +88,7 @@ class Run:
     start: dict[str, Any]
     state: dict[str, Any]
     settings: list[dict[str, Any]]
-    notes: list[str] = dataclasses.field(default_factory=list)
+    notes: list[tuple[int, str]] = dataclasses.field(default_factory=list)
 
 
 def with_source(fields: dict[str, Any], source: str) -> dict[str, Any]:
@@ -186,7 +186,10 @@ def driven(
     device = zero.start()
     passes: list[dict[str, float]] = []
     engines: list[zero.Engine] = []
-    notes: list[str] = []
+    notes: list[tuple[int, str]] = []
+
+    def note(bar: ProgressBar, text: str) -> None:
+        notes.append((len(passes), text))
 
     def watch(module: nn.Module, arguments: tuple[Any, ...], losses: Losses | dict[str, Tensor]) -> Losses | None:
         if isinstance(losses, dict):  # embeddings, of which the loop makes losses (batch.cached)
@@ -211,7 +214,7 @@ def driven(
         stack.callback(let_go)  # another process of the crew may go on in this folder
         stack.enter_context(exact_autocast())
         stack.enter_context(mock.patch.object(loop, "Engine", Kept))
-        stack.enter_context(mock.patch.object(ProgressBar, "note", lambda self, text: notes.append(text)))
+        stack.enter_context(mock.patch.object(ProgressBar, "note", note))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         with contextlib.suppress(NonFiniteLoss, Collapsed):
             loop.train(recipe, plan, device, None)
@@ -225,11 +228,11 @@ class Collapsed(Exception):
     """The end of a run whose guard was taken out."""
 
 
-def has_collapsed(notes: list[str], passes: list[dict[str, float]], part: str) -> bool:
+def has_collapsed(notes: list[tuple[int, str]], passes: list[dict[str, float]], part: str) -> bool:
     """Whether something of `part`, and nothing else, lies where the loop has named it, and for so long that it is no
     dip: HELD records, or two of the spectra."""
     since: dict[str, int] = {}
-    for name, _, rest in (note.partition(": collapsed ") for note in notes if ": collapsed " in note):
+    for name, _, rest in (text.partition(": collapsed ") for _, text in notes if ": collapsed " in text):
         if rest.startswith("since step "):
             since[name] = int(rest.split()[2].rstrip(":"))
         else:

@@ -296,5 +296,5 @@ def test_a_collapse_is_named_while_it_happens(
         part = without.rpartition("/")[0]
         assert bool(fallen) == bool(without), f"without {without or 'nothing'}, {fallen or 'nothing'} ends collapsed"
         assert all(each.startswith(part) for each in fallen), f"without {without}, {fallen} collapsed"
-        noted = {note.split(":")[0] for note in run.notes if ": collapsed since" in note}
+        noted = {text.split(":")[0] for done, text in run.notes if f": collapsed since step {done}:" in text}
         assert {each for each in noted if not each.startswith(RANK)} == low and noted == {each.name for each in said}
