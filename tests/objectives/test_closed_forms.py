@@ -134,7 +134,7 @@ def test_joint_is_the_weighted_sum_of_its_parts(objective: Any, batch: Any) -> N
 def test_joint_parts_draw_randomness_of_their_own(objective: Any, batch: Any) -> None:
     """A part that draws more must not shift what the others see."""
     preset = discover()["joint"].preset["objective"]["parts"]
-    calm = {**preset, "views": {**preset["views"], "jitter": 0.0, "blur": 0.0}}
+    calm = {**preset, "views": {**preset["views"], "augment": {"jitter": 0.0, "blur": 0.0}}}
     full, less = (batch(objective(discover()["joint"], "joint", parts=parts)) for parts in (preset, calm))
     assert not torch.equal(full["views"]["view1"], less["views"]["view1"])
     assert torch.equal(full["captions"]["image"], less["captions"]["image"])

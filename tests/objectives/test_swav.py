@@ -65,7 +65,7 @@ def test_each_crop_predicts_the_codes_of_others(objective: Any, batch: Any) -> N
 
 def test_codes_of_unequal_shares_have_a_better_constant_than_equal_ones(objective: Any, batch: Any) -> None:
     """Which Sinkhorn-Knopp leaves of them: one prototype has most."""
-    task = objective(Swav, "swav", queue=0)
+    task = objective(Swav, "swav", queue=0, queue_from=0.15)
     codes = F.one_hot(torch.tensor([0] * 9 + [1] * 3), 8).float()
     task._codes = lambda cosines, beside: codes
     losses = task(batch(task), AT)
