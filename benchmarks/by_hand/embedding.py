@@ -153,6 +153,15 @@ def all_but_its_own(targets: Tensor, logits: Tensor) -> Tensor:
     return torch.stack(terms).mean()
 
 
+def shared_out(cosines: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Sinkhorn-Knopp: [N, K], every prototype's share the same, nearly."""
+    q = (cosines / epsilon).exp()
+    for _ in range(iterations):
+        q = q / q.sum(0, keepdim=True)
+        q = q / q.sum(1, keepdim=True)
+    return q
+
+
 @hand
 def dino(task: Any) -> ByHand:
     c, weight = task.config, nn.Parameter(task.student.head.prototypes.weight.detach().clone())
@@ -170,8 +179,10 @@ def dino(task: Any) -> ByHand:
         student = cosines(nets, sides)
         with torch.no_grad():
             teacher = cosines(slow, sides[:1])
-            targets = ((teacher - centre) / c.first_temperature).softmax(1)
-            if torch.is_grad_enabled() or student.requires_grad:
+            if c.centring == "sinkhorn":
+                targets = shared_out(teacher, c.first_temperature, 3)
+            else:
+                targets = ((teacher - centre) / c.first_temperature).softmax(1)
                 centre = c.centre_momentum * centre + (1 - c.centre_momentum) * teacher.mean(0)
         count = len(teacher) // 2
         return all_but_its_own(targets.view(2, count, -1), student.view(-1, count, c.prototypes) / c.temperature)
@@ -183,20 +194,13 @@ def dino(task: Any) -> ByHand:
 def swav(task: Any) -> ByHand:
     c, nets = task.config, nn.ModuleList([plain(task.backbone.model), plain(task.head), plain(task.prototypes)])
 
-    def shared_out(cosines: Tensor) -> Tensor:
-        q = (cosines / c.epsilon).exp()
-        for _ in range(c.iterations):
-            q = q / q.sum(0, keepdim=True)
-            q = q / q.sum(1, keepdim=True)
-        return q
-
     def loss(batch: dict[str, Any]) -> Tensor:
         sides = task.crops.of(batch)
         unit = F.normalize(over_crops(task, nets, sides), dim=1)
         with torch.autocast("cpu", enabled=False):
             views = F.linear(unit, nets[2].weight).view(-1, len(sides[0]) // 2, c.prototypes)
         with torch.no_grad():
-            codes = torch.stack([shared_out(views[0]), shared_out(views[1])])
+            codes = torch.stack([shared_out(view, c.epsilon, c.iterations) for view in views[:2]])
         return all_but_its_own(codes, views / c.temperature)
 
     def unit() -> None:
