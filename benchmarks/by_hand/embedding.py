@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from typing import Any
 
 import torch
@@ -92,10 +91,7 @@ def barlow_twins(task: Any) -> ByHand:
 def moco(task: Any) -> ByHand:
     c = task.config
     online = [plain(task.network.tower.model), plain(task.network.projector)]
-    nets, slow = nn.ModuleList(online), [copy.deepcopy(each).eval() for each in online]
-    statistics = [(a, b) for old, new in zip(slow, online, strict=True)
-                  for a, b in zip(old.buffers(), new.buffers(), strict=True) if a.is_floating_point()]  # fmt: skip
-    steps = itertools.count()
+    nets, slow = nn.ModuleList(online), copy.deepcopy(online)
     queue, pushed = torch.zeros(c.queue, c.dim), 0
 
     def loss(batch: dict[str, Any]) -> Tensor:
@@ -110,12 +106,7 @@ def moco(task: Any) -> ByHand:
             pushed += len(key)
         return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
 
-    def follow() -> None:
-        share = max(1 - c.momentum, 9 / (10 + next(steps)))
-        for mine, theirs in statistics:
-            mine.lerp_(theirs, share)
-
-    return ByHand(nets, loss, [(old, new, c.momentum) for old, new in zip(slow, online, strict=True)], follow)
+    return ByHand(nets, loss, [(old, new, c.momentum) for old, new in zip(slow, online, strict=True)])
 
 
 @hand

@@ -22,24 +22,22 @@ class Ema:
     """teacher = m · teacher + (1 − m) · student for every parameter, frozen ones too (Tarvainen and Valpola 2017).
 
     A teacher drops nothing, neither units nor layers: it is in eval mode, as in the code of MoCo v3, DINO and iBOT. Its
-    BatchNorms stay in train mode: they normalise by the batch that the teacher sees, and keep statistics of their own;
-    or else (`of_batch` False) they normalise by running statistics, which follow the student's as weights do (EMAN, Cai
-    et al. 2021, arXiv 2101.08482), but faster at the start of a run, where those are still near the 0 and 1 with which
-    they begin: by 9 / (10 + steps done), if that is more than 1 − m. Other buffers are the student's.
+    BatchNorms stay in train mode: they normalise by the batch that the teacher sees, and keep statistics of their own.
+    Other buffers are the student's.
 
     Attributes:
         student: what is followed. At ZeRO-3 its parameters are in slices, but for when the engine calls `update`.
         module: the teacher, with the structure and names of the student; no parameter asks for a gradient.
     """
 
-    def __init__(self, student: nn.Module, momentum: Momentum, *, of_batch: bool = True) -> None:
+    def __init__(self, student: nn.Module, momentum: Momentum) -> None:
         """momentum: m, from 0 to 1, or a function of how far the run is (`CosineRamp`)."""
         self.student, self.momentum = student, momentum
         if not callable(momentum):
             _checked(momentum)
         self.module = twin(student).eval()
         for part in self.module.modules():
-            part.training = of_batch and isinstance(part, BatchNorm)
+            part.training = isinstance(part, BatchNorm)
 
     @torch.no_grad()
     def update(self, at: Progress) -> None:
@@ -51,10 +49,10 @@ class Ema:
         """
         momentum = _checked(self.momentum(at) if callable(self.momentum) else self.momentum)
         torch._foreach_lerp_(list(self.module.parameters()), self._whole(), 1 - momentum)
-        newest = max(1 - momentum, 9 / (10 + at.step))
         for mine, theirs in zip(self.module.modules(), self.student.modules(), strict=True):
             if not mine.training:
-                _follow(mine, theirs, newest)
+                for name, buffer in mine.named_buffers(recurse=False):
+                    buffer.copy_(theirs.get_buffer(name))
 
     def apply(self, move: Callable[[Tensor], Tensor]) -> None:
         """What `nn.Module._apply` does to the objective: the teacher goes to the same device, and stays fp32."""
@@ -70,15 +68,6 @@ class Ema:
         if any(mine.shape != theirs.shape for mine, theirs in pairs):
             raise RuntimeError("teacher: its student is in slices (ZeRO-3); allowed: a move by engine/teaching.py")
         return [theirs.detach().float() for _, theirs in pairs]
-
-
-def _follow(mine: nn.Module, theirs: nn.Module, newest: float) -> None:
-    """Buffers of `mine`, without those of its children; of statistics, a share `newest` becomes the student's."""
-    for name, buffer in mine.named_buffers(recurse=False):
-        if isinstance(mine, BatchNorm) and buffer.is_floating_point():
-            buffer.lerp_(theirs.get_buffer(name).to(buffer.dtype), newest)
-        else:
-            buffer.copy_(theirs.get_buffer(name))
 
 
 def _checked(momentum: float) -> float:

@@ -13,10 +13,11 @@ key of the other, L = 2τ (L(q1, k2) + L(q2, k1)). v3 for a ViT is `queue: 0`, `
 but the paper's ViT has fixed sine-cosine positions, and begins its patches by Xavier's rule of their pixels, where a
 `vit` of transformers learns positions and begins as BERT does.
 
-With a queue, BatchNorm would mark the own key: it alone among all keys is normalised by the statistics of the samples
-that the query was normalised with. The paper makes keys in other groups of samples (shuffling BN); here the network of
-the keys has running statistics, in which no batch can be recognised (EMAN, arXiv 2101.08482; nets/ema.py). Without a
-queue, all keys share the statistics of their batch, as in v3.
+Keys are normalised by the statistics of the global batch (nets/norm.py), where the paper makes them in other groups of
+samples than the queries (shuffling BN): in statistics of a rank's 32 samples a query recognises its key. Those of a
+global batch say little, but a queue's keys have those of other batches: with a BatchNorm, let the batch be large. A
+network of keys with running statistics, which follow the student's (EMAN, arXiv 2101.08482), learns nothing in a short
+run: kNN 38.6 % on the laptop recipe, below a random network's 50.7.
 
 The blind line: everything equal, ln(1 + number of negatives), which grows while the queue fills; 4τ ln N without.
 """
@@ -108,7 +109,7 @@ class Moco(Comparing, Objective):
                 config.dim, config.hidden, config.dim, norm=config.norm, last_norm=config.norm
             )
         last = config.momentum if config.last_momentum is None else config.last_momentum
-        self.slow = Ema(self.network, CosineRamp(config.momentum, last), of_batch=not config.queue)
+        self.slow = Ema(self.network, CosineRamp(config.momentum, last))
         self.scheduled = last != config.momentum
         self.queue = Queue(config.queue, config.dim) if config.queue else None
         self.most = config.queue or None

@@ -59,28 +59,18 @@ def test_every_parameter_is_the_average_in_float64(momentum: Any) -> None:
     assert teacher.module.first.weight is teacher.module.tied.weight  # moved once, not twice
 
 
-def test_statistics_are_the_teachers_own_or_follow_the_students() -> None:
-    """By 9 / (10 + steps), from which 1 − m takes over; what is no statistic is the student's at once."""
+def test_statistics_are_the_teachers_own_and_other_buffers_the_students() -> None:
     student = Student()
     student.register_buffer("table", torch.zeros(3))
-    own, following = Ema(student, 0.9), Ema(student, 0.9, of_batch=False)
-    before = {name: value.clone() for name, value in own.module.named_buffers()}
-    want = {name: value.double() for name, value in student.named_buffers()}
-    for step in (0, 5, 79, 80, 81, 500):
-        disturb(student)
-        for teacher in (own, following):
-            teacher.update(Progress(step, 1000))
-        share = max(0.1, 9 / (10 + step))
-        want = {name: (1 - share) * want[name] + share * value.double() if "running" in name else value.double()
-                for name, value in student.named_buffers()}  # fmt: skip
-    assert want.keys() == {"table", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
-    for name, value in own.module.named_buffers():
+    teacher = Ema(student, 0.9)
+    before = {name: value.clone() for name, value in teacher.module.named_buffers()}
+    disturb(student)
+    teacher.update(AT)
+    assert before.keys() == {"table", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    for name, value in teacher.module.named_buffers():
         assert torch.equal(value, student.table if name == "table" else before[name]), name
-    for name, value in following.module.named_buffers():
-        torch.testing.assert_close(value.double(), want[name], rtol=1e-6, atol=1e-6, msg=name)
-    rows = torch.rand(6, 5)
-    alone, all_rows = following.module(rows[:1]), following.module(rows)
-    torch.testing.assert_close(all_rows[:1], alone)
+    teacher.module(torch.rand(6, 5))
+    assert not torch.equal(teacher.module.norm.running_mean, before["norm.running_mean"])
 
 
 def test_a_teacher_is_a_network_of_its_own_in_fp32() -> None:

@@ -324,19 +324,12 @@ def on_one_batch(task: Objective, batch: Any, steps: int = 60) -> tuple[Tensor, 
 
 @torch.no_grad()
 def move_teachers(task: Objective, at: Progress) -> None:
-    """m · teacher + (1 − m) · student for every parameter of every teacher, and for statistics that it does not make of
-    batches (1 − m at least 9 / (10 + step))."""
+    """m · teacher + (1 − m) · student for every parameter of every teacher."""
     for teacher in task.teachers().values():
         momentum = teacher.momentum(at) if callable(teacher.momentum) else teacher.momentum
         students = dict(teacher.student.named_parameters())
         for name, parameter in teacher.module.named_parameters():
             parameter.copy_(momentum * parameter + (1 - momentum) * students[name])
-        least = min(momentum, 1 - 9 / (10 + at.step))
-        for name, buffer in teacher.module.named_buffers():
-            value, owner = teacher.student.get_buffer(name), teacher.module.get_submodule(name.rpartition(".")[0])
-            if not owner.training:
-                running = "running" in name
-                buffer.copy_(least * buffer + (1 - least) * value if running else value)
 
 
 def distance(got: Run, want: Run, of_state: Run) -> tuple[float, float, str]:

@@ -123,12 +123,11 @@ MAE = [
 ]  # fmt: skip
 QUEUE, PROTOTYPES = "nets/heads/queue.py", "nets/heads/prototypes.py"
 NO_GRAD = "    @torch.no_grad()\n    def _keys("
-SLOW = "CosineRamp(config.momentum, last), of_batch=not config.queue)"
+SLOW = "CosineRamp(config.momentum, last))"
 OTHERS = [
     Plant("keys get a gradient", "moco", NO_GRAD, "    def _keys(",
           (('embeddings["keys"].detach()', 'embeddings["keys"]'),
            (SLOW, f"{SLOW}\n        self.slow.module.requires_grad_(True)"))),
-    Plant("keys marked by the batch of their queries", "moco", ", of_batch=not config.queue", ""),
     Plant("keys from the student", "moco", "_unit(self.slow.module(pixels), views)",
           "_unit(self.network(pixels), views)"),
     Plant("the queue holds one rank's keys", "moco", "distributed.gather_rows(rows.detach().float())",

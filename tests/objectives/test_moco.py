@@ -115,22 +115,11 @@ def test_v3_learns_one_batch(objective: Any, batch: Any) -> None:
     assert losses.total.item() < 0.6 * losses.blind
 
 
-def test_no_key_is_marked_by_the_batch_it_was_made_in(objective: Any, batch: Any) -> None:
-    """With a queue, in which other keys come from other batches: a key is the same in whatever company. Without, all
-    are of one batch, as in v3. BatchNorm in the network and in the head."""
-    for queue, alike in ((12, True), (0, False)):
-        task = objective(MOCO, "moco", beside={"convolving": "resnet"}, backbone="convolving", norm=True, queue=queue)
-        pixels = batch(task, size=6)["view2"]
-        whole, part = (task._keys(rows, 1) for rows in (pixels, pixels[:2]))
-        assert torch.allclose(whole[:2], part, atol=1e-5) == alike
-        assert task.network.training
-
-
 @pytest.mark.distributed
 def test_a_queue_with_batch_norm_in_slices_on_two_ranks_is_the_plain_loop(
     recipe: Any, crew: Any, tmp_path: Path
 ) -> None:
-    """The contract sees a vit, which has no statistics that a teacher could follow."""
+    """The contract sees a vit, which has no statistics of a teacher's own."""
     fields = MOCO.preset["objective"] | {"name": "moco", "source": "shards", "norm": True}
     image = recipe("simclr")["backbones"]
     values = recipe("moco", tmp_path / "run", objective=fields, backbones=image)
