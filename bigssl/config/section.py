@@ -12,3 +12,9 @@ class Section(BaseModel):
     """A part of a recipe: unknown keys are refused, values are not coerced from strings, instances do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def refuse_idle(self, because: str, *names: str) -> None:
+        """Raises ValueError for the first of these fields that is not as by default: it has no effect `because`."""
+        for name in names:
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} {value} has no effect {because}")

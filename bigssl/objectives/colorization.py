@@ -56,9 +56,8 @@ class Colorization(Objective):
 
         @model_validator(mode="after")
         def _bins_are_used(self) -> Colorization.Config:
-            for name in ("bin", "uniform"):
-                if self.predict == "regression" and getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} {getattr(self, name)} has no effect with predict regression")
+            if self.predict == "regression":
+                self.refuse_idle("with predict regression", "bin", "uniform")
             return self
 
     takes = {"backbone": Needs("image")}

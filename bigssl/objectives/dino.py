@@ -34,6 +34,7 @@ from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.ema import Ema
 from bigssl.nets.heads.prototypes import (
+    BLIND,
     Assigned,
     CentredTargets,
     Centring,
@@ -48,8 +49,6 @@ from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.needs import Needs
 from bigssl.objectives.seeing import crops_for, picture_of
-
-BLIND = "the mean of other samples' targets"
 
 
 class OverCrops(nn.Module):
@@ -88,14 +87,13 @@ class Dino(Objective):
                 if getattr(self, name) > self.temperature:
                     raise ValueError(
                         f"{name} {getattr(self, name)} is above temperature {self.temperature}, so that targets would "
-                        f"be less sharp than predictions, which are alike for all samples soon; allowed: less"
+                        f"be less sharp than predictions, which are alike for all samples soon; allowed: {self.temperature} "
+                        f"or less"
                     )
-            default = Dino.Config.model_fields["centre_momentum"].default
-            if self.centring == "sinkhorn" and self.centre_momentum != default:
-                raise ValueError(f"centre_momentum {self.centre_momentum} has no effect with centring sinkhorn")
-            default = Dino.Config.model_fields["first_temperature"].default
-            if self.warm == 0 and self.first_temperature != default:
-                raise ValueError(f"first_temperature {self.first_temperature} has no effect with warm 0")
+            if self.centring == "sinkhorn":
+                self.refuse_idle("with centring sinkhorn", "centre_momentum")
+            if self.warm == 0:
+                self.refuse_idle("with warm 0", "first_temperature")
             return self
 
     takes: ClassVar[Mapping[str, Needs]] = {"backbone": Needs("image")}

@@ -30,12 +30,12 @@ from bigssl.config.errors import ConfigError
 from bigssl.data.kinds.blocks import blocks
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
-from bigssl.nets.heads.prototypes import Assigned, Frequencies, PrototypeHead, centring, spread_of
+from bigssl.nets.heads.prototypes import BLIND, Assigned, Frequencies, PrototypeHead, centring, spread_of
 from bigssl.nets.patches import MASKABLE, can_mask, class_and_patches, patch_grid
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses
-from bigssl.objectives.dino import BLIND, Dino
+from bigssl.objectives.dino import Dino
 from bigssl.objectives.needs import Needs
 
 

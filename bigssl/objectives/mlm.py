@@ -52,8 +52,8 @@ class Mlm(Objective):
 
         @model_validator(mode="after")
         def _longest_is_used(self) -> Mlm.Config:
-            if not self.packing and self.longest != type(self).model_fields["longest"].default:
-                raise ValueError(f"longest {self.longest} has no effect without packing")
+            if not self.packing:
+                self.refuse_idle("without packing", "longest")
             return self
 
     adjustable = ("ratio", "masking", "packing", "longest")

@@ -54,9 +54,8 @@ class Simclr(Comparing, OnViews, Objective):
 
         @model_validator(mode="after")
         def _hidden_layers_are_there(self) -> Simclr.Config:
-            for name in ("hidden", "norm"):
-                if self.layers == 1 and getattr(self, name) != Simclr.Config.model_fields[name].default:
-                    raise ValueError(f"{name} {getattr(self, name)} has no effect with layers 1")
+            if self.layers == 1:
+                self.refuse_idle("with layers 1", "hidden", "norm")
             return self
 
     starts = {"temperature": 0.2, "augment": {"min_scale": 0.3}}

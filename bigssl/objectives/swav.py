@@ -32,12 +32,11 @@ from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.constraint import Constraint
 from bigssl.nets.heads.base import ProjectionHead
-from bigssl.nets.heads.prototypes import Frequencies, Prototypes, sinkhorn, spread_of, swapped, unit_rows
+from bigssl.nets.heads.prototypes import BLIND, Frequencies, Prototypes, sinkhorn, spread_of, swapped, unit_rows
 from bigssl.nets.heads.queue import Queue
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
-from bigssl.objectives.dino import BLIND
 from bigssl.objectives.needs import Needs
 from bigssl.objectives.seeing import crops_for, picture_of
 
@@ -60,8 +59,8 @@ class Swav(Objective):
 
         @model_validator(mode="after")
         def _queue_is_used(self) -> Swav.Config:
-            if self.queue == 0 and self.queue_from != Swav.Config.model_fields["queue_from"].default:
-                raise ValueError(f"queue_from {self.queue_from} has no effect with queue 0")
+            if self.queue == 0:
+                self.refuse_idle("with queue 0", "queue_from")
             return self
 
     takes = {"backbone": Needs("image")}

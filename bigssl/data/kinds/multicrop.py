@@ -68,11 +68,10 @@ class MultiCropConfig(Section):
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> MultiCropConfig:
-        if self.canvas is not None and self.device == "cpu":
-            raise ValueError(f"canvas {self.canvas} has no effect with device cpu")
-        for name in ("small_size", "smallest"):
-            if self.small == 0 and getattr(self, name) is not None:
-                raise ValueError(f"{name} {getattr(self, name)} has no effect with small 0")
+        if self.device == "cpu":
+            self.refuse_idle("with device cpu", "canvas")
+        if self.small == 0:
+            self.refuse_idle("with small 0", "small_size", "smallest")
         return self
 
 

@@ -63,8 +63,8 @@ class AugmentConfig(Section):
 
     @model_validator(mode="after")
     def _canvas_is_used(self) -> AugmentConfig:
-        if self.canvas is not None and self.device == "cpu":
-            raise ValueError(f"canvas {self.canvas} has no effect with device cpu")
+        if self.device == "cpu":
+            self.refuse_idle("with device cpu", "canvas")
         return self
 
 

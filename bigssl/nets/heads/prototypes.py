@@ -172,6 +172,10 @@ def swapped(targets: Tensor, logits: Tensor) -> Tensor:
     return total / (logits.shape[1] * (seen * views - seen))
 
 
+BLIND = "the mean of other samples' targets"
+"""What `Frequencies` says, in words."""
+
+
 class Frequencies(nn.Module):
     """How often each prototype was a target in the last passes, at each place: what one predicts who sees nothing.
 
