@@ -87,8 +87,8 @@ class Dino(Objective):
                 if getattr(self, name) > self.temperature:
                     raise ValueError(
                         f"{name} {getattr(self, name)} is above temperature {self.temperature}, so that targets would "
-                        f"be less sharp than predictions, which are alike for all samples soon; allowed: {self.temperature} "
-                        f"or less"
+                        f"be less sharp than predictions, which are alike for all samples soon; allowed: at most "
+                        f"{self.temperature}"
                     )
             if self.centring == "sinkhorn":
                 self.refuse_idle("with centring sinkhorn", "centre_momentum")
