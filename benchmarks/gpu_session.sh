@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # On a machine with a CUDA GPU: verify kernels and driver, then time what is right, in under 10 minutes.
-# usage: bash benchmarks/gpu_session.sh [RESULTS_FOLDER [verify|time]]     logs and CSVs are also copied there
+# usage: bash benchmarks/gpu_session.sh [RESULTS_FOLDER [verify|time|all]]     logs and CSVs are also copied there
+#        bash benchmarks/gpu_session.sh RESULTS_FOLDER recipes CIFAR10        every recipe of CIFAR-10, 40 steps of each
+# CIFAR10: a folder of shards, train and val (`bigssl shards pack` of folders of pictures, one a class).
 # Needs an environment with bigssl[dev]; installs nothing. A family whose verification fails is not timed; the rest goes
 # on. Exit status 1 if anything failed.
 set -uo pipefail
@@ -19,11 +21,24 @@ verify() { # NAME SECONDS PYTEST'S ARGUMENTS...
     >"$results/$name.log" 2>&1
 }
 
+if [ "$what" = recipes ]; then
+  train() { # NAME: as its user runs it, but for the number of steps and what follows them
+    timeout 200 python -m bigssl train "launch/recipes/gpu/$1-cifar10.yaml" fill.root="$root" steps=40 optim.warmup=4 log_every=5 \
+      data.workers=2 probe=null evaluate=null out="$results/runs/$1" >"$results/runs/$1.log" 2>&1 ||
+      { echo "$1: exit status $?"; tail -n 4 "$results/runs/$1.log" | cut -c1-300; exit 1; }
+  }
+  export -f train
+  export results root=${3:?folder of shards, train and val}
+  mkdir -p "$results/runs"
+  basename -as -cifar10.yaml launch/recipes/gpu/*-cifar10.yaml | xargs -P 5 -I NAME bash -c 'train NAME' || failed=1
+  python benchmarks/ends.py "$results"/runs/*/ || failed=1
+  exit "$failed"
+fi
 if [ "$what" != time ]; then # side by side: most of it is compilation and starts of processes
-  verify contrastive 240 -n 5 tests/kernels/test_gpu.py & contrastive=$!
-  verify linear_ce 240 -n 4 tests/kernels/linear_ce/test_gpu.py & linear_ce=$!
-  verify tasks 240 -n 4 tests/objectives/test_gpu.py tests/nets/test_norm.py & tasks=$!
-  verify driver 240 tests/engine/test_gpu.py & driver=$!
+  verify contrastive 300 -n 3 tests/kernels/test_gpu.py & contrastive=$!
+  verify linear_ce 300 -n 2 tests/kernels/linear_ce/test_gpu.py & linear_ce=$!
+  verify tasks 300 -n 8 tests/objectives/test_gpu.py tests/nets/test_norm.py & tasks=$!
+  verify driver 300 tests/engine/test_gpu.py & driver=$!
   for name in contrastive linear_ce tasks driver; do
     wait "${!name}" && right[$name]=0 || { right[$name]=$?; failed=1; }
     echo "== $name"
