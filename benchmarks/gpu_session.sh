@@ -3,7 +3,7 @@
 # usage: bash benchmarks/gpu_session.sh [RESULTS_FOLDER [verify|time|all]]     logs and CSVs are also copied there
 #        bash benchmarks/gpu_session.sh RESULTS_FOLDER recipes CIFAR10        every recipe of CIFAR-10, 40 steps of each
 # CIFAR10: a folder of shards, train and val (`bigssl shards pack` of folders of pictures, one a class).
-# Needs an environment with bigssl[dev]; installs nothing. A family whose verification fails is not timed; the rest goes
+# Needs an environment with bigssl[dev] (or its packages, and PYTHONPATH=.:kernels); installs nothing. A family whose verification fails is not timed; the rest goes
 # on. Exit status 1 if anything failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -30,7 +30,7 @@ if [ "$what" = recipes ]; then
   export -f train
   export results root=${3:?folder of shards, train and val}
   mkdir -p "$results/runs"
-  basename -as -cifar10.yaml launch/recipes/gpu/*-cifar10.yaml | xargs -P 5 -I NAME bash -c 'train NAME' || failed=1
+  basename -as -cifar10.yaml launch/recipes/gpu/*-cifar10.yaml | xargs -P 16 -I NAME bash -c 'train NAME' || failed=1
   python benchmarks/ends.py "$results"/runs/*/ || failed=1
   exit "$failed"
 fi
