@@ -111,9 +111,20 @@ def _converted(norm: BatchNorm) -> GlobalBatchNorm:
     return new
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """torch's. Its kernel for 16 bits, channels last, needs up to 16 times as long on a CPU as that for channels first
+    (torch 2.13, gradient of [96, 32, 32, 32]: 8.2 ms, .5 and 1.2 with the two copies): there the order is changed."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
+        if input.device.type != "cpu" or input.element_size() > 2 or not last:
+            return super().forward(input)
+        return super().forward(input.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
+def group_norm(channels: int) -> GroupNorm:
     """By sample (Wu and He 2018): as many groups as divide the channels, 8 at most."""
-    return nn.GroupNorm(math.gcd(channels, 8), channels)
+    return GroupNorm(math.gcd(channels, 8), channels)
 
 
 def has_batch_norm(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -89,7 +90,7 @@ class Autoencoder(Objective):
     def forward(self, batch: dict[str, Tensor], at: Progress) -> Losses:
         hidden = feature_map(self.backbone.model, self.remaker.shown(batch["image"], batch[SEEDS]))
         pixels = normalise(batch["image"])
-        error = (self.remaker(hidden) - pixels).square().mean()
+        error = F.mse_loss(self.remaker(hidden), pixels)
         spread = {"features": distributed.spread(hidden.mean((2, 3)))}
         return Losses(error, mean_picture_error(pixels), "squared error", "the mean picture", spread=spread)
 
