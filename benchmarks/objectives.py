@@ -73,7 +73,7 @@ class Ours:
         self.task, self.bf16 = plan.objective.to(device), plan.bf16
         self.batch, self.at = first_batch(recipe, plan, device), Progress(0, recipe.steps)
         self.by_hand = HANDS[recipe.objective.name](self.task)
-        optimizer = build_optimizer(self.task, recipe.optim, sharded=recipe.zero.stage > 0)
+        optimizer = build_optimizer(self.task, recipe.optim)
         self.engine = zero.Engine(self.task, optimizer, recipe, micro=plan.micro, accum=1, bf16=plan.bf16)
 
     def step(self) -> None:

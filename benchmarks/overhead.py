@@ -66,7 +66,7 @@ def driver(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> Row:
 
 def engine_step(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> tuple[Any, Callable[[], None]]:
     """A batch on the device, and a step over it under the engine."""
-    optimizer = build_optimizer(plan.objective.to(device), recipe.optim, sharded=recipe.zero.stage > 0)
+    optimizer = build_optimizer(plan.objective.to(device), recipe.optim)
     engine = zero.Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
     loader = make_loader(
         plan.streams, plan.sizes, plan.objective.prepare, plan.objective.assemble, seed=recipe.seed, rank=0, world=1,
@@ -85,7 +85,7 @@ def engine_step(recipe: Recipe, plan: preflight.Plan, device: torch.device) -> t
 def plain_step(recipe: Recipe, plan: preflight.Plan, device: torch.device, batch: Any) -> Callable[[], None]:
     """The same step by torch alone."""
     task, at = plan.objective.to(device), Progress(0, recipe.steps)
-    optimizer = build_optimizer(task, recipe.optim, sharded=False)
+    optimizer = build_optimizer(task, recipe.optim)
     trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
 
     def step() -> None:

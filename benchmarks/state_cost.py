@@ -53,7 +53,7 @@ def engine_of(optimizer: str, stage: int, tensors: int) -> zero.Engine:
     torch.manual_seed(0)
     network, config = Many(tensors), recipe(optimizer, stage)
     plain = config.optim.model_copy(update={"groups": [], "no_decay": []})
-    return zero.Engine(network, build_optimizer(network, plain, sharded=stage > 0), config,
+    return zero.Engine(network, build_optimizer(network, plain), config,
                        micro=8 // dist.get_world_size(), accum=1, bf16=False)  # fmt: skip
 
 

@@ -44,7 +44,7 @@ STAGES = ((0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 2), (3, 3, 3, 3), (0, 3, 2, 1))
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 0.01, "clip": 0.2},
     "lamb": {"lr": 0.02, "clip": 0.2},
-    "lars": {"lr": 0.5, "momentum": 0.8, "clip": 0.2},
+    "lars": {"lr": 0.5, "momentum": 0.8, "clip": 0.2, "trust": 0.1},
     "sgd": {"lr": 0.05, "momentum": 0.8, "clip": 0.2},
     "muon": {"lr": 0.02, "adam_lr": 0.005, "clip": 0.0},
 }
@@ -74,7 +74,7 @@ def groups_of(optimizer: str) -> list[dict[str, Any]]:
 
 
 def optimizer_of(network: Network, config: Recipe) -> torch.optim.Optimizer:
-    return build_optimizer(network, config.optim, sharded=config.zero.stage > 0)
+    return build_optimizer(network, config.optim)
 
 
 def by_hand(network: Network, config: OptimConfig) -> torch.optim.Optimizer:
@@ -108,7 +108,8 @@ def by_hand(network: Network, config: OptimConfig) -> torch.optim.Optimizer:
         "adamw": torch.optim.AdamW, "lamb": Lamb, "lars": Lars, "muon": zero.muon,
         "sgd": torch.optim.SGD,
     }  # fmt: skip
-    return kinds[config.name](groups, **({} if config.name == "muon" else {"lr": config.lr}))
+    own = {"muon": {}, "lars": {"lr": config.lr, "trust": config.trust}}.get(config.name, {"lr": config.lr})
+    return kinds[config.name](groups, **own)
 
 
 @torch.no_grad()

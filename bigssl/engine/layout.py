@@ -143,22 +143,6 @@ def flat_tensors(optimizer: Any, stage: int) -> list[Tensor]:
     return tensors
 
 
-@torch.no_grad()
-def clear_padding(module: nn.Module, optimizer: Any, world: int, rank: int) -> None:
-    """Stage 3: zero what stands behind the elements of each slice.
-
-    DeepSpeed leaves it as `torch.empty` found it, and the norms of LAMB and LARS are taken over whole slices.
-    """
-    layout = layout_of(module, optimizer, 3, world)
-    weights, masters = optimizer.fp16_partitioned_groups_flat, flat_tensors(optimizer, 3)
-    for flat, *tensors in zip(layout.flats, weights, masters, strict=True):
-        end = 0
-        for piece in [*layout.pieces(flat, rank), Piece("", flat.size, 0, 0)]:
-            for tensor in tensors:
-                tensor[end : piece.at].zero_()
-            end = piece.at + piece.stop - piece.start
-
-
 def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """The optimizer of the recipe, within DeepSpeed's."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)

@@ -266,7 +266,7 @@ class _Run:
 def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:
     if recipe.zero.stage < 3:
         plan.objective.to(device)  # at stage 3 the engine brings it there in slices
-    optimizer = build_optimizer(plan.objective, recipe.optim, sharded=recipe.zero.stage > 0)
+    optimizer = build_optimizer(plan.objective, recipe.optim)
     engine = Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
     return engine
 

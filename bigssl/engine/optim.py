@@ -58,10 +58,7 @@ def parameter_groups(module: nn.Module, config: OptimConfig) -> list[TorchGroup]
     asked = [each.group for each in asked_groups(module, config)]
     groups: list[TorchGroup] = []
     for treatment in sorted(members, key=lambda t: (t.role, not t.muon, not t.decayed, -t.factor)):
-        settings = settings_of_group(treatment, asked, config)
-        by_layer = config.name in ("lamb", "lars")  # see layerwise.py
-        parts = [[p] for p in members[treatment]] if by_layer else [members[treatment]]
-        groups += [{"params": part, **settings} for part in parts]
+        groups.append({"params": members[treatment], **settings_of_group(treatment, asked, config)})
     return groups
 
 
@@ -88,22 +85,15 @@ def settings_of_group(treatment: Treatment, asked: list[Group], config: OptimCon
     return settings
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig, *, sharded: bool) -> torch.optim.Optimizer:
-    """The optimizer of the recipe over `module`'s trainable parameters.
-
-    Args:
-        sharded: ZeRO stage ≥ 1, the optimizer will see slices (matters to lamb and lars).
-
-    Raises:
-        ConfigError: as `parameter_groups`.
-    """
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer of the recipe over `module`'s trainable parameters. Raises ConfigError, as `parameter_groups`."""
     groups = parameter_groups(module, config)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     if config.name == "lamb":
-        return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps, sharded=sharded)
+        return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     if config.name == "lars":
-        return Lars(groups, lr=config.lr, momentum=config.momentum, trust=config.trust, sharded=sharded)
+        return Lars(groups, lr=config.lr, momentum=config.momentum, trust=config.trust)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     from bigssl.engine.zero import muon

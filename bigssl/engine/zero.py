@@ -31,7 +31,8 @@ from bigssl.config.recipe import Recipe  # noqa: E402
 from bigssl.engine.clipping import clip_gradients  # noqa: E402
 from bigssl.engine.constraints import apply_constraints, check_constraints  # noqa: E402
 from bigssl.engine.launcher import free_port  # noqa: E402
-from bigssl.engine.layout import clear_padding  # noqa: E402
+from bigssl.engine.layerwise import Layerwise  # noqa: E402
+from bigssl.engine.layout import flat_tensors, layout_of  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
 from bigssl.engine.saved import TAG, SavedState, Saver  # noqa: E402
 from bigssl.engine.settings import settings_for, zero_options  # noqa: E402
@@ -154,8 +155,9 @@ class Engine:
                 cut(module, settings)
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self._saver = Saver(self._engine, self._stage)
-        if self._stage == 3:
-            clear_padding(self._engine.module, self._engine.optimizer, distributed.world(), distributed.rank())
+        if self._stage and isinstance(optimizer, Layerwise):
+            layout = layout_of(self._engine.module, self._engine.optimizer, self._stage, distributed.world())
+            optimizer.see_slices(layout, flat_tensors(self._engine.optimizer, self._stage), distributed.rank())
 
     def __call__(self, *arguments: Any) -> Any:
         return self._engine(*arguments)

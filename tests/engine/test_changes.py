@@ -61,9 +61,9 @@ def driven(first: str, second: str) -> None:
 def by_hand(first: Recipe, second: Recipe) -> dict[str, Tensor]:
     """The same in one process by PyTorch alone: after 4 steps, an AdamW of the new settings over the old state."""
     plan = preflight.plan(first, 1)
-    task, old = plan.objective, build_optimizer(plan.objective, first.optim, sharded=False)
+    task, old = plan.objective, build_optimizer(plan.objective, first.optim)
     steps_by_hand(task, old, plan, first, range(first.steps))
-    new = build_optimizer(task, second.optim, sharded=False)
+    new = build_optimizer(task, second.optim)
     new.state.update(old.state)
     task.target.momentum = CosineRamp(0.5, 1.0)
     steps_by_hand(task, new, plan, second, range(first.steps, second.steps))

@@ -79,7 +79,7 @@ def sharded() -> list[tuple[list[float], list[bool], dict[str, Tensor], int]]:
     micro, found = BATCH // world // ACCUM, []
     for stage, options in CASES:
         net, config = Net(), recipe(stage, options)
-        optimizer = build_optimizer(net, config.optim, sharded=stage > 0)
+        optimizer = build_optimizer(net, config.optim)
         engine = zero.Engine(net, optimizer, config, micro=micro, accum=ACCUM, bf16=False)
         norms, applied = [], []
         for step in range(STEPS):

@@ -33,7 +33,7 @@ def beginning(recipe: Any) -> tuple[dict[str, Tensor], dict[str, bool]]:
     """The state before the first step, as the loop makes it."""
     plan = preflight.plan(recipe, preflight.announced_world())
     zero.start()
-    optimizer = build_optimizer(plan.objective, recipe.optim, sharded=recipe.zero.stage > 0)
+    optimizer = build_optimizer(plan.objective, recipe.optim)
     zero.Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=False)
     state = state_of(plan.objective)
     zero.stop()

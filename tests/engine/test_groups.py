@@ -58,7 +58,7 @@ def optim(**fields: Any) -> OptimConfig:
 def settings(module: nn.Module, config: OptimConfig, key: str) -> dict[str, Any]:
     """A setting of each parameter by name."""
     names = {parameter: name for name, parameter in module.named_parameters()}
-    return {names[p]: group[key] for group in build_optimizer(module, config, sharded=False).param_groups
+    return {names[p]: group[key] for group in build_optimizer(module, config).param_groups
             for p in group["params"]}  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def test_lars_is_its_paper() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(2, 3, bias=False)
     section = {"name": "lars", "lr": 0.5, "momentum": 0.8, "weight_decay": 0.2, "trust": 0.01}
-    weight, optimizer = layer.weight, build_optimizer(layer, OptimConfig.model_validate(section), sharded=False)
+    weight, optimizer = layer.weight, build_optimizer(layer, OptimConfig.model_validate(section))
     w, velocity = weight.detach().clone(), torch.zeros(3, 2)
     for _ in range(3):
         grad = torch.randn(3, 2)
@@ -106,7 +106,7 @@ def test_lars_is_its_paper() -> None:
 def test_a_zero_layer_has_trust_one_and_biases_do_not_adapt(name: str) -> None:
     model = nn.Linear(2, 2)
     nn.init.zeros_(model.weight)
-    optimizer = build_optimizer(model, OptimConfig.model_validate({"name": name, "lr": 0.1}), sharded=False)
+    optimizer = build_optimizer(model, OptimConfig.model_validate({"name": name, "lr": 0.1}))
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     assert all(p.isfinite().all() for p in model.parameters()) and model.weight.any()

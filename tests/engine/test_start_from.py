@@ -49,9 +49,9 @@ def by_hand(first: Recipe, second: Recipe) -> dict[str, Tensor]:
     """In one process by PyTorch alone: the weights, buffers and teacher of the first run, and a fresh AdamW."""
     plan = preflight.plan(first, 1)
     old = plan.objective
-    steps_by_hand(old, build_optimizer(old, first.optim, sharded=False), plan, first, range(first.steps))
+    steps_by_hand(old, build_optimizer(old, first.optim), plan, first, range(first.steps))
     plan = preflight.plan(second, 1)
-    task, optimizer = plan.objective, build_optimizer(plan.objective, second.optim, sharded=False)
+    task, optimizer = plan.objective, build_optimizer(plan.objective, second.optim)
     task.load_state_dict(old.state_dict())
     task.target.module.load_state_dict(old.target.module.state_dict())
     steps_by_hand(task, optimizer, plan, second, range(second.steps))

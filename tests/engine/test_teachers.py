@@ -85,7 +85,7 @@ def moves(recipes: list[Recipe]) -> list[list[tuple[bool, float, str]]]:
     found = []
     for recipe in recipes:
         network = Small()
-        optimizer = build_optimizer(network, recipe.optim, sharded=recipe.zero.stage > 0)
+        optimizer = build_optimizer(network, recipe.optim)
         engine, calls = zero.Engine(network, optimizer, recipe, micro=4, accum=2, bf16=False), []
         teachers = {"slow": network.slow}
         for call in range(8):
@@ -136,7 +136,7 @@ def plain(recipe: Recipe) -> State:
     whole = recipe.zero.model_copy(update={"stage": 0, "options": {}})
     plan = preflight.plan(recipe.model_copy(update={"zero": whole}), 1)
     task = plan.objective
-    optimizer = build_optimizer(task, recipe.optim, sharded=False)
+    optimizer = build_optimizer(task, recipe.optim)
     loader = make_loader(plan.streams, plan.sizes, task.prepare, task.assemble, seed=recipe.seed, rank=0, world=1,
                          accum=plan.accum, workers=0, start_step=0, stop_step=recipe.steps, device_pin=False,
                          warn_after=0, abort_after=0)  # fmt: skip

@@ -47,7 +47,7 @@ def data(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 def plain(config: Recipe) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The reference: one process, one batch, torch's own clipping."""
     model = network()
-    optimizer = build_optimizer(model, config.optim, sharded=False)
+    optimizer = build_optimizer(model, config.optim)
     losses = []
     for step in range(STEPS):
         set_learning_rate(optimizer.param_groups, schedule(config.optim, step, STEPS))
@@ -76,7 +76,7 @@ def sharded(config: Recipe, accum: int) -> tuple[list[float], dict[str, torch.Te
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     micro = BATCH // world // accum
     module = MeanSquare(network())
-    optimizer = build_optimizer(module, config.optim, sharded=config.zero.stage > 0)
+    optimizer = build_optimizer(module, config.optim)
     engine = zero.Engine(module, optimizer, config, micro=micro, accum=accum, bf16=False)
     losses = []
     for step in range(STEPS):
@@ -101,7 +101,8 @@ def sharded(config: Recipe, accum: int) -> tuple[list[float], dict[str, torch.Te
     [(name, stage) for name in ("adamw", "lamb", "lars", "muon") for stage in range(4)] + [("sgd", 2), ("sgd", 3)],
 )
 def test_two_ranks_equal_plain_torch(ranks: Any, optimizer: str, stage: int) -> None:
-    config = recipe({"name": optimizer}, stage)
+    # the usual trust, .001, moves a layer by less than the bounds below: any norm would do
+    config = recipe({"name": optimizer} | ({"trust": 0.5} if optimizer == "lars" else {}), stage)
     want_losses, want = plain(config)
     (losses, state), (_, elsewhere) = ranks(sharded, 2, config, ACCUM)
     assert losses == pytest.approx(want_losses, rel=1e-5)

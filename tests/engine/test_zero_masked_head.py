@@ -54,7 +54,7 @@ def data(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def alone(config: Recipe) -> tuple[list[float], dict[str, torch.Tensor]]:
     model = Model()
-    optimizer = build_optimizer(model, config.optim, sharded=False)
+    optimizer = build_optimizer(model, config.optim)
     losses = []
     for step in range(STEPS):
         set_learning_rate(optimizer.param_groups, schedule(config.optim, step, STEPS))
@@ -71,7 +71,7 @@ def sharded(config: Recipe) -> tuple[list[float], dict[str, torch.Tensor]]:
     zero.start()
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     module = Model()
-    optimizer = build_optimizer(module, config.optim, sharded=config.zero.stage > 0)
+    optimizer = build_optimizer(module, config.optim)
     engine = zero.Engine(module, optimizer, config, micro=BATCH // world, accum=1, bf16=False)
     losses = []
     for step in range(STEPS):

@@ -387,7 +387,7 @@ def in_slices(make: Callable[..., Tower], kinds: list[str]) -> dict[str, tuple[l
     rank, found = torch.distributed.get_rank(), {}
     for kind in kinds:
         module, batch, recipe = regression(make(kind))
-        optimizer = build_optimizer(module, recipe.optim, sharded=True)
+        optimizer = build_optimizer(module, recipe.optim)
         engine = zero.Engine(module, optimizer, recipe, micro=3, accum=1, bf16=False)
         losses = []
         for _ in range(4):
@@ -407,7 +407,7 @@ def test_towers_train_on_two_ranks_at_zero_3_as_on_one(make: Callable[..., Tower
     found, _ = ranks(in_slices, 2, make, kinds)
     for kind in kinds:
         module, batch, recipe = regression(make(kind))
-        optimizer = build_optimizer(module, recipe.optim, sharded=False)
+        optimizer = build_optimizer(module, recipe.optim)
         losses = []
         for _ in range(4):
             loss = module(batch)

@@ -268,7 +268,7 @@ def plain(values: dict[str, Any], spared: int | None = None, device: str = "cpu"
     plan = preflight.plan(recipe, 1)
     task, passes, norms = plan.objective.to(device), [], []
     start = whole_state(task)
-    optimizer = build_optimizer(task, recipe.optim, sharded=False)
+    optimizer = build_optimizer(task, recipe.optim)
     assert type(optimizer) is torch.optim.AdamW
     trained = [p for p in task.parameters() if p.requires_grad]
     loader = MicroBatches(plan.streams, plan.sizes, task.prepare, task.assemble, recipe.seed, 0, 1, plan.accum)

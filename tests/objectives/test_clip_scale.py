@@ -66,7 +66,7 @@ def steps_under_zero(objective: Any, batch: Any, stage: int, slopes: tuple[float
             "batch": {"size": 8}, "optim": {"lr": 0.01, "clip": 0.0},
             "zero": {"stage": stage, "options": {"stage3_param_persistence_threshold": 0} if stage == 3 else {}},
         })  # fmt: skip
-        optimizer = build_optimizer(task, recipe.optim, sharded=stage > 0)
+        optimizer = build_optimizer(task, recipe.optim)
         engine = zero.Engine(task, optimizer, recipe, micro=4, accum=1, bf16=False)
         for step in range(3):
             engine.backward(engine(batch(task, rank=dist.get_rank(), world=2, size=8, step=step), AT).total)

@@ -68,9 +68,12 @@ def test_the_plain_loop_is_that_on_a_cpu(name: str, plain: Any) -> None:
 def test_it_goes_on_from_a_checkpoint_to_the_bit(
     name: str, stage: int, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where torch is told to add in a fixed order."""
+    """Where torch is told to add in a fixed order. It has none for the gradient of a bicubic resize, by which a ViT
+    stretches its positions over small crops: without them."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     values = runs.at_cell(recipe(name, tmp_path / "run"), Cell(stage, None, 1, "bf16"))
+    if "crops" in values["objective"]:
+        values["objective"] = values["objective"] | {"crops": {"small": 0}}
     torch.use_deterministic_algorithms(True)
     try:
         whole = runs.driven(values)

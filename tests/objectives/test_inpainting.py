@@ -123,7 +123,7 @@ def test_losses_of_sure_logits_are_finite_and_have_slopes() -> None:
 
 def test_the_discriminator_has_a_rate_and_betas_of_its_own(task: Any) -> None:
     it = task()
-    optimizer = build_optimizer(it, OptimConfig(lr=0.01, weight_decay=0.1), sharded=False)
+    optimizer = build_optimizer(it, OptimConfig(lr=0.01, weight_decay=0.1))
     own = {id(parameter) for parameter in it.discriminator.parameters()}
     for group in optimizer.param_groups:
         inside = {id(parameter) in own for parameter in group["params"]}
@@ -138,7 +138,7 @@ def test_a_steep_discriminator_stops_the_generator_by_no_norm(task: Any, batch: 
     for clip in (1.0, 0.0):
         it = task()
         it(batch(it, size=4), AT).total.backward()
-        optimizer = build_optimizer(it, OptimConfig(lr=0.01, clip=clip), sharded=False)
+        optimizer = build_optimizer(it, OptimConfig(lr=0.01, clip=clip))
         own = [each for each in it.discriminator.parameters() if each.grad is not None]
         rest = [each for part in (it.backbone, it.remaker) for each in part.parameters() if each.grad is not None]
         for parameters, factor in ((own, 1000), (rest, 0.001)):

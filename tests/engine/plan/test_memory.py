@@ -79,7 +79,7 @@ def held(recipes: list[Any], accum: list[int]) -> list[tuple[int, int, int]]:
         torch.manual_seed(0)
         module = Layers()
         whole = live_bytes() - before
-        optimizer = build_optimizer(module, recipe.optim, sharded=recipe.zero.stage > 0)
+        optimizer = build_optimizer(module, recipe.optim)
         engine = zero.Engine(module, optimizer, recipe, micro=2, accum=passes, bf16=False)
         for _ in range(2):  # the first step makes the optimizer's states
             for micro in range(passes):
