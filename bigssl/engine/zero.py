@@ -154,6 +154,8 @@ class Engine:
             if self._stage == 3:
                 cut(module, settings)
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        if self._stage == 0 and distributed.world() == 1:
+            self._engine.enable_backward_allreduce = False  # there is nobody: spares copies of all gradients
         self._saver = Saver(self._engine, self._stage)
         if self._stage and isinstance(optimizer, Layerwise):
             layout = layout_of(self._engine.module, self._engine.optimizer, self._stage, distributed.world())
