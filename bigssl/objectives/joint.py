@@ -57,7 +57,7 @@ class Joint(Comparing, Objective):
     def config_type(cls, name: str, others: Mapping[str, type[Section]]) -> type[Section]:
         added: dict[str, Any] = {
             "weight": (float, Field(1.0, ge=0, description="λ")),
-            "shares": (str | None, Field(None, description="another part, whose samples and pass this one learns from")),
+            "shares": (str | None, Field(None, description="a part whose samples and pass it learns from")),
         }
         weighted = [create_model(f"Weighted{kind.__name__}", __base__=kind, **added) for kind in others.values()]
         fields: dict[str, Any] = {"parts": (dict[str, union(weighted)], Field(min_length=1))}  # type: ignore[misc]
@@ -123,10 +123,14 @@ class Joint(Comparing, Objective):
         hidden = {host: self._hidden(host, batch[host]) for host in self.hosts.values()}
         found: dict[str, Losses] = {}
         for name, part in self._objectives():
-            host = self.hosts.get(name, name)
-            own = batch[name] | batch[host]  # the inputs, and seeds, are those of the pass
+            host, own = self.hosts.get(name, name), self.given(batch, name)
             found[name] = part(own, at, hidden[host]) if host in hidden else part(own, at)
         return found
+
+    def given(self, batch: dict[str, Any], name: str) -> dict[str, Any]:
+        """What part `name` is called with: of one that shares a pass, with the inputs and seeds of that."""
+        own: dict[str, Any] = batch[name] | batch[self.hosts.get(name, name)]
+        return own
 
     def _hidden(self, host: str, batch: dict[str, Any]) -> Tensor:
         part = self.parts[host]
@@ -177,6 +181,7 @@ class Joint(Comparing, Objective):
 
 def _check_shared(hosts: Mapping[str, str], configs: Mapping[str, Any], parts: Mapping[str, Objective]) -> None:
     """Raises ConfigError where a part cannot share the pass of the one it names."""
+    taken: set[str] = set()
     for name, host in hosts.items():
         where, guest = f"objective.parts.{name}", parts[name]
         serving = [other for other, part in parts.items() if other != name and isinstance(part, Host)]
@@ -186,8 +191,9 @@ def _check_shared(hosts: Mapping[str, str], configs: Mapping[str, Any], parts: M
         if host not in serving:
             allowed = ", ".join(serving) or "a part whose samples are pairs (next_sentence, sentence_order)"
             raise ConfigError(f"{where}.shares: value {host!r}; allowed: {allowed}{nearest(host, serving)}")
-        if list(hosts.values()).count(host) > 1:
+        if host in taken:
             raise ConfigError(f"{where}.shares: value {host!r}, as another part has; allowed: one part a pass")
+        taken.add(host)
         for field in ("source", "backbone"):
             mine, its = getattr(configs[name], field), getattr(configs[host], field)
             if mine != its:

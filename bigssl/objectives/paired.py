@@ -41,8 +41,9 @@ class Paired(Host):
     def begin(self, backbone: Tower) -> None:
         """Makes the head. Raises ConfigError."""
         if backbone.length < _LEAST:
-            raise ConfigError(f"backbones.{self.config.backbone}.length: value {backbone.length}; allowed: >= {_LEAST}, "
-                              "for [CLS] text [SEP] text [SEP]")  # fmt: skip
+            name = self.config.backbone
+            raise ConfigError(f"backbones.{name}.length: value {backbone.length}; allowed: >= {_LEAST}, for [CLS] text "
+                              "[SEP] text [SEP]")  # fmt: skip
         self.backbone, self.head = backbone, PooledHead(backbone.dim, 2)
 
     def draw(

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 
 class PooledHead(nn.Module):
-    """[CLS] ── dense ── tanh ── linear: BERT's pooler and classifier (Devlin et al. 2019), ALBERT's too, as transformers
-    has them."""
+    """[CLS] ── dense ── tanh ── linear: BERT's pooler and classifier (Devlin et al. 2019), and ALBERT's, as
+    transformers has them."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
