@@ -57,7 +57,8 @@ class NextSentence(Paired, Objective):
         first, second = document.between(at.begin, at.cut), document.between(at.cut, at.end)
         if rng.random() >= OTHER:
             return first, second, {"label": 0, "recurring": False}
-        other = pairs.passage_of(more(rng, pairs.sentences_of), rng, at.end - at.cut)
+        drawn = more(rng, lambda sample: pairs.sentences_of(sample, rng))
+        other = pairs.passage_of(drawn, rng, at.end - at.cut)
         recurring = pairs.holds(document, other)
         return first, second if recurring else other, {"label": int(not recurring), "recurring": recurring}
 

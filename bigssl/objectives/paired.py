@@ -55,7 +55,7 @@ class Paired(Host):
 
     def prepare_words(self, sample: Sample, rng: np.random.Generator, more: More) -> tuple[dict[str, Any], np.ndarray]:
         tokenizer, length = self.backbone.tokenizer, self.backbone.length
-        document = pairs.sentences_of(sample)
+        document = pairs.sentences_of(sample, rng)
         at = pairs.neighbours_in(document, tokenizer, rng, pairs.target_of(length, self.config.short, rng))
         first, second, fields = self.draw(document, at, rng, more)
         inputs, words = pairs.encode_pair(tokenizer, first, second, length, rng)

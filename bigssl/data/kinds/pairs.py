@@ -10,7 +10,8 @@ A document ends a sentence, whatever its language,
     behind the full stops and question marks of scripts without spaces, and their closing quotes (Chinese 。！？)
     within LONGEST characters, at a space where there is one: where nobody ends a sentence, it is a passage
 
-What has no letter or digit (a line of dashes) is no sentence: it belongs to the one before, the first to the next.
+What has no letter or digit (a line of dashes) is no sentence: it belongs to the one before, the first to the next. Of a
+document of more than WINDOW characters, a random part of as many gives the sentences each time.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bigssl.data.kinds.text import padded, tokens_of
 from bigssl.data.sample import Sample
 
 LONGEST = 512  # characters
+WINDOW = 1 << 17  # characters
 FRAME = 3  # special tokens of a pair
 _CHARACTERS = 5  # of a token, about
 _ALONE = "。！？｡؟۔।॥။።\r\n\u2028\u2029"  # what ends a sentence without a space behind it
@@ -53,13 +55,18 @@ class Neighbours(NamedTuple):
     end: int
 
 
-def sentences_of(sample: Sample) -> Sentences:
-    """The sentences of a document. Raises DataError where there is none."""
+def sentences_of(sample: Sample, rng: np.random.Generator) -> Sentences:
+    """The sentences of a document, of a long one those of a random part. Raises DataError where there is none."""
     document = decode.document(sample)
-    found = split_sentences(document if isinstance(document, str) else "\n".join(document))
+    text = document if isinstance(document, str) else "\n".join(document)
+    begin = int(rng.integers(len(text) - WINDOW + 1)) if len(text) > WINDOW else 0
+    found = split_sentences(text[begin : begin + WINDOW])
     if not found.spans:
-        raise DataError(f"an empty document: {len(found.text)} characters without a letter or digit")
-    return found
+        raise DataError(f"an empty document: {len(text)} characters without a letter or digit")
+    if len(text) <= WINDOW:
+        return found
+    inside = found.spans[1:-1] or found.spans  # the first and the last are cut where the part begins and ends
+    return Sentences(text, [(begin + first, begin + end) for first, end in inside])
 
 
 def split_sentences(text: str) -> Sentences:
@@ -106,7 +113,7 @@ def neighbours_in(
     if count < 2:
         raise DataError("a document of one sentence, which has no next one; leave such documents out (data.on_error: "
                         "skip does), or join what belongs together")  # fmt: skip
-    far = len(document.text) - _CHARACTERS * target  # from there on, too little is left
+    far = document.spans[-1][1] - _CHARACTERS * target  # from there on, too little is left
     starts = sum(begin <= far for begin, _ in document.spans[: count - 1])
     begin = int(rng.integers(max(starts, 1)))
     found, end = tokens_in(tokenizer, document.between(begin, begin + 2)), begin + 2
@@ -142,8 +149,8 @@ def encode_pair(
     2019). Raises DataError for a piece without a token.
     """
     pieces = [tokens_of(tokenizer, text) for text in (first, second)]
-    for text, (ids, _) in zip((first, second), pieces, strict=True):
-        if not len(ids):
+    for text, (found, _) in zip((first, second), pieces, strict=True):
+        if not len(found):
             raise DataError(f"{text[:40]!r} has no token")
     sizes = shared_room(len(pieces[0][0]), len(pieces[1][0]), length - FRAME)
     ids, words = [tokenizer.cls_token_id], [-1]

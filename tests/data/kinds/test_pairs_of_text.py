@@ -15,6 +15,7 @@ from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.sample import Sample
 
 DEMO = Path(__file__).parents[3] / "bigssl" / "demo"
+RNG = np.random.default_rng(0)
 TEXTS = {
     "Smith paid 3.5 at example.org (now!) \"Yes.\" He left.": ["Smith paid 3.5 at example.org (now!)", '"Yes."',
                                                                "He left."],
@@ -54,9 +55,19 @@ def test_no_sentence_is_lost_or_endless() -> None:
 
 
 def test_a_list_of_sentences_ends_each() -> None:
-    found = pairs.sentences_of(document(["no end here", "nor here"]))
+    found = pairs.sentences_of(document(["no end here", "nor here"]), RNG)
     assert [found.between(n, n + 1) for n in range(2)] == ["no end here", "nor here"]
     assert found.between(0, 2) == "no end here\nnor here"
+
+
+def test_of_a_long_document_a_part_is_cut_and_all_is_known() -> None:
+    text = " ".join(f"Sentence number {n} is here." for n in range(20_000))
+    found = [pairs.sentences_of(document(text), np.random.default_rng(seed)) for seed in range(8)]
+    for each in found:
+        assert each.text == text and len({each.spans[0] for each in found}) == 8
+        assert all(text[begin:end].strip().startswith("Sentence") and text[end - 1] == "." for begin, end in each.spans)
+        assert 0.9 * pairs.WINDOW < each.spans[-1][1] - each.spans[0][0] <= pairs.WINDOW
+    assert pairs.holds(found[0], "Sentence number 7 is here.") and pairs.holds(found[0], "number 19999 is")
 
 
 def cut_by_hand(one: int, other: int, room: int) -> tuple[int, int]:
@@ -104,9 +115,9 @@ def test_targets_are_all_that_fits_and_sometimes_less() -> None:
 def test_a_document_without_a_pair_says_why(tokenizer: PreTrainedTokenizerFast) -> None:
     for text in ("", " \n", "...", []):
         with pytest.raises(DataError, match=r"^an empty document: \d+ characters without a letter or digit$"):
-            pairs.sentences_of(document(text))
+            pairs.sentences_of(document(text), RNG)
     with pytest.raises(DataError, match=r"^a document of one sentence, which has no next one; leave such"):
-        pairs.neighbours_in(pairs.sentences_of(document("Only one.")), tokenizer, np.random.default_rng(0), 9)
+        pairs.neighbours_in(pairs.sentences_of(document("Only one."), RNG), tokenizer, np.random.default_rng(0), 9)
 
 
 def test_a_passage_is_found_whatever_its_spaces() -> None:
