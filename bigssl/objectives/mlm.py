@@ -16,7 +16,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from bigssl import distributed
 from bigssl.data.kinds import decode
 from bigssl.data.kinds import text as textual
 from bigssl.data.kinds.masking import IGNORE, Unit, corrupt, select
@@ -32,13 +31,14 @@ from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
+from bigssl.objectives.counted import Counted, mean_of_step
 from bigssl.objectives.needs import Needs
 
 TOKENS = ("mask_token", "pad_token", "cls_token", "sep_token")
 CHARACTERS_PER_TOKEN = 8  # generous: a window cut from a long document must fill the sequence
 
 
-class Mlm(Objective):
+class Mlm(Counted, Objective):
     """Predict masked tokens (BERT)."""
 
     class Config(ObjectiveConfig):
@@ -106,6 +106,9 @@ class Mlm(Objective):
         unmaskable = torch.tensor(1 - len(useful) / len(pieces))
         return pack_rows(useful, self.backbone.length, fill) | {"unmaskable": unmaskable}
 
+    def units(self, batch: dict[str, Any]) -> dict[str, int]:
+        return {"": batch["labelled"]}
+
     def exports(self) -> dict[str, Head | Network]:
         """Without the decoder's weight, which is the backbone's token embedding."""
         tensors: dict[str, Tensor] = {name: value for name, value in self.head.named_parameters() if name != "weight"}
@@ -123,5 +126,5 @@ class Mlm(Objective):
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         hidden, stats = self._hidden(batch)
         total = self.head(hidden, batch["labels"], batch["labelled"]).float()
-        blind, everywhere = self.frequencies(batch["labels"])
-        return Losses(distributed.global_mean(total, everywhere), blind, blind_name="token frequencies", stats=stats)
+        loss, blind = mean_of_step(batch, total, *self.frequencies(batch["labels"]))
+        return Losses(loss, blind, blind_name="token frequencies", stats=stats)
