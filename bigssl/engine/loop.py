@@ -32,7 +32,7 @@ from bigssl.engine.zero import Engine
 from bigssl.nets.embeddings import health
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses
-from bigssl.objectives.counted import Counted
+from bigssl.objectives.counting import Counting
 from bigssl.report.blind import verdicts
 from bigssl.report.collapses import CollapseWatch, collapses
 from bigssl.report.metrics import Measure, MetricsWriter, read_measures, read_metrics
@@ -117,7 +117,7 @@ class _Run:
         self.passes: Passes = EachPass(engine)
         if recipe.batch.cached and plan.accum > 1:
             self.passes = CachedPasses(engine, plan.objective, device, bf16=plan.bf16)
-        elif isinstance(plan.objective, Counted) and plan.objective.counting and plan.accum > 1:
+        elif isinstance(plan.objective, Counting) and plan.objective.counting and plan.accum > 1:
             self.passes = CountedPasses(engine, plan.objective, device)
         self.teachers = plan.objective.teachers()
         self.collapse = CollapseWatch(read_metrics(recipe.folder) if main else [])

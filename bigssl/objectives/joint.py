@@ -25,10 +25,10 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, build, union
 from bigssl.objectives.comparing import Comparing
-from bigssl.objectives.counted import Counted
+from bigssl.objectives.counting import Counting
 
 
-class Joint(Comparing, Counted, Objective):
+class Joint(Comparing, Counting, Objective):
     """A weighted sum of objectives over shared backbones."""
 
     composite = True
@@ -90,8 +90,8 @@ class Joint(Comparing, Counted, Objective):
             for name, part in self._objectives()
         }
 
-    def _counted(self) -> list[tuple[str, Counted]]:
-        return [(name, part) for name, part in self._objectives() if isinstance(part, Counted)]
+    def _counted(self) -> list[tuple[str, Counting]]:
+        return [(name, part) for name, part in self._objectives() if isinstance(part, Counting)]
 
     @property
     def counting(self) -> bool:

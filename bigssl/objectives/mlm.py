@@ -31,14 +31,14 @@ from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
-from bigssl.objectives.counted import Counted, mean_of_step
+from bigssl.objectives.counting import Counting, mean_of_step
 from bigssl.objectives.needs import Needs
 
 TOKENS = ("mask_token", "pad_token", "cls_token", "sep_token")
 CHARACTERS_PER_TOKEN = 8  # generous: a window cut from a long document must fill the sequence
 
 
-class Mlm(Counted, Objective):
+class Mlm(Counting, Objective):
     """Predict masked tokens (BERT)."""
 
     class Config(ObjectiveConfig):

@@ -32,7 +32,7 @@ from bigssl.engine.stepping.passes import CountedPasses
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, discover
-from bigssl.objectives.counted import Counted
+from bigssl.objectives.counting import Counting
 
 AT = Progress(10, 100)
 
@@ -514,7 +514,7 @@ def test_two_views_differ_and_are_held_against_each_other(
 
 def told(task: Objective, passes: list[Any]) -> list[Any]:
     """The passes of a step, as the loop gives them to a task."""
-    if not isinstance(task, Counted):
+    if not isinstance(task, Counting):
         return passes
     counted = CountedPasses(task, task, torch.device("cpu"))  # type: ignore[arg-type]
     return [each.data for each in counted.begin(iter([Batch(data, {}) for data in passes]), AT)]

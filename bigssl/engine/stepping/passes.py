@@ -14,7 +14,7 @@ from bigssl.data.loading.loader import Batch
 from bigssl.engine.zero import Engine
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses
-from bigssl.objectives.counted import Counted
+from bigssl.objectives.counting import Counting
 
 
 class Passes(Protocol):
@@ -49,11 +49,11 @@ class EachPass:
 
 class CountedPasses(EachPass):
     """A pass after the other, each of which knows how much the whole step has of what a loss is the mean over
-    (`Counted.units`). All micro-batches of a step are in memory at once, on the host."""
+    (`Counting.units`). All micro-batches of a step are in memory at once, on the host."""
 
     gathers = True
 
-    def __init__(self, engine: Engine, objective: Counted, device: torch.device) -> None:
+    def __init__(self, engine: Engine, objective: Counting, device: torch.device) -> None:
         super().__init__(engine)
         self._objective, self._device = objective, device
 

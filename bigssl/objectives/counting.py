@@ -4,7 +4,7 @@ over all that its passes have on all ranks, however it is split.
     loss of a pass on a rank = Σ over its own / n        n = how many the step has / (passes · ranks)
 
 The engine takes the mean over passes and ranks, which is then Σ over all / how many there are. n is one number for the
-whole step: before its first pass, the loop counts (`Counted.units`), and tells each (`Counted.told`).
+whole step: before its first pass, the loop counts (`Counting.units`), and tells each (`Counting.told`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bigssl import distributed
 UNITS = "units"  # key of a batch
 
 
-class Counted:
+class Counting:
     """Mixed into an `Objective` whose loss is such a mean."""
 
     accumulates: ClassVar[bool] = True
