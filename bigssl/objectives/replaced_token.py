@@ -93,28 +93,27 @@ class ReplacedToken(Counting, Objective):
         input_ids, attention_mask, words = textual.encode_words(tokenizer, window, length)
         hidden = select(self.config.masking, words, rng, self.config.ratio) >= 0
         return {
-            "input_ids": input_ids, "attention_mask": attention_mask, "labels": np.where(hidden, input_ids, IGNORE),
-            "judged": attention_mask > 0,
+            "input_ids": input_ids, "attention_mask": attention_mask, "hidden": hidden, "judged": attention_mask > 0,
         }  # fmt: skip
 
     def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
-        """Adds how many tokens are labelled, and how many there are."""
+        """Adds how many tokens are hidden, and how many there are."""
         batch: dict[str, Any] = super().assemble(by_source)
-        return batch | {"labelled": int((batch["labels"] != IGNORE).sum()), "tokens": int(batch["judged"].sum())}
+        return batch | {"asked": int(batch["hidden"].sum()), "tokens": int(batch["judged"].sum())}
 
     def units(self, batch: dict[str, Any]) -> dict[str, int]:
-        return {"generator": batch["labelled"], "detection": batch["tokens"]}
+        return {"generator": batch["asked"], "detection": batch["tokens"]}
 
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
-        ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
-        asked = ids.masked_fill(labels != IGNORE, self.backbone.tokenizer.mask_token_id)
+        ids, mask, hidden = batch["input_ids"], batch["attention_mask"], batch["hidden"]
+        asked, labels = ids.masked_fill(hidden, self.backbone.tokenizer.mask_token_id), ids.where(hidden, IGNORE)
         places = another(batch[SEEDS][:, None], torch.arange(ids.shape[1], device=ids.device))
         guessed = self.generator.hidden({"input_ids": asked, "attention_mask": mask})
-        total, drawn = self.head(guessed, labels, places, batch["labelled"])
+        total, drawn = self.head(guessed, labels, places, batch["asked"])
         blind, everywhere = self.frequencies(labels)
         loss, blind = mean_of_step(batch, total.float(), blind, everywhere, "generator")
         generator = Losses(loss, blind, blind_name="token frequencies")
-        states = self.backbone.hidden({"input_ids": torch.where(labels != IGNORE, drawn, ids), "attention_mask": mask})
+        states = self.backbone.hidden({"input_ids": torch.where(drawn != IGNORE, drawn, ids), "attention_mask": mask})
         detection = self._detection(batch, self.judge(states), (drawn != labels).long())
         weight = self.config.detection
         return Losses(

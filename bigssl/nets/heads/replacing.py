@@ -30,7 +30,7 @@ class GeneratorHead(MaskedLanguageHead):
         loss = super().forward(hidden, labels, most)
         with torch.no_grad():
             rows = labelled_rows(labels.flatten(), most)
-            drawn = labels.flatten().clone()
+            drawn = torch.full_like(labels, IGNORED).flatten()
             for part in rows.split(max(1, _LOGITS // len(self.weight))):
                 logits = self.logits(hidden.flatten(0, 1).index_select(0, part)).float()
                 chance = noise.gumbel(seeds.flatten()[part], "token", logits.shape[1])
