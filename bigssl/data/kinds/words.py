@@ -53,6 +53,18 @@ def word_numbers(text: str, offsets: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.where(sizes[1:] > LONGEST, ~inside, ~joined))])
 
 
+def begins_word(text: str, place: int) -> bool:
+    """Whether a word begins at a place > 0 of a text: behind a space, or at a character of a script without spaces."""
+    if text[place - 1].isspace():
+        return not text[place].isspace()
+    return _kind(ord(text[place])) == ALONE
+
+
+def joins_before(text: str, place: int) -> bool:
+    """Whether the character at a place belongs to the one before it."""
+    return _kind(ord(text[place])) == MARK
+
+
 def _kinds(text: str) -> np.ndarray:
     """int8 [characters + 1]: MARK, LETTER, ALONE or END; END after the last."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
