@@ -135,9 +135,16 @@ def _words(
 
 
 def special_mask(tokenizer: PreTrainedTokenizerFast, input_ids: np.ndarray) -> np.ndarray:
-    """bool, same shape: True at [PAD], [CLS], [SEP] and [MASK], which masking must leave alone ([UNK] is a word)."""
-    kept = [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id]
-    return np.isin(input_ids, [token for token in kept if token is not None])
+    """bool, same shape: True at [PAD], [CLS], [SEP], [MASK] and what begins or ends a text, which masking must leave
+    alone ([UNK] is a word)."""
+    return np.isin(input_ids, frame_ids(tokenizer))
+
+
+def frame_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Ids of the special tokens that stand for nothing in a text; of [UNK] only where it is one of them (GPT-2's)."""
+    kept = (tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id,
+            tokenizer.bos_token_id, tokenizer.eos_token_id)  # fmt: skip
+    return [token for token in kept if token is not None]
 
 
 def random_window(text: str, rng: np.random.Generator, characters: int) -> str:

@@ -144,7 +144,7 @@ def test_folders_that_do_not_name_their_special_tokens(tmp_path: Path) -> None:
     bytes_ = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     gpt2 = load_tokenizer(hub_folder(tmp_path / "gpt2", ["<|endoftext|>"], models.BPE(bytes_, [])))
     assert (gpt2.eos_token_id, gpt2.bos_token_id, gpt2.pad_token, gpt2.mask_token) == (256, 256, None, None)
-    assert lacking(gpt2, ["eos_token"]) == ""
+    assert lacking(gpt2, ["eos_token"]) == "" and special_mask(gpt2, np.array([255, 256])).tolist() == [False, True]
     assert lacking(gpt2, ["mask_token", "pad_token"]).startswith("its tokenizer has no mask_token, pad_token (")
     # what the message says to do, done: it then serves
     gpt2.add_special_tokens({"mask_token": "[MASK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"})

@@ -105,6 +105,12 @@ def train_tokenizer(
     return Learnt(tokenizer.get_vocab_size(), alphabet)
 
 
+def least_entries(texts: Iterable[str]) -> int:
+    """Entries of a WordPiece vocabulary in which the characters of these texts have room, but for the rarest."""
+    learner = KINDS["wordpiece"].untrained()
+    return len(NAMES) + Alphabet.of(Counter(word for text in texts for word in _words_of(learner, text))).enough
+
+
 def _framed(tokenizer: Tokenizer) -> processors.PostProcessor:
     """[CLS] text [SEP], and of pairs [CLS] first [SEP] second [SEP] with segments 0 and 1."""
     sep, cls = ((token, NAMES.index(token)) for token in (SPECIALS["sep_token"], SPECIALS["cls_token"]))
