@@ -3,9 +3,9 @@
     text ── tokens ── pieces of the context's length ── rows ── backbone ── head ── cross-entropy of the next token
 
 Whole texts share rows, each from position 0 and blind for the others; one that is longer than the context is cut into
-pieces, of which every token is asked once (`data/kinds/following.py`). Tokens of the backbone see those before them only.
-Its output weights are its token embedding where its type ties them (`tie_word_embeddings`: GPT-2), or else trained
-beside it (Llama). A text without tokens adds nothing to the loss and is counted in stats/empty.
+pieces, of which every token is asked once (`data/kinds/following.py`). Tokens of the backbone see those before them
+only. Its output weights are its token embedding where its type ties them (`tie_word_embeddings`: GPT-2), or else
+trained beside it (Llama). A text without tokens adds nothing to the loss and is counted in stats/empty.
 
 The blind line is token frequencies. With `z_loss`, z_loss · logsumexp² is added to the cross-entropy, and is stats/z.
 """
@@ -109,9 +109,9 @@ class CausalLm(Objective):
         total, said = self.head(hidden.flatten(0, 1), labels, self.config.z_loss)
         blind, everywhere = self.frequencies(labels)
         loss = distributed.global_mean(total.float(), everywhere)
-        asked = max(1, batch["labelled"])
-        stats = {"padding": (segments == 0).float().mean(), "empty": batch["empty"],
-                 "accuracy": said.correct.sum() / asked}  # fmt: skip
+        sums = {"accuracy": said.correct.sum()}
         if self.config.z_loss:
-            stats["z"] = self.config.z_loss * said.logsumexp.square().sum() / asked
+            sums["z"] = self.config.z_loss * said.logsumexp.square().sum()
+        stats = {name: distributed.global_mean(value, everywhere) for name, value in sums.items()}
+        stats |= {"padding": (segments == 0).float().mean(), "empty": batch["empty"]}
         return Losses(loss, blind, blind_name="token frequencies", stats=stats)

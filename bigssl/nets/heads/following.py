@@ -37,8 +37,8 @@ class NextTokenHead(nn.Module):
         return found if self.softcap is None else self.softcap * torch.tanh(found / self.softcap)
 
     def forward(self, hidden: Tensor, labels: Tensor, z_loss: float = 0.0) -> tuple[Tensor, TokenStatistics]:
-        """[] float32, the sum over the labelled tokens (0 with zero gradients where there are none), and what the logits
-        of each say, [N].
+        """[] float32, the sum over the labelled tokens (0 with zero gradients where there are none), and what the
+        logits of each say, [N].
 
         Args:
             hidden: [N, H].

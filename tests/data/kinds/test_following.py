@@ -16,10 +16,10 @@ from bigssl.data.kinds.text import load_tokenizer
 @pytest.mark.parametrize("begin", [[], [1], [1, 2]])
 @pytest.mark.parametrize("end", [[], [9]])
 def test_every_token_is_asked_once_after_what_stands_before_it(begin: list[int], end: list[int]) -> None:
-    length = 5
+    length, ends = 5, (np.array(begin, np.int64), np.array(end, np.int64))
     for size in range(14):
         ids = list(range(100, 100 + size))
-        pieces = list(following_pieces(np.array(ids, np.int64), np.array(begin, np.int64), np.array(end, np.int64), length))
+        pieces = list(following_pieces(np.array(ids, np.int64), *ends, length))
         text, asked = ids + end * bool(ids), []
         for shown, labels in pieces:
             assert len(shown) == len(labels) <= length and shown.dtype == labels.dtype == np.int64
