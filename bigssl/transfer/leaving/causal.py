@@ -44,7 +44,7 @@ def causal_language_model(part: LeavingPart) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     model.base_model.load_state_dict(member.model.state_dict())
     model.tie_weights()
-    own: dict[str, Tensor] = dict(model.get_output_embeddings().named_parameters())  # type: ignore[union-attr]
+    own: dict[str, Tensor] = dict(model.get_output_embeddings().named_parameters())
     for name in own.keys() | part.tensors.keys():
         if name != "weight" and (name in own) != (name in part.tensors):
             raise UnfitError(f"{where}' {type(model).__name__} has another head than the one trained ({name})")

@@ -53,13 +53,14 @@ def has_own_head(config: PreTrainedConfig) -> bool:
 
 
 def causal_heads(bench: Bench, subject: Subject) -> dict[str, Head]:
-    """By contender: of the trained network the head that was exported with it, or else the one that its folder holds; of
-    a random network a random one from the seed. Where the type ties its head to its embedding, it is that. A
+    """By contender: of the trained network the head that was exported with it, or else the one that its folder holds;
+    of a random network a random one from the seed. Where the type ties its head to its embedding, it is that. A
     collective."""
     found: dict[str, Head] = {}
     for name, model in subject.models.items():
         head = bench.team.each(partial(_output, bench, subject, name, model))
-        found[name] = CausalHead(head.to(bench.device))
+        bias = None if head.bias is None else head.bias.to(bench.device)
+        found[name] = CausalHead(NextTokenHead(head.weight.to(bench.device), bias, head.scale, head.softcap))
     return found
 
 
