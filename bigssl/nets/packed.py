@@ -1,4 +1,4 @@
-"""Attention of packed texts: each token sees the tokens of its own text only, in causal networks those before it."""
+"""Packed texts through a network: each token sees the tokens of its own text only."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bigssl.config.errors import ConfigError
+from bigssl.nets.chance.attention import Packing
+from bigssl.nets.chance.dropout import within_packing
 from bigssl.nets.modality.kinds import CAUSAL
 
-PACKABLE = ("bert", "electra")
-"""Model types that take a 4-D mask as it is in every layer, and positions as they are. ModernBERT's local layers would
-see beyond their window with such a mask; RoBERTa counts positions from its padding token on. All CAUSAL ones do."""
-MASKED = ("eager", "sdpa")
-"""Implementations of attention that take such a mask."""
+PACKABLE = ("albert", "bert", "camembert", "distilbert", "electra", "modernbert", "roberta", "xlm-roberta", *CAUSAL)
+"""Model types that take positions as they are, and hand every layer's attention to `chance/attention.py`."""
+_FROM_PADDING = ("camembert", "roberta", "xlm-roberta")  # whose positions begin behind the number of the padding token
 
 
 def check_packable(model: PreTrainedModel, field: str) -> None:
@@ -21,43 +21,28 @@ def check_packable(model: PreTrainedModel, field: str) -> None:
     kind, attention = model.config.model_type, model.config._attn_implementation
     if kind not in PACKABLE:
         raise ConfigError(f"{field}: value true with a backbone of type {kind}; allowed with: {', '.join(PACKABLE)}")
-    if attention not in MASKED:
-        raise ConfigError(f"{field}: value true with attention {attention}; allowed with: {', '.join(MASKED)}")
+    if attention != "sdpa":
+        raise ConfigError(f"{field}: value true with attention {attention}; allowed with: sdpa")
 
 
-def check_causal(model: PreTrainedModel, length: int, where: str) -> None:
-    """The same of a causal network, whose recipe section is `where`, in rows of `length` tokens. Raises ConfigError."""
-    attention, window = model.config._attn_implementation, getattr(model.config, "sliding_window", None)
-    if attention not in MASKED:
-        raise ConfigError(f"{where}.attention: value {attention}; allowed: {', '.join(MASKED)} (texts share rows)")
-    if window is not None and window < length:
-        raise ConfigError(f"{where}.config.sliding_window: value {window}; allowed: >= {length}, {where}.length, or "
-                          "null (texts that share rows have a mask of their own, without a window)")  # fmt: skip
+def check_attention(model: PreTrainedModel, section: str) -> None:
+    """The same of a task that packs whatever its recipe says, where a backbone's `section` asks for another one."""
+    if (attention := model.config._attn_implementation) != "sdpa":
+        raise ConfigError(f"{section}.attention: value {attention}; allowed: sdpa (or left out: texts share rows)")
 
 
-def packed_tokens(model: PreTrainedModel, input_ids: Tensor, segments: Tensor, positions: Tensor) -> Tensor:
+def packed_tokens(model: PreTrainedModel, input_ids: Tensor, positions: Tensor, packing: Packing) -> Tensor:
     """Last hidden states [R, T, dim] of packed rows: what each text gives alone, to rounding.
 
     Args:
         input_ids: int64 [R, T].
-        segments: int64 [R, T], equal within a text of a row, 0 where there is none.
         positions: int64 [R, T], from 0 in each text.
     """
-    causal = model.config.model_type in CAUSAL
-    mask = block_diagonal(segments, causal=causal, additive=model.config._attn_implementation == "eager")
-    cache = {"use_cache": False} if causal else {}
-    hidden: Tensor = model(
-        input_ids=input_ids, attention_mask=mask, position_ids=positions, **cache
-    ).last_hidden_state
+    first = model.config.pad_token_id + 1 if model.config.model_type in _FROM_PADDING else 0
+    nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)  # what has 4 dimensions is handed on
+    cache = {"use_cache": False} if model.config.model_type in CAUSAL else {}
+    with within_packing(packing):
+        hidden: Tensor = model(
+            input_ids=input_ids, attention_mask=nothing, position_ids=positions + first, **cache
+        ).last_hidden_state
     return hidden
-
-
-def block_diagonal(segments: Tensor, *, causal: bool, additive: bool) -> Tensor:
-    """[R, T] -> [R, 1, T, T]: True where a token (row) sees another, or 0 there and the least float32 elsewhere.
-
-    transformers hands a 4-D mask to the attention as it is; its eager attention adds it to the scores, so that a
-    boolean one would pass unnoticed and hide nothing. Padding attends to padding: a softmax over nothing is NaN.
-    """
-    seen = (segments.unsqueeze(1) == segments.unsqueeze(2)).unsqueeze(1)
-    seen = seen.tril() if causal else seen
-    return torch.where(seen, 0.0, torch.finfo(torch.float32).min) if additive else seen

@@ -24,25 +24,27 @@ from bigssl import distributed
 from bigssl.data.kinds import decode
 from bigssl.data.kinds.following import following_pieces, frame_of
 from bigssl.data.kinds.masking import IGNORE
-from bigssl.data.kinds.packing import pack_rows, split_rows
+from bigssl.data.kinds.packing import pack_rows, side_by_side, split_rows
 from bigssl.data.kinds.text import random_window
 from bigssl.data.loading.collate import Ragged
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
+from bigssl.nets.chance.attention import Packing
 from bigssl.nets.chance.seeds import another
 from bigssl.nets.heads.following import next_token_head
 from bigssl.nets.heads.frequencies import TokenFrequencies
 from bigssl.nets.modality.kinds import CAUSAL
 from bigssl.nets.modality.vocabulary import special_id
-from bigssl.nets.packed import check_causal, packed_tokens
+from bigssl.nets.packed import check_attention, packed_tokens
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
+from bigssl.objectives.counting import Counting, mean_of_step
 from bigssl.objectives.needs import Needs
 
 
-class CausalLm(Objective):
+class CausalLm(Counting, Objective):
     """Predict each next token (GPT)."""
 
     class Config(ObjectiveConfig):
@@ -63,7 +65,7 @@ class CausalLm(Objective):
         self.config = config
         self.backbone = self.backbone_of(towers, "backbone")
         model, tokenizer = self.backbone.model, self.backbone.tokenizer
-        check_causal(model, self.backbone.length, f"backbones.{config.backbone}")
+        check_attention(model, f"backbones.{config.backbone}")
         self.head = next_token_head(self.backbone.token_embedding, model.config, config.softcap)
         self.frequencies = TokenFrequencies(self.backbone.vocabulary)
         self._begin, end = frame_of(tokenizer)
@@ -93,7 +95,13 @@ class CausalLm(Objective):
         fill = {"input_ids": self.backbone.tokenizer.pad_token_id or 0, "labels": IGNORE, SEEDS: 0}
         empty = sum(not (labels != IGNORE).any() for labels in batch["labels"]) / len(batch["labels"])
         rows = pack_rows(useful, self.backbone.length, fill)
-        return rows | {"labelled": int((rows["labels"] != IGNORE).sum()), "empty": torch.tensor(float(empty))}
+        segments = rows.pop("segments")
+        groups, found = side_by_side(segments)
+        shares = {"padding": (segments == 0).float().mean(), "empty": torch.tensor(float(empty))}
+        return rows | shares | {"groups": groups, "found": found, "labelled": int((rows["labels"] != IGNORE).sum())}
+
+    def units(self, batch: dict[str, Any]) -> dict[str, int]:
+        return {"": batch["labelled"]}
 
     def exports(self) -> dict[str, Head | Network]:
         """What is not the backbone's token embedding."""
@@ -104,14 +112,14 @@ class CausalLm(Objective):
         return {"causal_lm": Head("causal", {"text": self.config.backbone}, tensors, settings)}
 
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
-        labels, segments = batch["labels"].flatten(), batch["segments"]
-        hidden = packed_tokens(self.backbone.model, batch["input_ids"], segments, batch["positions"])
+        labels, packing = batch["labels"].flatten(), Packing(batch["groups"], batch["found"])
+        hidden = packed_tokens(self.backbone.model, batch["input_ids"], batch["positions"], packing)
         total, said = self.head(hidden.flatten(0, 1), labels, self.config.z_loss)
         blind, everywhere = self.frequencies(labels)
-        loss = distributed.global_mean(total.float(), everywhere)
+        loss, blind = mean_of_step(batch, total.float(), blind, everywhere)
         sums = {"accuracy": said.correct.sum()}
         if self.config.z_loss:
             sums["z"] = self.config.z_loss * said.logsumexp.square().sum()
         stats = {name: distributed.global_mean(value, everywhere) for name, value in sums.items()}
-        stats |= {"padding": (segments == 0).float().mean(), "empty": batch["empty"]}
+        stats |= {name: batch[name] for name in ("padding", "empty")}
         return Losses(loss, blind, blind_name="token frequencies", stats=stats)

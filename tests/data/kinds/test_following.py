@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from bigssl.data.errors import DataError
-from bigssl.data.kinds.characters import train_characters
 from bigssl.data.kinds.following import following_pieces, frame_of
 from bigssl.data.kinds.text import load_tokenizer
+from bigssl.data.kinds.vocabularies.characters import train_characters
 
 
 @pytest.mark.parametrize("begin", [[], [1], [1, 2]])

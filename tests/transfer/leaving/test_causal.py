@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, pipeline
 
-from bigssl.data.kinds.characters import train_characters
 from bigssl.data.kinds.text import load_tokenizer
+from bigssl.data.kinds.vocabularies.characters import train_characters
 from bigssl.data.sample import Sample
 from bigssl.nets.heads.base import Head
 from bigssl.transfer.inputs import TextInput
