@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import contract_runs as runs
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from bigssl.config.errors import ConfigError
 from bigssl.data.kinds.masking import IGNORE
+from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.loading.collate import collate
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.sample import Sample
@@ -20,7 +23,7 @@ from bigssl.objectives.causal_lm import CausalLm
 
 AT = Progress(0, 100)
 LLAMA = {
-    "type": "llama", "tokenizer": "bigssl/demo/tokenizer.json", "length": 16,
+    "type": "llama", "tokenizer": str(runs.DEMO / "tokenizer.json"), "length": 16,
     "config": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
                "num_key_value_heads": 1, "max_position_embeddings": 32},
 }  # fmt: skip
@@ -37,9 +40,8 @@ def alone(_: np.random.Generator) -> Sample:
 
 
 @pytest.fixture
-def task(objective: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+def task(objective: Any) -> Any:
     """`task(body, field=value, ...)`: causal_lm over a tiny network, with weights away from their defaults."""
-    monkeypatch.chdir(request.config.rootpath)
 
     def make(body: str, **changes: Any) -> CausalLm:
         fields = {"backbone": "body", "longest": 1 << 18} | changes
@@ -187,6 +189,24 @@ def test_z_loss_and_softcap_are_in_the_loss_and_z_loss_is_shown(task: Any) -> No
     assert found.stats["z"].item() == pytest.approx(z.item(), rel=1e-5) and "z" not in ours.stats
     right = (logits.argmax(1) == labels[labels != IGNORE]).float().mean()
     assert found.stats["accuracy"].item() == pytest.approx(right.item(), abs=1e-6)
+
+
+def test_a_network_that_begins_with_a_folder_begins_with_its_head(objective: Any, tmp_path: Path) -> None:
+    """Of a Llama, whose head is no embedding; at first, the loss is that of what was saved there."""
+    known = load_tokenizer(LLAMA["tokenizer"])
+    torch.manual_seed(5)
+    theirs = AutoModelForCausalLM.from_config(LlamaConfig(
+        vocab_size=len(known), pad_token_id=known.pad_token_id, bos_token_id=known.cls_token_id,
+        eos_token_id=known.sep_token_id, **LLAMA["config"]))  # fmt: skip
+    with torch.no_grad():
+        theirs.lm_head.weight.add_(0.1 * torch.randn_like(theirs.lm_head.weight))
+    theirs.save_pretrained(tmp_path / "theirs")
+    body = {"type": "llama", "tokenizer": LLAMA["tokenizer"], "length": 16, "init_from": str(tmp_path / "theirs")}
+    ours = objective(CausalLm, "causal_lm", beside={"body": body}, backbone="body")
+    assert torch.equal(ours.head.weight, theirs.lm_head.weight) and ours.head.weight is not theirs.lm_head.weight
+    ids = torch.tensor([known(TEXTS[0])["input_ids"]])
+    expected = theirs(ids, labels=ids).loss.item()
+    assert ours(assembled(ours, TEXTS[:1]), AT).total.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_body_that_sees_both_sides_is_refused(objective: Any) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
@@ -60,17 +63,38 @@ def logits_scale(config: PreTrainedConfig) -> float:
     return float(getattr(config, "logits_scaling", 1.0))
 
 
-def next_token_head(embedding: nn.Parameter, config: PreTrainedConfig, softcap: float | None) -> NextTokenHead:
+def stored_head(folder: str | os.PathLike[str], config: PreTrainedConfig) -> dict[str, Tensor]:
+    """`weight` and `bias` of that layer as far as a folder of transformers holds them; a tied one is the embedding."""
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    own = {id(value): name for name, value in model.get_output_embeddings().named_parameters()}
+    names = {name: own[id(value)] for name, value in model.named_parameters() if id(value) in own}
+    found: dict[str, Tensor] = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            found |= {names[key]: opened.get_tensor(key) for key in opened.keys() if key in names}  # noqa: SIM118
+    return found
+
+
+def next_token_head(
+    embedding: nn.Parameter, config: PreTrainedConfig, softcap: float | None, folder: str | None = None
+) -> NextTokenHead:
     """The head for a backbone, of the form of the one that transformers has for its type: tied to the embedding where
     `tie_word_embeddings` says so, else with a weight of its own, normal with `initializer_range`; with a bias where
     that one has one.
 
     Args:
         embedding: [V, E], its token embedding.
+        folder: what the backbone began with; the head begins with the one that lies there, if there is one.
     """
     layer = output_layer(config)
     weight = embedding
     if not config.tie_word_embeddings:
         weight = nn.Parameter(torch.empty(layer.weight.shape).normal_(std=float(config.initializer_range)))
     bias = None if layer.bias is None else nn.Parameter(torch.zeros(layer.bias.shape))
-    return NextTokenHead(weight, bias, logits_scale(config), softcap)
+    head = NextTokenHead(weight, bias, logits_scale(config), softcap)
+    with torch.no_grad():
+        for name, value in ({} if folder is None else stored_head(folder, config)).items():
+            if getattr(head, name) is not embedding:
+                getattr(head, name).copy_(value)
+    return head
