@@ -4,9 +4,9 @@
 
 Whole texts share rows, each from position 0 and blind for the others; one that is longer than the context is cut into
 pieces, of which every token is asked once (`data/kinds/following.py`). Tokens of the backbone see those before them
-only. Its output weights are its token embedding where its type ties them (`tie_word_embeddings`: GPT-2), or else trained
-beside it (Llama), from those of the folder of `init_from` where it holds them. A text without tokens adds nothing to the
-loss and is counted in stats/empty.
+only. Its output weights are its token embedding where its type ties them (`tie_word_embeddings`: GPT-2), or else
+trained beside it (Llama), from those of the folder of `init_from` where it holds them. A text without tokens adds
+nothing to the loss and is counted in stats/empty.
 
 The blind line is token frequencies. With `z_loss`, z_loss · logsumexp² is added to the cross-entropy, and is stats/z.
 """
