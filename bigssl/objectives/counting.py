@@ -30,16 +30,18 @@ class Counting:
         return True
 
     def units(self, batch: Any) -> dict[str, int]:
-        """How many things the loss of this pass on this rank is a mean over, by part ("" where there are none), as the
-        host knows it."""
+        """How many things the losses of this pass on this rank are means over, by loss ("" where there is one), as the
+        host knows them."""
         raise NotImplementedError
 
     def told(self, batch: Any, units: Mapping[str, Tensor]) -> Any:
-        """`batch` with n, float32 [] by part, of the whole step."""
-        return batch | {UNITS: units[""]}
+        """`batch` with n, float32 [] by loss, of the whole step."""
+        return batch | {UNITS: dict(units)}
 
 
-def mean_of_step(batch: Mapping[str, Any], total: Tensor, blind: Tensor, everywhere: Tensor) -> tuple[Tensor, Tensor]:
+def mean_of_step(
+    batch: Mapping[str, Any], total: Tensor, blind: Tensor, everywhere: Tensor, name: str = ""
+) -> tuple[Tensor, Tensor]:
     """[] the loss and [] its blind value for one pass on one rank.
 
     Where nobody has counted the step, the pass is taken for all of it. Nothing anywhere gives 0, with gradient 0.
@@ -48,7 +50,8 @@ def mean_of_step(batch: Mapping[str, Any], total: Tensor, blind: Tensor, everywh
         total: [] sum over this rank's things, with gradient.
         blind: [] mean over those of all ranks in this pass.
         everywhere: [] int64, how many these are.
+        name: of the loss among those that `Counting.units` counts for.
     """
     mine = everywhere / distributed.world()
-    mean = batch.get(UNITS, mine).clamp(min=1 / distributed.world())
+    mean = (batch[UNITS][name] if UNITS in batch else mine).clamp(min=1 / distributed.world())
     return total / mean, blind * mine / mean

@@ -98,10 +98,15 @@ class Joint(Comparing, Counting, Objective):
         return bool(self._counted())
 
     def units(self, batch: dict[str, Any]) -> dict[str, int]:
-        return {name: part.units(batch[name])[""] for name, part in self._counted()}
+        counted = {name: part.units(batch[name]) for name, part in self._counted()}
+        return {f"{name}/{key}": count for name, counts in counted.items() for key, count in counts.items()}
 
     def told(self, batch: dict[str, Any], units: Mapping[str, Tensor]) -> dict[str, Any]:
-        return batch | {name: part.told(batch[name], {"": units[name]}) for name, part in self._counted()}
+        own: dict[str, dict[str, Tensor]] = {}
+        for path, count in units.items():
+            name, _, key = path.partition("/")
+            own.setdefault(name, {})[key] = count
+        return batch | {name: part.told(batch[name], own[name]) for name, part in self._counted()}
 
     def forward(self, batch: dict[str, Any], at: Progress, only_embed: bool = False) -> Any:
         if not only_embed:

@@ -279,7 +279,7 @@ def plain(values: dict[str, Any], spared: int | None = None, device: str = "cpu"
         set_learning_rate(optimizer.param_groups, schedule(recipe.optim, step, recipe.steps))
         optimizer.zero_grad()
         batches = [loader[step * plan.accum + micro].to(device).data for micro in range(plan.accum)]
-        for data in told(task, batches):
+        for data in counted(task, batches):
             with exact_autocast(), torch.autocast(device, torch.bfloat16, enabled=plan.bf16):
                 losses = task(data, at)
             (losses.total / plan.accum).backward()
@@ -294,13 +294,12 @@ def plain(values: dict[str, Any], spared: int | None = None, device: str = "cpu"
     return Run(passes, norms, start, whole_state(task), settings_of(optimizer.param_groups))
 
 
-def told(task: Objective, passes: list[Any]) -> list[Any]:
-    """The passes of a step, each with what a task that counts is to know of all of them."""
-    if not isinstance(task, Counting) or not task.counting or len(passes) == 1:
+def counted(task: Objective, passes: list[Any]) -> list[Any]:
+    """The passes of a step of one process, each told how many of what its losses are means over a pass has."""
+    if not isinstance(task, Counting) or not task.counting:
         return passes
     counts = [task.units(data) for data in passes]
-    device = next(task.parameters()).device
-    means = {name: torch.tensor(sum(each[name] for each in counts) / len(passes), device=device) for name in counts[0]}
+    means = {key: torch.tensor(sum(each[key] for each in counts) / len(passes)) for key in counts[0]}
     return [task.told(data, means) for data in passes]
 
 

@@ -24,15 +24,13 @@ from bigssl.cli.main import main
 from bigssl.config.errors import ConfigError
 from bigssl.config.section import Section
 from bigssl.data.loading.collate import Ragged
-from bigssl.data.loading.loader import SEEDS, Batch
+from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More, as_it_is
 from bigssl.data.order.stream import Stream
 from bigssl.data.sample import Sample
-from bigssl.engine.stepping.passes import CountedPasses
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, discover
-from bigssl.objectives.counting import Counting
 
 AT = Progress(10, 100)
 
@@ -512,14 +510,6 @@ def test_two_views_differ_and_are_held_against_each_other(
         assert abs(mixed) > 1e-4 * abs(value(task, data)), "the views are not held against each other"
 
 
-def told(task: Objective, passes: list[Any]) -> list[Any]:
-    """The passes of a step, as the loop gives them to a task."""
-    if not isinstance(task, Counting):
-        return passes
-    counted = CountedPasses(task, task, torch.device("cpu"))  # type: ignore[arg-type]
-    return [each.data for each in counted.begin(iter([Batch(data, {}) for data in passes]), AT)]
-
-
 @each_simple_task
 def test_passes_add_up_where_the_class_says_so(name: str, kind: type[Objective], objective: Any, batch: Any) -> None:
     off = []
@@ -527,7 +517,7 @@ def test_passes_add_up_where_the_class_says_so(name: str, kind: type[Objective],
         fresh = [objective(kind, name) for _ in range(3)]  # a pass changes buffers
         losses, whole = gradients(fresh[0], batch(fresh[0], size=8, step=step))
         parts = [batch(fresh[n + 1], size=8, step=step, accum=2, micro=n) for n in range(2)]
-        halves = [gradients(task, part) for task, part in zip(fresh[1:], told(fresh[1], parts), strict=True)]
+        halves = [gradients(task, part) for task, part in zip(fresh[1:], runs.counted(fresh[1], parts), strict=True)]
         largest = max(grad.abs().max().item() for grad in whole.values())
         off.append(abs((halves[0][0].total + halves[1][0].total).item() / 2 / losses.total.item() - 1))
         for key, grad in whole.items():
