@@ -1,4 +1,8 @@
-"""Several pretext tasks at once over shared backbones: L = Σ λ_k L_k. Nothing else in the project knows about λ."""
+"""Several pretext tasks at once over shared backbones: L = Σ λ_k L_k. Nothing else in the project knows about λ.
+
+A part that `shares` another one's samples and pass through the body (objectives/shared.py) costs its head only: BERT is
+`next_sentence`, and `mlm` that shares it.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,14 @@ import numpy as np
 from pydantic import Field, create_model
 from torch import Tensor, nn
 
-from bigssl.config.errors import ConfigError
+from bigssl.config.errors import ConfigError, nearest
 from bigssl.config.evaluate import EVALUATION_NAME
 from bigssl.config.optim import Group
 from bigssl.config.recipe import Section
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
+from bigssl.nets.chance import dropout
 from bigssl.nets.chance.seeds import another
 from bigssl.nets.constraint import Constraint
 from bigssl.nets.ema import Ema
@@ -26,6 +31,7 @@ from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, build, union
 from bigssl.objectives.comparing import Comparing
 from bigssl.objectives.counting import Counting
+from bigssl.objectives.shared import Guest, Host
 
 
 class Joint(Comparing, Counting, Objective):
@@ -51,10 +57,11 @@ class Joint(Comparing, Counting, Objective):
 
     @classmethod
     def config_type(cls, name: str, others: Mapping[str, type[Section]]) -> type[Section]:
-        weighted = [
-            create_model(f"Weighted{kind.__name__}", __base__=kind, weight=(float, Field(1.0, ge=0, description="λ")))
-            for kind in others.values()
-        ]
+        added: dict[str, Any] = {
+            "weight": (float, Field(1.0, ge=0, description="λ")),
+            "shares": (str | None, Field(None, description="a part whose samples and pass it learns from")),
+        }
+        weighted = [create_model(f"Weighted{kind.__name__}", __base__=kind, **added) for kind in others.values()]
         fields: dict[str, Any] = {"parts": (dict[str, union(weighted)], Field(min_length=1))}  # type: ignore[misc]
         return create_model("JointConfig", __base__=super().config_type(name, others), **fields)
 
@@ -67,6 +74,8 @@ class Joint(Comparing, Counting, Objective):
                 raise ConfigError(f"objective.parts: name {name!r}; allowed: {allowed}")
         self.parts = nn.ModuleDict({name: _part(name, part, towers) for name, part in config.parts.items()})
         self.weights = {name: part.weight for name, part in config.parts.items()}
+        self.hosts = {name: part.shares for name, part in config.parts.items() if part.shares is not None}
+        _check_shared(self.hosts, config.parts, dict(self._objectives()))
         if not any(self.weights.values()):
             raise ConfigError("objective.parts: every weight is 0, so that nothing would be trained; allowed: one > 0")
 
@@ -78,11 +87,26 @@ class Joint(Comparing, Counting, Objective):
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         seeds = rng.integers(2**63, size=len(self.parts))  # a stream each, so that one part cannot shift another's
+        streams = {name: np.random.default_rng(seed) for name, seed in zip(self.parts, seeds, strict=True)}
+        reading = {name: part for name, part in self._objectives() if sample.source in part.sources()}
+        shared: dict[str, Any] = {}
+        for guest, host in self.hosts.items():
+            if guest in reading:
+                shared |= self._shared(guest, host, sample, streams, more)
         return {
-            name: part.prepare(sample, np.random.default_rng(seed), more)
-            for (name, part), seed in zip(self._objectives(), seeds, strict=True)
-            if sample.source in part.sources()
+            name: shared[name] if name in shared else part.prepare(sample, streams[name], more)
+            for name, part in reading.items()
         }
+
+    def _shared(
+        self, guest: str, host: str, sample: Sample, streams: Mapping[str, np.random.Generator], more: More
+    ) -> dict[str, Any]:
+        """The samples of both by name; the guest's has no inputs."""
+        giving, taking = self.parts[host], self.parts[guest]
+        assert isinstance(giving, Host) and isinstance(taking, Guest)
+        prepared, words = giving.prepare_words(sample, streams[host], more)
+        changed, own = taking.change(prepared, words, streams[guest])
+        return {host: changed, guest: own}
 
     def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -110,9 +134,29 @@ class Joint(Comparing, Counting, Objective):
 
     def forward(self, batch: dict[str, Any], at: Progress, only_embed: bool = False) -> Any:
         if not only_embed:
-            return self._sum({name: part(batch[name], at) for name, part in self._objectives()})
+            return self._sum(self._losses(batch, at))
         found = {name: part(batch[name], at, True) for name, part in self._objectives()}
         return {f"{name}/{key}": value for name, embeddings in found.items() for key, value in embeddings.items()}
+
+    def _losses(self, batch: dict[str, Any], at: Progress) -> dict[str, Losses]:
+        """By part, in their order."""
+        hidden = {host: self._hidden(host, batch[host]) for host in self.hosts.values()}
+        found: dict[str, Losses] = {}
+        for name, part in self._objectives():
+            host, own = self.hosts.get(name, name), self.given(batch, name)
+            found[name] = part(own, at, hidden[host]) if host in hidden else part(own, at)
+        return found
+
+    def given(self, batch: dict[str, Any], name: str) -> dict[str, Any]:
+        """What part `name` is called with: of one that shares a pass, with the inputs and seeds of that."""
+        own: dict[str, Any] = batch[name] | batch[self.hosts.get(name, name)]
+        return own
+
+    def _hidden(self, host: str, batch: dict[str, Any]) -> Tensor:
+        part = self.parts[host]
+        assert isinstance(part, Host)
+        with dropout.seeded(batch[SEEDS]):
+            return part.hidden(batch)
 
     def compare(self, embeddings: Mapping[str, Tensor], at: Progress) -> Losses:
         own: dict[str, dict[str, Tensor]] = {}
@@ -153,6 +197,29 @@ class Joint(Comparing, Counting, Objective):
             for key, exported in part.exports().items():
                 exports[f"{name}-{key}" if key in exports else key] = exported  # a second one of a kind
         return exports
+
+
+def _check_shared(hosts: Mapping[str, str], configs: Mapping[str, Any], parts: Mapping[str, Objective]) -> None:
+    """Raises ConfigError where a part cannot share the pass of the one it names."""
+    taken: set[str] = set()
+    for name, host in hosts.items():
+        where, guest = f"objective.parts.{name}", parts[name]
+        serving = [other for other, part in parts.items() if other != name and isinstance(part, Host)]
+        if not isinstance(guest, Guest):
+            raise ConfigError(f"{where}.shares: value {host!r}: {configs[name].name} makes its own samples; allowed: "
+                              "leave it out")  # fmt: skip
+        if host not in serving:
+            allowed = ", ".join(serving) or "a part whose samples are pairs (next_sentence, sentence_order)"
+            raise ConfigError(f"{where}.shares: value {host!r}; allowed: {allowed}{nearest(host, serving)}")
+        if host in taken:
+            raise ConfigError(f"{where}.shares: value {host!r}, as another part has; allowed: one part a pass")
+        taken.add(host)
+        for field in ("source", "backbone"):
+            mine, its = getattr(configs[name], field), getattr(configs[host], field)
+            if mine != its:
+                raise ConfigError(f"{where}.{field}: value {mine!r}; allowed: {its!r}, that of {host}, which it shares")
+        if why := guest.guest_reason():
+            raise ConfigError(f"{where}.{why}, or no shares")
 
 
 def _part(name: str, config: Any, towers: Mapping[str, Tower]) -> Objective:

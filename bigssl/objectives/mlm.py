@@ -4,6 +4,8 @@
 
 With `packing`, whole texts, in pieces where they are longer than a row, share rows without seeing each other. A text
 with nothing to mask adds nothing to the loss and is counted in stats/unmaskable.
+
+In a joint task it may mask the samples of another part and share its pass (`shares`): BERT's is `next_sentence`.
 """
 
 from __future__ import annotations
@@ -34,12 +36,13 @@ from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.counting import Counting, mean_of_step
 from bigssl.objectives.needs import Needs
+from bigssl.objectives.shared import Guest
 
 TOKENS = ("mask_token", "pad_token", "cls_token", "sep_token")
 CHARACTERS_PER_TOKEN = 8  # generous: a window cut from a long document must fill the sequence
 
 
-class Mlm(Counting, Objective):
+class Mlm(Guest, Counting, Objective):
     """Predict masked tokens (BERT)."""
 
     class Config(ObjectiveConfig):
@@ -91,6 +94,15 @@ class Mlm(Counting, Objective):
         selection = select(self.config.masking, words, rng, self.config.ratio)
         return corrupt(input_ids, selection, rng, vocab_size=len(tokenizer), mask_id=tokenizer.mask_token_id)
 
+    def guest_reason(self) -> str:
+        return "packing: value true, but the samples are those of the other part; allowed: false" * self.config.packing
+
+    def change(
+        self, prepared: dict[str, Any], words: np.ndarray, rng: np.random.Generator
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        masked, labels = self._mask(prepared["input_ids"], words, rng)
+        return prepared | {"input_ids": masked}, {"labels": labels}
+
     def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
         """Adds how many tokens are labelled, counted where they are: a GPU would have to stop to tell."""
         batch: dict[str, Any] = super().assemble(by_source)
@@ -116,18 +128,20 @@ class Mlm(Counting, Objective):
         tensors: dict[str, Tensor] = {name: value for name, value in self.head.named_parameters() if name != "weight"}
         return {"mlm": Head("mlm", {"text": self.config.backbone}, tensors)}
 
-    def _hidden(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Last hidden states; the shares of tokens that are padding, and of texts or pieces with nothing to predict."""
+    def hidden(self, batch: dict[str, Any]) -> Tensor:
         if self.config.packing:
             packing = Packing(batch["groups"], batch["found"])
-            hidden = packed_tokens(self.backbone.model, batch["input_ids"], batch["positions"], packing)
-            return hidden, {"padding": (batch["segments"] == 0).float().mean(), "unmaskable": batch["unmaskable"]}
-        hidden = self.backbone.hidden(batch)
-        unmaskable = (batch["labels"] == IGNORE).all(1).float().mean()
-        return hidden, {"padding": (batch["attention_mask"] == 0).float().mean(), "unmaskable": unmaskable}
+            return packed_tokens(self.backbone.model, batch["input_ids"], batch["positions"], packing)
+        return self.backbone.hidden(batch)
 
-    def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
-        hidden, stats = self._hidden(batch)
+    def judge(self, hidden: Tensor, batch: dict[str, Any], at: Progress) -> Losses:
         total = self.head(hidden, batch["labels"], batch["labelled"]).float()
         loss, blind = mean_of_step(batch, total, *self.frequencies(batch["labels"]))
-        return Losses(loss, blind, blind_name="token frequencies", stats=stats)
+        return Losses(loss, blind, blind_name="token frequencies", stats=self._stats(batch))
+
+    def _stats(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The shares of tokens that are padding, and of texts or pieces with nothing to predict."""
+        if self.config.packing:
+            return {"padding": (batch["segments"] == 0).float().mean(), "unmaskable": batch["unmaskable"]}
+        unmaskable = (batch["labels"] == IGNORE).all(1).float().mean()
+        return {"padding": (batch["attention_mask"] == 0).float().mean(), "unmaskable": unmaskable}

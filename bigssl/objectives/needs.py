@@ -8,6 +8,7 @@ from typing import NamedTuple
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.data.kinds.text import lacking
 from bigssl.nets.modality import MODALITIES
+from bigssl.nets.modality.kinds import tells_segments
 from bigssl.nets.towers import Tower
 
 
@@ -20,6 +21,7 @@ class Needs(NamedTuple):
         why: what the others are or do, where `kinds` says something; as in "it is of type beit, WHY".
         sees: "both" where a token has to see both its sides, "before" where only those before it.
         tokens: what the tokenizer has to have, such as "mask_token".
+        segments: whether it has to tell two pieces of a text apart by their ids.
     """
 
     modality: str = "image"
@@ -27,6 +29,7 @@ class Needs(NamedTuple):
     why: str = "which it is not made for"
     sees: str | None = None
     tokens: tuple[str, ...] = ()
+    segments: bool = False
 
     def pick(self, towers: Mapping[str, Tower], name: str, field: str) -> Tower:
         """The backbone `name`, which the recipe's `field` asks for.
@@ -57,4 +60,6 @@ class Needs(NamedTuple):
         if self.sees is not None and tower.sees != self.sees:
             side = "those before it only" if tower.sees == "before" else "both its sides"
             return f"it is of type {kind}, in which each token sees {side}"
+        if self.segments and not tells_segments(tower.model):
+            return f"it is of type {kind}, which has no two segments (token_type_ids, config: type_vocab_size)"
         return lacking(tower.tokenizer, self.tokens) if self.tokens else ""

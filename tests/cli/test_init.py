@@ -30,7 +30,7 @@ from bigssl.objectives.base import discover
 DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the collector
 SIMPLE = sorted(name for name, kind in discover().items() if not kind.__dict__.get("composite"))
-SENTENCES = ["房间很干净，服务也好", "交通方便，早餐一般", "太吵了，不会再来", "The room was clean", "never again"]
+SENTENCES = ["房间很干净，服务好。", "交通方便，早餐差。", "太吵，不会再来。", "The room was clean. ", "never again! "]
 
 
 @pytest.fixture(autouse=True)
@@ -59,12 +59,12 @@ def class_folders(folder: Path, each: int = 12, classes: str = "abc", side: int 
 def captioned(folder: Path) -> str:
     name = class_folders(folder)
     for number, path in enumerate(sorted(folder.glob("*/*.png"))):
-        path.with_suffix(".txt").write_text(f"{SENTENCES[number % 5]} {number}")
+        path.with_suffix(".txt").write_text(f"{SENTENCES[number % 5]}{number}")
     return name
 
 
 def reviews(folder: Path) -> str:
-    lines = [json.dumps({"text": SENTENCES[n % 5] * (n % 7 + 1), "label": n % 2}) for n in range(60)]
+    lines = [json.dumps({"text": SENTENCES[n % 5] * (n % 7 + 1) + str(n), "label": n % 2}) for n in range(60)]
     (folder.parent / f"{folder.name}.jsonl").write_text("\n".join(lines))
     return f"{folder.name}.jsonl"
 
@@ -239,7 +239,8 @@ def test_texts_may_be_empty_or_huge(here: Path, capsys: pytest.CaptureFixture[st
     for number in range(3):
         (here / "e" / f"{number}.txt").write_text(" ")
     assert main(["init", "mlm", "e"]) == 2
-    assert "e has texts (characters 1), but all of its texts are empty; mlm would take text, but not as" in said(capsys)
+    no = r"e has texts \(characters 1\), but all of its texts are empty; [\w, ]*\bmlm\b.* would take text, but not as"
+    assert re.search(no, said(capsys))
 
 
 def test_pictures_of_which_some_lack_a_caption_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

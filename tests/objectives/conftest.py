@@ -123,18 +123,18 @@ def make_objective(
     return build(config, make_towers(own | more))
 
 
-def make_stream(kind: type[Objective]) -> Stream:
-    """The preset's data."""
-    folder = runs.DEMO / kind.preset.get("data", "emoji/train")
+def make_stream(kind: type[Objective], data: str | None = None) -> Stream:
+    """`data`, a folder below the demo, or the preset's."""
+    folder = runs.DEMO / (data or kind.preset.get("data", "emoji/train"))
     return Stream(DatasetIndex.load(str(folder)), seed=0, source="emoji")
 
 
 def make_batch(
     objective: Objective, *, rank: int = 0, world: int = 1, size: int = 12, step: int = 0, accum: int = 1,
-    micro: int = 0,
+    micro: int = 0, data: str | None = None,
 ) -> Any:  # fmt: skip
-    """A rank's share of a pass over a global batch."""
-    sources = dict.fromkeys(objective.sources(), make_stream(type(objective)))
+    """A rank's share of a pass over a global batch, of `data` or the preset's."""
+    sources = dict.fromkeys(objective.sources(), make_stream(type(objective), data))
     sizes = dict.fromkeys(sources, size)
     loader = MicroBatches(sources, sizes, objective.prepare, objective.assemble, 0, rank, world, accum)
     found = loader[step * accum + micro]

@@ -13,16 +13,18 @@ from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.objectives.base import Objective, discover
 
-EMOJI = Path(__file__).parents[2] / "bigssl" / "demo" / "emoji" / "train"
+DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
 
 
 @pytest.mark.parametrize("name", sorted(discover()))
 def test_a_task_that_draws_says_so(name: str, objective: Any) -> None:
-    task, reader, asked = objective(discover()[name], name), SampleReader(DatasetIndex.load(str(EMOJI))), list[int]()
+    kind, asked = discover()[name], list[int]()
+    task = objective(kind, name)
+    reader = SampleReader(DatasetIndex.load(str(DEMO / kind.preset.get("data", "emoji/train"))))
 
     def more(rng: np.random.Generator, use: Any = lambda sample: sample) -> Any:
         asked.append(1)
-        return use(reader.read(int(rng.integers(1, 99)), source="emoji"))
+        return use(reader.read(int(rng.integers(1, 60)), source="emoji"))
 
     for number in range(8):  # a task may draw for some samples only
         sample: Sample = reader.read(number, source="emoji")

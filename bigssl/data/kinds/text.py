@@ -88,7 +88,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str, length: int) -> tuple[
     if not ids:
         raise DataError(f"text of {len(text)} characters has no token; leave such samples out, or have the tokenizer's "
                         "post_processor begin each text with one")
-    return _padded(ids, length, tokenizer.pad_token_id or 0), (np.arange(length) < len(ids)).astype(np.int64)
+    return padded(ids, length, tokenizer.pad_token_id or 0), (np.arange(length) < len(ids)).astype(np.int64)
 
 
 def encode_words(
@@ -98,7 +98,7 @@ def encode_words(
     `bigssl.data.kinds.words`), -1 at special tokens and padding."""
     ids, words = next(encode_pieces(tokenizer, text, length))
     attention_mask = (np.arange(length) < len(ids)).astype(np.int64)
-    return _padded(ids, length, tokenizer.pad_token_id), attention_mask, _padded(words, length, -1)
+    return padded(ids, length, tokenizer.pad_token_id), attention_mask, padded(words, length, -1)
 
 
 def encode_pieces(
@@ -108,30 +108,36 @@ def encode_pieces(
 
     The text is cut every `length` - 2 tokens and none is left out; a text without tokens gives [CLS] [SEP].
     """
-    encoding = tokenizer(
-        text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
-    )
-    ids, inside = encoding["input_ids"], length - 2
-    words = _words(tokenizer, text, ids, encoding["offset_mapping"])
+    (ids, words), inside = tokens_of(tokenizer, text), length - 2
     for begin in range(0, max(len(ids), 1), inside):
         piece = slice(begin, begin + inside)
         framed = [tokenizer.cls_token_id, *ids[piece], tokenizer.sep_token_id]
         yield np.array(framed, dtype=np.int64), np.concatenate([[-1], words[piece], [-1]])
 
 
-def _padded(values: Sequence[int] | np.ndarray, length: int, fill: int) -> np.ndarray:
-    padded = np.full(length, fill, dtype=np.int64)
-    padded[: len(values)] = values
-    return padded
+def tokens_of(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """(input_ids, words) of all of a text, int64, without special tokens around it."""
+    encoding = tokenizer(
+        text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+    )
+    ids = np.array(encoding["input_ids"], dtype=np.int64)
+    return ids, _words(tokenizer, text, ids, encoding["offset_mapping"])
+
+
+def padded(values: Sequence[int] | np.ndarray, length: int, fill: int) -> np.ndarray:
+    """int64 [length]: `values`, then `fill`."""
+    found = np.full(length, fill, dtype=np.int64)
+    found[: len(values)] = values
+    return found
 
 
 def _words(
-    tokenizer: PreTrainedTokenizerFast, text: str, ids: list[int], offsets: list[tuple[int, int]]
+    tokenizer: PreTrainedTokenizerFast, text: str, ids: np.ndarray, offsets: list[tuple[int, int]]
 ) -> np.ndarray:
     """A special token that stands in the text is no word and must not be masked."""
     places = np.array(offsets, dtype=np.int64).reshape(-1, 2)
     words = word_numbers(text, places)
-    return np.where(special_mask(tokenizer, np.array(ids, dtype=np.int64)), -1, words)
+    return np.where(special_mask(tokenizer, ids), -1, words)
 
 
 def special_mask(tokenizer: PreTrainedTokenizerFast, input_ids: np.ndarray) -> np.ndarray:

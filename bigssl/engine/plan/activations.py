@@ -134,8 +134,9 @@ def _note(reached: set[str], name: str) -> Callable[..., None]:
 
 
 def _parts(objective: Objective, batch: Any) -> Iterator[tuple[str, Objective, Any]]:
-    """The objectives that compute a loss each, with their batches: one that fails must not hide the others."""
-    if isinstance(objective, Joint):
+    """The objectives that compute a loss each, with their batches: one that fails must not hide the others. Where some
+    share a pass, it is all of them in one."""
+    if isinstance(objective, Joint) and not objective.hosts:
         for name, part in objective.parts.items():
             assert isinstance(part, Objective)
             yield name, part, batch[name]

@@ -96,7 +96,7 @@ def leaves(objective: Objective) -> Iterator[tuple[str, Objective]]:
 
 def called_in_recipe(name: str, part: Objective) -> str:
     """A task by its field: `objective.parts.views (simclr)`."""
-    return f"objective{f'.parts.{name}' if name else ''} ({type(part).__name__.lower()})"
+    return f"objective{f'.parts.{name}' if name else ''} ({part.config.name})"
 
 
 def towers_in(part: torch.nn.Module, towers: Mapping[str, Tower]) -> dict[str, Tower]:

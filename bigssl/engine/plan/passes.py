@@ -120,7 +120,7 @@ def _failing(recipe: Recipe, networks: Networks, used: Objective, batch: Any) ->
     objective, towers = networks
     found = []
     for (name, part), (_, its) in zip(leaves(objective), leaves(used), strict=True):
-        own = batch[name] if isinstance(objective, Joint) else batch
+        own = objective.given(batch, name) if isinstance(objective, Joint) else batch
         paths, inside = _paths(part, towers), list[str]()
         try:
             with _watched({tower: its.get_submodule(path) for tower, path in paths.items()}, inside):

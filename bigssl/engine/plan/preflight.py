@@ -161,7 +161,7 @@ def batch_sizes(recipe: Recipe, objective: Objective) -> dict[str, int]:
 def drawing(objective: Objective) -> dict[str, str]:
     """Sources of which samples draw further ones, each with the name of a task that has them do so."""
     parts = [part for part in objective.modules() if isinstance(part, Objective) and part.draws_more]
-    return {source: type(part).__name__.lower() for part in parts for source in part.sources()}
+    return {source: part.config.name for part in parts for source in part.sources()}
 
 
 def check_draws(objective: Objective, orders: Mapping[str, Order]) -> None:

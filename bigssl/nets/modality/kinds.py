@@ -8,6 +8,8 @@ network outside the tables could break one of these in silence.
 
 from __future__ import annotations
 
+import inspect
+
 from transformers import PreTrainedModel
 
 from bigssl.nets.vision.known import OURS
@@ -36,6 +38,8 @@ CAUSAL = (
     "gemma", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "opt", "phi", "qwen2", "qwen3", "smollm3",
     "stablelm", "starcoder2",
 )  # fmt: skip
+SEGMENTS = "token_type_ids"
+"""What transformers calls the ids that tell two pieces of a text apart."""
 OBSERVED = {"patchtst": "past_observed_mask", "patchtsmixer": "observed_mask"}
 """Types of series networks, and what each calls the mask of values that were observed."""
 SERIES = tuple(OBSERVED)
@@ -68,3 +72,10 @@ def unused_parameters(model: PreTrainedModel) -> set[str]:
     """Names of what our features do not pass through (a pooler, a mask token): it learns nothing."""
     parts = ("pooler", "embeddings.mask_token", "masked_spec_embed", *_UNUSED.get(model.config.model_type, ()))
     return {n for n, _ in model.named_parameters() if any(n == part or n.startswith(part + ".") for part in parts)}
+
+
+def tells_segments(model: PreTrainedModel) -> bool:
+    """Whether a text network has an embedding for each of two pieces of a text (BERT; RoBERTa and others have none, or
+    one for all)."""
+    kinds = getattr(model.config, "type_vocab_size", None) or 0
+    return kinds > 1 and SEGMENTS in inspect.signature(model.forward).parameters

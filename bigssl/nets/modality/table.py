@@ -20,7 +20,7 @@ from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
 from bigssl.nets import pool
 from bigssl.nets.modality import pixels, vocabulary
-from bigssl.nets.modality.kinds import AUDIO, CAUSAL, IMAGE, OBSERVED, SERIES, TEXT
+from bigssl.nets.modality.kinds import AUDIO, CAUSAL, IMAGE, OBSERVED, SEGMENTS, SERIES, TEXT
 from bigssl.nets.norm import has_batch_norm
 
 Batch = Mapping[str, Tensor]
@@ -150,7 +150,7 @@ def _of_another_side(model: PreTrainedModel, pixels: Tensor) -> bool:
 
 
 class _Text(Modality):
-    """Batches: input_ids and attention_mask, int64 [B, T]."""
+    """Batches: input_ids, attention_mask and, of pairs of texts, token_type_ids, int64 [B, T]."""
 
     name, takes, kinds, batch, main = "text", "tokens", (*TEXT, *CAUSAL), "input_ids", "input_ids"
     fields: ClassVar = {"tokenizer": "its tokenizer.json", "length": "its tokens per sequence, e.g. 128"}
@@ -178,8 +178,9 @@ class _Text(Modality):
     def inputs(self, model: PreTrainedModel, batch: Batch) -> Inputs:
         ids = self._values(batch)
         mask = batch.get("attention_mask")
-        return {self.main: ids, "attention_mask": torch.ones_like(ids) if mask is None else mask} | self._no_cache(
-            model.config.model_type)
+        found = {self.main: ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
+        found |= {SEGMENTS: batch[SEGMENTS]} if SEGMENTS in batch else {}
+        return found | self._no_cache(model.config.model_type)
 
     def _no_cache(self, kind: str) -> Inputs:
         """Decoders keep all keys and values for a next token that does not come."""
