@@ -16,6 +16,7 @@ from PIL import Image
 
 from bigssl.data.kinds import decode, masking, text
 from bigssl.data.kinds.augment import SimClrAugment
+from bigssl.data.kinds.vocabularies.training import train_tokenizer
 from bigssl.data.order import rng
 
 Prepare = Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]
@@ -112,7 +113,7 @@ def masked_tokens(folder: Path) -> Prepare:
     """BERT's: 128 tokens, 15 % of them masked."""
     file = folder / "tokenizer.json"
     if not file.exists():
-        text.train_tokenizer((document(number).decode() for number in range(500)), 4096, file)
+        train_tokenizer((document(number).decode() for number in range(500)), 4096, file)
     tokenizer = text.load_tokenizer(file)
 
     def prepare(data: bytes, generator: np.random.Generator) -> dict[str, np.ndarray]:

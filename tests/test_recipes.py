@@ -37,7 +37,7 @@ FIRST: dict[str, list[Any]] = {}  # by recipe: its first loss in one process, an
 
 # a loss beside its blind line, and a score beside it, of which the words vary
 BLIND = re.compile(r"blind line[^;]*\d|\([^)]*: [^)]*\d[^)]*\)")
-SCORE = re.compile(r"(kNN|[Ll]inear)[\w ]*? (\d+\.\d+ %|\.\d+)")
+SCORE = re.compile(r"(kNN|[Ll]inear)[\w ]*? (\d+\.\d+ %|\.\d+)|never trained on[^:]*: \d\.\d+ nats \(.*n-grams \d\.\d+")
 
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 
@@ -93,7 +93,7 @@ def test_the_numbers_of_a_recipe_fit_together_as_they_stand(path: Path) -> None:
     check_evaluation(recipe, preflight.evaluated_towers(paper.objective, paper.towers), exported_heads(paper.objective))
     sizes = preflight.batch_sizes(recipe, paper.objective)
     check_cached(recipe, paper.objective)
-    for world in (1, 2, 8):
+    for world in (1, 2, 4 if path in LAPTOP else 8):
         _, accum = split_batch(recipe, world)
         check_passes(recipe, paper.objective, sizes, accum)
 

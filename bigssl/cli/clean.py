@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json as jsonlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from bigssl.cli.options import AGAIN, Reading, Writing, local, note, print_written, refuse_destroying, split_of
+from bigssl.data.errors import DataError
 from bigssl.data.shards.index import DatasetIndex
-from bigssl.data.tools.rules import RULES, Thresholds, meaning
+from bigssl.data.tools.rules import RULES, Thresholds, check_thresholds, meaning
 from bigssl.data.tools.stats import aligned, statistics, table
 from bigssl.data.tools.survey import survey
+from bigssl.data.tools.texts.near import can_find_near
+from bigssl.data.tools.texts.rewriting import REWRITES, check_rewrites
 
 MEANINGS = "; ".join(f"{name}: {meaning(name, Thresholds())}" for name in RULES)
+AT = "defaults: " + ", ".join(f"{name}={rule.default:g}" for name, rule in RULES.items() if rule.default is not None)
+REWRITING = "; ".join(f"{name}: {rule.meaning}" for name, rule in REWRITES.items())
 
 
 def split(source: str, folder: str, /, *, part: str = "val=0.1", by: str | None = None, seed: int = 0,
@@ -51,9 +56,31 @@ class Rules:
     """empty-text: letters and digits that are enough"""
     by: str = ""
     """A,B: duplicates agree in these fields (default: in all)"""
+    at: Annotated[list[str], Parameter(help=f"RULE=VALUE: another threshold of a rule of texts; repeatable; {AT}")
+    ] = field(default_factory=list)  # fmt: skip
+    script: str = ""
+    """script: A,B: in which texts are to be written: latin, han, cyrillic, ..."""
+    rewrite: Annotated[str, Parameter(help=f"RULE,RULE: before texts are judged: {REWRITING}")] = ""
 
     def thresholds(self) -> Thresholds:
-        return Thresholds(self.blank, self.min_text, tuple(name for name in self.by.split(",") if name))
+        at = dict(map(_threshold, self.at))
+        return Thresholds(self.blank, self.min_text, _names(self.by), at, _names(self.script.lower()))
+
+    @property
+    def rewrites(self) -> tuple[str, ...]:
+        return _names(self.rewrite)
+
+
+def _threshold(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError as error:
+        raise DataError(f"--at {text}: is not RULE=VALUE with a number") from error
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
 
 
 def stats(url: str, /, *, json: bool = False, rules: Rules | None = None, reading: Reading | None = None) -> None:
@@ -62,16 +89,20 @@ def stats(url: str, /, *, json: bool = False, rules: Rules | None = None, readin
         url: a dataset: a folder, a tar or a brace pattern
         json: print JSON instead of tables
     """
-    reading = reading or Reading()
+    reading, rules = reading or Reading(), rules or Rules()
+    thresholds = rules.thresholds()
+    check_thresholds(thresholds)
+    check_rewrites(rules.rewrites)
     with reading.applied():
-        facts = statistics(survey(DatasetIndex.load(url), reading.jobs), (rules or Rules()).thresholds())
+        found = survey(DatasetIndex.load(url), reading.jobs, rewrite=rules.rewrites, near=can_find_near())
+        facts = statistics(found, thresholds)
     print(jsonlib.dumps(facts, indent=1, ensure_ascii=False) if json else table(facts))
     if broken := facts["rules"]["damaged"]["samples"]:
         note(f"{broken} damaged samples; `bigssl shards verify {facts['url']}` names each")
 
 
 def clean(source: str, folder: str, /, *, drop: Annotated[str, Parameter(help=f"RULE,RULE: {MEANINGS} (the first of "
-          "them stays)")], rules: Rules | None = None, writing: Writing | None = None) -> None:  # fmt: skip
+          "them stays)")] = "", rules: Rules | None = None, writing: Writing | None = None) -> None:  # fmt: skip
     """
     Args:
         source: a dataset: a folder, a tar or a brace pattern; it is only read
@@ -79,12 +110,15 @@ def clean(source: str, folder: str, /, *, drop: Annotated[str, Parameter(help=f"
     """
     from bigssl.data.tools.clean import REPORT, clean
 
-    writing, there = writing or Writing(), local(folder)
+    writing, rules, there = writing or Writing(), rules or Rules(), local(folder)
     refuse_destroying(source, there)
-    names = [name for name in drop.split(",") if name]
+    names = _names(drop)
     with writing.applied(AGAIN):
-        index, thresholds = DatasetIndex.load(source), (rules or Rules()).thresholds()
-        cleaned = clean(index, there, names, thresholds, **writing.arguments(there))
-    print(aligned([["RULE", "SAMPLES"], *([name, str(cleaned.rules[name])] for name in names)]))
+        index, thresholds = DatasetIndex.load(source), rules.thresholds()
+        cleaned = clean(index, there, names, thresholds, rewrite=rules.rewrites, **writing.arguments(there))
+    if names:
+        print(aligned([["RULE", "SAMPLES"], *([name, str(cleaned.rules[name])] for name in names)]))
+    if cleaned.rewrites:
+        print(aligned([["REWRITES", "SAMPLES"], *([name, str(count)] for name, count in cleaned.rewrites.items())]))
     print(f"{cleaned.dropped} dropped, each named in {there / REPORT}")
     print_written(there, {"": cleaned.dataset})

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
@@ -109,21 +109,24 @@ def _members(members: dict[str, Member]) -> str:
     return ", ".join(f"{name} {member.length} B" for name, member in members.items())
 
 
-def train(*urls: str, vocab_size: PositiveInt = 8192, text_field: FieldOption = None) -> None:
+def train(*urls: str, kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece", vocab_size: PositiveInt = 8192,
+          text_field: FieldOption = None) -> None:  # fmt: skip
     """
     Args:
         urls: datasets (give the training part only), then the tokenizer.json to write
+        kind: wordpiece (lower-case, as BERT's), bpe (of bytes, as GPT-2's: nothing is unknown) or unigram (as
+            SentencePiece's)
         vocab_size: entries at most
     """
     # imported here: transformers takes seconds to load
-    from bigssl.data.kinds.text import train_tokenizer
+    from bigssl.data.kinds.vocabularies.training import train_tokenizer
 
     if len(urls) < 2:
         raise DataError("tokenizer train: DATASETS... tokenizer.json are needed, the last one is written")
     out = local(urls[-1])
     indexes = [DatasetIndex.load(url) for url in urls[:-1]]
     samples = (sample for index in indexes for sample in read_in_order(index))
-    learnt = train_tokenizer((_text(sample, text_field) for sample in samples), vocab_size, out)
+    learnt = train_tokenizer((_text(sample, text_field) for sample in samples), vocab_size, out, kind)
     print(f"{out}: {learnt.sentence}")
 
 

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from bigssl.config.errors import ConfigError
 from bigssl.nets.chance.attention import Packing
 from bigssl.nets.chance.dropout import within_packing
+from bigssl.nets.modality.kinds import CAUSAL
 
-PACKABLE = ("albert", "bert", "camembert", "distilbert", "electra", "gpt2", "llama", "mistral", "modernbert", "qwen2",
-            "roberta", "xlm-roberta")  # fmt: skip
+PACKABLE = ("albert", "bert", "camembert", "distilbert", "electra", "modernbert", "roberta", "xlm-roberta", *CAUSAL)
 """Model types that take positions as they are, and hand every layer's attention to `chance/attention.py`."""
 _FROM_PADDING = ("camembert", "roberta", "xlm-roberta")  # whose positions begin behind the number of the padding token
 
@@ -25,6 +25,12 @@ def check_packable(model: PreTrainedModel, field: str) -> None:
         raise ConfigError(f"{field}: value true with attention {attention}; allowed with: sdpa")
 
 
+def check_attention(model: PreTrainedModel, section: str) -> None:
+    """The same of a task that packs whatever its recipe says, where a backbone's `section` asks for another one."""
+    if (attention := model.config._attn_implementation) != "sdpa":
+        raise ConfigError(f"{section}.attention: value {attention}; allowed: sdpa (or left out: texts share rows)")
+
+
 def packed_tokens(model: PreTrainedModel, input_ids: Tensor, positions: Tensor, packing: Packing) -> Tensor:
     """Last hidden states [R, T, dim] of packed rows: what each text gives alone, to rounding.
 
@@ -34,8 +40,9 @@ def packed_tokens(model: PreTrainedModel, input_ids: Tensor, positions: Tensor, 
     """
     first = model.config.pad_token_id + 1 if model.config.model_type in _FROM_PADDING else 0
     nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)  # what has 4 dimensions is handed on
+    cache = {"use_cache": False} if model.config.model_type in CAUSAL else {}
     with within_packing(packing):
         hidden: Tensor = model(
-            input_ids=input_ids, attention_mask=nothing, position_ids=positions + first
+            input_ids=input_ids, attention_mask=nothing, position_ids=positions + first, **cache
         ).last_hidden_state
     return hidden

@@ -66,6 +66,8 @@ class Subjects(Protocol):
 
     def head(self, name: str) -> Head: ...
 
+    def heads(self) -> Mapping[str, Head]: ...
+
     def whole(self, parameter: nn.Parameter) -> nn.Parameter:
         """It, or a copy where this rank may hold a slice alone."""
         ...
@@ -135,6 +137,9 @@ class Exported:
     def head(self, name: str) -> Head:
         return export.load_head(self.folder / "heads" / f"{name}.safetensors")
 
+    def heads(self) -> Mapping[str, Head]:
+        return {path.stem: export.load_head(path) for path in sorted((self.folder / "heads").glob("*.safetensors"))}
+
     def whole(self, parameter: nn.Parameter) -> nn.Parameter:
         return parameter
 
@@ -165,6 +170,9 @@ class Live:
 
     def head(self, name: str) -> Head:
         return self._heads()[name]
+
+    def heads(self) -> Mapping[str, Head]:
+        return self._heads()
 
     def whole(self, parameter: nn.Parameter) -> nn.Parameter:
         with self._gathered([parameter]), torch.no_grad():

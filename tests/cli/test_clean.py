@@ -60,6 +60,33 @@ def test_clean(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "which is to be written" in capsys.readouterr().err
 
 
+def test_texts_are_rewritten_and_dropped_by_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t").mkdir()
+    for key, text in {"a": "Ｗｏｒｄ one two\r\n", "b": "Word one two", "c": "слово"}.items():
+        (tmp_path / "t" / f"{key}.txt").write_bytes(text.encode())
+    assert run("shards", "pack", tmp_path / "t", tmp_path / "s", "--as", "files", "--jobs", 1, "--keep-order") == 0
+    capsys.readouterr()
+    assert run("shards", "stats", tmp_path / "s", "--at", "few-words=3", "--script", "latin", "--jobs", 1) == 0
+    shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert shown["few-words"].split()[1:3] == ["1", "33.33%"] and shown["few-words"].endswith("c (1)")
+    assert shown["script"].split()[1] == "1" and shown["nfkc"].split()[1] == "1" and shown["cyrillic"].split()[1] == "5"
+    rules = ["--drop", "script", "--script", "latin", "--rewrite", "controls,nfkc"]
+    assert run("shards", "clean", tmp_path / "s", tmp_path / "o", *rules, "--jobs", 1) == 0
+    out = capsys.readouterr().out
+    assert "REWRITES  SAMPLES\ncontrols  1\nnfkc      1\n1 dropped, each named in" in out
+    texts = [sample.fields["txt"] for sample in read_in_order(DatasetIndex.load(tmp_path / "o"))]
+    assert texts == [b"Word one two\n", b"Word one two"]
+    for wrong, said in (
+        (["--drop", "blank", "--script", "latin"], "--script has no effect: --drop has no script"),
+        (["--drop", "blank", "--at", "bullets=.5"], "--at bullets has no effect: --drop has no bullets"),
+        (["--drop", "script"], "rule script needs --script NAMES"),
+        (["--drop", "bullets", "--at", "bullets"], "--at bullets: is not RULE=VALUE with a number"),
+        ([], "no rule is given; allowed are damaged"),
+    ):
+        assert run("shards", "clean", tmp_path / "s", tmp_path / "p", *wrong) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_stats(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("shards", "stats", dataset, "--jobs", 1) == 0
     shown = capsys.readouterr()
@@ -68,7 +95,10 @@ def test_stats(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("shards", "stats", dataset, "--json", "--by", "txt", "--min-text", 6) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["fields"]["txt"]["duplicates"] == 1
-    assert facts["rules"]["empty-text"] == {"meaning": "a text of fewer than 6 letters and digits", "samples": 9}
+    assert facts["rules"]["empty-text"] == {
+        "meaning": "a text of fewer than 6 letters and digits", "samples": 9, "share": 0.9,
+        "examples": [{"key": key, "value": 5.0} for key in "abc"],
+    }  # fmt: skip
     assert facts["rules"]["duplicates"]["meaning"].endswith("in txt")
 
 

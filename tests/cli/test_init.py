@@ -20,6 +20,9 @@ from bigssl import objectives, train
 from bigssl.cli.main import main
 from bigssl.cli.recipes import model
 from bigssl.config.recipe import load_recipe
+from bigssl.data.kinds import decode
+from bigssl.data.kinds.text import encode_words, load_tokenizer
+from bigssl.data.order.stream import read_in_order
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.remaking.base import discover_remakers
 from bigssl.objectives.base import discover
@@ -281,6 +284,28 @@ def test_what_is_no_objective_for_init_is_answered(here: Path, capsys: pytest.Ca
     for name in set(discover()) - set(SIMPLE):
         assert main(["init", name, "photos"]) == 2 and "begin with one of them" in said(capsys)
     assert main(["init", "simclr", "nowhere"]) == 2 and "nowhere: no such file or folder" in said(capsys)
+
+
+def test_from_a_folder_of_chinese_texts_to_whole_characters_that_are_masked(here: Path, ranks: Any) -> None:
+    """All of 1,500 different characters are in the vocabulary, each a word; two steps of a run."""
+    rng = np.random.default_rng(0)
+    words = ["".join(chr(0x4E00 + int(n)) for n in rng.integers(0, 1500, int(rng.integers(1, 4)))) for _ in range(1200)]
+    (here / "新闻").mkdir()
+    for number in range(40):
+        said = "，".join("".join(words[n] for n in rng.integers(0, 1200, 9)) for _ in range(14))
+        (here / "新闻" / f"文{number}.txt").write_text("" if number == 7 else f"{said}。")
+    assert main(["init", "mlm", "新闻", "--out", "news.yaml"]) == 0
+    tokenizer = load_tokenizer(here / "news-tokenizer.json")
+    train_texts = [decode.running_text(sample) for sample in read_in_order(DatasetIndex.load("新闻-shards/train"))]
+    ids, attention, words_of = encode_words(tokenizer, max(train_texts), 64)
+    assert (ids == tokenizer.unk_token_id).sum() == 0 and attention.all()
+    assert (np.diff(words_of[1:-1]) == 1).all()  # each character, and each comma, is a word
+    some = ["--config", "news.yaml", "steps=2", "optim.warmup=0", "objective.masking=word", "batch.size=16",
+            "evaluate={}", "probe=null"]  # fmt: skip
+    assert ranks(train.main, 1, some) == [0]
+    records = [json.loads(line) for line in (here / "runs/news/metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == 2 and np.isfinite(records[-1]["loss"])
+    assert records[-1]["stats/unmaskable"] <= 1 / 16  # the empty text, where it is on this side
 
 
 def scans(folder: Path, each: int) -> str:

@@ -14,7 +14,7 @@ import yaml
 from bigssl.cli.fields import Fields
 from bigssl.cli.found import found_data
 from bigssl.cli.main import main
-from bigssl.data.kinds.text import train_tokenizer
+from bigssl.data.kinds.vocabularies.training import train_tokenizer
 from bigssl.data.order.stream import read_in_order
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex

@@ -76,7 +76,9 @@ def test_texts_and_series() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "size", "part"), [("tokenizer", 8192, "emoji/train"), ("tokenizer-prose", 1024, "text/train")]
+    ("file", "size", "part"),
+    [("tokenizer", 8192, "emoji/train"), ("tokenizer-prose", 1024, "text/train"),
+     ("tokenizer-characters", 99, "text/train")],
 )
 def test_the_tokenizers_know_the_training_text(file: str, size: int, part: str) -> None:
     tokenizer = load_tokenizer(DEMO / f"{file}.json")

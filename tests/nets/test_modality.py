@@ -267,7 +267,7 @@ def test_tasks_refuse_what_they_cannot_use_and_name_what_they_can(make: Callable
         ("decoder", "text", {"sees": "both"}, "it is of type gpt2, in which each token sees those before it only; "
                                               "allowed: words"),
         ("words", "text", {"sees": "before"}, "it is of type modernbert, in which each token sees both its sides"),
-        ("decoder", "text", {"tokens": ["mask_token"]}, "its tokenizer has no mask_token; allowed: words"),
+        ("decoder", "text", {"tokens": ["mask_token"]}, "its tokenizer has no mask_token ("),
     ]:  # fmt: skip
         with pytest.raises(ConfigError) as caught:
             Needs(modality, **options).pick(towers, name, "objective.backbone")
@@ -282,7 +282,7 @@ def test_masked_language_models_need_a_tokenizer_with_a_mask(make: Callable[...,
     tower = make("modernbert", tokenizer=bytes_only)
     assert tower.features(batch_of(tower, range(2))).isfinite().all()  # a tower does not
     assert tower.model.config.pad_token_id is None and tower.model.config.cls_token_id is None
-    with pytest.raises(ConfigError, match="its tokenizer has no mask_token, pad_token, cls_token, sep_token; allowed:"):
+    with pytest.raises(ConfigError, match="its tokenizer has no mask_token, pad_token, cls_token, sep_token \\("):
         Mlm(Mlm.Config(source="t", backbone="net"), {"net": tower})
 
 

@@ -36,6 +36,13 @@ TINY = {
             "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 16,
         },
     ),
+    "gpt2": BackboneConfig(
+        type="gpt2",
+        tokenizer=TOKENIZER,
+        length=16,
+        config={"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+                "attn_pdrop": 0.0},
+    ),
     "vit": BackboneConfig(
         type="vit",
         size=32,
@@ -59,6 +66,10 @@ DROPPING = {
     "bert": TINY["bert"].model_copy(update={
         "activation_checkpointing": True,
         "config": TINY["bert"].config | {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
+    }),
+    "gpt2": TINY["gpt2"].model_copy(update={
+        "activation_checkpointing": True,
+        "config": TINY["gpt2"].config | {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1},
     }),
 }  # fmt: skip
 

@@ -131,10 +131,11 @@ def validated(values: dict[str, Any]) -> Recipe:
 
 
 def numbers(losses: Losses) -> dict[str, float]:
+    """Without the share of padding: each rank fills rows with what it has, and this changes nothing else."""
     found = {}
     for path, each in losses.named():
         found |= {f"loss{path}": each.total.item(), f"blind{path}": float(each.blind)}
-        found |= {f"stats{path}/{name}": float(value) for name, value in each.stats.items()}
+        found |= {f"stats{path}/{name}": float(value) for name, value in each.stats.items() if name != "padding"}
         found |= {f"spread{path}/{name}": float(value) for name, value in each.spread.items()}
     return found
 

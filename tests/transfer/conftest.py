@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from bigssl.data.kinds import text
+from bigssl.data.kinds.vocabularies.training import train_tokenizer
 from bigssl.data.shards.index import build_index
 from bigssl.nets.heads.base import Head
 from bigssl.transfer.inputs import ImageInput, TextInput
@@ -98,7 +99,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     words = [f"{fine} {fine[:-4]} {name} thing number {i}" for name, (fine, _) in CLASSES.items() for i in range(10)]
-    text.train_tokenizer(words, 200, path)
+    train_tokenizer(words, 200, path)
     return text.load_tokenizer(path)
 
 

@@ -15,7 +15,8 @@ import torch
 from scipy import sparse
 from transformers import PreTrainedTokenizerFast
 
-from bigssl.data.kinds.text import load_tokenizer, train_tokenizer
+from bigssl.data.kinds.text import load_tokenizer
+from bigssl.data.kinds.vocabularies.training import train_tokenizer
 from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.base import Item
 from bigssl.nets.embeddings.health import rankme, uniformity

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
-from bigssl.data.kinds.alphabet import COVERED, LONGEST, MANY, Alphabet
-from bigssl.data.kinds.words import word_numbers
-from bigssl.files import whole
+from bigssl.data.kinds.words import begins_word, joins_before, word_numbers
 
 SPECIALS = {
     "pad_token": "[PAD]",
@@ -25,100 +20,21 @@ SPECIALS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-_AT_ONCE = 1000  # words of a text that a tokenizer is trained on
+NAMED = {
+    "pad_token": ("[PAD]", "<pad>"), "unk_token": ("[UNK]", "<unk>"), "cls_token": ("[CLS]", "<s>"),
+    "sep_token": ("[SEP]", "</s>"), "mask_token": ("[MASK]", "<mask>"), "bos_token": ("<s>", "[CLS]", "<|endoftext|>"),
+    "eos_token": ("</s>", "[SEP]", "<|endoftext|>"),
+}  # fmt: skip
+"""Special tokens, and what BERT, RoBERTa, T5, ALBERT, XLM-R, Llama and GPT-2 call them: the first there is. Where only
+one of [CLS] and [SEP] are there, they begin and end a text for a causal model as well."""
 _WORD_LENGTH = 5  # about
-_WORD_START = re.compile(r"(?<=\s)\S")
-
-
-@dataclass(frozen=True)
-class Learnt:
-    """A vocabulary as it was trained: its `entries`, and which characters are among them."""
-
-    entries: int
-    alphabet: Alphabet
-
-    @property
-    def sentence(self) -> str:
-        """How many entries; which share of the text is unknown, and what size would do, where that is much."""
-        said, alphabet = f"{self.entries:,} entries", self.alphabet
-        if left_out := len(alphabet.ranked) - alphabet.count:
-            said += f"; {left_out:,} of {len(alphabet.ranked):,} characters are not among them"
-        if alphabet.unknown:
-            said += f"; {100 * alphabet.unknown:.2g} % of the text becomes {SPECIALS['unk_token']}"
-        if alphabet.unknown > MANY + alphabet.lost[-1]:
-            least = len(SPECIALS) + alphabet.enough
-            said += f": too small for this text; --vocab-size {least} or more would leave {100 * (1 - COVERED):.2g} %"
-        if alphabet.lost[-1] > MANY:
-            said += f"; {100 * alphabet.lost[-1]:.2g} % are words of more than {LONGEST} characters"
-        return said
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLike[str]) -> Learnt:
-    """Trains a lower-case WordPiece vocabulary of at most `vocab_size` entries and writes it as a tokenizer.json.
-
-    The same texts give the same bytes. [PAD] is 0; the others of SPECIALS follow. Encoding adds [CLS] and [SEP] (Devlin
-    et al. 2019). Accents and marks stay: in Hindi, Thai and Japanese they are vowels and consonants. Characters that
-    have no place become [UNK] (`bigssl.data.kinds.alphabet` says which). `texts` are read once; their words are held
-    in memory, each once.
-
-    Raises DataError for texts without characters, and a size that cannot hold one.
-    """
-    names, learner = list(SPECIALS.values()), _wordpiece({})
-    counts = Counter(word for text in texts for word in _words_of(learner, text))
-    everything = Alphabet.of(counts)
-    if not everything.ranked:
-        raise DataError("tokenizer: the texts hold no characters to learn from")
-    if vocab_size < (least := len(names) + everything.costs[0]):
-        raise DataError(f"tokenizer: vocab-size {vocab_size}; allowed: >= {least}, for the {len(names)} special tokens "
-                        "and one character; thousands are usual")  # fmt: skip
-    alphabet = everything.within(vocab_size - len(names))
-    known = set(alphabet.ranked[: alphabet.count])
-    # A word with another character is [UNK] whatever is learnt of it. The trainer numbers letters inside words in the
-    # order of a hash table, which differs from run to run and decides ties between merges. As special tokens they have
-    # a fixed place; the final tokenizer has them as plain entries.
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=names + alphabet.entries, show_progress=False)
-    learner.normalizer, learner.pre_tokenizer = normalizers.Sequence([]), pre_tokenizers.WhitespaceSplit()
-    learner.train_from_iterator(_repeated({word: n for word, n in counts.items() if known.issuperset(word)}), trainer)
-    vocabulary = learner.get_vocab()
-    alphabet = alphabet.filled(vocab_size - len(vocabulary))
-    for entry in alphabet.entries:
-        vocabulary.setdefault(entry, len(vocabulary))
-    tokenizer = _wordpiece(vocabulary)
-    tokenizer.add_special_tokens(names)
-    tokenizer.post_processor = processors.BertProcessing(
-        ("[SEP]", names.index("[SEP]")), ("[CLS]", names.index("[CLS]"))
-    )
-    with whole(Path(path)) as staging:
-        tokenizer.save(str(staging), pretty=False)
-    return Learnt(len(vocabulary), alphabet)
-
-
-def _repeated(counts: Mapping[str, int]) -> Iterator[str]:
-    """Texts in which each word occurs so often: a trainer takes no counts."""
-    for word, times in counts.items():
-        for begin in range(0, times, _AT_ONCE):
-            yield " ".join([word] * min(_AT_ONCE, times - begin))
-
-
-def _wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
-    model = models.WordPiece(vocabulary, unk_token=SPECIALS["unk_token"], max_input_chars_per_word=LONGEST)
-    tokenizer = Tokenizer(model)
-    lower = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), lower])
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    return tokenizer
-
-
-def _words_of(tokenizer: Tokenizer, text: str) -> list[str]:
-    normal = tokenizer.normalizer.normalize_str(text)
-    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
+_FAR = 100  # characters: where no word begins within so many, a window begins inside
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer from a tokenizer.json or from a folder as `save_pretrained` writes it, with those special tokens that
-    its vocabulary has (`lacking` tells what is missing).
+    """A tokenizer from a tokenizer.json or from a folder as `save_pretrained` writes it. Its special tokens are those
+    that its files name; what they leave open (those of a hub often say nothing, the class of transformers knew it) is
+    taken by name from those it has (`NAMED`). `lacking` tells what is missing.
 
     Raises DataError when there is none.
     """
@@ -126,25 +42,39 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"tokenizer {file}: no such file; train one with `bigssl tokenizer train SHARDS {file}`")
+    try:  # asked of the file: the class would add what is missing
+        raw = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing narrower
+        why = " ".join(str(error).split())[:200]
+        raise DataError(f"tokenizer {file} cannot be read ({why}); allowed: a tokenizer.json of `tokenizers`") from None
+    known, added = raw.get_vocab(), {str(token): token for token in raw.get_added_tokens_decoder().values()}
     if (file.parent / "tokenizer_config.json").is_file():
-        named: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(file.parent)
-        return named
-    known = Tokenizer.from_file(str(file)).get_vocab()  # asked of the file: the class would add what is missing
-    there = {name: token for name, token in SPECIALS.items() if token in known}
-    return PreTrainedTokenizerFast(tokenizer_file=str(file), **there)
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(file.parent)
+    else:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+    there = {name: next((each for each in names if each in known), None) for name, names in NAMED.items()}
+    tokenizer.add_special_tokens({
+        name: added.get(token, AddedToken(token, special=True))
+        for name, token in there.items() if token is not None and getattr(tokenizer, name) is None
+    })  # fmt: skip
+    return tokenizer
 
 
 def lacking(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[str]) -> str:
-    """What a tokenizer lacks of the special tokens `tokens` (names as in SPECIALS), in words; "" where nothing. One
-    that has to have cls and sep has to put them around a text."""
+    """What a tokenizer lacks of the special tokens `tokens` (names as in SPECIALS), in words, and what adds it; ""
+    where nothing. One that has to have cls and sep has to put them around a text."""
     missing = [name for name in tokens if getattr(tokenizer, name) is None]
     if missing:
-        return f"its tokenizer has no {', '.join(missing)}"
+        given = ", ".join(f'"{name}": "{SPECIALS.get(name, NAMED[name][0])}"' for name in missing)
+        return (f"its tokenizer has no {', '.join(missing)} (transformers' add_special_tokens({{{given}}}) and "
+                "save_pretrained add what lacks; one of `bigssl tokenizer train` has all)")  # fmt: skip
     frame = [tokenizer.cls_token_id, tokenizer.sep_token_id]
     if {"cls_token", "sep_token"} <= set(tokens) and (empty := tokenizer("")["input_ids"]) != frame:
         found = tokenizer.convert_ids_to_tokens(empty)
-        ends = f"{tokenizer.cls_token} {tokenizer.sep_token}"
-        return f"its tokenizer makes {found} of an empty text, not {ends}; set such a post_processor in it"
+        cls, sep = (tokenizer.cls_token, frame[0]), (tokenizer.sep_token, frame[1])
+        return (f"its tokenizer makes {found} of an empty text, not {cls[0]} {sep[0]} "
+                f"(tokenizer.backend_tokenizer.post_processor = tokenizers.processors.BertProcessing({sep}, {cls}) and "
+                "save_pretrained set them around it)")  # fmt: skip
     return ""
 
 
@@ -211,13 +141,21 @@ def _words(
 
 
 def special_mask(tokenizer: PreTrainedTokenizerFast, input_ids: np.ndarray) -> np.ndarray:
-    """bool, same shape: True at [PAD], [CLS], [SEP] and [MASK], which masking must leave alone ([UNK] is a word)."""
-    kept = [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id]
-    return np.isin(input_ids, [token for token in kept if token is not None])
+    """bool, same shape: True at [PAD], [CLS], [SEP], [MASK] and what begins or ends a text, which masking must leave
+    alone ([UNK] is a word)."""
+    return np.isin(input_ids, frame_ids(tokenizer))
+
+
+def frame_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Ids of the special tokens that stand for nothing in a text; of [UNK] only where it is one of them (GPT-2's)."""
+    kept = (tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id,
+            tokenizer.bos_token_id, tokenizer.eos_token_id)  # fmt: skip
+    return [token for token in kept if token is not None]
 
 
 def random_window(text: str, rng: np.random.Generator, characters: int) -> str:
-    """At most `characters` characters of `text`, from the beginning of a word on; all of a text that is shorter."""
+    """At most `characters` characters of `text`, from the beginning of a word on; all of a text that is shorter. In
+    scripts without spaces a word begins at each character; in a run without words (DNA) a window begins anywhere."""
     if len(text) <= characters:
         return text
     # the draw goes on to the next word, so places before the text give the first word its share
@@ -228,8 +166,11 @@ def random_window(text: str, rng: np.random.Generator, characters: int) -> str:
 
 def _next_word(text: str, begin: int) -> int:
     """Where the first word at or after `begin` begins; in the last word, where that one begins."""
-    found = _WORD_START.search(text, begin)
-    if found:
-        return found.start()
+    near = range(begin, min(begin + _FAR, len(text)))
+    for place in near:
+        if begins_word(text, place):
+            return place
+    if near.stop < len(text):
+        return next((place for place in near if not joins_before(text, place)), begin)
     words = text.split()
     return text.rindex(words[-1]) if words else 0

@@ -15,6 +15,7 @@ A run of more than LONGEST tokens without an end (DNA, base64) is no word: each 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from functools import lru_cache
 
@@ -30,6 +31,7 @@ WITHOUT_SPACES = (
 width kana, rarer ideographs."""
 ZERO_WIDTH_SPACE = 0x200B
 MARK, LETTER, ALONE, END = range(4)  # what a character does to a word: joins, joins its like, is one, ends it
+_SPELLED = re.compile("AM*|[LM]+")  # words in these, by their first letters
 
 
 def word_numbers(text: str, offsets: np.ndarray) -> np.ndarray:
@@ -51,6 +53,25 @@ def word_numbers(text: str, offsets: np.ndarray) -> np.ndarray:
     numbers = np.concatenate([[0], np.cumsum(~joined)])
     sizes = np.bincount(numbers)[numbers]
     return np.concatenate([[0], np.cumsum(np.where(sizes[1:] > LONGEST, ~inside, ~joined))])
+
+
+def words_in_text(text: str) -> list[str]:
+    """Its words: letters and digits that follow each other, and characters of scripts without spaces, with the marks
+    on them."""
+    spelled = np.frombuffer(b"MLAE", dtype=np.uint8)[_kinds(text)].tobytes().decode()
+    return [text[found.start() : found.end()] for found in _SPELLED.finditer(spelled)]
+
+
+def begins_word(text: str, place: int) -> bool:
+    """Whether a word begins at a place > 0 of a text: behind a space, or at a character of a script without spaces."""
+    if text[place - 1].isspace():
+        return not text[place].isspace()
+    return _kind(ord(text[place])) == ALONE
+
+
+def joins_before(text: str, place: int) -> bool:
+    """Whether the character at a place belongs to the one before it."""
+    return _kind(ord(text[place])) == MARK
 
 
 def _kinds(text: str) -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,20 +13,30 @@ from bigssl.data.errors import DataError, damaged
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack, refuse_existing
 from bigssl.data.tools.parts import equal_together
-from bigssl.data.tools.rules import Judged, Thresholds, check_names, judge_samples
-from bigssl.data.tools.sources.base import json_bytes
+from bigssl.data.tools.rules import (
+    Judged,
+    Thresholds,
+    check_names,
+    check_thresholds,
+    judge_samples,
+    refuse_unasked,
+)
+from bigssl.data.tools.sources.base import Item, json_bytes
 from bigssl.data.tools.sources.shards import from_index, stretches_of
 from bigssl.data.tools.survey import Survey, survey
+from bigssl.data.tools.texts.rewriting import check_rewrites, rewritten, version_of
 
 REPORT = "dropped.jsonl"
 
 
 class Cleaned(NamedTuple):
-    """The new dataset, how many samples it lacks, and how many fell under each rule (one may fall under several)."""
+    """The new dataset, how many samples it lacks, how many fell under each rule (one may fall under several), and how
+    many of those that are left each rewriting changed."""
 
     dataset: DatasetIndex
     dropped: int
     rules: Counter[str]
+    rewrites: dict[str, int]
 
 
 def clean(
@@ -33,29 +45,64 @@ def clean(
     drop: Sequence[str],
     thresholds: Thresholds,
     *,
+    rewrite: Sequence[str] = (),
     jobs: int = 1,
     overwrite: bool = False,
     **options: Any,
 ) -> Cleaned:
-    """Writes the samples of `index` that fall under none of the rules `drop` (see `rules.RULES`) into `folder`.
+    """Writes the samples of `index` that fall under none of the rules `drop` (see `rules.RULES`) into `folder`, their
+    texts rewritten by the rules `rewrite` (see `texts.rewriting.REWRITES`) before they are judged.
 
     The report `folder/dropped.jsonl` says for every other one and each of its rules {"key", "shard", "rule", "field",
     "value"}. options: as of `pack`. Raises DataError for unknown rules, when nothing is left, and at damaged samples
     unless "damaged" is a rule.
     """
-    check_names(drop)
+    check_asked(drop, rewrite, thresholds)
     refuse_existing(folder, overwrite)  # before the samples are read, which may take hours
-    facts = survey(index, jobs)
+    facts = survey(index, jobs, rewrite=rewrite, near="near-duplicates" in drop)
     if facts.damage and "damaged" not in drop:
         raise _unexpected_damage(facts)
-    verdicts = judge_samples(facts, drop, thresholds)
+    verdicts = judge_samples(facts, drop, thresholds) if drop else []
     dropped = {verdict.hit.number for verdict in verdicts}
     if len(dropped) == len(index):
         raise DataError(f"{folder}: all {len(index)} samples fall under {', '.join(drop)}; nothing would be left")
     kept = from_index(index, (number for number in range(len(index)) if number not in dropped))
     report = b"".join(_line(index, verdict) for verdict in verdicts)
+    kept = _as_rewritten(kept, rewrite) if rewrite else kept
     written = pack(kept, folder, jobs=jobs, overwrite=overwrite, beside={REPORT: report}, **options)[""]
-    return Cleaned(written, len(dropped), Counter(verdict.rule for verdict in verdicts))
+    changed = {name: len(set(facts.changing.get(name, [])) - dropped) for name in rewrite}
+    return Cleaned(written, len(dropped), Counter(verdict.rule for verdict in verdicts), changed)
+
+
+def check_asked(drop: Sequence[str], rewrite: Sequence[str], thresholds: Thresholds) -> None:
+    """Raises DataError for rules of which some cannot be followed, and where there are none."""
+    if drop or not rewrite:
+        check_names(drop)
+    check_rewrites(rewrite)
+    check_thresholds(thresholds)
+    refuse_unasked(drop, thresholds)
+    idle = [f"--at {name}" for name in thresholds.at if name not in drop]
+    if thresholds.scripts and "script" not in drop:
+        idle.append("--script")
+    if idle:
+        raise DataError(f"{idle[0]} has no effect: --drop has no {idle[0].removeprefix('--at ').removeprefix('--')}")
+
+
+def _as_rewritten(items: Iterable[Item], names: Sequence[str]) -> Iterator[Item]:
+    """The items with their texts rewritten. Shards of an interrupted run are kept only where it had the same rules."""
+    for item in items:
+        yield replace(item, load=partial(_load_rewritten, item, names), stamp=partial(_stamped, item, names))
+
+
+def _load_rewritten(item: Item, names: Sequence[str]) -> dict[str, bytes]:
+    try:
+        return rewritten(item.load(), names)
+    except DataError as error:
+        raise DataError(f"sample {item.key!r}: {error}") from error
+
+
+def _stamped(item: Item, names: Sequence[str]) -> object:
+    return [item.stamp and item.stamp(), version_of(names)]
 
 
 def _unexpected_damage(facts: Survey) -> DataError:

@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from math import inf
+from typing import NamedTuple
 
 import numpy as np
 
+from bigssl.config.errors import nearest
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.tools.survey import Survey
+from bigssl.data.tools.texts.rules import TEXT_RULES
+from bigssl.data.tools.texts.scripts import check_scripts
+from bigssl.data.tools.verdicts import Hit, Rule, Thresholds
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """blank: a picture is blank up to this standard deviation of its grey values (0 to 255). min_text: a text with
-    fewer letters and digits is empty. by: duplicates agree in these fields (default: in all that either has)."""
-
-    blank: float = 2.0
-    min_text: int = 3
-    by: tuple[str, ...] = ()
-
-
-class Hit(NamedTuple):
-    """Sample `number` falls under a rule, because `field` measures `value` (of duplicates: the key of the first)."""
-
-    number: int
-    field: str | None
-    value: Any
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a rule says, with the thresholds in braces, and what finds its samples in index order."""
-
-    meaning: str
-    find: Callable[[Survey, Thresholds], Iterator[Hit]]
-
-
-def _damaged(survey: Survey, thresholds: Thresholds) -> Iterator[Hit]:
+def _damaged(survey: Survey, thresholds: Thresholds, left: np.ndarray) -> Iterator[Hit]:
     for number, cause in sorted(survey.damage.items()):
         yield Hit(number, None, cause)
 
@@ -53,28 +31,28 @@ def _where(columns: dict[str, np.ndarray], bad: Callable[[np.ndarray], np.ndarra
             seen.add(number)
 
 
-def _blank(survey: Survey, thresholds: Thresholds) -> Iterator[Hit]:
+def _blank(survey: Survey, thresholds: Thresholds, left: np.ndarray) -> Iterator[Hit]:
     pictures = survey.of("width")
     spreads = {name: column for name, column in survey.of("spread").items() if name in pictures and name != decode.MASK}
     return _where(spreads, lambda column: column <= thresholds.blank)
 
 
-def _empty_text(survey: Survey, thresholds: Thresholds) -> Iterator[Hit]:
+def _empty_text(survey: Survey, thresholds: Thresholds, left: np.ndarray) -> Iterator[Hit]:
     return _where(survey.of("letters"), lambda column: column < thresholds.min_text)
 
 
-def _non_finite(survey: Survey, thresholds: Thresholds) -> Iterator[Hit]:
+def _non_finite(survey: Survey, thresholds: Thresholds, left: np.ndarray) -> Iterator[Hit]:
     return _where(survey.of("nonfinite"), lambda column: column > 0)
 
 
-def _constant(survey: Survey, thresholds: Thresholds) -> Iterator[Hit]:
+def _constant(survey: Survey, thresholds: Thresholds, left: np.ndarray) -> Iterator[Hit]:
     series = survey.of("steps")
     spreads = {name: column for name, column in survey.of("spread").items() if name in series}
     return _where(spreads, lambda column: column == 0)
 
 
-def _duplicates(survey: Survey, thresholds: Thresholds, among: np.ndarray | None = None) -> Iterator[Hit]:
-    firsts = first_of_equals(survey, thresholds.by, among)
+def _duplicates(survey: Survey, thresholds: Thresholds, left: np.ndarray) -> Iterator[Hit]:
+    firsts = first_of_equals(survey, thresholds.by, left)
     for number in np.flatnonzero(firsts != np.arange(len(firsts))).tolist():
         yield Hit(number, None, survey.index.row(int(firsts[number]))[1].key)
 
@@ -85,14 +63,31 @@ RULES = {
     "empty-text": Rule("a text of fewer than {min_text} letters and digits", _empty_text),
     "non-finite": Rule("a series with NaN or infinite numbers", _non_finite),
     "constant-series": Rule("a series that never changes in any channel", _constant),
+    **{name: rule for name, rule in TEXT_RULES.items() if name != "near-duplicates"},
     "duplicates": Rule("an earlier sample has the same bytes in {by}", _duplicates),
+    "near-duplicates": TEXT_RULES["near-duplicates"],
 }
+COMPARING = ("duplicates", "near-duplicates")  # sought among what the others leave, in this order
 
 
 def meaning(name: str, thresholds: Thresholds) -> str:
     """What rule `name` says, in words."""
-    by = ", ".join(thresholds.by) or "all fields"
-    return RULES[name].meaning.format(blank=thresholds.blank, min_text=thresholds.min_text, by=by)
+    rule, by, scripts = RULES[name], ", ".join(thresholds.by) or "all fields", ", ".join(thresholds.scripts)
+    at = thresholds.at.get(name, rule.default)
+    return rule.meaning.format(blank=thresholds.blank, min_text=thresholds.min_text, by=by, at=at,
+                               scripts=scripts or "of --script")  # fmt: skip
+
+
+def check_thresholds(thresholds: Thresholds) -> None:
+    """Raises DataError for a threshold of a rule that has none, or that is no share, and for an unknown script."""
+    with_one = [name for name, rule in RULES.items() if rule.default is not None]
+    for name, value in thresholds.at.items():
+        if name not in with_one:
+            raise DataError(f"--at {name}: allowed: {', '.join(with_one)}{nearest(name, with_one)}")
+        low, high = RULES[name].allowed
+        if not low <= value <= high:
+            raise DataError(f"--at {name}={value:g}: allowed: {low:g} {'or more' if high == inf else f'to {high:g}'}")
+    check_scripts(thresholds.scripts)
 
 
 def first_of_equals(survey: Survey, fields: Sequence[str], among: np.ndarray | None = None) -> np.ndarray:
@@ -130,22 +125,29 @@ def check_names(names: Sequence[str]) -> None:
     """Raises DataError where one of `names` is no rule."""
     unknown = sorted(set(names) - set(RULES))
     if unknown or not names:
-        raise DataError(f"no rule {', '.join(map(repr, unknown))}; allowed are {', '.join(RULES)}")
+        which = f"no rule {', '.join(map(repr, unknown))}" if unknown else "no rule is given"
+        raise DataError(f"{which}; allowed are {', '.join(RULES)}")
 
 
 def judge_samples(survey: Survey, names: Sequence[str], thresholds: Thresholds) -> list[Judged]:
     """Every sample that falls under one of the rules `names`, once for each, in the order of the index.
 
     Duplicates are sought among what the other rules leave, so the one that is kept is none that they drop. Raises
-    DataError for unknown rules.
+    DataError for unknown rules, and for those that cannot be asked.
     """
     check_names(names)
-    found = [
-        Judged(name, hit) for name in RULES if name in names and name != "duplicates"
-        for hit in RULES[name].find(survey, thresholds)
-    ]  # fmt: skip
-    if "duplicates" in names:
-        left = np.ones(len(survey.index), dtype=bool)
-        left[[verdict.hit.number for verdict in found]] = False
-        found += [Judged("duplicates", hit) for hit in _duplicates(survey, thresholds, left)]
+    refuse_unasked(names, thresholds)
+    left, found = np.ones(len(survey.index), dtype=bool), list[Judged]()
+    for name in [*(name for name in RULES if name not in COMPARING), *COMPARING]:
+        if name in names:
+            if name in COMPARING:
+                left[[verdict.hit.number for verdict in found]] = False
+            found += [Judged(name, hit) for hit in RULES[name].find(survey, thresholds, left)]
     return sorted(found, key=lambda verdict: verdict.hit.number)
+
+
+def refuse_unasked(names: Sequence[str], thresholds: Thresholds) -> None:
+    """Raises DataError where one of the rules `names` cannot be asked: a package is missing, or what it is about."""
+    for name in names:
+        if why := RULES[name].missing(thresholds):
+            raise DataError(f"rule {name} {why}")

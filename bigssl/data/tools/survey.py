@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -19,6 +19,8 @@ from bigssl.data.kinds.series import series
 from bigssl.data.order.stream import SampleReader
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.jobs import each
+from bigssl.data.tools.texts.documents import TextFacts, document_in
+from bigssl.data.tools.texts.rewriting import changing, rewritten
 
 
 class Measured(NamedTuple):
@@ -38,12 +40,16 @@ class Survey:
     over the channels); audio `seconds` and `channels`.
     digests: per field uint64 [N, 2], half each of a 128-bit hash of the bytes; zeros where there is no field.
     damage: number of a sample -> why it cannot be read.
+    documents: number of a sample -> what there is to say of its text, where it has one.
+    changing: rule of `REWRITES` -> numbers of the samples that it would change, each rule by itself.
     """
 
     index: DatasetIndex
     columns: dict[Measured, np.ndarray] = field(default_factory=dict)
     digests: dict[str, np.ndarray] = field(default_factory=dict)
     damage: dict[int, str] = field(default_factory=dict)
+    documents: dict[int, TextFacts] = field(default_factory=dict)
+    changing: dict[str, list[int]] = field(default_factory=dict)
 
     def of(self, name: str) -> dict[str, np.ndarray]:
         """The columns called `name`, by field."""
@@ -57,12 +63,18 @@ class _Shard:
     values: dict[Measured, tuple[list[int], list[float]]] = field(default_factory=dict)
     digests: dict[str, tuple[list[int], list[bytes]]] = field(default_factory=dict)
     damage: dict[int, str] = field(default_factory=dict)
+    documents: dict[int, TextFacts] = field(default_factory=dict)
+    changing: dict[str, list[int]] = field(default_factory=dict)
 
 
-def survey(index: DatasetIndex, jobs: int = 1) -> Survey:
-    """Reads and decodes every sample once, in `jobs` processes. Damage is noted, not raised."""
+def survey(index: DatasetIndex, jobs: int = 1, *, rewrite: Sequence[str] = (), near: bool = False) -> Survey:
+    """Reads and decodes every sample once, in `jobs` processes. Damage is noted, not raised.
+
+    rewrite: rules of `REWRITES` by which texts are rewritten before they are measured. near: texts get the signatures
+    by which near duplicates are found.
+    """
     whole = Survey(index)
-    parts = each(partial(_survey_shard, index), range(len(index.shards)), jobs)
+    parts = each(partial(_survey_shard, index, rewrite, near), range(len(index.shards)), jobs)
     for number, part in enumerate(parts):
         first = int(index.offsets[number])
         for measure, (rows, values) in part.values.items():
@@ -72,11 +84,14 @@ def survey(index: DatasetIndex, jobs: int = 1) -> Survey:
             column = whole.digests.setdefault(name, np.zeros((len(index), 2), dtype=np.uint64))
             column[np.asarray(rows) + first] = np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)
         whole.damage |= {row + first: cause for row, cause in part.damage.items()}
+        whole.documents |= {row + first: document for row, document in part.documents.items()}
+        for rule, rows in part.changing.items():
+            whole.changing.setdefault(rule, []).extend(row + first for row in rows)
     index.close()
     return whole
 
 
-def _survey_shard(index: DatasetIndex, number: int) -> _Shard:
+def _survey_shard(index: DatasetIndex, rewrite: Sequence[str], near: bool, number: int) -> _Shard:
     first, reader, facts = int(index.offsets[number]), SampleReader(index), _Shard()
     for sample in reader.ahead(range(first, first + index.shards[number].samples)):
         row = sample - first
@@ -85,22 +100,39 @@ def _survey_shard(index: DatasetIndex, number: int) -> _Shard:
         except DataError as error:
             facts.damage[row] = error.cause or str(error)
             continue
-        only_text = decode.only_json(fields)
-        for name, data in sorted(fields.items()):
-            rows, digests = facts.digests.setdefault(name, ([], []))
-            rows.append(row)
-            digests.append(hashlib.blake2b(data, digest_size=16).digest())
-            try:
-                measured = measure(name, data, only_text=only_text)
-            except DataError as error:
-                facts.damage[row] = f"field {name!r}: {error}"
-                measured = {"bytes": len(data)}
-            for what, value in measured.items():
-                rows, values = facts.values.setdefault(Measured(name, what), ([], []))
-                rows.append(row)
-                values.append(value)
+        fields = _as_rewritten(facts, row, fields, rewrite)
+        _survey_sample(facts, row, fields)
+        if row not in facts.damage and (document := document_in(fields, near=near)):
+            facts.documents[row] = document
     reader.close()
     return facts
+
+
+def _survey_sample(facts: _Shard, row: int, fields: Mapping[str, bytes]) -> None:
+    only_text = decode.only_json(fields)
+    for name, data in sorted(fields.items()):
+        rows, digests = facts.digests.setdefault(name, ([], []))
+        rows.append(row)
+        digests.append(hashlib.blake2b(data, digest_size=16).digest())
+        try:
+            measured = measure(name, data, only_text=only_text)
+        except DataError as error:
+            facts.damage[row] = f"field {name!r}: {error}"
+            measured = {"bytes": len(data)}
+        for what, value in measured.items():
+            rows, values = facts.values.setdefault(Measured(name, what), ([], []))
+            rows.append(row)
+            values.append(value)
+
+
+def _as_rewritten(facts: _Shard, row: int, fields: dict[str, bytes], rewrite: Sequence[str]) -> dict[str, bytes]:
+    """The fields as the rules have them; as they are where they cannot be read, which measuring tells."""
+    try:
+        for rule in changing(fields):
+            facts.changing.setdefault(rule, []).append(row)
+        return rewritten(fields, rewrite)
+    except DataError:
+        return fields
 
 
 def measure(name: str, data: bytes, *, only_text: bool = False) -> Mapping[str, float]:

@@ -156,6 +156,10 @@ class Checked:
                     f"{self._where}.{backbone}: value {given!r}; allowed: {own}, on which head {name!r} is trained"
                 )
 
+    def has_head(self, fits: Callable[[Head], bool]) -> bool:
+        """Whether this objective exports one that does."""
+        return any(map(fits, self._heads.values()))
+
     def samples(self, field: str, takes: Viewer, *metadata: str) -> None:
         """Do a few samples have what a backbone `takes`, and the metadata that the fields `metadata` name?"""
         url, where = getattr(self._section, field), f"{self._where}.{field}"

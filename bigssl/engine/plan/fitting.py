@@ -12,6 +12,7 @@ from bigssl.config.recipe import Recipe
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.kinds.pictures import PictureHead, as_stored
+from bigssl.data.kinds.text import special_mask
 from bigssl.data.sample import Sample
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.towers import Tower
@@ -48,8 +49,7 @@ def judge_tokens(
 def _unknown(recipe: Recipe, texts: Mapping[str, Tower], source: str, ids: np.ndarray) -> tuple[list[str], list[str]]:
     ((name, tower),) = texts.items()
     tokenizer = tower.tokenizer
-    frame = {tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id} - {None}
-    words = ids[~np.isin(ids, list(frame))]
+    words = ids[~special_mask(tokenizer, ids)]
     share = float((words == tokenizer.unk_token_id).mean()) if words.size and tokenizer.unk_token_id is not None else 0
     if share <= STRANGE:
         return [], []

@@ -29,6 +29,11 @@ def _roformer(sizes: Sizes) -> dict[str, Any]:
     return {**width, "max_position_embeddings": max(512, sizes["length"]), **_TRANSFORMER}
 
 
+def _gpt2(sizes: Sizes) -> dict[str, Any]:
+    width = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": max(512, sizes["length"])}
+    return {**width, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
 def _patchtst(sizes: Sizes) -> dict[str, Any]:
     patch = max(1, sizes["length"] // 12)
     width = {"d_model": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 128}
@@ -42,7 +47,7 @@ def _wav2vec2(sizes: Sizes) -> dict[str, Any]:
 
 SMALL: dict[str, dict[str, Callable[[Sizes], dict[str, Any]]]] = {
     "image": {"resnet": _resnet, "vit": _vit},
-    "text": {"roformer": _roformer},
+    "text": {"roformer": _roformer, "gpt2": _gpt2},
     "series": {"patchtst": _patchtst},
     "audio": {"wav2vec2": _wav2vec2},
 }

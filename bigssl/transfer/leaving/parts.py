@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,14 @@ class LeavingPart:
     name: as --part has it.
     kind: "network", or what its head is: "mlm", "causal", "clip".
     members: by role: "image" and "text" of CLIP; of others the one, by its modality.
-    tensors: of the head.
+    tensors, settings: of the head.
     """
 
     name: str
     kind: str
     members: dict[str, PartNetwork]
     tensors: dict[str, Tensor]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def only(self) -> PartNetwork:
@@ -112,8 +113,10 @@ class Listed:
     def load(self, export: Path) -> LeavingPart:
         """Raises DataError where something of it is not there."""
         members = {role: load_member(export, name) for role, name in self.backbones.items()}
-        tensors = load_head(export / "heads" / f"{self.head}.safetensors").tensors if self.head is not None else {}
-        return LeavingPart(self.name, self.kind, members, tensors)
+        if self.head is None:
+            return LeavingPart(self.name, self.kind, members, {})
+        head = load_head(export / "heads" / f"{self.head}.safetensors")
+        return LeavingPart(self.name, self.kind, members, head.tensors, head.settings)
 
 
 def has_pooler_switch(model: PreTrainedModel) -> bool:

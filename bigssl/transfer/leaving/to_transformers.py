@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers import __version__ as version
 
 from bigssl.data.sample import Sample
 from bigssl.nets.modality.kinds import OBSERVED
 from bigssl.nets.pool import leading_tokens
 from bigssl.transfer.inputs import ImageInput, TextInput
+from bigssl.transfer.leaving.causal import causal_head, causal_language_model, open_ended
 from bigssl.transfer.leaving.export import hushed
 from bigssl.transfer.leaving.masked import masked_language_model
 from bigssl.transfer.leaving.parts import LeavingPart, PartNetwork, UnfitError
@@ -31,6 +31,7 @@ def to_transformers(part: LeavingPart, folder: Path, samples: Samples) -> list[C
     kinds: dict[str, Callable[[LeavingPart, list[Sample]], Written]] = {
         "network": _network, "mlm": _masked, "causal": _causal, "clip": _dual}  # fmt: skip
     seen = next(iter(samples.values()))
+    part = open_ended(part) if part.kind == "causal" else part
     model, load, outputs = kinds[part.kind](part, seen)
     member = part.only
     with hushed():
@@ -98,27 +99,17 @@ def _masked(part: LeavingPart, samples: list[Sample]) -> Written:
 
 
 def _causal(part: LeavingPart, samples: list[Sample]) -> Written:
-    """A head that is the token embedding."""
-    member = part.only
-    config = copy.deepcopy(member.model.config)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or part.tensors:
-        raise UnfitError(f"part {part.name!r}: transformers has no {config.model_type} that predicts the next token by "
-                         f"a head of {', '.join(part.tensors) or 'its embedding'}")
+    model, member, head = causal_language_model(part), part.only, causal_head(part)
     assert isinstance(member.takes, TextInput)
-    config.tie_word_embeddings, config.dtype = True, torch.float32
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    model.base_model.load_state_dict(member.model.state_dict())
-    model.tie_weights()
-    embedding: Any = member.model.get_input_embeddings().weight
     hidden, real = member.hidden(samples)
     prompts = [beginning(member.takes, text) for text in contents(member.takes, samples)]
     with torch.no_grad():
         ids = [torch.tensor(member.takes.tokenizer(prompt)["input_ids"])[None] for prompt in prompts]
         ends = torch.cat([member.model(input_ids=each, use_cache=False).last_hidden_state[:, -1] for each in ids])
-        load = {"class": "AutoModelForCausalLM", "outputs": ["token_logits", "pipeline"], "tokens": TOKENS,
-                "pipeline": "text-generation", "prompts": prompts}  # fmt: skip
-        logits = {"token_logits": hidden[real][:TOKENS] @ embedding.T, "pipeline": (ends @ embedding.T).argmax(-1)}
-    return model.eval(), load, logits
+        logits = {"token_logits": head.logits(hidden[real][:TOKENS]), "pipeline": head.logits(ends).argmax(-1)}
+    load = {"class": "AutoModelForCausalLM", "outputs": ["token_logits", "pipeline"], "tokens": TOKENS,
+            "pipeline": "text-generation", "prompts": prompts}  # fmt: skip
+    return model, load, logits
 
 
 def beginning(takes: TextInput, text: bytes, end: str = "") -> str:

@@ -28,8 +28,9 @@ from bigssl.transfer.scores import RAW, Score
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.team import AgreedError
 from bigssl.transfer.texts import documents as texts
+from bigssl.transfer.texts import lm_heads
 from bigssl.transfer.texts.documents import Document, Unasked, document_parts
-from bigssl.transfer.texts.lm_heads import Head, causal_heads, has_own_head, headless, is_causal, masked_heads
+from bigssl.transfer.texts.lm_heads import Head, causal_heads, is_causal, masked_heads
 from bigssl.transfer.texts.ngrams import AROUND, BEFORE, NGrams, neighbours
 
 if TYPE_CHECKING:
@@ -71,8 +72,10 @@ class Language(Evaluation):
         tower = seen.backbone("backbone", "text")
         if not is_causal(tower.model.config):
             seen.head("head", "mlm", {"text": "backbone"})
-        elif not has_own_head(tower.model.config):
-            seen.refuse("backbone", headless(tower.model.config))
+        elif not lm_heads.has_own_head(tower.model.config) and not seen.has_head(
+            partial(lm_heads.is_head_of, self.backbone)
+        ):
+            seen.refuse("backbone", lm_heads.headless(tower.model.config))
         seen.documents("bank")
         seen.documents("queries")
 

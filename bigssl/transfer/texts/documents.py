@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.kinds import decode
+from bigssl.data.kinds.following import frame_of
 from bigssl.data.kinds.masking import IGNORE, corrupt, select_tokens
 from bigssl.data.kinds.text import encode_pieces
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.features import samples_at
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.team import Team
-from bigssl.transfer.texts.states import frame_of
 
 CHARACTERS = 1 << 16  # of a document; the rest of a longer one is left out
 COUNTED = 1 << 22  # tokens of a bank whose n-grams are counted at most; a rank holds them twice

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from bigssl.data.kinds.masking import IGNORE
+from bigssl.nets.heads.base import Head as TrainedHead
 from bigssl.nets.heads.base import MaskedLanguageHead, masked_head
+from bigssl.nets.heads.following import NextTokenHead, logits_scale, output_layer
 from bigssl.nets.modality.kinds import CAUSAL
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.subjects import Exported, Subject, Tensors
 from bigssl.transfer.team import AgreedError
-from bigssl_kernels import linear_cross_entropy
 
 Head = Callable[[Tensor, Tensor], Tensor]
 """(hidden float32 [B, T, H], labels int64 [B, T], each at its token's place, -100 elsewhere) -> sum of losses, []"""
@@ -25,28 +25,26 @@ OWN = ("ForCausalLM", "LMHeadModel")  # ends of the names of classes that have a
 
 
 class CausalHead(nn.Module):
-    """What transformers' class for causal language models of a type puts on its backbone, up to the loss.
+    """A head of next tokens, asked as one of masked tokens is: labels stand at the places of their tokens."""
 
-    Args:
-        weight: [V, H]. bias: [V].
-        scale: what hidden states are divided by (Granite's `logits_scaling`).
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, scale: float) -> None:
+    def __init__(self, head: NextTokenHead) -> None:
         super().__init__()
-        self.weight, self.bias, self.scale = weight, bias, scale
+        self.head = head
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Sum of the cross-entropies of the labelled tokens, each under the hidden state before it."""
-        asked, before = labels[:, 1:].flatten(), hidden[:, :-1].flatten(0, 1)
-        rows = (asked != IGNORE).nonzero().squeeze(1)
-        states = before.index_select(0, rows) / self.scale
-        return linear_cross_entropy(states, self.weight, asked.index_select(0, rows), self.bias, reduction="sum")
+        total, _ = self.head(hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return total
 
 
 def is_causal(config: PreTrainedConfig) -> bool:
     """Whether a network of this configuration sees what stands before a token only."""
     return config.model_type in CAUSAL
+
+
+def is_head_of(backbone: str, head: TrainedHead) -> bool:
+    """Whether it was trained to predict the next tokens of this backbone."""
+    return head.kind == "causal" and list(head.backbones.values()) == [backbone]
 
 
 def has_own_head(config: PreTrainedConfig) -> bool:
@@ -55,30 +53,44 @@ def has_own_head(config: PreTrainedConfig) -> bool:
 
 
 def causal_heads(bench: Bench, subject: Subject) -> dict[str, Head]:
-    """By contender: the embedding where the type ties its head to it, or else, of the trained network, the head that
-    its folder holds, and for a random one a random head from the seed. A collective."""
+    """By contender: of the trained network the head that was exported with it, or else the one that its folder holds;
+    of a random network a random one from the seed. Where the type ties its head to its embedding, it is that. A
+    collective."""
     found: dict[str, Head] = {}
     for name, model in subject.models.items():
-        weight, bias = bench.team.each(partial(_output, bench, subject, name, model))
-        scale = float(getattr(model.config, "logits_scaling", 1.0))
-        found[name] = CausalHead(weight.to(bench.device), None if bias is None else bias.to(bench.device), scale)
+        head = bench.team.each(partial(_output, bench, subject, name, model))
+        bias = None if head.bias is None else head.bias.to(bench.device)
+        found[name] = CausalHead(NextTokenHead(head.weight.to(bench.device), bias, head.scale, head.softcap))
     return found
 
 
-def _output(bench: Bench, subject: Subject, name: str, model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-    """(weight [V, H], bias [V] or None)"""
-    with torch.device("meta"):
-        shape: Any = AutoModelForCausalLM.from_config(model.config).get_output_embeddings()
-    tied, biased = bool(model.config.tie_word_embeddings), shape.bias is not None
+def _output(bench: Bench, subject: Subject, name: str, model: PreTrainedModel) -> NextTokenHead:
+    layer, scale = output_layer(model.config), logits_scale(model.config)
+    own = _exported_with(bench, subject) if name == "trained" else None
+    if own is not None:
+        weight = own.tensors.get("weight")
+        weight = bench.subjects.whole(_embedding(model)) if weight is None else weight
+        return NextTokenHead(weight, own.tensors.get("bias"), scale, own.settings.get("softcap"))
+    tied, biased = bool(model.config.tie_word_embeddings), layer.bias is not None
     if tied and not biased:
-        return bench.subjects.whole(model.get_input_embeddings().weight), None  # type: ignore[arg-type]
+        return NextTokenHead(bench.subjects.whole(_embedding(model)), None, scale)
     if name == "trained":
         folder = bench.subjects.folder / subject.name if isinstance(bench.subjects, Exported) else None
-        return _head_in(bench.where, folder, model.config)
+        return NextTokenHead(*_head_in(bench.where, folder, model.config), scale)
     generator = torch.Generator().manual_seed(bench.seed)
     std = float(getattr(model.config, "initializer_range", 0.02))
-    weight = torch.randn(shape.weight.shape, generator=generator) * std
-    return weight, torch.zeros(shape.bias.shape) if biased else None
+    weight = torch.randn(layer.weight.shape, generator=generator) * std
+    return NextTokenHead(weight, torch.zeros(layer.bias.shape) if biased else None, scale)
+
+
+def _embedding(model: PreTrainedModel) -> nn.Parameter:
+    return model.get_input_embeddings().weight  # type: ignore[return-value]
+
+
+def _exported_with(bench: Bench, subject: Subject) -> TrainedHead | None:
+    """The head of next tokens that a task has trained on this network, where there is one."""
+    heads = bench.subjects.heads().values()
+    return next((head for head in heads if is_head_of(subject.name, head)), None)
 
 
 def _head_in(where: str, folder: Path | None, config: PreTrainedConfig) -> tuple[Tensor, Tensor | None]:

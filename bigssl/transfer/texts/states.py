@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
@@ -42,15 +42,6 @@ def width_of(model: PreTrainedModel) -> int:
         found = TEXT.hidden(model.eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).shape[-1]
     model.train(was)
     return int(found)
-
-
-def frame_of(tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, np.ndarray]:
-    """int64 each: what the tokenizer puts before a text, and behind it."""
-    found = tokenizer("a", return_special_tokens_mask=True, return_attention_mask=False)
-    special, ids = found["special_tokens_mask"], np.array(found["input_ids"], dtype=np.int64)
-    if 0 not in special:
-        return ids[:0], ids[:0]
-    return ids[: special.index(0)], ids[len(special) - special[::-1].index(0) :]
 
 
 def filled(rows: Sequence[np.ndarray], padding: int | None, device: str | torch.device) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bigssl.data.errors import DataError
+from bigssl.data.kinds.following import frame_of
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating, finite
@@ -19,7 +20,7 @@ from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.labelled.fit import FitBelow, fit, layer_groups
 from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.subjects import Subject
-from bigssl.transfer.texts.states import TokenReadout, fact, facts_of, filled, frame_of, in_batches
+from bigssl.transfer.texts.states import TokenReadout, fact, facts_of, filled, in_batches
 
 IGNORED = -100
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from bigssl.data.tools.rules import Thresholds
 from bigssl.data.tools.stats import aligned, distribution, statistics, table
+from bigssl.data.tools.texts.rules import TEXT_RULES
 
 from .test_survey import NOISE, png, surveyed
 
@@ -30,7 +31,12 @@ def test_statistics_of_a_dataset(tmp_path: Path) -> None:
     text, picture = facts["fields"]["txt"], facts["fields"]["png"]
     assert (text["samples"], text["duplicates"], text["measures"]["characters"]["sum"]) == (5, 1, 12)
     assert (picture["samples"], picture["duplicates"], picture["measures"]["width"]["p50"]) == (4, 3, 30)
-    assert {name: rule["samples"] for name, rule in facts["rules"].items() if rule["samples"]} == {"empty-text": 3}
+    assert {name: rule["samples"] for name, rule in facts["rules"].items() if name not in TEXT_RULES} == {
+        "damaged": 0, "blank": 0, "empty-text": 3, "non-finite": 0, "constant-series": 0, "duplicates": 0,
+    }  # fmt: skip
+    assert facts["rules"]["empty-text"]["examples"] == [{"key": f"k{n}", "value": n + 1.0} for n in (0, 1)] + [
+        {"key": "z", "value": 2.0}]  # fmt: skip
+    assert facts["rules"]["empty-text"]["share"] == 0.6
     shown = table(facts)
     assert "5 samples in 3 shards" in shown
     assert [line.split()[:3] for line in shown.splitlines() if line.startswith("png")][:2] == [

@@ -29,6 +29,7 @@ from transformers import (
     Dinov2Config,
     Dinov2WithRegistersConfig,
     GPT2Config,
+    LlamaConfig,
     ModernBertConfig,
     PatchTSTConfig,
     PreTrainedConfig,
@@ -64,6 +65,7 @@ HEADS = {
     "mlm": Head("mlm", {"text": "bert"}, {}), "albert": Head("mlm", {"text": "albert"}, {}),
     "modern": Head("mlm", {"text": "modernbert"}, {}),
     "next": Head("causal", {"text": "gpt2"}, {}),  # the token embedding
+    "untied": Head("causal", {"text": "llama"}, {}),
     "clip": Head("clip", {"image": "resnet", "text": "bert"}, {}),
 }  # fmt: skip
 SQUARES = {**WORDS, "image_size": 32, "patch_size": 8}
@@ -108,6 +110,8 @@ def networks(tokenizer: PreTrainedTokenizerFast) -> dict[str, tuple[PreTrainedMo
         "modernbert": (network(ModernBertConfig(vocab_size=size, **WORDS, **special,
                                                 sep_token_id=tokenizer.sep_token_id)), text),
         "gpt2": (network(gpt), text),
+        "llama": (network(LlamaConfig(vocab_size=size, **WORDS, max_position_embeddings=32,
+                                      pad_token_id=tokenizer.pad_token_id)), text),
         "patchtst": (network(PatchTSTConfig(num_input_channels=6, context_length=16, patch_length=4, patch_stride=4,
                                             d_model=8, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16)),
                      SeriesInput(16, 6)),
@@ -156,6 +160,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         heads[head] = heads[head]._replace(tensors=own)
     into = {"image_projection": torch.randn(4, 24), "text_projection": torch.randn(4, 16)}
     heads["clip"] = heads["clip"]._replace(tensors=into)
+    rows = nets["llama"][0].get_input_embeddings().weight  # type: ignore[union-attr]
+    heads["untied"] = heads["untied"]._replace(tensors={"weight": 0.2 * torch.rand_like(rows)})  # type: ignore[arg-type]
     backbones = {name: model for name, (model, _) in nets.items()}
     inputs = {name: takes for name, (_, takes) in nets.items()}
     return export_run(tmp_path_factory.mktemp("run"), backbones, inputs, heads, {})
@@ -261,7 +267,8 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
      ("transformers patchtst", "AutoModel("), ("transformers wav2vec2", "AutoModel("),
      ("transformers bert", "AutoModelForMaskedLM("),
      ("transformers albert", "AutoModelForMaskedLM("), ("transformers modernbert", "AutoModelForMaskedLM("),
-     ("transformers gpt2", "AutoModelForCausalLM("), ("classifier", "AutoModelForSequenceClassification("),
+     ("transformers gpt2", "AutoModelForCausalLM("), ("transformers llama", "AutoModelForCausalLM("),
+     ("classifier", "AutoModelForSequenceClassification("),
      ("sentence-transformers bert", "SentenceTransformer("), ("sentence-transformers clip", "SentenceTransformer("),
      ("onnx clip/image", "onnxruntime.InferenceSession("), ("onnx clip/text", "onnxruntime.InferenceSession(")],
     ids=str,

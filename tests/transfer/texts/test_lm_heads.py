@@ -15,6 +15,7 @@ from written import shards_of
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.text import encode
+from bigssl.nets.heads.base import Head
 from bigssl.nets.modality.kinds import CAUSAL
 from bigssl.transfer.baselines import random_network
 from bigssl.transfer.bench import Bench
@@ -68,6 +69,27 @@ def test_the_head_is_that_of_the_class(kind: str, tmp_path: Path) -> None:
         found = heads["trained"](bare(input_ids=ids).last_hidden_state, labels)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
     assert torch.isfinite(heads["random_net"](torch.randn(2, LENGTH, 16), labels))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_the_head_that_was_exported_with_a_network_is_its_head(softcap: float | None, tmp_path: Path) -> None:
+    """Of another network it is not, and of a tied one it may be the embedding."""
+    whole("llama", tmp_path / "text")
+    bare = AutoModel.from_pretrained(tmp_path / "text").eval()
+    subject = Subject("text", {"trained": bare}, None, 16)  # type: ignore
+    settings = {} if softcap is None else {"softcap": softcap}
+    own, other = torch.randn(96, 16), torch.randn(96, 16)
+    hidden, labels = torch.randn(2, LENGTH, 16), torch.randint(3, 96, (2, LENGTH))
+    for weight in (own, None):
+        tensors = {} if weight is None else {"weight": weight}
+        Head("causal", {"text": "else"}, {"weight": other}).write(tmp_path / "heads" / "a.safetensors")
+        Head("causal", {"text": "text"}, tensors, settings).write(tmp_path / "heads" / "b.safetensors")
+        found = causal_heads(bench_of(tmp_path, subject), subject)["trained"](hidden, labels)
+        rows = bare.get_input_embeddings().weight.detach() if weight is None else weight
+        logits = hidden[:, :-1] @ rows.T
+        logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+        assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_a_bare_network_whose_head_is_not_its_embedding_is_refused(
