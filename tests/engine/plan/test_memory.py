@@ -237,7 +237,7 @@ def test_activations_say_where_the_count_ends(recipe: Any, joint: dict[str, Any]
     """A loss may ask for numbers, which a tensor without memory does not have: after the backbone, or before it."""
     networks = OnPaper(recipe(**joint))
     whole = networks.activations({"emoji": 8, "text": 4}, bf16=True)
-    monkeypatch.setattr(Mlm, "forward", lambda self, batch, at: self._hidden(batch)[0].sum().item())
+    monkeypatch.setattr(Mlm, "forward", lambda self, batch, at: self.hidden(batch).sum().item())
     after = networks.activations({"emoji": 8, "text": 4}, bf16=True)
     assert set(after.partly) == {"words"} and not after.unknown
     monkeypatch.setattr(Mlm, "forward", lambda self, batch, at: batch["input_ids"].sum().item())
