@@ -233,6 +233,19 @@ def test_packed_texts_are_counted(recipe: Any, joint: dict[str, Any]) -> None:
     assert found.bytes > 0 and not found.partly and not found.unknown
 
 
+def test_a_pass_that_two_tasks_share_is_counted_once(recipe: Any, joint: dict[str, Any]) -> None:
+    """Beside that, the second task keeps what its head does."""
+    pair, masked = {"name": "next_sentence", "source": "text"}, {"name": "mlm", "source": "text"}
+    apart, found = {"pair": pair, "masked": masked}, []
+    together = apart | {"masked": masked | {"shares": "pair"}}
+    for objective in ({"name": "joint", "parts": apart}, {"name": "joint", "parts": together}, pair):
+        values = {"objective": objective, "backbones": {"text": joint["backbones"]["text"]}, "data": joint["data"]}
+        found.append(OnPaper(recipe(**values)).activations({"text": 4}, bf16=False))
+        assert not found[-1].partly and not found[-1].unknown
+    two, shared, alone = (each.bytes for each in found)
+    assert 0.8 * alone < two - shared < alone
+
+
 def test_activations_say_where_the_count_ends(recipe: Any, joint: dict[str, Any], monkeypatch: Any) -> None:
     """A loss may ask for numbers, which a tensor without memory does not have: after the backbone, or before it."""
     networks = OnPaper(recipe(**joint))
