@@ -134,7 +134,7 @@ def passage_of(document: Sentences, rng: np.random.Generator, count: int) -> str
     return document.between(begin, min(begin + count, len(document.spans)))
 
 
-def holds(document: Sentences, passage: str) -> bool:
+def stands_in(document: Sentences, passage: str) -> bool:
     """Whether a passage stands in a document, whatever spaces are between its words."""
     return " ".join(passage.split()) in " ".join(document.text.split())
 
