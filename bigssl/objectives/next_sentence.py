@@ -3,11 +3,11 @@
     document ── passage ── what follows it, or a passage of another document ── [CLS] a [SEP] b [SEP] ── backbone
                                               which of the two?  ── linear ── tanh ── dense ── at [CLS] ─────┘
 
-Passages are of whole sentences (`bigssl/data/kinds/pairs.py` says how documents are cut), that of another document of
-as many as what follows, so that its length tells little. Label 1: of another document, half of the pairs. Where a
-passage of another document stands in the first's own (copies, quotations), it is no negative: what follows takes its
-place, label 0, and stats/recurring has its share. Loss: cross-entropy. Blind line: of the frequencies of the labels so
-far, ln 2 where nothing recurs.
+Passages are of whole sentences (`bigssl/data/kinds/texts/pairs.py` says how documents are cut), that of another
+document of as many as what follows, so that its length tells little. Label 1: of another document, half of the pairs.
+Where a passage of another document stands in the first's own (copies, quotations), it is no negative: what follows
+takes its place, label 0, and stats/recurring has its share. Loss: cross-entropy. Blind line: of the frequencies of the
+labels so far, ln 2 where nothing recurs.
 
 Documents that are empty or of one sentence are bad samples (`data.on_error`). RoBERTa found the task to be of little
 use, and ALBERT that topics alone solve it; `sentence_order` is the harder one. It is here for BERT: with `mlm` that
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bigssl.data.kinds import pairs
+from bigssl.data.kinds.texts import pairs
 from bigssl.data.order.order import More
 from bigssl.nets.heads.frequencies import TokenFrequencies
 from bigssl.nets.progress import Progress
@@ -59,7 +59,7 @@ class NextSentence(Paired, Objective):
             return first, second, {"label": 0, "recurring": False}
         drawn = more(rng, lambda sample: pairs.sentences_of(sample, rng))
         other = pairs.passage_of(drawn, rng, at.end - at.cut)
-        recurring = pairs.stands_in(document, other)
+        recurring = pairs.quotes(document, other)
         return first, second if recurring else other, {"label": int(not recurring), "recurring": recurring}
 
     def unfit(self, prepared: Sequence[dict[str, Any]]) -> str:

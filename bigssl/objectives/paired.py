@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bigssl.config.errors import ConfigError
-from bigssl.data.kinds import pairs
+from bigssl.data.kinds.texts import pairs
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.heads.pooled import PooledHead

@@ -4,8 +4,8 @@
                                          swapped?  ── linear ── tanh ── dense ── at [CLS] ───────────────┘
 
 Both are of one document: no topic tells, as it does in `next_sentence`. Passages are of whole sentences
-(`bigssl/data/kinds/pairs.py` says how documents are cut). Label 1: swapped, half of the pairs. Loss: cross-entropy.
-Blind line: ln 2. Documents that are empty or of one sentence are bad samples (`data.on_error`).
+(`bigssl/data/kinds/texts/pairs.py` says how documents are cut). Label 1: swapped, half of the pairs. Loss:
+cross-entropy. Blind line: ln 2. Documents that are empty or of one sentence are bad samples (`data.on_error`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bigssl.data.kinds import pairs
+from bigssl.data.kinds.texts import pairs
 from bigssl.data.order.order import More
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective

@@ -10,11 +10,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
-from bigssl.data.kinds import pairs
 from bigssl.data.kinds.text import load_tokenizer
+from bigssl.data.kinds.texts import pairs
 from bigssl.data.sample import Sample
 
-DEMO = Path(__file__).parents[3] / "bigssl" / "demo"
+DEMO = Path(__file__).parents[4] / "bigssl" / "demo"
 RNG = np.random.default_rng(0)
 TEXTS = {
     "Smith paid 3.5 at example.org (now!) \"Yes.\" He left.": ["Smith paid 3.5 at example.org (now!)", '"Yes."',
@@ -67,7 +67,7 @@ def test_of_a_long_document_a_part_is_cut_and_all_is_known() -> None:
         assert each.text == text and len({each.spans[0] for each in found}) == 8
         assert all(text[begin:end].strip().startswith("Sentence") and text[end - 1] == "." for begin, end in each.spans)
         assert 0.9 * pairs.WINDOW < each.spans[-1][1] - each.spans[0][0] <= pairs.WINDOW
-    assert pairs.stands_in(found[0], "Sentence number 7 is here.") and pairs.stands_in(found[0], "number 19999 is")
+    assert pairs.quotes(found[0], "Sentence number 7 is here.") and pairs.quotes(found[0], "number 19999 is")
 
 
 def cut_by_hand(one: int, other: int, room: int) -> tuple[int, int]:
@@ -122,5 +122,4 @@ def test_a_document_without_a_pair_says_why(tokenizer: PreTrainedTokenizerFast) 
 
 def test_a_passage_is_found_whatever_its_spaces() -> None:
     found = pairs.split_sentences("One  two.\nThree four. 五六。")
-    assert pairs.stands_in(found, "two. Three") and pairs.stands_in(found, "五六。")
-    assert not pairs.stands_in(found, "two. four")
+    assert pairs.quotes(found, "two. Three") and pairs.quotes(found, "五六。") and not pairs.quotes(found, "two. four")

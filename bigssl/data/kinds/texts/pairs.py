@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
-from bigssl.data.kinds.text import padded, tokens_in
+from bigssl.data.kinds.text import ids_and_words, padded
 from bigssl.data.sample import Sample
 
 LONGEST = 512  # characters
@@ -134,7 +134,7 @@ def passage_of(document: Sentences, rng: np.random.Generator, count: int) -> str
     return document.between(begin, min(begin + count, len(document.spans)))
 
 
-def stands_in(document: Sentences, passage: str) -> bool:
+def quotes(document: Sentences, passage: str) -> bool:
     """Whether a passage stands in a document, whatever spaces are between its words."""
     return " ".join(passage.split()) in " ".join(document.text.split())
 
@@ -143,12 +143,12 @@ def encode_pair(
     tokenizer: PreTrainedTokenizerFast, first: str, second: str, length: int, rng: np.random.Generator
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """[CLS] first [SEP] second [SEP], padded, as input_ids, attention_mask and token_type_ids, int64 [length] each; and
-    the number of each token's word (see `words.py`), -1 at special tokens and padding.
+    the number of each token's word (see `bigssl.data.kinds.words`), -1 at special tokens and padding.
 
     Of what is too long, the longer loses tokens until both fit, at its front or its end, by chance (Devlin et al.
     2019). Raises DataError for a piece without a token.
     """
-    pieces = [tokens_in(tokenizer, text) for text in (first, second)]
+    pieces = [ids_and_words(tokenizer, text) for text in (first, second)]
     for text, (found, _) in zip((first, second), pieces, strict=True):
         if not len(found):
             raise DataError(f"{text[:40]!r} has no token")

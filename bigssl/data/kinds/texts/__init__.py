@@ -1,0 +1,1 @@
+"""What does a task read of documents of several sentences? Passages, pairs of them."""
