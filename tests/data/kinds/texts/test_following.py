@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bigssl.data.errors import DataError
-from bigssl.data.kinds.following import following_pieces, frame_of
 from bigssl.data.kinds.text import load_tokenizer
+from bigssl.data.kinds.texts.following import following_pieces, frame_of
 from bigssl.data.kinds.vocabularies.characters import train_characters
 
 
