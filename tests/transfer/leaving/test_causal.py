@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, pipeline
 
 from bigssl.data.kinds.text import load_tokenizer
-from bigssl.data.kinds.vocabularies.characters import train_characters
 from bigssl.data.kinds.vocabularies.training import KINDS, train_tokenizer
 from bigssl.data.sample import Sample
 from bigssl.nets.heads.base import Head
@@ -26,9 +25,6 @@ TEXTS = ["We meet here tonight", "the state of the union is strong, and the stat
 
 
 def tokenizer_of(name: str, folder: Path) -> Any:
-    if name == "characters":
-        train_characters(TEXTS, folder / "tokenizer.json")
-        return load_tokenizer(folder / "tokenizer.json")
     if name in KINDS:
         train_tokenizer(TEXTS, 300, folder / "tokenizer.json", name)
         return load_tokenizer(folder / "tokenizer.json")

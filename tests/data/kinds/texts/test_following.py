@@ -1,4 +1,4 @@
-"""Every token of a text is asked once, in pieces that fit; characters that are put together again."""
+"""Every token of a text is asked once, in pieces that fit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigssl.data.errors import DataError
+import bigssl
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.kinds.texts.following import following_pieces, frame_of
-from bigssl.data.kinds.vocabularies.characters import train_characters
+
+DEMO = Path(bigssl.__file__).parent / "demo"
 
 
 @pytest.mark.parametrize("begin", [[], [1], [1, 2]])
@@ -34,21 +35,7 @@ def test_every_token_is_asked_once_after_what_stands_before_it(begin: list[int],
         assert full == [length] * len(full), "only the last piece is short"
 
 
-def test_characters_are_put_together_again(tmp_path: Path) -> None:
-    texts = ["Two words,\nand a line.", "é and e\u0301 are one", "  spaces  "]
-    count = train_characters(texts, tmp_path / "tokenizer.json")
-    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
-    assert count == len(tokenizer) == 5 + len(set("".join(texts).replace("\u0301", "")))
-    ids = tokenizer(texts[0])["input_ids"]
-    assert len(ids) == len(texts[0]) + 1 and ids[0] == tokenizer.cls_token_id and tokenizer.pad_token_id == 0
-    for text in (texts[0], texts[2]):
-        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
-    assert tokenizer(texts[1])["input_ids"].count(tokenizer("é")["input_ids"][1]) == 2
-    assert tokenizer("x~")["input_ids"][1:] == [tokenizer.unk_token_id] * 2
+def test_what_a_tokenizer_puts_around_a_text() -> None:
+    tokenizer = load_tokenizer(DEMO / "tokenizer.json")
     begin, end = frame_of(tokenizer)
-    assert (begin.tolist(), end.tolist()) == ([tokenizer.cls_token_id], [])
-    first = (tmp_path / "tokenizer.json").read_bytes()
-    train_characters(reversed(texts), tmp_path / "again.json")
-    assert (tmp_path / "again.json").read_bytes() == first
-    with pytest.raises(DataError, match="no characters"):
-        train_characters([""], tmp_path / "none.json")
+    assert (begin.tolist(), end.tolist()) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
