@@ -59,7 +59,7 @@ class NextSentence(Paired, Objective):
             return first, second, {"label": 0, "recurring": False}
         drawn = more(rng, lambda sample: pairs.sentences_of(sample, rng))
         other = pairs.passage_of(drawn, rng, at.end - at.cut)
-        recurring = pairs.holds(document, other)
+        recurring = pairs.stands_in(document, other)
         return first, second if recurring else other, {"label": int(not recurring), "recurring": recurring}
 
     def unfit(self, prepared: Sequence[dict[str, Any]]) -> str:

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
-from bigssl.data.kinds.text import padded, tokens_of
+from bigssl.data.kinds.text import padded, tokens_in
 from bigssl.data.sample import Sample
 
 LONGEST = 512  # characters
@@ -134,7 +134,7 @@ def passage_of(document: Sentences, rng: np.random.Generator, count: int) -> str
     return document.between(begin, min(begin + count, len(document.spans)))
 
 
-def holds(document: Sentences, passage: str) -> bool:
+def stands_in(document: Sentences, passage: str) -> bool:
     """Whether a passage stands in a document, whatever spaces are between its words."""
     return " ".join(passage.split()) in " ".join(document.text.split())
 
@@ -148,7 +148,7 @@ def encode_pair(
     Of what is too long, the longer loses tokens until both fit, at its front or its end, by chance (Devlin et al.
     2019). Raises DataError for a piece without a token.
     """
-    pieces = [tokens_of(tokenizer, text) for text in (first, second)]
+    pieces = [tokens_in(tokenizer, text) for text in (first, second)]
     for text, (found, _) in zip((first, second), pieces, strict=True):
         if not len(found):
             raise DataError(f"{text[:40]!r} has no token")

@@ -108,14 +108,14 @@ def encode_pieces(
 
     The text is cut every `length` - 2 tokens and none is left out; a text without tokens gives [CLS] [SEP].
     """
-    (ids, words), inside = tokens_of(tokenizer, text), length - 2
+    (ids, words), inside = tokens_in(tokenizer, text), length - 2
     for begin in range(0, max(len(ids), 1), inside):
         piece = slice(begin, begin + inside)
         framed = [tokenizer.cls_token_id, *ids[piece], tokenizer.sep_token_id]
         yield np.array(framed, dtype=np.int64), np.concatenate([[-1], words[piece], [-1]])
 
 
-def tokens_of(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[np.ndarray, np.ndarray]:
+def tokens_in(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[np.ndarray, np.ndarray]:
     """(input_ids, words) of all of a text, int64, without special tokens around it."""
     encoding = tokenizer(
         text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False

@@ -67,7 +67,7 @@ def test_of_a_long_document_a_part_is_cut_and_all_is_known() -> None:
         assert each.text == text and len({each.spans[0] for each in found}) == 8
         assert all(text[begin:end].strip().startswith("Sentence") and text[end - 1] == "." for begin, end in each.spans)
         assert 0.9 * pairs.WINDOW < each.spans[-1][1] - each.spans[0][0] <= pairs.WINDOW
-    assert pairs.holds(found[0], "Sentence number 7 is here.") and pairs.holds(found[0], "number 19999 is")
+    assert pairs.stands_in(found[0], "Sentence number 7 is here.") and pairs.stands_in(found[0], "number 19999 is")
 
 
 def cut_by_hand(one: int, other: int, room: int) -> tuple[int, int]:
@@ -122,4 +122,5 @@ def test_a_document_without_a_pair_says_why(tokenizer: PreTrainedTokenizerFast) 
 
 def test_a_passage_is_found_whatever_its_spaces() -> None:
     found = pairs.split_sentences("One  two.\nThree four. 五六。")
-    assert pairs.holds(found, "two. Three") and pairs.holds(found, "五六。") and not pairs.holds(found, "two. four")
+    assert pairs.stands_in(found, "two. Three") and pairs.stands_in(found, "五六。")
+    assert not pairs.stands_in(found, "two. four")
