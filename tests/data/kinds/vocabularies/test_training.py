@@ -164,4 +164,5 @@ def test_characters_are_put_together_again(tmp_path: Path) -> None:
     assert tokenizer(texts[1])["input_ids"].count(tokenizer("é")["input_ids"][1]) == 2
     assert tokenizer("x~", add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id] * 2
     train_tokenizer(texts, 10, tmp_path / "few.json", "characters")
-    assert set(load_tokenizer(tmp_path / "few.json").get_vocab()) - set(SPECIALS.values()) == set(" aden"), "the most frequent"
+    few = set(load_tokenizer(tmp_path / "few.json").get_vocab()) - set(SPECIALS.values())
+    assert few == set(" aden"), "the most frequent"
