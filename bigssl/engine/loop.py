@@ -25,12 +25,14 @@ from bigssl.engine.plan.memory import checkpoint_bytes
 from bigssl.engine.plan.pairing import keep_reports
 from bigssl.engine.plan.preflight import Plan
 from bigssl.engine.resume import open_folder, settle_folder, settled
-from bigssl.engine.stepping.cached import CachedPasses, EachPass, Passes
+from bigssl.engine.stepping.cached import CachedPasses
+from bigssl.engine.stepping.passes import CountedPasses, EachPass, Passes
 from bigssl.engine.teaching import teach
 from bigssl.engine.zero import Engine
 from bigssl.nets.embeddings import health
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses
+from bigssl.objectives.counting import Counting
 from bigssl.report.blind import verdicts
 from bigssl.report.collapses import CollapseWatch, collapses
 from bigssl.report.metrics import Measure, MetricsWriter, read_measures, read_metrics
@@ -115,6 +117,8 @@ class _Run:
         self.passes: Passes = EachPass(engine)
         if recipe.batch.cached and plan.accum > 1:
             self.passes = CachedPasses(engine, plan.objective, device, bf16=plan.bf16)
+        elif isinstance(plan.objective, Counting) and plan.objective.counting and plan.accum > 1:
+            self.passes = CountedPasses(engine, plan.objective, device)
         self.teachers = plan.objective.teachers()
         self.collapse = CollapseWatch(read_metrics(recipe.folder) if main else [])
         self.logged = start
@@ -198,7 +202,7 @@ class _Run:
 
     def _begun(self, passes: Iterator[Batch], at: Progress) -> Iterable[Batch]:
         batches: Iterator[Batch] = self._timed(passes)
-        if self.recipe.batch.cached:
+        if self.passes.gathers:
             batches = iter(list(batches))  # waiting for data is no forward pass
         with self.clock("forward"):
             return self.passes.begin(batches, at)

@@ -25,12 +25,14 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, build, union
 from bigssl.objectives.comparing import Comparing
+from bigssl.objectives.counting import Counting
 
 
-class Joint(Comparing, Objective):
+class Joint(Comparing, Counting, Objective):
     """A weighted sum of objectives over shared backbones."""
 
     composite = True
+    accumulates = False
     adjustable = ("parts.*.weight",)
 
     class Config(Section):
@@ -87,6 +89,24 @@ class Joint(Comparing, Objective):
             name: part.assemble({source: _share(by_source[source], name) for source in part.sources()})
             for name, part in self._objectives()
         }
+
+    def _counted(self) -> list[tuple[str, Counting]]:
+        return [(name, part) for name, part in self._objectives() if isinstance(part, Counting)]
+
+    @property
+    def counting(self) -> bool:
+        return bool(self._counted())
+
+    def units(self, batch: dict[str, Any]) -> dict[str, int]:
+        counted = {name: part.units(batch[name]) for name, part in self._counted()}
+        return {f"{name}/{key}": count for name, counts in counted.items() for key, count in counts.items()}
+
+    def told(self, batch: dict[str, Any], units: Mapping[str, Tensor]) -> dict[str, Any]:
+        own: dict[str, dict[str, Tensor]] = {}
+        for path, count in units.items():
+            name, _, key = path.partition("/")
+            own.setdefault(name, {})[key] = count
+        return batch | {name: part.told(batch[name], own[name]) for name, part in self._counted()}
 
     def forward(self, batch: dict[str, Any], at: Progress, only_embed: bool = False) -> Any:
         if not only_embed:

@@ -16,15 +16,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from bigssl import distributed
 from bigssl.data.kinds import decode
 from bigssl.data.kinds import text as textual
 from bigssl.data.kinds.masking import IGNORE, Unit, corrupt, select
-from bigssl.data.kinds.packing import pack_rows, split_rows
+from bigssl.data.kinds.packing import pack_rows, side_by_side, split_rows
 from bigssl.data.loading.collate import Ragged
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
+from bigssl.nets.chance.attention import Packing
 from bigssl.nets.chance.seeds import another
 from bigssl.nets.heads.base import masked_head
 from bigssl.nets.heads.frequencies import TokenFrequencies
@@ -32,13 +32,14 @@ from bigssl.nets.packed import check_packable, packed_tokens
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
+from bigssl.objectives.counting import Counting, mean_of_step
 from bigssl.objectives.needs import Needs
 
 TOKENS = ("mask_token", "pad_token", "cls_token", "sep_token")
 CHARACTERS_PER_TOKEN = 8  # generous: a window cut from a long document must fill the sequence
 
 
-class Mlm(Objective):
+class Mlm(Counting, Objective):
     """Predict masked tokens (BERT)."""
 
     class Config(ObjectiveConfig):
@@ -97,14 +98,18 @@ class Mlm(Objective):
             batch = self._packed(batch)
         return batch | {"labelled": int((batch["labels"] != IGNORE).sum())}
 
-    def _packed(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def _packed(self, batch: dict[str, Any]) -> dict[str, Any]:
         texts = zip(batch[SEEDS], batch["input_ids"], strict=True)
         tokens = [another(seed, torch.arange(len(ids))) for seed, ids in texts]  # whatever row they come into
         pieces = split_rows(batch | {SEEDS: tokens}, "sizes")
         useful = [piece for piece in pieces if (piece["labels"] != IGNORE).any()]
         fill = {"input_ids": self.backbone.tokenizer.pad_token_id, "labels": IGNORE, SEEDS: 0}
-        unmaskable = torch.tensor(1 - len(useful) / len(pieces))
-        return pack_rows(useful, self.backbone.length, fill) | {"unmaskable": unmaskable}
+        packed = pack_rows(useful, self.backbone.length, fill)
+        groups, found = side_by_side(packed["segments"])
+        return packed | {"groups": groups, "found": found, "unmaskable": torch.tensor(1 - len(useful) / len(pieces))}
+
+    def units(self, batch: dict[str, Any]) -> dict[str, int]:
+        return {"": batch["labelled"]}
 
     def exports(self) -> dict[str, Head | Network]:
         """Without the decoder's weight, which is the backbone's token embedding."""
@@ -114,7 +119,8 @@ class Mlm(Objective):
     def _hidden(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Last hidden states; the shares of tokens that are padding, and of texts or pieces with nothing to predict."""
         if self.config.packing:
-            hidden = packed_tokens(self.backbone.model, batch["input_ids"], batch["segments"], batch["positions"])
+            packing = Packing(batch["groups"], batch["found"])
+            hidden = packed_tokens(self.backbone.model, batch["input_ids"], batch["positions"], packing)
             return hidden, {"padding": (batch["segments"] == 0).float().mean(), "unmaskable": batch["unmaskable"]}
         hidden = self.backbone.hidden(batch)
         unmaskable = (batch["labels"] == IGNORE).all(1).float().mean()
@@ -123,5 +129,5 @@ class Mlm(Objective):
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         hidden, stats = self._hidden(batch)
         total = self.head(hidden, batch["labels"], batch["labelled"]).float()
-        blind, everywhere = self.frequencies(batch["labels"])
-        return Losses(distributed.global_mean(total, everywhere), blind, blind_name="token frequencies", stats=stats)
+        loss, blind = mean_of_step(batch, total, *self.frequencies(batch["labels"]))
+        return Losses(loss, blind, blind_name="token frequencies", stats=stats)

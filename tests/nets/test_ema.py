@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextModel, ViTConfig, ViTModel
 
 from bigssl.nets.chance import dropout
+from bigssl.nets.chance.attention import attention_by_sample
 from bigssl.nets.ema import Ema
 from bigssl.nets.progress import CosineRamp, Progress
 
@@ -121,7 +122,7 @@ def test_a_teacher_drops_nothing() -> None:
                     patch_size=4, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)  # fmt: skip
     pixels, seeds = torch.rand(4, 3, 8, 8), torch.arange(4) * 12345
     for model in (ConvNextModel(config), ViTModel(vit, add_pooling_layer=False)):
-        dropout.attention_by_sample(model.train(), "backbones.image")
+        attention_by_sample(model.train(), "backbones.image")
         module = dropout.by_sample(Ema(model, 0.9).module)
         with dropout.seeded(seeds), torch.no_grad():
             found = module(pixel_values=pixels).last_hidden_state

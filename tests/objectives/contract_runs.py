@@ -25,6 +25,7 @@ from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.plan import preflight
 from bigssl.nets.progress import Progress
 from bigssl.objectives.base import Losses, Objective, config_union, discover
+from bigssl.objectives.counting import Counting
 from bigssl.report.collapses import ALIKE, PREFIX, RANK
 from bigssl.report.progress import ProgressBar
 
@@ -276,10 +277,10 @@ def plain(values: dict[str, Any], spared: int | None = None, device: str = "cpu"
         at = Progress(step, recipe.steps)
         set_learning_rate(optimizer.param_groups, schedule(recipe.optim, step, recipe.steps))
         optimizer.zero_grad()
-        for micro in range(plan.accum):
-            batch = loader[step * plan.accum + micro].to(device)
+        batches = [loader[step * plan.accum + micro].to(device).data for micro in range(plan.accum)]
+        for data in counted(task, batches):
             with exact_autocast(), torch.autocast(device, torch.bfloat16, enabled=plan.bf16):
-                losses = task(batch.data, at)
+                losses = task(data, at)
             (losses.total / plan.accum).backward()
             passes.append(numbers(losses))
         norms.append(float(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])))
@@ -290,6 +291,15 @@ def plain(values: dict[str, Any], spared: int | None = None, device: str = "cpu"
             constrain(task)
             move_teachers(task, at)
     return Run(passes, norms, start, whole_state(task), settings_of(optimizer.param_groups))
+
+
+def counted(task: Objective, passes: list[Any]) -> list[Any]:
+    """The passes of a step of one process, each told how many of what its losses are means over a pass has."""
+    if not isinstance(task, Counting) or not task.counting:
+        return passes
+    counts = [task.units(data) for data in passes]
+    means = {key: torch.tensor(sum(each[key] for each in counts) / len(passes)) for key in counts[0]}
+    return [task.told(data, means) for data in passes]
 
 
 def clipped(optimizer: torch.optim.Optimizer) -> Iterator[tuple[list[Any], float]]:

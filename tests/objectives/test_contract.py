@@ -516,7 +516,8 @@ def test_passes_add_up_where_the_class_says_so(name: str, kind: type[Objective],
     for step in range(3):
         fresh = [objective(kind, name) for _ in range(3)]  # a pass changes buffers
         losses, whole = gradients(fresh[0], batch(fresh[0], size=8, step=step))
-        halves = [gradients(fresh[n + 1], batch(fresh[n + 1], size=8, step=step, accum=2, micro=n)) for n in range(2)]
+        parts = [batch(fresh[n + 1], size=8, step=step, accum=2, micro=n) for n in range(2)]
+        halves = [gradients(task, part) for task, part in zip(fresh[1:], runs.counted(fresh[1], parts), strict=True)]
         largest = max(grad.abs().max().item() for grad in whole.values())
         off.append(abs((halves[0][0].total + halves[1][0].total).item() / 2 / losses.total.item() - 1))
         for key, grad in whole.items():

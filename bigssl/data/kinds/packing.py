@@ -3,6 +3,7 @@
 [CLS] a a a [SEP] [CLS] b b [SEP] [PAD]
 segments   1 1 1 1 1 2 2 2 2 0      attention only where equal
 positions  0 1 2 3 4 0 1 2 3 0      each text begins at 0
+groups     [[0 1 2 3 4 . . .], [5 6 7 8 . . . .]]      texts of about one length, for attention side by side
 """
 
 from __future__ import annotations
@@ -64,6 +65,45 @@ def pack_rows(texts: Sequence[Mapping[str, Tensor]], length: int, fill: Mapping[
             packed["positions"][place] = torch.arange(size)
             begin += size
     return packed
+
+
+def side_by_side(segments: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Texts of rows in groups of about one length.
+
+    Args:
+        segments: int64 [R, T] as `pack_rows` gives them.
+
+    Returns:
+        groups: int64 [texts, L] each, places among the R · T tokens, -1 behind the last token of a text. L is 8, 12,
+            16, 24, 32, 48, ... or T: a text has two thirds of it or more, or less than 8 tokens.
+        found: int64 [R · T], the place of each token among those of all groups end to end; one behind the last for
+            what is no token.
+    """
+    rows, length = segments.shape
+    before = torch.nn.functional.pad(segments, (1, 0))[:, :-1]
+    begins = ((segments != before) & (segments > 0)).flatten().nonzero().flatten()
+    inside = segments.flatten() > 0
+    number = torch.zeros(rows * length, dtype=torch.int64)
+    number[begins] = 1
+    sizes = torch.bincount(number.cumsum(0)[inside] - 1, minlength=len(begins))
+    widths = torch.tensor([_width(size, length) for size in sizes.tolist()], dtype=torch.int64)
+    groups = []
+    for width in widths.unique().tolist():
+        places = torch.arange(width)
+        chosen = widths == width
+        groups.append(torch.where(places < sizes[chosen, None], begins[chosen, None] + places, -1))
+    together = torch.cat([group.flatten() for group in groups]) if groups else begins
+    found = torch.full((rows * length,), len(together))
+    found[together[together >= 0]] = (together >= 0).nonzero().flatten()
+    return groups, found
+
+
+def _width(size: int, most: int) -> int:
+    """The smallest of 8, 12, 16, 24, 32, 48, ... that holds `size`, `most` at most."""
+    width = 8
+    while width < size:
+        width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
+    return min(width, most)
 
 
 def split_rows(batch: Mapping[str, Sequence[Tensor]], sizes: str) -> list[dict[str, Tensor]]:

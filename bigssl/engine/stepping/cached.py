@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,37 +29,13 @@ from bigssl.objectives.base import Losses, Objective
 from bigssl.objectives.comparing import Comparing
 
 
-class Passes(Protocol):
-    """How the micro-batches of a step pass the networks."""
-
-    def begin(self, batches: Iterator[Batch], at: Progress) -> Iterable[Batch]:
-        """Once a step; gives those batches that `__call__` then takes one after the other. Collective."""
-        ...
-
-    def __call__(self, data: Any, at: Progress) -> tuple[Tensor, Losses]:
-        """What to differentiate, and the losses to report. Collective."""
-        ...
-
-
-class EachPass:
-    """A pass after the other: the loss of a micro-batch knows nothing of the others."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def begin(self, batches: Iterator[Batch], at: Progress) -> Iterable[Batch]:
-        return batches
-
-    def __call__(self, data: Any, at: Progress) -> tuple[Tensor, Losses]:
-        losses: Losses = self._engine(data, at)
-        return losses.total, losses
-
-
 class CachedPasses:
     """All passes of a step as one batch, for a task that is `Comparing`.
 
     bf16: whether the engine runs under autocast, as `compare` then does.
     """
+
+    gathers = True
 
     def __init__(self, engine: Engine, objective: Objective, device: torch.device, *, bf16: bool) -> None:
         self._engine, self._objective, self._device, self._bf16 = engine, objective, device, bf16

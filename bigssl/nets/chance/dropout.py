@@ -11,39 +11,38 @@ The rows of a call are the samples of the batch in order, or several views of al
 first views, second views); with seeds [R, T] (packed texts), the tokens. A network may fold more into its rows, such
 as windows, as long as those of a sample lie together.
 
-Reached are nn.Dropout and transformers' DropPath (`by_sample`) and the dropout of eager and sdpa attention
-(`attention_by_sample`; it then takes the memory of the attention matrix, as eager does). Not reached: dropout inside a
-flash-attention kernel, which is refused, and networks that call torch's dropout themselves, which the loop names.
+Reached are nn.Dropout and transformers' DropPath (`by_sample`) and the dropout of eager and sdpa attention (see
+attention.py). Not reached: networks that call torch's dropout themselves, which the loop names.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import PreTrainedModel
 
-from bigssl.config.errors import ConfigError
 from bigssl.nets.chance.seeds import element_bits, mixed, row_keys, views
 
-_MARK = "_drops_by_sample"  # attribute of modules
 _PATHS = "DropPath"  # end of the class names of stochastic depth in transformers
 
 
 @dataclass
 class _Pass:
-    """seeds: int64 [B] or [R, T] of the samples, None outside a pass. rows: those of the network that runs. calls: of
-    dropout so far in this pass."""
+    """seeds: int64 [B] or [R, T] of the samples, None outside a pass. rows: those of the network that runs. columns: of
+    attention whose keys are others than its queries. calls: of dropout so far in this pass. packing: how texts lie in
+    rows (attention.py), None where each row is one."""
 
     seeds: Tensor | None = None
     rows: Tensor | None = None
+    columns: Tensor | None = None
     calls: int = 0
+    packing: Any = None
 
 
 _now = _Pass()
@@ -94,11 +93,13 @@ def _next_hash(values: Tensor) -> Tensor:
         keys = row_keys(rows.to(values.device), _now.calls)
         if rows.dim() == 1:
             return element_bits(keys, values.numel() // len(keys)).view(values.shape)
-        if values.dim() == 4:  # attention [R, heads, T, T]: a pair of tokens, whatever the number of heads
-            if (*values.shape[:1], *values.shape[2:]) != (*rows.shape, rows.shape[1]):
+        if values.dim() == 4:  # attention [R, heads, T, K]: a pair of tokens, whatever the number of heads
+            columns = rows if _now.columns is None else _now.columns
+            if (*values.shape[:1], *values.shape[2:]) != (*rows.shape, columns.shape[1]):
                 raise RuntimeError(f"dropout: attention {tuple(values.shape)}, but rows and tokens {tuple(rows.shape)}")
             heads = torch.arange(values.shape[1], dtype=torch.int32, device=values.device).view(-1, 1, 1)
-            return mixed(mixed(keys[:, None, :, None] + heads) ^ keys[:, None, None, :])
+            others = row_keys(columns.to(values.device), _now.calls)
+            return mixed(mixed(keys[:, None, :, None] + heads) ^ others[:, None, None, :])
         if values.shape[:2] != rows.shape:
             raise RuntimeError(f"dropout: values {tuple(values.shape)} have no rows and tokens as {tuple(rows.shape)}")
         return element_bits(keys.flatten(), values.numel() // keys.numel()).view(values.shape)
@@ -157,69 +158,28 @@ def _end(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         _now.rows = None
 
 
-class _Attention(TorchFunctionMode):
-    """Within an attention: torch's dropout becomes ours, and fused attention with dropout is written out."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.dropout:
-            return _dropout(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            return _written_out(*args, **kwargs)
-        return func(*args, **kwargs)
+@contextlib.contextmanager
+def within_packing(packing: Any) -> Iterator[None]:
+    """Within it, rows hold texts as `packing` says, also where the pass is recomputed."""
+    before, _now.packing = _now.packing, packing
+    yield
+    _now.packing = before
 
 
-def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    return drop(input, p) if training else input
+def packing_now() -> Any:
+    return _now.packing
 
 
-def _written_out(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
-    """F.scaled_dot_product_attention as its documentation writes it out."""
-    if enable_gqa:
-        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
-    elif attn_mask is not None:
-        scores = scores + attn_mask
-    return drop(scores.softmax(-1), dropout_p).to(value.dtype) @ value
+@contextlib.contextmanager
+def part_of_call(queries: Tensor, keys: Tensor) -> Iterator[None]:
+    """Within it, attention is of some of the tokens: int64 [n, T] and [n, K], their places among those of all rows. The
+    parts have the number of one call; `count_call` ends it."""
+    rows, calls = _now.rows, _now.calls
+    if rows is not None:
+        _now.rows, _now.columns = rows.flatten()[queries], rows.flatten()[keys]
+    yield
+    _now.rows, _now.columns, _now.calls = rows, None, calls
 
 
-_fused = ALL_ATTENTION_FUNCTIONS["sdpa"]
-
-
-def _attend(module: nn.Module, *args: Any, dropout: float = 0.0, **kwargs: Any) -> Any:
-    """transformers' sdpa attention; what it drops follows from the samples, in a network that was made so. Another one
-    of this process (an export that is fine-tuned) drops as torch does."""
-    if not dropout or not getattr(module, _MARK, False):
-        return _fused(module, *args, dropout=dropout, **kwargs)
-    with _Attention():
-        return _fused(module, *args, dropout=dropout, **kwargs)
-
-
-AttentionInterface.register("sdpa", _attend)
-
-
-def attention_by_sample(model: PreTrainedModel, field: str) -> None:
-    """Have a network drop attention weights by sample, in `_attend`.
-
-    Raises:
-        ConfigError: naming the recipe field, where a fused kernel would drop by a generator of its own.
-    """
-    kind, rates = model.config._attn_implementation, model.config.to_dict().items()
-    dropping = {name: rate for name, rate in rates if "att" in name and "drop" in name and rate}
-    if kind == "eager" and dropping and model._supports_sdpa:
-        model.set_attn_implementation("sdpa")  # written out, it is eager's arithmetic
-    elif kind not in (None, "eager", "sdpa") and dropping:
-        name, rate = dropping.popitem()
-        raise ConfigError(
-            f"{field}.attention: value {kind} with {name} {rate}; allowed: {field}.config.{name}=0.0, or attention "
-            f"eager or sdpa (the kernel drops by rank, so that the loss would depend on the number of ranks)"
-        )
-    for module in model.modules():
-        setattr(module, _MARK, True)
+def count_call() -> None:
+    _now.calls += 1

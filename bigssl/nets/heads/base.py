@@ -148,10 +148,15 @@ def masked_head(embedding: nn.Parameter, config: PreTrainedConfig) -> MaskedLang
         embedding: [V, E], its token embedding.
         config: its configuration.
     """
+    return MaskedLanguageHead(embedding, *masked_settings(config))
+
+
+def masked_settings(config: PreTrainedConfig) -> tuple[int, str, float]:
+    """What `MaskedLanguageHead` takes behind the embedding: size of the hidden states, activation, epsilon."""
     field = _ACTIVATION.get(config.model_type)  # of others (RoBERTa, ELECTRA, MPNet and theirs) it is always GELU
     activation = "gelu" if field is None else str(getattr(config, field))
     eps = getattr(config, "layer_norm_eps", getattr(config, "norm_eps", 1e-12))
-    return MaskedLanguageHead(embedding, config.hidden_size, activation, float(eps))
+    return config.hidden_size, activation, float(eps)
 
 
 def labelled_rows(labels: Tensor, most: int | None) -> Tensor:

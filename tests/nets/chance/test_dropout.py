@@ -16,6 +16,7 @@ from bigssl.config.errors import ConfigError
 from bigssl.data.order import rng
 from bigssl.nets import towers
 from bigssl.nets.chance import dropout
+from bigssl.nets.chance.attention import _attend, _written_out, attention_by_sample
 
 SEEDS = torch.from_numpy(rng.seeds(np.arange(64), 0, "images"))
 BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 101}
@@ -53,7 +54,7 @@ def test_it_is_off_in_evaluation_and_refuses_to_guess() -> None:
 def network(config: Any, attention: str = "sdpa") -> PreTrainedModel:
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModel.from_config(config, attn_implementation=attention)
-    dropout.attention_by_sample(model, "backbones.x")
+    attention_by_sample(model, "backbones.x")
     dropout.by_sample(nn.ModuleList([model]))
     return model.train()
 
@@ -100,7 +101,7 @@ def test_attention_weights_are_dropped_too() -> None:
     model = network(BertConfig(**BERT | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.4}))
     ones, seen = torch.ones(64, 4, 12, 8), []
     with dropout.seeded(SEEDS):
-        kept = dropout._attend(model, torch.zeros_like(ones), ones, ones, None, dropout=0.4, is_causal=False)[0]
+        kept = _attend(model, torch.zeros_like(ones), ones, ones, None, dropout=0.4, is_causal=False)[0]
         seen.append(kept * 0.6 * 12)  # [B, T, heads, d]: how many of the 12 values each query kept
     assert seen[0].round().sub(seen[0]).abs().max() < 1e-4
     assert seen[0].mean().item() / 12 == pytest.approx(0.6, abs=0.02)
@@ -128,7 +129,7 @@ def test_attention_written_out_is_attention(mask: str) -> None:
         "causal": {"is_causal": True}, "grouped": {"enable_gqa": True},
     }.get(mask, {})  # fmt: skip
     want = F.scaled_dot_product_attention(query, key, value, **options)
-    torch.testing.assert_close(dropout._written_out(query, key, value, **options), want)
+    torch.testing.assert_close(_written_out(query, key, value, **options), want)
 
 
 def test_recomputed_layers_drop_what_they_dropped() -> None:
@@ -187,6 +188,6 @@ def test_a_kernel_that_drops_by_itself_is_refused() -> None:
     model = AutoModel.from_config(BertConfig(**BERT))
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ConfigError, match=r"backbones.x.attention: value flash_attention_2 with attention_probs_drop"):
-        dropout.attention_by_sample(model, "backbones.x")
+        attention_by_sample(model, "backbones.x")
     model.config.attention_probs_dropout_prob = 0.0
-    dropout.attention_by_sample(model, "backbones.x")
+    attention_by_sample(model, "backbones.x")

@@ -1,0 +1,119 @@
+"""ELECTRA against transformers' own heads, its drawing against the softmax, and what is shared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from contract_runs import Progress
+from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
+
+from bigssl.config.errors import ConfigError
+from bigssl.data.kinds.masking import IGNORE
+from bigssl.data.loading.loader import SEEDS
+from bigssl.nets.chance.seeds import another
+from bigssl.nets.heads.replacing import GeneratorHead
+from bigssl.objectives.replaced_token import ReplacedToken
+
+AT = Progress(0, 10)
+ELECTRA = {
+    "embedding_size": 12, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 16,
+}  # fmt: skip
+
+
+def made(objective: Any, **changes: Any) -> ReplacedToken:
+    tokenizer = "bigssl/demo/tokenizer.json"
+    sections = {"small": {"type": "electra", "tokenizer": tokenizer, "length": 16, "config": ELECTRA},
+                "large": {"type": "electra", "tokenizer": tokenizer, "length": 16,
+                          "config": ELECTRA | {"hidden_size": 24, "num_attention_heads": 3}}}  # fmt: skip
+    task: ReplacedToken = objective(
+        ReplacedToken, "replaced_token", beside=sections, backbone="large", generator="small", **changes
+    )
+    return task
+
+
+def of_transformers(kind: Any, task: ReplacedToken, tower: Any, head: dict[str, torch.Tensor]) -> Any:
+    """The network of transformers with the weights of a tower and of a head, by the names these have there."""
+    model = kind(ElectraConfig(**tower.model.config.to_dict()))
+    model.electra.load_state_dict(tower.model.state_dict())
+    missing = model.load_state_dict(head, strict=False)
+    assert not missing.unexpected_keys and all(key.startswith("electra") for key in missing.missing_keys)
+    return model.train()
+
+
+def test_both_losses_are_those_of_transformers(objective: Any, batch: Any) -> None:
+    task = made(objective)
+    data = batch(task)
+    shown: list[torch.Tensor] = []
+    task.backbone.model.register_forward_pre_hook(lambda m, a, k: shown.append(k["input_ids"]), with_kwargs=True)
+    losses = task(data, AT)
+    own = dict(task.head.named_parameters())
+    generator = of_transformers(ElectraForMaskedLM, task, task.generator, {
+        "generator_predictions.dense.weight": own["dense.weight"],
+        "generator_predictions.dense.bias": own["dense.bias"],
+        "generator_predictions.LayerNorm.weight": own["norm.weight"],
+        "generator_predictions.LayerNorm.bias": own["norm.bias"],
+        "generator_lm_head.weight": own["weight"], "generator_lm_head.bias": own["bias"],
+    })  # fmt: skip
+    asked = data["input_ids"].masked_fill(data["hidden"], task.backbone.tokenizer.mask_token_id)
+    want = generator(asked, data["attention_mask"], labels=data["input_ids"].where(data["hidden"], IGNORE)).loss
+    torch.testing.assert_close(losses.parts["generator"].total, want.detach(), rtol=1e-5, atol=1e-6)
+    judge = dict(task.judge.named_parameters())
+    detector = of_transformers(ElectraForPreTraining, task, task.backbone, {
+        "discriminator_predictions.dense.weight": judge["dense.weight"],
+        "discriminator_predictions.dense.bias": judge["dense.bias"],
+        "discriminator_predictions.dense_prediction.weight": judge["out.weight"],
+        "discriminator_predictions.dense_prediction.bias": judge["out.bias"],
+    })  # fmt: skip
+    replaced = (shown[0] != data["input_ids"]).long()
+    assert replaced.any() and not replaced[~data["hidden"]].any()
+    want = detector(shown[0], data["attention_mask"], labels=replaced).loss
+    torch.testing.assert_close(losses.parts["detection"].total, want.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        losses.total, losses.parts["generator"].total + 2 * losses.parts["detection"].total, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_tokens_are_drawn_by_the_softmax_of_the_logits() -> None:
+    torch.manual_seed(0)
+    head = GeneratorHead(torch.nn.Parameter(torch.randn(7, 4)))
+    hidden = torch.randn(1, 1, 4).expand(1, 40_000, 4)
+    labels, seeds = torch.zeros(1, 40_000, dtype=torch.int64), another(torch.tensor([5])[:, None], torch.arange(40_000))
+    _, drawn = head(hidden, labels, seeds, 40_000)
+    want = head.logits(hidden[0, 0]).softmax(-1)
+    share = torch.bincount(drawn.flatten(), minlength=7) / 40_000
+    assert ((share - want).abs() < 4 * (want * (1 - want) / 40_000).sqrt()).all()
+
+
+def test_no_gradient_of_the_detection_reaches_the_generator_but_by_what_is_shared(objective: Any, batch: Any) -> None:
+    task = made(objective, share_embeddings=False)
+    data = batch(task)
+    grads = []
+    for detection in (2.0, 200.0):
+        task.config = task.config.model_copy(update={"detection": detection})
+        task.zero_grad()
+        task(data, AT).total.backward()
+        grads.append([p.grad.clone() for p in task.generator.parameters() if p.grad is not None])
+    assert len(grads[0]) > 10 and all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+
+
+def test_what_is_drawn_follows_from_the_sample(objective: Any, batch: Any) -> None:
+    task = made(objective)
+    data = batch(task)
+    shown: list[torch.Tensor] = []
+    task.backbone.model.register_forward_pre_hook(lambda m, a, k: shown.append(k["input_ids"]), with_kwargs=True)
+    order = torch.randperm(len(data[SEEDS]), generator=torch.Generator().manual_seed(0))
+    mixed = {key: value[order] if isinstance(value, torch.Tensor) else value for key, value in data.items()}
+    for each in (data, mixed, data | {SEEDS: data[SEEDS] + 1}):
+        task(each, AT)
+    assert torch.equal(shown[1], shown[0][order]) and not torch.equal(shown[2], shown[0])
+
+
+def test_what_cannot_be_is_refused(objective: Any) -> None:
+    odd = {"type": "electra", "tokenizer": "bigssl/demo/tokenizer.json", "length": 16, "config": ELECTRA}
+    with pytest.raises(ConfigError, match="share_embeddings: value true with token embeddings of"):
+        objective(ReplacedToken, "replaced_token", generator="odd", beside={"odd": odd})
+    with pytest.raises(ConfigError, match="generator: backbone 'text' is objective.backbone, too"):
+        objective(ReplacedToken, "replaced_token", generator="text")
