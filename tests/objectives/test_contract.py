@@ -417,6 +417,8 @@ def content(prepared: Any) -> Any:
     """Of whatever nesting of arrays, comparable."""
     if isinstance(prepared, dict):
         return {key: content(item) for key, item in prepared.items()}
+    if isinstance(prepared, list):  # arrays of different shapes
+        return [content(item) for item in prepared]
     array = np.asarray(prepared.values if isinstance(prepared, Ragged) else prepared)
     return array.dtype.str, array.shape, array.tobytes()
 
