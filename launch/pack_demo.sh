@@ -28,15 +28,7 @@ for part in TRAIN TEST; do
 done
 $bigssl tokenizer train "$target/emoji/train" "$target/text/train" "$target/tokenizer.json" --vocab-size 8192
 $bigssl tokenizer train "$target/text/train" "$target/tokenizer-prose.json" --vocab-size 1024
-"${PYTHON:-python}" - "$target" <<'END'
-import sys
-from bigssl.data.kinds import decode
-from bigssl.data.kinds.vocabularies.characters import train_characters
-from bigssl.data.order.stream import read_in_order
-from bigssl.data.shards.index import DatasetIndex
-samples = read_in_order(DatasetIndex.load(f"{sys.argv[1]}/text/train"))
-train_characters(map(decode.running_text, samples), f"{sys.argv[1]}/tokenizer-characters.json")
-END
+$bigssl tokenizer train "$target/text/train" "$target/tokenizer-characters.json" --kind characters
 
 for part in emoji/train emoji/val text/train text/val series/{basic_motions,italy_power}/{train,test}; do
   $bigssl shards verify "$target/$part"

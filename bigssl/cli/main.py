@@ -49,7 +49,7 @@ COMMANDS = {
     "shards verify": ("shards:verify", "Read everything; one JSON line per damage, exit status 1 if there is any."),
     "shards inspect": ("shards:inspect", "What a dataset holds: counts, sizes, the first samples."),
     "shards replay": ("replay:replay", "The keys each rank trains on, step by step."),
-    "tokenizer train": ("shards:train", "Train a vocabulary (WordPiece, BPE or unigram) on the text of datasets."),
+    "tokenizer train": ("shards:train", "Train a vocabulary (WordPiece, BPE, unigram, characters) on texts."),
 }  # fmt: skip
 
 

@@ -109,13 +109,13 @@ def _members(members: dict[str, Member]) -> str:
     return ", ".join(f"{name} {member.length} B" for name, member in members.items())
 
 
-def train(*urls: str, kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece", vocab_size: PositiveInt = 8192,
-          text_field: FieldOption = None) -> None:  # fmt: skip
+def train(*urls: str, kind: Literal["wordpiece", "bpe", "unigram", "characters"] = "wordpiece",
+          vocab_size: PositiveInt = 8192, text_field: FieldOption = None) -> None:  # fmt: skip
     """
     Args:
         urls: datasets (give the training part only), then the tokenizer.json to write
-        kind: wordpiece (lower-case, as BERT's), bpe (of bytes, as GPT-2's: nothing is unknown) or unigram (as
-            SentencePiece's)
+        kind: wordpiece (lower-case, as BERT's), bpe (of bytes, as GPT-2's: nothing is unknown), unigram (as
+            SentencePiece's) or characters (each a token)
         vocab_size: entries at most
     """
     # imported here: transformers takes seconds to load

@@ -3,8 +3,8 @@
     text ── tokens ── pieces of the context's length ── rows ── backbone ── head ── cross-entropy of the next token
 
 Whole texts share rows, each from position 0 and blind for the others; one that is longer than the context is cut into
-pieces, of which every token is asked once (`data/kinds/following.py`). Tokens of the backbone see those before them
-only. Its output weights are its token embedding where its type ties them (`tie_word_embeddings`: GPT-2), or else
+pieces, of which every token is asked once (`data/kinds/texts/following.py`). Tokens of the backbone see those before
+them only. Its output weights are its token embedding where its type ties them (`tie_word_embeddings`: GPT-2), or else
 trained beside it (Llama), from those of the folder of `init_from` where it holds them. A text without tokens adds
 nothing to the loss and is counted in stats/empty.
 
@@ -23,10 +23,10 @@ from torch import Tensor
 
 from bigssl import distributed
 from bigssl.data.kinds import decode
-from bigssl.data.kinds.following import following_pieces, frame_of
 from bigssl.data.kinds.masking import IGNORE
 from bigssl.data.kinds.packing import pack_rows, side_by_side, split_rows
 from bigssl.data.kinds.text import random_window
+from bigssl.data.kinds.texts.following import following_pieces, frame_of
 from bigssl.data.loading.collate import Ragged
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More

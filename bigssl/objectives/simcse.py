@@ -24,7 +24,7 @@ from bigssl import distributed
 from bigssl.config.errors import ConfigError
 from bigssl.data.kinds import decode
 from bigssl.data.kinds import text as textual
-from bigssl.data.kinds.passages import view_of
+from bigssl.data.kinds.words import view_of
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.progress import Progress

@@ -129,6 +129,9 @@ def test_series_and_tokenizer(tmp_path: Path, folder: Path, capsys: pytest.Captu
     assert run("tokenizer", "train", tmp_path / "t", tmp_path / "tok.json", "--vocab-size", 60) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path}/tok.json: ")
     assert json.loads((tmp_path / "tok.json").read_text())["model"]["vocab"]["the"] > 4
+    for kind, model in (("bpe", "BPE"), ("unigram", "Unigram")):
+        assert run("tokenizer", "train", tmp_path / "t", tmp_path / "k.json", "--kind", kind, "--vocab-size", 300) == 0
+        assert json.loads((tmp_path / "k.json").read_text())["model"]["type"] == model
 
 
 def test_tokenizers_of_documents_in_json(tmp_path: Path) -> None:

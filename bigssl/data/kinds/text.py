@@ -52,7 +52,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
         tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(file.parent)
     else:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
-    there = {name: next((each for each in names if each in known), None) for name, names in NAMED.items()}
+    sure = added.keys() | {token for token in SPECIALS.values() if token in known}  # "<s>" may be a piece of HTML
+    there = {name: next((each for each in names if each in sure), None) for name, names in NAMED.items()}
     tokenizer.add_special_tokens({
         name: added.get(token, AddedToken(token, special=True))
         for name, token in there.items() if token is not None and getattr(tokenizer, name) is None

@@ -15,12 +15,14 @@ A run of more than LONGEST tokens without an end (DNA, base64) is no word: each 
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from functools import lru_cache
 
 import numpy as np
 
+_SPACED = re.compile(r"\S+\s*")
 LONGEST = 32  # tokens; the longest words of a text are some 20 letters
 WITHOUT_SPACES = (
     (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0x2FDF), (0x3005, 0x3007),
@@ -92,3 +94,22 @@ def _kind(point: int) -> int:
     if category[0] in "ZPS" or category == "Cc":
         return END
     return ALONE if any(first <= point <= last for first, last in WITHOUT_SPACES) else LETTER
+
+
+def view_of(text: str, rng: np.random.Generator, *, keep: float, leave_out: float) -> str:
+    """Words in a row, a share of `keep` to 1 of them (cropping, Izacard et al. 2022, https://arxiv.org/abs/2112.09118),
+    each left out with probability `leave_out` (Wu et al. 2020, https://arxiv.org/abs/2012.15466), one at least.
+
+    A text without spaces is taken by its characters.
+    """
+    words = _SPACED.findall(text)
+    if len(words) < 2:
+        words = list(text)
+    if not words:
+        return text
+    least = max(1, math.ceil(keep * len(words)))
+    count = int(rng.integers(least, len(words) + 1))
+    begin = int(rng.integers(len(words) - count + 1))
+    kept = rng.random(count) >= leave_out
+    kept[rng.integers(count)] |= not kept.any()
+    return "".join(word for word, here in zip(words[begin : begin + count], kept, strict=True) if here).strip() or text

@@ -11,7 +11,7 @@ from tokenizers import processors
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from bigssl.data.kinds.following import frame_of
+from bigssl.data.kinds.texts.following import frame_of
 from bigssl.nets.heads.following import NextTokenHead, logits_scale
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.leaving.parts import LeavingPart, UnfitError

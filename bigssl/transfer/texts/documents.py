@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from bigssl.data.kinds import decode
-from bigssl.data.kinds.following import frame_of
 from bigssl.data.kinds.masking import IGNORE, corrupt, select_tokens
 from bigssl.data.kinds.text import encode_pieces
+from bigssl.data.kinds.texts.following import frame_of
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.features import samples_at
 from bigssl.transfer.inputs import TextInput

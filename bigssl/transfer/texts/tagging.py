@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bigssl.data.errors import DataError
-from bigssl.data.kinds.following import frame_of
+from bigssl.data.kinds.texts.following import frame_of
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating, finite

@@ -160,6 +160,9 @@ def test_folders_that_do_not_name_their_special_tokens(tmp_path: Path) -> None:
     roberta = load_tokenizer(hub_folder(tmp_path / "roberta", names, models.BPE(bytes_, [])))
     assert (roberta.cls_token, roberta.sep_token, roberta.mask_token, roberta.bos_token, roberta.eos_token) == (
         "<s>", "</s>", "<mask>", "<s>", "</s>")  # fmt: skip
+    html = Tokenizer(models.WordLevel({"[UNK]": 0, "<s>": 1}, unk_token="[UNK]"))
+    html.save(str(tmp_path / "html.json"))
+    assert load_tokenizer(tmp_path / "html.json").bos_token is None  # there it is a word like others
     assert len(roberta) == 261 and roberta("a <mask>", add_special_tokens=False)["input_ids"] == [bytes_["a"], 260]
 
 

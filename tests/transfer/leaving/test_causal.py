@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, pipeline
 
 from bigssl.data.kinds.text import load_tokenizer
-from bigssl.data.kinds.vocabularies.characters import train_characters
+from bigssl.data.kinds.vocabularies.training import KINDS, train_tokenizer
 from bigssl.data.sample import Sample
 from bigssl.nets.heads.base import Head
 from bigssl.transfer.inputs import TextInput
@@ -25,8 +25,8 @@ TEXTS = ["We meet here tonight", "the state of the union is strong, and the stat
 
 
 def tokenizer_of(name: str, folder: Path) -> Any:
-    if name == "characters":
-        train_characters(TEXTS, folder / "tokenizer.json")
+    if name in KINDS:
+        train_tokenizer(TEXTS, 300, folder / "tokenizer.json", name)
         return load_tokenizer(folder / "tokenizer.json")
     return load_tokenizer(DEMO / "tokenizer.json")
 
@@ -40,7 +40,7 @@ def config_of(kind: str, words: Any) -> Any:
                        num_key_value_heads=1, max_position_embeddings=32, **ids)  # fmt: skip
 
 
-@pytest.fixture(params=[("gpt2", "words"), ("gpt2", "characters"), ("llama", "words"), ("llama", "characters")],
+@pytest.fixture(params=[("gpt2", "words"), ("gpt2", "bpe"), ("llama", "unigram"), ("llama", "characters")],
                 ids="-".join)  # fmt: skip
 def exported(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Head, Any, Path]:
     """A network, its head, its tokenizer and their export."""

@@ -1,1 +1,1 @@
-"""What does a task read of documents of several sentences? Passages, pairs of them."""
+"""How is running text cut up: into passages and pairs of them, into what goes on from one token to the next?"""

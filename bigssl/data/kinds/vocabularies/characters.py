@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Mapping
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from bigssl.data.errors import DataError
-from bigssl.data.kinds.text import SPECIALS
-from bigssl.files import whole
+from bigssl.data.kinds.vocabularies.alphabet import Alphabet
 
 
-def train_characters(texts: Iterable[str], path: str | os.PathLike[str]) -> int:
-    """Writes a tokenizer.json of all characters of the texts, in NFC, and returns how many entries it has.
-
-    [PAD] is 0; the others of SPECIALS follow, then the characters by their code. Encoding puts [CLS] before a text and
-    nothing behind it; what ends one is [SEP]. Other characters are [UNK]. Raises DataError for texts without any.
-    """
-    normal = normalizers.NFC()
-    known = sorted(set().union(*(normal.normalize_str(text) for text in texts)))
-    if not known:
-        raise DataError("tokenizer: the texts hold no characters to learn from")
-    names = list(SPECIALS.values())
-    vocabulary = {entry: number for number, entry in enumerate([*names, *known])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIALS["unk_token"]))
-    tokenizer.normalizer, tokenizer.decoder = normal, decoders.Fuse()
+def new_characters() -> Tokenizer:
+    """Without characters: NFC, and each for itself."""
+    tokenizer = Tokenizer(models.WordLevel({}, unk_token=""))
+    tokenizer.normalizer, tokenizer.decoder = normalizers.NFC(), decoders.Fuse()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.add_special_tokens(names)
-    first = SPECIALS["cls_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A", pair=f"{first} $A $B", special_tokens=[(first, vocabulary[first])]
-    )
-    with whole(Path(path)) as staging:
-        tokenizer.save(str(staging), pretty=False)
-    return len(vocabulary)
+    return tokenizer
+
+
+def learn_characters(
+    counts: Mapping[str, int], alphabet: Alphabet, size: int, names: list[str]
+) -> tuple[Tokenizer, Alphabet]:
+    """The tokenizer of the most frequent characters that `size` holds, and these. names: the special tokens, which come
+    first, [UNK] among them; then characters by their code."""
+    tokenizer, alphabet = new_characters(), alphabet.filled(size - len(names) - alphabet.count)
+    vocabulary = {entry: number for number, entry in enumerate([*names, *alphabet.entries])}
+    tokenizer.model = models.WordLevel(vocabulary, unk_token=names[1])
+    return tokenizer, alphabet

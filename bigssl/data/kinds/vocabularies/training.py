@@ -1,9 +1,11 @@
-"""Tokenizers trained on texts: WordPiece, byte-level BPE, unigram; each a tokenizer.json with the same special tokens.
+"""Tokenizers trained on texts: WordPiece, byte-level BPE, unigram, characters; each a tokenizer.json with the same
+special tokens.
 
              a word is cut off at          pieces are learnt by               what is not among them
 wordpiece    spaces, punctuation, CJK      merges of letters (BERT)           makes the word [UNK]
 bpe          as GPT-2's expression says    merges of bytes (GPT-2)            nothing: any text is bytes
 unigram      spaces (▁), punctuation       a unigram model (SentencePiece)    is [UNK], the character alone
+characters   every character               (they are the pieces)              is [UNK], the character alone
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from tokenizers import Tokenizer, processors
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.text import SPECIALS
-from bigssl.data.kinds.vocabularies import subwords, wordpiece
+from bigssl.data.kinds.vocabularies import characters, subwords, wordpiece
 from bigssl.data.kinds.vocabularies.alphabet import COVERED, LONGEST, MANY, Alphabet
 from bigssl.files import whole
 
@@ -46,6 +48,7 @@ KINDS = {
     "wordpiece": _Way(wordpiece.new_wordpiece, Alphabet.of, wordpiece.learn_wordpiece),
     "bpe": _Way(subwords.new_bpe, subwords.bytes_alphabet, subwords.learn_bpe),
     "unigram": _Way(subwords.new_unigram, Alphabet.apart, subwords.learn_unigram),
+    "characters": _Way(characters.new_characters, Alphabet.apart, characters.learn_characters),
 }
 
 

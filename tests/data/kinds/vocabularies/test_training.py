@@ -41,7 +41,7 @@ def test_the_same_texts_give_the_same_bytes_in_another_process(tmp_path: Path) -
         assert (tmp_path / f"{kind}.here").read_bytes() == (tmp_path / f"{kind}.there").read_bytes(), kind
 
 
-@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram", "characters"])
 def test_each_kind_serves_masking_and_causal_models(kind: str, tmp_path: Path) -> None:
     learnt = train_tokenizer(MIXED, 900, tmp_path / "t.json", kind)
     tokenizer = load_tokenizer(tmp_path / "t.json")
@@ -151,3 +151,18 @@ def test_texts_are_not_held_in_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 3_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_characters_are_put_together_again(tmp_path: Path) -> None:
+    texts = ["Two words,\nand a line.", "é and e\u0301 are one", "  spaces  "]
+    learnt = train_tokenizer(texts, 100, tmp_path / "t.json", "characters")
+    tokenizer = load_tokenizer(tmp_path / "t.json")
+    assert learnt.entries == len(tokenizer) == 5 + len(set("".join(texts).replace("\u0301", "")))
+    for text in (texts[0], texts[2]):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert len(ids) == len(text) and tokenizer.decode(ids) == text
+    assert tokenizer(texts[1])["input_ids"].count(tokenizer("é")["input_ids"][1]) == 2
+    assert tokenizer("x~", add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id] * 2
+    train_tokenizer(texts, 10, tmp_path / "few.json", "characters")
+    few = set(load_tokenizer(tmp_path / "few.json").get_vocab()) - set(SPECIALS.values())
+    assert few == set(" aden"), "the most frequent"

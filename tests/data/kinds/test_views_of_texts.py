@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigssl.data.kinds.passages import view_of
+from bigssl.data.kinds.words import view_of
 
 TEXT = " ".join(f"w{n}" for n in range(40))
 
