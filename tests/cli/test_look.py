@@ -519,8 +519,8 @@ def test_what_a_folder_holds_has_to_be_what_the_recipe_says(
          "have other ids in it ('"),
         ("mlm", "texts", loaded("text", export / "text", tokenizer=str(DEMO / "tokenizer.jso")), "; nearest: "),
         ("mlm", "texts", {"backbones": {"text": BERT | {"tokenizer": str(DEMO / "tokenizre.json")}}},
-         f"no such file or folder; allowed: {DEMO}/tokenizer-prose.json, {DEMO}/tokenizer.json; nearest: {DEMO}/"
-         "tokenizer.json; or train one with `bigssl tokenizer train`"),
+         f"no such file or folder; allowed: {DEMO}/tokenizer-characters.json, {DEMO}/tokenizer-prose.json, "
+         f"{DEMO}/tokenizer.json; nearest: {DEMO}/tokenizer.json; or train one with `bigssl tokenizer train`"),
     ):  # fmt: skip
         (line,) = refused(recipe(task, kind, **section))
         assert said in line
