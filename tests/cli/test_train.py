@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import pty
 import re
@@ -29,6 +28,7 @@ import yaml
 
 from bigssl.cli import supervisor, train
 from bigssl.cli.main import main
+from bigssl.report.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -129,9 +129,8 @@ class Run:
             self.close_terminal()
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "run" / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+def rows(folder: Path) -> list[dict[str, float]]:
+    return read_metrics(folder / "run")  # also while a line is being written
 
 
 @pytest.fixture(scope="module")
