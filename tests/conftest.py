@@ -26,8 +26,10 @@ settings.register_profile("same", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 # One thread: no OpenMP pool exists in this process, so ranks can be forked from it, which saves their imports.
 torch.set_num_threads(1)
-# A shell starts background jobs with Ctrl-C ignored, which processes under test would inherit.
+# A shell starts background jobs with Ctrl-C ignored, nohup with the end of the terminal: processes under test would
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 Ranks = Callable[..., list[Any]]
 
