@@ -3,8 +3,8 @@
 # usage: bash benchmarks/gpu_session.sh [RESULTS_FOLDER [verify|time|all]]     logs and CSVs are also copied there
 #        bash benchmarks/gpu_session.sh RESULTS_FOLDER recipes CIFAR10        every recipe of CIFAR-10, 40 steps of each
 # CIFAR10: a folder of shards, train and val (`bigssl shards pack` of folders of pictures, one a class).
-# Needs an environment with bigssl[dev] (or its packages, and PYTHONPATH=.:kernels); installs nothing. A family whose verification fails is not timed; the rest goes
-# on. Exit status 1 if anything failed.
+# Needs an environment with bigssl[dev] (or its packages, and PYTHONPATH=.:kernels); installs nothing. A family whose
+# verification fails is not timed; the rest goes on. Exit status 1 if anything failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 results=${1:-$(mktemp -d)} what=${2:-all}

@@ -213,7 +213,7 @@ def refuse_changed_length(recipe: Recipe, objective: Objective, change: Sequence
 
 
 def _scheduled(objective: Objective) -> str:
-    names = [type(part).__name__.lower() for part in objective.modules() if getattr(part, "scheduled", False)]
+    names = [part.config.name for part in objective.modules() if isinstance(part, Objective) and part.scheduled]
     return names[0] if names else ""
 
 

@@ -24,15 +24,12 @@ from torch import Tensor
 from bigssl import distributed
 from bigssl.data.kinds import decode
 from bigssl.data.kinds.masking import IGNORE
-from bigssl.data.kinds.packing import pack_rows, side_by_side, split_rows
 from bigssl.data.kinds.text import random_window
 from bigssl.data.kinds.texts.following import following_pieces, frame_of
 from bigssl.data.loading.collate import Ragged
-from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.chance.attention import Packing
-from bigssl.nets.chance.seeds import another
 from bigssl.nets.heads.following import next_token_head
 from bigssl.nets.heads.frequencies import TokenFrequencies
 from bigssl.nets.modality.kinds import CAUSAL
@@ -43,6 +40,7 @@ from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.counting import Counting, mean_of_step
 from bigssl.objectives.needs import Needs
+from bigssl.objectives.packing import labelled_pieces, packed_rows
 
 
 class CausalLm(Counting, Objective):
@@ -91,17 +89,11 @@ class CausalLm(Counting, Objective):
     def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
         """Packs the pieces, and adds how many tokens are labelled, as the host knows it."""
         batch: dict[str, Any] = super().assemble(by_source)
-        texts = zip(batch[SEEDS], batch["input_ids"], strict=True)
-        tokens = [another(seed, torch.arange(len(ids))) for seed, ids in texts]  # whatever row they come into
-        pieces = split_rows(batch | {SEEDS: tokens}, "sizes")
-        useful = [piece for piece in pieces if (piece["labels"] != IGNORE).any()]
-        fill = {"input_ids": self.backbone.tokenizer.pad_token_id or 0, "labels": IGNORE, SEEDS: 0}
+        useful = [piece for piece in labelled_pieces(batch) if (piece["labels"] != IGNORE).any()]
         empty = sum(not (labels != IGNORE).any() for labels in batch["labels"]) / len(batch["labels"])
-        rows = pack_rows(useful, self.backbone.length, fill)
-        segments = rows.pop("segments")
-        groups, found = side_by_side(segments)
-        shares = {"padding": (segments == 0).float().mean(), "empty": torch.tensor(float(empty))}
-        return rows | shares | {"groups": groups, "found": found, "labelled": int((rows["labels"] != IGNORE).sum())}
+        rows = packed_rows(useful, self.backbone.length, self.backbone.tokenizer.pad_token_id or 0)
+        shares = {"padding": (rows.pop("segments") == 0).float().mean(), "empty": torch.tensor(float(empty))}
+        return rows | shares | {"labelled": int((rows["labels"] != IGNORE).sum())}
 
     def units(self, batch: dict[str, Any]) -> dict[str, int]:
         return {"": batch["labelled"]}

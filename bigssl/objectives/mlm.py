@@ -21,13 +21,10 @@ from torch import Tensor
 from bigssl.data.kinds import decode
 from bigssl.data.kinds import text as textual
 from bigssl.data.kinds.masking import IGNORE, Unit, corrupt, select
-from bigssl.data.kinds.packing import pack_rows, side_by_side, split_rows
 from bigssl.data.loading.collate import Ragged
-from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.chance.attention import Packing
-from bigssl.nets.chance.seeds import another
 from bigssl.nets.heads.base import masked_head
 from bigssl.nets.heads.frequencies import TokenFrequencies
 from bigssl.nets.packed import check_packable, packed_tokens
@@ -36,10 +33,10 @@ from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.counting import Counting, mean_of_step
 from bigssl.objectives.needs import Needs
+from bigssl.objectives.packing import labelled_pieces, packed_rows
 from bigssl.objectives.shared import Guest
 
 TOKENS = ("mask_token", "pad_token", "cls_token", "sep_token")
-CHARACTERS_PER_TOKEN = 8  # generous: a window cut from a long document must fill the sequence
 
 
 class Mlm(Guest, Counting, Objective):
@@ -82,7 +79,7 @@ class Mlm(Guest, Counting, Objective):
             joined = [Ragged(np.concatenate(parts)) for parts in zip(*pieces, strict=True)]
             sizes = Ragged(np.array([len(ids) for ids, _ in pieces]))
             return {"input_ids": joined[0], "labels": joined[1], "sizes": sizes}
-        window = textual.random_window(document, rng, length * CHARACTERS_PER_TOKEN)
+        window = textual.window_for(document, rng, length)
         input_ids, attention_mask, words = textual.encode_words(tokenizer, window, length)
         masked, labels = self._mask(input_ids, words, rng)
         return {"input_ids": masked, "attention_mask": attention_mask, "labels": labels}
@@ -111,14 +108,10 @@ class Mlm(Guest, Counting, Objective):
         return batch | {"labelled": int((batch["labels"] != IGNORE).sum())}
 
     def _packed(self, batch: dict[str, Any]) -> dict[str, Any]:
-        texts = zip(batch[SEEDS], batch["input_ids"], strict=True)
-        tokens = [another(seed, torch.arange(len(ids))) for seed, ids in texts]  # whatever row they come into
-        pieces = split_rows(batch | {SEEDS: tokens}, "sizes")
+        pieces = labelled_pieces(batch)
         useful = [piece for piece in pieces if (piece["labels"] != IGNORE).any()]
-        fill = {"input_ids": self.backbone.tokenizer.pad_token_id, "labels": IGNORE, SEEDS: 0}
-        packed = pack_rows(useful, self.backbone.length, fill)
-        groups, found = side_by_side(packed["segments"])
-        return packed | {"groups": groups, "found": found, "unmaskable": torch.tensor(1 - len(useful) / len(pieces))}
+        packed = packed_rows(useful, self.backbone.length, self.backbone.tokenizer.pad_token_id)
+        return packed | {"unmaskable": torch.tensor(1 - len(useful) / len(pieces))}
 
     def units(self, batch: dict[str, Any]) -> dict[str, int]:
         return {"": batch["labelled"]}

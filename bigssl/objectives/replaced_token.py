@@ -37,7 +37,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.counting import Counting, mean_of_step
-from bigssl.objectives.mlm import CHARACTERS_PER_TOKEN, TOKENS
+from bigssl.objectives.mlm import TOKENS
 from bigssl.objectives.needs import Needs
 
 
@@ -89,7 +89,7 @@ class ReplacedToken(Counting, Objective):
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         tokenizer, length = self.backbone.tokenizer, self.backbone.length
-        window = textual.random_window(decode.running_text(sample), rng, length * CHARACTERS_PER_TOKEN)
+        window = textual.window_for(decode.running_text(sample), rng, length)
         input_ids, attention_mask, words = textual.encode_words(tokenizer, window, length)
         hidden = select(self.config.masking, words, rng, self.config.ratio) >= 0
         return {

@@ -34,8 +34,6 @@ from bigssl.objectives.comparing import Comparing
 from bigssl.objectives.needs import Needs
 from bigssl_kernels import clip_loss
 
-CHARACTERS_PER_TOKEN = 8  # generous: a window cut from a long document must fill the sequence
-
 
 class Simcse(Comparing, Objective):
     """Contrast two views of each text (SimCSE)."""
@@ -72,7 +70,7 @@ class Simcse(Comparing, Objective):
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         tokenizer, length = self.backbone.tokenizer, self.backbone.length
-        window = textual.random_window(decode.running_text(sample), rng, length * CHARACTERS_PER_TOKEN)
+        window = textual.window_for(decode.running_text(sample), rng, length)
         views = {}
         for name in ("view1", "view2"):
             view = view_of(window, rng, keep=self.config.keep, leave_out=self.config.leave_out)

@@ -34,11 +34,23 @@ def made(objective: Any, **changes: Any) -> ReplacedToken:
     return task
 
 
-def of_transformers(kind: Any, task: ReplacedToken, tower: Any, head: dict[str, torch.Tensor]) -> Any:
-    """The network of transformers with the weights of a tower and of a head, by the names these have there."""
+NAMES = {  # of our heads' parameters in transformers
+    ElectraForMaskedLM: {
+        "dense": "generator_predictions.dense", "norm": "generator_predictions.LayerNorm", "": "generator_lm_head",
+    },
+    ElectraForPreTraining: {
+        "dense": "discriminator_predictions.dense", "out": "discriminator_predictions.dense_prediction",
+    },
+}  # fmt: skip
+
+
+def of_transformers(kind: Any, tower: Any, head: torch.nn.Module) -> Any:
+    """The network of transformers with the weights of a tower and of a head."""
     model = kind(ElectraConfig(**tower.model.config.to_dict()))
     model.electra.load_state_dict(tower.model.state_dict())
-    missing = model.load_state_dict(head, strict=False)
+    parts = [(*name.rpartition("."), value) for name, value in head.named_parameters()]
+    state = {f"{NAMES[kind][part]}.{last}": value for part, _, last, value in parts}
+    missing = model.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys and all(key.startswith("electra") for key in missing.missing_keys)
     return model.train()
 
@@ -49,24 +61,11 @@ def test_both_losses_are_those_of_transformers(objective: Any, batch: Any) -> No
     shown: list[torch.Tensor] = []
     task.backbone.model.register_forward_pre_hook(lambda m, a, k: shown.append(k["input_ids"]), with_kwargs=True)
     losses = task(data, AT)
-    own = dict(task.head.named_parameters())
-    generator = of_transformers(ElectraForMaskedLM, task, task.generator, {
-        "generator_predictions.dense.weight": own["dense.weight"],
-        "generator_predictions.dense.bias": own["dense.bias"],
-        "generator_predictions.LayerNorm.weight": own["norm.weight"],
-        "generator_predictions.LayerNorm.bias": own["norm.bias"],
-        "generator_lm_head.weight": own["weight"], "generator_lm_head.bias": own["bias"],
-    })  # fmt: skip
+    generator = of_transformers(ElectraForMaskedLM, task.generator, task.head)
     asked = data["input_ids"].masked_fill(data["hidden"], task.backbone.tokenizer.mask_token_id)
     want = generator(asked, data["attention_mask"], labels=data["input_ids"].where(data["hidden"], IGNORE)).loss
     torch.testing.assert_close(losses.parts["generator"].total, want.detach(), rtol=1e-5, atol=1e-6)
-    judge = dict(task.judge.named_parameters())
-    detector = of_transformers(ElectraForPreTraining, task, task.backbone, {
-        "discriminator_predictions.dense.weight": judge["dense.weight"],
-        "discriminator_predictions.dense.bias": judge["dense.bias"],
-        "discriminator_predictions.dense_prediction.weight": judge["out.weight"],
-        "discriminator_predictions.dense_prediction.bias": judge["out.bias"],
-    })  # fmt: skip
+    detector = of_transformers(ElectraForPreTraining, task.backbone, task.judge)
     replaced = (shown[0] != data["input_ids"]).long()
     assert replaced.any() and not replaced[~data["hidden"]].any()
     want = detector(shown[0], data["attention_mask"], labels=replaced).loss

@@ -27,6 +27,7 @@ NAMED = {
 }  # fmt: skip
 """Special tokens, and what BERT, RoBERTa, T5, ALBERT, XLM-R, Llama and GPT-2 call them: the first there is. Where only
 one of [CLS] and [SEP] are there, they begin and end a text for a causal model as well."""
+CHARACTERS_PER_TOKEN = 8  # generous: a window cut from a long document must fill the sequence
 _WORD_LENGTH = 5  # about
 _FAR = 100  # characters: where no word begins within so many, a window begins inside
 
@@ -163,6 +164,11 @@ def random_window(text: str, rng: np.random.Generator, characters: int) -> str:
     begin = int(rng.integers(-_WORD_LENGTH, len(text) - characters + 1))
     start = _next_word(text, begin) if begin > 0 else 0
     return text[start : start + characters].rstrip()
+
+
+def window_for(text: str, rng: np.random.Generator, length: int) -> str:
+    """A random window of a text that fills `length` tokens, or all of a shorter one."""
+    return random_window(text, rng, length * CHARACTERS_PER_TOKEN)
 
 
 def _next_word(text: str, begin: int) -> int:

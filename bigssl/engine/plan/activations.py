@@ -141,7 +141,7 @@ def _parts(objective: Objective, batch: Any) -> Iterator[tuple[str, Objective, A
             assert isinstance(part, Objective)
             yield name, part, batch[name]
     else:
-        yield type(objective).__name__.lower(), objective, batch
+        yield objective.config.name, objective, batch
 
 
 def everything_sample(source: str, towers: Collection[Tower]) -> Sample:

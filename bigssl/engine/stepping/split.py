@@ -82,4 +82,4 @@ def _parts(objective: Objective) -> dict[str, Objective]:
 
 
 def _name(part: Objective) -> str:
-    return type(part).__name__.lower()
+    return str(part.config.name)

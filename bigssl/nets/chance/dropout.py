@@ -162,8 +162,10 @@ def _end(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 def within_packing(packing: Any) -> Iterator[None]:
     """Within it, rows hold texts as `packing` says, also where the pass is recomputed."""
     before, _now.packing = _now.packing, packing
-    yield
-    _now.packing = before
+    try:
+        yield
+    finally:
+        _now.packing = before
 
 
 def packing_now() -> Any:
@@ -177,8 +179,10 @@ def part_of_call(queries: Tensor, keys: Tensor) -> Iterator[None]:
     rows, calls = _now.rows, _now.calls
     if rows is not None:
         _now.rows, _now.columns = rows.flatten()[queries], rows.flatten()[keys]
-    yield
-    _now.rows, _now.columns, _now.calls = rows, None, calls
+    try:
+        yield
+    finally:
+        _now.rows, _now.columns, _now.calls = rows, None, calls
 
 
 def count_call() -> None:
