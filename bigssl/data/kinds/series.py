@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import numpy as np
 from numpy.lib import format as npy
@@ -11,6 +12,9 @@ from bigssl.data.errors import DataError
 
 MAX_HEADER = 4096  # bytes; an honest one has about 100
 NON_FINITE = ("refuse", "keep", "zero")
+# numpy parses headers by ast.literal_eval, which counts its depth for all threads at once: two of them, the collector
+# switching between, end in "SystemError: AST constructor recursion depth mismatch" (CPython 106905).
+_PARSING = threading.Lock()
 
 
 def series(data: bytes, *, non_finite: str = "refuse") -> np.ndarray:
@@ -49,7 +53,8 @@ def _array(data: bytes) -> np.ndarray:
     try:
         version = npy.read_magic(stream)
         reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = reader(stream, max_header_size=MAX_HEADER)
+        with _PARSING:
+            shape, fortran, dtype = reader(stream, max_header_size=MAX_HEADER)
     except (ValueError, SyntaxError, TypeError, UnicodeError, MemoryError, RecursionError) as error:
         raise DataError(f"series is not an .npy array ({str(error).splitlines()[0]})") from error
     if dtype.hasobject:

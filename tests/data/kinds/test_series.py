@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -93,3 +98,32 @@ def test_policies_for_what_is_not_finite() -> None:
     np.testing.assert_array_equal(series(saved(array), non_finite="zero"), [[1, 2], [3, 0], [0, 0]])
     with pytest.raises(ValueError, match="non_finite is 'drop'; allowed: refuse, keep, zero"):
         series(saved(array), non_finite="drop")
+
+
+class _Slow:
+    """A cycle whose end, which the collector chooses, lets other threads go on."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+    def __del__(self) -> None:
+        time.sleep(0)
+
+
+def test_threads_read_at_once() -> None:
+    """CPython counts the depth of what it parses for all threads together: unlocked, some call in some thread fails."""
+    data, start = saved(np.zeros((25, 2), np.float32)), threading.Barrier(4)
+
+    def read(_: int) -> int:
+        start.wait()
+        return sum(series(data).shape[0] for _ in range(500) if _Slow())
+
+    held = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(read, range(4))) == [500 * 25] * 4
+    finally:
+        sys.setswitchinterval(held[0])
+        gc.set_threshold(*held[1])
