@@ -11,8 +11,9 @@ The rows of a call are the samples of the batch in order, or several views of al
 first views, second views); with seeds [R, T] (packed texts), the tokens. A network may fold more into its rows, such
 as windows, as long as those of a sample lie together.
 
-Reached are nn.Dropout and transformers' DropPath (`by_sample`) and the dropout of eager and sdpa attention (see
-attention.py). Not reached: networks that call torch's dropout themselves, which the loop names.
+Reached are nn.Dropout and transformers' DropPath (`by_sample`), the dropout of eager and sdpa attention (see
+attention.py), and of encoder-decoder networks (BART) the calls of torch's function. Not reached: other networks that
+call it themselves (OPT, XLM), which the loop names.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bigssl.nets.chance.seeds import element_bits, mixed, row_keys, views
 
@@ -139,10 +143,42 @@ def by_sample(module: nn.Module) -> nn.Module:
             setattr(module, name, SampleDropPath(float(child.drop_prob or 0)).train(child.training))  # type: ignore[arg-type]
         else:
             by_sample(child)
+    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+        reached = [each for each in module.modules() if isinstance(each, PreTrainedModel | GradientCheckpointingLayer)]
+        for each in (each for each in reached if _reach not in each._forward_pre_hooks.values()):
+            each.register_forward_pre_hook(_reach)
+            each.register_forward_hook(_let_go, always_call=True)
     if isinstance(module, PreTrainedModel) and _begin not in module._forward_pre_hooks.values():
         module.register_forward_pre_hook(_begin, with_kwargs=True)
         module.register_forward_hook(_end)
     return module
+
+
+class _Calls(TorchFunctionMode):
+    """Within it, torch's dropout is ours."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (called if func is F.dropout else func)(*args, **(kwargs or {}))
+
+
+def called(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """F.dropout with our masks."""
+    return drop(input, p) if training else input
+
+
+_calls = list[tuple[nn.Module, _Calls]]()  # of the outermost module that runs, at most one
+
+
+def _reach(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """A layer by itself, too: recomputed in the backward pass, it runs outside its network."""
+    if module.training and not _calls:
+        _calls.append((module, _Calls()))
+        _calls[-1][1].__enter__()
+
+
+def _let_go(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    if _calls and _calls[-1][0] is module:
+        _calls.pop()[1].__exit__(None, None, None)
 
 
 def _begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
