@@ -47,7 +47,7 @@ TINY = {
         type="bart",
         tokenizer=TOKENIZER,
         length=16,
-        config={"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+        config={"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
                 "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "dropout": 0.0,
                 "max_position_embeddings": 16},
     ),

@@ -29,7 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bigssl.nets.chance.seeds import element_bits, mixed, row_keys, views
 
@@ -40,13 +39,14 @@ _PATHS = "DropPath"  # end of the class names of stochastic depth in transformer
 class _Pass:
     """seeds: int64 [B] or [R, T] of the samples, None outside a pass. rows: those of the network that runs. columns: of
     attention whose keys are others than its queries. calls: of dropout so far in this pass. packing: how texts lie in
-    rows (attention.py), None where each row is one."""
+    rows (attention.py), None where each row is one. reached: whether torch's function is ours for now."""
 
     seeds: Tensor | None = None
     rows: Tensor | None = None
     columns: Tensor | None = None
     calls: int = 0
     packing: Any = None
+    reached: bool = False
 
 
 _now = _Pass()
@@ -56,16 +56,19 @@ class _From:
     """Within it, the pass goes on from `state`. Can be entered again: a graph may be gone through twice."""
 
     def __init__(self, state: _Pass) -> None:
-        self._state, self._before = state, list[_Pass]()
+        self._state, self._before = state, list[tuple[_Pass, AbstractContextManager[Any]]]()
 
     def __enter__(self) -> None:
         global _now
-        self._before.append(_now)
+        mode = _Calls() if self._state.reached else nullcontext()
+        self._before.append((_now, mode))
         _now = replace(self._state)
+        mode.__enter__()
 
     def __exit__(self, *_: object) -> None:
         global _now
-        _now = self._before.pop()
+        _now, mode = self._before.pop()
+        mode.__exit__(None, None, None)
 
 
 def seeded(seeds: Tensor | None) -> AbstractContextManager[None]:
@@ -143,14 +146,12 @@ def by_sample(module: nn.Module) -> nn.Module:
             setattr(module, name, SampleDropPath(float(child.drop_prob or 0)).train(child.training))  # type: ignore[arg-type]
         else:
             by_sample(child)
-    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
-        reached = [each for each in module.modules() if isinstance(each, PreTrainedModel | GradientCheckpointingLayer)]
-        for each in (each for each in reached if _reach not in each._forward_pre_hooks.values()):
-            each.register_forward_pre_hook(_reach)
-            each.register_forward_hook(_let_go, always_call=True)
     if isinstance(module, PreTrainedModel) and _begin not in module._forward_pre_hooks.values():
         module.register_forward_pre_hook(_begin, with_kwargs=True)
         module.register_forward_hook(_end)
+        if getattr(module.config, "is_encoder_decoder", False):
+            module.register_forward_pre_hook(_reach)
+            module.register_forward_hook(_let_go, always_call=True)
     return module
 
 
@@ -166,19 +167,17 @@ def called(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool =
     return drop(input, p) if training else input
 
 
-_calls = list[tuple[nn.Module, _Calls]]()  # of the outermost module that runs, at most one
+def _reach(model: nn.Module, args: tuple[Any, ...]) -> None:
+    if model.training and not _now.reached:
+        _now.reached = True
+        model.__dict__["_reaching"] = mode = _Calls()
+        mode.__enter__()
 
 
-def _reach(module: nn.Module, args: tuple[Any, ...]) -> None:
-    """A layer by itself, too: recomputed in the backward pass, it runs outside its network."""
-    if module.training and not _calls:
-        _calls.append((module, _Calls()))
-        _calls[-1][1].__enter__()
-
-
-def _let_go(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    if _calls and _calls[-1][0] is module:
-        _calls.pop()[1].__exit__(None, None, None)
+def _let_go(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    if (mode := model.__dict__.pop("_reaching", None)) is not None:
+        _now.reached = False
+        mode.__exit__(None, None, None)
 
 
 def _begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
