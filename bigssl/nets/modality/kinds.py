@@ -38,7 +38,7 @@ CAUSAL = (
     "gemma", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "opt", "phi", "qwen2", "qwen3", "smollm3",
     "stablelm", "starcoder2",
 )  # fmt: skip
-ENCODER_DECODER = ("bart", "blenderbot", "blenderbot-small", "marian", "mbart", "pegasus")
+ENCODER_DECODER = ("bart", "marian", "mbart", "pegasus")
 """Text types that read with an encoder and write with a decoder. What they make of a text is what the encoder does: both
 sides of each token count there, and half of the network need not be run."""
 SEGMENTS = "token_type_ids"

@@ -44,7 +44,7 @@ def infilled(
     """Tokens int64 [n] with spans of them behind one `mask_id` each, and masks behind which is nothing.
 
     Args:
-        free: bool [n], False at special tokens that stand in the text: these stay, and are hidden by no span.
+        free: bool [n], False at special tokens that stand in the text: these stay, and a span around one has two parts.
         ratio: share of the tokens that spans hold.
         span: mean of their lengths, before the last is cut.
         most: tokens of the result, at least n.
@@ -57,9 +57,10 @@ def infilled(
     hidden = np.zeros(len(ids), dtype=bool)
     hidden[np.repeat(begins, spans) + _counting(spans)] = True
     hidden &= free
-    begins = begins[np.logical_or.reduceat(hidden, begins)] if len(begins) else begins
-    stays, shown = np.insert(~hidden, begins, True), np.insert(ids, begins, mask_id)
-    found = shown[stays]
+    masks = hidden & ~np.concatenate([[False], hidden[:-1]])
+    masks[begins] = hidden[begins]  # two spans side by side have two
+    masks = np.flatnonzero(masks)
+    found = np.insert(ids, masks, mask_id)[np.insert(~hidden, masks, True)]
     empty = min(len(lengths) - len(spans), most - len(found))
     return np.insert(found, np.sort(rng.integers(len(found) + 1, size=empty)), mask_id)
 
