@@ -25,7 +25,7 @@ from bigssl.config.errors import ConfigError
 from bigssl.data.kinds import decode
 from bigssl.data.kinds.masking import IGNORE
 from bigssl.data.kinds.text import padded, window_for
-from bigssl.data.kinds.texts.infilling import FRAMED, noised
+from bigssl.data.kinds.texts.infilling import FRAMED, noised, tokens_by_sentence
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.heads.frequencies import TokenFrequencies
@@ -66,8 +66,9 @@ class Denoise(Counting, Objective):
         document = decode.document(sample)
         text = document if isinstance(document, str) else "\n".join(document)
         config = self.config
-        source, target = noised(tokenizer, window_for(text, rng, length), rng, length, ratio=config.ratio,
-                                span=config.span, permute=config.permute)  # fmt: skip
+        tokens = tokens_by_sentence(tokenizer, window_for(text, rng, length))
+        source, target = noised(tokenizer, *tokens, rng, length, ratio=config.ratio, span=config.span,
+                                permute=config.permute)  # fmt: skip
         return {
             "input_ids": padded(source, length, tokenizer.pad_token_id),
             "attention_mask": (np.arange(length) < len(source)).astype(np.int64),
@@ -84,7 +85,7 @@ class Denoise(Counting, Objective):
 
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         labels, mask = batch["labels"], batch["attention_mask"]
-        hidden = written_states(self.backbone.model, batch["input_ids"], mask, labels, IGNORE)
+        hidden = written_states(self.backbone.model, batch["input_ids"], mask, labels)
         total, said = self.head(hidden.flatten(0, 1), labels.flatten())
         blind, everywhere = self.frequencies(labels)
         loss, blind = mean_of_step(batch, total.float(), blind, everywhere)
@@ -114,5 +115,5 @@ def _check_writing(where: str, tower: Tower) -> None:
                           "have one token embedding)")  # fmt: skip
     begin = config.decoder_start_token_id
     if begin is None or not 0 <= begin < rows:
-        raise ConfigError(f"{where}.init_from: its decoder_start_token_id is {begin}; allowed: the id of a token, below "
-                          f"{rows} (vocab_size)")  # fmt: skip
+        raise ConfigError(f"{where}.init_from: its decoder_start_token_id is {begin}; allowed: the id of a token, below"
+                          f" {rows} (vocab_size)")  # fmt: skip

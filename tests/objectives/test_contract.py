@@ -556,8 +556,8 @@ def test_losses_are_reported_beside_their_blind_line(
 
 
 class Blindfold:
-    """Hides all input from the towers of a task: the first layer of each gives zeros, in each of its passes, and so does
-    another of the same weight (a decoder's token embedding)."""
+    """Hides all input from the towers of a task: the first layer of each gives zeros, in each of its passes, and so
+    does another of the same weight (a decoder's token embedding)."""
 
     def __init__(self, task: Objective) -> None:
         self._first: dict[int, nn.Module] = {}

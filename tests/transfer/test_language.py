@@ -146,7 +146,7 @@ def test_n_grams_are_those_of_loops_over_what_the_network_sees(
     model = make_model("bert").eval()
     found = row(model, words, head := head_of(model), settings)
     bench = bench_of(model, words, head)
-    lines = settings._lines(bench, bench.subject("text"), words, False)
+    lines = settings._lines(bench, bench.subject("text"), words, "masked")
     bank = [tokenizer(story(n), add_special_tokens=False)["input_ids"] for n in range(12)]
     counts = [followers(level.context, bank) for level in lines.grams.contexts]
     surprise, tokens = 0.0, 0
@@ -204,7 +204,7 @@ def test_a_network_that_knows_frequencies_alone_does_not_pass(
     model = make_model("bert").eval()
     head = {name: torch.zeros_like(value) for name, value in head_of(model).items()}
     bench = bench_of(model, words, head)
-    head["bias"] = -settings._lines(bench, bench.subject("text"), words, False).surprise
+    head["bias"] = -settings._lines(bench, bench.subject("text"), words, "masked").surprise
     found = row(model, words, head, settings)
     assert found["trained"] == pytest.approx(found["blind"], rel=1e-5)
     assert found["gains"]["blind"]["stderr"] < 1e-5 and "token frequencies" in found["verdict"]

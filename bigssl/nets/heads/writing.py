@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bigssl.nets.heads.base import IGNORED
 from bigssl_kernels import TokenStatistics, linear_cross_entropy
 
 BIAS = "final_logits_bias"  # transformers' name of a buffer: nothing trains it, and most folders hold zeros
@@ -55,20 +56,29 @@ def writing_head(embedding: nn.Parameter, vocabulary: int, folder: str | None = 
     return WritingHead(embedding, bias)
 
 
-def written_states(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, ignored: int
-) -> Tensor:
+def written_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
     """The decoder's hidden states [B, T, H], each before it sees its own token.
 
     Args:
         input_ids, attention_mask: int64 [B, S], what is read.
-        labels: int64 [B, T], what is to be written: the decoder is shown `decoder_start_token_id` and all but the last.
-        ignored: the label of a place where nothing is; at the end of a row only, where no token sees it.
+        labels: int64 [B, T], what is to be written, -100 behind its end, where no token sees it.
     """
-    start = labels.new_full((len(labels), 1), model.config.decoder_start_token_id)
-    shown = torch.cat([start, labels[:, :-1]], 1)
-    shown = shown.masked_fill(shown == ignored, model.config.pad_token_id)
     hidden: Tensor = model(
-        input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=shown, use_cache=False
+        input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=_shown(model, labels), use_cache=False
     ).last_hidden_state
     return hidden
+
+
+def written_after(model: PreTrainedModel, read: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+    """The same from `read` [B, S, H], what the encoder made."""
+    hidden: Tensor = model(
+        encoder_outputs=(read,), attention_mask=attention_mask, decoder_input_ids=_shown(model, labels), use_cache=False
+    ).last_hidden_state
+    return hidden
+
+
+def _shown(model: PreTrainedModel, labels: Tensor) -> Tensor:
+    """What a decoder is shown: `decoder_start_token_id`, and all labels but the last."""
+    start = labels.new_full((len(labels), 1), model.config.decoder_start_token_id)
+    shown = torch.cat([start, labels[:, :-1]], 1)
+    return shown.masked_fill(shown == IGNORED, model.config.pad_token_id)

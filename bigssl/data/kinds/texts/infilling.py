@@ -1,11 +1,11 @@
-"""Noise of BART (Lewis et al. 2019, https://arxiv.org/abs/1910.13461): sentences in another order, spans behind one mask.
+"""Noise of BART (Lewis et al. 2019, arXiv 1910.13461): sentences in another order, spans behind one mask.
 
     target  [CLS] a1 a2 a3 . b1 b2 b3 b4 . [SEP]
     source  [CLS] b1 [MASK] . a1 a2 a3 [MASK] . [SEP]      b2 b3 b4 behind one mask, behind the other nothing
 
-Spans have lengths ~ Poisson until they hold `ratio` of the tokens (rounded up or down by chance; the last is cut to fit),
-and lie anywhere without overlapping, those of length 0 between any two tokens. So the source has no more tokens than the
-target, masks that hide nothing apart, which stand there as far as there is room.
+Spans have lengths ~ Poisson until they hold `ratio` of the tokens (rounded up or down by chance; the last is cut to
+fit), and lie anywhere without overlapping, those of length 0 between any two tokens. So the source has no more tokens
+than the target, masks that hide nothing apart, which stand there as far as there is room.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from bigssl.data.kinds.texts.pairs import split_sentences
 FRAMED = 2  # special tokens around a text
 
 
-def tokens_by_sentence(tokenizer: PreTrainedTokenizerFast, text: str, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `most` tokens of a text without special ones around it, int64 [n], and the number of the sentence that
-    each begins in, int64 [n], from 0 on and never falling. The text is tokenized whole: a token is the same in any
-    order of the sentences."""
+def tokens_by_sentence(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a text without special ones around it, int64 [n], and the number of the sentence that each begins
+    in, int64 [n], from 0 on and never falling. The text is tokenized whole: a token is the same in any order of the
+    sentences."""
     encoded = tokenizer(
         text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
     )
-    begins = np.array([begin for begin, _ in encoded["offset_mapping"][:most]], dtype=np.int64)
+    begins = np.array([begin for begin, _ in encoded["offset_mapping"]], dtype=np.int64)
     ends = np.array([end for _, end in split_sentences(text).spans], dtype=np.int64)
-    return np.array(encoded["input_ids"][:most], dtype=np.int64), np.searchsorted(ends, begins, side="right")
+    return np.array(encoded["input_ids"], dtype=np.int64), np.searchsorted(ends, begins, side="right")
 
 
 def in_another_order(sentences: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -80,18 +80,19 @@ def span_lengths(budget: int, mean: float, rng: np.random.Generator) -> np.ndarr
 
 
 def noised(
-    tokenizer: PreTrainedTokenizerFast, text: str, rng: np.random.Generator, length: int, *, ratio: float, span: float,
-    permute: bool,
+    tokenizer: PreTrainedTokenizerFast, ids: np.ndarray, sentences: np.ndarray, rng: np.random.Generator, length: int,
+    *, ratio: float, span: float, permute: bool,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """(source, target), int64 [at most length] each: [CLS] tokens [SEP], of the source with noise. Of a text without a
-    token both are [CLS] [SEP].
+    """(source, target), int64 [at most length] each: [CLS] tokens [SEP], of the source with noise. Without a token both
+    are [CLS] [SEP].
 
     Args:
+        ids, sentences: as of `tokens_by_sentence`.
         length: tokens of the network; what is behind is left out.
         ratio, span: as of `infilled`. permute: whether sentences change places before that.
     """
     room = length - FRAMED
-    ids, sentences = tokens_by_sentence(tokenizer, text, room)
+    ids, sentences = ids[:room], sentences[:room]
     mixed = ids[in_another_order(sentences, rng)] if permute else ids
     free = ~special_mask(tokenizer, mixed)
     shown = infilled(mixed, free, rng, ratio=ratio, span=span, mask_id=tokenizer.mask_token_id, most=room)
