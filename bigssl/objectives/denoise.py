@@ -29,7 +29,7 @@ from bigssl.data.kinds.texts.infilling import FRAMED, noised, tokens_by_sentence
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.heads.frequencies import TokenFrequencies
-from bigssl.nets.heads.writing import BIAS, writing_head, written_states
+from bigssl.nets.heads.writing import BIAS, WritingHead, stored_bias, written_states
 from bigssl.nets.modality.kinds import ENCODER_DECODER
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
@@ -58,7 +58,8 @@ class Denoise(Counting, Objective):
         self.config = config
         self.backbone = self.backbone_of(towers, "backbone")
         _check_writing(f"backbones.{config.backbone}", self.backbone)
-        self.head = writing_head(self.backbone.token_embedding, self.backbone.vocabulary, self.backbone.folder)
+        bias = stored_bias(self.backbone.folder, self.backbone.vocabulary)
+        self.head = WritingHead(self.backbone.token_embedding, bias)
         self.frequencies = TokenFrequencies(self.backbone.vocabulary)
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
@@ -116,4 +117,4 @@ def _check_writing(where: str, tower: Tower) -> None:
     begin = config.decoder_start_token_id
     if begin is None or not 0 <= begin < rows:
         raise ConfigError(f"{where}.init_from: its decoder_start_token_id is {begin}; allowed: the id of a token, below"
-                          f" {rows} (vocab_size)")  # fmt: skip
+                          f" {rows}; {where}.config.decoder_start_token_id says which")  # fmt: skip

@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, Wav2Vec2Co
 from bigssl.config.recipe import BackboneConfig
 from bigssl.engine import zero
 from bigssl.nets import build, towers
-from bigssl.nets.modality.kinds import IMAGE, TEXT
+from bigssl.nets.modality.kinds import ENCODER_DECODER, IMAGE, TEXT
 
 
 def tiny() -> Any:
@@ -33,13 +33,13 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 WAVES = {"conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3), "num_feat_extract_layers": 2,
          "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}  # fmt: skip
 PARAMETRIZED = {"wav2vec2": Wav2Vec2Config(**SMALL, **WAVES)}  # no backbone yet; its weight norm is a case of its own
-KINDS = [*IMAGE, *TEXT, *PARAMETRIZED]
+KINDS = [*IMAGE, *TEXT, *ENCODER_DECODER, *PARAMETRIZED]
 
 
 def described(kind: str) -> PreTrainedConfig:
     if kind in PARAMETRIZED:
         return copy.deepcopy(PARAMETRIZED[kind])
-    if kind in TEXT:
+    if kind in (*TEXT, *ENCODER_DECODER):
         return CONFIG_MAPPING[kind](**kinds_of.config(kind))
     section = BackboneConfig(type=kind, config=kinds_of.config(kind), size=kinds_of.SIZES.get(kind, 32))
     return towers.hf_config("net", section, None)
@@ -98,7 +98,7 @@ def gathered_state(kinds: list[str]) -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("world", "kinds"), [(1, KINDS), (2, ["bert", "vit", "resnet", "gte", "wav2vec2"])])
+@pytest.mark.parametrize(("world", "kinds"), [(1, KINDS), (2, ["bert", "bart", "vit", "resnet", "gte", "wav2vec2"])])
 def test_networks_made_in_slices_are_those_made_whole(world: int, kinds: list[str], ranks: Any) -> None:
     found = ranks(gathered_state, world, kinds)[0]
     for kind in kinds:

@@ -155,7 +155,7 @@ OTHERS = [
     Plant("directions of each rank", "lejepa", "(1,), at.step, dtype", "(1,), at.step + distributed.rank(), dtype"),
     Plant("the decoder is shown what it is asked", "denoise", "torch.cat([start, labels[:, :-1]], 1)", "labels",
           file="nets/heads/writing.py"),
-    Plant("the source without noise", "denoise", "source, target = noised(", "target, source = noised("),
+    Plant("the source without noise", "denoise", "padded(source, length", "padded(target, length"),
     Plant("padding of the source seen", "denoise", "batch[\"input_ids\"], mask, labels)",
           "batch[\"input_ids\"], mask * 0 + 1, labels)"),
     Plant("a mean of one rank's tokens", "denoise", "mean_of_step(batch, total.float(), blind, everywhere)",

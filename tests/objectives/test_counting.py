@@ -16,16 +16,19 @@ from bigssl.report.metrics import read_metrics
 TASKS: dict[str, dict[str, Any]] = {
     "mlm": {"ratio": 0.3},
     "packed": {"ratio": 0.3, "packing": True},
+    "denoise": {},
     "joint": {"parts": {"few": {"name": "mlm", "ratio": 0.05, "weight": 0.5}, "many": {"name": "mlm", "ratio": 0.5}}},
 }
-CASES = [("mlm", 1, 2, 1), ("packed", 2, 4, 1), ("joint", 3, 2, 2), ("mlm", 0, 4, 2)]
+CASES = [("mlm", 1, 2, 1), ("packed", 2, 4, 1), ("joint", 3, 2, 2), ("mlm", 0, 4, 2), ("denoise", 2, 2, 2)]
 
 
 def recipe_of(task: str, recipe: Any, out: Path, accum: int) -> dict[str, Any]:
-    name = "joint" if task == "joint" else "mlm"
+    name = task if task in ("joint", "denoise") else "mlm"
+    captions = {"workers": 0, "sources": {"shards": {"url": str(runs.DEMO / "emoji/train")}}}  # of uneven lengths
     fields = runs.with_source({"name": name, **TASKS[task]}, "shards")
     batch = {"size": runs.SIZE, "accum": accum}
-    values: dict[str, Any] = recipe("mlm", out, objective=fields, batch=batch, log_every=1)
+    of = "denoise" if task == "denoise" else "mlm"
+    values: dict[str, Any] = recipe(of, out, objective=fields, batch=batch, data=captions, log_every=1)
     return values
 
 

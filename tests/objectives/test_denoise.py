@@ -144,6 +144,9 @@ def test_a_network_that_begins_with_a_folder_begins_with_its_bias(task: Any, tmp
     theirs.save_pretrained(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="backbones.body.init_from: its decoder_start_token_id is None; allowed:"):
         task(section={"init_from": str(tmp_path / "nowhere"), "config": {}})
+    told = {"decoder_start_token_id": known.sep_token_id}
+    again = task(section={"init_from": str(tmp_path / "nowhere"), "config": told})
+    assert again(batch, AT).total.item() == pytest.approx(want.item(), rel=1e-5)
 
 
 def test_what_cannot_be_is_refused(task: Any, objective: Any, tmp_path: Any) -> None:

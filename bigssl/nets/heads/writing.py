@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -46,14 +47,13 @@ class WritingHead(nn.Module):
                                     return_aux=True)  # fmt: skip
 
 
-def writing_head(embedding: nn.Parameter, vocabulary: int, folder: str | None = None) -> WritingHead:
-    """The head tied to `embedding`, [V, H]; with the bias that lies in `folder`, from which the network began, if one
-    does."""
-    bias = torch.zeros(vocabulary)
+def stored_bias(folder: str | os.PathLike[str] | None, vocabulary: int) -> Tensor:
+    """float32 [V]: the bias that lies in a folder of transformers, if one does, or 0."""
     for file in sorted(Path(folder).glob("*.safetensors")) if folder else ():
         with safe_open(file, framework="pt") as stored:
-            bias = stored.get_tensor(BIAS).flatten().float() if BIAS in stored.keys() else bias  # noqa: SIM118
-    return WritingHead(embedding, bias)
+            if BIAS in stored.keys():  # noqa: SIM118 - it is no mapping
+                return stored.get_tensor(BIAS).flatten().float()
+    return torch.zeros(vocabulary)
 
 
 def written_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from bigssl.nets.heads.base import Head as TrainedHead
 from bigssl.nets.heads.base import MaskedLanguageHead, masked_head
 from bigssl.nets.heads.following import NextTokenHead, logits_scale, output_layer
-from bigssl.nets.heads.writing import BIAS, WritingHead
+from bigssl.nets.heads.writing import BIAS, WritingHead, stored_bias
 from bigssl.nets.modality.kinds import CAUSAL, ENCODER_DECODER
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.subjects import Exported, Subject, Tensors
@@ -121,14 +121,16 @@ def headless(config: PreTrainedConfig) -> str:
 
 
 def writing_heads(bench: Bench, subject: Subject) -> dict[str, Head]:
-    """By contender: tied to its embedding; with the bias that was exported with the trained one, else without. A
-    collective."""
-    own = {name: head for name, head in bench.subjects.heads().items()
-           if head.kind == "writing" and list(head.backbones.values()) == [subject.name]}  # fmt: skip
+    """By contender: tied to its embedding; of the trained one with the bias that was exported with it, or else that
+    of its folder. A collective."""
+    trained = [head.tensors[BIAS] for head in bench.subjects.heads().values()
+               if head.kind == "writing" and list(head.backbones.values()) == [subject.name]]  # fmt: skip
+    folder = bench.subjects.folder / subject.name if isinstance(bench.subjects, Exported) else None
     found: dict[str, Head] = {}
     for name, model in subject.models.items():
         embedding = bench.subjects.whole(_embedding(model)).to(bench.device)
-        bias = next((head.tensors[BIAS] for head in own.values() if name == "trained"), torch.zeros(len(embedding)))
+        own = folder if name == "trained" else None
+        bias = trained[0] if trained and name == "trained" else stored_bias(own, len(embedding))
         head = WritingHead(nn.Parameter(embedding, requires_grad=False), bias.to(bench.device))
         found[name] = partial(_written_loss, head)
     return found

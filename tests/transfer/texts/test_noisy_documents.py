@@ -71,4 +71,8 @@ def test_the_scorecard_has_the_loss_of_transformers_class(tmp_path: Path, tokeni
             tokens += len(asked)
     assert found["tokens"] == tokens and found["trained"] == pytest.approx(total / tokens, rel=1e-5)
     assert found["random_net"] != found["trained"] and found["title"].startswith("written words")
+    theirs.save_pretrained(tmp_path / "whole" / "export" / "text")
+    words.write(tmp_path / "whole" / "export" / "text")
+    again = score(tmp_path / "whole", {"words": Language(bank=url, queries=url)}, seed=3)["tasks"]["words"]
+    assert again["trained"] == pytest.approx(found["trained"], rel=1e-6), "a folder of transformers has its bias"
     assert found["raws"]["interpolated n-grams"] < found["blind"], "the five words follow each other in one order"
