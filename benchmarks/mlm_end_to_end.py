@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -157,11 +158,12 @@ def run(name: str, task: str, precision: str, tokenizer: str, steps: int) -> Row
 def waste(recipe: str) -> float:
     """Padding among the tokens of the rows that a recipe makes of the demo's speeches, over 50 steps."""
     changes = ["steps=50", "probe=null", "evaluate=null"]
+    os.chdir(ROOT)  # as recipes want it
     made = load_recipe(ROOT / "launch/recipes/cpu" / recipe, changes, recipe_model(config_union()))
     plan = preflight.plan(made, 1)
     loader = make_loader(
         plan.streams, plan.sizes, plan.objective.prepare, plan.objective.assemble, seed=made.seed, rank=0, world=1,
-        accum=1, workers=1, start_step=0, stop_step=50,
+        accum=1, workers=1, start_step=0, stop_step=50, device_pin=False,
     )  # fmt: skip
     empty = total = 0
     for batch in loader:
