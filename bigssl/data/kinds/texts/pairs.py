@@ -57,8 +57,7 @@ class Neighbours(NamedTuple):
 
 def sentences_of(sample: Sample, rng: np.random.Generator) -> Sentences:
     """The sentences of a document, of a long one those of a random part. Raises DataError where there is none."""
-    document = decode.document(sample)
-    text = document if isinstance(document, str) else "\n".join(document)
+    text = lined_text(sample)
     begin = int(rng.integers(len(text) - WINDOW + 1)) if len(text) > WINDOW else 0
     found = split_sentences(text[begin : begin + WINDOW])
     if not found.spans:
@@ -67,6 +66,12 @@ def sentences_of(sample: Sample, rng: np.random.Generator) -> Sentences:
         return found
     inside = found.spans[1:-1] or found.spans  # the first and the last are cut where the part begins and ends
     return Sentences(text, [(begin + first, begin + end) for first, end in inside])
+
+
+def lined_text(sample: Sample) -> str:
+    """The text of a document; one that is a list of sentences has each in a line. Raises DataError."""
+    document = decode.document(sample)
+    return document if isinstance(document, str) else "\n".join(document)
 
 
 def split_sentences(text: str) -> Sentences:
