@@ -27,7 +27,7 @@ from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.recall import ranks_among_others
 from bigssl.transfer.scorecard import score
 from bigssl.transfer.tasks.neighbours import NextPassage
-from bigssl.transfer.texts.passages import Asked, Cut, cut_document, some_passages
+from bigssl.transfer.texts.passages import Cut, Followed, cut_document, some_passages
 
 KINDS = ["thing", "number", "warm", "cool", "red-ish", "green-ish", "blue-ish", "fresh", "new"]
 GREETING = "Warm thing, cool thing. Number one."
@@ -120,7 +120,7 @@ def test_who_asks_follows_from_documents_and_places_alone() -> None:
     documents[8] = Cut("d8", ["8 0", "8 1", "twice\nthere"], True)
 
     def chosen(most: int) -> list[tuple[str, str]]:
-        found = Asked.of(documents, most)
+        found = Followed.of(documents, most)
         assert list(found.meant) == sorted(found.meant) and len(found.documents) == len(found.meant) <= most
         for (one, other), key in zip(found.meant.items(), found.documents, strict=True):
             own = next(document.passages for document in documents if document.key == key)
@@ -130,7 +130,7 @@ def test_who_asks_follows_from_documents_and_places_alone() -> None:
     few, everyone, some = chosen(100), chosen(10_000), some_passages(documents, 50)
     assert len(few) == 100 and set(few) < set(everyone) and len({one.split()[0] for one, _ in few}) > 20
     assert len(everyone) == 28 * 19 + 1 + 1 and not any("twice" in one + other for one, other in everyone)
-    assert Asked.of(documents, 9).common == 1
+    assert Followed.of(documents, 9).common == 1
     random.Random(0).shuffle(documents)
     assert chosen(100) == few and some_passages(documents, 50) == some and len(some) == 50
 

@@ -20,7 +20,7 @@ from bigssl.transfer.recall import ascending, ranks_among_others
 from bigssl.transfer.scores import Score
 from bigssl.transfer.subjects import Encoded, Subject
 from bigssl.transfer.team import AgreedError
-from bigssl.transfer.texts.passages import Asked, cut_document, cut_documents, some_passages
+from bigssl.transfer.texts.passages import Followed, cut_document, cut_documents, some_passages
 
 if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
@@ -75,9 +75,9 @@ class NextPassage(Evaluation):
                  for name, of in bench.contenders(bank).items()}  # fmt: skip
         return [self._score(k, ranks, asked) for k in self.k]
 
-    def _asked(self, bench: Bench) -> Asked:
+    def _asked(self, bench: Bench) -> Followed:
         documents = cut_documents(bench, self.queries, self.query_limit, "queries", self.sentences)
-        asked = Asked.of(documents, self.asked)
+        asked = Followed.of(documents, self.asked)
         if not asked.meant:
             raise AgreedError(f"{bench.where}.queries: {display(self.queries)} has no two passages of {self.sentences} "
                               "sentences that follow each other and stand there once")  # fmt: skip
@@ -96,7 +96,7 @@ class NextPassage(Evaluation):
             matrices[f"{AGAIN}{seed}"] = _of_random(bench, subject, texts, seed)
         return Encoded(subject, matrices, texts, [])
 
-    def _score(self, k: int, ranks: dict[str, Tensor], asked: Asked) -> Score:
+    def _score(self, k: int, ranks: dict[str, Tensor], asked: Followed) -> Score:
         hits = {name: (found <= k).double() for name, found in ranks.items()}
         again = [hits.pop(name) for name in sorted(hits) if name.startswith(AGAIN)]
         seeds = {}

@@ -54,8 +54,8 @@ def cut_documents(bench: Bench, url: str, limit: int | None, field: str, sentenc
     return documents
 
 
-class Asked(NamedTuple):
-    """Different passages of documents, of which some ask.
+class Followed(NamedTuple):
+    """Different passages of documents, and which of them is followed by which.
 
     Attributes:
         texts: [N], the candidates.
@@ -70,7 +70,7 @@ class Asked(NamedTuple):
     common: int
 
     @classmethod
-    def of(cls, documents: Sequence[Cut], most: int) -> Asked:
+    def of(cls, documents: Sequence[Cut], most: int) -> Followed:
         """most: how many ask."""
         numbers: dict[str, int] = {}
         texts: list[str] = []
