@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
 from pydantic import Field, field_validator
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from bigssl.config.evaluate import Evaluation, Limit
 from bigssl.config.section import PositiveInt
@@ -16,6 +16,7 @@ from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import encoder, text_batches
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.matrix import Matrix
+from bigssl.transfer.random_nets import more_random, random_mean
 from bigssl.transfer.recall import ascending, ranks_among_others
 from bigssl.transfer.scores import Score
 from bigssl.transfer.subjects import Encoded, Subject
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
 
 BANK = 1024  # passages of the bank whose mean, and n-grams, are counted
-AGAIN = "random_net/"  # begins the names of random networks beside the first one
 
 
 class NextPassage(Evaluation):
@@ -92,18 +92,12 @@ class NextPassage(Evaluation):
     def _encoded(self, bench: Bench, subject: Subject, texts: list[str]) -> Encoded:
         """With the features of further random networks. A collective."""
         matrices = dict(bench.texts(subject, texts))
-        for seed in range(1, self.seeds) if "random_net" in matrices else ():
-            matrices[f"{AGAIN}{seed}"] = _of_random(bench, subject, texts, seed)
+        others = more_random(bench, subject, self.seeds)
+        matrices |= {name: _features(bench, subject, model, texts) for name, model in others.items()}
         return Encoded(subject, matrices, texts, [])
 
     def _score(self, k: int, ranks: dict[str, Tensor], asked: Followed) -> Score:
-        hits = {name: (found <= k).double() for name, found in ranks.items()}
-        again = [hits.pop(name) for name in sorted(hits) if name.startswith(AGAIN)]
-        seeds = {}
-        if "random_net" in hits:
-            each = torch.stack([hits["random_net"], *again])
-            seeds = {"random_net": each.mean(1).tolist()}
-            hits["random_net"] = each.mean(0)
+        hits, seeds = random_mean({name: found <= k for name, found in ranks.items()})
         others = len(asked.texts) - 1
         where = "as their nearest" if k == 1 else f"among their {k} nearest"
         return Score(
@@ -114,10 +108,10 @@ class NextPassage(Evaluation):
         )  # fmt: skip
 
 
-def _of_random(bench: Bench, subject: Subject, texts: list[str], seed: int) -> Matrix:
-    """Features of a network with other random weights. A collective."""
+def _features(bench: Bench, subject: Subject, model: PreTrainedModel, texts: list[str]) -> Matrix:
+    """Of another network, with the input of the subject. A collective."""
     takes, mine = subject.takes, bench.team.share(len(texts))
     assert isinstance(takes, TextInput)
-    encode = encoder(bench.team.each(lambda: bench.network(subject, "random_net", seed)), bench.device)
+    encode = encoder(model, bench.device)
     batches = text_batches(texts[mine.start : mine.stop], takes, batch=bench.batch)
     return bench.stored({"rows": encode(views.arrays)} for views in batches)["rows"]

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from itertools import pairwise
 from typing import NamedTuple
 
-from bigssl.data.kinds.texts.pairs import lined_text, split_sentences
+from bigssl.data.kinds.texts.pairs import Sentences, lined_text, split_sentences
 from bigssl.data.sample import Sample
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import samples_at
@@ -33,11 +33,16 @@ class Cut(NamedTuple):
 
 def cut_document(sample: Sample, sentences: int) -> Cut:
     """Passages of `sentences` each, the last one of fewer. Raises DataError where it is no document."""
-    text = lined_text(sample)
-    found = split_sentences(text[:CHARACTERS])
+    found, whole = first_sentences(sample)
     ends = [*range(sentences, len(found.spans), sentences), len(found.spans)] if found.spans else []
     passages = [found.between(begin, end) for begin, end in pairwise([0, *ends])]
-    return Cut(sample.key, passages, len(text) <= CHARACTERS)
+    return Cut(sample.key, passages, whole)
+
+
+def first_sentences(sample: Sample) -> tuple[Sentences, bool]:
+    """(those of a document, as far as evaluations read one; whether that is all of it). Raises DataError."""
+    text = lined_text(sample)
+    return split_sentences(text[:CHARACTERS]), len(text) <= CHARACTERS
 
 
 def cut_documents(bench: Bench, url: str, limit: int | None, field: str, sentences: int) -> list[Cut]:
