@@ -18,17 +18,15 @@ from bigssl.config.evaluate import Evaluation, Limit
 from bigssl.config.section import PositiveInt
 from bigssl.data.errors import display
 from bigssl.data.kinds.texts.pairs import DRAWN, SHORT, DrawnPair
-from bigssl.nets.heads.base import Head
 from bigssl.nets.heads.pooled import PooledHead
 from bigssl.nets.modality import MODALITIES
 from bigssl.transfer.bags import Bags, Grams, StoredRows, TfIdf, counted
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import chosen, evaluating
 from bigssl.transfer.inputs import TextInput
-from bigssl.transfer.random_nets import more_random, random_mean
+from bigssl.transfer.random_nets import random_mean, with_heads
 from bigssl.transfer.scores import RAW, Score, majority_hits
-from bigssl.transfer.subjects import Subject
-from bigssl.transfer.team import AgreedError, named
+from bigssl.transfer.team import AgreedError
 from bigssl.transfer.texts.drawn import Drawing, PairBatch, Threshold, Unpaired, pair_batches
 from bigssl.transfer.texts.passages import first_sentences
 
@@ -77,7 +75,8 @@ class PairsOfPassages(Evaluation):
         subject, head = bench.subject(self.backbone, "text"), bench.head(self.head)
         assert isinstance(subject.takes, TextInput)
         drawing = Drawing(head.kind, subject.takes, self.each, self.short)
-        found = self._answers(bench, self._judges(bench, subject, head), drawing)
+        judges = with_heads(bench, subject, self.seeds, _fresh_head, head.tensors)
+        found = self._answers(bench, judges, drawing)
         labels = torch.tensor([each.label for each in found.drawn])
         hits = {name: each.argmax(1) == labels for name, each in found.logits.items()}
         nats = {name: F.cross_entropy(each, labels, reduction="none") for name, each in found.logits.items()}
@@ -86,18 +85,6 @@ class PairsOfPassages(Evaluation):
             hits |= {RAW + name: said == labels for name, said in self._by_cosine(bench, drawing, found.drawn).items()}
             nats |= {"blind": -(labels.bincount() / len(labels)).log()[labels]}
         return list(self._scores(head.kind, found.documents, hits, nats))
-
-    def _judges(self, bench: Bench, subject: Subject, head: Head) -> dict[str, Judge]:
-        """Networks with their heads by contender. A collective."""
-        found: dict[str, Judge] = {}
-        for number, (name, model) in enumerate((subject.models | more_random(bench, subject, self.seeds)).items()):
-            with torch.random.fork_rng():
-                torch.manual_seed(bench.seed + number)
-                own = PooledHead(int(model.config.hidden_size), 2)
-            if name == "trained":
-                bench.team.each(partial(_filled, bench.where, own, head))
-            found[name] = model, own.to(bench.device)
-        return found
 
     def _answers(self, bench: Bench, judges: dict[str, Judge], drawing: Drawing) -> Answers:
         """To the pairs of all ranks. A collective."""
@@ -164,9 +151,8 @@ class Answers(NamedTuple):
                    logits)  # fmt: skip
 
 
-def _filled(where: str, own: PooledHead, head: Head) -> None:
-    with named(f"{where}.head: of another backbone"):
-        own.load_state_dict(head.tensors)
+def _fresh_head(model: PreTrainedModel) -> PooledHead:
+    return PooledHead(int(model.config.hidden_size), 2)
 
 
 def _judged(bench: Bench, judges: dict[str, Judge], batch: PairBatch) -> Answers:
