@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -18,26 +16,24 @@ from transformers import PreTrainedModel
 from bigssl.config.evaluate import Evaluation, Limit
 from bigssl.data.errors import display
 from bigssl.data.kinds.masking import IGNORE
-from bigssl.nets.heads.frequencies import TokenFrequencies
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import mean_of
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating
 from bigssl.transfer.inputs import TextInput
-from bigssl.transfer.scores import RAW, Score
+from bigssl.transfer.scores import Score
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.team import AgreedError
 from bigssl.transfer.texts import documents as texts
 from bigssl.transfer.texts import lm_heads
 from bigssl.transfer.texts.documents import Document, Unasked, document_parts
+from bigssl.transfer.texts.lines import Lines, Sums, lines_of_bank, vocabulary_of
 from bigssl.transfer.texts.lm_heads import Head, causal_heads, is_causal, masked_heads
-from bigssl.transfer.texts.ngrams import AROUND, BEFORE, NGrams, neighbours
 
 if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
 
 MOST_NATS = 700.0  # whose exponential is a number yet
-Sums = dict[str, float]
 
 
 class PiecesJudged(NamedTuple):
@@ -85,7 +81,8 @@ class Language(Evaluation):
         assert isinstance(takes, TextInput)
         causal = is_causal(subject.models["trained"].config)
         heads = causal_heads(bench, subject) if causal else masked_heads(bench, subject, bench.head(self.head).tensors)
-        lines = None if bench.live else self._lines(bench, subject, takes, causal)
+        lines = None if bench.live else lines_of_bank(
+            bench, self.bank, self.bank_limit, takes.tokenizer, vocabulary_of(subject), causal)
         numbers, left = bench.numbers(bench.index(self.queries), self.query_limit, "queries"), Unasked()
         read = partial(texts.following_documents, self.queries, numbers, takes, left) if causal else partial(
             texts.masked_documents, self.queries, numbers, takes, bench.seed, left)  # fmt: skip
@@ -98,20 +95,6 @@ class Language(Evaluation):
         for said in left.said(f"{bench.where}.queries", [part for _, part in found]):
             bench.note(said)
         return [self._score(bench, causal, lines, [sums for part, _ in found for sums in part.items()])]
-
-    def _lines(self, bench: Bench, subject: Subject, takes: TextInput, causal: bool) -> Lines:
-        """Of all tokens of the bank, and the n-grams of those that memory has room for. A collective."""
-        vocabulary = int(subject.models["trained"].config.vocab_size)
-        numbers = bench.numbers(bench.index(self.bank), self.bank_limit, "bank")
-        found = texts.bank_tokens(self.bank, numbers, takes.tokenizer, vocabulary, bench.team)
-        frequencies = TokenFrequencies(vocabulary)
-        frequencies.counts += found.counts
-        surprise = frequencies.surprise()
-        base = np.exp(-surprise.double().numpy())
-        grams = NGrams.of(found.documents, base / base.sum(), BEFORE if causal else AROUND)
-        if grams.tokens < (everything := int(found.counts.sum())):
-            bench.note(f"{bench.where}.bank: n-grams are those of {grams.tokens:,} of its {everything:,} tokens.")
-        return Lines(surprise, grams)
 
     def _score(self, bench: Bench, causal: bool, lines: Lines | None, documents: list[tuple[str, Sums]]) -> Score:
         what = "next" if causal else "masked"
@@ -130,23 +113,6 @@ class Language(Evaluation):
             values, [key for key, _ in documents], weights=tokens, unit="nats", higher_is_better=False,
             names={"blind": "token frequencies"}, facts=facts,
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Lines:
-    """What has learnt without a network. surprise: float32 [V], -ln of each token's frequency in the bank."""
-
-    surprise: Tensor
-    grams: NGrams
-
-    def sums(self, part: Document) -> Sums:
-        """Over the tokens asked."""
-        asked, rows = part.labels != IGNORE, zip(part.ids, part.mask, strict=True)
-        shown = [neighbours(ids[mask.bool()].numpy()) for ids, mask in rows]
-        around = np.concatenate([each[row[: len(each)].numpy()] for each, row in zip(shown, asked, strict=True)])
-        tokens = part.labels[asked]
-        grams = self.grams.surprise(around, tokens.numpy()).sum()
-        return {"blind": self.surprise[tokens].sum().item(), f"{RAW}interpolated n-grams": float(grams)}
 
 
 def _perplexity(loss: Tensor) -> float | None:
