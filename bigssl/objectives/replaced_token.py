@@ -25,7 +25,7 @@ from torch import Tensor
 from bigssl.config.errors import ConfigError
 from bigssl.data.kinds import decode
 from bigssl.data.kinds import text as textual
-from bigssl.data.kinds.masking import IGNORE, Unit, select
+from bigssl.data.kinds.masking import IGNORE, Unit, select, share_at
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
@@ -37,7 +37,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.counting import Counting, mean_of_step
-from bigssl.objectives.mlm import TOKENS
+from bigssl.objectives.mlm import RATIO_END, TOKENS
 from bigssl.objectives.needs import Needs
 
 
@@ -48,11 +48,12 @@ class ReplacedToken(Counting, Objective):
         backbone: str = Field("text", description="what tells them apart")
         generator: str = Field("generator", description="backbone that puts tokens there")
         ratio: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are hidden")
+        ratio_end: float | None = Field(None, gt=0, lt=1, description=RATIO_END)
         masking: Unit = Field("token", description="what is hidden as a whole: token, word (see docs/data.md) or span")
         detection: float = Field(50.0, gt=0, description="weight of the loss over all tokens")
         share_embeddings: bool = Field(True, description="both have one token embedding")
 
-    adjustable = ("ratio", "masking", "detection")
+    adjustable = ("ratio", "ratio_end", "masking", "detection")
     seeded = True
     takes = {"backbone": Needs("text", sees="both", tokens=TOKENS), "generator": Needs("text", sees="both")}
     preset = {"objective": {"ratio": 0.3, "detection": 2.0}, "backbones": {"text": "bert", "generator": "bert"}}
@@ -91,7 +92,8 @@ class ReplacedToken(Counting, Objective):
         tokenizer, length = self.backbone.tokenizer, self.backbone.length
         window = textual.window_for(decode.running_text(sample), rng, length)
         input_ids, attention_mask, words = textual.encode_words(tokenizer, window, length)
-        hidden = select(self.config.masking, words, rng, self.config.ratio) >= 0
+        ratio = share_at(self.config.ratio, self.config.ratio_end, sample.done)
+        hidden = select(self.config.masking, words, rng, ratio) >= 0
         return {
             "input_ids": input_ids, "attention_mask": attention_mask, "hidden": hidden, "judged": attention_mask > 0,
         }  # fmt: skip
