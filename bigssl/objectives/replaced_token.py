@@ -8,7 +8,8 @@
 No gradient passes the drawing, so that the generator learns as in masked language modelling alone. A token that is
 drawn right counts as not replaced. `generator` is a backbone of its own, a quarter to a half as wide; with token
 embeddings of the same shape the two share them, as in the paper (`share_embeddings`). What is worth having afterwards
-is the other one, `backbone`.
+is the other one, `backbone`. A text with nothing to hide adds nothing to the first loss, and is counted in
+stats/unmaskable.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class ReplacedToken(Counting, Objective):
         return Losses(
             generator.total + weight * detection.total, generator.blind + weight * detection.blind, "weighted nats",
             "its parts' blind predictors", {"generator": generator.detached(), "detection": detection.detached()},
-            {"padding": (mask == 0).float().mean()},
+            {"padding": (mask == 0).float().mean(), "unmaskable": (~hidden).all(1).float().mean()},
         )  # fmt: skip
 
     def _detection(self, batch: dict[str, Any], logits: Tensor, replaced: Tensor) -> Losses:
