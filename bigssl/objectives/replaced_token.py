@@ -5,6 +5,10 @@
     text, with what was drawn in place ── backbone ── of each token: was it replaced?
                                                      loss = cross-entropy + 50 · binary cross-entropy over all tokens
 
+With `correct`, the backbone also predicts what stood at the hidden places, out of the text with what was drawn there:
+it sees no mask, and is asked for words as the generator is (ELECTRA's "replace MLM" beside its detection; COCO-LM's
+corrective language modelling, https://arxiv.org/abs/2102.08473, without its copy probability). Its head stays behind.
+
 No gradient passes the drawing, so that the generator learns as in masked language modelling alone. A token that is
 drawn right counts as not replaced. `generator` is a backbone of its own, a quarter to a half as wide; with token
 embeddings of the same shape the two share them, as in the paper (`share_embeddings`). What is worth having afterwards
@@ -31,7 +35,7 @@ from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.chance.seeds import another
-from bigssl.nets.heads.base import masked_settings
+from bigssl.nets.heads.base import MaskedLanguageHead, masked_settings
 from bigssl.nets.heads.frequencies import TokenFrequencies
 from bigssl.nets.heads.replacing import DiscriminatorHead, GeneratorHead
 from bigssl.nets.progress import Progress
@@ -52,12 +56,16 @@ class ReplacedToken(Counting, Objective):
         ratio_end: float | None = Field(None, gt=0, lt=1, description=RATIO_END)
         masking: Unit = Field("token", description="what is hidden as a whole: token, word (see docs/data.md) or span")
         detection: float = Field(50.0, gt=0, description="weight of the loss over all tokens")
+        correct: float = Field(0.0, ge=0, description="weight of predicting what stood at hidden places; COCO-LM: 1")
         share_embeddings: bool = Field(True, description="both have one token embedding")
 
     adjustable = ("ratio", "ratio_end", "masking", "detection")
     seeded = True
     takes = {"backbone": Needs("text", sees="both", tokens=TOKENS), "generator": Needs("text", sees="both")}
-    preset = {"objective": {"ratio": 0.3, "detection": 2.0}, "backbones": {"text": "bert", "generator": "bert"}}
+    preset = {
+        "objective": {"ratio": 0.3, "detection": 5.0, "correct": 0.2},
+        "backbones": {"text": "bert", "generator": "bert"},
+    }
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
@@ -69,6 +77,8 @@ class ReplacedToken(Counting, Objective):
             self.generator.model.set_input_embeddings(self.backbone.model.get_input_embeddings())
         self.head = GeneratorHead(self.generator.token_embedding, *masked_settings(self.generator.model.config))
         self.judge = DiscriminatorHead(self.backbone.dim)
+        embedding, settings = self.backbone.token_embedding, masked_settings(self.backbone.model.config)
+        self.corrector = MaskedLanguageHead(embedding, *settings) if config.correct else None
         self.frequencies = TokenFrequencies(self.generator.vocabulary)
         self.verdicts = TokenFrequencies(2)
 
@@ -113,15 +123,18 @@ class ReplacedToken(Counting, Objective):
         places = another(batch[SEEDS][:, None], torch.arange(ids.shape[1], device=ids.device))
         guessed = self.generator.hidden({"input_ids": asked, "attention_mask": mask})
         total, drawn = self.head(guessed, labels, places, batch["asked"])
-        blind, everywhere = self.frequencies(labels)
-        loss, blind = mean_of_step(batch, total.float(), blind, everywhere, "generator")
-        generator = Losses(loss, blind, blind_name="token frequencies")
+        known = self.frequencies(labels)
+        parts = {"generator": (1.0, _of_words(batch, total, known))}
         states = self.backbone.hidden({"input_ids": torch.where(drawn != IGNORE, drawn, ids), "attention_mask": mask})
-        detection = self._detection(batch, self.judge(states), (drawn != labels).long())
-        weight = self.config.detection
+        judged = self._detection(batch, self.judge(states), (drawn != labels).long())
+        parts["detection"] = self.config.detection, judged
+        if self.corrector is not None:
+            corrected = self.corrector(states, labels, batch["asked"])
+            parts["correction"] = self.config.correct, _of_words(batch, corrected, known)
+        total = torch.stack([weight * part.total for weight, part in parts.values()]).sum()
         return Losses(
-            generator.total + weight * detection.total, generator.blind + weight * detection.blind, "weighted nats",
-            "its parts' blind predictors", {"generator": generator.detached(), "detection": detection.detached()},
+            total, sum(weight * part.blind for weight, part in parts.values()), "weighted nats",
+            "its parts' blind predictors", {name: part.detached() for name, (_, part) in parts.items()},
             {"padding": (mask == 0).float().mean(), "unmaskable": (~hidden).all(1).float().mean()},
         )  # fmt: skip
 
@@ -134,10 +147,17 @@ class ReplacedToken(Counting, Objective):
         return Losses(loss, blind, blind_name="the share that was replaced so far")
 
     def exports(self) -> dict[str, Head | Network]:
-        """The generator's head without its decoder, which is the token embedding; and the judge."""
+        """The generator's head without its decoder, which is the token embedding; and the judge. That of corrections
+        belongs to texts that no one else makes."""
         tensors: dict[str, Tensor] = {name: value for name, value in self.head.named_parameters() if name != "weight"}
         judge = dict[str, Tensor](self.judge.named_parameters())
         return {
             "mlm": Head("mlm", {"text": self.config.generator}, tensors),
             "replaced_token": Head("replaced_token", {"text": self.config.backbone}, judge),
         }
+
+
+def _of_words(batch: Mapping[str, Any], total: Tensor, known: tuple[Tensor, Tensor]) -> Losses:
+    """The loss of predicting the hidden tokens, of their sum. known: their blind value, and how many there are."""
+    loss, blind = mean_of_step(batch, total.float(), *known, "generator")
+    return Losses(loss, blind, blind_name="token frequencies")
