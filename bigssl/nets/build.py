@@ -6,7 +6,8 @@ engine takes each layer away in slices once it is filled (`cut`), so that no ran
 
     describe ── allocate a layer ── initialise ── cut ── allocate the next ...
 
-What a parent's initialisation may rewrite are its own weights and those of its children, which are cut after it.
+What a parent's initialisation may rewrite are its own weights and those of its children, which are cut after it; a
+weight of several modules (the token embedding of an encoder and a decoder) after the last of their parents.
 """
 
 from __future__ import annotations
@@ -211,8 +212,9 @@ def _of_children(module: nn.Module) -> list[nn.Parameter]:
 @torch.no_grad()
 def _fill(model: nn.Module, plan: _Plan, cut: Cut | None) -> None:
     filled: set[nn.Parameter] = set()
+    last = {id(p): number for number, step in enumerate(plan.steps) for p in _of_children(step.module)}
     with _own_randomness(), guard_torch_init_functions():
-        for step in plan.steps:
+        for number, step in enumerate(plan.steps):
             tied = filled.intersection(_own(step.module))
             filled.update(_own(step.module))
             for parameter in _own(step.module):
@@ -222,7 +224,7 @@ def _fill(model: nn.Module, plan: _Plan, cut: Cut | None) -> None:
             else:
                 _sow(plan.seed, step.path)
                 _initialise(step, tied)
-            _done(_of_children(step.module), cut)
+            _done([p for p in _of_children(step.module) if last[id(p)] == number], cut)
     _done(_own(model), cut)
     if plan.loaded:
         _take_from_main(list(model.buffers()))

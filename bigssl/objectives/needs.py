@@ -8,7 +8,7 @@ from typing import NamedTuple
 from bigssl.config.errors import ConfigError, nearest
 from bigssl.data.kinds.text import lacking
 from bigssl.nets.modality import MODALITIES
-from bigssl.nets.modality.kinds import tells_segments
+from bigssl.nets.modality.kinds import ENCODER_DECODER, tells_segments
 from bigssl.nets.towers import Tower
 
 
@@ -17,7 +17,7 @@ class Needs(NamedTuple):
 
     Attributes:
         modality: a name in MODALITIES.
-        kinds: transformers model types; empty: all of the modality.
+        kinds: transformers model types; empty: all of the modality but those with a decoder, which has to be trained.
         why: what the others are or do, where `kinds` says something; as in "it is of type beit, WHY".
         sees: "both" where a token has to see both its sides, "before" where only those before it.
         tokens: what the tokenizer has to have, such as "mask_token".
@@ -57,6 +57,8 @@ class Needs(NamedTuple):
             return f"it is not {MODALITIES[self.modality].described}, but takes {MODALITIES[tower.modality].takes}"
         if self.kinds and kind not in self.kinds:
             return f"it is of type {kind}, {self.why}"
+        if not self.kinds and kind in ENCODER_DECODER:
+            return f"it is of type {kind}, whose decoder this task would not train (denoise does)"
         if self.sees is not None and tower.sees != self.sees:
             side = "those before it only" if tower.sees == "before" else "both its sides"
             return f"it is of type {kind}, in which each token sees {side}"

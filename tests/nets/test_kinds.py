@@ -15,18 +15,20 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel,
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
 from bigssl.data.kinds import text
+from bigssl.data.kinds.masking import IGNORE
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.loading.collate import collate
 from bigssl.data.sample import Sample
 from bigssl.nets import towers
 from bigssl.nets.depth import depths
 from bigssl.nets.modality import MODALITIES, modality_of_type
-from bigssl.nets.modality.kinds import AUDIO, CAUSAL, IMAGE, ONE_SIDE, SERIES, TEXT, WHY_NOT
+from bigssl.nets.modality.kinds import AUDIO, CAUSAL, ENCODER_DECODER, IMAGE, ONE_SIDE, SERIES, TEXT, WHY_NOT
 from bigssl.nets.modality.table import INTERPOLATED
 from bigssl.nets.modality.vocabulary import SPECIAL_IDS
 from bigssl.nets.pool import mean_of
 from bigssl.nets.pretrained import read_network
 from bigssl.nets.progress import Progress
+from bigssl.objectives.denoise import Denoise
 from bigssl.objectives.mlm import Mlm
 from bigssl.transfer.inputs import ImageInput, TextInput, input_of
 from bigssl.transfer.leaving.export import export_run
@@ -55,7 +57,8 @@ SMALL = {
     "attn_pdrop": 0.0, "ffn_dim": 64, "word_embed_proj_dim": 32, "d_model": 16, "patch_length": 4, "patch_stride": 4,
     "num_layers": 2, "conv_dim": [8, 8], "conv_kernel": [10, 3], "conv_stride": [5, 2], "feat_proj_dropout": 0.0,
     "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "activation_dropout": 0.0, "hidden_dropout": 0.0,
-    "conformer_conv_dropout": 0.0,
+    "conformer_conv_dropout": 0.0, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,  # BART
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout": 0.0, "attention_dropout": 0.0,
     "embedding_dropout": 0.0, "mlp_dropout": 0.0, "drop_path_rate": 0.0,
 }  # fmt: skip
@@ -119,11 +122,12 @@ def longest(kind: str, files: dict[int, Path]) -> towers.Tower:
     return text_tower(kind, files, int(str(caught.value).split("<= ")[1].split()[0]))
 
 
-def batch(task: Mlm, length: int) -> dict[str, Any]:
+def batch(task: Mlm | Denoise, length: int) -> dict[str, Any]:
     documents = ["the state of the union is strong " * 9, "a \u2603\u2603 cat"]
     samples = [Sample(f"s{n}", {"txt": each.encode()}, n, 0, "x.tar", "t") for n, each in enumerate(documents)]
     prepared = [task.prepare(sample, np.random.default_rng(n), alone) for n, sample in enumerate(samples)]
-    assert prepared[0]["attention_mask"].sum() == length  # every position is used
+    full = prepared[0]["labels"] != IGNORE if isinstance(task, Denoise) else prepared[0]["attention_mask"]
+    assert full.sum() == length  # every position is used
     return task.assemble({"t": collate(prepared)})
 
 
@@ -204,7 +208,8 @@ def _check_export(tower: towers.Tower, folder: Path) -> None:
     ids, mask = (torch.from_numpy(part)[None] for part in text.encode(tokenizer, "a \u2603 cat", tower.length))
     inputs = {"input_ids": ids, "attention_mask": mask}
     with torch.no_grad():
-        hidden = again(**inputs).last_hidden_state * mask[..., None]
+        reads = again.get_encoder() if again.config.is_encoder_decoder else again
+        hidden = reads(**inputs).last_hidden_state * mask[..., None]
         torch.testing.assert_close(
             hidden.sum(1) / mask.sum(), tower.eval().features(inputs), rtol=1e-5, atol=1e-5
         )
@@ -219,6 +224,18 @@ def test_causal_networks(kind: str, tokenizers: dict[int, Path], tmp_path: Path)
     assert mask.sum(1).tolist()[0] == tower.length  # every position is used
     tower.features({"input_ids": ids, "attention_mask": mask}).pow(3).sum().backward()
     check_gradients(tower)
+    _check_reading(tower)
+    _check_special_ids(tower)
+    _check_export(tower, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ENCODER_DECODER)
+def test_networks_that_read_and_write(kind: str, tokenizers: dict[int, Path], tmp_path: Path) -> None:
+    """Features are those of what is read."""
+    tower = longest(kind, tokenizers)
+    task = Denoise(Denoise.Config(source="t", backbone="net"), {"net": tower})
+    task(batch(task, tower.length), AT).total.backward()
+    check_gradients(task)
     _check_reading(tower)
     _check_special_ids(tower)
     _check_export(tower, tmp_path)

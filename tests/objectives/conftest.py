@@ -43,6 +43,14 @@ TINY = {
         config={"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
                 "attn_pdrop": 0.0},
     ),
+    "bart": BackboneConfig(
+        type="bart",
+        tokenizer=TOKENIZER,
+        length=16,
+        config={"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+                "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "dropout": 0.0,
+                "max_position_embeddings": 16},
+    ),
     "vit": BackboneConfig(
         type="vit",
         size=32,
@@ -70,6 +78,10 @@ DROPPING = {
     "gpt2": TINY["gpt2"].model_copy(update={
         "activation_checkpointing": True,
         "config": TINY["gpt2"].config | {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1},
+    }),
+    "bart": TINY["bart"].model_copy(update={
+        "activation_checkpointing": True,
+        "config": TINY["bart"].config | {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1},
     }),
 }  # fmt: skip
 

@@ -556,7 +556,8 @@ def test_losses_are_reported_beside_their_blind_line(
 
 
 class Blindfold:
-    """Hides all input from the towers of a task: the first layer of each gives zeros, in each of its passes."""
+    """Hides all input from the towers of a task: the first layer of each gives zeros, in each of its passes, and so
+    does another of the same weight (a decoder's token embedding)."""
 
     def __init__(self, task: Objective) -> None:
         self._first: dict[int, nn.Module] = {}
@@ -567,7 +568,12 @@ class Blindfold:
         task.register_forward_pre_hook(lambda *_: self._first.clear())
 
     def _hide(self, tower: int) -> Callable[..., Any]:
-        return lambda layer, arguments, output: output * 0.0 if self._first.setdefault(tower, layer) is layer else None
+        def hidden(layer: nn.Module, arguments: Any, output: Any) -> Any:
+            first = self._first.setdefault(tower, layer)
+            same = layer is first or getattr(layer, "weight", None) is getattr(first, "weight", first)
+            return output * 0.0 if same else None
+
+        return hidden
 
 
 @each_simple_task

@@ -99,7 +99,7 @@ def row(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor],
 
 def lines_of(bench: Bench, settings: Language) -> Lines:
     subject = bench.subject("text")
-    return lines_of_bank(bench, settings.bank, None, subject.takes.tokenizer, vocabulary_of(subject), False)
+    return lines_of_bank(bench, settings.bank, None, subject.takes.tokenizer, vocabulary_of(subject), around=True)
 
 
 def documents_of(words: TextInput, settings: Language, seed: int) -> list[Document]:

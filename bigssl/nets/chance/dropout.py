@@ -11,8 +11,9 @@ The rows of a call are the samples of the batch in order, or several views of al
 first views, second views); with seeds [R, T] (packed texts), the tokens. A network may fold more into its rows, such
 as windows, as long as those of a sample lie together.
 
-Reached are nn.Dropout and transformers' DropPath (`by_sample`) and the dropout of eager and sdpa attention (see
-attention.py). Not reached: networks that call torch's dropout themselves, which the loop names.
+Reached are nn.Dropout and transformers' DropPath (`by_sample`), the dropout of eager and sdpa attention (see
+attention.py), and of encoder-decoder networks (BART) the calls of torch's function. Not reached: other networks that
+call it themselves (OPT, XLM), which the loop names.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from bigssl.nets.chance.seeds import mixed, row_keys, views
@@ -37,13 +40,14 @@ _PATHS = "DropPath"  # end of the class names of stochastic depth in transformer
 class _Pass:
     """seeds: int64 [B] or [R, T] of the samples, None outside a pass. rows: those of the network that runs. columns: of
     attention whose keys are others than its queries. calls: of dropout so far in this pass. packing: how texts lie in
-    rows (attention.py), None where each row is one."""
+    rows (attention.py), None where each row is one. reached: whether torch's function is ours for now."""
 
     seeds: Tensor | None = None
     rows: Tensor | None = None
     columns: Tensor | None = None
     calls: int = 0
     packing: Any = None
+    reached: bool = False
 
 
 _now = _Pass()
@@ -53,16 +57,19 @@ class _From:
     """Within it, the pass goes on from `state`. Can be entered again: a graph may be gone through twice."""
 
     def __init__(self, state: _Pass) -> None:
-        self._state, self._before = state, list[_Pass]()
+        self._state, self._before = state, list[tuple[_Pass, AbstractContextManager[Any]]]()
 
     def __enter__(self) -> None:
         global _now
-        self._before.append(_now)
+        mode = _Calls() if self._state.reached else nullcontext()
+        self._before.append((_now, mode))
         _now = replace(self._state)
+        mode.__enter__()
 
     def __exit__(self, *_: object) -> None:
         global _now
-        _now = self._before.pop()
+        _now, mode = self._before.pop()
+        mode.__exit__(None, None, None)
 
 
 def seeded(seeds: Tensor | None) -> AbstractContextManager[None]:
@@ -171,7 +178,35 @@ def by_sample(module: nn.Module) -> nn.Module:
     if isinstance(module, PreTrainedModel) and _begin not in module._forward_pre_hooks.values():
         module.register_forward_pre_hook(_begin, with_kwargs=True)
         module.register_forward_hook(_end)
+        if getattr(module.config, "is_encoder_decoder", False):
+            module.register_forward_pre_hook(_reach)
+            module.register_forward_hook(_let_go, always_call=True)
     return module
+
+
+class _Calls(TorchFunctionMode):
+    """Within it, torch's dropout is ours."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (called if func is F.dropout else func)(*args, **(kwargs or {}))
+
+
+def called(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """F.dropout with our masks."""
+    return drop(input, p) if training else input
+
+
+def _reach(model: nn.Module, args: tuple[Any, ...]) -> None:
+    if model.training and not _now.reached:
+        _now.reached = True
+        model.__dict__["_reaching"] = mode = _Calls()
+        mode.__enter__()
+
+
+def _let_go(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    if (mode := model.__dict__.pop("_reaching", None)) is not None:
+        _now.reached = False
+        mode.__exit__(None, None, None)
 
 
 def _begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 A type stands here once the tests have seen a tiny one train, export and load again (`tests/nets/test_kinds.py`): image
 types give the same features for the same picture, text types see both sides of a token (CAUSAL: those before it only,
-which not every task allows), do not see padding, and have a position for every token of the length they allow. A
-network outside the tables could break one of these in silence.
+which not every task allows), do not see padding, and have a position for every token of the length they allow. Those
+of ENCODER_DECODER read a text so, and write another. A network outside the tables could break one of these in silence.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ CAUSAL = (
     "gemma", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "opt", "phi", "qwen2", "qwen3", "smollm3",
     "stablelm", "starcoder2",
 )  # fmt: skip
+ENCODER_DECODER = ("bart", "mbart", "pegasus")
+"""Text types that read with an encoder and write with a decoder. Their features are what the encoder makes of a text: a
+token sees both its sides there, and half of the network need not be run."""
 SEGMENTS = "token_type_ids"
 """What transformers calls the ids that tell two pieces of a text apart."""
 OBSERVED = {"patchtst": "past_observed_mask", "patchtsmixer": "observed_mask"}
@@ -47,7 +50,8 @@ AUDIO = (
     "data2vec-audio", "hubert", "sew", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-conformer", "wavlm",
 )  # fmt: skip
 STILL = {
-    "layerdrop": 0.0, "encoder_layerdrop": 0.0, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "do_mask_input": False,
+    "layerdrop": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0, "mask_time_prob": 0.0,
+    "mask_feature_prob": 0.0, "do_mask_input": False,
 }  # fmt: skip
 """Fields with which a network hides parts of its input or of itself by a generator of the process, and their values
 without that. A task that hides something does it by the samples' own randomness."""

@@ -20,7 +20,7 @@ from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
 from bigssl.nets import pool
 from bigssl.nets.modality import pixels, vocabulary
-from bigssl.nets.modality.kinds import AUDIO, CAUSAL, IMAGE, OBSERVED, SEGMENTS, SERIES, TEXT
+from bigssl.nets.modality.kinds import AUDIO, CAUSAL, ENCODER_DECODER, IMAGE, OBSERVED, SEGMENTS, SERIES, TEXT
 from bigssl.nets.norm import has_batch_norm
 
 Batch = Mapping[str, Tensor]
@@ -152,7 +152,7 @@ def _of_another_side(model: PreTrainedModel, pixels: Tensor) -> bool:
 class _Text(Modality):
     """Batches: input_ids, attention_mask and, of pairs of texts, token_type_ids, int64 [B, T]."""
 
-    name, takes, kinds, batch, main = "text", "tokens", (*TEXT, *CAUSAL), "input_ids", "input_ids"
+    name, takes, kinds, batch, main = "text", "tokens", (*TEXT, *CAUSAL, *ENCODER_DECODER), "input_ids", "input_ids"
     fields: ClassVar = {"tokenizer": "its tokenizer.json", "length": "its tokens per sequence, e.g. 128"}
     mask = "attention_mask"
 
@@ -185,6 +185,11 @@ class _Text(Modality):
     def _no_cache(self, kind: str) -> Inputs:
         """Decoders keep all keys and values for a next token that does not come."""
         return {"use_cache": False} if kind in CAUSAL else {}
+
+    def run(self, model: PreTrainedModel, inputs: Inputs) -> Tokens:
+        """Of a network that reads and writes, what it reads."""
+        reads = model.get_encoder() if model.config.model_type in ENCODER_DECODER else model
+        return self.tokens(model, inputs, reads(**inputs).last_hidden_state)
 
     def tokens(self, model: PreTrainedModel, inputs: Inputs, hidden: Tensor) -> Tokens:
         mask = inputs["attention_mask"]

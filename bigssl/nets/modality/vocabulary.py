@@ -15,6 +15,7 @@ SPECIAL_IDS = {
     "pad_token_id": ("pad_token",), "bos_token_id": ("bos_token", "cls_token"),
     "eos_token_id": ("eos_token", "sep_token"), "cls_token_id": ("cls_token",), "sep_token_id": ("sep_token",),
     "mask_token_id": ("mask_token",), "unk_token_id": ("unk_token",),
+    "decoder_start_token_id": ("eos_token", "sep_token"), "forced_eos_token_id": ("eos_token", "sep_token"),
 }  # fmt: skip
 """Fields of transformers configurations, and the tokens of a tokenizer that each is about: the first there is."""
 

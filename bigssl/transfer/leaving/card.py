@@ -20,8 +20,8 @@ from bigssl.transfer.leaving.proof import FILE, Claim, Proof, arguments
 
 FEATURES = """\
 Features: the mean of `last_hidden_state`, for convolutional networks over positions, for
-vision transformers over patch tokens, for text networks over tokens that are not padding,
-for series over channels and patches, for sounds over frames.
+vision transformers over patch tokens, for text networks over tokens that are not padding
+(of those with a decoder: of `get_encoder()`), for series over channels and patches, for sounds over frames.
 `pooler_output` was not trained: transformers makes a pooler with weights anew, and says so."""
 
 
@@ -88,7 +88,7 @@ INPUTS_ARE = {  # by format and modality
         "image": "`AutoImageProcessor` of the same folder with `backend=\"pil\"` makes the input, to the "
         f"byte. {ENCODED.format(over='over positions or patch tokens')}",
         "text": "`AutoTokenizer` of the same folder with `truncation=True` makes the input. "
-        f"{ENCODED.format(over='over tokens that are no padding')}",
+        f"{ENCODED.format(over='(of one with a decoder: of `get_encoder()`) over tokens that are no padding')}",
         "audio": "`AutoFeatureExtractor` of the same folder makes the input of sounds at its `sampling_rate` (the mean "
         "of their channels), with `max_length=extractor.max_length, truncation=True, padding=\"max_length\"`. "
         f"{ENCODED.format(over='over frames that are no padding')}",

@@ -98,9 +98,28 @@ def _by_transformers(job: Job) -> Found:
     model.eval()
     inputs = INPUTS["transformers_inputs"](job)
     with torch.no_grad():
-        found = model(**inputs)
+        found = (model.get_encoder() if job.get("reads") else model)(**inputs, **_shown(job, inputs))
         outputs = {name: OUTPUTS[name](job, model, inputs, found) for name in job["outputs"]}
     return report, {name: value.numpy() for name, value in outputs.items()}
+
+
+def _shown(job: Job, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Of a network that writes: the tokens of the text, one position late."""
+    import torch
+
+    ids = inputs.get("input_ids")
+    if "start" not in job or ids is None:
+        return {}
+    return {"decoder_input_ids": torch.cat([torch.full_like(ids[:, :1], job["start"]), ids[:, :-1]], 1)}
+
+
+def _written(job: Job, model: Any, inputs: dict[str, Any], found: Any) -> Any:
+    """Ids of the first tokens that it writes of itself, the one that it begins with apart."""
+    import torch
+
+    new = job["new"]
+    made = model.generate(**inputs, max_new_tokens=new + 1, do_sample=False, num_beams=1)[:, 1 : new + 1]
+    return torch.nn.functional.pad(made, (0, new - made.shape[1]), value=model.config.pad_token_id)
 
 
 def _real_logits(job: Job, model: Any, inputs: dict[str, Any], found: Any) -> Any:
@@ -126,6 +145,7 @@ OUTPUTS: dict[str, Callable[..., Any]] = {
     "logits": lambda job, model, inputs, found: found.logits,
     "token_logits": _real_logits,
     "pipeline": _pipeline,
+    "written": _written,
 }
 
 

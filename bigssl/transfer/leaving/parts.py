@@ -67,7 +67,7 @@ class PartNetwork:
 class LeavingPart:
     """Attributes:
     name: as --part has it.
-    kind: "network", or what its head is: "mlm", "causal", "clip".
+    kind: "network", or what its head is: "mlm", "causal", "writing", "clip".
     members: by role: "image" and "text" of CLIP; of others the one, by its modality.
     tensors, settings: of the head.
     """
@@ -98,7 +98,7 @@ class LeavingPart:
         return F.normalize(self.members[role].features(samples) @ self.tensors[f"{role}_projection"].T, dim=1)
 
 
-KINDS = ("mlm", "causal", "clip")  # heads that other libraries have, too; decoders of pictures stay behind
+KINDS = ("mlm", "causal", "writing", "clip")  # heads that other libraries have, too; decoders of pictures stay behind
 
 
 @dataclass(frozen=True)

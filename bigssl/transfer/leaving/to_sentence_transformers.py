@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from bigssl.nets.modality.kinds import ENCODER_DECODER
 from bigssl.transfer.inputs import TextInput
 from bigssl.transfer.leaving.export import hushed
 from bigssl.transfer.leaving.parts import LeavingPart, UnfitError
@@ -26,6 +27,10 @@ def to_sentence_transformers(part: LeavingPart, folder: Path, samples: Samples) 
         raise UnfitError(f"part {part.name!r}: sentence-transformers takes texts, not {part.only.takes.plural}; "
                          "allowed: --format onnx or transformers")
     takes = member.takes
+    if member.model.config.model_type in ENCODER_DECODER:
+        raise UnfitError(f"part {part.name!r}: sentence-transformers takes the mean of what the decoder of a "
+                         f"{member.model.config.model_type} makes, not of what its encoder does; allowed: --format "
+                         "onnx or transformers")  # fmt: skip
     with hushed():
         member.model.save_pretrained(folder)
         takes.write(folder)

@@ -1,4 +1,5 @@
-"""As transformers loads it: `AutoModel`, or with the trained head `AutoModelForMaskedLM`, `AutoModelForCausalLM`."""
+"""As transformers loads it: `AutoModel`, or with the trained head `AutoModelForMaskedLM`, `AutoModelForCausalLM`,
+`AutoModelForSeq2SeqLM`."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers import __version__ as version
 
 from bigssl.data.sample import Sample
-from bigssl.nets.modality.kinds import OBSERVED
+from bigssl.nets.heads.writing import written_states
+from bigssl.nets.modality.kinds import ENCODER_DECODER, OBSERVED
 from bigssl.nets.pool import leading_tokens
 from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.leaving.causal import causal_head, causal_language_model, open_ended
@@ -20,16 +22,18 @@ from bigssl.transfer.leaving.export import hushed
 from bigssl.transfer.leaving.masked import masked_language_model
 from bigssl.transfer.leaving.parts import LeavingPart, PartNetwork, UnfitError
 from bigssl.transfer.leaving.proof import Claim, arguments, digests
-from bigssl.transfer.leaving.samples import Samples, contents
+from bigssl.transfer.leaving.samples import Samples, collated, contents
+from bigssl.transfer.leaving.writing import first_written, trained_writing_head, writing_model
 
 TOKENS = 256  # whose logits are compared
 BEGINNING = 5  # tokens of a text that a pipeline goes on with
+WRITTEN = 5  # tokens of a text that an encoder-decoder writes
 
 
 def to_transformers(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
     """Writes weights and preprocessor to `folder`. Raises UnfitError."""
     kinds: dict[str, Callable[[LeavingPart, list[Sample]], Written]] = {
-        "network": _network, "mlm": _masked, "causal": _causal, "clip": _dual}  # fmt: skip
+        "network": _network, "mlm": _masked, "causal": _causal, "writing": _writing, "clip": _dual}  # fmt: skip
     seen = next(iter(samples.values()))
     part = open_ended(part) if part.kind == "causal" else part
     model, load, outputs = kinds[part.kind](part, seen)
@@ -73,7 +77,7 @@ def _network(part: LeavingPart, samples: list[Sample]) -> Written:
 def _facts(member: PartNetwork) -> dict[str, Any]:
     """What the mean of `last_hidden_state` is over, beyond the modality."""
     kind = member.model.config.model_type
-    found: dict[str, Any] = {"observed": OBSERVED.get(kind)}
+    found: dict[str, Any] = {"observed": OBSERVED.get(kind), "reads": kind in ENCODER_DECODER}
     if isinstance(member.takes, ImageInput):
         pixels = torch.zeros(1, member.takes.channels, member.takes.size, member.takes.size)
         with torch.no_grad():
@@ -109,6 +113,20 @@ def _causal(part: LeavingPart, samples: list[Sample]) -> Written:
         logits = {"token_logits": head.logits(hidden[real][:TOKENS]), "pipeline": head.logits(ends).argmax(-1)}
     load = {"class": "AutoModelForCausalLM", "outputs": ["token_logits", "pipeline"], "tokens": TOKENS,
             "pipeline": "text-generation", "prompts": prompts}  # fmt: skip
+    return model, load, logits
+
+
+def _writing(part: LeavingPart, samples: list[Sample]) -> Written:
+    """Beside the tokens of a text that are shown to the decoder, one position late, and by itself from their begin."""
+    model, member = writing_model(part), part.only
+    batch = collated(member.takes, samples)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    with torch.no_grad():
+        states = written_states(member.model, ids, mask, ids)[mask.bool()][:TOKENS]
+        logits = {"token_logits": trained_writing_head(part).logits(states),
+                  "written": first_written(part, ids, mask, WRITTEN)}  # fmt: skip
+    load = {"class": "AutoModelForSeq2SeqLM", "outputs": ["token_logits", "written"], "tokens": TOKENS, "new": WRITTEN,
+            "start": member.model.config.decoder_start_token_id}  # fmt: skip
     return model, load, logits
 
 

@@ -78,7 +78,7 @@ class Detection(Evaluation):
         replacing = self._replacing(bench, takes)
         judges = with_heads(bench, subject, self.seeds, _fresh_head, bench.head(self.head).tensors)
         lines = None if bench.live else lines_of_bank(bench, self.bank, self.bank_limit, takes.tokenizer,
-                                                      vocabulary_of(subject), causal=False)  # fmt: skip
+                                                      vocabulary_of(subject), around=True)  # fmt: skip
         numbers, left = bench.numbers(bench.index(self.queries), self.query_limit, "queries"), Unasked()
         pieces = bench.read(
             ("hidden", self.queries, self.query_limit, takes, self.ratio, bench.batch),
@@ -175,7 +175,7 @@ def _told(bench: Bench, replacing: Replacing, judges: Judges, lines: Lines | Non
         model.to(bench.device)  # type: ignore[arg-type]
         with evaluating(model):
             logits[name] = head(MODALITIES["text"].hidden(model, inputs).float()).cpu()[judged].float().numpy()
-    around = None if lines is None else surroundings(drawn, part.mask, judged)
+    around = None if lines is None else surroundings(drawn, part.mask.bool(), judged)
     surprise = None if lines is None or around is None else lines.grams.surprise(around, drawn[judged].numpy())
     return Told(part.key, (drawn != part.ids)[judged].numpy(), logits, surprise)
 

@@ -15,6 +15,7 @@ from bigssl.data.kinds import decode
 from bigssl.data.kinds.masking import IGNORE, corrupt, select_tokens
 from bigssl.data.kinds.text import encode_pieces
 from bigssl.data.kinds.texts.following import frame_of
+from bigssl.data.kinds.texts.infilling import FRAMED, noised, tokens_by_sentence
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.transfer.features import samples_at
 from bigssl.transfer.inputs import TextInput
@@ -28,7 +29,8 @@ _MIXER = np.uint64(0x9E3779B97F4A7C15)
 
 class Document(NamedTuple):
     """ids and labels int64 [P, length] of its pieces, padded; mask int64, 1 at tokens. A label stands at the place of
-    its token, -100 where nothing is asked."""
+    its token, -100 where nothing is asked. Where a text is to be written from another, ids and mask are of what is
+    read, labels of what is written."""
 
     key: str
     ids: Tensor
@@ -89,6 +91,23 @@ def following_documents(url: str, numbers: Sequence[int], words: TextInput, left
             asked = piece.copy()
             asked[: max(1, len(begin) + (inside // 2 if start else 0))] = IGNORE
             rows.append(_filled(piece, asked, padding, words.length))
+        yield from _whole(key, rows, left)
+
+
+def noisy_documents(url: str, numbers: Sequence[int], words: TextInput, seed: int, left: Unasked
+                    ) -> Iterator[Document]:
+    """Every token is asked once, of pieces that are read with the noise of BART (sentences in another order, 30 % of
+    the tokens behind masks): the same for everybody, from the seed and the key. [CLS] and [SEP] are not asked."""
+    tokenizer, length = words.tokenizer, words.length
+    for _, key, text in _texts(url, numbers, left):
+        rng, rows = np.random.default_rng([seed, *key.encode()]), list[tuple[np.ndarray, ...]]()
+        ids, sentences = tokens_by_sentence(tokenizer, text)
+        for start in range(0, max(1, len(ids)), length - FRAMED):
+            rest = ids[start:], sentences[start:]
+            source, target = noised(tokenizer, *rest, rng, length, ratio=0.3, span=3.0, permute=True)
+            target[[0, -1]] = IGNORE
+            shown, _, mask = _filled(source, source, tokenizer.pad_token_id, length)
+            rows.append((shown, _filled(target, target, IGNORE, length)[0], mask))
         yield from _whole(key, rows, left)
 
 

@@ -21,41 +21,45 @@ Sums = dict[str, float]
 
 @dataclass(frozen=True)
 class Lines:
-    """surprise: float32 [V], -ln of each token's frequency in the bank. grams: of what memory has room for."""
+    """surprise: float32 [V], -ln of each token's frequency in the bank. grams: of what memory has room for. written:
+    whether the neighbours of a token are those asked before it, and not what is read."""
 
     surprise: Tensor
     grams: NGrams
+    written: bool = False
 
     def sums(self, part: Document) -> Sums:
         """Over the tokens asked."""
         asked = part.labels != IGNORE
+        ids, there = (part.labels, asked) if self.written else (part.ids, part.mask.bool())
         tokens = part.labels[asked]
-        grams = self.grams.surprise(surroundings(part.ids, part.mask, asked), tokens.numpy()).sum()
+        grams = self.grams.surprise(surroundings(ids, there, asked), tokens.numpy()).sum()
         return {"blind": self.surprise[tokens].sum().item(), f"{RAW}interpolated n-grams": float(grams)}
 
 
-def surroundings(ids: Tensor, mask: Tensor, asked: Tensor) -> np.ndarray:
+def surroundings(ids: Tensor, there: Tensor, asked: Tensor) -> np.ndarray:
     """int64 [M, N]: the neighbours (see `bigssl.transfer.texts.ngrams`) of each token that is asked, of pieces int64
-    [P, length] with 1 in `mask` at their tokens."""
-    shown = [neighbours(row[real.bool()].numpy()) for row, real in zip(ids, mask, strict=True)]
-    return np.concatenate([each[row[: len(each)].numpy()] for each, row in zip(shown, asked, strict=True)])
+    [P, length] with tokens where bool [P, length] `there`."""
+    shown = [neighbours(row[real].numpy()) for row, real in zip(ids, there, strict=True)]
+    return np.concatenate([each[row[real].numpy()] for each, row, real in zip(shown, asked, there, strict=True)])
 
 
 def lines_of_bank(
-    bench: Bench, url: str, limit: int | None, tokenizer: PreTrainedTokenizerFast, vocabulary: int, causal: bool
+    bench: Bench, url: str, limit: int | None, tokenizer: PreTrainedTokenizerFast, vocabulary: int, *, around: bool,
+    written: bool = False,
 ) -> Lines:
-    """Of the documents of a bank. causal: n-grams look at what stands before a token, else at both sides. A
-    collective."""
+    """Of the documents of a bank. around: n-grams look at both sides of a token, else at what stands before it.
+    written: of `Lines`. A collective."""
     numbers = bench.numbers(bench.index(url), limit, "bank")
     found = bank_tokens(url, numbers, tokenizer, vocabulary, bench.team)
     frequencies = TokenFrequencies(vocabulary)
     frequencies.counts += found.counts
     surprise = frequencies.surprise()
     base = np.exp(-surprise.double().numpy())
-    grams = NGrams.of(found.documents, base / base.sum(), BEFORE if causal else AROUND)
+    grams = NGrams.of(found.documents, base / base.sum(), AROUND if around else BEFORE)
     if grams.tokens < (everything := int(found.counts.sum())):
         bench.note(f"{bench.where}.bank: n-grams are those of {grams.tokens:,} of its {everything:,} tokens.")
-    return Lines(surprise, grams)
+    return Lines(surprise, grams, written)
 
 
 def vocabulary_of(subject: Subject) -> int:

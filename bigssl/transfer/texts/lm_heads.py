@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from bigssl.nets.heads.base import Head as TrainedHead
 from bigssl.nets.heads.base import MaskedLanguageHead, masked_head
 from bigssl.nets.heads.following import NextTokenHead, logits_scale, output_layer
-from bigssl.nets.modality.kinds import CAUSAL
+from bigssl.nets.heads.writing import BIAS, WritingHead
+from bigssl.nets.modality.kinds import CAUSAL, ENCODER_DECODER
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.subjects import Exported, Subject, Tensors
 from bigssl.transfer.team import AgreedError
@@ -40,6 +41,11 @@ class CausalHead(nn.Module):
 def is_causal(config: PreTrainedConfig) -> bool:
     """Whether a network of this configuration sees what stands before a token only."""
     return config.model_type in CAUSAL
+
+
+def is_writing(config: PreTrainedConfig) -> bool:
+    """Whether a network of this configuration reads a text and writes another."""
+    return config.model_type in ENCODER_DECODER
 
 
 def is_head_of(backbone: str, head: TrainedHead) -> bool:
@@ -112,6 +118,25 @@ def headless(config: PreTrainedConfig) -> str:
     return (f"this {config.model_type} has no head of next tokens: an export holds the bare network; allowed: one "
             "whose head is its embedding (config: {tie_word_embeddings: true}), or a folder that AutoModelForCausalLM "
             "has saved")  # fmt: skip
+
+
+def writing_heads(bench: Bench, subject: Subject) -> dict[str, Head]:
+    """By contender: tied to its embedding; with the bias that was exported with the trained one, else without. A
+    collective."""
+    own = {name: head for name, head in bench.subjects.heads().items()
+           if head.kind == "writing" and list(head.backbones.values()) == [subject.name]}  # fmt: skip
+    found: dict[str, Head] = {}
+    for name, model in subject.models.items():
+        embedding = bench.subjects.whole(_embedding(model)).to(bench.device)
+        bias = next((head.tensors[BIAS] for head in own.values() if name == "trained"), torch.zeros(len(embedding)))
+        head = WritingHead(nn.Parameter(embedding, requires_grad=False), bias.to(bench.device))
+        found[name] = partial(_written_loss, head)
+    return found
+
+
+def _written_loss(head: WritingHead, hidden: Tensor, labels: Tensor) -> Tensor:
+    """As `Head`; a decoder's hidden states stand at the places of the tokens that they are asked for."""
+    return head(hidden.flatten(0, 1), labels.flatten())[0]
 
 
 def masked_heads(bench: Bench, subject: Subject, tensors: Tensors) -> dict[str, Head]:

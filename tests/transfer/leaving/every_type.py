@@ -30,9 +30,10 @@ from bigssl.data.kinds.text import load_tokenizer  # noqa: E402
 from bigssl.data.sample import Sample  # noqa: E402
 from bigssl.data.shards.index import DatasetIndex  # noqa: E402
 from bigssl.nets import towers  # noqa: E402
-from bigssl.nets.heads.base import masked_head  # noqa: E402
+from bigssl.nets.heads.base import Head, masked_head  # noqa: E402
+from bigssl.nets.heads.writing import BIAS  # noqa: E402
 from bigssl.nets.modality import modality_of_type  # noqa: E402
-from bigssl.nets.modality.kinds import AUDIO, CAUSAL, IMAGE, SERIES, TEXT  # noqa: E402
+from bigssl.nets.modality.kinds import AUDIO, CAUSAL, ENCODER_DECODER, IMAGE, SERIES, TEXT  # noqa: E402
 from bigssl.transfer.features import read_samples  # noqa: E402
 from bigssl.transfer.inputs import input_of  # noqa: E402
 from bigssl.transfer.leaving import proof  # noqa: E402
@@ -105,7 +106,7 @@ def written(work: Path, formats: list[str], only: set[str]) -> list[Claim]:
         token["id"] = swap.get(token["content"], token["id"])
     files[1].write_text(json.dumps(values))
     claims: list[Claim] = []
-    for kind in (*IMAGE, *TEXT, *CAUSAL, *SERIES, *AUDIO):
+    for kind in (*IMAGE, *TEXT, *CAUSAL, *ENCODER_DECODER, *SERIES, *AUDIO):
         if only and kind not in only:
             continue
         row = modality_of_type(kind)
@@ -113,8 +114,11 @@ def written(work: Path, formats: list[str], only: set[str]) -> list[Claim]:
         net = tower(kind, row.name, files)
         head = masked_head(net.token_embedding, net.model.config) if kind in TEXT else None
         tensors = {n: v for n, v in head.named_parameters() if n != "weight"} if head is not None else {}
-        export_run(work / kind, {"net": net.model}, {"net": input_of(net)}, {"mlm": tensors} if tensors else {}, {})
-        heads = {"network": None} | ({"mlm": "mlm"} if tensors else {}) | ({"causal": None} if kind in CAUSAL else {})
+        writing = Head("writing", {"text": "net"}, {BIAS: torch.randn(len(net.token_embedding))})
+        masked = Head("mlm", {"text": "net"}, tensors)
+        own = {"mlm": masked} if tensors else {"writing": writing} if kind in ENCODER_DECODER else {}
+        export_run(work / kind, {"net": net.model}, {"net": input_of(net)}, own, {})
+        heads = {"network": None, **{name: name for name in own}} | ({"causal": None} if kind in CAUSAL else {})
         for name, file in heads.items():
             part = Listed(f"{kind}/{name}", name, {row.name: "net"}, file).load(work / kind / "export")
             for form in formats:
