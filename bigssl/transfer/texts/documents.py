@@ -99,7 +99,7 @@ def noisy_documents(url: str, numbers: Sequence[int], words: TextInput, seed: in
     """Every token is asked once, of pieces that are read with the noise of BART (sentences in another order, 30 % of
     the tokens behind masks): the same for everybody, from the seed and the key. [CLS] and [SEP] are not asked."""
     tokenizer, length = words.tokenizer, words.length
-    for _, key, text in _texts(url, numbers, left):
+    for _, key, text in keyed_texts(url, numbers, left):
         rng, rows = np.random.default_rng([seed, *key.encode()]), list[tuple[np.ndarray, ...]]()
         ids, sentences = tokens_by_sentence(tokenizer, text)
         for start in range(0, max(1, len(ids)), length - FRAMED):
