@@ -6,8 +6,7 @@ engine takes each layer away in slices once it is filled (`cut`), so that no ran
 
     describe ── allocate a layer ── initialise ── cut ── allocate the next ...
 
-What a parent's initialisation may rewrite are its own weights and those of its children, which are cut after it; a
-weight of several modules (the token embedding of an encoder and a decoder) after the last of their parents.
+What a parent's initialisation may rewrite are its own weights and its children's: they are cut after their last parent.
 """
 
 from __future__ import annotations
@@ -211,8 +210,7 @@ def _of_children(module: nn.Module) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def _fill(model: nn.Module, plan: _Plan, cut: Cut | None) -> None:
-    filled: set[nn.Parameter] = set()
-    last = {id(p): number for number, step in enumerate(plan.steps) for p in _of_children(step.module)}
+    filled, last = set[nn.Parameter](), {id(p): n for n, s in enumerate(plan.steps) for p in _of_children(s.module)}
     with _own_randomness(), guard_torch_init_functions():
         for number, step in enumerate(plan.steps):
             tied = filled.intersection(_own(step.module))

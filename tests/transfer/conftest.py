@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import (
     AutoModel,
+    BartConfig,
     BertConfig,
     ConvNextConfig,
     PreTrainedModel,
@@ -105,8 +106,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFa
 
 @pytest.fixture(scope="session")
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreTrainedModel]:
-    """make_model("resnet" | "convnext" | "vit" | "bert" | "roberta", seed=0, **changes of its configuration): a network
-    whose every float tensor is away from its defaults."""
+    """make_model("resnet" | "convnext" | "vit" | "bert" | "roberta" | "bart", seed=0, **changes of its configuration):
+    a network whose every float tensor is away from its defaults."""
     words = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
              "intermediate_size": 32, "max_position_embeddings": 64}
     kinds = {
@@ -116,6 +117,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreTrainedMo
         "convnext": ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2),
         "bert": BertConfig(**words),
         "roberta": RobertaConfig(**words, pad_token_id=tokenizer.pad_token_id),
+        "bart": BartConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, d_model=16, encoder_layers=1,
+                           decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+                           decoder_ffn_dim=32, max_position_embeddings=64),
     }
 
     def make(kind: str, seed: int = 0, **changes: object) -> PreTrainedModel:

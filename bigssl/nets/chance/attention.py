@@ -19,7 +19,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bigssl.config.errors import ConfigError
-from bigssl.nets.chance.dropout import called, count_call, drop, packing_now, part_of_call
+from bigssl.nets.chance.dropout import count_call, drop, dropout_called, packing_now, part_of_call
 
 _MARK = "_drops_by_sample"  # attribute of modules
 NOWHERE = -1
@@ -44,7 +44,7 @@ class _Attention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.dropout:
-            return called(*args, **kwargs)
+            return dropout_called(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return _written_out(*args, **kwargs)
         return func(*args, **kwargs)

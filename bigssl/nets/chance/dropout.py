@@ -188,10 +188,10 @@ class _Calls(TorchFunctionMode):
     """Within it, torch's dropout is ours."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (called if func is F.dropout else func)(*args, **(kwargs or {}))
+        return (dropout_called if func is F.dropout else func)(*args, **(kwargs or {}))
 
 
-def called(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+def dropout_called(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """F.dropout with our masks."""
     return drop(input, p) if training else input
 

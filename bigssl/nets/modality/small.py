@@ -34,6 +34,12 @@ def _gpt2(sizes: Sizes) -> dict[str, Any]:
     return {**width, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
+def _bart(sizes: Sizes) -> dict[str, Any]:
+    width = {"d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    return {**width, **heads, "max_position_embeddings": max(512, sizes["length"]), "init_std": 0.06, "dropout": 0.0}
+
+
 def _patchtst(sizes: Sizes) -> dict[str, Any]:
     patch = max(1, sizes["length"] // 12)
     width = {"d_model": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 128}
@@ -47,7 +53,7 @@ def _wav2vec2(sizes: Sizes) -> dict[str, Any]:
 
 SMALL: dict[str, dict[str, Callable[[Sizes], dict[str, Any]]]] = {
     "image": {"resnet": _resnet, "vit": _vit},
-    "text": {"roformer": _roformer, "gpt2": _gpt2},
+    "text": {"roformer": _roformer, "gpt2": _gpt2, "bart": _bart},
     "series": {"patchtst": _patchtst},
     "audio": {"wav2vec2": _wav2vec2},
 }

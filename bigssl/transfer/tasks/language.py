@@ -69,8 +69,11 @@ class Language(Evaluation):
 
     def check(self, seen: Checked) -> None:
         tower = seen.backbone("backbone", "text")
-        if not is_causal(tower.model.config) and not is_writing(tower.model.config):
+        decodes = is_causal(tower.model.config) or is_writing(tower.model.config)
+        if not decodes:
             seen.head("head", "mlm", {"text": "backbone"})
+        elif self.head != type(self).model_fields["head"].default:
+            seen.refuse("head", f"{self.backbone} is judged with its own; allowed: left out")
         elif is_causal(tower.model.config) and not lm_heads.has_own_head(tower.model.config) and not seen.has_head(
             partial(lm_heads.is_head_of, self.backbone)
         ):

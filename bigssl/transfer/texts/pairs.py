@@ -17,6 +17,7 @@ from transformers.utils import logging
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.sample import Sample
+from bigssl.nets.modality.kinds import ENCODER_DECODER
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating
 from bigssl.transfer.inputs import TextInput
@@ -100,7 +101,7 @@ class Translating:
     def by_network(self, bench: Bench, settings: FitBelow, trial: Trial) -> list[str]:
         """What a network writes for each source, trained on the pairs of a trial."""
         seed, rows = bench.seed + trial.seed, trial.rows.tolist()
-        encoder = bench.network(self.subject, trial.contender, trial.seed)
+        encoder = reading_part(bench.network(self.subject, trial.contender, trial.seed))
         model = self._with_decoder(encoder, seed).to(bench.device)  # type: ignore[arg-type]
         inside = {id(parameter) for parameter in encoder.parameters()}
         above = [parameter for parameter in model.parameters() if id(parameter) not in inside]
@@ -152,6 +153,12 @@ class Translating:
                 written = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
                 found += [self._text(each) for each in written.tolist()]
         return found
+
+
+def reading_part(model: PreTrainedModel) -> PreTrainedModel:
+    """What makes features of a text: of a network that writes, too, its encoder."""
+    found: PreTrainedModel = model.get_encoder() if model.config.model_type in ENCODER_DECODER else model
+    return found
 
 
 @contextmanager

@@ -46,11 +46,13 @@ def test_the_encoder_keeps_its_weights_and_the_decoder_begins_with_its_embedding
     assert all(torch.equal(value, again[name]) for name, value in both.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["bert", "bart"])
 def test_two_pairs_are_learnt_by_heart(
-    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+    kind: str, make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """The answer depends on the source alone: a decoder that does not look there is wrong once."""
-    job = translating(make_model("bert"), tokenizer, beams=2)
+    """The answer depends on the source alone: a decoder that does not look there is wrong once. Of a network that has
+    one, its encoder gets another."""
+    job = translating(make_model(kind), tokenizer, beams=2)
     bench = Bench(Team(), Held(), Exported(Path("unused"), 0, {}), "cpu", where="evaluate.pairs")
     settings = Seq2Seq(train="unused", queries="unused", epochs=80, lr=1e-2, backbone_lr=1e-2)
     everything = Trial("trained", 1.0, 0, torch.arange(2))

@@ -1,2 +1,1 @@
-"""How is running text cut up: into passages and pairs of them, into what goes on from one token to the next, into
-sentences in another order with holes?"""
+"""How is running text cut up: into pairs of passages, what goes on token by token, sentences mixed and with holes?"""
