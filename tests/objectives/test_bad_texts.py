@@ -26,8 +26,8 @@ AT, TWO = Progress(10, 100), "A line of text. And another one."
 TEXTS = {
     "empty": "", "blank": " \n\t ", "word": "union", "sentence": "The state of the union is strong.",
     "unknown": "鿿 鿾鿽.  鿼 ⸘⸘ 鿻!", "special": "[CLS] [SEP] [MASK]. [PAD] [MASK].",
-    "control": "a \x00 b\u200b\ufeff. c \x07 \x1b d.", "long": "A sentence of six words stands here. " * 3000,
-    "endless": "x" * 50_000 + ". y",
+    "control": "a \x00 b\u200b\ufeff. c \x07 \x1b d.", "long": "A sentence of six words stands here. " * 300,
+    "endless": "x" * 5_000 + ". y",
 }  # fmt: skip
 EMPTY, ALONE = {"empty", "blank"}, {"empty", "blank", "word", "sentence"}
 TASKS: dict[str, tuple[str, dict[str, Any], set[str]]] = {  # by name: task, settings, what it cannot use
