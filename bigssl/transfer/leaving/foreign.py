@@ -158,12 +158,8 @@ OUTPUTS: dict[str, Callable[..., Any]] = {
     "logits": lambda job, model, inputs, found: found.logits,
     "token_logits": _real_logits,
     "pipeline": _pipeline,
-<<<<<<< HEAD
     "written": _written,
-||||||| 0681145
-=======
     "pair_logits": _pair_logits,
->>>>>>> h-d
 }
 
 

@@ -101,18 +101,12 @@ class LeavingPart:
         return F.normalize(self.members[role].features(samples) @ self.tensors[f"{role}_projection"].T, dim=1)
 
 
-<<<<<<< HEAD
 KINDS = ("mlm", "causal", "writing", "clip")  # heads that other libraries have, too; decoders of pictures stay behind
-||||||| 0681145
-KINDS = ("mlm", "causal", "clip")  # heads that other libraries have, too; decoders of pictures stay behind
-=======
-KINDS = ("mlm", "causal", "clip")  # heads that other libraries have, too; decoders of pictures stay behind
 PAIRED = {
     **dict.fromkeys(("bert", "ernie", "megatron-bert"), ("next_sentence", ("mlm", "network"))),
     "albert": ("sentence_order", ("mlm",)),
 }
 """Heads of pairs that transformers has, by type, and the kinds of part that they leave with."""
->>>>>>> h-d
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,5 @@
-<<<<<<< HEAD
-"""As transformers loads it: `AutoModel`, or with the trained head `AutoModelForMaskedLM`, `AutoModelForCausalLM`,
-`AutoModelForSeq2SeqLM`."""
-||||||| 0681145
-"""As transformers loads it: `AutoModel`, or with the trained head `AutoModelForMaskedLM`, `AutoModelForCausalLM`."""
-=======
 """As transformers loads it: `AutoModel`, or with the trained heads `AutoModelForMaskedLM`, `AutoModelForPreTraining`,
-`AutoModelForNextSentencePrediction`, `AutoModelForCausalLM`."""
->>>>>>> h-d
+`AutoModelForNextSentencePrediction`, `AutoModelForCausalLM`, `AutoModelForSeq2SeqLM`."""
 
 from __future__ import annotations
 
