@@ -298,7 +298,8 @@ def test_every_tensor_arrives_and_real_samples_give_the_same(name: str, loader: 
      ("transposed", "loads 27 of 28 tensors; of other values: bert.encoder.layer.0.attention.self.query.weight"),
      ("mean", "features of 3 samples differ by up to"),
      ("ends", "token_logits of 3 samples differ by up to"), ("pooling", "embeddings of 3 samples differ by up to"),
-     ("segments", "pair_logits of 3 samples differ by up to"), ("number", "loads 23 of 24 tensors; of other values: projection")],
+     ("segments", "pair_logits of 3 samples differ by up to"),
+     ("number", "loads 23 of 24 tensors; of other values: projection")],
     ids=str,
 )  # fmt: skip
 def test_sabotage_is_caught(name: str, said: str, found: Found) -> None:
