@@ -182,8 +182,8 @@ def uninterrupted(optimizer: str) -> State:
 
 def _settings(name: str, group: dict[str, Any]) -> State:
     settings: State = {}
-    for key, value in group.items():
-        values = value if isinstance(value, tuple) else (value,)
+    for key in group.keys() - {"fused", "foreach"}:  # how torch computes a step, not which
+        values = value if isinstance(value := group[key], tuple) else (value,)
         settings |= {f"group {key}{i} {name}": v for i, v in enumerate(values) if isinstance(v, (int, float))}
     return settings
 

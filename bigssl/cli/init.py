@@ -20,7 +20,7 @@ from bigssl.config.recipe import Recipe
 from bigssl.data.tools.classes import LABEL
 from bigssl.engine.plan import preflight
 from bigssl.files import write_atomic
-from bigssl.objectives.base import Objective, discover
+from bigssl.objectives.base import Objective, discover, task_name
 from bigssl.starter.drafting import Parts, drafted, missing, refuse_unservable
 from bigssl.starter.judging import evaluations
 from bigssl.starter.looking import Look, check_label
@@ -147,7 +147,7 @@ def _words(kind: type[Objective], file: str, tokenizer: str | None, overwrite: b
     """The tokenizer of the recipe: the one that is given, or `file`, to be trained; "" where none is needed."""
     if not any(takes.modality == "text" for takes in kind.takes.values()):
         if tokenizer:
-            raise ConfigError(f"init: --tokenizer {tokenizer} has no effect: {kind.__name__.lower()} takes no text")
+            raise ConfigError(f"init: --tokenizer {tokenizer} has no effect: {task_name(kind)} takes no text")
         return ""
     if not tokenizer:
         use = f"--tokenizer {file} to read it, --out with another file to have one trained beside that"

@@ -32,7 +32,7 @@ class Evaluation(Section):
     preset: ClassVar[dict[str, Any]]
     """The section on the demo's data, all that tests/transfer/test_tasks.py is told of an evaluation: there are tiny
     backbones "image", "text", "series" (six channels, as in bigssl/demo/series/basic_motions) and "audio" (1,000
-    samples, a second), with heads "clip" and "mlm" of the first two, and
+    samples, a second), with heads "clip" of the first two, "mlm", "next_sentence" and "replaced_token" of "text", and
     "pictures", a decoder of the first. A limit that it leaves out is small there. Data
     made/NAME/train and made/NAME/val is what `make` of tests/transfer/made/NAME.py writes."""
 

@@ -6,7 +6,11 @@ from typing import NamedTuple, Protocol
 
 
 class Sample(NamedTuple):
-    """One sample: raw bytes per field, and where it stands."""
+    """One sample: raw bytes per field, and where it stands.
+
+    done: share of the run's steps before the one that it is read for, [0, 1); 0 where it is read for no step. What is
+        made of samples may follow it (a ramp of the masked share), as losses follow their `Progress`.
+    """
 
     key: str
     fields: dict[str, bytes]
@@ -14,6 +18,7 @@ class Sample(NamedTuple):
     epoch: int
     shard: str
     source: str
+    done: float = 0.0
 
     @property
     def where(self) -> str:

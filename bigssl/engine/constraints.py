@@ -9,7 +9,7 @@ from torch import nn
 
 from bigssl.config.errors import ConfigError
 from bigssl.nets.constraint import Constraint
-from bigssl.objectives.base import Objective
+from bigssl.objectives.base import Objective, task_name
 
 
 def check_constraints(objective: nn.Module) -> list[Constraint]:
@@ -21,7 +21,7 @@ def check_constraints(objective: nn.Module) -> list[Constraint]:
     if not isinstance(objective, Objective):
         return []
     names = {parameter: name for name, parameter in objective.named_parameters()}
-    constraints, kind, seen = objective.constraints(), type(objective).__name__.lower(), set()
+    constraints, kind, seen = objective.constraints(), task_name(type(objective)), set()
     for parameter in (p for constraint in constraints for p in constraint.parameters):
         if parameter not in names:
             raise ConfigError(f"constraints() of {kind}: a parameter of shape {tuple(parameter.shape)} is not its own")

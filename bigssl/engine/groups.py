@@ -14,7 +14,7 @@ from bigssl.config.optim import NOT_DECAYED, WITHOUT_BETAS, Group, OptimConfig, 
 from bigssl.config.recipe import Recipe
 from bigssl.nets.depth import depths
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Objective
+from bigssl.objectives.base import Objective, task_name
 
 REST = -1  # what no group asks for
 
@@ -46,7 +46,7 @@ def asked_groups(module: nn.Module, config: OptimConfig) -> list[Asked]:
     and without a clip where the recipe does not clip. For each parameter the first that matches counts."""
     idle = ({"betas": None} if config.name in WITHOUT_BETAS else {}) | ({} if config.clip else {"clip": None})
     own = [group.model_copy(update=idle) for group in module.groups()] if isinstance(module, Objective) else []
-    whole = type(module).__name__.lower()
+    whole = task_name(type(module)) if isinstance(module, Objective) else ""  # of others there are none of its own
     return [
         *(Asked(f"optim.groups.{number}", group) for number, group in enumerate(config.groups)),
         *(Asked(f"groups() of {_prefix(group).rstrip('.') or whole}", group) for group in own),

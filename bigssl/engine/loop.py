@@ -27,6 +27,7 @@ from bigssl.engine.plan.preflight import Plan
 from bigssl.engine.resume import open_folder, settle_folder, settled
 from bigssl.engine.stepping.cached import CachedPasses
 from bigssl.engine.stepping.passes import CountedPasses, EachPass, Passes
+from bigssl.engine.stepping.throughput import Throughput
 from bigssl.engine.teaching import teach
 from bigssl.engine.zero import Engine
 from bigssl.nets.embeddings import health
@@ -113,6 +114,7 @@ class _Run:
                              enabled=recipe.data.ledger)  # fmt: skip
         self.guard = Guard(recipe.folder, device, keep=recipe.log_every * plan.accum)
         self.clock, self.data_wait = Clock(), DataWait(recipe.data.workers)
+        self.throughput = Throughput(plan.backbones.values(), device)
         self.skipped = Skipped(recipe.folder, allowed=recipe.data.max_errors, resume_step=start)
         self.passes: Passes = EachPass(engine)
         if recipe.batch.cached and plan.accum > 1:
@@ -183,6 +185,7 @@ class _Run:
         at, done = Progress(step, self.recipe.steps), list[Losses]()
         keys: list[Keys] = []
         for batch in self._begun(passes, at):
+            self.throughput.add(batch.data)
             data = batch.to(self.device)
             with self.clock("forward"), self.guard.noticing(self.progress.note):
                 value, losses = self.passes(data.data, at)
@@ -225,14 +228,14 @@ class _Run:
             with self.clock("optimizer"):  # kernels run behind the host: without this, they count as overhead
                 torch.cuda.synchronize(self.device)
         names, values = _loss_values(passes, self._spectra(done))
-        values = torch.cat([values, torch.tensor([float(len(self.skipped.pending))], device=values.device)])
-        *means, mean_skipped = self.guard.observe(done, values, self.engine.skipped).tolist()
+        values = torch.cat([values, values.new_tensor([self.throughput.tokens, len(self.skipped.pending)])])
+        *means, mean_tokens, mean_skipped = self.guard.observe(done, values, self.engine.skipped).tolist()
         self.skipped.gather(done, skipped := round(mean_skipped * self.plan.world))
         reduced = dict(zip(names, means, strict=True))
         lap = self.clock.lap()
         speed = sum(self.plan.sizes.values()) * (done - self.logged) / lap["wall"]
         self.logged = done
-        record = reduced | {
+        record = reduced | self.throughput.lap(mean_tokens * self.plan.world, lap["wall"], self.plan.world) | {
             "optim/lr": self.recipe.optim.lr * schedule(self.recipe.optim, done - 1, self.recipe.steps),
             "speed/samples_per_s": speed,
             "speed/data_wait": lap["data_wait"],
@@ -246,7 +249,7 @@ class _Run:
             with self.clock("probe"):
                 probed = probe(done)
         measures = {f"loss{path}": Measure(p.unit, p.blind_name) for path, p in passes[0].named()}
-        self.metrics.describe(measures | (probe.measures if probe is not None else {}))
+        self.metrics.describe(measures | ({} if probe is None else probe.measures))
         self.metrics.write(done, record | probed)
         for text in self.collapse.observe(done, reduced | probed):
             self.progress.note(text)
@@ -271,8 +274,7 @@ def _engine(recipe: Recipe, plan: Plan, device: torch.device) -> Engine:
     if recipe.zero.stage < 3:
         plan.objective.to(device)  # at stage 3 the engine brings it there in slices
     optimizer = build_optimizer(plan.objective, recipe.optim)
-    engine = Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
-    return engine
+    return Engine(plan.objective, optimizer, recipe, micro=plan.micro, accum=plan.accum, bf16=plan.bf16)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -89,7 +89,8 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     """The optimizer of the recipe over `module`'s trainable parameters. Raises ConfigError, as `parameter_groups`."""
     groups = parameter_groups(module, config)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+        # fused: the others make several tensors as large as all weights on their way
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     if config.name == "lamb":
         return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     if config.name == "lars":

@@ -44,7 +44,7 @@ class Tower(nn.Module):
         channels: values per step of a series; of pictures 3, or 1.
         window: stored values of deep grey pictures that become 0 and 255; None: as `pictures.image` says.
         rate: samples of sound per second.
-        folder: what it began with (`init_from`), or None.
+        folder: what it began with (`init_from`), or None. partial: what that lacks may be made anew.
         begun: what was read of it (`init_from`), in a sentence; "" where nothing was, or by another rank.
     """
 
@@ -71,7 +71,7 @@ class Tower(nn.Module):
             lambda model: row.check(where, model, config, tokenizer),
         )  # fmt: skip
         self.model = _build(where, config, hf, weights)
-        self.folder = config.init_from
+        self.folder, self.partial = config.init_from, config.allow_partial
         self.begun = _begun(where, config, self.model)
         _freeze_unused(self.model)
         if has_batch_norm(self.model):

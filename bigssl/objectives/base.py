@@ -145,8 +145,9 @@ class Objective(nn.Module):
     decide."""
     remembering: ClassVar[str] = ""
     """What is amiss, in words, where a task remembers more samples (`most`) than there are; "" where nothing is."""
-    draws_more: ClassVar[bool] = False
-    """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand."""
+    draws_more: bool = False
+    """Whether `prepare` calls `more`: its sources then need two samples and an index, which is checked beforehand. An
+    instance may say so of its settings."""
 
     @classmethod
     def adjustable_in(cls, config: Any) -> tuple[str, ...]:
@@ -171,6 +172,7 @@ class Objective(nn.Module):
         """One sample as arrays, on CPU in a loader process.
 
         Args:
+            sample: with `done`, the share of the run that is done, for what of a sample follows a ramp.
             rng: the only randomness there is, keyed by (seed, epoch, key).
             more: `more(rng, use)` is what `use` makes of another sample of the same dataset that `rng` draws, never of
                 `sample` itself; see `More`. For tasks that say `draws_more`.
@@ -244,6 +246,11 @@ def attraction(one: Tensor, other: Tensor) -> Tensor:
 def discover() -> dict[str, type[Objective]]:
     """Every task in this folder by file name."""
     return classes_in("bigssl.objectives", Objective)
+
+
+def task_name(kind: type[Objective]) -> str:
+    """What recipes call a task; of a class that none can name, its name in lower case."""
+    return next((name for name, known in discover().items() if known is kind), kind.__name__.lower())
 
 
 def config_union() -> Any:

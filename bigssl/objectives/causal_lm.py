@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bigssl import distributed
+from bigssl.config.errors import ConfigError
 from bigssl.data.kinds import decode
 from bigssl.data.kinds.masking import IGNORE
 from bigssl.data.kinds.text import random_window
@@ -30,11 +31,12 @@ from bigssl.data.loading.collate import Ragged
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.chance.attention import Packing
-from bigssl.nets.heads.following import next_token_head
+from bigssl.nets.heads.following import lacking_in, next_token_head, stored_head
 from bigssl.nets.heads.frequencies import TokenFrequencies
 from bigssl.nets.modality.kinds import CAUSAL
 from bigssl.nets.modality.vocabulary import special_id
 from bigssl.nets.packed import check_attention, packed_tokens
+from bigssl.nets.pretrained import PARTIAL
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
@@ -65,13 +67,24 @@ class CausalLm(Counting, Objective):
         self.backbone = self.backbone_of(towers, "backbone")
         model, tokenizer = self.backbone.model, self.backbone.tokenizer
         check_attention(model, f"backbones.{config.backbone}")
-        self.head = next_token_head(
-            self.backbone.token_embedding, model.config, config.softcap, self.backbone.folder
-        )
+        folder, embedding = self.backbone.folder, self.backbone.token_embedding
+        stored = {} if folder is None else stored_head(folder, model.config)
+        self.head = next_token_head(embedding, model.config, config.softcap, stored)
+        if folder is not None and (lacking := lacking_in(stored, self.head, embedding)):
+            self._say_lacking(" and ".join(lacking))
         self.frequencies = TokenFrequencies(self.backbone.vocabulary)
         self._begin, end = frame_of(tokenizer)
         _, eos = special_id(tokenizer, "eos_token_id")
         self._end = end if len(end) or eos is None else np.array([eos])
+
+    def _say_lacking(self, what: str) -> None:
+        """Its own head is a part of such a network as any other is. Raises ConfigError where none may be made anew."""
+        name, tower = self.config.backbone, self.backbone
+        if not tower.partial:
+            raise ConfigError(f"backbones.{name}.init_from: value {tower.folder!r}: {what} of the layer behind the "
+                              f"network, which predicts tokens, is not in it; allowed: {PARTIAL}")  # fmt: skip
+        if tower.begun:  # by this process
+            tower.begun += f"; made anew since it lacks it: {what} of the layer behind it, which predicts tokens"
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         document = decode.running_text(sample)

@@ -105,7 +105,7 @@ class Joint(Comparing, Counting, Objective):
         giving, taking = self.parts[host], self.parts[guest]
         assert isinstance(giving, Host) and isinstance(taking, Guest)
         prepared, words = giving.prepare_words(sample, streams[host], more)
-        changed, own = taking.change(prepared, words, streams[guest])
+        changed, own = taking.change(sample, prepared, words, streams[guest], more)
         return {host: changed, guest: own}
 
     def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:

@@ -19,18 +19,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from bigssl.data.kinds.texts import pairs
-from bigssl.data.order.order import More
+from bigssl.data.kinds.texts.pairs import DrawnPair
 from bigssl.nets.heads.frequencies import TokenFrequencies
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective
 from bigssl.objectives.paired import OF_PAIRS, PairConfig, Paired
-
-OTHER = 0.5  # share of the pairs whose second passage is of another document
 
 
 class NextSentence(Paired, Objective):
@@ -51,16 +47,8 @@ class NextSentence(Paired, Objective):
         self.begin(self.backbone_of(towers, "backbone"))
         self.frequencies = TokenFrequencies(2)
 
-    def draw(
-        self, document: pairs.Sentences, at: pairs.Neighbours, rng: np.random.Generator, more: More
-    ) -> tuple[str, str, dict[str, Any]]:
-        first, second = document.between(at.begin, at.cut), document.between(at.cut, at.end)
-        if rng.random() >= OTHER:
-            return first, second, {"label": 0, "recurring": False}
-        drawn = more(rng, lambda sample: pairs.sentences_of(sample, rng))
-        other = pairs.passage_of(drawn, rng, at.end - at.cut)
-        recurring = pairs.quotes(document, other)
-        return first, second if recurring else other, {"label": int(not recurring), "recurring": recurring}
+    def told(self, drawn: DrawnPair) -> dict[str, Any]:
+        return super().told(drawn) | {"recurring": drawn.recurring}
 
     def unfit(self, prepared: Sequence[dict[str, Any]]) -> str:
         found = [bool(each["recurring"]) for each in prepared if each["label"] or each["recurring"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,14 @@ class PairConfig(ObjectiveConfig):
     """Fields of a task on pairs of texts."""
 
     backbone: str = "text"
-    short: float = Field(0.1, ge=0, le=1, description="share of the pairs that are made shorter, by any length")
+    short: float = Field(pairs.SHORT, ge=0, le=1, description="share of the pairs that are made shorter, by any length")
 
 
 class Paired(Host):
-    """Mixed into an `Objective` that tells one of two classes of a pair: what its `draw` labels."""
+    """Mixed into an `Objective` that tells one of two classes of a pair, which `pairs.DRAWN` draws.
+
+    head_kind: of the head that it exports, and the name of the drawing.
+    """
 
     config: Any
     head_kind: str
@@ -46,20 +50,17 @@ class Paired(Host):
                               "[SEP] text [SEP]")  # fmt: skip
         self.backbone, self.head = backbone, PooledHead(backbone.dim, 2)
 
-    def draw(
-        self, document: pairs.Sentences, at: pairs.Neighbours, rng: np.random.Generator, more: More
-    ) -> tuple[str, str, dict[str, Any]]:
-        """Two pieces of text, made of neighbours in a document, and fields of the sample, `label` (0 or 1) among
-        them."""
-        raise NotImplementedError
-
     def prepare_words(self, sample: Sample, rng: np.random.Generator, more: More) -> tuple[dict[str, Any], np.ndarray]:
         tokenizer, length = self.backbone.tokenizer, self.backbone.length
         document = pairs.sentences_of(sample, rng)
         at = pairs.neighbours_in(document, tokenizer, rng, pairs.target_of(length, self.config.short, rng))
-        first, second, fields = self.draw(document, at, rng, more)
-        inputs, words = pairs.encode_pair(tokenizer, first, second, length, rng)
-        return inputs | fields, words
+        drawn = pairs.DRAWN[self.head_kind](document, at, rng, lambda: more(rng, partial(pairs.sentences_of, rng=rng)))
+        inputs, words = pairs.encode_pair(tokenizer, drawn.first, drawn.second, length, rng)
+        return inputs | self.told(drawn), words
+
+    def told(self, drawn: pairs.DrawnPair) -> dict[str, Any]:
+        """Fields of the sample beside the inputs."""
+        return {"label": drawn.label}
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
         return self.prepare_words(sample, rng, more)[0]

@@ -12,13 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from bigssl.data.kinds.texts import pairs
-from bigssl.data.order.order import More
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective
 from bigssl.objectives.paired import OF_PAIRS, PairConfig, Paired
@@ -40,13 +36,6 @@ class SentenceOrder(Paired, Objective):
         super().__init__()
         self.config = config
         self.begin(self.backbone_of(towers, "backbone"))
-
-    def draw(
-        self, document: pairs.Sentences, at: pairs.Neighbours, rng: np.random.Generator, more: More
-    ) -> tuple[str, str, dict[str, Any]]:
-        both = document.between(at.begin, at.cut), document.between(at.cut, at.end)
-        swapped = int(rng.integers(2))
-        return both[swapped], both[1 - swapped], {"label": swapped}
 
     def blind(self, labels: Tensor) -> tuple[float | Tensor, str]:
         return math.log(2), "guessing one of 2 orders"

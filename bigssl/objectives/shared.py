@@ -54,7 +54,11 @@ class Guest(OnHidden):
         return ""
 
     def change(
-        self, prepared: dict[str, Any], words: np.ndarray, rng: np.random.Generator
+        self, sample: Sample, prepared: dict[str, Any], words: np.ndarray, rng: np.random.Generator, more: More
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The host's sample as the body shall see it, and fields of this task's own beside it, of other names."""
+        """The host's sample as the body shall see it, and fields of this task's own beside it, of other names.
+
+        Args:
+            sample, rng, more: as of `prepare`. prepared, words: what `prepare_words` of the host made of it.
+        """
         raise NotImplementedError

@@ -6,7 +6,7 @@
 In the paper both views are the text itself and only dropout tells them apart; `keep` and `leave_out` make views of a
 part of it, as later work does. Features are means over tokens where the paper takes the state of [CLS], since that is
 what an export gives; the head, a dense layer with tanh, is the paper's, and stays behind. The paper's loss picks in one
-direction; here both, as CLIP's does.
+direction; here both, as CLIP's does. Texts without a token are bad samples (`data.on_error`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
+from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.kinds import text as textual
 from bigssl.data.kinds.words import view_of
@@ -55,7 +56,7 @@ class Simcse(Comparing, Objective):
         super().__init__()
         self.config = config
         self.backbone = self.backbone_of(towers, "backbone")
-        dim = self.backbone.dim
+        dim, self._frame = self.backbone.dim, len(self.backbone.tokenizer("")["input_ids"])
         self.head = nn.Sequential(nn.Linear(dim, dim), nn.Tanh()) if config.head else nn.Identity()
         self._check_views_differ()
 
@@ -75,6 +76,9 @@ class Simcse(Comparing, Objective):
         for name in ("view1", "view2"):
             view = view_of(window, rng, keep=self.config.keep, leave_out=self.config.leave_out)
             input_ids, attention_mask = textual.encode(tokenizer, view, length)
+            if attention_mask.sum() <= self._frame:  # two of these would be each other's negatives
+                raise DataError("an empty document, without a token that two views could share; leave such documents "
+                                "out (data.on_error: skip does)")  # fmt: skip
             views[name] = {"input_ids": input_ids, "attention_mask": attention_mask}
         return views
 

@@ -36,7 +36,8 @@ def _tiles(rows: Rows, measures: dict[str, Measure]) -> list[tuple[str, str]]:
         if name in measures:
             last = figures.curve_points(rows, name)[1][-1]
             tiles.append((f"probe {name.removeprefix('probe/')}", with_unit(last, measures[name].unit)))
-    shares = (("samples / s", "speed/samples_per_s"), ("data wait", "speed/data_wait"),
+    shares = (("samples / s", "speed/samples_per_s"), ("tokens / s", "speed/tokens_per_s"),
+              ("of the cards' peak", "speed/mfu"), ("data wait", "speed/data_wait"),
               ("driver overhead", "speed/driver_overhead"))
     for label, name in shares:
         _, values = figures.curve_points(rows, name)

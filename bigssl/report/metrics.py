@@ -12,6 +12,9 @@ Names (the report plots these; other names are kept as they are):
     health/NAME/MEASURE           how healthy the embeddings that a task calls NAME are, and at a probe the features of
                                   the backbone NAME: see bigssl/nets/embeddings/health.py for the measures
     speed/samples_per_s           samples of the global batch per second of wall clock
+    speed/tokens_per_s            tokens of text that were shown to networks, padding apart, over all ranks
+    speed/mfu                     share (0 to 1) of the cards' 16-bit peak that the network's products take, where a run
+                                  has one network, of texts, on cards that engine/stepping/throughput.py knows
     speed/data_wait               share (0 to 1) of the time spent waiting for data
     speed/driver_overhead         share (0 to 1) of the time outside forward, backward, optimizer and data wait
     optim/lr, optim/grad_norm     the recipe's learning rate (groups multiply it), gradient norm before clipping

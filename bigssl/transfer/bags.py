@@ -167,6 +167,11 @@ class SparseRows:
         products = self.products(other).numpy() - self.along[:, None] - other.along + self.square
         return torch.from_numpy((products * self._scale[:, None] * other._scale).astype(np.float32))
 
+    def beside(self, other: SparseRows) -> Tensor:
+        """float32 [m]: the same, of each row with the one of its place alone."""
+        products = np.asarray(self.values.multiply(other.values).sum(1)).ravel() - self.along - other.along
+        return torch.from_numpy(((products + self.square) * self._scale * other._scale).astype(np.float32))
+
     def products(self, other: SparseRows) -> Tensor:
         """float32 [m, n], with the mean in them."""
         return torch.from_numpy((self.values @ other.values.T).toarray())
@@ -260,9 +265,21 @@ class Bags:
 
     def pieces(self, rows: range | None = None) -> Iterator[tuple[range, SparseRows]]:
         """As `Vectors` has it; `rows` may have any step."""
-        square = float(self.weights.mean @ self.weights.mean)
         for numbers, part in self.rows.pieces(range(len(self)) if rows is None else rows):
-            yield numbers, SparseRows(part, self.along[numbers.start : numbers.stop : numbers.step], square)
+            yield numbers, self._known(numbers, part)
+
+    def beside(self, one: range, other: range) -> Tensor:
+        """float32 [N]: cosines of each of N rows with another."""
+        found = [torch.zeros(0)]
+        for begin in range(0, len(one), ROWS):
+            parts = [rows[begin : begin + ROWS] for rows in (one, other)]
+            first, second = (self._known(rows, self.rows.read(rows)) for rows in parts)
+            found.append(first.beside(second))
+        return torch.cat(found)
+
+    def _known(self, numbers: range, part: sparse.csr_matrix) -> SparseRows:
+        square = float(self.weights.mean @ self.weights.mean)
+        return SparseRows(part, self.along[numbers.start : numbers.stop : numbers.step], square)
 
 
 def _pieces(texts: Sequence[str], rows: range) -> Iterator[Sequence[str]]:

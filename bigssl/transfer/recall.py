@@ -53,6 +53,33 @@ def first_ranks(
     return torch.cat(found)
 
 
+def ascending(k: list[int]) -> list[int]:
+    """Numbers of neighbours that are looked at. Raises ValueError where they do not ascend."""
+    if sorted(set(k)) != k:
+        raise ValueError(f"{k} do not ascend; allowed: as in [1, 5, 10]")
+    return k
+
+
+def ranks_among_others(among: Vectors, meant: Mapping[int, int], rows: range, *, deepest: int) -> Tensor:
+    """int64: for each key of `meant` (ascending row numbers) that lies in `rows`, in order, the rank (1: nearest) among
+    all rows but itself of the row that is meant; deepest + 1 where it is none of the `deepest` nearest. Cosine,
+    float32, exact, in pieces."""
+    found = [torch.empty(0, dtype=torch.int64)]
+    for there, piece in among.pieces(rows):
+        mine = [row for row in there if row in meant]
+        if not mine:
+            continue
+        asked = piece[[row - there.start for row in mine]]
+        parts = (part for _, part in among.pieces())
+        nearest = nearest_rows(asked, parts, min(deepest + 1, len(among)))[1].cpu()
+        itself = (nearest == torch.tensor(mine)[:, None]).int().cumsum(1)  # from where it stands on
+        right = nearest == torch.tensor([meant[row] for row in mine])[:, None]
+        first = right.int().argmax(1)
+        place = first + 1 - itself.gather(1, first[:, None]).squeeze(1)
+        found.append(torch.where(right.any(1), place, deepest + 1))
+    return torch.cat(found)
+
+
 def recalled(
     title: str, subject: str, ranks: Mapping[str, Tensor], groups: Sequence[str], *, k: int, galleries: Sequence[int],
     row: str,

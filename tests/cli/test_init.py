@@ -264,6 +264,8 @@ def test_shards_without_parts_are_split_and_foreign_ones_are_not_touched(
     assert main(["init", "byol", "photos"]) == 2
     assert "photos-shards is there already and holds 36 samples of another state of photos" in said(capsys)
     assert main(["init", "byol", "mine", "--window", "3"]) == 2 and "--window has no effect on mine" in said(capsys)
+    assert main(["init", "barlow_twins", "mine", "--tokenizer", "t.json"]) == 2
+    assert "--tokenizer t.json has no effect: barlow_twins takes no text" in said(capsys)
 
 
 def test_folders_that_are_parts_stay_parts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,6 +141,9 @@ def make_stream(kind: type[Objective], data: str | None = None) -> Stream:
     return Stream(DatasetIndex.load(str(folder)), seed=0, source="emoji")
 
 
+STEPS = 100  # of the run of which a batch is
+
+
 def make_batch(
     objective: Objective, *, rank: int = 0, world: int = 1, size: int = 12, step: int = 0, accum: int = 1,
     micro: int = 0, data: str | None = None,
@@ -148,7 +151,7 @@ def make_batch(
     """A rank's share of a pass over a global batch, of `data` or the preset's."""
     sources = dict.fromkeys(objective.sources(), make_stream(type(objective), data))
     sizes = dict.fromkeys(sources, size)
-    loader = MicroBatches(sources, sizes, objective.prepare, objective.assemble, 0, rank, world, accum)
+    loader = MicroBatches(sources, sizes, objective.prepare, objective.assemble, 0, rank, world, accum, steps=STEPS)
     found = loader[step * accum + micro]
     if isinstance(found, Exception):
         raise found

@@ -273,7 +273,8 @@ def plain(values: dict[str, Any], spared: int | None = None, device: str = "cpu"
     optimizer = build_optimizer(task, recipe.optim)
     assert type(optimizer) is torch.optim.AdamW
     trained = [p for p in task.parameters() if p.requires_grad]
-    loader = MicroBatches(plan.streams, plan.sizes, task.prepare, task.assemble, recipe.seed, 0, 1, plan.accum)
+    loader = MicroBatches(plan.streams, plan.sizes, task.prepare, task.assemble, recipe.seed, 0, 1, plan.accum,
+                          steps=recipe.steps)  # fmt: skip
     for step in range(recipe.steps):
         at = Progress(step, recipe.steps)
         set_learning_rate(optimizer.param_groups, schedule(recipe.optim, step, recipe.steps))

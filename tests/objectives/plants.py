@@ -2,9 +2,9 @@
 
     python tests/objectives/plants.py [PART_OF_A_NAME ...]
 
-By hand, not in CI (some minutes): only the tests of the task that has the bug, those of the contract and then its own,
-up to the first that fails. The table goes to docs/contract.md. A bug whose place is not found, because the task was
-rewritten, ends the command.
+By hand, not in CI (some minutes): only the tests of the task that has the bug, those of the contract and then its own
+(`test_TASK.py`, or what OWN names), up to the first that fails. The table goes to docs/contract.md. A bug whose place
+is not there, because the task was rewritten, ends the command.
 """
 
 from __future__ import annotations
@@ -167,7 +167,61 @@ OTHERS = [
     Plant("tiles of one sample in another's place", "patch_position", "return found.unflatten(0, places.shape[:2])"
           ".transpose(0, 1)", "return found.unflatten(0, tiles.shape[:2])", file="objectives/tiled.py"),
 ]  # fmt: skip
-PLANTS = BYOL + MAE + OTHERS
+MASKING, COUNTING, ROWS = "data/kinds/masking.py", "objectives/counting.py", "objectives/packing.py"
+TEXTS = [
+    Plant("what is masked is shown", "mlm", "masked = np.where(selected & (fate < shares[0]), mask_id, input_ids)",
+          "masked = input_ids.copy()", file=MASKING),
+    Plant("loss on all tokens", "mlm", "return masked, np.where(selected, input_ids, IGNORE)",
+          "return masked, input_ids", file=MASKING),
+    Plant("the share of the first step throughout", "mlm", "config.ratio_end, done)", "config.ratio_end, 0.0)"),
+    Plant("substitutes of the vocabulary in place of other documents'", "mlm",
+          "masked[swapped] = drawn if pool is None else pool[drawn]", "masked[swapped] = drawn", file=MASKING),
+    Plant("a head without its activation", "mlm", "self.norm(self.activation(self.dense(hidden)))",
+          "self.norm(self.dense(hidden))", file="nets/heads/base.py"),
+    Plant("positions of RoBERTa from 0 in packed rows", "mlm", "position_ids=positions + first",
+          "position_ids=positions", file="nets/packed.py"),
+    Plant("texts of a row see each other", "mlm", 'side_by_side(rows["segments"])',
+          'side_by_side((rows["segments"] > 0).long())', file=ROWS),
+    Plant("all tokens of a text drop alike in packed rows", "mlm", "another(seed, torch.arange(len(ids)))",
+          "another(seed, torch.zeros(len(ids), dtype=torch.int64))", file=ROWS),
+    Plant("texts without a label kept out of their rows' count", "mlm", "1 - len(useful) / len(pieces)",
+          "len(useful) / len(pieces)"),
+    Plant("each rank's own mean", "mlm", "(batch[UNITS][name] if UNITS in batch else mine)", "mine", file=COUNTING),
+    Plant("a mean over the tokens of all ranks, and over ranks again", "mlm",
+          "mine = everywhere / distributed.world()", "mine = everywhere", file=COUNTING),
+    Plant("units of this rank's passes only", "mlm", "distributed.all_reduce_sum(sums.to(self._device))",
+          "(sums.to(self._device) * distributed.world())", file="engine/stepping/passes.py"),
+    Plant("labels turned around", "next_sentence", '"label": int(not recurring)', '"label": int(recurring)'),
+    Plant("the other passage out of the first document", "next_sentence",
+          "drawn = more(rng, lambda sample: pairs.sentences_of(sample, rng))", "drawn = document"),
+    Plant("what recurs is a negative all the same", "next_sentence", "recurring = pairs.quotes(document, other)",
+          "recurring = False"),
+    Plant("a label that says nothing of the order", "sentence_order", '{"label": swapped}',
+          '{"label": int(rng.integers(2))}'),
+    Plant("the second passage first throughout", "sentence_order", "both[swapped], both[1 - swapped]",
+          "both[1], both[0]"),
+    Plant("each token asked at its own place", "causal_lm", '"labels": Ragged(asked)', '"labels": Ragged(shown)'),
+    Plant("the token before is asked for", "causal_lm", '"input_ids": Ragged(shown), "labels": Ragged(asked)',
+          '"input_ids": Ragged(asked), "labels": Ragged(shown)'),
+    Plant("texts end nowhere", "causal_lm", "end = self._end if document", "end = self._end[:0] if document"),
+    Plant("no z-loss", "causal_lm", "labels, self.config.z_loss)", "labels, 0.0)"),
+    Plant("texts of a row see those before them", "causal_lm", 'side_by_side(rows["segments"])',
+          'side_by_side((rows["segments"] > 0).long())', file=ROWS),
+    Plant("what is drawn right counts as replaced", "replaced_token", "(drawn != labels).long()", "hidden.long()"),
+    Plant("padding is judged", "replaced_token", '"judged": attention_mask > 0', '"judged": attention_mask >= 0'),
+    Plant("what is drawn follows from the place in the batch", "replaced_token", "another(batch[SEEDS][:, None],",
+          "another(torch.arange(len(ids), device=ids.device)[:, None],"),
+    Plant("the likeliest token in place of a drawn one", "replaced_token", "(logits + chance).argmax(-1)",
+          "logits.argmax(-1)", file="nets/heads/replacing.py"),
+    Plant("a view beside itself", "simcse", 'return {"view1": z1, "view2": z2}', 'return {"view1": z1, "view2": z1}'),
+    Plant("blind line of one rank's samples", "simcse", "math.log(len(z1) * distributed.world())", "math.log(len(z1))"),
+    Plant("the temperature of the paper whatever the recipe says", "simcse", "1 / self.config.temperature", "20.0"),
+]
+PLANTS = BYOL + MAE + OTHERS + TEXTS
+OWN = {  # tests of a task in files that are not called after it
+    "mlm": ("mlm_packing", "masked_bodies", "substitution", "counting"), "next_sentence": ("pairs",),
+    "sentence_order": ("pairs",),
+}  # fmt: skip
 
 
 def planted(folder: Path, plant: Plant) -> None:
@@ -198,11 +252,17 @@ def copied(folder: Path) -> dict[str, str]:
 
 def first_failure(folder: Path, environment: dict[str, str], task: str) -> str:
     """Name of the first test of `task` that fails in the copy, and why; empty where all pass."""
-    own = [name] if (folder / (name := f"tests/objectives/test_{task}.py")).exists() else []
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", task, *TESTS, *own]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode == 0:
-        return ""
+    names = [f"tests/objectives/test_{name}.py" for name in OWN.get(task, (task,))]
+    own = [name for name in names if (folder / name).exists()]
+    for tests in [["-k", task, *TESTS], own] if own else [["-k", task, *TESTS]]:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            return named_failure(done)
+    return ""
+
+
+def named_failure(done: subprocess.CompletedProcess[str]) -> str:
     failed = re.search(r"^(?:FAILED|ERROR) \S+?::(\S+)(.*)$", done.stdout, re.MULTILINE)
     if done.returncode != 1 or failed is None:
         raise SystemExit(f"plants.py: pytest ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")

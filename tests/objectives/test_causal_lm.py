@@ -209,6 +209,22 @@ def test_a_network_that_begins_with_a_folder_begins_with_its_head(objective: Any
     assert ours(assembled(ours, TEXTS[:1]), AT).total.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_folder_without_the_head_is_refused_or_said(objective: Any, tmp_path: Path) -> None:
+    """A network that leaves alone has none; where parts are allowed, the run's notes say that one was made anew."""
+    known = load_tokenizer(LLAMA["tokenizer"])
+    config = LlamaConfig(vocab_size=len(known), pad_token_id=known.pad_token_id, bos_token_id=known.cls_token_id,
+                         eos_token_id=known.sep_token_id, **LLAMA["config"])  # fmt: skip
+    AutoModelForCausalLM.from_config(config).model.save_pretrained(tmp_path)
+    body = {"type": "llama", "tokenizer": LLAMA["tokenizer"], "length": 16, "init_from": str(tmp_path)}
+    said = r"^backbones\.body\.init_from: value .*: weight of the layer behind the network, .* is not in it; al.*"
+    with pytest.raises(ConfigError, match=said + "--allow-partial"):
+        objective(CausalLm, "causal_lm", beside={"body": body}, backbone="body")
+    ours = objective(CausalLm, "causal_lm", beside={"body": body | {"allow_partial": True}}, backbone="body")
+    assert "tensors are taken" in ours.backbone.begun
+    assert ours.backbone.begun.endswith("; made anew since it lacks it: weight of the layer behind it, which predicts "
+                                        "tokens")  # fmt: skip
+
+
 def test_a_body_that_sees_both_sides_is_refused(objective: Any) -> None:
     said = "objective.backbone: backbone 'both': it is of type bert, in which each token sees both its sides; allowed: "
     with pytest.raises(ConfigError, match=f"^{said}text"):

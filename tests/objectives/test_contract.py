@@ -349,7 +349,7 @@ def test_every_field_of_the_config_does_something(name: str, kind: type[Objectiv
 
     def made(fields: dict[str, Any]) -> Any:
         task = objective(kind, name, twins=True, **fields)
-        data = batch(task)
+        data = batch(task, step=AT.step)
         shapes = {key: tuple(value.shape) for key, value in task.state_dict().items()}
         trained = [key for key, value in task.named_parameters() if value.requires_grad]
         return task.sources(), shapes, trained, content(data), runs.numbers(task(data, AT)), momenta(task, AT)

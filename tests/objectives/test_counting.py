@@ -14,7 +14,7 @@ from bigssl.objectives.base import discover
 from bigssl.report.metrics import read_metrics
 
 TASKS: dict[str, dict[str, Any]] = {
-    "mlm": {"ratio": 0.3},
+    "mlm": {"ratio": 0.3, "ratio_end": 0.6},
     "packed": {"ratio": 0.3, "packing": True},
     "denoise": {},
     "joint": {"parts": {"few": {"name": "mlm", "ratio": 0.05, "weight": 0.5}, "many": {"name": "mlm", "ratio": 0.5}}},

@@ -88,6 +88,22 @@ def test_every_token_of_every_text_is_there(objective: Any) -> None:
     assert found == sorted(token for text in TEXTS for token in tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def test_each_token_drops_by_itself_whoever_shares_its_row(objective: Any) -> None:
+    """By seeds of the text's own: the same with other texts beside it."""
+    task = objective(Mlm, "mlm", packing=True)
+    rows = prepared(task, TEXTS)
+
+    def seeds(*chosen: int) -> list[int]:
+        picked = collate([rows[n] for n in chosen]) | {SEEDS: torch.tensor(chosen)}
+        batch = task.assemble({"emoji": picked})
+        found: list[int] = batch[SEEDS][batch["segments"] > 0].tolist()
+        return found
+
+    together, some = seeds(0, 1, 2, 3, 4), seeds(1, 4)
+    assert len(set(together)) == len(together) == sum(len(row["input_ids"].values) for row in rows)
+    assert set(some) < set(together)
+
+
 def test_stats_say_what_is_wasted(objective: Any) -> None:
     task = objective(Mlm, "mlm", packing=True)
     batch = assembled(task, prepared(task, TEXTS))

@@ -9,6 +9,7 @@ import torch
 
 from bigssl.config.errors import ConfigError
 from bigssl.config.optim import Group, OptimConfig
+from bigssl.engine.constraints import check_constraints
 from bigssl.engine.optim import parameter_groups
 from bigssl.nets.constraint import Constraint
 from bigssl.objectives.base import discover
@@ -48,6 +49,18 @@ def test_constraints_of_parts_are_those_of_the_whole(objective: Any, monkeypatch
     task = objective(discover()["joint"], "joint")
     (constraint,) = task.constraints()
     assert constraint.parameters[0] is task.parts["captions"].log_scale
+
+
+def test_mistakes_of_a_task_call_it_as_recipes_do(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its class has another name: two words."""
+    kind = discover()["replaced_token"]
+    monkeypatch.setattr(kind, "groups", lambda self: [Group(pattern="^nothing")])
+    monkeypatch.setattr(kind, "constraints", lambda self: [Constraint([torch.nn.Parameter(torch.ones(1))], abs)])
+    task = objective(kind, "replaced_token")
+    with pytest.raises(ConfigError, match=r"^groups\(\) of replaced_token\.pattern: value '\^nothing' matches no"):
+        parameter_groups(task, OptimConfig())
+    with pytest.raises(ConfigError, match=r"^constraints\(\) of replaced_token: a parameter of shape \(1,\) is not"):
+        check_constraints(task)
 
 
 @pytest.mark.parametrize("name", ["train", "v1.0", "a/b"])

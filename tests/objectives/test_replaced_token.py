@@ -55,7 +55,7 @@ def of_transformers(kind: Any, tower: Any, head: torch.nn.Module) -> Any:
     return model.train()
 
 
-def test_both_losses_are_those_of_transformers(objective: Any, batch: Any) -> None:
+def test_its_losses_are_those_of_transformers(objective: Any, batch: Any) -> None:
     task = made(objective)
     data = batch(task)
     shown: list[torch.Tensor] = []
@@ -70,9 +70,15 @@ def test_both_losses_are_those_of_transformers(objective: Any, batch: Any) -> No
     assert replaced.any() and not replaced[~data["hidden"]].any()
     want = detector(shown[0], data["attention_mask"], labels=replaced).loss
     torch.testing.assert_close(losses.parts["detection"].total, want.detach(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(
-        losses.total, losses.parts["generator"].total + 2 * losses.parts["detection"].total, rtol=1e-6, atol=1e-6
-    )
+    corrector = of_transformers(ElectraForMaskedLM, task.backbone, task.corrector)
+    want = corrector(shown[0], data["attention_mask"], labels=data["input_ids"].where(data["hidden"], IGNORE)).loss
+    torch.testing.assert_close(losses.parts["correction"].total, want.detach(), rtol=1e-5, atol=1e-6)
+    weighted = {"generator": 1, "detection": 5, "correction": 0.2}
+    total = sum(weight * losses.parts[name].total for name, weight in weighted.items())
+    torch.testing.assert_close(losses.total, total, rtol=1e-6, atol=1e-6)
+    assert losses.parts["correction"].blind == losses.parts["generator"].blind
+    plain = made(objective, correct=0.0)
+    assert plain(data, AT).parts.keys() == {"generator", "detection"} and not hasattr(plain.corrector, "weight")
 
 
 def test_tokens_are_drawn_by_the_softmax_of_the_logits() -> None:

@@ -32,6 +32,7 @@ from bigssl.transfer.subjects import Exported, Subject
 from bigssl.transfer.tasks.language import Language
 from bigssl.transfer.team import Team
 from bigssl.transfer.texts.documents import Document, Unasked, masked_documents
+from bigssl.transfer.texts.lines import Lines, lines_of_bank, vocabulary_of
 
 Make = Callable[..., PreTrainedModel]
 LENGTH = 64  # max_position_embeddings of the fixture's network
@@ -96,6 +97,11 @@ def row(model: PreTrainedModel, words: TextInput, head: dict[str, torch.Tensor],
     return row_of(found)
 
 
+def lines_of(bench: Bench, settings: Language) -> Lines:
+    subject = bench.subject("text")
+    return lines_of_bank(bench, settings.bank, None, subject.takes.tokenizer, vocabulary_of(subject), around=True)
+
+
 def documents_of(words: TextInput, settings: Language, seed: int) -> list[Document]:
     return list(masked_documents(settings.queries, range(5), words, seed, Unasked()))
 
@@ -146,7 +152,7 @@ def test_n_grams_are_those_of_loops_over_what_the_network_sees(
     model = make_model("bert").eval()
     found = row(model, words, head := head_of(model), settings)
     bench = bench_of(model, words, head)
-    lines = settings._lines(bench, bench.subject("text"), words, "masked")
+    lines = lines_of(bench, settings)
     bank = [tokenizer(story(n), add_special_tokens=False)["input_ids"] for n in range(12)]
     counts = [followers(level.context, bank) for level in lines.grams.contexts]
     surprise, tokens = 0.0, 0
@@ -204,7 +210,7 @@ def test_a_network_that_knows_frequencies_alone_does_not_pass(
     model = make_model("bert").eval()
     head = {name: torch.zeros_like(value) for name, value in head_of(model).items()}
     bench = bench_of(model, words, head)
-    head["bias"] = -settings._lines(bench, bench.subject("text"), words, "masked").surprise
+    head["bias"] = -lines_of(bench, settings).surprise
     found = row(model, words, head, settings)
     assert found["trained"] == pytest.approx(found["blind"], rel=1e-5)
     assert found["gains"]["blind"]["stderr"] < 1e-5 and "token frequencies" in found["verdict"]

@@ -22,6 +22,8 @@ from bigssl.config.recipe import BackboneConfig
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.engine.plan.evaluation import Checked
 from bigssl.nets.heads.base import Head, MaskedLanguageHead
+from bigssl.nets.heads.pooled import PooledHead
+from bigssl.nets.heads.replacing import DiscriminatorHead
 from bigssl.nets.remaking.autoencoder import AutoencoderRemaker
 from bigssl.nets.towers import Tower
 from bigssl.report.html import write_report
@@ -85,8 +87,13 @@ def heads(towers: dict[str, Tower]) -> dict[str, Head]:
     own = {name: value.detach() for name, value in words.named_parameters() if name != "weight"}
     into = {f"{name}_projection": torch.randn(8, towers[name].dim) for name in ("image", "text")}
     drawn = AutoencoderRemaker(dim=towers["image"].dim, side=2, size=16, width=16)
-    return {"mlm": Head("mlm", {"text": "text"}, own), "clip": Head("clip", {"image": "image", "text": "text"}, into),
-            "pictures": Head(drawn.kind, {"image": "image"}, drawn.learnt(), drawn.settings)}  # fmt: skip
+    pair, judge = PooledHead(towers["text"].dim, 2), DiscriminatorHead(towers["text"].dim)
+    of_text = {"next_sentence": pair, "replaced_token": judge}
+    found = {name: Head(name, {"text": "text"}, dict(head.state_dict())) for name, head in of_text.items()}
+    return found | {
+        "mlm": Head("mlm", {"text": "text"}, own), "clip": Head("clip", {"image": "image", "text": "text"}, into),
+        "pictures": Head(drawn.kind, {"image": "image"}, drawn.learnt(), drawn.settings),
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")

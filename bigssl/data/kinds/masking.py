@@ -13,6 +13,16 @@ import numpy as np
 IGNORE = -100  # the label of a position that has no loss
 Unit = Literal["token", "word", "span"]
 SPAN_P, LONGEST_SPAN = 0.2, 10
+MASKED, SWAPPED = 0.8, 0.1  # shares of what is predicted that a mask and another token stand in for (BERT)
+
+
+def share_at(start: float, end: float | None, done: float) -> float:
+    """A share that goes from `start` towards `end` along a line while a run is done (dynamic masking rates, Ankner et
+    al. 2024, https://arxiv.org/abs/2305.15096); where that is None, it stays.
+
+    done: share of the run, as of `Sample`.
+    """
+    return start if end is None else start + (end - start) * done
 
 
 def select(unit: Unit, words: np.ndarray, rng: np.random.Generator, ratio: float) -> np.ndarray:
@@ -87,16 +97,22 @@ def _extents(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def corrupt(
-    input_ids: np.ndarray, selection: np.ndarray, rng: np.random.Generator, *, vocab_size: int, mask_id: int
-) -> tuple[np.ndarray, np.ndarray]:
+    input_ids: np.ndarray, selection: np.ndarray, rng: np.random.Generator, *, vocab_size: int, mask_id: int,
+    shares: tuple[float, float] = (MASKED, SWAPPED), pool: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """(masked ids, labels), int64, shape of `input_ids`: BERT's corruption of what is selected.
 
     80 % of the units become `mask_id`, 10 % random entries of the vocabulary, 10 % stay. Labels are the true ids at
     selected tokens, -100 elsewhere.
+
+    Args:
+        shares: of the units that become `mask_id`, and others, in place of 80 and 10 %.
+        pool: int64 [N > 0], tokens out of which others are drawn, in place of the vocabulary, each place alike.
     """
     selected = selection >= 0
     fate = rng.random(input_ids.shape).take(selection)  # -1 takes any, and is not selected
-    masked = np.where(selected & (fate < 0.8), mask_id, input_ids)
-    swapped = selected & (fate >= 0.8) & (fate < 0.9)
-    masked[swapped] = rng.integers(vocab_size, size=int(swapped.sum()))
+    masked = np.where(selected & (fate < shares[0]), mask_id, input_ids)
+    swapped = selected & (fate >= shares[0]) & (fate < sum(shares))
+    drawn = rng.integers(vocab_size if pool is None else len(pool), size=int(swapped.sum()))
+    masked[swapped] = drawn if pool is None else pool[drawn]
     return masked, np.where(selected, input_ids, IGNORE)

@@ -35,10 +35,13 @@ class NothingToDraw(DataError):
 
 
 class Shelf:
-    """The drawn samples of a group of samples of source `name`; remote ones are kept for as long as it lives."""
+    """The drawn samples of a group of samples of source `name`; remote ones are kept for as long as it lives.
 
-    def __init__(self, stream: Order, name: str, stages: Stages) -> None:
-        self.stream, self.name, self.stages = stream, name, stages
+    done: of the run, before the step that they are drawn for (see `Sample`).
+    """
+
+    def __init__(self, stream: Order, name: str, stages: Stages, done: float = 0.0) -> None:
+        self.stream, self.name, self.stages, self.done = stream, name, stages, done
         self._here: dict[int, Sample | DataError] = {}
         self._wanted: dict[int, None] = {}
         self._coming: set[int] = set()
@@ -80,7 +83,7 @@ class Draws:
             position, found = self._draw(rng), None
             try:
                 found = self._shelf.read(position)
-                used = use(found)
+                used = use(found._replace(done=self._shelf.done))
             except DataError as error:
                 self._replace(position, found, error)
             else:

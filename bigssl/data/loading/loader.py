@@ -63,7 +63,11 @@ def _each(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 @dataclass
 class MicroBatches:
-    """Item i is micro-batch i % accum of global step i // accum, for one rank."""
+    """Item i is micro-batch i % accum of global step i // accum, for one rank.
+
+    stride: items from one that a process computes to its next; 0: it is not known.
+    steps: of the run, by which samples know how much of it is done; 0: of no run, samples are those of its beginning.
+    """
 
     streams: dict[str, Order]
     sizes: dict[str, int]
@@ -74,7 +78,8 @@ class MicroBatches:
     world: int
     accum: int
     stages: Stages = field(default_factory=lambda: Stages(0, {}))
-    stride: int = 0  # items from one that a process computes to its next; 0: it is not known
+    stride: int = 0
+    steps: int = 0
 
     def __getitem__(self, item: int) -> Batch | DataError:
         """The batch, or the error that stops the run: raised by the loader, so that it has no worker's traceback."""
@@ -105,7 +110,10 @@ class MicroBatches:
     def _samples(self, item: int, wanted: dict[str, list[int]]) -> tuple[dict[str, list[Prepared]], list[Bad]]:
         later = self._announce(item, wanted)
         errors: list[Bad] = []
-        loaded = {name: list(self._load(name, places, later.get(name, []), errors)) for name, places in wanted.items()}
+        share = item // self.accum / self.steps if self.steps else 0.0
+        loaded = {
+            name: list(self._load(name, places, later.get(name, []), share, errors)) for name, places in wanted.items()
+        }
         return loaded, errors
 
     def _announce(self, item: int, wanted: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -122,15 +130,18 @@ class MicroBatches:
         for stream in self.streams.values():
             stream.close()
 
-    def _load(self, name: str, places: list[int], later: list[int], errors: list[Bad]) -> Iterator[Prepared]:
+    def _load(
+        self, name: str, places: list[int], later: list[int], share: float, errors: list[Bad]
+    ) -> Iterator[Prepared]:
         """Key and prepared sample of each of the positions `places`. later: what was announced to come after them.
+        share: of the run that is done.
 
         Some are read, then prepared: in turn, each would find the processor's caches full of the other's code.
         """
         for begin in range(0, len(places), _TOGETHER):
             part, rest = places[begin : begin + _TOGETHER], places[begin + _TOGETHER :]
             firsts = {place: self._read(name, place) for place in part}
-            shelf = Shelf(self.streams[name], name, self.stages)
+            shelf = Shelf(self.streams[name], name, self.stages, share)
             done: dict[int, tuple[Prepared, list[Bad]]] = {}
             while self._prepare_some(shelf, firsts, done):
                 shelf.fetch(rest, later)
@@ -164,7 +175,7 @@ class MicroBatches:
             try:
                 if isinstance(sample, DataError):
                     raise sample
-                return (sample.key, self._prepare(shelf, sample, errors)), errors
+                return (sample.key, self._prepare(shelf, sample._replace(done=shelf.done), errors)), errors
             except NothingToDraw:
                 raise
             except DataError as error:
@@ -250,7 +261,8 @@ def make_loader(
     warn_after: float = 0,
     abort_after: float = 0,
 ) -> Loader:
-    """Yields the `Batch` of every micro-batch of steps [start_step, stop_step) for `rank`, in order.
+    """Yields the `Batch` of every micro-batch of steps [start_step, stop_step) for `rank`, in order, of a run that ends
+    with stop_step.
 
     sizes: global samples per step, by source. prepare(sample, generator, more) -> dict of arrays, in a worker;
     assemble({source: collated dict}) -> the data of the batch. The content does not depend on `workers`.
@@ -261,7 +273,8 @@ def make_loader(
             0, sizes[name], rank, world, 0, accum
         )  # refuses what cannot be dealt out before a worker starts
     stages = Stages(workers, streams)
-    batches = MicroBatches(streams, sizes, prepare, assemble, seed, rank, world, accum, stages, max(workers, 1))
+    batches = MicroBatches(streams, sizes, prepare, assemble, seed, rank, world, accum, stages, max(workers, 1),
+                           stop_step)  # fmt: skip
     return Loader(
         batches.__getitem__,
         range(start_step * accum, stop_step * accum),

@@ -213,6 +213,12 @@ class Checked:
             raise ConfigError(f"{self._where}.k: value {k}; allowed: <= "
                               + (there if most == len(index) else f"{field}_limit, {most}"))  # fmt: skip
 
+    def at_least(self, field: str, least: int, why: str) -> None:
+        """Does a dataset hold as many samples? `why` it has to, in words."""
+        count = len(load_index(getattr(self._section, field), f"{self._where}.{field}"))
+        if count < least:
+            self.refuse(field, f"it holds {count} sample{'s' * (count != 1)}; allowed: >= {least}, {why}")
+
     def at_most(self, field: str, most: int, what: str) -> None:
         """Is a number that is given no greater than `most`, which is `what` in words?"""
         value = getattr(self._section, field)

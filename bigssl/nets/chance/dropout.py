@@ -1,7 +1,7 @@
 """Dropout by sample, not by rank: what is dropped is a function of (seed of the sample, call, element).
 
     key  = hash(seed of the row, number of the call in this pass)         one row a sample (or a view, or a token)
-    drop   where hash(key, number of the element in its row) < p          (the hash of seeds.py)
+    drop   where half of hash(key, number of a pair of elements) < p      (the hash of seeds.py)
 
 torch draws masks from a generator of the process, so that a loss depends on how many ranks share a batch and on which
 rows are whose neighbours. Here nothing is drawn: no state is saved, and recomputing (activation checkpointing) gives
@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from bigssl.nets.chance.seeds import element_bits, mixed, row_keys, views
+from bigssl.nets.chance.seeds import mixed, row_keys, views
 
+_STEPS = 1 << 16  # of p
 _PATHS = "DropPath"  # end of the class names of stochastic depth in transformers
 
 
@@ -82,16 +83,34 @@ def recomputing() -> tuple[AbstractContextManager[None], AbstractContextManager[
 
 
 def drop(values: Tensor, p: float) -> Tensor:
-    """`values` [R·m, ...] with a share p of the elements zero and the others scaled by 1 / (1 − p)."""
-    if p == 0:
+    """`values` [R·m, ...] with a share p of the elements, to 2^-16, zero and the others scaled to the same mean."""
+    below = round(p * _STEPS)
+    if below == 0:
         return values
-    if p == 1:
+    if below == _STEPS:
         return values * 0
-    return (values * (1 / (1 - p))).masked_fill(_below(_next_hash(values), p), 0)
+    kept: Tensor = _Kept.apply(values, _next_hash(values) >= below - _STEPS // 2, _STEPS / (_STEPS - below))
+    return kept
+
+
+class _Kept(torch.autograd.Function):
+    """values · where · scale, which keeps a byte an element for the backward pass. Multiplied, not filled: that takes a
+    CPU twice as long."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, where: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(where)
+        ctx.scale = scale
+        return values.mul(where.to(values.dtype)).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (where,) = ctx.saved_tensors
+        return grads[0].mul(where.to(grads[0].dtype)).mul(ctx.scale), None, None
 
 
 def _next_hash(values: Tensor) -> Tensor:
-    """int32 of the shape of `values`, 31 random bits each."""
+    """int16 of the shape of `values`, 16 random bits each: a hash serves two elements, as it is what takes the time."""
     if _now.seeds is None:
         raise RuntimeError("dropout in training without the seeds of samples: call the objective with a loader's batch")
     rows = views(_now.seeds, len(values)) if _now.rows is None else _now.rows
@@ -99,21 +118,31 @@ def _next_hash(values: Tensor) -> Tensor:
     with torch.no_grad():
         keys = row_keys(rows.to(values.device), _now.calls)
         if rows.dim() == 1:
-            return element_bits(keys, values.numel() // len(keys)).view(values.shape)
+            return _halves(keys, values)
         if values.dim() == 4:  # attention [R, heads, T, K]: a pair of tokens, whatever the number of heads
-            columns = rows if _now.columns is None else _now.columns
-            if (*values.shape[:1], *values.shape[2:]) != (*rows.shape, columns.shape[1]):
-                raise RuntimeError(f"dropout: attention {tuple(values.shape)}, but rows and tokens {tuple(rows.shape)}")
-            heads = torch.arange(values.shape[1], dtype=torch.int32, device=values.device).view(-1, 1, 1)
-            others = row_keys(columns.to(values.device), _now.calls)
-            return mixed(mixed(keys[:, None, :, None] + heads) ^ others[:, None, None, :])
+            return _of_pairs(keys, rows, values)
         if values.shape[:2] != rows.shape:
             raise RuntimeError(f"dropout: values {tuple(values.shape)} have no rows and tokens as {tuple(rows.shape)}")
-        return element_bits(keys.flatten(), values.numel() // keys.numel()).view(values.shape)
+        return _halves(keys.flatten(), values)
 
 
-def _below(hashed: Tensor, p: float) -> Tensor:
-    return (hashed & 0x7FFFFFFF) < int(p * 2**31)
+def _halves(keys: Tensor, values: Tensor) -> Tensor:
+    """Of the elements of `values`, which are as many for each of the keys."""
+    count = values.numel() // len(keys)
+    pairs = mixed(torch.arange((count + 1) // 2, dtype=torch.int32, device=keys.device))
+    return mixed(keys[:, None] ^ pairs).view(torch.int16)[:, :count].reshape(values.shape)
+
+
+def _of_pairs(keys: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """Of attention: for each pair of tokens, and two heads by one hash."""
+    columns = rows if _now.columns is None else _now.columns
+    if (*values.shape[:1], *values.shape[2:]) != (*rows.shape, columns.shape[1]):
+        raise RuntimeError(f"dropout: attention {tuple(values.shape)}, but rows and tokens {tuple(rows.shape)}")
+    heads = values.shape[1]
+    pairs = torch.arange((heads + 1) // 2, dtype=torch.int32, device=values.device).view(-1, 1, 1)
+    others = row_keys(columns.to(values.device), _now.calls)
+    bits = mixed(mixed(keys[:, None, :, None] + pairs) ^ others[:, None, None, :])
+    return torch.stack([bits.to(torch.int16), (bits >> 16).to(torch.int16)], dim=2).flatten(1, 2)[:, :heads]
 
 
 class SampleDropout(nn.Dropout):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,8 +13,11 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.utils import cached_file
 
 from bigssl_kernels import TokenStatistics, linear_cross_entropy
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class NextTokenHead(nn.Module):
@@ -64,20 +69,21 @@ def logits_scale(config: PreTrainedConfig) -> float:
 
 
 def stored_head(folder: str | os.PathLike[str], config: PreTrainedConfig) -> dict[str, Tensor]:
-    """`weight` and `bias` of that layer as far as a folder of transformers holds them; a tied one is the embedding."""
+    """`weight` and `bias` of that layer as far as a folder of transformers, or what a name of the hub stands for, holds
+    them; a tied one is the embedding."""
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
     own = {id(value): name for name, value in model.get_output_embeddings().named_parameters()}
     names = {name: own[id(value)] for name, value in model.named_parameters() if id(value) in own}
     found: dict[str, Tensor] = {}
-    for file in sorted(Path(folder).glob("*.safetensors")):
+    for file in sorted(Path(str(cached_file(folder, "config.json"))).parent.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             found |= {names[key]: opened.get_tensor(key) for key in opened.keys() if key in names}  # noqa: SIM118
     return found
 
 
 def next_token_head(
-    embedding: nn.Parameter, config: PreTrainedConfig, softcap: float | None, folder: str | None = None
+    embedding: nn.Parameter, config: PreTrainedConfig, softcap: float | None, stored: Mapping[str, Tensor] = NOTHING
 ) -> NextTokenHead:
     """The head for a backbone, of the form of the one that transformers has for its type: tied to the embedding where
     `tie_word_embeddings` says so, else with a weight of its own, normal with `initializer_range`; with a bias where
@@ -85,7 +91,7 @@ def next_token_head(
 
     Args:
         embedding: [V, E], its token embedding.
-        folder: what the backbone began with; the head begins with the one that lies there, if there is one.
+        stored: what the head begins with, as of `stored_head`, where `lacking_in` says that it fits.
     """
     layer = output_layer(config)
     weight = embedding
@@ -94,7 +100,17 @@ def next_token_head(
     bias = None if layer.bias is None else nn.Parameter(torch.zeros(layer.bias.shape))
     head = NextTokenHead(weight, bias, logits_scale(config), softcap)
     with torch.no_grad():
-        for name, value in ({} if folder is None else stored_head(folder, config)).items():
-            if getattr(head, name) is not embedding:
-                getattr(head, name).copy_(value)
+        for name, parameter in _own(head, embedding).items():
+            if name in stored and stored[name].shape == parameter.shape:
+                parameter.copy_(stored[name])
     return head
+
+
+def lacking_in(stored: Mapping[str, Tensor], head: NextTokenHead, embedding: nn.Parameter) -> list[str]:
+    """What of a head is not there, or of another shape: `weight`, `bias`."""
+    own = _own(head, embedding).items()
+    return [name for name, parameter in own if name not in stored or stored[name].shape != parameter.shape]
+
+
+def _own(head: NextTokenHead, embedding: nn.Parameter) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in head.named_parameters() if parameter is not embedding}

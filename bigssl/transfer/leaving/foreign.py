@@ -124,7 +124,18 @@ def _written(job: Job, model: Any, inputs: dict[str, Any], found: Any) -> Any:
 
 def _real_logits(job: Job, model: Any, inputs: dict[str, Any], found: Any) -> Any:
     """[tokens, V] of the first tokens that are no padding."""
-    return found.logits[inputs["attention_mask"].bool()][: job["tokens"]]
+    logits = found.logits if "logits" in found else found.prediction_logits
+    return logits[inputs["attention_mask"].bool()][: job["tokens"]]
+
+
+def _pair_logits(job: Job, model: Any, inputs: dict[str, Any], found: Any) -> Any:
+    """[pairs, 2] of pairs of texts, whose segments are what the written tokenizer says."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(job["folder"])
+    firsts, seconds = map(list, zip(*job["pairs"], strict=True))
+    told = model(**tokenizer(firsts, seconds, padding=True, return_tensors="pt"))
+    return next(told[name] for name in ("seq_relationship_logits", "sop_logits", "logits") if name in told)
 
 
 def _pipeline(job: Job, model: Any, inputs: dict[str, Any], found: Any) -> Any:
@@ -133,6 +144,8 @@ def _pipeline(job: Job, model: Any, inputs: dict[str, Any], found: Any) -> Any:
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(job["folder"])
+    if job.get("pipeline_class"):
+        model = getattr(transformers, job["pipeline_class"]).from_pretrained(job["folder"])
     run = transformers.pipeline(job["pipeline"], model=model, tokenizer=tokenizer)
     if job["pipeline"] == "fill-mask":
         return torch.tensor([run(prompt, top_k=1)[0]["token"] for prompt in job["prompts"]])
@@ -146,6 +159,7 @@ OUTPUTS: dict[str, Callable[..., Any]] = {
     "token_logits": _real_logits,
     "pipeline": _pipeline,
     "written": _written,
+    "pair_logits": _pair_logits,
 }
 
 

@@ -13,23 +13,29 @@ from bigssl.transfer.leaving.parts import LeavingPart, UnfitError
 
 
 def masked_language_model(part: LeavingPart) -> PreTrainedModel:
-    """The network with its head, float32 in eval mode.
+    """The network with its head, float32 in eval mode. Raises UnfitError: transformers has another head, or none, for
+    this type."""
+    member = part.only
+    config = adapted(member.model.config)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise UnfitError(f"part {part.name!r}: transformers has no class that predicts masked tokens with a "
+                         f"{config.model_type}; allowed: --format onnx, which holds any head")
+    model: PreTrainedModel = AutoModelForMaskedLM.from_config(config)
+    model.base_model.load_state_dict(member.model.state_dict())
+    fill_masked_head(part, model)
+    return model.eval()
+
+
+def fill_masked_head(part: LeavingPart, model: PreTrainedModel) -> None:
+    """Puts the trained head into `model`, whose body has its weights.
 
     Every head of transformers that has a layer, an activation, a LayerNorm and a decoder is filled with the tensors of
     ours; a bias that its LayerNorm does not have goes into the decoder's: W (x + b) = W x + W b.
 
     Raises:
-        UnfitError: transformers has another head, or none, for this type.
+        UnfitError: this class has another head.
     """
-    member = part.only
-    config = _adapted(member.model.config)
-    where = f"part {part.name!r}: transformers"
-    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
-        raise UnfitError(f"{where} has no class that predicts masked tokens with a {config.model_type}; allowed: "
-                         "--format onnx, which holds any head")
-    model: PreTrainedModel = AutoModelForMaskedLM.from_config(config)
     base: Any = model.base_model
-    base.load_state_dict(member.model.state_dict())
     inside = {id(module) for module in base.modules()}
     own = [module for module in model.modules() if id(module) not in inside]
     embedding: Any = base.get_input_embeddings().weight
@@ -38,13 +44,12 @@ def masked_language_model(part: LeavingPart) -> PreTrainedModel:
     decoders = [module for module in linear if module.weight.shape == embedding.shape]
     norms = [module for module in own if isinstance(module, nn.LayerNorm)]
     if len(dense) != 1 or len(decoders) != 1 or len(norms) != 1 or dense[0].bias is None or decoders[0].bias is None:
-        raise UnfitError(f"{where}' {type(model).__name__} has another head than the one trained; allowed: --format "
-                         "onnx, which holds any head")
+        raise UnfitError(f"part {part.name!r}: transformers' {type(model).__name__} has another head than the one "
+                         "trained; allowed: --format onnx, which holds any head")
     _fill(model, embedding, part.tensors, dense[0], norms[0], decoders[0])
-    return model.eval()
 
 
-def _adapted(config: PreTrainedConfig) -> PreTrainedConfig:
+def adapted(config: PreTrainedConfig) -> PreTrainedConfig:
     """With what makes room for our head: a bias (ModernBERT), the embedding's width (RemBERT)."""
     config = copy.deepcopy(config)
     config.dtype = torch.float32

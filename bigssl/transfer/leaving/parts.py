@@ -4,6 +4,7 @@ two networks with the projections that CLIP trained."""
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,7 @@ class LeavingPart:
     kind: "network", or what its head is: "mlm", "causal", "writing", "clip".
     members: by role: "image" and "text" of CLIP; of others the one, by its modality.
     tensors, settings: of the head.
+    pair: tensors of the head of pairs of texts that leaves with it; {} of none.
     """
 
     name: str
@@ -77,6 +79,7 @@ class LeavingPart:
     members: dict[str, PartNetwork]
     tensors: dict[str, Tensor]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    pair: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def only(self) -> PartNetwork:
@@ -99,24 +102,32 @@ class LeavingPart:
 
 
 KINDS = ("mlm", "causal", "writing", "clip")  # heads that other libraries have, too; decoders of pictures stay behind
+PAIRED = {
+    **dict.fromkeys(("bert", "ernie", "megatron-bert"), ("next_sentence", ("mlm", "network"))),
+    "albert": ("sentence_order", ("mlm",)),
+}
+"""Heads of pairs that transformers has, by type, and the kinds of part that they leave with."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A part that is not loaded yet. backbones: names of its networks by role. head: file of its head, or None."""
+    """A part that is not loaded yet. backbones: names of its networks by role. head: file of its head, or None. pair:
+    file of a head of pairs that transformers has, too."""
 
     name: str
     kind: str
     backbones: dict[str, str]
     head: str | None = None
+    pair: str | None = None
 
     def load(self, export: Path) -> LeavingPart:
         """Raises DataError where something of it is not there."""
         members = {role: load_member(export, name) for role, name in self.backbones.items()}
+        pair = {} if self.pair is None else load_head(export / "heads" / f"{self.pair}.safetensors").tensors
         if self.head is None:
-            return LeavingPart(self.name, self.kind, members, {})
+            return LeavingPart(self.name, self.kind, members, {}, pair=pair)
         head = load_head(export / "heads" / f"{self.head}.safetensors")
-        return LeavingPart(self.name, self.kind, members, head.tensors, head.settings)
+        return LeavingPart(self.name, self.kind, members, head.tensors, head.settings, pair)
 
 
 def has_pooler_switch(model: PreTrainedModel) -> bool:
@@ -145,7 +156,7 @@ def parts_of(export: Path, heads: Mapping[str, Head]) -> dict[str, Listed]:
     Args:
         heads: those of the export.
     """
-    heads = {name: head for name, head in heads.items() if head.kind in KINDS}
+    everything, heads = heads, {name: head for name, head in heads.items() if head.kind in KINDS}
     networks = sorted(path.parent.name for path in export.glob(f"*/{CONFIG}"))
     found: dict[str, Listed] = {}
     of_one = {name: [key for key, head in heads.items() if list(head.backbones.values()) == [name]]
@@ -154,12 +165,20 @@ def parts_of(export: Path, heads: Mapping[str, Head]) -> dict[str, Listed]:
         role = exported_input(export / name).modality
         own = of_one[name][0] if len(of_one[name]) == 1 else None
         kind = heads[own].kind if own is not None else "network"
-        found[name] = Listed(name, kind, {role: name}, own)
+        found[name] = Listed(name, kind, {role: name}, own, _pair_of(export / name, kind, everything))
     for key, head in heads.items():
         if [key] not in of_one.values():
             name = key if key not in networks else f"{key}-head"
             found[name] = Listed(name, head.kind, dict(head.backbones), key)
     return found
+
+
+def _pair_of(folder: Path, kind: str, heads: Mapping[str, Head]) -> str | None:
+    """The head of pairs that leaves with the network in a folder as a part of a kind, where there is just one."""
+    task, kinds = PAIRED.get(json.loads((folder / CONFIG).read_text())["model_type"], ("", ()))
+    own = [(name, head) for name, head in heads.items() if list(head.backbones.values()) == [folder.name]]
+    fitting = [name for name, head in own if head.kind == task]
+    return fitting[0] if len(fitting) == 1 and kind in kinds else None
 
 
 def chosen_parts(parts: Mapping[str, Listed], name: str | None) -> list[Listed]:

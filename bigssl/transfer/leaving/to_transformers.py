@@ -1,5 +1,5 @@
-"""As transformers loads it: `AutoModel`, or with the trained head `AutoModelForMaskedLM`, `AutoModelForCausalLM`,
-`AutoModelForSeq2SeqLM`."""
+"""As transformers loads it: `AutoModel`, or with the trained heads `AutoModelForMaskedLM`, `AutoModelForPreTraining`,
+`AutoModelForNextSentencePrediction`, `AutoModelForCausalLM`, `AutoModelForSeq2SeqLM`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from bigssl.transfer.inputs import ImageInput, TextInput
 from bigssl.transfer.leaving.causal import causal_head, causal_language_model, open_ended
 from bigssl.transfer.leaving.export import hushed
 from bigssl.transfer.leaving.masked import masked_language_model
+from bigssl.transfer.leaving.paired import BOTH, NEXT, fitting_pairs, pair_logits, paired_model, with_segments
 from bigssl.transfer.leaving.parts import LeavingPart, PartNetwork, UnfitError
 from bigssl.transfer.leaving.proof import Claim, arguments, digests
 from bigssl.transfer.leaving.samples import Samples, collated, contents
@@ -36,11 +37,13 @@ def to_transformers(part: LeavingPart, folder: Path, samples: Samples) -> list[C
         "network": _network, "mlm": _masked, "causal": _causal, "writing": _writing, "clip": _dual}  # fmt: skip
     seen = next(iter(samples.values()))
     part = open_ended(part) if part.kind == "causal" else part
-    model, load, outputs = kinds[part.kind](part, seen)
+    model, load, outputs = (_paired if part.pair else kinds[part.kind])(part, seen)
     member = part.only
     with hushed():
         model.save_pretrained(folder)
         member.takes.write(folder)
+    if part.pair:
+        with_segments(folder)
     check_tokenizer_reloads(part, folder, contents(member.takes, seen))
     said = arguments(load.get("options", {}))
     return [Claim(part.name, folder, "transformers", f'{load["class"]}.from_pretrained("{{folder}}"{said})',
@@ -87,7 +90,11 @@ def _facts(member: PartNetwork) -> dict[str, Any]:
 
 
 def _masked(part: LeavingPart, samples: list[Sample]) -> Written:
-    model, member = masked_language_model(part), part.only
+    return masked_language_model(part), *_masked_outputs(part, samples)
+
+
+def _masked_outputs(part: LeavingPart, samples: list[Sample]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    member = part.only
     assert isinstance(member.takes, TextInput)
     tokenizer = member.takes.tokenizer
     hidden, real = member.hidden(samples)
@@ -99,7 +106,18 @@ def _masked(part: LeavingPart, samples: list[Sample]) -> Written:
         best = torch.cat([part.head().logits(each).argmax(-1) for each in asked])
     load = {"class": "AutoModelForMaskedLM", "outputs": ["token_logits", "pipeline"], "tokens": TOKENS,
             "pipeline": "fill-mask", "prompts": prompts}  # fmt: skip
-    return model, load, {"token_logits": logits, "pipeline": best}
+    return load, {"token_logits": logits, "pipeline": best}
+
+
+def _paired(part: LeavingPart, samples: list[Sample]) -> Written:
+    """The same folder is loaded by `AutoModelForMaskedLM` for its pipeline, which takes no model of two heads."""
+    member = part.only
+    assert isinstance(member.takes, TextInput)
+    pairs = fitting_pairs(part, [beginning(member.takes, text) for text in contents(member.takes, samples)])
+    load, outputs = _masked_outputs(part, samples) if part.kind == "mlm" else ({"outputs": []}, {})
+    load |= {"class": (BOTH if part.kind == "mlm" else NEXT).__name__, "pairs": pairs,
+             "pipeline_class": load.get("class"), "outputs": [*load["outputs"], "pair_logits"]}  # fmt: skip
+    return paired_model(part), load, outputs | {"pair_logits": pair_logits(part, pairs)}
 
 
 def _causal(part: LeavingPart, samples: list[Sample]) -> Written:

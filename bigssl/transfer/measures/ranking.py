@@ -1,10 +1,11 @@
-"""Steps of a series that were called anomalous, or scored, against those that are."""
+"""What was called anomalous, or scored (steps of a series, tokens), against what is."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata
 
 
 class StepCounts(NamedTuple):
@@ -54,3 +55,13 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of each run of equal scores
     precision, found = hits[last] / (last + 1), hits[last] / hits[-1]
     return float(np.sum(np.diff(found, prepend=0.0) * precision))
+
+
+def area_under_curve(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve: how likely one that is true has a higher score than one that is not, equal ones
+    counting half (Mann and Whitney 1947).
+
+    truth bool [T] with a True and a False; scores [T].
+    """
+    ranks, hits = rankdata(scores), int(truth.sum())
+    return float((ranks[truth].sum() - hits * (hits + 1) / 2) / (hits * (len(truth) - hits)))

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -18,27 +16,25 @@ from transformers import PreTrainedModel
 from bigssl.config.evaluate import Evaluation, Limit
 from bigssl.data.errors import display
 from bigssl.data.kinds.masking import IGNORE
-from bigssl.nets.heads.frequencies import TokenFrequencies
 from bigssl.nets.heads.writing import written_after
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.pool import mean_of
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating
 from bigssl.transfer.inputs import TextInput
-from bigssl.transfer.scores import RAW, Score
+from bigssl.transfer.scores import Score
 from bigssl.transfer.subjects import Subject
 from bigssl.transfer.team import AgreedError
 from bigssl.transfer.texts import documents as texts
 from bigssl.transfer.texts import lm_heads
 from bigssl.transfer.texts.documents import Document, Unasked, document_parts
+from bigssl.transfer.texts.lines import Lines, Sums, lines_of_bank, vocabulary_of
 from bigssl.transfer.texts.lm_heads import Head, causal_heads, is_causal, is_writing, masked_heads, writing_heads
-from bigssl.transfer.texts.ngrams import AROUND, BEFORE, NGrams, neighbours
 
 if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
 
 MOST_NATS = 700.0  # whose exponential is a number yet
-Sums = dict[str, float]
 Asked = Literal["masked", "next", "written"]
 
 
@@ -92,7 +88,9 @@ class Language(Evaluation):
         asked = _asked_of(subject)
         heads = masked_heads(bench, subject, bench.head(self.head).tensors) if asked == "masked" else (
             causal_heads if asked == "next" else writing_heads)(bench, subject)  # fmt: skip
-        lines = None if bench.live else self._lines(bench, subject, takes, asked)
+        lines = None if bench.live else lines_of_bank(
+            bench, self.bank, self.bank_limit, takes.tokenizer, vocabulary_of(subject), around=asked == "masked",
+            written=asked == "written")  # fmt: skip
         numbers, left = bench.numbers(bench.index(self.queries), self.query_limit, "queries"), Unasked()
         read = partial(texts.following_documents, self.queries, numbers, takes, left) if asked == "next" else partial(
             texts.masked_documents if asked == "masked" else texts.noisy_documents, self.queries, numbers, takes,
@@ -106,20 +104,6 @@ class Language(Evaluation):
         for said in left.said(f"{bench.where}.queries", [part for _, part in found]):
             bench.note(said)
         return [self._score(bench, asked, lines, [sums for part, _ in found for sums in part.items()])]
-
-    def _lines(self, bench: Bench, subject: Subject, takes: TextInput, asked: Asked) -> Lines:
-        """Of all tokens of the bank, and the n-grams of those that memory has room for. A collective."""
-        vocabulary = int(subject.models["trained"].config.vocab_size)
-        numbers = bench.numbers(bench.index(self.bank), self.bank_limit, "bank")
-        found = texts.bank_tokens(self.bank, numbers, takes.tokenizer, vocabulary, bench.team)
-        frequencies = TokenFrequencies(vocabulary)
-        frequencies.counts += found.counts
-        surprise = frequencies.surprise()
-        base = np.exp(-surprise.double().numpy())
-        grams = NGrams.of(found.documents, base / base.sum(), AROUND if asked == "masked" else BEFORE)
-        if grams.tokens < (everything := int(found.counts.sum())):
-            bench.note(f"{bench.where}.bank: n-grams are those of {grams.tokens:,} of its {everything:,} tokens.")
-        return Lines(surprise, grams, asked == "written")
 
     def _score(self, bench: Bench, asked: Asked, lines: Lines | None, documents: list[tuple[str, Sums]]) -> Score:
         if not documents:
@@ -137,26 +121,6 @@ class Language(Evaluation):
             values, [key for key, _ in documents], weights=tokens, unit="nats", higher_is_better=False,
             names={"blind": "token frequencies"}, facts=facts,
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Lines:
-    """What has learnt without a network. surprise: float32 [V], -ln of each token's frequency in the bank. written:
-    whether the neighbours of a token are those asked before it, and not what is read."""
-
-    surprise: Tensor
-    grams: NGrams
-    written: bool = False
-
-    def sums(self, part: Document) -> Sums:
-        """Over the tokens asked."""
-        asked = part.labels != IGNORE
-        ids, there = (part.labels, asked) if self.written else (part.ids, part.mask.bool())
-        shown = [neighbours(row[real].numpy()) for row, real in zip(ids, there, strict=True)]
-        around = np.concatenate([each[row[real].numpy()] for each, row, real in zip(shown, asked, there, strict=True)])
-        tokens = part.labels[asked]
-        grams = self.grams.surprise(around, tokens.numpy()).sum()
-        return {"blind": self.surprise[tokens].sum().item(), f"{RAW}interpolated n-grams": float(grams)}
 
 
 def _asked_of(subject: Subject) -> Asked:

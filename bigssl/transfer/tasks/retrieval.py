@@ -14,7 +14,7 @@ from bigssl.config.evaluate import METADATA, Evaluation, Limit
 from bigssl.config.section import PositiveInt
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.inputs import input_of
-from bigssl.transfer.recall import Across, first_ranks, recalled
+from bigssl.transfer.recall import Across, ascending, first_ranks, recalled
 from bigssl.transfer.scores import Score
 from bigssl.transfer.team import AgreedError
 
@@ -47,12 +47,7 @@ class Retrieval(Evaluation):
     k: list[PositiveInt] = Field([1], min_length=1, description="neighbours that are looked at, ascending")
     bank_limit: Limit = None
 
-    @field_validator("k")
-    @classmethod
-    def _ascends(cls, k: list[int]) -> list[int]:
-        if sorted(set(k)) != k:
-            raise ValueError(f"{k} do not ascend; allowed: as in [1, 5, 10]")
-        return k
+    _ascends = field_validator("k")(ascending)
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Retrieval:

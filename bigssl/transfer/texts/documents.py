@@ -60,7 +60,7 @@ class Unasked:
                         else [])  # fmt: skip
 
 
-def _texts(url: str, numbers: Sequence[int], left: Unasked) -> Iterator[tuple[int, str, str]]:
+def keyed_texts(url: str, numbers: Sequence[int], left: Unasked) -> Iterator[tuple[int, str, str]]:
     """(number, key, text) of each sample."""
     for number, sample in zip(numbers, samples_at(DatasetIndex.load(url), numbers), strict=True):
         text = decode.running_text(sample)
@@ -71,7 +71,7 @@ def _texts(url: str, numbers: Sequence[int], left: Unasked) -> Iterator[tuple[in
 def masked_documents(url: str, numbers: Sequence[int], words: TextInput, seed: int, left: Unasked
                      ) -> Iterator[Document]:
     """15 % of the tokens are asked, masked as BERT does it: the same for everybody, from the seed and the key."""
-    for _, key, text in _texts(url, numbers, left):
+    for _, key, text in keyed_texts(url, numbers, left):
         rng = np.random.default_rng([seed, *key.encode()])
         pieces = encode_pieces(words.tokenizer, text, words.length)
         yield from _whole(key, [_masked(ids, borders, words, rng) for ids, borders in pieces], left)
@@ -84,7 +84,7 @@ def following_documents(url: str, numbers: Sequence[int], words: TextInput, left
     """
     begin, padding = frame_of(words.tokenizer)[0], words.tokenizer.pad_token_id or 0
     inside = words.length - len(begin)
-    for _, key, text in _texts(url, numbers, left):
+    for _, key, text in keyed_texts(url, numbers, left):
         ids, rows = np.array(_ids(words.tokenizer, text), dtype=np.int64), []
         for start in range(0, max(1, len(ids) - inside // 2), max(1, inside - inside // 2)):
             piece = np.concatenate([begin, ids[start : start + inside]])
@@ -99,7 +99,7 @@ def noisy_documents(url: str, numbers: Sequence[int], words: TextInput, seed: in
     """Every token is asked once, of pieces that are read with the noise of BART (sentences in another order, 30 % of
     the tokens behind masks): the same for everybody, from the seed and the key. [CLS] and [SEP] are not asked."""
     tokenizer, length = words.tokenizer, words.length
-    for _, key, text in _texts(url, numbers, left):
+    for _, key, text in keyed_texts(url, numbers, left):
         rng, rows = np.random.default_rng([seed, *key.encode()]), list[tuple[np.ndarray, ...]]()
         ids, sentences = tokens_by_sentence(tokenizer, text)
         for start in range(0, max(1, len(ids)), length - FRAMED):
@@ -187,7 +187,7 @@ def bank_tokens(url: str, numbers: Sequence[int], tokenizer: PreTrainedTokenizer
     sieve, counts = Sieve(most), torch.zeros(vocabulary, dtype=torch.int64)
 
     def read() -> None:
-        for number, _, text in _texts(url, numbers, Unasked()):
+        for number, _, text in keyed_texts(url, numbers, Unasked()):
             ids = np.array(_ids(tokenizer, text), dtype=np.int64)
             counts.add_(torch.bincount(torch.from_numpy(ids), minlength=vocabulary))
             sieve.add(number, ids)

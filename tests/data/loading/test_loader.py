@@ -17,6 +17,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.kinds.augment import SimClrAugment
 from bigssl.data.loading.loader import Batch, Loader, make_loader
+from bigssl.data.order.order import More
 from bigssl.data.order.stream import Stream
 from bigssl.data.sample import Sample
 
@@ -202,3 +203,18 @@ def test_a_killed_worker_is_reported(dataset, started) -> None:
     where = r"preparing sample 's-000\d\d' of shard .*shard-00\d\.tar of source ''"
     with pytest.raises(RuntimeError, match=rf"data worker 0 \(pid {child.pid}\) was killed by SIGKILL while {where}"):
         list(batches)
+
+
+def test_samples_know_how_much_of_the_run_is_done(dataset) -> None:
+    """So do those that they draw, on any rank, in any pass, after a resume and with workers."""
+    stream = Stream(dataset(COUNTS), seed=2)
+
+    def done(sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
+        return {"done": np.array([sample.done, more(rng).done])}
+
+    def found(**options: Any) -> list[list[list[float]]]:
+        return [batch.data[""]["done"].tolist() for batch in make(stream, 4, done, stop_step=4, **options)]
+
+    whole = [[[step / 4] * 2] * 4 for step in range(4)]
+    assert found() == whole and found(start_step=3, workers=1) == whole[3:]
+    assert found(rank=1, world=2, accum=2) == [[rows[0]] for rows in whole for _ in range(2)]

@@ -67,6 +67,9 @@ HEADS = {
     "next": Head("causal", {"text": "gpt2"}, {}),  # the token embedding
     "untied": Head("causal", {"text": "llama"}, {}),
     "clip": Head("clip", {"image": "resnet", "text": "bert"}, {}),
+    "order": Head("sentence_order", {"text": "albert"}, {}), "alone": Head("next_sentence", {"text": "pair"}, {}),
+    "nothing": Head("sentence_order", {"text": "bert"}, {}),  # which transformers has not: it stays behind
+    "both": Head("next_sentence", {"text": "joint"}, {}), "words": Head("mlm", {"text": "joint"}, {}),
 }  # fmt: skip
 SQUARES = {**WORDS, "image_size": 32, "patch_size": 8}
 STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
@@ -106,6 +109,8 @@ def networks(tokenizer: PreTrainedTokenizerFast) -> dict[str, tuple[PreTrainedMo
         "swin": (network(SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2],
                                     window_size=4)), ImageInput(32)),
         "bert": (network(BertConfig(vocab_size=size, **WORDS)), text),
+        "pair": (network(BertConfig(vocab_size=size, **WORDS)), text),
+        "joint": (network(BertConfig(vocab_size=size, **WORDS)), text),
         "albert": (network(AlbertConfig(vocab_size=size, embedding_size=8, **WORDS)), text),
         "modernbert": (network(ModernBertConfig(vocab_size=size, **WORDS, **special,
                                                 sep_token_id=tokenizer.sep_token_id)), text),
@@ -153,7 +158,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export folder with networks of all modalities and heads of all kinds."""
     nets = networks(load_tokenizer(DEMO / "tokenizer.json"))
     heads = dict(HEADS)
-    for head, name in (("mlm", "bert"), ("albert", "albert"), ("modern", "modernbert")):
+    for head in ("order", "alone", "both", "nothing"):
+        shapes = {"dense.weight": (16, 16), "dense.bias": (16,), "classifier.weight": (2, 16), "classifier.bias": (2,)}
+        heads[head] = heads[head]._replace(tensors={name: torch.randn(shape) for name, shape in shapes.items()})
+    for head, name in (("mlm", "bert"), ("albert", "albert"), ("modern", "modernbert"), ("words", "joint")):
         model = nets[name][0]
         made = masked_head(model.get_input_embeddings().weight, model.config)  # type: ignore[arg-type]
         own = {key: 0.2 * torch.rand_like(value) for key, value in made.named_parameters() if key != "weight"}
@@ -254,6 +262,8 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
         ("sentence-transformers bert", "pooling", in_json("1_Pooling/config.json", lambda v: v.update(
             pooling_mode_mean_tokens=False, pooling_mode_cls_token=True))),
         ("onnx clip/text", "number", other_number),
+        ("transformers joint", "segments", in_json("tokenizer_config.json", lambda v: v.update(
+            model_input_names=["input_ids", "attention_mask"]))),
     ):  # fmt: skip
         claims[name] = spoilt(claims[base], name, spoil)
     return dict(zip(claims, judged(list(claims.values())), strict=True))
@@ -266,7 +276,8 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
      ("transformers grey", "AutoModel("), ("onnx grey", "onnxrunt"),
      ("transformers patchtst", "AutoModel("), ("transformers wav2vec2", "AutoModel("),
      ("transformers bert", "AutoModelForMaskedLM("),
-     ("transformers albert", "AutoModelForMaskedLM("), ("transformers modernbert", "AutoModelForMaskedLM("),
+     ("transformers joint", "AutoModelForPreTraining("), ("transformers albert", "AutoModelForPreTraining("),
+     ("transformers pair", "AutoModelForNextSentencePrediction("), ("transformers modernbert", "AutoModelForMaskedLM("),
      ("transformers gpt2", "AutoModelForCausalLM("), ("transformers llama", "AutoModelForCausalLM("),
      ("classifier", "AutoModelForSequenceClassification("),
      ("sentence-transformers bert", "SentenceTransformer("), ("sentence-transformers clip", "SentenceTransformer("),
@@ -287,6 +298,7 @@ def test_every_tensor_arrives_and_real_samples_give_the_same(name: str, loader: 
      ("transposed", "loads 27 of 28 tensors; of other values: bert.encoder.layer.0.attention.self.query.weight"),
      ("mean", "features of 3 samples differ by up to"),
      ("ends", "token_logits of 3 samples differ by up to"), ("pooling", "embeddings of 3 samples differ by up to"),
+     ("segments", "pair_logits of 3 samples differ by up to"),
      ("number", "loads 23 of 24 tensors; of other values: projection")],
     ids=str,
 )  # fmt: skip

@@ -5,9 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from bigssl.transfer.measures.ranking import StepCounts, average_precision, marked_stretches, point_adjusted
+from bigssl.transfer.measures.ranking import (
+    StepCounts,
+    area_under_curve,
+    average_precision,
+    marked_stretches,
+    point_adjusted,
+)
 
 lengths = st.shared(st.integers(1, 40), key="length")
 truths = arrays(bool, lengths)
@@ -21,6 +27,8 @@ def test_f1_and_average_precision_are_those_of_scikit_learn(truth: np.ndarray, s
     assert StepCounts.of(truth, called).f1 == pytest.approx(f1_score(truth, called, zero_division=0))
     if truth.any():
         assert average_precision(truth, scores) == pytest.approx(average_precision_score(truth, scores))
+    if truth.any() and not truth.all():
+        assert area_under_curve(truth, scores) == pytest.approx(roc_auc_score(truth, scores))
 
 
 @settings(max_examples=80, deadline=None)

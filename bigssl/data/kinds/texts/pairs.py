@@ -17,7 +17,7 @@ document of more than WINDOW characters, a random part of as many gives the sent
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,8 @@ from bigssl.data.sample import Sample
 LONGEST = 512  # characters
 WINDOW = 1 << 17  # characters
 FRAME = 3  # special tokens of a pair
+OTHER = 0.5  # share of the pairs whose second passage is of another document
+SHORT = 0.1  # share of the pairs that are made shorter
 _CHARACTERS = 5  # of a token, about
 _ALONE = "。！？｡؟۔।॥။።\r\n\u2028\u2029"  # what ends a sentence without a space behind it
 _END = re.compile(rf"""[.!?…{_ALONE}][.!?…{_ALONE}"'”’»)\]」』）】〉》]*""")  # begins with a set: searched for fast
@@ -57,8 +59,7 @@ class Neighbours(NamedTuple):
 
 def sentences_of(sample: Sample, rng: np.random.Generator) -> Sentences:
     """The sentences of a document, of a long one those of a random part. Raises DataError where there is none."""
-    document = decode.document(sample)
-    text = document if isinstance(document, str) else "\n".join(document)
+    text = lined_text(sample)
     begin = int(rng.integers(len(text) - WINDOW + 1)) if len(text) > WINDOW else 0
     found = split_sentences(text[begin : begin + WINDOW])
     if not found.spans:
@@ -67,6 +68,12 @@ def sentences_of(sample: Sample, rng: np.random.Generator) -> Sentences:
         return found
     inside = found.spans[1:-1] or found.spans  # the first and the last are cut where the part begins and ends
     return Sentences(text, [(begin + first, begin + end) for first, end in inside])
+
+
+def lined_text(sample: Sample) -> str:
+    """The text of a document; one that is a list of sentences has each in a line. Raises DataError."""
+    document = decode.document(sample)
+    return document if isinstance(document, str) else "\n".join(document)
 
 
 def split_sentences(text: str) -> Sentences:
@@ -121,6 +128,42 @@ def neighbours_in(
         found += tokens_in(tokenizer, document.between(end, end + 1))
         end += 1
     return Neighbours(begin, int(rng.integers(begin + 1, end)), end)
+
+
+class DrawnPair(NamedTuple):
+    """Two pieces of text and what is to be told of them, 0 or 1. recurring: the one from another document stood in the
+    first's own, so that what follows took its place."""
+
+    first: str
+    second: str
+    label: int
+    recurring: bool = False
+
+
+def follows_or_other(
+    document: Sentences, at: Neighbours, rng: np.random.Generator, other: Callable[[], Sentences]
+) -> DrawnPair:
+    """Next sentence prediction: a passage and what follows it (0), or one of as many sentences of another document (1),
+    half of the pairs. What stands in the first's own document is no negative."""
+    first, second = document.between(at.begin, at.cut), document.between(at.cut, at.end)
+    if rng.random() >= OTHER:
+        return DrawnPair(first, second, 0)
+    drawn = passage_of(other(), rng, at.end - at.cut)
+    recurring = quotes(document, drawn)
+    return DrawnPair(first, second if recurring else drawn, int(not recurring), recurring)
+
+
+def in_either_order(
+    document: Sentences, at: Neighbours, rng: np.random.Generator, other: Callable[[], Sentences]
+) -> DrawnPair:
+    """Sentence order prediction: two passages that follow each other (0), or swapped (1), half of the pairs."""
+    both = document.between(at.begin, at.cut), document.between(at.cut, at.end)
+    swapped = int(rng.integers(2))
+    return DrawnPair(both[swapped], both[1 - swapped], swapped)
+
+
+DRAWN = {"next_sentence": follows_or_other, "sentence_order": in_either_order}
+"""How each task of pairs draws one, by its name: of `document` at two neighbours in it; `other` draws another."""
 
 
 def tokens_in(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
