@@ -34,10 +34,11 @@ TASKS: dict[str, tuple[str, dict[str, Any], set[str]]] = {  # by name: task, set
     "mlm": ("mlm", {}, set()), "packed": ("mlm", {"packing": True}, set()),
     "substituted": ("mlm", {"substitute": "unigram", "masking": "word"}, set()),
     "causal_lm": ("causal_lm", {"longest": 1 << 18}, set()), "replaced_token": ("replaced_token", {}, set()),
-    "simcse": ("simcse", {}, EMPTY), "next_sentence": ("next_sentence", {}, ALONE),
+    "denoise": ("denoise", {}, set()), "simcse": ("simcse", {}, EMPTY), "next_sentence": ("next_sentence", {}, ALONE),
     "sentence_order": ("sentence_order", {}, ALONE),
 }  # fmt: skip
-COUNTED = {"mlm": "unmaskable", "packed": "unmaskable", "replaced_token": "unmaskable", "causal_lm": "empty"}
+COUNTED = {"mlm": "unmaskable", "packed": "unmaskable", "replaced_token": "unmaskable", "causal_lm": "empty",
+           "denoise": "empty"}  # fmt: skip
 
 
 def sample(text: str, name: str = "s") -> Sample:
