@@ -61,6 +61,7 @@ WHY_NOT = {
     "mobilebert": "the last token of a text sees the padding behind it",
     "nystromformer": "its attention is approximated over the padding too",
     "pvt": "its class token stands among the patches",
+    "t5": "its head scales what its decoder makes; bart, mbart and pegasus read and write without that",
     "vit_mae": "it hides 75 % of the patches from itself, in evaluation too; vit is the same network without that",
     "yolos": "its detection tokens are no patches",
     "yoso": "its attention is approximated at random",
