@@ -62,8 +62,9 @@ class Detection(Evaluation):
     seeds: PositiveInt = Field(3, description="random networks, the mean of which is the baseline")
 
     def check(self, seen: Checked) -> None:
-        judging, drawing = seen.backbone("backbone", "text"), seen.backbone("generator", "text")
+        judging = seen.backbone("backbone", "text")
         seen.head("head", "replaced_token", {"text": "backbone"})
+        drawing = seen.backbone("generator", "text")
         seen.head("generator_head", "mlm", {"text": "generator"})
         if judging.tokenizer.get_vocab() != drawing.tokenizer.get_vocab() or judging.length > drawing.length:
             seen.refuse("generator", f"another tokenizer, or fewer tokens than {self.backbone!r} takes; allowed: the "

@@ -26,7 +26,7 @@ from bigssl.transfer.texts.passages import Followed, cut_document, cut_documents
 if TYPE_CHECKING:
     from bigssl.engine.plan.evaluation import Checked
 
-BANK = 512  # passages of the bank whose mean, and n-grams, are counted
+BANK = 1024  # passages of the bank whose mean, and n-grams, are counted
 
 
 class NextPassage(Evaluation):
