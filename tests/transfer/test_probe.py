@@ -16,6 +16,8 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.order.stream import Stream
 from bigssl.nets.heads.base import Head, MaskedLanguageHead
+from bigssl.nets.heads.pooled import PooledHead
+from bigssl.nets.heads.replacing import DiscriminatorHead
 from bigssl.nets.remaking.autoencoder import AutoencoderRemaker
 from bigssl.report.metrics import Measure
 from bigssl.transfer.discovery import discover_evaluations, evaluation_union
@@ -28,6 +30,8 @@ from bigssl.transfer.team import Team
 
 Make = Callable[..., PreTrainedModel]
 parse: Callable[[Any], dict[str, Evaluation]] = TypeAdapter(dict[str, evaluation_union()]).validate_python
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = {"neighbours", "pairs"}  # tasks that captions of a sentence cannot serve
 SIZE, SIDE = 32, 4  # of pictures, and of the last map of the network
 
 
@@ -44,8 +48,9 @@ def everything(shards: Path) -> dict[str, Evaluation]:
     for task, kind in discover_evaluations().items():
         urls = {name: Path(value) for name, value in kind.preset.items() if str(value).startswith("bigssl/demo/")}
         if kind.probes and urls and {url.parent.name for url in urls.values()} <= {"emoji", "text"}:
-            ours = {name: str(shards / url.name) for name, url in urls.items()}
-            some = {name: most for name, most in limits.items() if name in kind.model_fields}
+            whole = task in DOCUMENTS
+            ours = {name: str(ROOT / url if whole else shards / url.name) for name, url in urls.items()}
+            some = {name: most for name, most in limits.items() if name in kind.model_fields and not whole}
             found[f"my-{task}"] = kind.preset | some | ours | {"task": task, "batch": 8}
     return parse(found)
 
@@ -71,9 +76,13 @@ def towers(make_model: Make, tokenizer: PreTrainedTokenizerFast) -> Towers:
     mlm = MaskedLanguageHead(models["text"].get_input_embeddings().weight)  # type: ignore[arg-type]
     into = {name: torch.randn(8, 16) for name in ("image_projection", "text_projection")}
     words = {name: value.detach().clone() for name, value in mlm.named_parameters() if name != "weight"}
+    pooled, judge = PooledHead(16, 2), DiscriminatorHead(16)
+    told = {name: {key: value.detach() for key, value in head.named_parameters()}
+            for name, head in (("next_sentence", pooled), ("replaced_token", judge))}  # fmt: skip
     drawn = AutoencoderRemaker(dim=models["image"].config.hidden_sizes[-1], side=SIDE, size=SIZE, width=16)
     heads = {"clip": Head("clip", {"image": "image", "text": "text"}, into),
              "mlm": Head("mlm", {"text": "text"}, words),
+             **{name: Head(name, {"text": "text"}, tensors) for name, tensors in told.items()},
              "pictures": Head(drawn.kind, {"image": "image"}, drawn.learnt(), drawn.settings)}
     return models, {"image": ImageInput(SIZE), "text": TextInput(tokenizer, 24)}, heads
 
@@ -109,7 +118,7 @@ def test_samples_are_read_once_and_before_the_first_probe(
         raise OSError("the shards are gone")
 
     monkeypatch.setattr(Stream, "read", gone)
-    for module in ("features", "bench", "texts.documents"):
+    for module in ("features", "bench", "texts.documents", "texts.drawn", "texts.passages"):
         monkeypatch.setattr(f"bigssl.transfer.{module}.samples_at", gone)
     assert probe() == probe()
 
@@ -128,7 +137,7 @@ def test_networks_of_two_tokenizers_are_asked_in_tokens_of_their_own(
     make_model: Make, tokenizer: PreTrainedTokenizerFast, shards: Path
 ) -> None:
     """After a network that reads the same documents in other tokens, the loss is the one that it has alone."""
-    demo = load_tokenizer(Path(__file__).parents[2] / "bigssl" / "demo" / "tokenizer.json")
+    demo = load_tokenizer(ROOT / "bigssl" / "demo" / "tokenizer.json")
     kinds = {"small": tokenizer, "demo": demo}
     models = {name: make_model("bert", vocab_size=len(words)) for name, words in kinds.items()}
     heads = {name: Head("mlm", {"text": name}, {key: value.detach() for key, value in MaskedLanguageHead(
