@@ -195,10 +195,11 @@ def compare(task: str, precision: str, tokenizer: str, steps: int, rounds: int) 
     rows = []
     for name, all_of in found.items():
         middle = {key: statistics.median(each[key] for each in all_of) for key in all_of[0]}
-        state = 16 * middle["weights"]
+        whole, imports = int(middle["peak"]), int(middle["imports"])
+        state = 16 * int(middle["weights"])
         rows.append({"what": f"{task} {precision}", "contender": name, "tokens/s": round(middle["tokens/s"], 1),
-                     "peak MiB": middle["peak"] >> 20, "imports MiB": middle["imports"] >> 20,
-                     "peak less imports and state MiB": (middle["peak"] - middle["imports"] - state) >> 20,
+                     "peak MiB": whole >> 20, "imports MiB": imports >> 20,
+                     "peak less imports and state MiB": (whole - imports - state) >> 20,
                      "weights": middle["weights"], "last loss": round(middle["loss"], 3)})  # fmt: skip
     return rows
 
