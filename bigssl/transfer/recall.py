@@ -3,7 +3,7 @@ through the projections of CLIP."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bigssl.data.kinds.captions import all_captions
 from bigssl.transfer.bench import Bench
-from bigssl.transfer.cosines import DenseRows, Vectors
+from bigssl.transfer.cosines import DenseRows, VectorPiece, Vectors
 from bigssl.transfer.features import column, metadata, samples_at
 from bigssl.transfer.knn import nearest_rows
 from bigssl.transfer.matrix import Matrix
@@ -39,11 +39,7 @@ def first_ranks(
     names = {name: number for number, name in enumerate(dict.fromkeys(gallery_ids))}
     numbers = torch.tensor([names[gallery_ids[row]] for row in members])
     found = [torch.empty(0, dtype=torch.int64)]
-    for there, piece in queries.pieces(rows):
-        mine = [row for row in there if row in wanted]
-        if not mine:
-            continue
-        asked = piece[[row - there.start for row in mine]]
+    for mine, asked in _asking(queries, rows, wanted):
         parts = ((part, [row - at.start for row in at if row in inside]) for at, part in gallery.pieces())
         pieces = (part[chosen] for part, chosen in parts if chosen)
         _, nearest = nearest_rows(asked, pieces, min(deepest, len(members)))
@@ -65,11 +61,7 @@ def ranks_among_others(among: Vectors, meant: Mapping[int, int], rows: range, *,
     all rows but itself of the row that is meant; deepest + 1 where it is none of the `deepest` nearest. Cosine,
     float32, exact, in pieces."""
     found = [torch.empty(0, dtype=torch.int64)]
-    for there, piece in among.pieces(rows):
-        mine = [row for row in there if row in meant]
-        if not mine:
-            continue
-        asked = piece[[row - there.start for row in mine]]
+    for mine, asked in _asking(among, rows, meant):
         parts = (part for _, part in among.pieces())
         nearest = nearest_rows(asked, parts, min(deepest + 1, len(among)))[1].cpu()
         itself = (nearest == torch.tensor(mine)[:, None]).int().cumsum(1)  # from where it stands on
@@ -211,3 +203,10 @@ def _texts(bench: Bench, url: str, limit: int | None, pair: str | None) -> list[
         bench.kept[key] = list(dict.fromkeys(each for part in bench.team.gather(read) for each in part))
     found: list[tuple[str, str]] = bench.kept[key]
     return found
+
+
+def _asking(vectors: Vectors, rows: range, wanted: Container[int]) -> Iterator[tuple[list[int], VectorPiece]]:
+    """(numbers, vectors [n, D]) of those of `rows` that are wanted, n > 0, in pieces."""
+    for there, piece in vectors.pieces(rows):
+        if mine := [row for row in there if row in wanted]:
+            yield mine, piece[[row - there.start for row in mine]]
