@@ -37,9 +37,11 @@ HELD = 10  # records: what has lain below its line for as many, or for two of th
 SETTINGS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
 
 # Against one process in the same precision: fp32 adds in another order on two ranks, which BatchNorm and small
-# temperatures enlarge; a wrong convention errs by tens of percents. In bf16, the gradients of a weight that a pass uses
-# twice (joint) are added in 16 bits where autocast keeps its cast (below stage 3), else in 32: seen, 1.01 %.
-SAME = {"fp32": 1e-3, "bf16": 2e-2}
+# temperatures enlarge; a wrong convention errs by tens of percents.
+SAME = {"fp32": 1e-3, "bf16": 1e-2}
+# Of joint in bf16, stage 3 begins off by rounding (1.6e-5 of the loss on words, after a step), which clipping hands to
+# all parts: its ResNet makes 1.01 % of it by the fourth step. Its first half has to be closer than that of others.
+LATER, BEGUN = {("joint", "bf16"): 2e-2}, 1e-4
 # A rounding error that takes a ReLU over its kink leaves the loss as it is, but a gradient off by a percent, and what
 # follows from it (seen: .8 % of the norm, .5 % of what a weight changed, at one of four steps on two ranks).
 KINKS = 30
