@@ -26,6 +26,7 @@ CHUNK = 1 << 18  # logits that pass from softmax to gradient while they are in t
 ADDED = 1 << 20  # entries of the gradient by hidden that are added up at a time
 NARROWEST = 128
 ALIGNED = 64  # rows of logits begin at multiples of these: float32 products are 1.4 times as fast as elsewhere
+NOBODY = torch.iinfo(torch.int64).min  # no class, and no label
 FEWEST = 64  # rows below which adding up the weight's gradient costs more than recomputing logits
 
 
@@ -41,8 +42,11 @@ def _budget(x: Tensor, taken: int = 0) -> int:
 
 
 def _room(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Uninitialised [rows, columns] in aligned rows."""
-    return x.new_empty(rows, -(-columns // ALIGNED) * ALIGNED)[:, :columns]
+    """Uninitialised [rows, columns] in aligned rows. What lies between them is 0: products of bfloat16 on AMX read an odd
+    last column with the number behind it, times 0, which is NaN where that is."""
+    whole = x.new_empty(rows, -(-columns // ALIGNED) * ALIGNED)
+    whole[:, columns:] = 0
+    return whole[:, :columns]
 
 
 def _kept_rows(given: Problem) -> tuple[Tensor, Tensor]:
@@ -93,7 +97,9 @@ def _blank(rows: int, x: Tensor, details: bool) -> Statistics:
     return Statistics(lse, target, total, lse.new_zeros(extra, dtype=torch.int64), lse.new_zeros(extra))
 
 
-def _measure(logits: Tensor, labels: Tensor, stats: Statistics, rows: slice, smoothed: bool) -> Tensor:
+def _measure(
+    logits: Tensor, labels: Tensor, stats: Statistics, rows: slice, smoothed: bool, biased: bool
+) -> Tensor:
     """Fill in the statistics of some rows of logits [c, V]; gives back their probabilities."""
     highest, probabilities = logits.amax(1), logits.softmax(1)
     stats.lse[rows] = highest - probabilities.amax(1).log()
@@ -102,10 +108,19 @@ def _measure(logits: Tensor, labels: Tensor, stats: Statistics, rows: slice, smo
     if smoothed:
         stats.total[rows] = logits.sum(1)
     if len(stats.top):
-        stats.top[rows] = logits.argmax(1)
-        finite = logits.clamp_min(torch.finfo(logits.dtype).min)  # 0 x -inf would be NaN: an excluded class adds 0
-        stats.moment[rows] = (probabilities * finite).sum(1)
+        stats.top[rows] = _top(logits, stats.target[rows] == highest)
+        # 0 x -inf would be NaN: a class that the bias excludes adds 0
+        finite = logits.clamp_min(torch.finfo(logits.dtype).min) if biased else logits
+        stats.moment[rows] = (probabilities[:, None] @ finite[:, :, None]).flatten()
     return probabilities
+
+
+def _top(logits: Tensor, labelled: Tensor) -> Tensor:
+    """First classes of the largest logits, int64 [c], where the label has such a logit; elsewhere nobody asks, and a
+    search costs as much as the softmax."""
+    found = torch.full_like(labelled, NOBODY, dtype=torch.int64)
+    found[labelled] = logits[labelled].argmax(1)
+    return found
 
 
 def _differentiate(
@@ -170,7 +185,8 @@ def _by_rows(
         for piece in slices(len(panel), CHUNK // weight.shape[0]):
             part = slice(rows.start + piece.start, rows.start + piece.stop)
             logits = _logits(panel[piece], bias, options.softcap)
-            probabilities = _measure(logits, labels[part], stats, part, options.label_smoothing > 0)
+            smoothed, biased = options.label_smoothing > 0, bias is not None
+            probabilities = _measure(logits, labels[part], stats, part, smoothed, biased)
             if upstream is not None:
                 by = slopes(upstream[part], stats.lse[part], options)
                 panel[piece] = _differentiate(probabilities, logits, 0, labels[part], by, options)

@@ -56,7 +56,8 @@ class Statistics(NamedTuple):
     """Of each token's logits, [T] in the accumulator's dtype; undefined where the label is ignored.
 
     `target` is NaN where the label lies outside the vocabulary. `total` is only right with label smoothing. `top` (the
-    first class of the largest logit) and `moment` (sum of probability x logit) are [0] unless details are wanted.
+    first class of the largest logit; where that is not the label's, no label may stand there instead) and `moment` (sum
+    of probability x logit) are [0] unless details are wanted.
     """
 
     lse: Tensor
