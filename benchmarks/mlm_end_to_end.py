@@ -60,7 +60,7 @@ ROWS, LENGTH, VOCABULARY, LEFT_OUT = 8, 128, 30_522, 3
 AIMS = {"mlm": 1.3, "causal_lm": 1.2}
 MEMORY, WASTE = 0.7, 0.02
 NETWORKS = {"mlm": (BertConfig, BertForMaskedLM), "causal_lm": (GPT2Config, GPT2LMHeadModel)}
-TASKS = {"mlm": {"name": "mlm"}, "causal_lm": {"name": "causal_lm", "longest": 550}}
+TASKS = {"mlm": {"name": "mlm"}, "causal_lm": {"name": "causal_lm", "longest": 700}}
 Row = dict[str, Any]
 
 

@@ -20,6 +20,7 @@ from bigssl.nets import build
 from bigssl.nets.chance import dropout
 from bigssl.nets.chance.attention import attention_by_sample
 from bigssl.nets.folders import check_pretrained, check_tokenizer, other_normalisation, with_network_folder
+from bigssl.nets.fused import fuse_activations
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.modality.fields import check_fields, modality_for
 from bigssl.nets.modality.kinds import CAUSAL, STILL, unused_parameters
@@ -216,6 +217,7 @@ def check_backbone(name: str, config: BackboneConfig) -> None:
 def _build(where: str, config: BackboneConfig, hf: PreTrainedConfig, weights: str | None) -> PreTrainedModel:
     model = _load_or_create(where, config, hf, weights)
     attention_by_sample(model, where)
+    fuse_activations(model)
     if config.activation_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(f"{where}.activation_checkpointing: {type(model).__name__} has none; allowed: false")

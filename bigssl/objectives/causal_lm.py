@@ -3,7 +3,8 @@
     text ── tokens ── pieces of the context's length ── rows ── backbone ── head ── cross-entropy of the next token
 
 Whole texts share rows, each from position 0 and blind for the others; one that is longer than the context is cut into
-pieces, of which every token is asked once (`data/kinds/texts/following.py`). Tokens of the backbone see those before
+pieces, of which every token is asked once (`data/kinds/texts/following.py`); of a window of one that is longer than
+`longest`, drawn at random, whole pieces are taken, so that they leave no place of a row empty. Tokens of the backbone see those before
 them only. Its output weights are its token embedding where its type ties them (`tie_word_embeddings`: GPT-2), or else
 trained beside it (Llama), from those of the folder of `init_from` where it holds them. A text without tokens adds
 nothing to the loss and is counted in stats/empty.
@@ -92,8 +93,11 @@ class CausalLm(Counting, Objective):
         ids = self.backbone.tokenizer(
             window, add_special_tokens=False, return_attention_mask=False, verbose=False
         )["input_ids"]  # fmt: skip
-        end = self._end if document.rstrip().endswith(window.rstrip()) else self._end[:0]
+        ends = document.rstrip().endswith(window.rstrip())
+        end = self._end if ends else self._end[:0]
         pieces = list(following_pieces(np.array(ids, dtype=np.int64), self._begin, end, self.backbone.length))
+        if not ends and len(pieces) > 1 and len(pieces[-1][0]) < self.backbone.length:
+            pieces.pop()  # drawn at random, the window may as well end here: its rows are full
         nothing = [(self._begin[:0], self._begin[:0])]
         shown, asked = (np.concatenate(parts) for parts in zip(*(pieces or nothing), strict=True))
         sizes = np.array([len(piece) for piece, _ in pieces], dtype=np.int64)

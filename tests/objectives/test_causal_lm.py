@@ -174,6 +174,24 @@ def test_a_window_has_an_end_only_where_the_text_has(task: Any) -> None:
     assert 0 < len(ended) < 60 and all(labels[-2] == final for labels in ended)
 
 
+def test_windows_give_whole_pieces_and_every_token_is_asked(task: Any) -> None:
+    ours = task("gpt2")
+    length = ours.backbone.length
+    ours.config = ours.config.model_copy(update={"longest": 9 * length})
+    text = " ".join(f"w{n}" for n in range(12 * length))
+    tokens = ours.backbone.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    asked, endless = set[int](), 0
+    for seed in range(400):
+        found = prepared(ours, text, seed)
+        sizes, labels = list(found["sizes"]), [each for each in found["labels"] if each != IGNORE]
+        asked |= set(labels)
+        if labels[-1] != ours.backbone.tokenizer.sep_token_id:
+            endless += 1
+            assert len(sizes) > 1 and set(sizes) == {length}
+    assert endless > 300 and asked >= set(tokens)
+    assert sum(prepared(ours, "w1 w2 w3", 0)["sizes"]) > 0  # of a short text, all of it
+
+
 def test_z_loss_and_softcap_are_in_the_loss_and_z_loss_is_shown(task: Any) -> None:
     plain, capped = task("llama"), task("llama", z_loss=0.25, softcap=1.5)
     batch = assembled(plain, TEXTS)
