@@ -3,11 +3,11 @@
     text ── tokens ── pieces of the context's length ── rows ── backbone ── head ── cross-entropy of the next token
 
 Whole texts share rows, each from position 0 and blind for the others; one that is longer than the context is cut into
-pieces, of which every token is asked once (`data/kinds/texts/following.py`); of a window of one that is longer than
-`longest`, drawn at random, whole pieces are taken, so that they leave no place of a row empty. Tokens of the backbone see those before
-them only. Its output weights are its token embedding where its type ties them (`tie_word_embeddings`: GPT-2), or else
-trained beside it (Llama), from those of the folder of `init_from` where it holds them. A text without tokens adds
-nothing to the loss and is counted in stats/empty.
+pieces, of which every token is asked once (`data/kinds/texts/following.py`). Of a window, drawn at random from a text
+that is longer than `longest`, whole pieces are taken, which leave no place of a row empty. Tokens of the backbone see
+those before them only. Its output weights are its token embedding where its type ties them (`tie_word_embeddings`:
+GPT-2), or else trained beside it (Llama), from those of the folder of `init_from` where it holds them. A text without
+tokens adds nothing to the loss and is counted in stats/empty.
 
 The blind line is token frequencies. With `z_loss`, z_loss · logsumexp² is added to the cross-entropy, and is stats/z.
 """

@@ -42,8 +42,8 @@ def _budget(x: Tensor, taken: int = 0) -> int:
 
 
 def _room(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Uninitialised [rows, columns] in aligned rows. What lies between them is 0: products of bfloat16 on AMX read an odd
-    last column with the number behind it, times 0, which is NaN where that is."""
+    """Uninitialised [rows, columns] in aligned rows, with 0 between them: products of bfloat16 on AMX read an odd last
+    column with the number behind it, times 0, which is NaN where that is."""
     whole = x.new_empty(rows, -(-columns // ALIGNED) * ALIGNED)
     whole[:, columns:] = 0
     return whole[:, :columns]
