@@ -1,11 +1,19 @@
 """Several pretext tasks at once over shared backbones: L = Σ λ_k L_k. Nothing else in the project knows about λ.
 
+`weight` is a number or a ramp over the run; with `balance`, a rule weighs (objectives/weighing.py), by variances that
+are learned or by the gradients of parts that share a backbone. `watch` records the norms of these gradients and the
+cosines between them.
+
+The first part that reads a source, with a weight above 0, sees its samples as it would alone: with weights (1, 0) a
+joint task is its first part, to the bit.
+
 A part that `shares` another one's samples and pass through the body (objectives/shared.py) costs its head only: BERT is
 `next_sentence`, and `mlm` that shares it.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -32,6 +40,9 @@ from bigssl.objectives.base import Head, Losses, Network, Objective, build, unio
 from bigssl.objectives.comparing import Comparing
 from bigssl.objectives.counting import Counting
 from bigssl.objectives.shared import Guest, Host
+from bigssl.objectives.weighing import Balance, Ramp, Weighing, Weight, ever_positive
+
+OWN = ""  # in place of a part's name: what the weighing needs
 
 
 class Joint(Comparing, Counting, Objective):
@@ -43,6 +54,11 @@ class Joint(Comparing, Counting, Objective):
 
     class Config(Section):
         parts: dict[str, Any] = Field(min_length=1, description="objectives by a name of your choice, each with weight")
+        balance: Balance | None = Field(None, description="a rule in place of fixed weights")
+        watch: int = Field(
+            0, ge=0, description="steps between two looks at the gradients by shared backbones (each costs a backward "
+            "pass a part; not at ZeRO-3); 0: none"
+        )  # fmt: skip
 
     preset = {
         "objective": {
@@ -58,7 +74,7 @@ class Joint(Comparing, Counting, Objective):
     @classmethod
     def config_type(cls, name: str, others: Mapping[str, type[Section]]) -> type[Section]:
         added: dict[str, Any] = {
-            "weight": (float, Field(1.0, ge=0, description="λ")),
+            "weight": (Weight, Field(1.0, description="λ: a number >= 0, or a ramp {start, end, begin, until, shape}")),
             "shares": (str | None, Field(None, description="a part whose samples and pass it learns from")),
         }
         weighted = [create_model(f"Weighted{kind.__name__}", __base__=kind, **added) for kind in others.values()]
@@ -73,11 +89,21 @@ class Joint(Comparing, Counting, Objective):
                 allowed = "letters, digits, _ and -, and no method of torch's ModuleDict"
                 raise ConfigError(f"objective.parts: name {name!r}; allowed: {allowed}")
         self.parts = nn.ModuleDict({name: _part(name, part, towers) for name, part in config.parts.items()})
-        self.weights = {name: part.weight for name, part in config.parts.items()}
+        weights = {name: part.weight for name, part in config.parts.items()}
         self.hosts = {name: part.shares for name, part in config.parts.items() if part.shares is not None}
         _check_shared(self.hosts, config.parts, dict(self._objectives()))
-        if not any(self.weights.values()):
+        if not any(map(ever_positive, weights.values())):
             raise ConfigError("objective.parts: every weight is 0, so that nothing would be trained; allowed: one > 0")
+        self.weighing = Weighing(weights, config.balance, config.watch, _bodies(dict(self._objectives())), towers)
+        self.scheduled = any(isinstance(weight, Ramp) for weight in weights.values())
+        readers = [(source, name) for name, part in reversed(self._objectives()) if ever_positive(weights[name])
+                   for source in part.sources()]  # fmt: skip
+        self._leading = dict(readers)  # by source, the part to which it is what it would be alone
+
+    @property
+    def sees_gradients(self) -> bool:
+        """Whether a rule looks at gradients in `forward`, for which parameters have to be whole."""
+        return self.weighing.sees_gradients
 
     def _objectives(self) -> list[tuple[str, Objective]]:
         return [(name, part) for name, part in self.parts.items() if isinstance(part, Objective)]
@@ -86,8 +112,10 @@ class Joint(Comparing, Counting, Objective):
         return sorted({source for _, part in self._objectives() for source in part.sources()})
 
     def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        seeds = rng.integers(2**63, size=len(self.parts))  # a stream each, so that one part cannot shift another's
+        seeds = copy.deepcopy(rng).integers(2**63, size=len(self.parts))  # a stream each: none shifts another's
         streams = {name: np.random.default_rng(seed) for name, seed in zip(self.parts, seeds, strict=True)}
+        if (leading := self._leading.get(sample.source)) is not None:
+            streams[leading] = rng
         reading = {name: part for name, part in self._objectives() if sample.source in part.sources()}
         shared: dict[str, Any] = {}
         for guest, host in self.hosts.items():
@@ -110,9 +138,16 @@ class Joint(Comparing, Counting, Objective):
 
     def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
         return {
-            name: part.assemble({source: _share(by_source[source], name) for source in part.sources()})
+            name: part.assemble({source: self._share(by_source, source, name) for source in part.sources()})
             for name, part in self._objectives()
         }
+
+    def _share(self, by_source: dict[str, Any], source: str, part: str) -> dict[str, Any]:
+        """A part's own fields, and its own seeds of the samples: two parts must not drop alike."""
+        batch = by_source[source]
+        if self._leading.get(source) == part:
+            return batch[part] | {SEEDS: batch[SEEDS]}
+        return batch[part] | {SEEDS: another(batch[SEEDS], zlib.crc32(part.encode()))}
 
     def _counted(self) -> list[tuple[str, Counting]]:
         return [(name, part) for name, part in self._objectives() if isinstance(part, Counting)]
@@ -134,8 +169,9 @@ class Joint(Comparing, Counting, Objective):
 
     def forward(self, batch: dict[str, Any], at: Progress, only_embed: bool = False) -> Any:
         if not only_embed:
-            return self._sum(self._losses(batch, at))
+            return self.weighing(self._losses(batch, at), at, list(self.parameters()))
         found = {name: part(batch[name], at, True) for name, part in self._objectives()}
+        found[OWN] = self.weighing.embeddings()
         return {f"{name}/{key}": value for name, embeddings in found.items() for key, value in embeddings.items()}
 
     def _losses(self, batch: dict[str, Any], at: Progress) -> dict[str, Losses]:
@@ -164,18 +200,7 @@ class Joint(Comparing, Counting, Objective):
             name, _, key = path.partition("/")
             own.setdefault(name, {})[key] = value
         parts = [(name, part) for name, part in self._objectives() if isinstance(part, Comparing)]
-        return self._sum({name: part.compare(own[name], at) for name, part in parts})
-
-    def _sum(self, losses: Mapping[str, Losses]) -> Losses:
-        total = sum((self.weights[name] * loss.total for name, loss in losses.items()), start=0.0)
-        assert isinstance(total, Tensor)
-        return Losses(
-            total,
-            sum(self.weights[name] * loss.blind for name, loss in losses.items()),
-            unit=" + ".join(sorted({loss.unit for loss in losses.values()})),
-            blind_name="its parts' blind predictors",
-            parts={name: loss.detached() for name, loss in losses.items()},
-        )
+        return self.weighing({name: part.compare(own[name], at) for name, part in parts}, at, (), own.get(OWN))
 
     def groups(self) -> list[Group]:
         return [group.inside(f"parts.{name}.") for name, part in self._objectives() for group in part.groups()]
@@ -222,14 +247,14 @@ def _check_shared(hosts: Mapping[str, str], configs: Mapping[str, Any], parts: M
             raise ConfigError(f"{where}.{why}, or no shares")
 
 
+def _bodies(parts: Mapping[str, Objective]) -> dict[str, set[str]]:
+    """The names of each part's backbones."""
+    return {name: {getattr(part.config, field) for field in part.takes} for name, part in parts.items()}
+
+
 def _part(name: str, config: Any, towers: Mapping[str, Tower]) -> Objective:
     """The part that a section describes. Raises ConfigError that names fields as this recipe has them."""
     try:
         return build(config, towers)
     except ConfigError as error:
         raise ConfigError(re.sub(r"\bobjective\.(?=\w)", f"objective.parts.{name}.", str(error))) from None
-
-
-def _share(batch: dict[str, Any], part: str) -> dict[str, Any]:
-    """A part's own fields, and its own seeds of the samples: two parts must not drop alike."""
-    return batch[part] | {SEEDS: another(batch[SEEDS], zlib.crc32(part.encode()))}

@@ -32,7 +32,13 @@ from bigssl.engine.plan.order import Reading, lanes_that_keep, refuse_twice, sim
 from bigssl.engine.plan.pairing import begin_from, reports_of_folders
 from bigssl.engine.plan.passes import examine
 from bigssl.engine.plan.sources import source_order, split_batch
-from bigssl.engine.stepping.split import check_cached, check_passes, notes_of_cached, notes_of_queue
+from bigssl.engine.stepping.split import (
+    check_cached,
+    check_passes,
+    check_weighing,
+    notes_of_cached,
+    notes_of_queue,
+)
 from bigssl.objectives.base import exported_heads
 
 T = TypeVar("T")
@@ -92,6 +98,7 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     paper.notes += paper.attempt(resume.notes_of_length, recipe, networks.objective) or []
     paper.attempt(check_constraints, networks.objective)
     paper.attempt(check_cached, recipe, networks.objective)
+    paper.attempt(check_weighing, recipe, networks.objective)
     paper.attempt(_evaluation, recipe, networks)
     paper.attempt(preflight.check_cache, recipe)
     sizes = paper.attempt(preflight.batch_sizes, recipe, networks.objective) or {}

@@ -41,7 +41,13 @@ from bigssl.engine.resume import (
     refuse_changed_recipe,
     taken_over,
 )
-from bigssl.engine.stepping.split import check_cached, check_passes, notes_of_cached, notes_of_queue
+from bigssl.engine.stepping.split import (
+    check_cached,
+    check_passes,
+    check_weighing,
+    notes_of_cached,
+    notes_of_queue,
+)
 from bigssl.nets import towers
 from bigssl.nets.build import postponed, refuse_derived
 from bigssl.objectives.base import Objective, build, exported_heads, exported_networks
@@ -100,6 +106,7 @@ def plan(recipe: Recipe, world: int, change: Sequence[str] = ()) -> Plan:
         refuse_twice(name, repeats(order))
     refuse_seen(recipe, {name: order.indexes.values() for name, order in streams.items()})
     check_cached(recipe, objective)
+    check_weighing(recipe, objective)
     check_passes(recipe, objective, sizes, accum)
     check_draws(objective, streams)
     refuse_changed_recipe(recipe, change)
