@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field, create_model
 from torch import Tensor, nn
 
@@ -88,8 +89,9 @@ class Joint(Comparing, Counting, Objective):
             if not re.fullmatch(EVALUATION_NAME, name) or hasattr(nn.ModuleDict, name):
                 allowed = "letters, digits, _ and -, and no method of torch's ModuleDict"
                 raise ConfigError(f"objective.parts: name {name!r}; allowed: {allowed}")
-        self.parts = nn.ModuleDict({name: _part(name, part, towers) for name, part in config.parts.items()})
         weights = {name: part.weight for name, part in config.parts.items()}
+        parts = {name: _part(name, part, towers) for name, part in config.parts.items()}
+        self.parts = nn.ModuleDict(parts)
         self.hosts = {name: part.shares for name, part in config.parts.items() if part.shares is not None}
         _check_shared(self.hosts, config.parts, dict(self._objectives()))
         if not any(map(ever_positive, weights.values())):
@@ -169,7 +171,7 @@ class Joint(Comparing, Counting, Objective):
 
     def forward(self, batch: dict[str, Any], at: Progress, only_embed: bool = False) -> Any:
         if not only_embed:
-            return self.weighing(self._losses(batch, at), at, list(self.parameters()))
+            return self.weighing(self._losses(batch, at), at, self.parameters)
         found = {name: part(batch[name], at, True) for name, part in self._objectives()}
         found[OWN] = self.weighing.embeddings()
         return {f"{name}/{key}": value for name, embeddings in found.items() for key, value in embeddings.items()}
@@ -200,7 +202,7 @@ class Joint(Comparing, Counting, Objective):
             name, _, key = path.partition("/")
             own.setdefault(name, {})[key] = value
         parts = [(name, part) for name, part in self._objectives() if isinstance(part, Comparing)]
-        return self.weighing({name: part.compare(own[name], at) for name, part in parts}, at, (), own.get(OWN))
+        return self.weighing({name: part.compare(own[name], at) for name, part in parts}, at, None, own.get(OWN))
 
     def groups(self) -> list[Group]:
         return [group.inside(f"parts.{name}.") for name, part in self._objectives() for group in part.groups()]
@@ -253,8 +255,12 @@ def _bodies(parts: Mapping[str, Objective]) -> dict[str, set[str]]:
 
 
 def _part(name: str, config: Any, towers: Mapping[str, Tower]) -> Objective:
-    """The part that a section describes. Raises ConfigError that names fields as this recipe has them."""
+    """The part that a section describes, with the weights that it has as a task by itself. Raises ConfigError that
+    names fields as this recipe has them."""
+    state = torch.get_rng_state()
     try:
         return build(config, towers)
     except ConfigError as error:
         raise ConfigError(re.sub(r"\bobjective\.(?=\w)", f"objective.parts.{name}.", str(error))) from None
+    finally:
+        torch.set_rng_state(state)

@@ -7,7 +7,7 @@ A part is balanced against those with which it shares a backbone. Rules that loo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -152,17 +152,17 @@ class Weighing(nn.Module):
         self,
         losses: Mapping[str, Losses],
         at: Progress,
-        parameters: Sequence[nn.Parameter] = (),
+        parameters: Callable[[], Iterable[nn.Parameter]] | None = None,
         embedded: Mapping[str, Tensor] | None = None,
     ) -> Losses:
         """Collective.
 
         Args:
-            parameters: of the whole task; none where the losses have no graph to them, and gradients are not looked at.
+            parameters: gives those of the whole task (tensors would be inputs to ZeRO-3's hooks); None where the losses
+                have no graph to them.
             embedded: `embeddings`, where there is none.
         """
-        trained = [each for each in parameters if each.requires_grad]
-        looks = self.training and torch.is_grad_enabled() and bool(trained)
+        looks = self.training and torch.is_grad_enabled() and parameters is not None
         factors: Factors = {name: weight_at(weight, at) for name, weight in self.weights.items()}
         stats: dict[str, Tensor] = {}
         added: Mapping[str, Tensor] = {}
@@ -177,8 +177,8 @@ class Weighing(nn.Module):
                       for name, value in factors.items()}  # fmt: skip
         total = sum((*weighted.values(), *added.values()), start=0.0)
         assert isinstance(total, Tensor)
-        if looks and self.rule == "surgery":
-            total = self._operated(weighted, total, trained, at)
+        if looks and parameters is not None and self.rule == "surgery":
+            total = self._operated(weighted, total, [each for each in parameters() if each.requires_grad], at)
         elif looks and self.watch and self.sharing and at.step % self.watch == 0:
             self._look(weighted)
         blind = sum(factors[name] * loss.blind for name, loss in losses.items()) + sum(added.values())

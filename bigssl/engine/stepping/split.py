@@ -33,8 +33,8 @@ def check_weighing(recipe: Recipe, objective: Objective) -> None:
         return
     rule = f"objective.balance.rule: value {objective.weighing.rule!r} looks at the gradients of each part"
     if recipe.zero.stage == 3:
-        raise ConfigError(f"{rule}, but at zero.stage 3 a rank has slices of the parameters only; allowed: zero.stage 0, "
-                          "1 or 2, rule uncertainty, or no balance")  # fmt: skip
+        raise ConfigError(f"{rule}, but at zero.stage 3 a rank has slices of the parameters only; allowed: zero.stage "
+                          "0, 1 or 2, rule uncertainty, or no balance")  # fmt: skip
     if recipe.batch.cached:
         raise ConfigError(f"{rule}, but with batch.cached the losses are made apart from the networks; allowed: "
                           "batch.cached false, rule uncertainty, or no balance")  # fmt: skip

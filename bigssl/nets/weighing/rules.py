@@ -56,7 +56,7 @@ class GradNorm(nn.Module):
         super().__init__()
         self.alpha, self.rate, self.sum = alpha, rate, float(weights.sum())
         self.register_buffer("weights", weights.clone())
-        self.register_buffer("first", torch.full_like(weights, torch.nan))
+        self.register_buffer("first", torch.zeros_like(weights))
         self.register_buffer("moments", torch.zeros(2, len(weights)))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
@@ -69,7 +69,7 @@ class GradNorm(nn.Module):
         """
         norms, losses = norms.float(), losses.float()
         good = torch.isfinite(norms).all() & torch.isfinite(losses).all()
-        first = torch.where(self.first.isnan(), losses, self.first)
+        first = torch.where(self.step == 0, losses, self.first)
         slope = gradnorm_slope(self.weights, norms, losses / first, self.alpha)
         step = self.step + 1
         mean = BETAS[0] * self.moments[0] + (1 - BETAS[0]) * slope
