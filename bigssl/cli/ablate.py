@@ -68,6 +68,13 @@ class Trained:
     seed: int
     folder: Path
 
+    def done(self, steps: int, judged: bool) -> bool:
+        """Whether it was trained to its end, exported and judged."""
+        rows = read_metrics(self.folder)
+        card = self.folder / "scorecard.json"
+        return bool(rows) and rows[-1]["step"] == steps and (self.folder / "export").is_dir() and (
+            not judged or card.is_file())  # fmt: skip
+
     def scores(self) -> dict[str, dict[str, Any]]:
         """Rows of its scorecard; none where it evaluates nothing."""
         card = self.folder / "scorecard.json"
@@ -136,8 +143,11 @@ def _served(values: Mapping[str, Any], evaluate: Mapping[str, Any]) -> dict[str,
 def _trained(run: Trained, values: Mapping[str, Any], ranks: int | None) -> int:
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     named = {**values, "name": run.folder.name, "out": str(run.folder), "seed": run.seed}
-    file = run.folder.with_suffix(".yaml")
-    write_atomic(file, yaml.safe_dump(named, sort_keys=False).encode())
+    file, text = run.folder.with_suffix(".yaml"), yaml.safe_dump(named, sort_keys=False).encode()
+    if file.is_file() and file.read_bytes() == text and run.done(values["steps"], bool(values["evaluate"])):
+        print(f"{run.part}, seed {run.seed}: {run.folder} is there", flush=True)
+        return exits.DONE
+    write_atomic(file, text)
     print(f"{run.part}, seed {run.seed}: {run.folder}", flush=True)
     return train(file, ranks=ranks)
 
@@ -189,7 +199,7 @@ def told(found: Mapping[str, Any]) -> list[str]:
     for kind in ("evaluations", "losses"):
         rows = found[kind]
         names = list(dict.fromkeys(part for row in rows.values() for part in row["means"]))
-        table = [(kind[:-1], *names, "gain of joint")]
+        table = [({"evaluations": "evaluation", "losses": "loss"}[kind], *names, "gain of joint")]
         for name, row in rows.items():
             cells = [shown(row["means"].get(part), row["unit"]) for part in names]
             table.append((name, *cells, _gain(row)))
@@ -202,7 +212,7 @@ def _gain(row: Mapping[str, Any]) -> str:
     if row["gain"] is None:
         return "none alone"
     error = row["gain_stderr"]
-    within = error is not None and abs(row["gain"]) < 2 * error
+    within = abs(row["gain"]) <= 2 * (error or 0)
     what = "no difference beyond 2 standard errors" if within else "gained" if row["gain"] > 0 else "cost"
-    said = f"{row['gain']:+.4g}" + ("" if error is None else f" ± {error:.2g}")
+    said = f"{row['gain'] + 0.0:+.4g}" + ("" if error is None else f" ± {error:.2g}")
     return f"{said} ({what})"

@@ -30,7 +30,7 @@ COMMANDS = {
     "config schema": ("recipes:schema", "Print the JSON schema of recipes, for editors."),
     "config check": ("recipes:check", "Check a recipe and the files it names, without starting it."),
     "train": ("train:train", "Pretrain on this machine, or on several; the same command again goes on."),
-    "ablate": ("ablate:ablate", "Train a joint recipe and each of its parts alone: what joint training gained or cost."),
+    "ablate": ("ablate:ablate", "Train a joint recipe, and its parts alone: what joint training gained or cost."),
     "plan": ("plan:plan", "Check and simulate a run on any number of ranks, without a GPU."),
     "evaluate": (
         "transfer.evaluate:evaluate", "Score a trained run or any network by a task: scorecard.json and report.html."
