@@ -91,7 +91,7 @@ class MixedConfig(Section):
     """One dataset of a mixture."""
 
     url: str = Field(description="folder with index.json, or tars: data-{000..127}.tar, data-*.tar, a.tar::b.tar")
-    weight: Annotated[float, Field(gt=0)] = Field(description="share of the samples, relative to the other weights")
+    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="share of the samples, relative to other weights")
 
 
 class SourceConfig(Section):
@@ -104,6 +104,9 @@ class SourceConfig(Section):
     mix: dict[str, MixedConfig] | None = Field(
         None, min_length=1, description="datasets by a name of your choice, each with url and weight"
     )
+    power: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="mix: weights are times the number of samples to this power; 1: in proportion to size"
+    )
     batch: PositiveInt | None = Field(None, description="samples per step from this source; default batch.size")
     min_shards: PositiveInt = Field(1, description="refuse to start with fewer shards (of each dataset) than this")
     sequential: bool = Field(False, description="read tars without an index, packed ones or pipe:COMMAND in order")
@@ -114,6 +117,8 @@ class SourceConfig(Section):
         if (self.url is None) == (self.mix is None):
             given = "neither is" if self.url is None else "both are"
             raise ValueError(f"exactly one of url and mix is needed; {given} given")
+        if self.mix is None:
+            self.refuse_idle("with url, which is one dataset", "power")
         if self.sequential != (self.samples is not None) or (self.sequential and self.url is None):
             raise ValueError(
                 "sequential=true needs url and samples, the number of samples in all shards (positions, epochs and "

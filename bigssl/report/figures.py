@@ -165,6 +165,34 @@ def spreads(rows: Rows) -> str:
     return _svg(figure)
 
 
+BALANCE = {
+    "weight": "weight of each part",
+    "gradient": "norm of its weighted gradient by what is shared",
+    "conflict": "cosine between two gradients (below 0 they conflict)",
+}
+
+
+def balanced(rows: Rows) -> list[str]:
+    """Which of `BALANCE` a joint run has recorded."""
+    names = {name for row in rows for name in row}
+    return [kind for kind in BALANCE if any(name.startswith(f"stats/{kind}.") for name in names)]
+
+
+def balance(rows: Rows) -> str:
+    """How the parts of a joint task share weights: a panel each of `balanced`, a line a part or pair of parts."""
+    kinds = balanced(rows)
+    figure, axes = _axes(len(kinds))
+    for axis, kind in zip(axes, kinds, strict=True):
+        names = list(dict.fromkeys(name for row in rows for name in row if name.startswith(f"stats/{kind}.")))
+        for name, colour in zip(names, itertools.cycle((BLUE, ORANGE, GREEN, INK, GREY)), strict=False):
+            parts_of = name.removeprefix(f"stats/{kind}.").replace(".", " and ")
+            _curve(axis, rows, name, colour, label=f"{parts_of} {{:.2f}}")
+        axis.set_title(BALANCE[kind], fontsize=10, loc="left")
+        axis.set_ylim((-1.05, 1.05) if kind == "conflict" else (0, None))
+        axis.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
 def speed(rows: Rows) -> str:
     """Throughput, and the shares of time that are not the model's."""
     figure, axes = _axes(2)

@@ -74,6 +74,7 @@ def _figures(rows: Rows, measures: dict[str, Measure], tasks: list[dict[str, Any
         "probes": figures.probes(rows, measures) if figures.probed(rows) else "",
         "health": figures.health(rows) if named_health(rows) else "",
         "spreads": figures.spreads(rows) if any(name.startswith("spread/") for name in has) else "",
+        "balance": figures.balance(rows) if figures.balanced(rows) else "",
         "speed": figures.speed(rows) if "speed/samples_per_s" in has else "",
     }
 

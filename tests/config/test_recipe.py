@@ -91,7 +91,7 @@ def test_overrides_are_yaml_and_make_sections() -> None:
         ("data.sources.emoji={mix: {}}", ["data.sources.emoji.mix", "at least 1"]),
         ("data.sources.emoji={mix: {a/b: {url: x, weight: 1}}}", ["data.sources.emoji", "'a/b'", "letters"]),
         ("data.sources.emoji={mix: {a: {url: x, weight: 0}}}", ["data.sources.emoji.mix.a.weight", "value 0", "> 0"]),
-        ("data.sources.emoji={mix: {a: {url: x}}}", ["data.sources.emoji.mix.a.weight", "missing"]),
+        ("data.sources.emoji={url: x, power: 0.5}", ["data.sources.emoji", "power 0.5", "no effect with url"]),
         ("data.sources.emoji={mix: {a: {url: demo/trian, weight: 1}}}", ["data.sources.emoji.mix.a.url", "demo/trian"]),
         (
             "data.sources.text={mix: {a: {url: bigssl/demo/text/train, weight: 0.123456789012}}, batch: 80}",

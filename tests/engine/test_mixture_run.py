@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from bigssl.config.errors import ConfigError
-from bigssl.config.recipe import dump_recipe
+from bigssl.config.recipe import SourceConfig, dump_recipe
 from bigssl.engine.plan import preflight
+from bigssl.engine.plan.sources import source_order
 
 DEMO = Path(__file__).parents[2] / "bigssl" / "demo"
 MIXED = {
@@ -66,3 +67,17 @@ def test_other_weights_are_another_run(recipe: Any, joint: Any, tmp_path: Path) 
     sources = MIXED["sources"] | {"text": {"url": str(DEMO / "text" / "train"), "batch": 4}}  # type: ignore[operator]
     with pytest.raises(ConfigError, match="data.sources.text.mix.prose.weight: 0.7 before, None now"):
         preflight.plan(recipe(tmp_path, **joint | {"data": {"workers": 1, "sources": sources}}), 1)
+
+
+@pytest.mark.parametrize(("power", "train"), [(0.0, 1.0), (0.5, (3078 / 734) ** 0.5), (1.0, 3078 / 734)])
+def test_weights_follow_sizes_to_a_power(recipe: Any, joint: Any, power: float, train: float) -> None:
+    """Against the numbers of samples of the two datasets; weights of 1 may be left out."""
+    mixed = {name: {"url": str(DEMO / "emoji" / name)} for name in ("train", "val")}
+    sources = {"emoji": {"mix": mixed, "power": power}, "text": {"url": str(DEMO / "text" / "train"), "batch": 4}}
+    made = recipe(**{**joint, "data": {"workers": 1, "sources": sources}})
+    order = source_order(made, "emoji", 16, 1)
+    first, second = order.schedule.weights
+    assert [len(stream) for stream in order.parts.values()] == [3078, 734]
+    assert first / second == pytest.approx(train, rel=1e-5)
+    with pytest.raises(ValueError, match="power 0.5 has no effect with url"):
+        SourceConfig(url="x", power=0.5)

@@ -35,7 +35,8 @@ def run(tmp_path: Path) -> Path:
     writer = MetricsWriter(tmp_path, resume_step=0, enabled=True)
     for step in range(1, 41):
         values = {"loss": 9 - step / 10, "blind": 9.0, "loss/simclr": 5.0, "blind/simclr": 6.2, "loss/mlm": 4.0,
-                  "speed/samples_per_s": 800.0, "speed/data_wait": 0.03, "speed/driver_overhead": 0.01}
+                  "speed/samples_per_s": 800.0, "speed/data_wait": 0.03, "speed/driver_overhead": 0.01,
+                  "stats/gradient.simclr": 0.5, "stats/gradient.mlm": 0.2, "stats/conflict.simclr.mlm": -0.37}
         measures = {name: Measure("nats", "guessing") for name in ("loss", "loss/simclr", "loss/mlm")}
         writer.describe(measures | {"probe/near": Measure("share", ""), "probe/lm": Measure("nats", "")})
         probed = {"probe/near": 0.615, "probe/lm": 5.5, "health/image/std": 0.08,
@@ -52,12 +53,13 @@ def run(tmp_path: Path) -> Path:
 def test_page_is_one_file_with_everything_in_it(run: Path) -> None:
     page = write_report(run).read_text()
     assert not re.search(r'(src|href)="(?!#)', page), "the page points outside itself"
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     for text in ("66.0 %", "58.0 %", "better than all", "The network &amp; its features.", "A note.", "simclr", "mlm",
                  "kNN over &lt;category&gt;", "name: &lt;demo&gt;", "guessing 6.20", "driver overhead", "torch",
                  "6.02", "7.13", "4.40 nats", "(lower is better)", "probe near", "61.5 %", "near (%)", "lm (nats)",
                  "5.50 nats", "0.91 (0.08)", "0.31 (20.4 of 64)", "discerned (LiDAR)", "0.47", "0.63",
                  "raw input is raw &lt;letters&gt; 63.0 %, raw words 41.0 %",
+                 "Balance of the parts", "simclr 0.50", "mlm 0.20", "simclr and mlm -0.37",
                  "60.2", "71.5", "401.2", "0.0612",
                  "text has COLLAPSED: its features span about 2.0 of 128 directions",
                  "beats every baseline in 2 of 2 tasks",

@@ -103,12 +103,24 @@ def _order(recipe: Recipe, name: str, source: SourceConfig, indexes: list[Datase
     if source.mix is None:
         return Stream(indexes[0], seed=seed, lanes=lanes, window=window, source=name, on_error=on_error,
                       max_errors=most)  # fmt: skip
-    weights = {dataset: mixed.weight for dataset, mixed in source.mix.items()}
+    of = dict(zip(source.mix, indexes, strict=True))
+    weights = _by_size({dataset: mixed.weight for dataset, mixed in source.mix.items()}, of, source.power)
     try:
-        return Mixture(dict(zip(weights, indexes, strict=True)), weights, seed=seed, lanes=lanes, window=window,
+        return Mixture(of, weights, seed=seed, lanes=lanes, window=window,
                        source=name, on_error=on_error, max_errors=most)  # fmt: skip
     except DataError as error:
         raise ConfigError(f"data.sources.{name}.mix: {error}") from None
+
+
+def _by_size(
+    weights: dict[str, float], indexes: dict[str, DatasetIndex], power: float
+) -> dict[str, float]:
+    """Weights times numbers of samples to a power, as millionths of their sum: a schedule wants ratios of whole
+    numbers."""
+    if not power:
+        return weights
+    sized = {name: weight * len(indexes[name]) ** power for name, weight in weights.items()}
+    return {name: float(max(1, round(1e6 * weight / sum(sized.values())))) for name, weight in sized.items()}
 
 
 def _refuse_repeats(order: Order, size: int, where: str) -> None:
