@@ -188,7 +188,10 @@ def balance(rows: Rows) -> str:
             parts_of = name.removeprefix(f"stats/{kind}.").replace(".", " and ")
             _curve(axis, rows, name, colour, label=f"{parts_of} {{:.2f}}")
         axis.set_title(BALANCE[kind], fontsize=10, loc="left")
-        axis.set_ylim((-1.05, 1.05) if kind == "conflict" else (0, None))
+        if kind == "conflict":
+            axis.set_ylim(-1.05, 1.05)
+        else:
+            axis.set_ylim(bottom=0)
         axis.legend(frameon=False, fontsize=8)
     return _svg(figure)
 

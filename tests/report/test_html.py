@@ -128,7 +128,7 @@ def test_the_few_label_curve_has_a_panel_of_each_row_with_its_deviations(run: Pa
     card = json.loads((run / "scorecard.json").read_text()) | {"tasks": tasks, "failed": {"detect": "no <box> there"}}
     (run / "scorecard.json").write_text(json.dumps(card))
     page = write_report(run).read_text()
-    assert page.count("<svg") == 6 and "<h2>Few labels</h2>" in page
+    assert page.count("<svg") == 7 and "<h2>Few labels</h2>" in page
     figure = figures.curves([tasks["linear"], tasks["loss"]])
     for text, times in (
         ("samples with labels", 2), ("linear probe: kind", 1), ("loss of it", 1), (">9<", 2),
