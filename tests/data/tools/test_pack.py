@@ -23,8 +23,8 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack, split_by_key
 from bigssl.data.tools.sources.base import Item
 from bigssl.data.tools.sources.folder import from_folder
-from bigssl.data.tools.sources.series import from_series, parse_series
 from bigssl.data.tools.sources.tables import Table, from_table
+from bigssl.data.tools.sources.ts import from_series, parse_series
 
 # webdataset leaves the files that it has read to the garbage collector
 unclosed = pytest.mark.filterwarnings("ignore::ResourceWarning")
