@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bigssl.cli.fields import Fields
 from bigssl.cli.options import local
-from bigssl.cli.timed import SERIES_ONLY, TABLES, SeriesFiles, refuse_idle_series
+from bigssl.cli.timed import SERIES_ONLY, TABLES, SeriesFiles, names_in, refuse_idle_series
 from bigssl.data.errors import DataError
 from bigssl.data.shards import leftout
 from bigssl.data.shards.leftout import LeftOut
@@ -157,7 +157,7 @@ def _table(source: Path, root: Path, fields: Fields, note: Note, target: Path) -
     images = _images(fields.image) if fields.image else _found_images(source, root, first, note)
     if not images and (fields.text is None or guess.named_pictures(first)):
         raise guess.pictureless(source, root, first, target)
-    meta = _words("meta", fields.meta)
+    meta = names_in("meta", fields.meta)
     table = Table(
         images, _key(fields, first[0]), _text(fields, first[0], note), _given("group", fields.group), meta,
         fields.variant, _label(fields, first, note),
@@ -218,25 +218,18 @@ def _label(fields: Fields, first: guess.Rows, note: Note) -> Labels | None:
             note(f"column {LABEL!r} may hold several classes each, as in {first[0][LABEL][:40]!r}: --label {LABEL} "
                  f"--separator '{marks[0]}' parts them")
         return Labels((LABEL,))
-    offered = [name for name in columns if name.lower() in CLASSES and name not in _words("meta", fields.meta)]
+    offered = [name for name in columns if name.lower() in CLASSES and name not in names_in("meta", fields.meta)]
     if offered:
         note(f"column {offered[0]!r} may hold classes: --label {offered[0]} puts it into the json as `label`")
     return None
 
 
 def _labels(fields: Fields) -> Labels | None:
-    return None if fields.label is None else Labels(_words("label", fields.label), fields.separator)
+    return None if fields.label is None else Labels(names_in("label", fields.label), fields.separator)
 
 
 def _given(option: str, text: str | None) -> str | None:
     return None if text is None else as_template(option, text)
-
-
-def _words(option: str, text: str | None) -> tuple[str, ...]:
-    words = tuple(word for word in (text or "").split(",") if word)
-    if text is not None and not words:
-        raise DataError(f"--{option} {text!r}: names separated by commas are needed")
-    return words
 
 
 def _reader(kind: str, fields: Fields, note: Note) -> Read:
@@ -246,7 +239,7 @@ def _reader(kind: str, fields: Fields, note: Note) -> Read:
     if kind == "ts":
         return lambda path, stem, label: from_series(path, stem, fields.labels == "names")
     key, group, text = (_given(name, getattr(fields, name)) for name in ("key", "group", "text"))
-    meta, labels = _words("meta", fields.meta), fields.labels == "names"
+    meta, labels = names_in("meta", fields.meta), fields.labels == "names"
     wanted = _labels(fields)
     _refuse_two_labels(wanted, meta)
 

@@ -56,13 +56,13 @@ class SeriesFiles:
         held_out = held_out if _by_time(fields) else 0.0
         if fields.stride is not None and fields.window is not None and fields.stride > fields.window > 0:
             note(f"--stride {fields.stride} is more than --window {fields.window}: rows between windows are left out")
-        self._how = Windows(_words("columns", fields.columns), fields.by, fields.window, fields.stride, held_out,
+        self._how = Windows(names_in("columns", fields.columns), fields.by, fields.window, fields.stride, held_out,
                             fields.label, fields.margin or 0)  # fmt: skip
         regular = Regular(fields.gaps or "refuse", fields.repeats or "refuse", _nanoseconds(fields.resample),
                           fields.returns is not None)  # fmt: skip
         self._timing = Timing(
             fields.time, fields.time_format, regular, fields.missing or "nan", fields.short or "keep", fields.returns,
-            _words("prices", fields.prices), _features(fields.time_features), fields.time_code or "number",
+            names_in("prices", fields.prices), _features(fields.time_features), fields.time_code or "number",
             tuple(option.replace("_", "-") for option in OF_TIME if getattr(fields, option) is not None),
         )  # fmt: skip
 
@@ -84,7 +84,8 @@ def _nanoseconds(seconds: float | None) -> int | None:
     return round(seconds * SECOND)
 
 
-def _words(option: str, text: str | None) -> tuple[str, ...]:
+def names_in(option: str, text: str | None) -> tuple[str, ...]:
+    """The names in A,B,C; none where there is no text. Raises DataError where nothing is in it."""
     words = tuple(word for word in (text or "").split(",") if word)
     if text is not None and not words:
         raise DataError(f"--{option} {text!r}: names separated by commas are needed")
@@ -92,7 +93,7 @@ def _words(option: str, text: str | None) -> tuple[str, ...]:
 
 
 def _features(text: str | None) -> tuple[str, ...]:
-    found = _words("time-features", text)
+    found = names_in("time-features", text)
     unknown = [name for name in found if name not in FEATURES]
     if unknown:
         raise DataError(f"--time-features {unknown[0]}: allowed: {', '.join(FEATURES)}")

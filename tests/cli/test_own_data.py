@@ -246,8 +246,8 @@ def test_jsonl_of_any_field_names(tmp_path: Path, pack: Pack) -> None:
 
 def sensors(path: Path, rows: int = 200, extra: str = "") -> Path:
     head = f"date,x,y{',' if extra else ''}{extra}\n"
-    lines = [f"2016-07-{1 + n // 24:02d} {n % 24:02d}:00:00,{n * n % 97},{n % 7}" + (f",s{n * 2 // rows}" if extra else "")
-             for n in range(rows)]  # fmt: skip
+    times = [f"2016-07-{1 + n // 24:02d} {n % 24:02d}:00:00" for n in range(rows)]
+    lines = [f"{time},{n * n % 97},{n % 7}" + (f",s{n * 2 // rows}" if extra else "") for n, time in enumerate(times)]
     path.write_text(head + "\n".join(lines) + "\n")
     return path
 
@@ -350,7 +350,10 @@ BAD = ["", "{", "{}", "-1", "0", "(", ",", "n" * 300]
 KINDS = {  # of source: what only they have; the other options are tried with the first command
     "t.csv": {"--root", "--image", "--key", "--text", "--group", "--meta", "--label", "--variant"},
     "j.jsonl": {"--key", "--text", "--group", "--meta", "--label"},
-    "s.csv": {"--columns", "--by", "--window", "--stride", "--split-by"},
+    "s.csv": {
+        "--columns", "--by", "--window", "--stride", "--split-by", "--margin", "--time", "--time-format", "--gaps",
+        "--repeats", "--missing", "--resample", "--short", "--returns", "--prices", "--time-features", "--time-code",
+    },
 }
 
 

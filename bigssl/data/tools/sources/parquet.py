@@ -12,9 +12,18 @@ import numpy as np
 from bigssl.data.errors import DataError
 from bigssl.data.tools.channels import MISSING, number
 from bigssl.data.tools.sources.base import Item, version
-from bigssl.data.tools.sources.series import PLAIN, Columns, Note, Run, SeriesTable, Timing, columns_of, pieces_of
+from bigssl.data.tools.sources.series import (
+    PLAIN,
+    Columns,
+    Note,
+    OneSeries,
+    SeriesTable,
+    Timing,
+    pieces_of,
+    series_columns,
+)
 from bigssl.data.tools.sources.text import HEAD
-from bigssl.data.tools.timed.clock import Clock, written
+from bigssl.data.tools.timed.clock import TimeFormat, written
 from bigssl.data.tools.timed.making import Taken
 from bigssl.data.tools.timed.tally import SeriesCount
 from bigssl.data.tools.timed.windows import Windows
@@ -36,7 +45,7 @@ class ParquetRows(NamedTuple):
     channels: tuple[str, ...]
     marks: str | None = None
     time: str | None = None
-    clock: Clock | None = None
+    clock: TimeFormat | None = None
 
     def read(self) -> Taken:
         """The rows. Raises DataError naming one."""
@@ -72,7 +81,7 @@ def from_parquet(
     """Series of a parquet file, as `from_csv` has them; a column of timestamps is a time. Rows count from 0. Raises
     DataError."""
     names, head = _head(path)
-    columns = columns_of(path, names, head, how, timing, label, note)
+    columns = series_columns(path, names, head, how, timing, label, note)
     if how.by is not None and how.by not in names:
         raise DataError(f"{path}: no column {how.by!r}; columns are {', '.join(names)}")
     runs, times = _read_runs(path, columns, how.by, timing)
@@ -120,9 +129,9 @@ def _head(path: Path) -> tuple[list[str], dict[str, list[str]]]:
 
 def _read_runs(
     path: Path, columns: Columns, by: str | None, timing: Timing
-) -> tuple[list[Run], np.ndarray | None]:
+) -> tuple[list[OneSeries], np.ndarray | None]:
     """The series of a file, and the times of all rows."""
-    runs, seen, times, row = list[Run](), list[_Channels](), list[np.ndarray](), 0
+    runs, seen, times, row = list[OneSeries](), list[_Channels](), list[np.ndarray](), 0
     time = columns.column
     wanted = dict.fromkeys([*columns.named, *([by] if by else []), *([time.name] if time else [])])
     with _opened(path) as file:
@@ -139,7 +148,7 @@ def _read_runs(
                 times.append(_times(batch, time.name, time.clock, named))
             for value, first, stop in _equal(batch, by):
                 if not runs or runs[-1].value != value:
-                    runs.append(Run(value, row + first, row + first))
+                    runs.append(OneSeries(value, row + first, row + first))
                     seen.append(_Channels(columns.named))
                 seen[-1].add(values[first:stop])
                 runs[-1].stop = row + stop
@@ -215,7 +224,7 @@ def _as_times(column: Any) -> np.ndarray | None:
     return np.asarray(whole.fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def _times(table: Any, name: str, clock: Clock, named: Callable[[int], str]) -> np.ndarray:
+def _times(table: Any, name: str, clock: TimeFormat, named: Callable[[int], str]) -> np.ndarray:
     """int64 [n] nanoseconds of the column of the time. Raises DataError naming a row without one."""
     column = table.column(name)
     if len(lacking := np.flatnonzero(_null(column))):

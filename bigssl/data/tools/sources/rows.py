@@ -16,9 +16,18 @@ import numpy as np
 from bigssl.data.errors import DataError
 from bigssl.data.tools.channels import MISSING, cells_of, first_cells, header_of, number
 from bigssl.data.tools.sources.base import Item
-from bigssl.data.tools.sources.series import PLAIN, Columns, Note, Run, SeriesTable, Timing, columns_of, pieces_of
+from bigssl.data.tools.sources.series import (
+    PLAIN,
+    Columns,
+    Note,
+    OneSeries,
+    SeriesTable,
+    Timing,
+    pieces_of,
+    series_columns,
+)
 from bigssl.data.tools.sources.text import Line, LineFile, decoded, document_lines, line_file
-from bigssl.data.tools.timed.clock import Clock
+from bigssl.data.tools.timed.clock import TimeFormat
 from bigssl.data.tools.timed.making import Taken
 from bigssl.data.tools.timed.tally import SeriesCount
 from bigssl.data.tools.timed.windows import Windows
@@ -48,7 +57,7 @@ class CsvRows(NamedTuple):
     width: int
     marks: int | None = None
     time: int | None = None
-    clock: Clock | None = None
+    clock: TimeFormat | None = None
 
     def read(self) -> Taken:
         """The rows. Raises DataError naming the line."""
@@ -104,7 +113,7 @@ def from_csv(
     like clocks. count: what is to be said of the series is added there. Raises DataError.
     """
     names = _header(path)
-    columns = columns_of(path, names, first_cells(path, names), how, timing, label, note)
+    columns = series_columns(path, names, first_cells(path, names), how, timing, label, note)
     table = _read_rows(path, columns, how.by, timing)
     yield from pieces_of(table, stem, how, timing, label, SeriesCount() if count is None else count)
 
@@ -124,7 +133,7 @@ class _Offsets(NamedTuple):
 
 
 def _read_rows(path: Path, columns: Columns, by: str | None, timing: Timing) -> SeriesTable:
-    at, times, runs, seen, end = _Offsets(array("q"), array("q")), array("q"), list[Run](), list[_Seen](), 0
+    at, times, runs, seen, end = _Offsets(array("q"), array("q")), array("q"), list[OneSeries](), list[_Seen](), 0
     needed, header = by is not None or columns.time is not None or timing.missing == "refuse", True
     for line in document_lines(path):
         end = line.offset + len(line.data)
@@ -136,7 +145,7 @@ def _read_rows(path: Path, columns: Columns, by: str | None, timing: Timing) -> 
         value = "" if by is None else _value(path, line.number, columns.names, cells, by)
         row = len(at.offsets)
         if not runs or runs[-1].value != value:
-            runs.append(Run(value, row, row))
+            runs.append(OneSeries(value, row, row))
             seen.append(_Seen(columns, cells))
         runs[-1].stop = row + 1
         seen[-1].add(cells, f"{path}, line {line.number}", timing.missing)

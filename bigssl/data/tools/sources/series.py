@@ -14,7 +14,7 @@ from bigssl.data.tools.channels import channels
 from bigssl.data.tools.classes import LABEL
 from bigssl.data.tools.sources.base import Item, Stretch, json_bytes
 from bigssl.data.tools.timed.clock import SECOND, TimeColumn, find_time, is_turned, turned_formats, written
-from bigssl.data.tools.timed.grid import Placing, Regular, grid_of, plain_grid
+from bigssl.data.tools.timed.grid import Placing, Regular, TimeGrid, plain_grid, time_grid
 from bigssl.data.tools.timed.making import Making, NoPrice, Taken, made_piece, npy_bytes
 from bigssl.data.tools.timed.tally import SeriesCount
 from bigssl.data.tools.timed.windows import Windows
@@ -47,7 +47,7 @@ PLAIN = Timing()
 
 
 @dataclass
-class Run:
+class OneSeries:
     """Adjacent rows [first, stop) of a table that are one series. value: what tells it from others; missing: values
     that lack, by channel; constant: channels that never change."""
 
@@ -91,13 +91,13 @@ class SeriesTable(NamedTuple):
     what an error calls a row."""
 
     columns: Columns
-    runs: list[Run]
+    runs: list[OneSeries]
     times: np.ndarray | None
     reader: Callable[[int, int], RowReader]
     where: Callable[[int], str]
 
 
-class Piece(NamedTuple):
+class SeriesPiece(NamedTuple):
     """A sample to be: rows of a table, and what is made of them. facts: of its json."""
 
     rows: RowReader
@@ -118,7 +118,7 @@ class Piece(NamedTuple):
         return [self.rows.stamp(), self.how, dict(self.facts)]
 
 
-def columns_of(
+def series_columns(
     path: Path, names: Sequence[str], first: dict[str, list[str]], how: Windows, timing: Timing, label: str | None,
     note: Note,
 ) -> Columns:  # fmt: skip
@@ -173,10 +173,10 @@ def pieces_of(
 
 
 def _series(
-    table: SeriesTable, run: Run, series: str, how: Windows, timing: Timing, label: str | None, count: SeriesCount
+    table: SeriesTable, run: OneSeries, series: str, how: Windows, timing: Timing, label: str | None, count: SeriesCount
 ) -> Iterator[Item]:
     times = None if table.times is None else table.times[run.first : run.stop]
-    grid = plain_grid(run.stop - run.first) if times is None else grid_of(
+    grid = plain_grid(run.stop - run.first) if times is None else time_grid(
         times, timing.regular, lambda row: table.where(run.first + row))  # fmt: skip
     count.add(series, grid, timing.regular)
     count.values(series, run.missing, run.constant)
@@ -198,19 +198,22 @@ def _series(
         making = _making(table.columns, timing, rows, before)
         stretch, facts = Stretch(series, first, rows), dict[str, object]()
         if times is not None:
-            at = int(times[begin])
-            start = at - lead * grid.step
-            if timing.regular.resample is not None:
-                start = at // grid.step * grid.step - lead * grid.step
-            making = making._replace(placing=Placing(timing.regular, grid.step, start, lead))
-            shown = at if timing.regular.gaps == "keep" else start + before * grid.step
+            placing = _placing(timing.regular, grid, int(times[begin]), lead)
+            making = making._replace(placing=placing)
+            shown = int(placing.times(times[begin:stop], rows + before)[before])
             facts = {"series": series} | _said_time(table.columns, shown, grid.step)
         if numbered or times is not None:
             facts |= stretch._asdict()
         facts |= {} if label is None else {LABEL: label}
-        piece = Piece(table.reader(run.first + begin, run.first + stop), making, facts)
+        piece = SeriesPiece(table.reader(run.first + begin, run.first + stop), making, facts)
         yield Item(f"{series}-{number:06d}" if numbered else series, series, piece.load, piece.stamp, label,
                    stretch if how.held_out else None)  # fmt: skip
+
+
+def _placing(regular: Regular, grid: TimeGrid, first: int, lead: int) -> Placing:
+    """first: the time of the first row; lead: its place."""
+    at = first if regular.resample is None else first // grid.step * grid.step
+    return Placing(regular, grid.step, at - lead * grid.step, lead)
 
 
 def _said_time(columns: Columns, start: int, step: int) -> dict[str, object]:

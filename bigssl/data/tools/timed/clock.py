@@ -29,7 +29,7 @@ _FIRST = date(1970, 1, 1).toordinal()
 _LIMIT = 1 << 63
 
 
-class Clock(NamedTuple):
+class TimeFormat(NamedTuple):
     """How times are written. format: `iso`, a unit of numbers, or codes of strptime. zoned: with an offset."""
 
     format: str
@@ -104,25 +104,26 @@ def written(nanoseconds: int, zoned: bool) -> str:
     return f"{moment.isoformat()}{fraction}{'Z' if zoned else ''}"
 
 
-def clock_of(cells: Sequence[str], given: str | None = None) -> Clock:
+def clock_of(cells: Sequence[str], given: str | None = None) -> TimeFormat:
     """How the first cells of a column write times. given: the format of --time-format. Raises ValueError where it is
     none, cannot be told from the cells, or may be two things."""
     if given is not None:
         if given not in (*UNITS, ISO) and "%" not in given:
             raise ValueError(f"--time-format {given!r}; allowed: {', '.join(UNITS)}, {ISO}, or codes of strptime such "
                              "as '%d/%m/%Y %H:%M'")  # fmt: skip
-        clock = Clock(given, bool(cells) and given == ISO and _is_zoned(cells[0]))
+        clock = TimeFormat(given, bool(cells) and given == ISO and _is_zoned(cells[0]))
         for cell in cells:
             clock.nanoseconds(cell)
         return clock
     if not cells:
         raise ValueError("holds no time in the first rows")
-    if all(_ISO.fullmatch(cell.strip()) for cell in cells):
-        return Clock(ISO, _is_zoned(cells[0]))
+    iso = [cell for cell in cells if _ISO.fullmatch(cell.strip())]
+    if 2 * len(iso) > len(cells):  # what is none among them is named by its line
+        return TimeFormat(ISO, _is_zoned(iso[0]))
     if all(_TURNED.fullmatch(cell.strip()) for cell in cells):
         raise ValueError(_ask_which_is_the_month(cells))
     if all(_is_decimal(cell) for cell in cells):
-        return Clock(_unit(cells))
+        return TimeFormat(_unit(cells))
     raise ValueError(f"holds {cells[0]!r}, which is no time known here; say with --time-format how it is written, in "
                      "codes of strptime such as '%d %b %Y %H:%M'")  # fmt: skip
 
@@ -172,7 +173,7 @@ def turned_formats(cells: Sequence[str]) -> str:
 def _reads_all(format: str, cells: Sequence[str]) -> bool:
     try:
         for cell in cells:
-            Clock(format).nanoseconds(cell)
+            TimeFormat(format).nanoseconds(cell)
     except ValueError:
         return False
     return True
@@ -182,7 +183,7 @@ class TimeColumn(NamedTuple):
     """The column of the time: its name, and how it is written."""
 
     name: str
-    clock: Clock
+    clock: TimeFormat
 
 
 def find_time(where: str, first: dict[str, list[str]], wanted: str | None, given: str | None) -> TimeColumn | None:
@@ -206,7 +207,7 @@ def find_time(where: str, first: dict[str, list[str]], wanted: str | None, given
     return found[0] if found else None
 
 
-def _certain(name: str, cells: list[str], given: str | None) -> Clock | None:
+def _certain(name: str, cells: list[str], given: str | None) -> TimeFormat | None:
     """The clock of a column that can only be a time."""
     try:
         clock = clock_of(cells, given)

@@ -17,6 +17,7 @@ from bigssl.data.tools.timed.clock import SECOND, written
 GAPS = ("refuse", "cut", "nan", "keep")
 REPEATS = ("refuse", "first", "last")
 TOLERANCE = 0.1  # of a step, by which a row may be early or late
+FIT = 0.3  # of a step, by which a gap may miss a whole number of rows
 OTHER_RATE = 8  # equal steps in a row, other than the usual one, that are no gaps but another rate
 SORTED = "`(head -n 1 F.csv; tail -n +2 F.csv | {how}) > SORTED.csv`"
 
@@ -62,7 +63,7 @@ class Placing(NamedTuple):
         return found if self.regular.resample is None else found // self.step * self.step
 
 
-class Grid(NamedTuple):
+class TimeGrid(NamedTuple):
     """A series at equal steps. places: int64 [n], rising, of each row of the table; rows: how many places there are;
     stretches: places [first, stop) without a cut between them; step: nanoseconds, 0 where there is one row only."""
 
@@ -75,12 +76,12 @@ class Grid(NamedTuple):
     repeats: int = 0
 
 
-def plain_grid(rows: int) -> Grid:
+def plain_grid(rows: int) -> TimeGrid:
     """The grid of rows without a time: each has its place."""
-    return Grid(np.arange(rows), rows, [(0, rows)], 0)
+    return TimeGrid(np.arange(rows), rows, [(0, rows)], 0)
 
 
-def grid_of(times: np.ndarray, regular: Regular, where: Callable[[int], str]) -> Grid:
+def time_grid(times: np.ndarray, regular: Regular, where: Callable[[int], str]) -> TimeGrid:
     """The grid of rows at int64 [n] times (nanoseconds). where: names a row. Raises DataError, naming the row, for
     times that fall, repeat, have gaps or another step, where the rules do not say what to do with them."""
     steps = np.diff(times)
@@ -114,7 +115,7 @@ def grid_of(times: np.ndarray, regular: Regular, where: Callable[[int], str]) ->
     cuts = holes.tolist() if regular.gaps == "cut" else []
     begins, stops = [0, *(int(places[at + 1]) for at in cuts)], [*(int(places[at]) + 1 for at in cuts), rows]
     gaps = len(holes) if regular.gaps != "keep" else int((steps > step * (1 + TOLERANCE)).sum())
-    return Grid(places, rows, list(zip(begins, stops, strict=True)), step, gaps, filled, repeats)
+    return TimeGrid(places, rows, list(zip(begins, stops, strict=True)), step, gaps, filled, repeats)
 
 
 def median_step(steps: np.ndarray) -> int:
@@ -143,7 +144,7 @@ def _places(times: np.ndarray, regular: Regular, step: int) -> np.ndarray:
         jumps = steps
     else:
         jumps = np.rint(steps / step).astype(np.int64)
-        off = np.abs(steps - jumps * step) > TOLERANCE * step
+        off = _off(steps, jumps, step)
         jumps[off] = np.maximum(jumps[off], 2)  # between two places: a gap, which `cut` alone allows
     return np.cumsum(jumps)
 
@@ -176,9 +177,15 @@ def _refuse_other_rates(steps: np.ndarray, step: int, where: Callable[[int], str
                             "for each rate, or --gaps keep (rows as they come)")  # fmt: skip
 
 
+def _off(steps: np.ndarray, jumps: np.ndarray, step: int) -> np.ndarray:
+    """bool [n]: steps that are no `jumps` whole ones."""
+    found: np.ndarray = np.abs(steps - jumps * step) > np.where(jumps > 1, FIT, TOLERANCE) * step
+    return found
+
+
 def _refuse_off(steps: np.ndarray, jumps: np.ndarray, step: int, where: Callable[[int], str]) -> None:
     """Gaps that no whole number of rows fills."""
-    off = np.flatnonzero((np.abs(steps - jumps * step) > TOLERANCE * step) & (jumps > 1))
+    off = np.flatnonzero(_off(steps, jumps, step))
     if len(off):
         at = int(off[0])
         raise DataError(f"{where(at + 1)}: a gap of {seconds(int(steps[at]))} s, which no whole number of rows fills "

@@ -59,7 +59,7 @@ def made_piece(taken: Taken, how: Making) -> tuple[np.ndarray, np.ndarray | None
     if how.placing is not None:
         assert times is not None
         places = how.placing.places(times)
-        values = placed(values, places, total, how.placing.regular.merges)
+        values = in_places(values, places, total, how.placing.regular.merges)
         if marks is not None:
             whole = np.zeros(total, dtype=np.int64)
             np.maximum.at(whole, places, marks)
@@ -76,7 +76,7 @@ def made_piece(taken: Taken, how: Making) -> tuple[np.ndarray, np.ndarray | None
     return made, None if marks is None else marks[how.before :]
 
 
-def placed(values: np.ndarray, places: np.ndarray, rows: int, merges: str) -> np.ndarray:
+def in_places(values: np.ndarray, places: np.ndarray, rows: int, merges: str) -> np.ndarray:
     """float64 [rows, C] of values [n, C] at rising places [n]: NaN where there is no row; of several the first, the
     last, or the mean of the numbers among them."""
     whole = np.full((rows, values.shape[1]), np.nan)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bigssl.data.errors import DataError
-from bigssl.data.tools.timed.grid import Grid, Regular, same_step, seconds
+from bigssl.data.tools.timed.grid import Regular, TimeGrid, same_step, seconds
 
 _NAMED = 5  # series or channels that are named
 
@@ -28,7 +28,7 @@ class SeriesCount:
     constant: dict[str, list[str]] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
 
-    def add(self, name: str, grid: Grid, regular: Regular) -> None:
+    def add(self, name: str, grid: TimeGrid, regular: Regular) -> None:
         """Counts a series. Raises DataError where its rate is not that of the others, unless gaps are kept."""
         self.series += 1
         self.rows += len(grid.places)
