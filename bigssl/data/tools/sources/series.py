@@ -10,12 +10,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from bigssl.data.errors import DataError
+from bigssl.data.npy import npy_bytes
 from bigssl.data.tools.channels import channels
 from bigssl.data.tools.classes import LABEL
 from bigssl.data.tools.sources.base import Item, Stretch, json_bytes
 from bigssl.data.tools.timed.clock import SECOND, TimeColumn, find_time, is_turned, turned_formats, written
 from bigssl.data.tools.timed.grid import Placing, Regular, TimeGrid, plain_grid, time_grid
-from bigssl.data.tools.timed.making import Making, NoPrice, Taken, made_piece, npy_bytes
+from bigssl.data.tools.timed.making import Making, NoPrice, Taken, made_piece
 from bigssl.data.tools.timed.tally import SeriesCount
 from bigssl.data.tools.timed.windows import Windows
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from bigssl.data.errors import DataError
+from bigssl.data.npy import npy_bytes
 from bigssl.data.tools.channels import number
 from bigssl.data.tools.classes import LABEL
 from bigssl.data.tools.sources.base import Item, json_bytes
 from bigssl.data.tools.sources.text import LineFile, document_lines, line_file
-from bigssl.data.tools.timed.making import npy_bytes
 
 
 class TsLine(NamedTuple):

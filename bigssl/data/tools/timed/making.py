@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,13 +24,6 @@ class Taken(NamedTuple):
     values: np.ndarray
     times: np.ndarray | None = None
     marks: np.ndarray | None = None
-
-
-def npy_bytes(values: np.ndarray) -> bytes:
-    """An array as .npy."""
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    return buffer.getvalue()
 
 
 class Making(NamedTuple):
