@@ -179,7 +179,7 @@ def _facts_of(stored: _Stored, first: int, rows: int) -> dict[str, Any]:
     facts = dict(stored.facts)
     time, step, label = facts.get("time"), facts.get("step"), facts.get("label")
     if isinstance(time, str) and first:
-        facts["time"] = _later(time, step, first) if is_step(step) and not facts.get("gaps") else None
+        facts["time"] = _later(time, step, first) if is_step(step) and not facts.get("uneven") else None
     if isinstance(label, list) and len(label) == stored.rows:
         facts["label"] = label[first : first + rows]
     start = facts.get("start")

@@ -141,7 +141,7 @@ def test_a_window_says_where_and_when_it_is(tmp_path: Path) -> None:
     said = [facts for _, facts, _ in read(index)]
     assert said[1] == {"series": "k", "start": 103, "rows": 4, "time": "2024-02-29T00:30:00Z", "step": 1800,
                        "label": [1, 0, 1, 0], "unit": 3}  # fmt: skip
-    uneven = WindowIndex(stored(tmp_path / "b", {"k": series(10)}, {**facts, "gaps": 2}), 4, 3)
+    uneven = WindowIndex(stored(tmp_path / "b", {"k": series(10)}, {**facts, "uneven": 2}), 4, 3)
     assert ["time" in facts for _, facts, _ in read(uneven)] == [True, False, False]
 
 

@@ -166,7 +166,7 @@ def pieces_of(
 
     Keys: STEM, `STEM-VALUE`, with `-000000` behind it where a series is in pieces. The pieces of a series are one
     group. json: `series`, `start` and `rows` as of `Stretch`, of those in pieces; `time` of the first row and `step`
-    (seconds), where there is a time; `label`.
+    (seconds), where there is a time; `uneven`, how many steps of the series are of another length; `label`.
     """
     for run in table.runs:
         series = stem if how.by is None else f"{stem}-{run.value}"
@@ -203,6 +203,7 @@ def _series(
             making = making._replace(placing=placing)
             shown = int(placing.times(times[begin:stop], rows + before)[before])
             facts = {"series": series} | _said_time(table.columns, shown, grid.step)
+            facts |= {"uneven": grid.uneven} if grid.uneven else {}
         if numbered or times is not None:
             facts |= stretch._asdict()
         facts |= {} if label is None else {LABEL: label}

@@ -65,7 +65,8 @@ class Placing(NamedTuple):
 
 class TimeGrid(NamedTuple):
     """A series at equal steps. places: int64 [n], rising, of each row of the table; rows: how many places there are;
-    stretches: places [first, stop) without a cut between them; step: nanoseconds, 0 where there is one row only."""
+    stretches: places [first, stop) without a cut between them; step: nanoseconds, 0 where there is one row only;
+    uneven: steps from place to place that are another, of which only `keep` has some."""
 
     places: np.ndarray
     rows: int
@@ -74,6 +75,7 @@ class TimeGrid(NamedTuple):
     gaps: int = 0
     filled: int = 0
     repeats: int = 0
+    uneven: int = 0
 
 
 def plain_grid(rows: int) -> TimeGrid:
@@ -114,8 +116,11 @@ def time_grid(times: np.ndarray, regular: Regular, where: Callable[[int], str]) 
     filled = int((jumps[holes] - 1).sum()) if regular.gaps == "nan" else 0
     cuts = holes.tolist() if regular.gaps == "cut" else []
     begins, stops = [0, *(int(places[at + 1]) for at in cuts)], [*(int(places[at]) + 1 for at in cuts), rows]
-    gaps = len(holes) if regular.gaps != "keep" else int((steps > step * (1 + TOLERANCE)).sum())
-    return TimeGrid(places, rows, list(zip(begins, stops, strict=True)), step, gaps, filled, repeats)
+    if regular.gaps != "keep":
+        return TimeGrid(places, rows, list(zip(begins, stops, strict=True)), step, len(holes), filled, repeats)
+    even = np.abs(steps - step) <= TOLERANCE * step
+    gaps, uneven = int((steps > step * (1 + TOLERANCE)).sum()), int((~even & (steps > 0)).sum())
+    return TimeGrid(places, rows, [(0, rows)], step, gaps, 0, repeats, uneven)
 
 
 def median_step(steps: np.ndarray) -> int:
