@@ -73,7 +73,9 @@ class SeriesFiles:
 
     def lines(self) -> Iterator[str]:
         """What there is to be said of all that was read."""
-        return self._count.lines(self._timing.regular)
+        yield from self._count.lines(self._timing.regular)
+        if self._how.margin:
+            yield f"margin: the {self._how.margin} rows before those that are held out are on neither side"
 
 
 def _nanoseconds(seconds: float | None) -> int | None:

@@ -79,7 +79,8 @@ def channels(
         raise DataError(f"{path}: column {double[0]!r} has no name of its own; rename it, or give --columns {others}")
     if words and not wanted:
         note(f"left out: columns that are no numbers ({', '.join(words)}); --columns says which to take")
-    for name in [] if wanted else [name for name in taken if _is_clock(first[name])]:
+    clocks = [name for name in taken if not wanted and len(taken) > 1 and _is_clock(first[name])]
+    for name in clocks:
         others = ",".join(other for other in taken if other != name)
         note(f"column {name!r} rises by the same step in each row, as a clock does; --columns {others} leaves it out")
     return tuple(names.index(name) for name in taken)

@@ -68,7 +68,7 @@ RULES = {
     "empty-text": Rule("a text of fewer than {min_text} letters and digits", _empty_text),
     "non-finite": Rule("a series with NaN or infinite numbers", _non_finite),
     "constant-series": Rule("a series that never changes in any channel", _constant),
-    "constant-channels": Rule("a series of which some channels never change, others do", _still_channels),
+    "still-channels": Rule("a series of which some channels never change, others do", _still_channels),
     **{name: rule for name, rule in TEXT_RULES.items() if name != "near-duplicates"},
     "duplicates": Rule("an earlier sample has the same bytes in {by}", _duplicates),
     "near-duplicates": TEXT_RULES["near-duplicates"],

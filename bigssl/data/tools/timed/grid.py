@@ -107,10 +107,10 @@ def time_grid(times: np.ndarray, regular: Regular, where: Callable[[int], str]) 
     holes = np.flatnonzero(jumps > 1)
     if len(holes) and regular.gaps == "refuse":
         row = int(holes[0]) + 1
-        raise DataError(f"{where(row)}: a gap: {int(jumps[row - 1]) - 1} rows lack before "
-                        f"{written(int(times[row]), False)} (rows come every {seconds(step)} s; {len(holes)} gaps in "
-                        "all); allowed: --gaps cut, nan (rows of missing values) or keep (rows follow each other, as "
-                        "over trading days)")  # fmt: skip
+        lacking, before = int(jumps[row - 1]) - 1, written(int(times[row]), False)
+        raise DataError(f"{where(row)}: a gap: {lacking} rows lack before {before} (rows come every {seconds(step)} s; "
+                        f"gaps in all: {len(holes)}); allowed: --gaps cut, nan (rows of missing values) or keep (rows "
+                        "follow each other, as over trading days)")  # fmt: skip
     if regular.gaps == "nan" and regular.resample is None:
         _refuse_off(steps, jumps, step, where)
     filled = int((jumps[holes] - 1).sum()) if regular.gaps == "nan" else 0
