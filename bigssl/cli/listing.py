@@ -32,7 +32,6 @@ from bigssl.data.tools.sources.folder import files_below, from_folder
 from bigssl.data.tools.sources.masks import PLACES, find_masks
 from bigssl.data.tools.sources.spans import from_spans, spans_of
 from bigssl.data.tools.sources.tables import Table, from_table
-from bigssl.data.tools.sources.ts import from_series
 from bigssl.data.tools.templates import as_template
 
 Note = Callable[[str], None]
@@ -236,8 +235,6 @@ def _reader(kind: str, fields: Fields, note: Note) -> Read:
     """What reads one file, given its path, the first part of the keys and the label that its name says."""
     if kind == "lines":
         return sources_text.from_lines
-    if kind == "ts":
-        return lambda path, stem, label: from_series(path, stem, fields.labels == "names")
     key, group, text = (_given(name, getattr(fields, name)) for name in ("key", "group", "text"))
     meta, labels = names_in("meta", fields.meta), fields.labels == "names"
     wanted = _labels(fields)
@@ -258,7 +255,7 @@ def _reader(kind: str, fields: Fields, note: Note) -> Read:
 
 def _of_each_file(source: Path, fields: Fields, found: Listing, target: Path, held_out: float) -> Iterator[Item]:
     suffix = guess.SUFFIXES[found.kind]
-    series = SeriesFiles(fields, found.note, held_out) if found.kind == "series" else None
+    series = SeriesFiles(found.kind, fields, found.note, held_out) if found.kind in ("series", "ts") else None
     read = _reader(found.kind, fields, found.note) if series is None else series.read
     if not source.is_dir():
         yield from read(source, _stem(source.name, suffix), None)

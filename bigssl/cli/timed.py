@@ -11,6 +11,7 @@ from bigssl.data.tools.sources.base import Item
 from bigssl.data.tools.sources.parquet import from_parquet
 from bigssl.data.tools.sources.rows import from_csv
 from bigssl.data.tools.sources.series import Timing
+from bigssl.data.tools.sources.ts import from_series
 from bigssl.data.tools.timed.clock import SECOND
 from bigssl.data.tools.timed.grid import Regular
 from bigssl.data.tools.timed.making import FEATURES
@@ -49,10 +50,13 @@ def _by_time(fields: Fields) -> bool:
 
 
 class SeriesFiles:
-    """Reads tables of series by the options of `fields`. held_out: the fraction of --split. Raises DataError."""
+    """Reads files of series (`kind`: series, ts) by the options of `fields`. held_out: the fraction of --split. Raises
+    DataError."""
 
-    def __init__(self, fields: Fields, note: Callable[[str], None], held_out: float) -> None:
+    def __init__(self, kind: str, fields: Fields, note: Callable[[str], None], held_out: float) -> None:
+        self._kind = kind
         self._note, self._count = note, SeriesCount()
+        self._labels = fields.labels == "names"
         held_out = held_out if _by_time(fields) else 0.0
         if fields.stride is not None and fields.window is not None and fields.stride > fields.window > 0:
             note(f"--stride {fields.stride} is more than --window {fields.window}: rows between windows are left out")
@@ -68,6 +72,8 @@ class SeriesFiles:
 
     def read(self, path: Path, stem: str, label: str | None) -> Iterator[Item]:
         """The samples of one file; stem: first part of their keys."""
+        if self._kind == "ts":
+            return from_series(path, stem, self._labels, self._count)
         from_table = from_parquet if path.suffix.lower() == ".parquet" else from_csv
         return from_table(path, stem, self._how, label, self._note, self._timing, self._count)
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from bigssl.data.errors import DataError
 from bigssl.data.npy import npy_bytes
-from bigssl.data.tools.channels import number
+from bigssl.data.tools.channels import MISSING, number
 from bigssl.data.tools.classes import LABEL
 from bigssl.data.tools.sources.base import Item, json_bytes
 from bigssl.data.tools.sources.text import LineFile, document_lines, line_file
+from bigssl.data.tools.timed.tally import SeriesCount
 
 
 class TsLine(NamedTuple):
@@ -39,9 +40,11 @@ class TsLine(NamedTuple):
         return [self.file.version, self.offset, self.labels]
 
 
-def from_series(path: Path, stem: str | None = None, labels: bool = True) -> Iterator[Item]:
+def from_series(
+    path: Path, stem: str | None = None, labels: bool = True, seen: SeriesCount | None = None
+) -> Iterator[Item]:
     """The .ts format of the UEA & UCR archive: samples `STEM-000000` with npy (float32 [T, C]) and, where `labels` are
-    wanted, json {"label"}."""
+    wanted, json {"label"}. seen: lengths and missing values are counted there."""
     labelled, count, file = False, 0, line_file(path)
     for line in document_lines(path):
         text = line.data.strip()
@@ -50,8 +53,18 @@ def from_series(path: Path, stem: str | None = None, labels: bool = True) -> Ite
         elif text[:1] not in (b"#", b"@"):
             key = f"{path.stem if stem is None else stem}-{count:06d}"
             series = TsLine(file, line.number, line.offset, len(line.data), labelled, labels)
+            if seen is not None:
+                _count(seen, text.decode(errors="replace"), labelled)
             yield Item(key, key, series.load, series.stamp)
             count += 1
+
+
+def _count(seen: SeriesCount, line: str, labelled: bool) -> None:
+    parts = line.split(":")[: -1 if labelled else None]
+    seen.lengths.update(part.count(",") + 1 for part in parts[:1])
+    for place, part in enumerate(parts if "?" in line or "na" in line.lower() else []):
+        missing = sum(cell.strip() in MISSING for cell in part.split(","))
+        seen.missing.update({f"channel {place}": missing} if missing else {})
 
 
 def parse_series(where: str, line: str, labelled: bool) -> tuple[np.ndarray, str]:

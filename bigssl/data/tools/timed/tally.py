@@ -14,7 +14,8 @@ _NAMED = 5  # series or channels that are named
 
 @dataclass
 class SeriesCount:
-    """Counts over all series of a source. constant: names of channels that never change, with the series of each."""
+    """Counts over all series of a source. constant: names of channels that never change, with the series of each;
+    lengths: those of series that have no time."""
 
     series: int = 0
     rows: int = 0
@@ -27,6 +28,7 @@ class SeriesCount:
     missing: Counter[str] = field(default_factory=Counter)
     constant: dict[str, list[str]] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
+    lengths: set[int] = field(default_factory=set)
 
     def add(self, name: str, grid: TimeGrid, regular: Regular) -> None:
         """Counts a series. Raises DataError where its rate is not that of the others, unless gaps are kept."""
@@ -55,6 +57,8 @@ class SeriesCount:
             slow, fast = max(self.steps.values()), min(self.steps.values())
             rate = f"{seconds(fast)} s" if same_step(slow, fast) else f"{seconds(fast)} to {seconds(slow)} s"
             yield f"time: a row every {rate} in {self.series} series, {self.rows} rows"
+        if len(self.lengths) > 1:
+            yield f"lengths: {min(self.lengths)} to {max(self.lengths)} steps, as they are"
         if self.gaps:
             done = {
                 "cut": f"cut there, into {self.stretches} stretches",
@@ -66,7 +70,8 @@ class SeriesCount:
             yield f"repeats: {self.repeats} rows of a time that was there already, the {regular.repeats} of each stays"
         if self.missing:
             which = _named(dict(self.missing))
-            yield f"missing: {self.missing.total()} values are NaN, of {which}; --missing refuse names the first"
+            advice = "" if self.lengths else "; --missing refuse names the first"
+            yield f"missing: {self.missing.total()} values are NaN, of {which}{advice}"
         if self.constant:
             which = _named({name: len(series) for name, series in self.constant.items()}, "in {} series")
             yield f"constant: {which} never change; --columns takes others"
