@@ -261,7 +261,7 @@ def test_dates_beside_numbers_are_the_time(tmp_path: Path, pack: Pack) -> None:
         "time: a row every 3600 s in 1 series, 200 rows\n"
     )
     assert json.loads(samples["s"]["json"]) == {
-        "series": "s", "time": "2016-07-01T00:00:00", "step": 3600, "start": 0, "rows": 200}  # fmt: skip
+        "series": "s", "time": "2016-07-01T00:00:00", "step": 3600}  # fmt: skip
     samples, said = pack(source, "--as", "series", "--time", "none")
     assert said == "left out: columns that are no numbers (date); --columns says which to take\n"
     assert set(samples["s"]) == {"npy"}

@@ -204,7 +204,7 @@ def _series(
             shown = int(placing.times(times[begin:stop], rows + before)[before])
             facts = {"series": series} | _said_time(table.columns, shown, grid.step)
             facts |= {"uneven": grid.uneven} if grid.uneven else {}
-        if numbered or times is not None:
+        if numbered or how.held_out or (times is not None and timing.regular.gaps == "cut"):
             facts |= stretch._asdict()
         facts |= {} if label is None else {LABEL: label}
         piece = SeriesPiece(table.reader(run.first + begin, run.first + stop), making, facts)

@@ -74,7 +74,8 @@ def test_gaps_are_cut_filled_or_kept(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(second[0][:, 0], np.arange(9, 21))
     count = SeriesCount()
     ((filled, said),) = map(read, items(path, count=count, regular=Regular("nan")))
-    assert said["rows"] == 20 and np.isnan(filled[5:8]).all() and not np.isnan(np.delete(filled, [5, 6, 7], 0)).any()
+    assert len(filled) == 20 and said == {"series": "t", "time": "2024-02-28T22:00:00", "step": 600}
+    assert np.isnan(filled[5:8]).all() and not np.isnan(np.delete(filled, [5, 6, 7], 0)).any()
     assert list(count.lines(Regular("nan"))) == [
         "time: a row every 600 s in 1 series, 17 rows", "gaps: 1, filled with 3 rows of NaN (--gaps nan)"]  # fmt: skip
     ((kept, said),) = map(read, items(path, regular=Regular("keep")))
@@ -95,7 +96,7 @@ def test_windows_hold_the_rows_that_the_whole_holds(
     path = write(tmp_path_factory.mktemp("t"), lines(places), kind)
     options: dict[str, Any] = {"regular": Regular(gaps), "features": ("hour", "weekday", "minute")}
     options |= {"returns": returns, "prices": ["a"]} if returns else {}
-    wholes = {(f["series"], f["start"]): v for v, f in map(read, items(path, **options))}
+    wholes = {(f["series"], f.get("start", int(returns is not None))): v for v, f in map(read, items(path, **options))}
     whole = np.full((200, 5), -9.0, np.float32)
     for (_, start), values in wholes.items():
         whole[start : start + len(values)] = values
@@ -134,7 +135,7 @@ def test_means_of_equal_times(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path, lines(list(range(13))), kind)
     ((values, said),) = map(read, items(path, regular=Regular(resample=1800 * SECOND)))
     np.testing.assert_allclose(values[:, 0], [2, 5, 8, 11, 13])
-    assert said["step"] == 1800 and said["rows"] == 5
+    assert said["step"] == 1800 and len(values) == 5
     last = Regular(resample=1800 * SECOND, last=True)
     ((values, _),) = map(read, items(path, returns="log", prices=["a"], regular=last))
     np.testing.assert_allclose(values[:, 0], np.diff(np.log([3, 6, 9, 12, 13])), rtol=1e-6)
@@ -151,7 +152,7 @@ def test_prices_become_returns_over_trading_gaps(tmp_path: Path) -> None:
     np.testing.assert_allclose(values[:, 0], np.diff(np.log(prices)), rtol=1e-5, atol=1e-8)
     np.testing.assert_array_equal(values[:, 1], days[1:])  # volumes stay as they are
     assert values[:, 0].sum() == pytest.approx(np.log(prices[-1] / prices[0]), rel=1e-5)
-    assert (said["time"], said["start"], said["rows"], said["step"]) == ("2024-01-02T00:00:00", 1, 9, 86400)
+    assert (said["time"], len(values), said["step"], said["uneven"]) == ("2024-01-02T00:00:00", 9, 86400, 1)
     first, second = map(read, items(path, returns="simple", prices=["close"], regular=Regular("cut")))
     np.testing.assert_allclose(first[0][:, 0], prices[1:5] / prices[:4] - 1, rtol=1e-5, atol=1e-8)
     np.testing.assert_allclose(second[0][:, 0], prices[6:] / prices[5:-1] - 1, rtol=1e-5, atol=1e-8)
