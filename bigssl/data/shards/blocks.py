@@ -1,8 +1,8 @@
 """Checksums of the parts of a long series, so that some of its rows can be read alone and are verified nevertheless.
 
-The CRC-32 of a member covers all of it. Beside it the sidecar has one for each 512 bytes of a long .npy (1 % of it); those of the parts
-that are read together give the CRC-32 of what was read, since for a fixed number of bytes the checksum behind them is
-an affine function, over the field of two elements, of the one before.
+The CRC-32 of a member covers all of it. Beside it the sidecar has one for each 512 bytes of a long .npy (1 % of it);
+those of the parts that are read together give the CRC-32 of what was read, since for a fixed number of bytes the
+checksum behind them is an affine function, over the field of two elements, of the one before.
 """
 
 from __future__ import annotations
