@@ -18,7 +18,7 @@ def series(data: bytes, *, non_finite: str = "refuse") -> np.ndarray:
     """
     if non_finite not in NON_FINITE:
         raise ValueError(f"non_finite is {non_finite!r}; allowed: {', '.join(NON_FINITE)}")
-    stored = _array(data)
+    stored = stored_array(data)
     if stored.ndim not in (1, 2) or stored.dtype.kind not in "iuf":
         raise DataError(f"series is {stored.dtype}{list(stored.shape)}, numbers of shape [T] or [T, C] are needed")
     with np.errstate(over="ignore"):  # becomes infinite, and is found below
@@ -40,8 +40,8 @@ def _without(values: np.ndarray, finite: np.ndarray, non_finite: str) -> np.ndar
     )
 
 
-def _array(data: bytes) -> np.ndarray:
-    """The stored array, once its header is known to promise exactly the bytes that follow it."""
+def stored_array(data: bytes) -> np.ndarray:
+    """The stored array, once its header is known to promise exactly the bytes that follow it. Raises DataError."""
     header = npy_header(data)
     body = data[header.begin :]
     if min(header.shape, default=0) < 0 or header.bytes != len(body):

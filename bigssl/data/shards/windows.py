@@ -126,7 +126,7 @@ class WindowIndex(DatasetIndex):
         inside = begin % PART if stored.sums is not None else begin
         data = fields[SERIES][inside : inside + rows * stored.width]
         values = np.frombuffer(data, stored.header.dtype).reshape(rows, *stored.header.shape[1:])
-        facts = _facts_of(stored, first, rows)
+        facts = facts_of_rows(stored.facts, stored.key, stored.rows, first, rows)
         return {SERIES: npy_bytes(values), SAID: json.dumps(facts, ensure_ascii=False, sort_keys=True).encode()}
 
     def sidecar(self, shard: int) -> Sidecar:
@@ -175,15 +175,16 @@ def _crc(stored: _Stored, start: int, stop: int) -> int:
     return joined_crc((int(stored.sums[part]), min(PART, last - part * PART)) for part in parts)
 
 
-def _facts_of(stored: _Stored, first: int, rows: int) -> dict[str, Any]:
-    facts = dict(stored.facts)
+def facts_of_rows(whole: Mapping[str, Any], key: str, total: int, first: int, rows: int) -> dict[str, Any]:
+    """The json of rows `first` to `first + rows` of a series of `total` rows, whose json is `whole`."""
+    facts = dict(whole)
     time, step, label = facts.get("time"), facts.get("step"), facts.get("label")
     if isinstance(time, str) and first:
         facts["time"] = _later(time, step, first) if is_step(step) and not facts.get("uneven") else None
-    if isinstance(label, list) and len(label) == stored.rows:
+    if isinstance(label, list) and len(label) == total:
         facts["label"] = label[first : first + rows]
     start = facts.get("start")
-    said = {"series": facts.get("series", stored.key), "rows": rows,
+    said = {"series": facts.get("series", key), "rows": rows,
             "start": (start if isinstance(start, int) else 0) + first}  # fmt: skip
     return {name: value for name, value in (facts | said).items() if value is not None or name != "time"}
 
