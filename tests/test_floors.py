@@ -14,7 +14,7 @@ FLOORS = {  # inside data/ the floors go on
     "bigssl_kernels": 0,
     "bigssl.config": 1, "bigssl.discovery": 1, "bigssl.files": 1, "bigssl.distributed": 1, "bigssl.report": 1,
     "bigssl.exits": 1,
-    "bigssl.data.errors": 2.0, "bigssl.data.sample": 2.0,
+    "bigssl.data.errors": 2.0, "bigssl.data.sample": 2.0, "bigssl.data.npy": 2.0,
     "bigssl.data.remote": 2.1, "bigssl.data.shards": 2.2, "bigssl.data.order": 2.3, "bigssl.data.loading": 2.4,
     "bigssl.data.kinds": 2.4, "bigssl.data.tools": 2.5,
     "bigssl.nets": 2,

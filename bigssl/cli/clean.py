@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt
 
 from bigssl.cli.options import AGAIN, Reading, Writing, local, note, print_written, refuse_destroying, split_of
 from bigssl.data.errors import DataError
@@ -23,7 +24,8 @@ REWRITING = "; ".join(f"{name}: {rule.meaning}" for name, rule in REWRITES.items
 
 
 def split(source: str, folder: str, /, *, part: str = "val=0.1", by: str | None = None, seed: int = 0,
-          equal_together: bool = False, writing: Writing | None = None) -> None:  # fmt: skip
+          equal_together: bool = False, cut: bool = False, margin: NonNegativeInt = 0,
+          writing: Writing | None = None) -> None:  # fmt: skip
     """
     Args:
         source: a dataset: a folder, a tar or a brace pattern; it is only read
@@ -33,7 +35,11 @@ def split(source: str, folder: str, /, *, part: str = "val=0.1", by: str | None 
             without rows on both sides)
         seed: of the hash
         equal_together: samples of equal content stay on one side; each is read once more
+        cut: each series (npy) is cut in two, its last FRACTION is in PART
+        margin: with --cut: rows between, which are in neither
     """
+    if (cut and (by is not None or equal_together)) or (margin and not cut):
+        raise DataError("split: --margin needs --cut, which takes neither --by nor --equal-together")
     # imported here and below: webdataset takes seconds to load, and only writing needs it
     from bigssl.data.tools.clean import split
 
@@ -41,7 +47,8 @@ def split(source: str, folder: str, /, *, part: str = "val=0.1", by: str | None 
     refuse_destroying(source, there)
     with writing.applied(AGAIN):
         index = DatasetIndex.load(source)
-        made = split(index, there, split_of(part), seed=seed, by=by, equal=equal_together, **writing.arguments(there))
+        made = split(index, there, split_of(part), seed=seed, by=by, equal=equal_together, cut=cut,
+                     margin=margin, **writing.arguments(there))
     print_written(there, made)
 
 

@@ -9,8 +9,9 @@ from cyclopts import Group, Parameter
 
 KINDS = """what the source is (default: by its name). files: a folder; NAME.jpg, NAME.txt, NAME.npy, NAME.flac ... are
 the fields of sample NAME. table: .csv or .tsv with a header, pictures (--image) and captions. lines: .txt, a document a
-line. jsonl: a JSON object a line. series: .csv with a row per time; a file is a series, or several by --by, or many
-windows. ts: .ts of the UEA & UCR archive. For lines, jsonl, series and ts the source may be a folder of such files."""
+line. jsonl: a JSON object a line. series: .csv or .parquet with a row per time; a file is a series, or several by --by,
+or many windows. ts: .ts of the UEA & UCR archive. For lines, jsonl, series and ts the source may be a folder of such
+files."""
 Kind = Literal["files", "table", "lines", "jsonl", "series", "ts"]
 PICTURES = Parameter(group=Group("Pictures in folders", sort_key=0))
 TABLE = Parameter(group=Group("Table and jsonl (templates with {column}; a bare word is a column)", sort_key=1))
@@ -64,5 +65,30 @@ class Fields:
     """rows from one window to the next (default: --window); the last one begins earlier where it must, so that no row
     is left out"""
     split_by: Annotated[Literal["time", "series"] | None, SERIES] = None
-    """how --split parts windows. time (default): the last FRACTION of each series, without a row on both sides; series:
-    whole series, by a hash"""
+    """how --split parts series. time (default of windows): the last FRACTION of each, without a row on both sides;
+    series (default of whole ones): by a hash"""
+    margin: Annotated[int | None, SERIES] = None
+    """rows left out between the sides of a split by time (default: 0)"""
+    time: Annotated[str | None, SERIES] = None
+    """column of the time (default: the only one that surely is; none: rows as they come)"""
+    time_format: Annotated[str | None, SERIES] = None
+    """how it is written: iso, s, ms, us or ns since 1970, or codes of strptime, e.g. '%d/%m/%Y %H:%M' (default: iso, or
+    seconds by their size)"""
+    gaps: Annotated[Literal["refuse", "cut", "nan", "keep"] | None, SERIES] = None
+    """where rows lack: refuse (default), cut the series there, rows of NaN, or keep (rows follow each other)"""
+    repeats: Annotated[Literal["refuse", "first", "last"] | None, SERIES] = None
+    """rows of one time: refuse (default), or the one that stays"""
+    missing: Annotated[Literal["nan", "refuse"] | None, SERIES] = None
+    """empty cells, ?, NA and NaN: nan (default), or refuse the first"""
+    resample: Annotated[float | None, SERIES] = None
+    """SECONDS from row to row: the mean of the rows in each; with --returns the last"""
+    short: Annotated[Literal["keep", "drop"] | None, SERIES] = None
+    """pieces shorter than --window: keep (default) or drop"""
+    returns: Annotated[Literal["log", "simple"] | None, SERIES] = None
+    """prices become returns: ln(p[t] / p[t-1]), or p[t] / p[t-1] - 1; the first row of a series has none"""
+    prices: Annotated[str | None, SERIES] = None
+    """A,B: the channels that are prices (default: all)"""
+    time_features: Annotated[str | None, SERIES] = None
+    """A,B of minute, hour, weekday, day, yearday, month: further channels, from -0.5 to 0.5"""
+    time_code: Annotated[Literal["number", "circle"] | None, SERIES] = None
+    """circle: two channels for each of --time-features, sine and cosine"""

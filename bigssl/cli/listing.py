@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bigssl.cli.fields import Fields
 from bigssl.cli.options import local
+from bigssl.cli.timed import SERIES_ONLY, TABLES, SeriesFiles, names_in, refuse_idle_series
 from bigssl.data.errors import DataError
 from bigssl.data.shards import leftout
 from bigssl.data.shards.leftout import LeftOut
@@ -24,7 +25,6 @@ from bigssl.data.tools.classes import (
     said_of_labels,
     said_of_levels,
 )
-from bigssl.data.tools.sources import series as sources_series
 from bigssl.data.tools.sources import text as sources_text
 from bigssl.data.tools.sources.base import Item
 from bigssl.data.tools.sources.boxes import BoxFile, find_boxes, read_boxes
@@ -66,7 +66,8 @@ def listed(source: Path, fields: Fields, target: Path, *, held_out: float = 0.0)
     if not found.items:
         raise DataError("; ".join(["nothing to pack: the source has no samples", *found.left_out.lines()]))
     if held_out and found.kind == "series" and len(found.items) == 1:
-        raise DataError(f"source {source}: one series is one sample; --window ROWS cuts it, to be split by time")
+        raise DataError(f"source {source}: one series is one sample; --window ROWS cuts it, to be split by time, or "
+                        "--split-by time makes two of it, of which a source draws windows")  # fmt: skip
     if said := said_of_labels(found.items):
         found.note(f"label: {said}{'' if fields.label else '; --labels none leaves them out'}")
     return found
@@ -132,8 +133,7 @@ _USED = {
     "root": ("table",), "image": ("table",), "key": ("table", "jsonl"),
     "text": ("table", "jsonl"), "group": ("table", "jsonl"), "meta": ("table", "jsonl"),
     "label": ("table", "jsonl", "series"),
-    "columns": ("series",), "by": ("series",), "window": ("series",), "stride": ("series",),
-    "split_by": ("series",),
+    **dict.fromkeys(SERIES_ONLY, ("series",)),
 }  # fmt: skip
 
 
@@ -142,8 +142,7 @@ def _refuse_idle_options(source: Path, fields: Fields, kind: str, held_out: floa
         if getattr(fields, option) not in (None, []) and kind not in kinds:
             name = option.replace("_", "-")
             raise DataError(f"--{name} has no effect on {source}, read as {kind}; it is for {', '.join(kinds)}")
-    if fields.split_by is not None and (fields.window is None or not held_out):
-        raise DataError(f"--split-by {fields.split_by}: has no effect without --split and --window")
+    refuse_idle_series(fields, held_out)
     if fields.label is not None and fields.labels == "none":
         raise DataError(f"--label {fields.label} and --labels none: one of them is meant")
     if fields.separator is not None and (not fields.separator or fields.label is None or "," in fields.label):
@@ -157,7 +156,7 @@ def _table(source: Path, root: Path, fields: Fields, note: Note, target: Path) -
     images = _images(fields.image) if fields.image else _found_images(source, root, first, note)
     if not images and (fields.text is None or guess.named_pictures(first)):
         raise guess.pictureless(source, root, first, target)
-    meta = _words("meta", fields.meta)
+    meta = names_in("meta", fields.meta)
     table = Table(
         images, _key(fields, first[0]), _text(fields, first[0], note), _given("group", fields.group), meta,
         fields.variant, _label(fields, first, note),
@@ -218,42 +217,26 @@ def _label(fields: Fields, first: guess.Rows, note: Note) -> Labels | None:
             note(f"column {LABEL!r} may hold several classes each, as in {first[0][LABEL][:40]!r}: --label {LABEL} "
                  f"--separator '{marks[0]}' parts them")
         return Labels((LABEL,))
-    offered = [name for name in columns if name.lower() in CLASSES and name not in _words("meta", fields.meta)]
+    offered = [name for name in columns if name.lower() in CLASSES and name not in names_in("meta", fields.meta)]
     if offered:
         note(f"column {offered[0]!r} may hold classes: --label {offered[0]} puts it into the json as `label`")
     return None
 
 
 def _labels(fields: Fields) -> Labels | None:
-    return None if fields.label is None else Labels(_words("label", fields.label), fields.separator)
+    return None if fields.label is None else Labels(names_in("label", fields.label), fields.separator)
 
 
 def _given(option: str, text: str | None) -> str | None:
     return None if text is None else as_template(option, text)
 
 
-def _words(option: str, text: str | None) -> tuple[str, ...]:
-    words = tuple(word for word in (text or "").split(",") if word)
-    if text is not None and not words:
-        raise DataError(f"--{option} {text!r}: names separated by commas are needed")
-    return words
-
-
-def _reader(kind: str, fields: Fields, note: Note, held_out: float) -> Read:
+def _reader(kind: str, fields: Fields, note: Note) -> Read:
     """What reads one file, given its path, the first part of the keys and the label that its name says."""
     if kind == "lines":
         return sources_text.from_lines
-    if kind == "ts":
-        return lambda path, stem, label: sources_series.from_series(path, stem, fields.labels == "names")
-    if kind == "series":
-        held_out = held_out if fields.window is not None and fields.split_by != "series" else 0.0
-        columns = _words("columns", fields.columns)
-        if fields.stride is not None and fields.window is not None and fields.stride > fields.window > 0:
-            note(f"--stride {fields.stride} is more than --window {fields.window}: rows between windows are left out")
-        how = sources_series.Windows(columns, fields.by, fields.window, fields.stride, held_out, fields.label)
-        return lambda path, stem, label: sources_series.from_csv(path, stem, how, label, note)
     key, group, text = (_given(name, getattr(fields, name)) for name in ("key", "group", "text"))
-    meta, labels = _words("meta", fields.meta), fields.labels == "names"
+    meta, labels = names_in("meta", fields.meta), fields.labels == "names"
     wanted = _labels(fields)
     _refuse_two_labels(wanted, meta)
 
@@ -271,12 +254,24 @@ def _reader(kind: str, fields: Fields, note: Note, held_out: float) -> Read:
 
 
 def _of_each_file(source: Path, fields: Fields, found: Listing, target: Path, held_out: float) -> Iterator[Item]:
-    suffix, read = guess.SUFFIXES[found.kind], _reader(found.kind, fields, found.note, held_out)
+    suffix = guess.SUFFIXES[found.kind]
+    series = SeriesFiles(found.kind, fields, found.note, held_out) if found.kind in ("series", "ts") else None
+    read = _reader(found.kind, fields, found.note) if series is None else series.read
     if not source.is_dir():
         yield from read(source, _stem(source.name, suffix), None)
-        return
-    names = files_below(source, found.left_out)
-    wanted = [name for name in names if name.lower().endswith(suffix)]
+    else:
+        yield from _of_folder(source, fields, found, target, held_out, read)
+    if series is not None:
+        for line in series.lines():
+            found.note(line)
+
+
+def _of_folder(
+    source: Path, fields: Fields, found: Listing, target: Path, held_out: float, read: Read
+) -> Iterator[Item]:
+    suffix = guess.SUFFIXES[found.kind]
+    names, suffixes = files_below(source, found.left_out), TABLES if found.kind == "series" else (suffix,)
+    wanted = [name for name in names if name.lower().endswith(suffixes)]
     for name in sorted(set(names) - set(wanted)):
         found.left_out.add(leftout.OTHERS, name)
     found.note(guess.ask_of_parts(source, wanted, target, held_out > 0, found.kind))
@@ -296,4 +291,6 @@ def _labels_of_files(names: list[str], kind: str) -> dict[str, str]:
 
 
 def _stem(name: str, suffix: str) -> str:
-    return name[: -len(suffix)] if name.lower().endswith(suffix) else Path(name).stem
+    if name.lower().endswith(suffix):
+        return name[: -len(suffix)]
+    return name.rpartition(".")[0] if name.lower().endswith(TABLES) else Path(name).stem

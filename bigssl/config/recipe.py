@@ -94,6 +94,14 @@ class MixedConfig(Section):
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="share of the samples, relative to other weights")
 
 
+class WindowsConfig(Section):
+    """Rows of long series as samples."""
+
+    length: PositiveInt = Field(description="rows of a window; objectives draw the length of their backbone from it")
+    stride: PositiveInt | None = Field(None, description="rows from one window to the next; default: length")
+    short: Literal["refuse", "drop", "whole"] = Field("refuse", description="what becomes of series of fewer rows")
+
+
 class SourceConfig(Section):
     """One stream of WebDataset shards: of one dataset (url), or of several by weight (mix)."""
 
@@ -111,6 +119,10 @@ class SourceConfig(Section):
     min_shards: PositiveInt = Field(1, description="refuse to start with fewer shards (of each dataset) than this")
     sequential: bool = Field(False, description="read tars without an index, packed ones or pipe:COMMAND in order")
     samples: PositiveInt | None = Field(None, description="sequential: number of samples of the whole source")
+    windows: WindowsConfig | None = Field(
+        None, description="each stored series (npy) is many samples of so many rows, read by their bytes"
+    )
+    rates: Literal["one", "mixed"] = Field("one", description="mixed: series of several sampling rates are meant")
 
     @model_validator(mode="after")
     def _one_kind(self) -> SourceConfig:
@@ -124,6 +136,9 @@ class SourceConfig(Section):
                 "sequential=true needs url and samples, the number of samples in all shards (positions, epochs and "
                 "equal steps of all ranks rest on it); samples is for sequential sources only"
             )
+        if self.sequential and self.windows is not None:
+            raise ValueError("windows: rows are read by range, which sequential=true cannot; `bigssl shards index` "
+                             "makes the tars readable")  # fmt: skip
         bad = [name for name in self.mix or {} if not re.fullmatch(NAME, name)]
         if bad:
             raise ValueError(f"mix: dataset name {bad[0]!r}; allowed: letters, digits and . _ - (it is part of keys)")

@@ -116,6 +116,9 @@ KINDS: dict[str, Callable[[int], Fields]] = {
     "one sound": lambda n: {"png": picture(n) if n == 7 else b"no picture"},
     "deep": lambda n: {"png": deep_picture(n)},
     "several sizes": lambda n: {"npy": series(16 + n, 1)},
+    "long": lambda n: {"npy": series(400, 1)},
+    "minutes": lambda n: {"npy": series(16, 1), "json": b'{"step": 60}'},
+    "hours": lambda n: {"npy": series(16, 1), "json": b'{"step": 3600}'},
 }
 
 
@@ -237,6 +240,30 @@ def test_what_the_data_does_not_fit_is_refused_by_all_three(
 def test_what_fits_is_taken(task: str, kind: str, stage: int, recipe: Callable[..., Path], capsys: Any) -> None:
     out, err = fits(capsys, recipe(task, kind), f"zero.stage={stage}")
     assert "samples a step: 4 of the 8 of it" in out and not err
+
+
+def test_windows_of_long_series_are_samples(
+    recipe: Callable[..., Path], refused: Refuse, data: Path, capsys: Any
+) -> None:
+    source = {"url": str(data / "long"), "windows": {"length": 16, "stride": 8}}
+    out, err = fits(capsys, recipe("forecast", "", source=source))
+    said = "data.sources.it: 392 windows of 16 rows, one every 8, from 8 series"
+    assert "samples a step: 4 of the 392 of it" in out and set(err.splitlines()) == {said}
+    (line,) = refused(recipe("forecast", "", source=source), "data.sources.it.windows.length=500")
+    assert "data.sources.it.url: " in line and "8 of 8 series are shorter than a window of 500 rows" in line
+    (line,) = refused(recipe("forecast", "", source={"url": str(data / "pictures"), "windows": {"length": 16}}))
+    assert "no field 'npy', so no series to take windows of; it has json, png" in line
+
+
+def test_a_source_of_two_rates_is_refused_unless_it_is_meant(
+    recipe: Callable[..., Path], refused: Refuse, data: Path, capsys: Any
+) -> None:
+    mix = {"mix": {name: {"url": str(data / name), "weight": 1} for name in ("minutes", "hours")}}
+    path = recipe("forecast", "", source=mix, steps=20)
+    (line,) = refused(path)
+    assert line.startswith("data.sources.it: mixed sampling rates: ") and "every 60 s" in line and "3600 s" in line
+    assert "allowed: rates: mixed, where that is meant" in line
+    fits(capsys, path, "data.sources.it.rates=mixed")
 
 
 def test_every_dataset_of_a_mixture_is_looked_at(recipe: Callable[..., Path], refused: Refuse, data: Path) -> None:

@@ -246,17 +246,25 @@ def test_jsonl_of_any_field_names(tmp_path: Path, pack: Pack) -> None:
 
 def sensors(path: Path, rows: int = 200, extra: str = "") -> Path:
     head = f"date,x,y{',' if extra else ''}{extra}\n"
-    lines = [f"2016-07-01 {n % 24:02d}:00:00,{n * n % 97},{n % 7}" + (f",s{n * 2 // rows}" if extra else "")
-             for n in range(rows)]  # fmt: skip
+    times = [f"2016-07-{1 + n // 24:02d} {n % 24:02d}:00:00" for n in range(rows)]
+    lines = [f"{time},{n * n % 97},{n % 7}" + (f",s{n * 2 // rows}" if extra else "") for n, time in enumerate(times)]
     path.write_text(head + "\n".join(lines) + "\n")
     return path
 
 
-def test_dates_beside_numbers_are_left_out_by_name(tmp_path: Path, pack: Pack) -> None:
+def test_dates_beside_numbers_are_the_time(tmp_path: Path, pack: Pack) -> None:
     source = sensors(tmp_path / "s.csv")
     samples, said = pack(source, "--as", "series")
     assert np.load(io.BytesIO(samples["s"]["npy"])).shape == (200, 2)
+    assert said == (
+        "time of a row: column 'date' (iso); --time none takes rows as they come\n"
+        "time: a row every 3600 s in 1 series, 200 rows\n"
+    )
+    assert json.loads(samples["s"]["json"]) == {
+        "series": "s", "time": "2016-07-01T00:00:00", "step": 3600}  # fmt: skip
+    samples, said = pack(source, "--as", "series", "--time", "none")
     assert said == "left out: columns that are no numbers (date); --columns says which to take\n"
+    assert set(samples["s"]) == {"npy"}
     assert "line 2: could not convert string to float" in pack.refused(source, "--as", "series", "--columns", "date,x")
     clock = table(tmp_path, "t,x", "0,3", "10,1", "20,2", name="clock.csv")
     said = pack(clock, "--as", "series")[1]
@@ -342,7 +350,10 @@ BAD = ["", "{", "{}", "-1", "0", "(", ",", "n" * 300]
 KINDS = {  # of source: what only they have; the other options are tried with the first command
     "t.csv": {"--root", "--image", "--key", "--text", "--group", "--meta", "--label", "--variant"},
     "j.jsonl": {"--key", "--text", "--group", "--meta", "--label"},
-    "s.csv": {"--columns", "--by", "--window", "--stride", "--split-by"},
+    "s.csv": {
+        "--columns", "--by", "--window", "--stride", "--split-by", "--margin", "--time", "--time-format", "--gaps",
+        "--repeats", "--missing", "--resample", "--short", "--returns", "--prices", "--time-features", "--time-code",
+    },
 }
 
 

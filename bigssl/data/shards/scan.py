@@ -42,14 +42,16 @@ def _scan(tar: str, file: str, remote: Remote | None, left_out: LeftOut | None) 
         unpacked = tarwalk.opened_tar(hashed, storage.bare(tar))
         groups = list(tarwalk.group_entries(tarwalk.walk(unpacked, storage.bare(tar)), tar, left_out))
         checksum = hashed.finish()
-    rows = [_row(group, group.start, group.stop - group.start) for group in groups]
     compressed = tarwalk.is_compressed(storage.bare(tar))
+    rows = [_row(group, compressed) for group in groups]
     return _compressed_rows(tar, file, rows, hashed.bytes) if compressed else rows, checksum, hashed.bytes
 
 
-def _row(group: tarwalk.FileGroup, start: int, length: int) -> Row:
-    members = {field: Member(e.offset, e.length, e.crc32) for field, e in group.fields.items()}
-    return Row(group.key, start, length, group.start, members)
+def _row(group: tarwalk.FileGroup, compressed: bool) -> Row:
+    """compressed: parts of a member cannot be read alone, so that their checksums would say nothing."""
+    members = {field: Member(e.offset, e.length, e.crc32, "" if compressed else e.parts)
+               for field, e in group.fields.items()}  # fmt: skip
+    return Row(group.key, group.start, group.stop - group.start, group.start, members)
 
 
 def _compressed_rows(tar: str, file: str, rows: list[Row], size: int) -> list[Row]:

@@ -26,11 +26,13 @@ _TOGETHER = 16  # sidecars that are whole in memory at one time
 
 
 class Member(NamedTuple):
-    """One field of a sample: byte offset in the (uncompressed) tar, length in bytes, CRC-32 of the content."""
+    """One field of a sample: byte offset in the (uncompressed) tar, length in bytes, CRC-32 of the content; of a long
+    .npy in a bare tar, those of its parts (see `blocks`)."""
 
     offset: int
     length: int
     crc32: int
+    parts: str = ""
 
 
 @dataclass(frozen=True)
@@ -252,5 +254,5 @@ def parse_row(data: bytes, url: str, dataset: str) -> dict[str, Any]:
 
 def to_line(row: Row) -> str:
     """The line of `row` in a sidecar."""
-    members = {field: [m.offset, m.length, m.crc32] for field, m in row.members.items()}
+    members = {field: list(m if m.parts else m[:3]) for field, m in row.members.items()}
     return json.dumps([row.key, row.start, row.length, row.origin, members], separators=(",", ":"), ensure_ascii=False)

@@ -25,6 +25,7 @@ from bigssl.config import limits
 from bigssl.data.errors import DataError, damaged
 from bigssl.data.sample import Readable
 from bigssl.data.shards import leftout, tarheader, unpack
+from bigssl.data.shards.blocks import LONG, PartSums
 from bigssl.data.shards.leftout import LeftOut
 from bigssl.data.shards.unpack import RATIO_FROM, Refused
 
@@ -40,13 +41,14 @@ _META = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
 @dataclass(frozen=True)
 class Entry:
     """One regular file of a tar: `header` and `offset` are bytes of the (uncompressed) tar, `length` that of the
-    file."""
+    file, `parts` the checksums of the parts of a long .npy."""
 
     name: str
     header: int
     offset: int
     length: int
     crc32: int
+    parts: str = ""
 
 
 @dataclass
@@ -128,9 +130,10 @@ def walk(tar: Readable, url: str) -> Iterator[Entry]:
         if refused := limits.over("shard_members", members):
             raise damaged(url, key=None, offset=position, cause=f"number of files refused: {refused}")
         name, length = tarheader.member(header, override, url, position)
-        offset, crc = stream.position, stream.skip(length)
+        sums = PartSums() if length >= LONG and name.lower().endswith("npy") else None
+        offset, crc = stream.position, stream.skip(length, sums)
         if not header.isdir():
-            yield Entry(name, position, offset, length, crc)
+            yield Entry(name, position, offset, length, crc, sums.text() if sums else "")
         override = {}
     if any(stream.take(BLOCK, "the end mark")):
         raise damaged(
@@ -157,12 +160,14 @@ class TarStream:
         self.position += size
         return b"".join(parts)
 
-    def skip(self, length: int) -> int:
-        """Passes a file of `length` bytes and its padding; returns the CRC-32 of the file."""
+    def skip(self, length: int, sums: PartSums | None = None) -> int:
+        """Passes a file of `length` bytes and its padding; returns the CRC-32 of the file. sums: gets its bytes."""
         crc, left = 0, length
         while left:
             part = self.take(min(left, _CHUNK), "a file")
             crc, left = zlib.crc32(part, crc), left - len(part)
+            if sums is not None:
+                sums.add(part)
         self.take(-length % BLOCK, "the padding of a file")
         return crc
 

@@ -60,15 +60,15 @@ def _is_date(cell: str) -> bool:
 
 
 def channels(
-    path: Path, names: Sequence[str], wanted: Sequence[str], apart: Sequence[str | None], note: Callable[[str], None]
-) -> tuple[int, ...]:
+    path: Path, names: Sequence[str], wanted: Sequence[str], apart: Sequence[str | None],
+    first: dict[str, list[str]], note: Callable[[str], None],
+) -> tuple[int, ...]:  # fmt: skip
     """Places of the channels among the columns `names`: those that are `wanted`, or all but those `apart` and those
-    that hold no number in the first rows, of which `note` is told. Raises DataError for columns that are not there or
-    have no name of their own, and where none is left."""
+    that hold no number in the first rows (`first`), of which `note` is told. Raises DataError for columns that are not
+    there or have no name of their own, and where none is left."""
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise DataError(f"{path}: no column {unknown[0]!r}; it has {', '.join(names)}")
-    first = _columns(path, names)
     words = [name for name, cells in first.items() if cells and not any(map(is_number, cells)) and name not in apart]
     taken = list(wanted) or [name for name in names if name not in apart and name not in words]
     if not taken:
@@ -79,13 +79,14 @@ def channels(
         raise DataError(f"{path}: column {double[0]!r} has no name of its own; rename it, or give --columns {others}")
     if words and not wanted:
         note(f"left out: columns that are no numbers ({', '.join(words)}); --columns says which to take")
-    for name in [] if wanted else [name for name in taken if _is_clock(first[name])]:
+    clocks = [name for name in taken if not wanted and len(taken) > 1 and _is_clock(first[name])]
+    for name in clocks:
         others = ",".join(other for other in taken if other != name)
         note(f"column {name!r} rises by the same step in each row, as a clock does; --columns {others} leaves it out")
     return tuple(names.index(name) for name in taken)
 
 
-def _columns(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
+def first_cells(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
     """The cells of the first rows that say something, by column. What is no row is named when it is loaded."""
     lines = islice(document_lines(path), 1, HEAD + 1)
     rows = list(csv.reader(line.data.decode(errors="replace") for line in lines))

@@ -22,6 +22,7 @@ from bigssl.data.tools.rules import (
     refuse_unasked,
 )
 from bigssl.data.tools.sources.base import Item, json_bytes
+from bigssl.data.tools.sources.halves import cut_in_two
 from bigssl.data.tools.sources.shards import from_index, stretches_of
 from bigssl.data.tools.survey import Survey, survey
 from bigssl.data.tools.texts.rewriting import check_rewrites, rewritten, version_of
@@ -120,14 +121,17 @@ def _line(index: DatasetIndex, verdict: Judged) -> bytes:
 
 def split(
     index: DatasetIndex, folder: Path, part: tuple[str, float], *, seed: int = 0, by: str | None = None,
-    equal: bool = False, **options: Any,
+    equal: bool = False, cut: bool = False, margin: int = 0, **options: Any,
 ) -> dict[str, DatasetIndex]:  # fmt: skip
     """Writes `folder/PART` of a share of the samples and `folder/train` of the others; part: (name, share).
 
     A hash of (seed, key) decides, or of a field `by` of the json, so that samples that agree there stay on one side.
     Windows of series are parted by time instead, unless there is a field `by` (see `by_time`). equal: samples of
-    equal content stay on one side, too. options: as of `pack`. Raises DataError.
+    equal content stay on one side, too. cut: each series is cut in two by time, `margin` rows between (see
+    `cut_in_two`). options: as of `pack`. Raises DataError.
     """
+    if cut:
+        return pack(cut_in_two(index, part[1], margin), folder, split=part, seed=seed, **options)
     items = stretches_of(index) if by is None else None
     items = from_index(index, range(len(index)), by) if items is None else items
     items = equal_together(items) if equal else items

@@ -28,13 +28,14 @@ def kind_of(source: Path) -> str:
         return "files"
     kinds = {".tsv": "table", ".csv": "table"} | {suffix: kind for kind, suffix in SUFFIXES.items() if kind != "series"}
     suffix = source.suffix.lower()
+    if suffix == ".parquet":
+        return "series"
     if suffix == ".json":
         needed = "a .json is one value; allowed is .jsonl, an object a line"
         raise DataError(f"source {source}: {needed}; {_lines_of(source)}")
     if suffix not in kinds:
-        raise DataError(
-            f"source {source}: allowed are a folder, {', '.join(sorted(kinds))}; or say what it is with --as"
-        )
+        there = ", ".join(sorted([*kinds, ".parquet"]))
+        raise DataError(f"source {source}: allowed are a folder, {there}; or say what it is with --as")
     return kinds[suffix]
 
 

@@ -51,6 +51,11 @@ def _constant(survey: Survey, thresholds: Thresholds, left: np.ndarray) -> Itera
     return _where(spreads, lambda column: column == 0)
 
 
+def _still_channels(survey: Survey, thresholds: Thresholds, left: np.ndarray) -> Iterator[Hit]:
+    for number, channels in sorted(survey.constant.items()):
+        yield Hit(number, None, f"channel{'s' if len(channels) > 1 else ''} {', '.join(map(str, channels))}")
+
+
 def _duplicates(survey: Survey, thresholds: Thresholds, left: np.ndarray) -> Iterator[Hit]:
     firsts = first_of_equals(survey, thresholds.by, left)
     for number in np.flatnonzero(firsts != np.arange(len(firsts))).tolist():
@@ -63,6 +68,7 @@ RULES = {
     "empty-text": Rule("a text of fewer than {min_text} letters and digits", _empty_text),
     "non-finite": Rule("a series with NaN or infinite numbers", _non_finite),
     "constant-series": Rule("a series that never changes in any channel", _constant),
+    "still-channels": Rule("a series of which some channels never change, others do", _still_channels),
     **{name: rule for name, rule in TEXT_RULES.items() if name != "near-duplicates"},
     "duplicates": Rule("an earlier sample has the same bytes in {by}", _duplicates),
     "near-duplicates": TEXT_RULES["near-duplicates"],

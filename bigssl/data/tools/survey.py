@@ -41,6 +41,7 @@ class Survey:
     digests: per field uint64 [N, 2], half each of a 128-bit hash of the bytes; zeros where there is no field.
     damage: number of a sample -> why it cannot be read.
     documents: number of a sample -> what there is to say of its text, where it has one.
+    constant: number of a sample -> channels of its series that never change, beside others that do.
     changing: rule of `REWRITES` -> numbers of the samples that it would change, each rule by itself.
     """
 
@@ -49,6 +50,7 @@ class Survey:
     digests: dict[str, np.ndarray] = field(default_factory=dict)
     damage: dict[int, str] = field(default_factory=dict)
     documents: dict[int, TextFacts] = field(default_factory=dict)
+    constant: dict[int, list[int]] = field(default_factory=dict)
     changing: dict[str, list[int]] = field(default_factory=dict)
 
     def of(self, name: str) -> dict[str, np.ndarray]:
@@ -64,6 +66,7 @@ class _Shard:
     digests: dict[str, tuple[list[int], list[bytes]]] = field(default_factory=dict)
     damage: dict[int, str] = field(default_factory=dict)
     documents: dict[int, TextFacts] = field(default_factory=dict)
+    constant: dict[int, list[int]] = field(default_factory=dict)
     changing: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -85,6 +88,7 @@ def survey(index: DatasetIndex, jobs: int = 1, *, rewrite: Sequence[str] = (), n
             column[np.asarray(rows) + first] = np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)
         whole.damage |= {row + first: cause for row, cause in part.damage.items()}
         whole.documents |= {row + first: document for row, document in part.documents.items()}
+        whole.constant |= {row + first: channels for row, channels in part.constant.items()}
         for rule, rows in part.changing.items():
             whole.changing.setdefault(rule, []).extend(row + first for row in rows)
     index.close()
@@ -123,6 +127,9 @@ def _survey_sample(facts: _Shard, row: int, fields: Mapping[str, bytes]) -> None
             rows, values = facts.values.setdefault(Measured(name, what), ([], []))
             rows.append(row)
             values.append(value)
+        if name.rpartition(".")[2] == "npy" and row not in facts.damage:
+            channels = still_channels(series(data, non_finite="keep"))
+            facts.constant |= {row: channels} if channels else {}
 
 
 def _as_rewritten(facts: _Shard, row: int, fields: dict[str, bytes], rewrite: Sequence[str]) -> dict[str, bytes]:
@@ -184,6 +191,15 @@ def _is_deep(data: bytes) -> bool:
         return Image.open(io.BytesIO(data)).mode[0] in "IF"
     except Exception:  # whatever is wrong with it, decoding says it with its cause
         return False
+
+
+def still_channels(values: np.ndarray) -> list[int]:
+    """The channels of float32 [T, C] whose finite numbers never change, or that have none; none of a series in which
+    nothing does."""
+    finite = np.isfinite(values)
+    changes = np.where(finite, values, -np.inf).max(axis=0, initial=-np.inf) > np.where(finite, values, np.inf).min(
+        axis=0, initial=np.inf)  # fmt: skip
+    return np.flatnonzero(~changes).tolist() if changes.any() else []
 
 
 def series_spread(values: np.ndarray) -> float:

@@ -34,7 +34,7 @@ from bigssl.data.remote.pipes import PIPE
 from bigssl.data.sample import Sample
 from bigssl.data.shards import storage
 from bigssl.engine.plan.fitting import judge_pictures, judge_tokens
-from bigssl.engine.plan.samples import LookedAt, datasets_of
+from bigssl.engine.plan.samples import LookedAt, datasets_of, refused_rates
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective
@@ -109,7 +109,9 @@ def _source(
     found: Looked, recipe: Recipe, objective: Objective, towers: Mapping[str, Tower], order: Order, within: int
 ) -> None:
     shelf, prepared, failures = Shelf(order, order.source, Stages(0, {})), list[dict[str, Any]](), list[str]()
+    looked = list[Sample | DataError]()
     for dataset in datasets_of(order, within):
+        looked += dataset.samples
         good, bad = _prepared(shelf, objective, dataset.samples, recipe.seed)
         if not good and order.on_error == "skip":  # a run would go on from one dead shard to the next
             others = (_prepared(shelf, objective, each, recipe.seed)[0] for each in dataset.elsewhere())
@@ -131,6 +133,8 @@ def _source(
                 found.warnings += warned
                 seen = judge_pictures(towers_in(part, towers), dataset.field, dataset.samples)
                 found.warnings += [said for said in seen if said not in found.warnings]
+    if said_of_rates := refused_rates(recipe.data.sources[order.source], looked):
+        failures.append(f"data.sources.{order.source}: {said_of_rates}")
     if not failures:
         try:
             collate(prepared, order.source)

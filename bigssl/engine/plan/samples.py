@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
+from bigssl.config.recipe import SourceConfig
 from bigssl.data.errors import DataError
 from bigssl.data.order.mixture import Mixture
 from bigssl.data.order.order import Order
@@ -17,6 +20,7 @@ from bigssl.data.order.sequential import SequentialStream, samples_of
 from bigssl.data.order.stream import Stream
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import ShardInfo
+from bigssl.data.shards.windows import is_step, mixed_rates
 
 MOST = 4  # samples of a dataset
 FURTHER = 64  # the first ones of a dataset, where MOST of them give nothing to learn from
@@ -119,3 +123,21 @@ def _from_front(stream: SequentialStream, shard: ShardInfo, most: int = MOST) ->
     except DataError as error:
         return [error]
     return [Sample(key, fields, at, 0, shard.name, stream.source) for at, (key, fields) in enumerate(first)]
+
+
+def refused_rates(source: SourceConfig, samples: Iterable[Sample | DataError]) -> str:
+    """What is wrong with the rates of these samples of a source; nothing where it says that they are mixed."""
+    if source.rates == "mixed":
+        return ""
+    steps = {sample.key: step for sample in samples if isinstance(sample, Sample) and is_step(step := _step(sample))}
+    return mixed_rates(steps)
+
+
+def _step(sample: Sample) -> Any:
+    if not {"npy", "json"} <= sample.fields.keys():
+        return None
+    try:
+        facts = json.loads(sample.fields["json"])
+    except ValueError:  # a task that reads it says so
+        return None
+    return facts.get("step") if isinstance(facts, dict) else None

@@ -13,6 +13,7 @@ from bigssl.data.order.order import Order
 from bigssl.data.order.sequential import SequentialIndex, SequentialStream
 from bigssl.data.order.stream import Stream
 from bigssl.data.shards.index import DatasetIndex
+from bigssl.data.shards.windows import WindowIndex
 from bigssl.engine.plan.evaluation import load_index
 
 
@@ -64,8 +65,10 @@ def source_order(recipe: Recipe, name: str, size: int, parts: int) -> Order:
         )
     indexes = source_indexes(source, where)
     for index in indexes.values():
-        if isinstance(index, SequentialIndex) and int(os.environ.get("RANK") or 0) == 0:
-            print(f"{where}: {index.limits}", file=sys.stderr, flush=True)
+        said = index.limits if isinstance(index, SequentialIndex) else index.said if isinstance(
+            index, WindowIndex) else ""  # fmt: skip
+        if said and int(os.environ.get("RANK") or 0) == 0:
+            print(f"{where}: {said}", file=sys.stderr, flush=True)
     for field, index in indexes.items():
         if len(index.shards) < source.min_shards:
             raise ConfigError(
@@ -79,11 +82,22 @@ def source_order(recipe: Recipe, name: str, size: int, parts: int) -> Order:
 def source_indexes(source: SourceConfig, where: str) -> dict[str, DatasetIndex]:
     """The index of each URL, by its field below `where`. ConfigError where one cannot be read."""
     if source.url is None or source.samples is None:
-        return {field: load_index(url, f"{where}.{field}") for field, url in source.urls.items()}
+        return {field: _windows(source, load_index(url, f"{where}.{field}"), f"{where}.{field}")
+                for field, url in source.urls.items()}  # fmt: skip
     try:
         return {"url": SequentialIndex(source.url, source.samples)}
     except (DataError, OSError) as error:
         raise ConfigError(f"{where}.url: {error}") from None
+
+
+def _windows(source: SourceConfig, index: DatasetIndex, field: str) -> DatasetIndex:
+    if source.windows is None:
+        return index
+    how = source.windows
+    try:
+        return WindowIndex(index, how.length, how.stride, short=how.short, mixed=source.rates == "mixed")
+    except (DataError, OSError) as error:
+        raise ConfigError(f"{field}: {error}") from None
 
 
 def source_config(recipe: Recipe, name: str) -> SourceConfig:

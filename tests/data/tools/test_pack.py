@@ -23,8 +23,10 @@ from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.pack import pack, split_by_key
 from bigssl.data.tools.sources.base import Item
 from bigssl.data.tools.sources.folder import from_folder
-from bigssl.data.tools.sources.series import from_series, parse_series
 from bigssl.data.tools.sources.tables import Table, from_table
+from bigssl.data.tools.sources.ts import from_series, parse_series
+from bigssl.data.tools.timed.grid import Regular
+from bigssl.data.tools.timed.tally import SeriesCount
 
 # webdataset leaves the files that it has read to the garbage collector
 unclosed = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -206,6 +208,11 @@ def test_series(tmp_path: Path) -> None:
     np.testing.assert_array_equal(array, np.array([[1, 4], [2, 5], [3, np.nan]], np.float32))
     assert json.loads(found["X_TRAIN-000001"]["json"]) == {"label": "b"}
     assert not np.load(io.BytesIO(found["X_TRAIN-000001"]["npy"])).flags.f_contiguous
+    count = SeriesCount()
+    (tmp_path / "Z.ts").write_text(lines + "7:?:a\n")
+    assert len(list(from_series(tmp_path / "Z.ts", seen=count))) == 3
+    assert list(count.lines(Regular())) == ["lengths: 1 to 3 steps, as they are",
+                                            "missing: 2 values are NaN, of channel 1 (2)"]  # fmt: skip
     (tmp_path / "Y.ts").write_text("@classLabel false\n@data\n1,2\n")
     assert [set(fields) for fields in loaded(list(from_series(tmp_path / "Y.ts"))).values()] == [{"npy"}]
 

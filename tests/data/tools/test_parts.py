@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bigssl.data.errors import DataError
 from bigssl.data.tools.parts import by_time, equal_together
 from bigssl.data.tools.sources.base import Item, Stretch
-from bigssl.data.tools.sources.series import Windows
+from bigssl.data.tools.timed.windows import Windows
 
 FRACTIONS = st.sampled_from([0.05, 0.1, 0.2, 1 / 3, 0.5, 0.75, 0.9])
 

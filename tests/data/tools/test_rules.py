@@ -29,6 +29,7 @@ SAMPLES = {
     "g-bad": {"png": b"?"},
     "h-copy": {"txt": b"abc", "png": png(NOISE)},
     "i-both": {"txt": b"", "png": GREY},
+    "j-still": {"npy": npy([[1.0, 3.0, 2.0], [2.0, 3.0, 2.0]])},
 }
 
 
@@ -47,6 +48,7 @@ def test_each_rule_catches_its_own(tmp_path: Path) -> None:
         "empty-text": {"c-short": 1.0, "i-both": 0.0},
         "non-finite": {"d-nan": 1.0},
         "constant-series": {"d-nan": 0.0, "e-flat": 0.0},
+        "still-channels": {"j-still": "channels 1, 2"},
         "duplicates": {"h-copy": "a-good"},
     }
     assert caught(judge_samples(facts, ["blank"], Thresholds())) == {"blank": {"b-blank": 0.0, "i-both": 0.0}}

@@ -13,7 +13,7 @@ from PIL import Image
 from bigssl.data.errors import DataError
 from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.base import Item
-from bigssl.data.tools.survey import Measured, Survey, grey_values, measure, series_spread, survey
+from bigssl.data.tools.survey import Measured, Survey, grey_values, measure, series_spread, still_channels, survey
 
 
 def png(values: np.ndarray, form: str = "PNG") -> bytes:
@@ -86,6 +86,14 @@ def test_spread_of_pictures() -> None:
     deep = half.astype(np.uint16) * 40  # 12 bits in 16: not blank, though its upper 8 bits nearly are
     assert image_spread(png(deep)) == pytest.approx(127.5)
     assert image_spread(png(np.full((4, 4), 3000, np.uint16))) == 0
+
+
+def test_channels_that_never_change() -> None:
+    nan = np.nan
+    assert still_channels(np.array([[1, 2, 0], [1, 3, 0]], np.float32)) == [0, 2]
+    assert still_channels(np.array([[1, nan, 5], [2, nan, nan], [1, nan, 5]], np.float32)) == [1, 2]
+    assert still_channels(np.array([[1, 2], [1, 2]], np.float32)) == []  # that is a constant series
+    assert still_channels(np.zeros((0, 2), np.float32)) == []
 
 
 def test_spread_of_series() -> None:

@@ -14,7 +14,8 @@ from bigssl.data.errors import DataError
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import build_index
 from bigssl.data.tools.pack import pack
-from bigssl.data.tools.sources.series import Windows, from_csv
+from bigssl.data.tools.sources.rows import from_csv
+from bigssl.data.tools.timed.windows import Windows
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.matrix import Scratch
 from bigssl.transfer.steps.series import (

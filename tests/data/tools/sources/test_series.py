@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from bigssl.data.errors import DataError
 from bigssl.data.tools.sources.base import Item
-from bigssl.data.tools.sources.series import Windows, from_csv, from_series
+from bigssl.data.tools.sources.rows import from_csv
+from bigssl.data.tools.sources.ts import from_series
+from bigssl.data.tools.timed.windows import Windows
 
 
 def array(item: Item) -> np.ndarray:
