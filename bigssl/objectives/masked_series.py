@@ -40,6 +40,7 @@ from bigssl.objectives.serial import (
     centred,
     check_normalises,
     deviation,
+    deviations,
     random_steps,
     series_of,
     whole_patches,
@@ -73,10 +74,10 @@ class MaskedSeries(Counting, Objective):
         self.backbone = self.backbone_of(towers, "backbone")
         check_normalises(config.backbone, self.backbone)
         self.patch, self.patches = whole_patches(config.backbone, self.backbone)
-        if not 0 < hidden_of(self.patches, config.ratio) < self.patches:
+        if not 0 < (hidden := hidden_of(self.patches, config.ratio)) < self.patches:
             raise ConfigError(
-                f"objective.ratio: value {config.ratio} hides {hidden_of(self.patches, config.ratio)} of {self.patches} "
-                "patches; allowed: what hides one and shows one (a smaller patch_length gives more patches)"
+                f"objective.ratio: value {config.ratio} hides {hidden} of {self.patches} patches; allowed: what hides one "
+                "and shows one (a smaller patch_length gives more patches)"
             )
         self.head = nn.Linear(self.backbone.dim, self.patch)
 
@@ -86,12 +87,12 @@ class MaskedSeries(Counting, Objective):
         visible = observed & ~hidden
         asked = observed & hidden & visible.any(0)
         if not asked.any():
-            raise DataError(f"{sample.where}: no channel has two patches of {self.patch} steps with a value in each, one "
-                            "to be hidden and one to be seen")  # fmt: skip
+            raise DataError(f"{sample.where}: no channel has two patches of {self.patch} steps with a value in each, "
+                            "one to be hidden and one to be seen")  # fmt: skip
         shown = centred(values, visible)[0]
-        target = np.clip(shown / deviation(shown, visible), -FURTHEST, FURTHEST).astype(np.float32)
-        return {"series": np.where(visible, shown, np.float32(0)), "series_mask": visible,
-                "target": np.where(asked, target, np.float32(0)), "asked": asked}  # fmt: skip
+        target = deviations(shown, deviation(shown, visible), asked)
+        return {"series": np.where(visible, shown, np.float32(0)), "series_mask": visible, "target": target,
+                "asked": asked}  # fmt: skip
 
     def _hidden(self, observed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """bool [T, C]: of each channel's patches that hold something, the share that is hidden."""

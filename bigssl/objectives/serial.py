@@ -2,15 +2,17 @@
 
 Missing values (NaN, infinity) are not observed: nothing is asked of them, and no statistic sees them. Each channel is
 given to the backbone without the mean of what it may see, so that 0, which stands where nothing is seen, is that mean;
-the backbone's own instance normalisation (`scaling: std`) divides by the deviation around it. The mean is taken in
-float64 before anything is rounded: a level of a million with cents on it stays exact, in bf16 too.
+the backbone's own instance normalisation (`scaling: std`) divides by the deviation around it. The mean is taken off
+before anything is rounded to bf16, in which ten thousand and a half are ten thousand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from bigssl.config.errors import ConfigError
 from bigssl.data.errors import DataError
@@ -18,6 +20,7 @@ from bigssl.data.kinds import decode
 from bigssl.data.sample import Sample
 from bigssl.nets.towers import Tower
 
+Array = TypeVar("Array", np.ndarray, Tensor)
 FURTHEST = 10.0
 """Deviations from the mean of what is visible within which a value is asked for: one further away counts as so far.
 Where what is visible is constant, its deviation is none, and a jump behind it would be all that there is in a loss."""
@@ -42,8 +45,8 @@ def series_of(sample: Sample, tower: Tower, least: int) -> tuple[np.ndarray, np.
     if not observed.any():
         raise DataError(f"{sample.where}: series without a finite value")
     if (largest := np.abs(values).max()) > LARGEST:
-        raise DataError(f"{sample.where}: series with the value {largest:.3g}; allowed: up to {LARGEST:.0e} (in another "
-                        "unit, or with NaN in its place)")  # fmt: skip
+        raise DataError(f"{sample.where}: series with the value {largest:.3g}; allowed: up to {LARGEST:.0e} (in "
+                        "another unit, or NaN in its place)")  # fmt: skip
     return values, observed
 
 
@@ -67,12 +70,19 @@ def centred(values: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return (values - mean).astype(np.float32), mean
 
 
-def deviation(centred: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """float64 [C] of values [T, C] that are centred where they are `seen`: what the backbone divides by, which adds 1e-5
-    to the variance."""
-    squares = np.square(centred, dtype=np.float64) * seen
-    deviations: np.ndarray = np.sqrt(squares.sum(0) / np.maximum(seen.sum(0), 1) + LEAST_VARIANCE)
-    return deviations
+def deviation(centred: Array, seen: Array) -> Array:
+    """[..., C] of values [..., T, C] that are centred where they are `seen`: what the backbone divides by, which adds
+    1e-5 to the variance."""
+    squares = ((centred * seen) ** 2).sum(-2)
+    found: Array = (squares / seen.sum(-2).clip(1) + LEAST_VARIANCE) ** 0.5
+    return found
+
+
+def deviations(values: np.ndarray, scale: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """float32 [T, C]: what is asked for of centred `values`, in units of `scale` [C], `FURTHEST` of them at most; 0
+    elsewhere."""
+    scaled = np.clip(values / scale, -FURTHEST, FURTHEST)
+    return np.where(asked, scaled, 0.0).astype(np.float32)
 
 
 def check_normalises(name: str, tower: Tower) -> None:
@@ -90,4 +100,10 @@ def whole_patches(name: str, tower: Tower) -> tuple[int, int]:
         why = "an overlapping patch would show what is hidden" if stride < size else "steps between patches are unseen"
         raise ConfigError(f"backbones.{name}.config.patch_stride: value {stride} with patch_length {size}: {why}; "
                           f"allowed: {size}")  # fmt: skip
-    return size, tower.length // size
+    return size, patches_in(tower)
+
+
+def patches_in(tower: Tower) -> int:
+    """How many patches a series backbone makes of a channel."""
+    config = tower.model.config
+    return int((tower.length - config.patch_length) // config.patch_stride + 1)
