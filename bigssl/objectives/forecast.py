@@ -37,13 +37,13 @@ from bigssl.objectives.counting import Counting, mean_of_step
 from bigssl.objectives.needs import Needs
 from bigssl.objectives.serial import (
     FURTHEST,
-    centred,
     check_normalises,
-    deviation,
-    deviations,
+    in_deviations,
     patches_in,
     random_steps,
     series_of,
+    window_deviation,
+    without_mean,
 )
 
 
@@ -56,12 +56,11 @@ class SeriesForecast(Counting, Objective):
         errors: Literal["deviations", "values"] = Field(
             "deviations", description="unit of the errors: of each context its deviation, or that of the data"
         )
-        period: int | None = Field(None, ge=1, description="steps of a season, for the seasonal naive forecast in stats")
+        period: int | None = Field(None, ge=1, description="steps of a season: the seasonal naive forecast is in stats")
 
     takes = {"backbone": Needs("series")}
     starts = {"horizon": 6}
     adjustable = ("errors", "period")
-    cannot_collapse = True  # one window's future is not another's
     preset = {
         "objective": {"horizon": 6, "period": 4},
         "backbones": {"series": {
@@ -91,10 +90,10 @@ class SeriesForecast(Counting, Objective):
         if not asked.any():
             raise DataError(f"{sample.where}: no channel has a value in the {length} steps that are seen and one in "
                             f"the {self.config.horizon} behind them")  # fmt: skip
-        past, mean = centred(values[:length], seen)
+        past, mean = without_mean(values[:length], seen)
         future = values[length:] - mean
-        scale = deviation(past, seen) if self.config.errors == "deviations" else None
-        target = np.where(asked, future, 0).astype(np.float32) if scale is None else deviations(future, scale, asked)
+        scale = window_deviation(past, seen) if self.config.errors == "deviations" else None
+        target = np.where(asked, future, 0).astype(np.float32) if scale is None else in_deviations(future, scale, asked)
         return {"series": np.where(seen, past, np.float32(0)), "series_mask": seen, "target": target, "asked": asked}
 
     def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +108,7 @@ class SeriesForecast(Counting, Objective):
         hidden = self.backbone.hidden(batch)  # [B, C * P, D]
         predicted = self.head(hidden.unflatten(1, (self.backbone.channels, -1)).flatten(2)).float()  # [B, C, H]
         past, seen, asked, target = (batch[name] for name in ("series", "series_mask", "asked", "target"))
-        scale = deviation(past, seen)[:, None]
+        scale = window_deviation(past, seen)[:, None]
         unit = scale if self.config.errors == "values" else 1.0
         errors = torch.where(asked, predicted.transpose(1, 2) * unit - target, 0.0).square()
         lines = {name: line / scale * unit for name, line in self._lines(past, seen).items()}
@@ -121,8 +120,7 @@ class SeriesForecast(Counting, Objective):
         loss, blind = mean_of_step(batch, errors.sum(), best, everywhere.float())
         stats = {name: line.float() for name, line in (known | {"clipped": clipped / everywhere}).items()}
         unit_name = "squared deviations" if self.config.errors == "deviations" else "squared error"
-        spread = {"features": distributed.spread(hidden.mean(1))}
-        return Losses(loss, blind, unit_name, "the context's mean or last value", stats=stats, spread=spread)
+        return Losses(loss, blind, unit_name, "the context's mean or last value", stats=stats)
 
     def _lines(self, past: Tensor, seen: Tensor) -> dict[str, Tensor]:
         """Forecasts that learn nothing, [B, 1 or H, C], of a centred past [B, T, C]."""

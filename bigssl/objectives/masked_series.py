@@ -37,13 +37,13 @@ from bigssl.objectives.counting import Counting, mean_of_step
 from bigssl.objectives.needs import Needs
 from bigssl.objectives.serial import (
     FURTHEST,
-    centred,
     check_normalises,
-    deviation,
-    deviations,
+    in_deviations,
     random_steps,
     series_of,
     whole_patches,
+    window_deviation,
+    without_mean,
 )
 
 
@@ -56,7 +56,6 @@ class MaskedSeries(Counting, Objective):
 
     takes = {"backbone": Needs("series")}
     adjustable = ("ratio",)
-    cannot_collapse = True  # one window's values are not another's
     preset = {
         "objective": {},
         "backbones": {"series": {
@@ -76,8 +75,8 @@ class MaskedSeries(Counting, Objective):
         self.patch, self.patches = whole_patches(config.backbone, self.backbone)
         if not 0 < (hidden := hidden_of(self.patches, config.ratio)) < self.patches:
             raise ConfigError(
-                f"objective.ratio: value {config.ratio} hides {hidden} of {self.patches} patches; allowed: what hides one "
-                "and shows one (a smaller patch_length gives more patches)"
+                f"objective.ratio: value {config.ratio} hides {hidden} of {self.patches} patches; allowed: what hides "
+                "one and shows one (a smaller patch_length gives more patches)"
             )
         self.head = nn.Linear(self.backbone.dim, self.patch)
 
@@ -89,8 +88,8 @@ class MaskedSeries(Counting, Objective):
         if not asked.any():
             raise DataError(f"{sample.where}: no channel has two patches of {self.patch} steps with a value in each, "
                             "one to be hidden and one to be seen")  # fmt: skip
-        shown = centred(values, visible)[0]
-        target = deviations(shown, deviation(shown, visible), asked)
+        shown = without_mean(values, visible)[0]
+        target = in_deviations(shown, window_deviation(shown, visible), asked)
         return {"series": np.where(visible, shown, np.float32(0)), "series_mask": visible, "target": target,
                 "asked": asked}  # fmt: skip
 
@@ -122,8 +121,7 @@ class MaskedSeries(Counting, Objective):
         blind = (squares / everywhere).float()
         loss, blind = mean_of_step(batch, errors.sum(), blind, everywhere.float())
         stats = {"clipped": (clipped / everywhere).float()}
-        spread = {"features": distributed.spread(hidden.mean(1))}
-        return Losses(loss, blind, "squared deviations", "each channel's visible mean", stats=stats, spread=spread)
+        return Losses(loss, blind, "squared deviations", "each channel's visible mean", stats=stats)
 
     def _in_patches(self, values: Tensor) -> Tensor:
         """[B, T, C] -> [B, C * P * patch], in the order of the predictions."""

@@ -63,14 +63,14 @@ def random_steps(
     return [np.pad(part, (fill, *[(0, 0)] * (part.ndim - 1))) for part in parts]
 
 
-def centred(values: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def without_mean(values: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """float32 [T, C], without the mean of each channel where it is `seen` (0 where it is not at all), and that mean,
     float64 [C]."""
     mean = (values * seen).sum(0) / np.maximum(seen.sum(0), 1)
     return (values - mean).astype(np.float32), mean
 
 
-def deviation(centred: Array, seen: Array) -> Array:
+def window_deviation(centred: Array, seen: Array) -> Array:
     """[..., C] of values [..., T, C] that are centred where they are `seen`: what the backbone divides by, which adds
     1e-5 to the variance."""
     squares = ((centred * seen) ** 2).sum(-2)
@@ -78,7 +78,7 @@ def deviation(centred: Array, seen: Array) -> Array:
     return found
 
 
-def deviations(values: np.ndarray, scale: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def in_deviations(values: np.ndarray, scale: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """float32 [T, C]: what is asked for of centred `values`, in units of `scale` [C], `FURTHEST` of them at most; 0
     elsewhere."""
     scaled = np.clip(values / scale, -FURTHEST, FURTHEST)
