@@ -30,6 +30,7 @@ from bigssl.config.errors import ConfigError
 from bigssl.data.errors import DataError
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
+from bigssl.nets.heads.steps import window_deviation
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
@@ -42,7 +43,6 @@ from bigssl.objectives.serial import (
     patches_in,
     random_steps,
     series_of,
-    window_deviation,
     without_mean,
 )
 

@@ -9,10 +9,8 @@ before anything is rounded to bf16, in which ten thousand and a half are ten tho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from bigssl.config.errors import ConfigError
 from bigssl.data.errors import DataError
@@ -20,11 +18,9 @@ from bigssl.data.kinds import decode
 from bigssl.data.sample import Sample
 from bigssl.nets.towers import Tower
 
-Array = TypeVar("Array", np.ndarray, Tensor)
 FURTHEST = 10.0
 """Deviations from the mean of what is visible within which a value is asked for: one further away counts as so far.
 Where what is visible is constant, its deviation is none, and a jump behind it would be all that there is in a loss."""
-LEAST_VARIANCE = 1e-5  # transformers' `minimum_scale`
 LARGEST = 1e18  # whose squares float32 can still add up
 
 
@@ -68,14 +64,6 @@ def without_mean(values: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.n
     float64 [C]."""
     mean = (values * seen).sum(0) / np.maximum(seen.sum(0), 1)
     return (values - mean).astype(np.float32), mean
-
-
-def window_deviation(centred: Array, seen: Array) -> Array:
-    """[..., C] of values [..., T, C] that are centred where they are `seen`: what the backbone divides by, which adds
-    1e-5 to the variance."""
-    squares = ((centred * seen) ** 2).sum(-2)
-    found: Array = (squares / seen.sum(-2).clip(1) + LEAST_VARIANCE) ** 0.5
-    return found
 
 
 def in_deviations(values: np.ndarray, scale: np.ndarray, asked: np.ndarray) -> np.ndarray:
