@@ -153,6 +153,12 @@ def _pipeline(job: Job, model: Any, inputs: dict[str, Any], found: Any) -> Any:
     return torch.tensor([each["generated_token_ids"][-1] for each in new])
 
 
+def _patches(job: Job, model: Any, inputs: dict[str, Any], found: Any) -> Any:
+    """What the head makes of each patch of a series, with nothing hidden (the class hides at random)."""
+    return model.head(model.model.encoder(model.model.patchifier(model.model.scaler(
+        inputs["past_values"], inputs[job["observed"]])[0])).last_hidden_state)
+
+
 OUTPUTS: dict[str, Callable[..., Any]] = {
     "features": lambda job, model, inputs, found: _mean(job, model, inputs, found.last_hidden_state),
     "logits": lambda job, model, inputs, found: found.logits,
@@ -160,6 +166,8 @@ OUTPUTS: dict[str, Callable[..., Any]] = {
     "pipeline": _pipeline,
     "written": _written,
     "pair_logits": _pair_logits,
+    "patches": _patches,
+    "forecast": lambda job, model, inputs, found: found.prediction_outputs,
 }
 
 
