@@ -31,6 +31,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.heads.steps import window_deviation
+from bigssl.nets.modality.kinds import BY_CHANNEL
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
@@ -58,7 +59,7 @@ class SeriesForecast(Counting, Objective):
         )
         period: int | None = Field(None, ge=1, description="steps of a season: the seasonal naive forecast is in stats")
 
-    takes = {"backbone": Needs("series")}
+    takes = {"backbone": Needs("series", BY_CHANNEL, "whose states are of all channels together")}
     starts = {"horizon": 6}
     adjustable = ("errors", "period")
     preset = {

@@ -31,6 +31,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.heads.steps import window_deviation
+from bigssl.nets.modality.kinds import BY_CHANNEL
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
@@ -54,7 +55,7 @@ class MaskedSeries(Counting, Objective):
         backbone: str = "series"
         ratio: float = Field(0.4, gt=0, lt=1, description="share of the patches of a channel that are hidden")
 
-    takes = {"backbone": Needs("series")}
+    takes = {"backbone": Needs("series", BY_CHANNEL, "whose states are of all channels together")}
     adjustable = ("ratio",)
     preset = {
         "objective": {},

@@ -5,12 +5,13 @@ arXiv 2106.10466).
             └─ crop ── times hidden ── backbone ── states of the overlap ┴─ against other series, against other times,
                                                                             at each scale: maxima of 1, 2, 4 ... times
 
-A time is a patch of the backbone (of a `ts2vec` network a step); the states of its channels are averaged, as features
-are. Crops are as long as the backbone takes, and overlap by a fixed share, so that all samples of a batch have as many
-times in common; the paper draws it anew for each batch. A hidden time is to the backbone as one that was never
-observed. Each crop is normalised by what it shows. The loss is α times the contrast with other series of all ranks plus
-1 − α times that with other times, a mean over scales (`bigssl/objectives/hierarchy.py`). Blind line: everything equal.
-A series shorter than both crops is filled up behind its end.
+A time is a patch of the backbone; of `ts2vec`, the paper's encoder, a step. The states of its channels are averaged,
+as features are. Crops are as long as the backbone takes, and overlap by a fixed share, so that all samples of a batch
+have as many times in common; the paper draws it anew for each batch. A hidden time is to the backbone as one that was
+never observed (the paper hides what the first layer makes of it). Each crop is normalised by what it shows, where the
+backbone normalises (`scaling: std`). The loss is α times the contrast with other series of all ranks plus 1 − α times
+that with other times, a mean over scales (`bigssl/objectives/hierarchy.py`). Blind line: everything equal. A series
+shorter than both crops is filled up behind its end.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, attractio
 from bigssl.objectives.comparing import Comparing
 from bigssl.objectives.hierarchy import Contrasts, hierarchical_contrast
 from bigssl.objectives.needs import Needs
-from bigssl.objectives.serial import check_normalises, random_steps, series_of, whole_patches, without_mean
+from bigssl.objectives.serial import random_steps, series_of, whole_patches, without_mean
 
 
 class SeriesContrast(Comparing, Objective):
@@ -65,7 +66,6 @@ class SeriesContrast(Comparing, Objective):
         super().__init__()
         self.config = config
         self.backbone = self.backbone_of(towers, "backbone")
-        check_normalises(config.backbone, self.backbone)
         self.patch, self.patches = whole_patches(config.backbone, self.backbone)
         self.shared = round(self.patches * config.overlap)
         if self.shared < 2:
@@ -86,8 +86,8 @@ class SeriesContrast(Comparing, Objective):
             if not observed.any():
                 raise DataError(f"{sample.where}: nothing was observed in a crop of {length} steps")
             seen = observed & ~self._hidden(observed, rng)[:, None]
-            shown = without_mean(values, seen)[0]
-            found |= {f"series{number}": np.where(seen, shown, np.float32(0)), f"seen{number}": seen}
+            shown = without_mean(values, seen)[0] if self.backbone.model.config.scaling == "std" else values
+            found |= {f"series{number}": np.where(seen, shown, 0).astype(np.float32), f"seen{number}": seen}
         return found
 
     def _hidden(self, observed: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -170,7 +170,29 @@ def test_short_and_broken_series(objective: Make, batch: Make) -> None:
 
 
 def test_settings_that_cannot_be_are_refused(objective: Make) -> None:
-    with pytest.raises(ConfigError, match=r"objective.overlap: value 0.1 of 8 patches is 1; allowed: 2 patches or more"):
+    with pytest.raises(ConfigError, match=r"objective.overlap: value 0.1 of 8 patches is 1; allowed: 2 patches"):
         objective(KIND, "series_contrast", overlap=0.1)
-    with pytest.raises(ConfigError, match="backbones.other.config.patch_stride: value 8 with patch_length 4: steps betw"):
+    with pytest.raises(ConfigError, match="other.config.patch_stride: value 8 with patch_length 4: steps between"):
         objective(KIND, "series_contrast", beside={"other": tiny_section(KIND, patch_stride=8)}, backbone="other")
+
+
+@pytest.mark.parametrize("scaling", ["std", None])
+def test_the_encoder_of_the_paper_serves(scaling: str | None, objective: Make, batch: Make) -> None:
+    """Its times are steps; without normalisation of its own, it is given the values as they are."""
+    section = {"type": "ts2vec", "channels": 6, "length": 32,
+               "config": {"hidden_size": 16, "width": 8, "depth": 2, "dropout": 0.0, "scaling": scaling}}  # fmt: skip
+    task = objective(KIND, "series_contrast", beside={"other": section}, backbone="other", hide=0.0)
+    assert task.patch == 1 and task.shared == 16
+    losses = task(batch(task), AT)
+    losses.total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.backbone.parameters())
+    values = np.random.default_rng(0).standard_normal((48, 6)) + 100
+    found = task.prepare(sample_of(values), np.random.default_rng(0), None)
+    assert (abs(found["series1"].mean()) > 99) == (scaling is None)
+
+
+def test_states_of_all_channels_are_refused_where_channels_are_predicted(objective: Make) -> None:
+    section = {"type": "ts2vec", "channels": 6, "length": 32, "config": {"width": 8, "depth": 1, "hidden_size": 8}}
+    for name in ("masked_series", "forecast"):
+        with pytest.raises(ConfigError, match="it is of type ts2vec, whose states are of all channels together"):
+            objective(discover()[name], name, beside={"other": section}, backbone="other")

@@ -79,6 +79,8 @@ def _series_mean(config: Any, hidden: Any, observed: Any) -> Any:
     count = (config.context_length - config.patch_length) // config.patch_stride + 1
     begin = config.context_length - (config.patch_length + config.patch_stride * (count - 1))
     seen = observed[:, begin:].unfold(1, config.patch_length, config.patch_stride).amax(-1).transpose(1, 2)
+    if hidden.dim() == 3:  # of all channels together
+        hidden, seen = hidden[:, None], seen.amax(1, keepdim=True)
     hidden = hidden[:, :, hidden.shape[2] - count :]
     return (hidden * seen[..., None]).sum((1, 2)) / seen.sum((1, 2))[:, None]
 

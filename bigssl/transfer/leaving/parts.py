@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from bigssl.config.errors import nearest
 from bigssl.data.sample import Sample
 from bigssl.nets.heads.base import Head, MaskedLanguageHead, masked_head
+from bigssl.nets.known import trust
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.modality.kinds import unused_parameters
-from bigssl.nets.vision.known import trust
 from bigssl.transfer.inputs import CONFIG, Input, exported_input
 from bigssl.transfer.leaving.export import ExportError, load_backbone, load_head
 from bigssl.transfer.leaving.samples import collated

@@ -45,6 +45,7 @@ from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.heads.base import Head, masked_head
+from bigssl.nets.series.ts2vec import Ts2vecConfig
 from bigssl.nets.timm.folders import read_timm, timm_config
 from bigssl.nets.vision.resnet_cifar import CifarResNetConfig
 from bigssl.transfer.features import read_samples
@@ -125,6 +126,8 @@ def networks(tokenizer: PreTrainedTokenizerFast) -> dict[str, tuple[PreTrainedMo
         "llama": (network(LlamaConfig(vocab_size=size, **WORDS, max_position_embeddings=32,
                                       pad_token_id=tokenizer.pad_token_id)), text),
         "patchtst": (network(PatchTSTConfig(**SERIES)), SeriesInput(16, 6)),
+        "steps": (network(Ts2vecConfig(num_input_channels=6, context_length=16, hidden_size=12, width=8, depth=2)),
+                  SeriesInput(16, 6)),
         "filling": (network(PatchTSTConfig(**SERIES)), SeriesInput(16, 6)),
         "ahead": (network(PatchTSTConfig(**SERIES)), SeriesInput(16, 6)),
         "classed": (network(PatchTSTConfig(**SERIES, use_cls_token=True)), SeriesInput(16, 6)),
@@ -251,7 +254,7 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
     claims: dict[str, Claim] = {}
     wanted = [("transformers", name) for name in parts if name != "clip"]
     for form, name in [*wanted, ("sentence-transformers", "bert"), ("sentence-transformers", "clip"), ("onnx", "clip"),
-                       ("onnx", "small"), ("onnx", "grey")]:
+                       ("onnx", "small"), ("onnx", "grey"), ("onnx", "steps")]:
         for claim in write(parts[name], exported, form, work / form / name, samples):
             claims[f"{form} {claim.folder.relative_to(work / form)}"] = claim
     bert, takes = networks(load_tokenizer(DEMO / "tokenizer.json"))["bert"]
@@ -286,7 +289,8 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
      ("transformers grey", "AutoModel("), ("onnx grey", "onnxrunt"),
      ("transformers patchtst", "AutoModel("), ("transformers wav2vec2", "AutoModel("),
      ("transformers filling", "PatchTSTForPretraining("), ("transformers ahead", "PatchTSTForPrediction("),
-     ("transformers classed", "AutoModel("), ("transformers bert", "AutoModelForMaskedLM("),
+     ("transformers classed", "AutoModel("), ("transformers steps", "AutoModel("), ("onnx steps", "onnxrunt"),
+     ("transformers bert", "AutoModelForMaskedLM("),
      ("transformers joint", "AutoModelForPreTraining("), ("transformers albert", "AutoModelForPreTraining("),
      ("transformers pair", "AutoModelForNextSentencePrediction("), ("transformers modernbert", "AutoModelForMaskedLM("),
      ("transformers gpt2", "AutoModelForCausalLM("), ("transformers llama", "AutoModelForCausalLM("),
