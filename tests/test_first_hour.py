@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from bigssl import train
 from bigssl.cli.main import main
-from bigssl.exits import DONE, REFUSED
+from bigssl.exits import DONE
 
 ROOT = Path(__file__).parents[1]
 SIDE = 24  # pixels
@@ -169,17 +169,19 @@ def test_chinese_texts(tmp_path: Path, walk: Walk) -> None:
     assert tokenizer.unk_token_id not in tokenizer("早餐让人失望，前台特别热情。")["input_ids"]
 
 
-def test_a_table_of_sensors_meets_an_early_no(tmp_path: Path, walk: Walk) -> None:
+def test_a_table_of_sensors(tmp_path: Path, walk: Walk) -> None:
     with (tmp_path / "sensors.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["time", "temperature", "load"])
         for minute in range(3000):
             time = f"2024-01-{1 + minute // 1440:02d} {minute // 60 % 24:02d}:{minute % 60:02d}"
             table.writerow([time, f"{20 + 5 * math.sin(minute / 50):.3f}", f"{abs(math.cos(minute / 90)):.3f}"])
-    packed, stats, refused = walk(journey("bigssl shards pack sensors"), tmp_path)
-    assert packed.code == stats.code == DONE and "no row on both sides" in packed.out + packed.err
-    assert "sensors/train: 29 samples" in packed.out and "spread" in stats.out
-    (line,) = refused.err.splitlines()
-    assert refused.code == REFUSED and "series (steps 96, channels 2)" in line
-    assert "no objective takes series yet" in line and "docs/extend.md" in line
-    assert not list(tmp_path.glob("*.yaml")) and not (tmp_path / "runs").exists()
+    packed, made, trained, judged = answers = walk(journey("bigssl shards pack sensors"), tmp_path)
+    assert [each.code for each in answers] == [DONE] * 4, answers[-1].err
+    assert "no row on both sides" in packed.out + packed.err and "sensors/train: 29 samples" in packed.out
+    assert "29 samples with series (steps 96, channels 2), 4 held out" in made.out + made.err
+    (below,) = re.findall(r"loss: ([\d.]+) squared deviations below its blind line", trained.out + trained.err)
+    assert float(below) > 0.5
+    there = tmp_path / "runs" / "sensors-masked_series" / "evaluations" / "001"
+    tasks = json.loads((there / "scorecard.json").read_text())["tasks"]
+    assert tasks["ahead/mse"]["trained"] < tasks["ahead/mse"]["raws"]["last value"] and "last value" in judged.out

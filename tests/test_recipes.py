@@ -3,16 +3,24 @@ any override works, and its first loss is the same on one rank and on two."""
 
 from __future__ import annotations
 
+import atexit
+import io
 import re
+import shutil
+import tempfile
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from bigssl import distributed
 from bigssl.config.recipe import Recipe, load_recipe, recipe_model
 from bigssl.data.loading.loader import MicroBatches
+from bigssl.data.tools.pack import pack
+from bigssl.data.tools.sources.base import Item
 from bigssl.engine import zero
 from bigssl.engine.constraints import check_constraints
 from bigssl.engine.groups import check_groups
@@ -50,8 +58,22 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def filled(path: Path) -> str:
     """The override by which a recipe reads the demo, whatever its words; those of a laptop do as they stand."""
     words = yaml.safe_load(path.read_text()).get("fill", {})
-    values = words if path in LAPTOP else {word: DEMO.get(word, "bigssl/demo/emoji") for word in words}
+    own = DEMO | ({"series": made_series()} if "series" in words else {})
+    values = words if path in LAPTOP else {word: own.get(word, "bigssl/demo/emoji") for word in words}
     return f"fill={yaml.safe_dump(values, default_flow_style=True).strip()}"
+
+
+@cache
+def made_series() -> str:
+    """A folder of shards as recipes of long series take them: seven channels, which no series of the demo has."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    for number, part in enumerate(("train", "val")):
+        out = io.BytesIO()
+        np.save(out, np.random.default_rng(number).standard_normal((1500, 7)).cumsum(0))
+        fields = {"npy": out.getvalue()}
+        pack([Item("hours", part, partial(dict, fields))], folder / part, name=part)
+    return str(folder)
 
 
 def head(path: Path) -> dict[str, str]:

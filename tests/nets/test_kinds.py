@@ -85,6 +85,7 @@ TINY: dict[str, dict[str, Any]] = {
     "resnet_cifar": {**TWO, "embedding_size": 8, "layer_type": "basic"},
     "swiftformer": {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16]},
     "swin": WINDOWS, "swinv2": WINDOWS,
+    "ts2vec": {"hidden_size": 16, "width": 8, "depth": 2, "dropout": 0.0},
     "squeezebert": {**SMALL, "embedding_size": 32},  # has no projection between the two
 }  # fmt: skip
 SIZES = {"hiera": 128, "levit": 64, "mobilevit": 64, "mobilevitv2": 64}

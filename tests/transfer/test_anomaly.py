@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from sklearn.metrics import average_precision_score, f1_score
 
 from bigssl.config.errors import ConfigError
@@ -22,9 +22,12 @@ from bigssl.data.errors import DataError
 from bigssl.data.tools.pack import pack
 from bigssl.data.tools.sources.base import Item
 from bigssl.engine.plan.evaluation import Checked
+from bigssl.nets.heads.base import Head
+from bigssl.nets.heads.steps import errors_when_hidden
 from bigssl.nets.towers import Tower
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.discovery import discover_evaluations
+from bigssl.transfer.features import evaluating
 from bigssl.transfer.inputs import input_of
 from bigssl.transfer.labelled.trials import Trial
 from bigssl.transfer.leaving.export import export_run
@@ -35,6 +38,10 @@ from bigssl.transfer.subjects import Exported
 from bigssl.transfer.tasks import anomaly
 from bigssl.transfer.team import Team
 
+FILLING = {"type": "patchtst", "channels": 6, "length": 40, "config": {
+    "d_model": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32,
+    "patch_length": 8, "patch_stride": 8,
+}}  # fmt: skip
 CONTENDERS = ["trained", "random_net", "blind", anomaly.PCA, anomaly.POLYNOMIAL]
 
 
@@ -43,9 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("anomaly")
     runpy.run_path(str(Path(__file__).parent / "made" / "anomaly.py"))["make"](folder)
     torch.manual_seed(0)
-    tower = Tower("series", BackboneConfig(type="patchtst", channels=6, length=40, config={
-        "d_model": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32, "patch_length": 8,
-        "patch_stride": 8}), None)  # fmt: skip
+    tower = Tower("series", BackboneConfig.model_validate(FILLING), None)
     export_run(folder, {"series": tower.model}, {"series": input_of(tower)}, {}, {})
     return folder
 
@@ -78,6 +83,40 @@ def test_the_threshold_knows_nothing_of_what_is_judged(work: anomaly._Work, cont
     assert [each.plain for each in more[:-1]] == [each.plain for each in found]
     if contender in (anomaly.PCA, anomaly.POLYNOMIAL):  # PatchTST sees a window at variance 1
         assert more[-1].plain.alarms > 0.9 * len(work.lines[0]), "a thousand times as large"
+
+
+def test_with_a_head_a_score_is_the_error_of_hidden_patches(data: Path, tmp_path: Path) -> None:
+    """Also of a random network with a random head; nothing is remembered, and gaps have no error."""
+    folder = tmp_path / "filling"
+    torch.manual_seed(1)
+    layer = torch.nn.Linear(16, 8)
+    head = Head("masked_series", {"series": "series"}, dict(layer.named_parameters()), {"ratio": 0.4})
+    tower = Tower("series", BackboneConfig.model_validate(FILLING), None)
+    export_run(folder, {"series": tower.model}, {"series": input_of(tower)}, {"filling": head}, {})
+    asked = section(data, head="filling", stride=40)
+    with Scratch(tmp_path, Team()) as scratch:
+        bench = Bench(Team(), scratch, Exported(folder / "export", 0, {}), "cpu", where="evaluate.mine")
+        work = anomaly._Work.of(asked, bench)
+        scores = work._detector(Trial("trained", 1.0, 0, torch.arange(4)))([])
+        line = work.scale(work.lines[1])
+        model = work.subject.models["trained"]
+        got = scores(line)
+        for window in range(4):
+            values = torch.from_numpy(line[window * 40 : window * 40 + 40] * work.scale.std).float()[None]
+            with torch.no_grad(), evaluating(model):
+                errors = errors_when_hidden(model, layer, values, values.isfinite(), 0.4)[0].numpy()
+            want = (errors / work.scale.std**2).mean(1)
+            np.testing.assert_allclose(got[window * 40 : window * 40 + 40], want, rtol=1e-3, atol=1e-5)
+        gap = line.copy()
+        gap[50:60] = np.nan
+        assert np.isfinite(scores(gap)).all() and not scores(gap)[50:60].any()
+    card = score(folder, {"mine": asked}, seed=0, out=folder / "out")["tasks"]
+    assert card["mine/f1"]["trained"] != card["mine/f1"]["random_net"]
+    with pytest.raises(ValidationError, match="k 5 has no effect with head, which remembers nothing"):
+        section(data, head="filling", k=5)
+    with pytest.raises(ConfigError, match="evaluate.mine.head: value 'lost'; allowed: filling"):
+        lost = section(data, head="lost")
+        lost.check(Checked("evaluate.mine", lost, {"series": tower}, {"filling": head}))
 
 
 def steps_of(parts: Iterable[np.ndarray]) -> Counter[bytes]:

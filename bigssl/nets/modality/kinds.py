@@ -12,12 +12,12 @@ import inspect
 
 from transformers import PreTrainedModel
 
-from bigssl.nets.vision.known import OURS
+import bigssl.nets.known  # noqa: F401 - two of these types are ours
 
 IMAGE = (
     "beit", "bit", "clip_vision_model", "convnext", "convnextv2", "data2vec-vision", "deit", "dinov2",
     "dinov2_with_registers", "dinov3_vit", "efficientnet", "focalnet", "hiera", "ijepa", "levit", "mobilenet_v1",
-    "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt_v2", "regnet", "resnet", *OURS,
+    "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt_v2", "regnet", "resnet", "resnet_cifar",
     "segformer", "siglip_vision_model", "swiftformer", "swin", "swinv2", "vit", "vit_msn",
 )  # fmt: skip
 TRANSFORMERS = (
@@ -43,9 +43,11 @@ ENCODER_DECODER = ("bart", "mbart", "pegasus")
 token sees both its sides there, and half of the network need not be run."""
 SEGMENTS = "token_type_ids"
 """What transformers calls the ids that tell two pieces of a text apart."""
-OBSERVED = {"patchtst": "past_observed_mask", "patchtsmixer": "observed_mask"}
+OBSERVED = {"patchtst": "past_observed_mask", "patchtsmixer": "observed_mask", "ts2vec": "past_observed_mask"}
 """Types of series networks, and what each calls the mask of values that were observed."""
 SERIES = tuple(OBSERVED)
+BY_CHANNEL = ("patchtst", "patchtsmixer")
+"""Those with states of each channel by itself, [B, C, patches, D]; of others, of all together, [B, steps, D]."""
 AUDIO = (
     "data2vec-audio", "hubert", "sew", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-conformer", "wavlm",
 )  # fmt: skip

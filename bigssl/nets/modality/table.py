@@ -239,15 +239,19 @@ class _Series(Modality):
         return {self.main: values.to(model.dtype), OBSERVED[model.config.model_type]: observed.to(model.dtype)}
 
     def tokens(self, model: PreTrainedModel, inputs: Inputs, hidden: Tensor) -> Tokens:
-        """Of [B, C, patches, D]. A patch counts where one of its values was observed."""
+        """Of [B, C, patches, D], or [B, steps, D] of all channels together. One counts where a value of it was
+        observed."""
         size, step, length = (getattr(model.config, f) for f in ("patch_length", "patch_stride", "context_length"))
         count = (length - size) // step + 1
+        together = hidden.dim() == 3
+        hidden = hidden[:, None] if together else hidden
         tokens = hidden[:, :, hidden.shape[2] - count :].flatten(1, 2)  # a class token stands before the patches
         observed = inputs.get(OBSERVED[model.config.model_type])
         if observed is None:
             return tokens, None
         begin = length - (size + step * (count - 1))  # what does not fill a patch is left out in front
         seen = observed[:, begin:].unfold(1, size, step).amax(-1)  # [B, patches, C]
+        seen = seen.amax(-1, keepdim=True) if together else seen
         return tokens, seen.transpose(1, 2).flatten(1, 2)
 
 

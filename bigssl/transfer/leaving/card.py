@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import yaml
 from transformers import PreTrainedModel
 
 from bigssl.nets.heads.base import Head
+from bigssl.nets.known import OUR_CODE, trust
 from bigssl.nets.modality.kinds import unused_parameters
-from bigssl.nets.vision.known import trust
 from bigssl.report.values import shown, with_unit
 from bigssl.transfer.inputs import Input
 from bigssl.transfer.leaving.proof import FILE, Claim, Proof, arguments
@@ -26,8 +26,8 @@ vision transformers over patch tokens, for text networks over tokens that are no
 
 
 CODE = """\
-transformers has no class for such a network: `resnet_cifar.py`, beside its weights, is its code, transformers' ResNet
-with another stem; `trust_remote_code=True` is leave to run it. Where bigssl is imported, its own is run.
+transformers has no class for such a network: `{file}`, beside its weights, is its code; `trust_remote_code=True` is
+leave to run it. Where bigssl is imported, its own is run.
 """
 
 
@@ -43,7 +43,7 @@ def model_card(run: str, backbones: Mapping[str, PreTrainedModel], inputs: Mappi
         lines += [f'{variable} = AutoModel.from_pretrained("{name}"{arguments(trust(model))})  '
                   f"# {type(model).__name__}, {_learnt(model):,} parameters"]
         lines += [f'{variable}_input = {loader}.from_pretrained("{name}")'] if loader else []
-    lines += ["```", "", *[CODE] * any(map(trust, backbones.values()))]
+    lines += ["```", "", *_codes(backbones.values())]
     lines += [FEATURES, *dict.fromkeys(taken.described for taken in inputs.values()), ""]
     if heads:
         lines += ["`heads/` holds what was trained on top of them and evaluations need, as safetensors: "
@@ -52,6 +52,11 @@ def model_card(run: str, backbones: Mapping[str, PreTrainedModel], inputs: Mappi
     lines += ["## How it was made", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {_cell(value)} |" for key, value in meta.items()]
     return "\n".join(lines) + "\n"
+
+
+def _codes(models: Iterable[PreTrainedModel]) -> list[str]:
+    kinds = dict.fromkeys(model.config.model_type for model in models)
+    return [CODE.format(file=OUR_CODE[kind]) for kind in kinds if kind in OUR_CODE]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from transformers import AutoModelForAudioClassification, AutoModelForImageClass
 from transformers import AutoModelForSequenceClassification as ForTexts
 
 from bigssl.data.sample import Sample
+from bigssl.nets.known import trust
 from bigssl.nets.modality import MODALITIES
-from bigssl.nets.vision.known import trust
 from bigssl.transfer.inputs import Input
 from bigssl.transfer.leaving.export import ExportError, hushed, made_readable, publish, put_back
 from bigssl.transfer.leaving.proof import FILE, SAMPLES, Claim, Proof, arguments, digests, prove

@@ -79,6 +79,8 @@ def _series_mean(config: Any, hidden: Any, observed: Any) -> Any:
     count = (config.context_length - config.patch_length) // config.patch_stride + 1
     begin = config.context_length - (config.patch_length + config.patch_stride * (count - 1))
     seen = observed[:, begin:].unfold(1, config.patch_length, config.patch_stride).amax(-1).transpose(1, 2)
+    if hidden.dim() == 3:  # of all channels together
+        hidden, seen = hidden[:, None], seen.amax(1, keepdim=True)
     hidden = hidden[:, :, hidden.shape[2] - count :]
     return (hidden * seen[..., None]).sum((1, 2)) / seen.sum((1, 2))[:, None]
 
@@ -153,6 +155,12 @@ def _pipeline(job: Job, model: Any, inputs: dict[str, Any], found: Any) -> Any:
     return torch.tensor([each["generated_token_ids"][-1] for each in new])
 
 
+def _patches(job: Job, model: Any, inputs: dict[str, Any], found: Any) -> Any:
+    """What the head makes of each patch of a series, with nothing hidden (the class hides at random)."""
+    return model.head(model.model.encoder(model.model.patchifier(model.model.scaler(
+        inputs["past_values"], inputs[job["observed"]])[0])).last_hidden_state)
+
+
 OUTPUTS: dict[str, Callable[..., Any]] = {
     "features": lambda job, model, inputs, found: _mean(job, model, inputs, found.last_hidden_state),
     "logits": lambda job, model, inputs, found: found.logits,
@@ -160,6 +168,8 @@ OUTPUTS: dict[str, Callable[..., Any]] = {
     "pipeline": _pipeline,
     "written": _written,
     "pair_logits": _pair_logits,
+    "patches": _patches,
+    "forecast": lambda job, model, inputs, found: found.prediction_outputs,
 }
 
 

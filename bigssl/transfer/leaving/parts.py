@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from bigssl.config.errors import nearest
 from bigssl.data.sample import Sample
 from bigssl.nets.heads.base import Head, MaskedLanguageHead, masked_head
+from bigssl.nets.known import trust
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.modality.kinds import unused_parameters
-from bigssl.nets.vision.known import trust
 from bigssl.transfer.inputs import CONFIG, Input, exported_input
 from bigssl.transfer.leaving.export import ExportError, load_backbone, load_head
 from bigssl.transfer.leaving.samples import collated
@@ -68,7 +68,7 @@ class PartNetwork:
 class LeavingPart:
     """Attributes:
     name: as --part has it.
-    kind: "network", or what its head is: "mlm", "causal", "writing", "clip".
+    kind: "network", or what its head is: "mlm", "causal", "writing", "clip", "masked_series", "forecast".
     members: by role: "image" and "text" of CLIP; of others the one, by its modality.
     tensors, settings: of the head.
     pair: tensors of the head of pairs of texts that leaves with it; {} of none.
@@ -101,7 +101,9 @@ class LeavingPart:
         return F.normalize(self.members[role].features(samples) @ self.tensors[f"{role}_projection"].T, dim=1)
 
 
-KINDS = ("mlm", "causal", "writing", "clip")  # heads that other libraries have, too; decoders of pictures stay behind
+KINDS = ("mlm", "causal", "writing", "clip", "masked_series", "forecast")
+"""Heads that other libraries have, too; decoders of pictures stay behind, and heads of series on other networks than
+PatchTST's: a class token is all that its forecasts would be made of."""
 PAIRED = {
     **dict.fromkeys(("bert", "ernie", "megatron-bert"), ("next_sentence", ("mlm", "network"))),
     "albert": ("sentence_order", ("mlm",)),
@@ -156,7 +158,7 @@ def parts_of(export: Path, heads: Mapping[str, Head]) -> dict[str, Listed]:
     Args:
         heads: those of the export.
     """
-    everything, heads = heads, {name: head for name, head in heads.items() if head.kind in KINDS}
+    everything, heads = heads, {name: head for name, head in heads.items() if _leaves(export, head)}
     networks = sorted(path.parent.name for path in export.glob(f"*/{CONFIG}"))
     found: dict[str, Listed] = {}
     of_one = {name: [key for key, head in heads.items() if list(head.backbones.values()) == [name]]
@@ -171,6 +173,13 @@ def parts_of(export: Path, heads: Mapping[str, Head]) -> dict[str, Listed]:
             name = key if key not in networks else f"{key}-head"
             found[name] = Listed(name, head.kind, dict(head.backbones), key)
     return found
+
+
+def _leaves(export: Path, head: Head) -> bool:
+    if head.kind not in ("masked_series", "forecast"):
+        return head.kind in KINDS
+    config = json.loads((export / head.backbones["series"] / CONFIG).read_text())
+    return config["model_type"] == "patchtst" and not (head.kind == "forecast" and config["use_cls_token"])
 
 
 def _pair_of(folder: Path, kind: str, heads: Mapping[str, Head]) -> str | None:

@@ -1,5 +1,6 @@
 """As transformers loads it: `AutoModel`, or with the trained heads `AutoModelForMaskedLM`, `AutoModelForPreTraining`,
-`AutoModelForNextSentencePrediction`, `AutoModelForCausalLM`, `AutoModelForSeq2SeqLM`."""
+`AutoModelForNextSentencePrediction`, `AutoModelForCausalLM`, `AutoModelForSeq2SeqLM`, `PatchTSTForPretraining`,
+`PatchTSTForPrediction`."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from bigssl.transfer.leaving.paired import BOTH, NEXT, fitting_pairs, pair_logit
 from bigssl.transfer.leaving.parts import LeavingPart, PartNetwork, UnfitError
 from bigssl.transfer.leaving.proof import Claim, arguments, digests
 from bigssl.transfer.leaving.samples import Samples, collated, contents
+from bigssl.transfer.leaving.stepwise import CLASSES, stepwise_model, stepwise_outputs
 from bigssl.transfer.leaving.writing import first_written, trained_writing_head, writing_model
 
 TOKENS = 256  # whose logits are compared
@@ -34,7 +36,8 @@ WRITTEN = 5  # tokens of a text that an encoder-decoder writes
 def to_transformers(part: LeavingPart, folder: Path, samples: Samples) -> list[Claim]:
     """Writes weights and preprocessor to `folder`. Raises UnfitError."""
     kinds: dict[str, Callable[[LeavingPart, list[Sample]], Written]] = {
-        "network": _network, "mlm": _masked, "causal": _causal, "writing": _writing, "clip": _dual}  # fmt: skip
+        "network": _network, "mlm": _masked, "causal": _causal, "writing": _writing, "clip": _dual,
+        "masked_series": _stepwise, "forecast": _stepwise}  # fmt: skip
     seen = next(iter(samples.values()))
     part = open_ended(part) if part.kind == "causal" else part
     model, load, outputs = (_paired if part.pair else kinds[part.kind])(part, seen)
@@ -146,6 +149,12 @@ def _writing(part: LeavingPart, samples: list[Sample]) -> Written:
     load = {"class": "AutoModelForSeq2SeqLM", "outputs": ["token_logits", "written"], "tokens": TOKENS, "new": WRITTEN,
             "start": member.model.config.decoder_start_token_id}  # fmt: skip
     return model, load, logits
+
+
+def _stepwise(part: LeavingPart, samples: list[Sample]) -> Written:
+    outputs = stepwise_outputs(part, samples)
+    load = {"class": CLASSES[part.kind].__name__, "outputs": list(outputs), **_facts(part.only)}
+    return stepwise_model(part), load, outputs
 
 
 def beginning(takes: TextInput, text: bytes, end: str = "") -> str:

@@ -78,6 +78,19 @@ def _nearest(asked: Tensor, known: Tensor, k: int) -> Tensor:
     return torch.cat([torch.cdist(part, known).topk(few, largest=False).values.mean(1) for part in parts])
 
 
+def hidden_errors(errors: Encode, length: int, stride: int, batch: int) -> Detector:
+    """Squared error of each step as a network fills it in that was trained to (`masked_series`). Nothing is remembered.
+
+    errors: windows float32 [B, length, C] -> float32 [B, length] on the CPU.
+    """
+
+    def scores(rows: Rows) -> np.ndarray:
+        windows = StepWindows.of([rows], length, stride, whole=True)
+        return spread_out(windows, _encoded(errors, windows, batch).double().numpy(), len(rows))
+
+    return lambda normal: scores
+
+
 def principal_components(length: int, stride: int) -> Detector:
     """Squared error of windows as the first principal components of normal ones give them back, those that explain
     `EXPLAINED` of their variance."""

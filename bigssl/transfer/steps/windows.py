@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bigssl.nets.modality import modality_of_type
+from bigssl.nets.modality.kinds import BY_CHANNEL
 from bigssl.transfer.baselines import calibrate_batch_norm
 
 CALIBRATING = 1024  # windows that a random network's BatchNorm is set from
@@ -57,12 +58,13 @@ def _begins(last: int, stride: int, whole: bool) -> list[int]:
 
 
 def tokens_of(model: PreTrainedModel, windows: Tensor) -> Tensor:
-    """Hidden states float32 [B, C, P, D] of windows [B, T, C] on the model's device: P patches of each channel. NaN is
-    what was not observed, as in training."""
+    """Hidden states float32 [B, C, P, D] of windows [B, T, C] on the model's device: P patches of each channel, or
+    [B, 1, T, D] of all channels together. NaN is what was not observed, as in training."""
     row = modality_of_type(model.config.model_type)
     assert row is not None
     hidden = row.hidden(model, _batch(windows))  # channel by channel
-    return hidden.view(len(windows), windows.shape[2], -1, hidden.shape[-1]).float()
+    groups = windows.shape[2] if model.config.model_type in BY_CHANNEL else 1
+    return hidden.view(len(windows), groups, -1, hidden.shape[-1]).float()
 
 
 def _batch(windows: Tensor) -> dict[str, Tensor]:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bigssl.config.evaluate import Evaluation, Limit
 from bigssl.config.section import PositiveInt
+from bigssl.nets.heads.base import Head
+from bigssl.nets.heads.steps import errors_when_hidden
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating, finite
 from bigssl.transfer.inputs import SeriesInput, input_of
@@ -22,7 +25,14 @@ from bigssl.transfer.labelled.trials import Trial, outcomes
 from bigssl.transfer.measures.ranking import StepCounts, average_precision, point_adjusted
 from bigssl.transfer.measures.surface import vus_pr
 from bigssl.transfer.scores import RAW, ScoreRow
-from bigssl.transfer.steps.detectors import Detector, at_random, patch_memory, polynomial, principal_components
+from bigssl.transfer.steps.detectors import (
+    Detector,
+    at_random,
+    hidden_errors,
+    patch_memory,
+    polynomial,
+    principal_components,
+)
 from bigssl.transfer.steps.series import (
     LongSeries,
     Scale,
@@ -62,6 +72,7 @@ class Anomaly(Evaluation):
     The labels of `queries` are read for the measures only. From `train`, which counts as normal, come the memory of the
     detectors (four fifths) and the threshold (the `quantile` of the scores of the last fifth, which is not in the
     memory). `label` is a list in the json of a series: 0 or 1 of each step.
+    With `head`, one of `masked_series`, the score is instead the squared error of a step's patch when that is hidden.
     A backbone that brings each window to variance 1, as PatchTST does, sees no change of level that outlasts a window.
     """
 
@@ -77,6 +88,9 @@ class Anomaly(Evaluation):
     quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.99, description="of the scores of held-out normal steps: what is above it is called anomalous"
     )
+    head: str | None = Field(
+        None, description="name under export/heads of one that fills in hidden patches; default: states are compared"
+    )
     k: PositiveInt = Field(3, description="nearest normal patches whose mean distance is the score")
     stride: PositiveInt | None = Field(None, description="steps from one window to the next; default an eighth of it")
     border: PositiveInt | None = Field(
@@ -84,12 +98,20 @@ class Anomaly(Evaluation):
     )
     seeds: PositiveInt = Field(3, description="random networks, and random scores")
 
+    @model_validator(mode="after")
+    def _nothing_is_remembered(self) -> Anomaly:
+        if self.head is not None:
+            self.refuse_idle("with head, which remembers nothing", "k")
+        return self
+
     def unlabelled(self) -> dict[str, str]:
         return {self.backbone: "train"}
 
     def check(self, seen: Checked) -> None:
         takes = input_of(seen.backbone("backbone", "series"))
         assert isinstance(takes, SeriesInput)
+        if self.head is not None:
+            seen.head("head", "masked_series", {"series": "backbone"})
         seen.samples("train", takes)
         seen.samples("queries", takes, "label")
         seen.readable("queries", partial(long_series_of, channels=takes.channels, label=self.label))
@@ -153,6 +175,7 @@ class _Work:
     calibrating: list[np.ndarray]
     lines: list[LongSeries]
     border: int
+    head: Head | None = None
 
     @classmethod
     def of(cls, section: Anomaly, bench: Bench) -> _Work:
@@ -176,7 +199,8 @@ class _Work:
         scaled = [scale(line) for line in train]
         normal, calibrating = _parted(bench.where, scaled, takes.length)
         border = section.border or period_of(scaled, takes.length) or BORDER
-        return cls(section, bench, subject, takes, scale, normal, calibrating, lines, border)
+        head = None if section.head is None else bench.head(section.head)
+        return cls(section, bench, subject, takes, scale, normal, calibrating, lines, border, head)
 
     def judged(self, trial: Trial) -> list[StepsJudged]:
         """Of each series."""
@@ -210,12 +234,39 @@ class _Work:
             windows = some.take(range(0, len(some), max(1, len(some) // CALIBRATING)))
             set_norms(model, windows * std + mean, self.section.batch, self.bench.device)
 
+        if self.head is not None:
+            errors = self._errors(model, self.head, trial)
+            return hidden_errors(errors, length, stride, self.section.batch)
+
         def encode(windows: Tensor) -> Tensor:
             with evaluating(model):
                 tokens = tokens_of(model, (windows * std + mean).to(self.bench.device))
             return tokens.permute(0, 2, 1, 3).flatten(2).cpu()  # [B, P, C * D]
 
         return patch_memory(encode, length, stride, self.section.k, self.section.batch)
+
+
+    def _errors(self, model: PreTrainedModel, head: Head, trial: Trial) -> Callable[[Tensor], Tensor]:
+        """float32 [B, T] of windows [B, T, C]: the mean over channels, in deviations of the training part."""
+        std = torch.from_numpy(self.scale.std).float().to(self.bench.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.bench.seed + trial.seed)
+            size, width = head.tensors["weight"].shape
+            filling = nn.Linear(width, size)
+        if trial.contender == "trained":
+            filling.load_state_dict(dict(head.tensors))
+        filling.to(self.bench.device)
+
+        def errors(windows: Tensor) -> Tensor:
+            given = windows.to(self.bench.device)
+            observed = given.isfinite()
+            values = torch.where(observed, given, 0.0) * std
+            with evaluating(model):
+                found = errors_when_hidden(model, filling, values, observed, head.settings["ratio"])
+            mean = (found / std.square()).sum(2) / observed.sum(2).clamp(min=1)
+            return torch.where(mean.isnan(), mean.nanmean(1, keepdim=True), mean).cpu()
+
+        return errors
 
 
 def _parted(where: str, rows: Sequence[np.ndarray], length: int) -> tuple[list[np.ndarray], list[np.ndarray]]:

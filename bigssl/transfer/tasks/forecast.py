@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bigssl.config.section import PositiveInt
+from bigssl.nets.modality.kinds import BY_CHANNEL
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.features import evaluating, finite
 from bigssl.transfer.inputs import SeriesInput, input_of
@@ -69,6 +70,9 @@ class Forecast(Learning, FitBelow):
     def check(self, seen: Checked) -> None:
         takes = input_of(seen.backbone("backbone", "series"))
         assert isinstance(takes, SeriesInput)
+        if (kind := seen.backbone("backbone").model.config.model_type) not in BY_CHANNEL:
+            seen.refuse("backbone", f"it is of type {kind}, whose states are of all channels together; allowed: one of "
+                                    f"type {', '.join(BY_CHANNEL)}, a linear head forecasts each channel")  # fmt: skip
         seen.samples("train", takes)
         seen.samples("queries", takes)
         seen.apart("train")

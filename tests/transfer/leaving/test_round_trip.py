@@ -45,6 +45,7 @@ from bigssl.data.kinds.text import load_tokenizer
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.heads.base import Head, masked_head
+from bigssl.nets.series.ts2vec import Ts2vecConfig
 from bigssl.nets.timm.folders import read_timm, timm_config
 from bigssl.nets.vision.resnet_cifar import CifarResNetConfig
 from bigssl.transfer.features import read_samples
@@ -69,6 +70,9 @@ HEADS = {
     "clip": Head("clip", {"image": "resnet", "text": "bert"}, {}),
     "order": Head("sentence_order", {"text": "albert"}, {}), "alone": Head("next_sentence", {"text": "pair"}, {}),
     "nothing": Head("sentence_order", {"text": "bert"}, {}),  # which transformers has not: it stays behind
+    "filled": Head("masked_series", {"series": "filling"}, {}, {"ratio": 0.4}),
+    "future": Head("forecast", {"series": "ahead"}, {}, {"horizon": 5}),
+    "unfit": Head("forecast", {"series": "classed"}, {}, {"horizon": 5}),  # its class would read the class token alone
     "both": Head("next_sentence", {"text": "joint"}, {}), "words": Head("mlm", {"text": "joint"}, {}),
 }  # fmt: skip
 SQUARES = {**WORDS, "image_size": 32, "patch_size": 8}
@@ -77,6 +81,10 @@ PICTURED: dict[str, Any] = {  # of ViT and DeiT, epsilon is not timm's 1e-6
     "vit": ViTConfig(**SQUARES), "deit": DeiTConfig(**SQUARES, layer_norm_eps=1e-3),
     "dinov2": Dinov2Config(**SQUARES), "dinov2_with_registers": Dinov2WithRegistersConfig(**SQUARES),
     "convnext": ConvNextConfig(**STAGES), "convnextv2": ConvNextV2Config(**STAGES),
+}  # fmt: skip
+SERIES: dict[str, Any] = {
+    "num_input_channels": 6, "context_length": 16, "patch_length": 4, "patch_stride": 4, "d_model": 8,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16,
 }  # fmt: skip
 Found = dict[str, Proof | ProofError]
 
@@ -117,9 +125,12 @@ def networks(tokenizer: PreTrainedTokenizerFast) -> dict[str, tuple[PreTrainedMo
         "gpt2": (network(gpt), text),
         "llama": (network(LlamaConfig(vocab_size=size, **WORDS, max_position_embeddings=32,
                                       pad_token_id=tokenizer.pad_token_id)), text),
-        "patchtst": (network(PatchTSTConfig(num_input_channels=6, context_length=16, patch_length=4, patch_stride=4,
-                                            d_model=8, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16)),
-                     SeriesInput(16, 6)),
+        "patchtst": (network(PatchTSTConfig(**SERIES)), SeriesInput(16, 6)),
+        "steps": (network(Ts2vecConfig(num_input_channels=6, context_length=16, hidden_size=12, width=8, depth=2)),
+                  SeriesInput(16, 6)),
+        "filling": (network(PatchTSTConfig(**SERIES)), SeriesInput(16, 6)),
+        "ahead": (network(PatchTSTConfig(**SERIES)), SeriesInput(16, 6)),
+        "classed": (network(PatchTSTConfig(**SERIES, use_cls_token=True)), SeriesInput(16, 6)),
         "wav2vec2": (network(Wav2Vec2Config(
             **WORDS, conv_dim=[8, 8], conv_kernel=[10, 3], conv_stride=[5, 2], num_feat_extract_layers=2,
             num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, mask_time_prob=0.0)), AudioInput(8000, 800)),
@@ -166,6 +177,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made = masked_head(model.get_input_embeddings().weight, model.config)  # type: ignore[arg-type]
         own = {key: 0.2 * torch.rand_like(value) for key, value in made.named_parameters() if key != "weight"}
         heads[head] = heads[head]._replace(tensors=own)
+    for head, rows in (("filled", (4, 8)), ("future", (5, 32)), ("unfit", (5, 32))):
+        heads[head] = heads[head]._replace(tensors={"weight": torch.randn(rows), "bias": torch.randn(rows[0])})
     into = {"image_projection": torch.randn(4, 24), "text_projection": torch.randn(4, 16)}
     heads["clip"] = heads["clip"]._replace(tensors=into)
     rows = nets["llama"][0].get_input_embeddings().weight  # type: ignore[union-attr]
@@ -241,7 +254,7 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
     claims: dict[str, Claim] = {}
     wanted = [("transformers", name) for name in parts if name != "clip"]
     for form, name in [*wanted, ("sentence-transformers", "bert"), ("sentence-transformers", "clip"), ("onnx", "clip"),
-                       ("onnx", "small"), ("onnx", "grey")]:
+                       ("onnx", "small"), ("onnx", "grey"), ("onnx", "steps")]:
         for claim in write(parts[name], exported, form, work / form / name, samples):
             claims[f"{form} {claim.folder.relative_to(work / form)}"] = claim
     bert, takes = networks(load_tokenizer(DEMO / "tokenizer.json"))["bert"]
@@ -275,6 +288,8 @@ def found(exported: Path, samples: dict[str, list[Sample]], tmp_path_factory: py
      ("transformers small", "AutoModel("), ("pictures", "AutoModelForImageClassification("), ("onnx small", "onnxrunt"),
      ("transformers grey", "AutoModel("), ("onnx grey", "onnxrunt"),
      ("transformers patchtst", "AutoModel("), ("transformers wav2vec2", "AutoModel("),
+     ("transformers filling", "PatchTSTForPretraining("), ("transformers ahead", "PatchTSTForPrediction("),
+     ("transformers classed", "AutoModel("), ("transformers steps", "AutoModel("), ("onnx steps", "onnxrunt"),
      ("transformers bert", "AutoModelForMaskedLM("),
      ("transformers joint", "AutoModelForPreTraining("), ("transformers albert", "AutoModelForPreTraining("),
      ("transformers pair", "AutoModelForNextSentencePrediction("), ("transformers modernbert", "AutoModelForMaskedLM("),

@@ -1,0 +1,1 @@
+"""Which networks of series does transformers lack? Their code, which leaves beside their weights."""
