@@ -120,5 +120,6 @@ def test_the_tokenizers_know_the_training_text(file: str, size: int, part: str) 
 
 def test_sources_are_attributed() -> None:
     text = (DEMO / "ATTRIBUTION.md").read_text()
-    for name in ("Apache License 2.0", "CC BY 4.0", "MIT License", "public domain", "UEA & UCR", "Noto", "Twemoji", "espeak-ng"):
+    for name in ("Apache License 2.0", "CC BY 4.0", "MIT License", "public domain", "UEA & UCR", "Noto", "Twemoji",
+                 "espeak-ng"):
         assert name in text

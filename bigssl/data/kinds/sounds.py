@@ -54,21 +54,21 @@ def window(values: np.ndarray, length: int, rng: np.random.Generator) -> tuple[n
     return np.pad(values, (0, length - len(values))).astype(np.float32, copy=False), mask
 
 
-def sound_of(sample: Sample, rate: int, length: int, rng: np.random.Generator, *, trim: bool = True
+def sound_of(sample: Sample, rate: int, length: int, rng: np.random.Generator, *, quiet: float | None = QUIET
              ) -> dict[str, np.ndarray]:
     """audio float32 [length] and audio_mask int64 [length] of the sound of a sample, one channel (the mean of all) at
     `rate`, a window that `rng` draws of a longer one.
 
     Args:
-        trim: without the silence before and behind it.
+        quiet: as of `trimmed`; None: silence before and behind it stays.
     Raises:
         DataError: there is no sound, it cannot be read, or it is silence from beginning to end.
     """
     data = decode.field(sample, decode.AUDIO)
     try:
         values, _ = decode.audio(data, rate=rate, mono=True)
-        cut = trimmed(values, rate)  # also where it is not wanted: of silence there is nothing to learn
+        cut = trimmed(values, rate, quiet or QUIET)  # also where it is not wanted: of silence there is nothing to learn
     except DataError as error:
         raise DataError(f"{sample.where}: {error}") from error
-    audio, mask = window((cut if trim else values)[:, 0], length, rng)
+    audio, mask = window((values if quiet is None else cut)[:, 0], length, rng)
     return {"audio": audio, "audio_mask": mask}

@@ -1,4 +1,4 @@
-"""Sounds before a network hears them: trimmed by energy, windows, what is cut off at full scale; by hand and by loops."""
+"""Sounds before a network hears them: trimmed by energy, windows, what is cut off at full scale."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def test_stereo_at_another_rate_becomes_one_channel_at_the_backbones() -> None:
     found = sound_of(sample(values, RATE), 4000, 2000, np.random.default_rng(0))
     assert found["audio"].shape == (2000,) and found["audio_mask"].sum() in (21 * 40, 22 * 40, 23 * 40)
     assert np.abs(found["audio"]).max() == pytest.approx(0.75, abs=0.08)  # the mean of 1 and 1/2
-    whole = sound_of(sample(values, RATE), 4000, 2400, np.random.default_rng(0), trim=False)
+    whole = sound_of(sample(values, RATE), 4000, 2400, np.random.default_rng(0), quiet=None)
     assert whole["audio_mask"].all()
 
 
 def test_errors_name_the_sample() -> None:
     silent = sample(np.zeros(800), RATE)
-    for trim in (True, False):
+    for quiet in (40.0, None):
         with pytest.raises(DataError, match="shard a.tar, sample 'word': silence"):
-            sound_of(silent, RATE, 100, np.random.default_rng(0), trim=trim)
+            sound_of(silent, RATE, 100, np.random.default_rng(0), quiet=quiet)
     with pytest.raises(DataError, match="sample 'word': no field flac or wav or ogg; it has txt"):
         sound_of(silent._replace(fields={"txt": b"word"}), RATE, 100, np.random.default_rng(0))
