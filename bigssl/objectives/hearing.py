@@ -20,6 +20,15 @@ from bigssl.nets.towers import Tower
 
 CUT_OFF = "dB below the loudest moment, where silence before and behind begins and is cut off; none: it stays"
 
+TINY_SOUND: dict[str, Any] = {
+    "type": "wav2vec2", "rate": 16_000, "length": 8000,
+    "config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
+               "conv_dim": [16, 16, 16], "conv_kernel": [10, 8, 8], "conv_stride": [5, 8, 8],
+               "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "hidden_dropout": 0.0,
+               "activation_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0},
+}  # fmt: skip
+"""An audio backbone of the presets."""
+
 
 class Hiding(Protocol):
     """Fields of a task that hides frames."""

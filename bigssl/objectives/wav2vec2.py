@@ -42,7 +42,7 @@ from bigssl.nets.sound.frames import encode_frames
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
 from bigssl.objectives.counting import Counting, mean_of_step
-from bigssl.objectives.hearing import CUT_OFF, heard_frames, hidden_sound, of_all, frame_steps
+from bigssl.objectives.hearing import CUT_OFF, TINY_SOUND, frame_steps, heard_frames, hidden_sound, of_all
 from bigssl.objectives.needs import Needs
 
 KINDS = ("unispeech", "wav2vec2", "wav2vec2-conformer")
@@ -79,13 +79,7 @@ class Wav2vec2(Counting, Objective):
     adjustable = ("share", "span", "distractors", "temperature", "gumbel_from", "gumbel_to", "diversity", "quiet")
     preset = {
         "objective": {"words": 8, "code_dim": 16, "dim": 16, "distractors": 8, "span": 4},
-        "backbones": {"audio": {
-            "type": "wav2vec2", "rate": 16_000, "length": 8000,
-            "config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
-                       "conv_dim": [16, 16, 16], "conv_kernel": [10, 8, 8], "conv_stride": [5, 8, 8],
-                       "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "hidden_dropout": 0.0,
-                       "activation_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0}}},
-        "data": "speech/train",
+        "backbones": {"audio": TINY_SOUND}, "data": "speech/train",
     }  # fmt: skip
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:

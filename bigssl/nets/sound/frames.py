@@ -62,3 +62,24 @@ def encode_frames(
     mask = inputs.get("attention_mask")
     heard = None if mask is None else parts._get_feature_vector_attention_mask(states.shape[1], mask)
     return Heard(parts.encoder(states, attention_mask=heard).last_hidden_state, latents)
+
+
+def silenced(audio: Tensor, hidden: Tensor, steps: Steps) -> Tensor:
+    """audio [B, T] with 0 in every sample that a hidden frame sees, hidden bool [B, F]."""
+    ones = audio.new_ones(1, 1, steps.seen)
+    covered = torch.nn.functional.conv_transpose1d(hidden[:, None].to(audio.dtype), ones, stride=steps.stride)[:, 0]
+    covered = torch.nn.functional.pad(covered, (0, audio.shape[1] - covered.shape[1]))
+    return audio.masked_fill(covered > 0.5, 0.0)
+
+
+def mask_of_frames(model: PreTrainedModel, audio_mask: Tensor, frames: int) -> Tensor:
+    """bool [B, F], the frames that do not stand for padding, of audio_mask int64 [B, T]."""
+    parts: Any = model
+    found: Tensor = parts._get_feature_vector_attention_mask(frames, audio_mask)
+    return found.bool()
+
+
+def last_layers(model: PreTrainedModel, batch: dict[str, Tensor], count: int) -> list[Tensor]:
+    """What each of the last `count` layers makes of the frames, [B, F, D]."""
+    found = model(**MODALITIES["audio"].inputs(model, batch), output_hidden_states=True).hidden_states
+    return list(found[-count:])
