@@ -54,7 +54,10 @@ class MaskedSpectrogram(Counting, Objective):
     starts = {"span": 5, "bands": 40}
     adjustable = ("share", "span", "quiet")
     cannot_collapse = True  # one sound's spectra are not another's
-    preset = {"objective": {"bands": 12, "span": 4}, "backbones": {"audio": TINY_SOUND}, "data": "speech/train"}
+    preset = {
+        "objective": {"bands": 12, "span": 4}, "backbones": {"audio": TINY_SOUND}, "data": "speech/train",
+        "rate": 0.002,
+    }  # fmt: skip
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
