@@ -24,7 +24,7 @@ import soundfile
 from PIL import Image
 
 from bigssl.data.kinds.audio import resample
-from bigssl.data.kinds.sounds import trimmed
+from bigssl.data.kinds.sound.windows import trimmed
 from bigssl.data.shards.index import DatasetIndex
 
 RATE = 16_000

@@ -49,8 +49,10 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def filled(path: Path) -> str:
     """The override by which a recipe reads the demo, whatever its words; those of a laptop do as they stand."""
-    words = yaml.safe_load(path.read_text()).get("fill", {})
-    values = words if path in LAPTOP else {word: DEMO.get(word, "bigssl/demo/emoji") for word in words}
+    recipe = yaml.safe_load(path.read_text())
+    words, hears = recipe.get("fill", {}), any("rate" in backbone for backbone in recipe["backbones"].values())
+    root = "bigssl/demo/speech" if hears else "bigssl/demo/emoji"
+    values = words if path in LAPTOP else {word: DEMO.get(word, root) for word in words}
     return f"fill={yaml.safe_dump(values, default_flow_style=True).strip()}"
 
 

@@ -22,7 +22,7 @@ from bigssl import distributed
 from bigssl.data.kinds import text as textual
 from bigssl.data.kinds.augment import SimClrAugment
 from bigssl.data.kinds.captions import caption_of
-from bigssl.data.kinds.sounds import sound_of
+from bigssl.data.kinds.sound.windows import sound_of
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.progress import Progress
@@ -68,7 +68,8 @@ class Contrasting(Comparing):
         if "image" in self.sides:
             found["image"] = self.augment(picture_of(sample, self.image), rng)
         if "audio" in self.sides:
-            found |= sound_of(sample, self.audio.rate, self.audio.length, rng, quiet=self.config.quiet)
+            found |= sound_of(sample, self.audio.rate, self.audio.length, rng, quiet=self.config.quiet,
+                              augment=self.config.augment)  # fmt: skip
         return found
 
     def embed(self: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:

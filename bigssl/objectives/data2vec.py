@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
-from bigssl.data.kinds.sounds import QUIET
+from bigssl.data.kinds.sound.windows import QUIET
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.ema import Ema

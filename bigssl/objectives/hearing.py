@@ -12,8 +12,8 @@ from torch import Tensor
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
 from bigssl.data.errors import DataError
-from bigssl.data.kinds.frames import FEWEST, hidden_stretches
-from bigssl.data.kinds.sounds import sound_of
+from bigssl.data.kinds.sound.frames import FEWEST, hidden_stretches
+from bigssl.data.kinds.sound.windows import sound_of
 from bigssl.data.sample import Sample
 from bigssl.nets.sound.frames import Steps
 from bigssl.nets.towers import Tower

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
-from bigssl.data.kinds.sounds import QUIET
+from bigssl.data.kinds.sound.windows import QUIET
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.progress import Progress

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bigssl import distributed
-from bigssl.data.kinds.sounds import QUIET
+from bigssl.data.kinds.sound.windows import QUIET
 from bigssl.data.loading.loader import SEEDS
 from bigssl.data.order.order import More
 from bigssl.data.sample import Sample

@@ -11,7 +11,7 @@ import numpy as np
 from bigssl.config.errors import nearest
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
-from bigssl.data.kinds.sounds import FLOOR
+from bigssl.data.kinds.sound.windows import FLOOR
 from bigssl.data.tools.survey import Survey
 from bigssl.data.tools.texts.rules import TEXT_RULES
 from bigssl.data.tools.texts.scripts import check_scripts

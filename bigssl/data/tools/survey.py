@@ -16,7 +16,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.kinds.audio import audio
 from bigssl.data.kinds.series import series
-from bigssl.data.kinds.sounds import clipped
+from bigssl.data.kinds.sound.windows import clipped
 from bigssl.data.order.stream import SampleReader
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.jobs import each
@@ -39,7 +39,7 @@ class Survey:
     `characters` and `letters` (letters and digits); images `width`, `height` and `spread` (standard deviation of
     `grey_values`); series `steps`, `channels`, `nonfinite` (how many numbers) and `spread` (the largest of max - min
     over the channels); audio `seconds`, `channels`, `rate`, `peak` (its
-    largest value, of 1) and `clipped` (see `sounds.clipped`).
+    largest value, of 1) and `clipped` (see `sound.windows.clipped`).
     digests: per field uint64 [N, 2], half each of a 128-bit hash of the bytes; zeros where there is no field.
     damage: number of a sample -> why it cannot be read.
     documents: number of a sample -> what there is to say of its text, where it has one.

@@ -1,18 +1,15 @@
-"""Frames of networks that hear: as the whole network makes them, hidden ones replaced; stretches; codes."""
+"""Frames of networks that hear: as the whole network makes them, hidden ones replaced; codes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bigssl.config.recipe import BackboneConfig
-from bigssl.data.errors import DataError
-from bigssl.data.kinds.frames import hidden_stretches
 from bigssl.nets.sound.codes import Codebooks, perplexities, unused, use_of_words
 from bigssl.nets.sound.frames import WITH_TOKEN, Steps, encode_frames
 from bigssl.nets.towers import Tower
@@ -67,24 +64,6 @@ def test_steps_are_those_of_convolutions(samples: int, kernels: list[tuple[int, 
     for kernel, stride in kernels:
         left = max(0, (left - kernel) // stride + 1)
     assert Steps.of(Config()).frames(samples) == left  # type: ignore[arg-type]
-
-
-@given(frames=st.integers(3, 60), more=st.integers(0, 9), share=st.floats(0.05, 3), span=st.integers(2, 12),
-       seed=st.integers(0, 99))  # fmt: skip
-def test_two_frames_are_hidden_at_least_one_is_not_and_none_of_the_padding(
-    frames: int, more: int, share: float, span: int, seed: int
-) -> None:
-    hidden = hidden_stretches(frames, frames + more, share, span, np.random.default_rng(seed))
-    assert hidden.dtype == bool and hidden.shape == (frames + more,) and not hidden[frames:].any()
-    assert 2 <= hidden.sum() < frames or (frames == 3 and hidden.sum() == 2)
-
-
-def test_of_long_sounds_as_much_is_hidden_as_the_paper_says() -> None:
-    rng = np.random.default_rng(0)
-    share = np.mean([hidden_stretches(749, 749, 0.65, 10, rng).mean() for _ in range(300)])
-    assert share == pytest.approx(1 - (1 - 0.065) ** 10, abs=0.005)
-    with pytest.raises(DataError, match="a sound of 2 frames; allowed: >= 3"):
-        hidden_stretches(2, 2, 0.65, 10, rng)
 
 
 def test_codes_are_words_of_each_book_with_the_gradient_of_the_softmax() -> None:

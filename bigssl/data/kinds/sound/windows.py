@@ -9,6 +9,7 @@ import numpy as np
 
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
+from bigssl.data.kinds.sound.augment import SoundAugmentConfig, augmented
 from bigssl.data.sample import Sample
 
 FLOOR = 1e-4  # of full scale, -80 dB: a sound that is nowhere louder is silence
@@ -54,13 +55,14 @@ def window(values: np.ndarray, length: int, rng: np.random.Generator) -> tuple[n
     return np.pad(values, (0, length - len(values))).astype(np.float32, copy=False), mask
 
 
-def sound_of(sample: Sample, rate: int, length: int, rng: np.random.Generator, *, quiet: float | None = QUIET
-             ) -> dict[str, np.ndarray]:
+def sound_of(sample: Sample, rate: int, length: int, rng: np.random.Generator, *, quiet: float | None = QUIET,
+             augment: SoundAugmentConfig | None = None) -> dict[str, np.ndarray]:
     """audio float32 [length] and audio_mask int64 [length] of the sound of a sample, one channel (the mean of all) at
     `rate`, a window that `rng` draws of a longer one.
 
     Args:
         quiet: as of `trimmed`; None: silence before and behind it stays.
+        augment: how it is changed, before the window is drawn; None: not.
     Raises:
         DataError: there is no sound, it cannot be read, or it is silence from beginning to end.
     """
@@ -70,5 +72,7 @@ def sound_of(sample: Sample, rate: int, length: int, rng: np.random.Generator, *
         cut = trimmed(values, rate, quiet or QUIET)  # also where it is not wanted: of silence there is nothing to learn
     except DataError as error:
         raise DataError(f"{sample.where}: {error}") from error
-    audio, mask = window((values if quiet is None else cut)[:, 0], length, rng)
+    sound = (values if quiet is None else cut)[:, 0]
+    sound = sound if augment is None else augmented(sound, rate, augment, rng)
+    audio, mask = window(sound, length, rng)
     return {"audio": audio, "audio_mask": mask}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigssl.data.errors import DataError
-from bigssl.data.kinds.sounds import clipped, sound_of, trimmed, window
+from bigssl.data.kinds.sound.windows import clipped, sound_of, trimmed, window
 from bigssl.data.sample import Sample
 
 soundfile = pytest.importorskip("soundfile")
