@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Packs the demo data from its source folder: emoji/{captions.tsv,images.tar}, text.tar.gz, series/*.ts
-#   bash launch/pack_demo.sh SOURCE [TARGET]     (about 30 s; TARGET defaults to bigssl/demo)
-# The same sources and zlib give the same bytes; `bigssl shards verify` checks each part at the end.
+#   bash launch/pack_demo.sh SOURCE [TARGET]     (about 70 s; TARGET defaults to bigssl/demo)
+# Speech is made of the captions by espeak-ng (apt-get install espeak-ng).
+# The same sources, zlib, espeak-ng, libopus and libwebp give the same bytes; `bigssl shards verify` checks each part at the end.
 set -euo pipefail
 source=${1:?usage: pack_demo.sh SOURCE [TARGET]}
 target=${2:-$(cd "$(dirname "$0")/.." && pwd)/bigssl/demo}
@@ -18,6 +19,13 @@ $bigssl shards pack "$stage/grouped.tsv" "$target/emoji" --overwrite --compress 
   --root "$stage" --image 'google=images/{code}.google.jpg' --image 'twitter=images/{code}.twitter.jpg' \
   --key '{code}-{variant}' --group '{group}' --split val=0.2 --variant design \
   --text '{caption}: {tags}' --meta code,category,subcategory,caption_zh
+# some of the captions, spoken; on the same side of the split as the pictures
+"${PYTHON:-python}" "$(dirname "$0")/speak_demo.py" "$source/emoji/captions.tsv" "$stage/images" "$target/emoji" \
+  "$stage/speech"
+for part in train val words; do
+  $bigssl shards pack "$stage/speech/$part" "$target/speech/$part" --overwrite --compress --name "speech-$part" \
+    --shard-size 240 --labels none
+done
 $bigssl shards pack "$stage/text" "$target/text" --overwrite --compress --shard-size 18 --split val=0.1 --seed 5 \
   --pattern '(?P<key>(?P<year>\d{4})_(?P<name>\w+?)(?:_[dr])?)\.(?P<party>\w+)'
 for part in TRAIN TEST; do
@@ -30,6 +38,6 @@ $bigssl tokenizer train "$target/emoji/train" "$target/text/train" "$target/toke
 $bigssl tokenizer train "$target/text/train" "$target/tokenizer-prose.json" --vocab-size 1024
 $bigssl tokenizer train "$target/text/train" "$target/tokenizer-characters.json" --kind characters
 
-for part in emoji/train emoji/val text/train text/val series/{basic_motions,italy_power}/{train,test}; do
+for part in emoji/{train,val} speech/{train,val,words} text/{train,val} series/{basic_motions,italy_power}/{train,test}; do
   $bigssl shards verify "$target/$part"
 done

@@ -57,9 +57,11 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def filled(path: Path) -> str:
     """The override by which a recipe reads the demo, whatever its words; those of a laptop do as they stand."""
-    words = yaml.safe_load(path.read_text()).get("fill", {})
+    recipe = yaml.safe_load(path.read_text())
+    words, hears = recipe.get("fill", {}), any("rate" in backbone for backbone in recipe["backbones"].values())
     own = DEMO | ({"series": made_series()} if "series" in words else {})
-    values = words if path in LAPTOP else {word: own.get(word, "bigssl/demo/emoji") for word in words}
+    root = "bigssl/demo/speech" if hears else "bigssl/demo/emoji"
+    values = words if path in LAPTOP else {word: own.get(word, root) for word in words}
     return f"fill={yaml.safe_dump(values, default_flow_style=True).strip()}"
 
 

@@ -107,6 +107,7 @@ class Objective(nn.Module):
     data: folder of shards below bigssl/demo; default "emoji/train", pictures with captions.
     untried: by name of a field of `Config` ("a.b" in a section) of which the tests find no other value, the reason.
     collapses: steps within which it collapses without any one of its `guards`; default 60, 200 at most.
+    rate: learning rate of these steps, where with all guards the tiny networks need a smaller one than .01 to learn.
     overfits: whether 60 steps on one batch bring the loss below .6 of its blind line; default True.
     """
     takes: ClassVar[Mapping[str, Needs]]

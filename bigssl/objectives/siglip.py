@@ -56,8 +56,7 @@ class Siglip(Clip):
             best_base_rate(len(image) * distributed.world()),
             blind_name="the share of pairs that belong together",
             stats={"scale": scale.detach(), "bias": bias.detach()},
-            spread={"images": distributed.spread(image), "texts": distributed.spread(text)},
-            views={"pairs": torch.stack([image, text]).detach()},
+            **self.seen(embeddings),
         )
 
     def _tell(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -71,13 +70,7 @@ class Siglip(Clip):
 
     def exports(self) -> dict[str, Head | Network]:
         """Two projections as CLIP has them, by which the same evaluations rank; the bias moves no rank."""
-        tensors = {
-            "image_projection": self.image_projection.weight,
-            "text_projection": self.text_projection.weight,
-            "logit_scale": self.log_scale.exp()[0],
-            "logit_bias": self.bias[0],
-        }
-        return {"siglip": Head("clip", {"image": self.config.image, "text": self.config.text}, tensors)}
+        return {"siglip": self.head("clip", self.log_scale.exp()[0], logit_bias=self.bias[0])}
 
 
 def best_base_rate(pairs: int) -> float:

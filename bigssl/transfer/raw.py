@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigssl.nets.pool import normalise_sound
+from bigssl.nets.sound import mel
 
 SIDE = 64  # pixels a side at most of pictures
 WIDTH = 4096  # values at most of a series
 WINDOW = 512  # samples of sound whose spectrum is taken at once
+BANDS, CEPSTRA, PARTS = 40, 13, 10  # of sound: mel bands, coefficients of each window, parts of which means are taken
 PIXELS = "raw pixels"
 
 
@@ -44,6 +46,19 @@ def spectra(sounds: Tensor, heard: Tensor) -> dict[str, Tensor]:
     power at each frequency; as loud as they are, and equally loud."""
     found = {"log power spectrum": sounds, "log power spectrum at equal loudness": normalise_sound(sounds, heard)}
     return {name: _log_power(each) for name, each in found.items()}
+
+
+def cepstra_in_parts(sounds: Tensor, heard: Tensor, rate: int) -> dict[str, Tensor]:
+    """Of float32 [B, T] at `rate` and int64 [B, T]: float32 [B, PARTS · CEPSTRA], cepstra of windows of 25 ms every 10
+    ms, less their mean over the sound, as means of PARTS equal parts of it: words said at another speed, or through
+    another microphone, are alike."""
+    seen, stride = max(2, round(0.025 * rate)), max(1, round(0.01 * rate))
+    if sounds.shape[1] < seen:
+        sounds = F.pad(sounds, (0, seen - sounds.shape[1]))
+    frames = mel.cepstra(mel.log_mel(sounds, BANDS, rate, seen, stride), CEPSTRA)
+    counts = ((heard.sum(1) - seen) // stride + 1).clamp(min=1)
+    mean = mel.in_parts(frames, counts, 1)
+    return {f"MFCC of {PARTS} parts": mel.in_parts(frames - mean, counts, PARTS).flatten(1)}
 
 
 def _log_power(sounds: Tensor) -> Tensor:

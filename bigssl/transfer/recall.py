@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from bigssl.transfer.knn import nearest_rows
 from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.scores import Score
 from bigssl.transfer.zero_shot import clip_heads, project
+
+PLURALS = {"image": "images", "text": "texts", "audio": "sounds"}  # sides of pairs
 
 
 def first_ranks(
@@ -126,41 +128,52 @@ class Direction:
             )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Across:
-    """Pictures and the different texts of a dataset, by contender, with the item that each is of."""
+class Across(NamedTuple):
+    """Both sides of pairs, by contender, with the item that each is of: samples of one modality, and the different
+    texts of a dataset or its samples in another modality.
 
-    pictures: Mapping[str, InSharedSpace]
-    texts: Mapping[str, InSharedSpace]
-    picture_ids: list[str]
-    text_ids: list[str]
+    words: of the two, as in "images".
+    """
+
+    words: tuple[str, str]
+    vectors: tuple[Mapping[str, InSharedSpace], Mapping[str, InSharedSpace]]
+    ids: tuple[list[str], list[str]]
 
     @classmethod
-    def of(cls, bench: Bench, heads: str, image: str, text: str, *, url: str, limit: int | None, pair: str | None
+    def of(cls, bench: Bench, heads: str, sides: Mapping[str, str], *, url: str, limit: int | None, pair: str | None
            ) -> Across:
-        """Of a dataset of pictures with texts. A collective.
+        """Of a dataset of samples of one side with texts, or of both sides. A collective.
 
         Args:
-            heads, image, text: names of the head and its backbones.
+            heads: name of the head. sides: its backbones by modality, two, "text" last where it is one.
             pair: metadata field of the item; None: each sample is one.
         """
-        seeing, reading = bench.subject(image, "image"), bench.subject(text, "text")
-        queries = bench.encode(seeing, url, limit=limit, field="queries", columns=[pair] if pair else [])
-        said = _texts(bench, url, limit, pair)
-        meant = items_as_one(said)
-        described = bench.texts(reading, list(dict.fromkeys(words for words, _ in said)))
-        weights = clip_heads(bench, heads, queries.matrices["trained"].width, described["trained"].width)
-        pictures = {name: InSharedSpace(queries.matrices[name], head["image_projection"], bench.device)
-                    for name, head in weights.items() if name in described}  # fmt: skip
-        texts = {name: InSharedSpace(described[name], weights[name]["text_projection"], bench.device)
-                 for name in pictures}  # fmt: skip
-        text_ids = {words: meant[item] for words, item in said}
-        return cls(pictures, texts, [meant.get(item, item) for item in queries.groups(pair)], list(text_ids.values()))
+        (one, first), (other, second) = sides.items()
+        asked = bench.encode(bench.subject(first, one), url, limit=limit, field="queries",
+                             columns=[pair] if pair else [])  # fmt: skip
+        ids = asked.groups(pair)
+        if other == "text":
+            said = _texts(bench, url, limit, pair)
+            meant = items_as_one(said)
+            found = bench.texts(bench.subject(second, other), list(dict.fromkeys(words for words, _ in said)))
+            ids = [meant.get(item, item) for item in ids]
+            others = [*{words: meant[item] for words, item in said}.values()]
+        else:
+            there = bench.encode(bench.subject(second, other), url, limit=limit, field="queries",
+                                 columns=[pair] if pair else [])  # fmt: skip
+            found, others = there.matrices, there.groups(pair)
+        widths = {one: asked.matrices["trained"].width, other: found["trained"].width}
+        weights = clip_heads(bench, heads, widths)
+        both = tuple({name: InSharedSpace(matrices[name], head[f"{side}_projection"], bench.device)
+                      for name, head in weights.items() if name in found}
+                     for side, matrices in ((one, asked.matrices), (other, found)))  # fmt: skip
+        return cls((PLURALS[one], PLURALS[other]), (both[0], both[1]), (ids, others))
 
     def directions(self, bench: Bench, deepest: int) -> Iterator[Direction]:
         """Collectives."""
-        sides = (self.pictures, self.picture_ids), (self.texts, self.text_ids)
-        for (asking, ids), (gallery, known), words in ((*sides, "images to texts"), (*sides[::-1], "texts to images")):
+        for asks, answers in ((0, 1), (1, 0)):
+            asking, ids, gallery, known = self.vectors[asks], self.ids[asks], self.vectors[answers], self.ids[answers]
+            words = f"{self.words[asks]} to {self.words[answers]}"
             rows = bench.team.share(len(ids))
             ranks = {name: bench.hits(partial(first_ranks, asking[name], range(len(ids)), ids, gallery[name],
                                               range(len(known)), known, rows, deepest=deepest))

@@ -87,7 +87,8 @@ class ByTexts(Evaluation):
             raise AgreedError(f"{bench.where}.captions: {display(self.captions)} has no text for {missing}")
         sentences, labels = self.texts(captions)
         described = bench.texts(text, sentences)
-        heads = clip_heads(bench, self.heads, queries.matrices["trained"].width, described["trained"].width)
+        widths = {"image": queries.matrices["trained"].width, "text": described["trained"].width}
+        heads = clip_heads(bench, self.heads, widths)
         (known, right), classes = encode_labels(labels, wanted)
         majority = {} if bench.live else {"majority": majority_hits(wanted)}
         return NamedClasses(bench, queries, described, heads, known, right, classes, majority)
@@ -129,26 +130,28 @@ class NamedClasses:
         return nearest_class(bench, self.queries.matrices[name], into, directions[:-1])
 
 
-def clip_heads(bench: Bench, name: str, image: int, text: int) -> dict[str, Tensors]:
+def clip_heads(bench: Bench, name: str, widths: Mapping[str, int]) -> dict[str, Tensors]:
     """By contender, the projections of an export and random ones of their shapes. A collective.
 
     Args:
-        image, text: values of a feature of the two backbones.
+        widths: values of a feature of the two backbones, by their modality.
     Raises:
         AgreedError: they are of other backbones.
     """
     trained = bench.head(name).tensors
-    _check_heads(f"{bench.where}.heads", trained, image, text)
+    _check_heads(f"{bench.where}.heads", trained, widths)
     return {"trained": trained, "random_net": _random_heads(trained, bench.seed)}
 
 
-def _check_heads(where: str, heads: Tensors, image: int, text: int) -> None:
-    for name, width in (("image_projection", image), ("text_projection", text)):
+def _check_heads(where: str, heads: Tensors, widths: Mapping[str, int]) -> None:
+    for side, width in widths.items():
+        name = f"{side}_projection"
         if name not in heads or heads[name].shape[1:] != (width,):
             there = ", ".join(f"{key} {list(value.shape)}" for key, value in sorted(heads.items()))
+            fields = " and ".join(f"{each}_backbone" for each in widths)
             raise AgreedError(
                 f"{where}: {name} [any, {width}] is needed for these backbones, there is: {there}; allowed: two "
-                "projections that were trained on image_backbone and text_backbone"
+                f"projections that were trained on {fields}"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bigssl
@@ -18,6 +19,9 @@ DEMO = Path(bigssl.__file__).parent / "demo"
 PARTS = {
     "emoji/train": 3078,
     "emoji/val": 734,
+    "speech/train": 960,
+    "speech/val": 90,
+    "speech/words": 160,
     "text/train": 71,
     "text/val": 8,
     "series/basic_motions/train": 40,
@@ -66,6 +70,32 @@ def test_emoji_pictures_and_captions() -> None:
     assert {decode.image(s.fields["jpg"]).size for s in by_key.values()} == {(64, 64)}
 
 
+def test_speech_holds_voices_and_emoji_out() -> None:
+    """On the side of the split where the pictures are: nobody's emoji in val were ever seen or heard of."""
+    heard: dict[str, set[tuple[str, str, str]]] = {}
+    for part in ("train", "val", "words"):
+        heard[part] = set()
+        for sample in samples(f"speech/{part}"):
+            facts = decode.meta(sample.fields["json"])
+            assert set(facts) == {"code", "category", "subcategory", "voice"}
+            assert sample.key == f"{facts['code']}-{facts['voice']}"
+            values, rate = decode.audio(sample.fields["ogg"])
+            assert rate == 16_000 and values.shape[1] == 1 and 0.1 < len(values) / rate < 1.5
+            assert np.abs(values).max() > 0.05
+            heard[part].add((facts["code"], facts["voice"], decode.text(sample.fields["txt"])))
+            assert part == "words" or decode.image(sample.fields["webp"]).size == (64, 64)
+    codes = {part: {code for code, _, _ in found} for part, found in heard.items()}
+    voices = {part: {voice for _, voice, _ in found} for part, found in heard.items()}
+    assert len(codes["train"]) == 320 and len(voices["train"]) == 3
+    assert voices["val"] == voices["words"] and len(voices["val"]) == 1 and not voices["val"] & voices["train"]
+    assert codes["words"] < codes["train"] and not codes["val"] & codes["train"]
+    pictures = {part: {decode.meta(s.fields["json"])["code"] for s in samples(f"emoji/{part}")}
+                for part in ("train", "val")}  # fmt: skip
+    assert codes["train"] < pictures["train"] and codes["val"] < pictures["val"]
+    said = {part: {text.lower() for _, _, text in found} for part, found in heard.items()}
+    assert not said["val"] & said["train"] and len(said["train"]) == 320  # a caption means one emoji
+
+
 def test_texts_and_series() -> None:
     texts = samples("text/train") + samples("text/val")
     assert {frozenset(decode.meta(s.fields["json"])) for s in texts} == {frozenset({"year", "name", "party"})}
@@ -90,5 +120,6 @@ def test_the_tokenizers_know_the_training_text(file: str, size: int, part: str) 
 
 def test_sources_are_attributed() -> None:
     text = (DEMO / "ATTRIBUTION.md").read_text()
-    for name in ("Apache License 2.0", "CC BY 4.0", "MIT License", "public domain", "UEA & UCR", "Noto", "Twemoji"):
+    for name in ("Apache License 2.0", "CC BY 4.0", "MIT License", "public domain", "UEA & UCR", "Noto", "Twemoji",
+                 "espeak-ng"):
         assert name in text

@@ -287,7 +287,8 @@ def test_a_collapse_is_named_while_it_happens(
     watched = any(each.spread for _, each in task(batch(task), Progress(0, 60)).named())
     assert watched == bool(guards or task.cannot_collapse), "guards() has to say what keeps each `spread` from falling"
     steps = discover()[name].preset.get("collapses", 60)
-    optim = {"lr": 0.01, "weight_decay": 0.0, "schedule": "constant" if steps > 60 else "cosine"}
+    rate = discover()[name].preset.get("rate", 0.01)
+    optim = {"lr": rate, "weight_decay": 0.0, "schedule": "constant" if steps > 60 else "cosine"}
     changes = {"steps": steps, "batch": {"size": 16}, "optim": optim, "checkpoint": {"every": steps}}
     planted = ["", *guards] if not discover()[name].__dict__.get("composite") else [*guards][:1]
     for without in planted if watched else []:

@@ -46,7 +46,7 @@ from bigssl.transfer.team import Team
 parse: Callable[[Any], dict[str, Evaluation]] = TypeAdapter(dict[str, evaluation_union()]).validate_python
 BATCH, K = 7, 3
 RAWS = {"series": ["raw values", "raw values at equal scale"],
-        "audio": ["log power spectrum", "log power spectrum at equal loudness"]}
+        "audio": ["log power spectrum", "log power spectrum at equal loudness", "MFCC of 10 parts"]}
 TINY = {
     "patchtst": BackboneConfig(type="patchtst", channels=2, length=20, config={
         "d_model": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32, "patch_length": 5,

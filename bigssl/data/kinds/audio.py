@@ -11,6 +11,10 @@ import numpy as np
 from bigssl.config import limits
 from bigssl.data.errors import DataError
 
+_OF_WAV = {1: "PCM", 2: "Microsoft ADPCM", 3: "float", 6: "A-law", 7: "μ-law", 0x50: "MPEG", 0x55: "MP3", 0x161: "WMA",
+           0xFF: "AAC", 0x2000: "AC-3"}  # fmt: skip
+_OF_OGG = {b"\x01vorbis": "Vorbis", b"OpusHead": "Opus", b"\x7fFLAC": "FLAC", b"Speex": "Speex",
+           b"\x80theora": "Theora"}  # fmt: skip
 _UNKNOWN = 0xFFFFFFFF  # length in a wav that was written to a pipe
 
 
@@ -53,10 +57,24 @@ def _read(data: bytes) -> tuple[np.ndarray, int]:
                 raise DataError(f"audio of {frames} frames of {channels} channels refused: {refused}")
             values = file.read(dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
-        raise DataError(f"undecodable audio of {len(data)} bytes ({str(error).rpartition('>: ')[2]})") from error
+        why, codec = str(error).rpartition(">: ")[2], codec_of(data)
+        missing = f": {codec}, of which libsndfile {soundfile.__libsndfile_version__} has no decoder" * bool(codec)
+        raise DataError(f"undecodable audio of {len(data)} bytes ({why.rstrip('.')}{missing})") from error
     if len(values) != frames or frames == 0:
         raise DataError(f"undecodable audio of {len(data)} bytes ({len(values)} of {frames} frames)")
     return values, rate
+
+
+def codec_of(data: bytes) -> str:
+    """What the header of a wav or an ogg names as its codec; "" where it says nothing that is known."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+        place = data.find(b"fmt ", 12, 4096)
+        number = int.from_bytes(data[place + 8 : place + 10], "little")
+        return _OF_WAV.get(number, f"codec 0x{number:04x}") if place > 0 else ""
+    if data[:4] == b"OggS" and len(data) > 26:
+        begin = data[27 + data[26] :][:8]
+        return next((name for mark, name in _OF_OGG.items() if begin.startswith(mark)), "")
+    return "MP3" if data[:3] == b"ID3" else "MP4" if data[4:8] == b"ftyp" else ""
 
 
 def _library() -> ModuleType:

@@ -11,6 +11,7 @@ import numpy as np
 from bigssl.config.errors import nearest
 from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
+from bigssl.data.kinds.sound.windows import FLOOR
 from bigssl.data.tools.survey import Survey
 from bigssl.data.tools.texts.rules import TEXT_RULES
 from bigssl.data.tools.texts.scripts import check_scripts
@@ -56,6 +57,10 @@ def _still_channels(survey: Survey, thresholds: Thresholds, left: np.ndarray) ->
         yield Hit(number, None, f"channel{'s' if len(channels) > 1 else ''} {', '.join(map(str, channels))}")
 
 
+def _silent(survey: Survey, thresholds: Thresholds, left: np.ndarray) -> Iterator[Hit]:
+    return _where(survey.of("peak"), lambda column: column < FLOOR)
+
+
 def _duplicates(survey: Survey, thresholds: Thresholds, left: np.ndarray) -> Iterator[Hit]:
     firsts = first_of_equals(survey, thresholds.by, left)
     for number in np.flatnonzero(firsts != np.arange(len(firsts))).tolist():
@@ -69,6 +74,7 @@ RULES = {
     "non-finite": Rule("a series with NaN or infinite numbers", _non_finite),
     "constant-series": Rule("a series that never changes in any channel", _constant),
     "still-channels": Rule("a series of which some channels never change, others do", _still_channels),
+    "silent": Rule(f"a sound that is nowhere above {FLOOR:g} of full scale", _silent),
     **{name: rule for name, rule in TEXT_RULES.items() if name != "near-duplicates"},
     "duplicates": Rule("an earlier sample has the same bytes in {by}", _duplicates),
     "near-duplicates": TEXT_RULES["near-duplicates"],

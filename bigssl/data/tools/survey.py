@@ -16,6 +16,7 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.kinds.audio import audio
 from bigssl.data.kinds.series import series
+from bigssl.data.kinds.sound.windows import clipped
 from bigssl.data.order.stream import SampleReader
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.data.tools.jobs import each
@@ -37,7 +38,8 @@ class Survey:
     columns: float64 [N], NaN where a sample lacks the field. Every field has `bytes`; texts and json documents have
     `characters` and `letters` (letters and digits); images `width`, `height` and `spread` (standard deviation of
     `grey_values`); series `steps`, `channels`, `nonfinite` (how many numbers) and `spread` (the largest of max - min
-    over the channels); audio `seconds` and `channels`.
+    over the channels); audio `seconds`, `channels`, `rate`, `peak` (its
+    largest value, of 1) and `clipped` (see `sound.windows.clipped`).
     digests: per field uint64 [N, 2], half each of a 128-bit hash of the bytes; zeros where there is no field.
     damage: number of a sample -> why it cannot be read.
     documents: number of a sample -> what there is to say of its text, where it has one.
@@ -158,7 +160,8 @@ def measure(name: str, data: bytes, *, only_text: bool = False) -> Mapping[str, 
         facts["nonfinite"] = int(np.count_nonzero(~np.isfinite(values)))
     elif kind in decode.AUDIO:
         values, rate = audio(data)
-        facts |= {"seconds": len(values) / rate, "channels": values.shape[1]}
+        facts |= {"seconds": len(values) / rate, "channels": values.shape[1], "rate": rate}
+        facts |= {"peak": float(np.abs(values).max()), "clipped": clipped(values)}
     else:
         decode.check_field(name, data, only_text=only_text)
         facts |= _document(data) if kind == "json" else {}

@@ -144,7 +144,8 @@ class Checked:
         """
         allowed_kinds = [kinds] if isinstance(kinds, str) else sorted(kinds)
         name = getattr(self._section, field)
-        fitting = sorted(each for each, head in self._heads.items() if head.kind in allowed_kinds)
+        fitting = sorted(each for each, head in self._heads.items()
+                         if head.kind in allowed_kinds and roles.keys() <= head.backbones.keys())  # fmt: skip
         if name not in fitting:
             kind = " or ".join(allowed_kinds)
             allowed = ", ".join(fitting) or f"none: this objective exports no head of the kind {kind}"

@@ -26,8 +26,9 @@ class Head(NamedTuple):
     """What a task has trained on top of its backbones and an evaluation needs again.
 
     Attributes:
-        kind: what it is: "clip" (two projections), "mlm" (a head of masked language modelling), or what makes pictures,
-            a file of `bigssl/nets/remaking`. "" where nobody knows.
+        kind: what it is: "clip" (two projections, of pictures and texts), "pair" (of sounds and another modality),
+            "mlm" (a head of masked language modelling), or what makes pictures, a file of `bigssl/nets/remaking`. ""
+            where nobody knows.
         backbones: the name of the backbone it belongs to, by role ("image", "text"): on another it means nothing.
         tensors: by name, as they are exported.
         settings: what else it takes to make it anew, as JSON can hold it.

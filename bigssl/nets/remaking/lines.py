@@ -27,3 +27,21 @@ def mean_picture_error(pixels: Tensor) -> Tensor:
     mean, total = sums[:-1] / sums[-1], sums[-1]
     squares = distributed.all_reduce_sum((flat - mean).square().mean(1).sum())
     return (squares / (total - 1)).float()
+
+
+@torch.no_grad()
+def mean_row_error(rows: Tensor) -> Tensor:
+    """The squared error per number of the mean row, estimated without bias: Σ (x − mean)² / (n − 1), the mean over
+    numbers. As `mean_picture_error`, of ranks that may hold different numbers of rows.
+
+    Args:
+        rows: float [N, D] of this rank, n >= 2 over all ranks (of fewer it is 0).
+
+    Returns:
+        [] float32, the same on every rank.
+    """
+    own = rows.double()
+    sums = distributed.all_reduce_sum(torch.cat([own.sum(0), own.new_full((1,), len(own))]))
+    mean, total = sums[:-1] / sums[-1].clamp(min=1), sums[-1]
+    squares = distributed.all_reduce_sum((own - mean).square().mean(1).sum())
+    return (squares / (total - 1).clamp(min=1)).float()

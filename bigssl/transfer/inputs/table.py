@@ -161,7 +161,8 @@ weights with `max_length=extractor.max_length, truncation=True, padding="max_len
         return {"audio": np.pad(values, (0, self.length - len(values))), "audio_mask": mask}
 
     def raws(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return raw.spectra(batch["audio"], batch["audio_mask"])
+        sounds, heard = batch["audio"], batch["audio_mask"]
+        return raw.spectra(sounds, heard) | raw.cepstra_in_parts(sounds, heard, self.rate)
 
 
 INPUTS: dict[str, type[Input]] = {kind.modality: kind for kind in (ImageInput, TextInput, SeriesInput, AudioInput)}

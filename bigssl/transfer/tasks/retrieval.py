@@ -26,7 +26,8 @@ class Retrieval(Evaluation):
     """Nearest neighbours of an item among all items in another view: is it among them?
 
     Without `heads`, views are samples of one backbone that differ in the field `view`, in both directions. With heads
-    of CLIP, they are pictures and their texts, through the projections: a row for each direction.
+    of CLIP, they are pictures and their texts, through the projections: a row for each direction. With those of
+    `audio_text` or `audio_image` they are sounds and their texts, or sounds and pictures.
     """
 
     preset = {"bank": "bigssl/demo/emoji/train", "queries": "bigssl/demo/emoji/val", "pair": "code", "view": "design"}
@@ -42,8 +43,10 @@ class Retrieval(Evaluation):
         None, description="metadata field that tells the views of an item apart"
     )
     heads: str | None = Field(None, description="name under export/heads of two projections: across modalities")
-    image_backbone: str = Field("image", description="with heads")
-    text_backbone: str = Field("text", description="with heads")
+    image_backbone: str = Field("image", description="with heads of pictures")
+    text_backbone: str | None = Field("text", description="with heads; none: sounds are looked for in pictures")
+    audio_backbone: str | None = Field(None, description="with heads of sounds, which take the place of pictures, or "
+                                                         "without text_backbone of texts")  # fmt: skip
     k: list[PositiveInt] = Field([1], min_length=1, description="neighbours that are looked at, ascending")
     bank_limit: Limit = None
 
@@ -59,8 +62,23 @@ class Retrieval(Evaluation):
                              "two")  # fmt: skip
         return self
 
+    @model_validator(mode="after")
+    def _has_two_sides(self) -> Retrieval:
+        if self.audio_backbone is None and self.text_backbone is None:
+            raise ValueError("text_backbone: none without audio_backbone leaves pictures alone; allowed: one of them")
+        if self.heads is None and self.audio_backbone is not None:
+            raise ValueError("audio_backbone has no effect without heads; allowed: backbone, with pair and view")
+        return self
+
+    @property
+    def sides(self) -> dict[str, str]:
+        """Backbones across which is looked, by modality, texts last."""
+        seen = {"image": self.image_backbone}
+        heard = {} if self.audio_backbone is None else {"audio": self.audio_backbone}
+        return heard | seen if self.text_backbone is None else (heard or seen) | {"text": self.text_backbone}
+
     def unlabelled(self) -> dict[str, str]:
-        return {self.backbone if self.heads is None else self.image_backbone: "bank"}
+        return {self.backbone if self.heads is None else next(iter(self.sides.values())): "bank"}
 
     def check(self, seen: Checked) -> None:
         if self.heads is None:
@@ -68,19 +86,18 @@ class Retrieval(Evaluation):
             seen.samples("bank", takes)
             seen.samples("queries", takes, "pair", "view")
             return
-        pictures = input_of(seen.backbone("image_backbone", "image"))
-        texts = input_of(seen.backbone("text_backbone", "text"))
-        seen.head("heads", "clip", {"image": "image_backbone", "text": "text_backbone"})
-        seen.samples("bank", pictures)
-        seen.samples("queries", pictures, "pair")
-        seen.samples("queries", texts)
+        inputs = [input_of(seen.backbone(f"{side}_backbone", side)) for side in self.sides]
+        kind = "pair" if "audio" in self.sides else "clip"
+        seen.head("heads", kind, {side: f"{side}_backbone" for side in self.sides})
+        seen.samples("bank", inputs[0])
+        seen.samples("queries", inputs[0], "pair")
+        seen.samples("queries", inputs[1])
 
     def run(self, bench: Bench) -> list[Score]:
         return self._of_views(bench) if self.heads is None else self._across(bench, self.heads)
 
     def _across(self, bench: Bench, heads: str) -> list[Score]:
-        across = Across.of(bench, heads, self.image_backbone, self.text_backbone, url=self.queries,
-                           limit=self.query_limit, pair=self.pair)  # fmt: skip
+        across = Across.of(bench, heads, self.sides, url=self.queries, limit=self.query_limit, pair=self.pair)
         return [score for direction in across.directions(bench, self.k[-1]) for score in direction.scores(self.k)]
 
     def _of_views(self, bench: Bench) -> list[Score]:

@@ -10,7 +10,7 @@ import pytest
 
 from bigssl.config import limits
 from bigssl.data.errors import DataError
-from bigssl.data.kinds.audio import audio
+from bigssl.data.kinds.audio import audio, codec_of
 
 soundfile = pytest.importorskip("soundfile")
 FORMATS = ("FLAC", "WAV", "OGG")
@@ -54,6 +54,21 @@ def test_resampling_gives_the_tone_at_the_other_rate(stored: int, rate: int) -> 
 def test_resampling_keeps_out_what_the_rate_cannot_hold() -> None:
     got, _ = audio(encoded(tone(48_000, hertz=15_000), 48_000, "WAV", subtype="FLOAT"), rate=16_000)
     assert np.abs(got[200:-200]).max() < 2e-3
+
+
+def test_a_codec_that_is_missing_is_named() -> None:
+    """Of the container alone one could not tell what to convert."""
+    wav = bytearray(encoded(tone(8000), 8000, "WAV"))
+    place = wav.find(b"fmt ") + 8
+    for number, name in ((0x2000, "AC-3"), (0x1234, "codec 0x1234")):
+        wav[place : place + 2] = number.to_bytes(2, "little")
+        with pytest.raises(DataError, match=f"undecodable audio of .*: {name}, of which libsndfile [0-9.]+ has no"):
+            audio(bytes(wav))
+    ogg = encoded(tone(8000, channels=1), 8000, "OGG", subtype="OPUS")
+    begin = 27 + ogg[26]
+    with pytest.raises(DataError, match="Speex, of which libsndfile"):
+        audio(ogg[:begin] + b"Speex   " + ogg[begin + 8 :])
+    assert codec_of(ogg) == "Opus" and codec_of(b"ID3\x04") == "MP3" and codec_of(b"no sound") == ""
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -1,0 +1,1 @@
+"""What is made of a sound? Silence cut off, windows, changes, stretches of frames."""

@@ -1,0 +1,1 @@
+"""What is a frame? Networks that hear sounds: their frames, hidden ones, codes, spectra."""
