@@ -21,7 +21,7 @@ from bigssl.config.errors import ConfigError, describe
 from bigssl.config.evaluate import Evaluation, ProbeConfig, named_sections, probe_model
 from bigssl.config.limits import Limits
 from bigssl.config.optim import OptimConfig
-from bigssl.config.section import PositiveInt
+from bigssl.config.section import Fraction, PositiveInt
 from bigssl.config.section import Section as Section
 from bigssl.config.yaml import apply_override, filled_in, read_mapping
 
@@ -112,9 +112,7 @@ class SourceConfig(Section):
     mix: dict[str, MixedConfig] | None = Field(
         None, min_length=1, description="datasets by a name of your choice, each with url and weight"
     )
-    power: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="mix: weights are times the number of samples to this power; 1: in proportion to size"
-    )
+    power: Fraction = Field(0.0, description="mix: weights are times the number of samples to this power")
     batch: PositiveInt | None = Field(None, description="samples per step from this source; default batch.size")
     min_shards: PositiveInt = Field(1, description="refuse to start with fewer shards (of each dataset) than this")
     sequential: bool = Field(False, description="read tars without an index, packed ones or pipe:COMMAND in order")

@@ -19,7 +19,7 @@ from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Section
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
-from bigssl.nets.weighing.gradients import carrying, cosines, gradients_of, gram, whole
+from bigssl.nets.weighing.gradients import are_whole, carrying, cosines, gradients_of, gram
 from bigssl.nets.weighing.rules import GradNorm, Uncertainty, surgery, uncertain
 from bigssl.objectives.base import Losses
 
@@ -233,7 +233,7 @@ class Weighing(nn.Module):
 
     def _look(self, weighted: Mapping[str, Tensor]) -> None:
         shared = self._bodies()
-        if whole(shared):
+        if are_whole(shared):
             self._keep(gram(gradients_of([weighted[name] for name in self.sharing], shared), self.norms))
 
     def _keep(self, products: Tensor) -> None:
@@ -242,7 +242,7 @@ class Weighing(nn.Module):
         self.angles.copy_(angles)
 
     def _seen(self) -> dict[str, Tensor]:
-        if "norms" not in self._buffers or not whole(self._bodies()):
+        if "norms" not in self._buffers or not are_whole(self._bodies()):
             return {}
         pairs = [(i, j) for i in range(len(self.sharing)) for j in range(i)]
         found = {f"gradient.{name}": value for name, value in zip(self.sharing, self.norms.clone(), strict=True)}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bigssl.nets.weighing.gradients import carrying, cosines, gradients_of, gram, whole
+from bigssl.nets.weighing.gradients import are_whole, carrying, cosines, gradients_of, gram
 from bigssl.nets.weighing.rules import GradNorm, Uncertainty, gradnorm_slope, surgery, uncertain
 
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(0, 10**6))
@@ -121,7 +121,7 @@ def test_products_of_gradients_are_those_of_autograd_whatever_reaches_what() -> 
     hidden = body(torch.randn(7, 4))
     losses = [head(hidden).square().mean() for head in heads[:2]] + [torch.tensor(1.0)]
     shared = list(body.parameters())
-    assert whole(shared)
+    assert are_whole(shared)
     products = gram(gradients_of(losses, shared), hidden)
     vectors = [torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True)])
                for loss in losses[:2]] + [torch.zeros(25)]  # fmt: skip

@@ -1,1 +1,1 @@
-"""Several losses over shared weights: their gradients side by side, and rules that weigh them."""
+"""How do several losses share weights? Their gradients side by side, and rules that weigh them."""

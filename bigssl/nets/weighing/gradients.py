@@ -13,7 +13,7 @@ from bigssl import distributed
 Gradients = list[Tensor | None]
 
 
-def whole(parameters: Sequence[nn.Parameter]) -> bool:
+def are_whole(parameters: Sequence[nn.Parameter]) -> bool:
     """Whether each rank holds all of them: at ZeRO-3 it has slices."""
     return not any(hasattr(each, "ds_id") for each in parameters)
 

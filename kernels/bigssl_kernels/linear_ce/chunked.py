@@ -10,13 +10,12 @@ Shapes of tensors follow the number of kept rows, which the host has to know: on
 kernels need none).
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from bigssl_kernels.checks import accumulator
 from bigssl_kernels.linear_ce import wide as wide_sum
+from bigssl_kernels.linear_ce.panels import NARROWEST, casts, room_for, slices
 from bigssl_kernels.linear_ce.terms import Gradients, Options, Problem, Statistics, Wanted, slopes
 
 PANEL = 38 << 20  # bytes of logits at a time on a CPU; a GPU needs larger products
@@ -24,8 +23,6 @@ PANEL_ELSEWHERE = 160 << 20
 LIMIT = 224 << 20  # bytes of logits together with what else grows with kept rows x features
 CHUNK = 1 << 18  # logits that pass from softmax to gradient while they are in the cache
 ADDED = 1 << 20  # entries of the gradient by hidden that are added up at a time
-NARROWEST = 128
-ALIGNED = 64  # rows of logits begin at multiples of these: float32 products are 1.4 times as fast as elsewhere
 NOBODY = torch.iinfo(torch.int64).min  # no class, and no label
 FEWEST = 64  # rows below which adding up the weight's gradient costs more than recomputing logits
 
@@ -41,25 +38,10 @@ def _budget(x: Tensor, taken: int = 0) -> int:
     return min(panel, max(LIMIT - taken, panel // 4)) // x.element_size()
 
 
-def _room(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Uninitialised [rows, columns] in aligned rows, with 0 between them: products of bfloat16 on AMX read an odd last
-    column with the number behind it, times 0, which is NaN where that is."""
-    whole = x.new_empty(rows, -(-columns // ALIGNED) * ALIGNED)
-    whole[:, columns:] = 0
-    return whole[:, :columns]
-
-
 def _kept_rows(given: Problem) -> tuple[Tensor, Tensor]:
     """Numbers of the kept rows [t], and their hidden states [t, H] in the dtype of products."""
     index, dtype = given.kept.nonzero().squeeze(1), _wide_enough(given.options.dtype)
     return index, (given.hidden if len(index) == len(given.kept) else given.hidden[index]).to(dtype)
-
-
-def slices(length: int, longest: int) -> Iterator[slice]:
-    """Slices of nearly equal length, none longer than `longest`."""
-    count = -(-length // max(longest, 1))
-    width = -(-length // max(count, 1))
-    return (slice(start, min(start + width, length)) for start in range(0, length, max(width, 1)))
 
 
 def _products(x: Tensor, weight: Tensor, room: Tensor) -> Tensor:
@@ -67,14 +49,9 @@ def _products(x: Tensor, weight: Tensor, room: Tensor) -> Tensor:
     panel = room[: len(x)]
     if weight.dtype == x.dtype:
         return torch.mm(x, weight.T, out=panel)
-    for piece in _casts(weight):
+    for piece in casts(weight):
         torch.mm(x, weight[piece].to(x.dtype).T, out=panel[:, piece])
     return panel
-
-
-def _casts(weight: Tensor) -> Iterator[slice]:
-    """Rows of the weight that are cast at a time."""
-    return slices(weight.shape[0], max(NARROWEST, (1 << 21) // max(weight.shape[1], 1)))
 
 
 def _logits(products: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
@@ -179,7 +156,7 @@ def _by_rows(
     stats = _blank(len(index), x, details)
     grads = _empty(given, x, wanted) if upstream is not None else (None, None, None)
     pieces = list(slices(len(index), _budget(x) // weight.shape[0]))
-    room = _room(x, pieces[0].stop if pieces else 0, len(weight))
+    room = room_for(x, pieces[0].stop if pieces else 0, len(weight))
     for number, rows in enumerate(pieces):
         panel = _products(x[rows], weight, room)
         for piece in slices(len(panel), CHUNK // weight.shape[0]):
@@ -216,10 +193,10 @@ def _multiply(
 ) -> None:
     """From the gradient of a panel of logits [t, V] to those of the weight and of the bias."""
     if grad_weight is not None:
-        for piece in _casts(weight) if grad_weight.dtype != grad.dtype else (slice(None),):
+        for piece in casts(weight) if grad_weight.dtype != grad.dtype else (slice(None),):
             _accumulate(grad_weight[piece], grad[:, piece].T, x, first)
     if grad_bias is not None:
-        for piece in _casts(weight):  # which are cast here as well, and would not fit the cache as a whole
+        for piece in casts(weight):  # which are cast here as well, and would not fit the cache as a whole
             wide = grad[:, piece].sum(0, dtype=grad_bias.dtype)
             grad_bias[piece] = wide if first else grad_bias[piece] + wide
 
@@ -239,7 +216,7 @@ def _times_weight(grad: Tensor, weight: Tensor) -> Tensor:
     if weight.dtype == grad.dtype:
         return grad @ weight
     total = grad.new_zeros(grad.shape[0], weight.shape[1], dtype=accumulator(grad.dtype))
-    for piece in _casts(weight):
+    for piece in casts(weight):
         total += grad[:, piece] @ weight[piece].to(grad.dtype)
     return total
 
@@ -266,7 +243,7 @@ def _by_slices(
     kept = x[:0] if grad_hidden is None else grad_hidden[: len(x)]  # where kept rows add up before they are spread
     low = wide_sum.low_bytes(kept)
     width = max(NARROWEST, _budget(x, low.numel() + _copied(x, given)) // max(len(x), 1))
-    room = _room(x, len(x), min(width, len(weight)))
+    room = room_for(x, len(x), min(width, len(weight)))
     for piece in slices(len(weight), width):
         part = weight[piece].to(x.dtype)
         panel, shift = torch.mm(x, part.T, out=room[:, : len(part)]), None if bias is None else bias[piece]
