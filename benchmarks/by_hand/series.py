@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigssl.nets.series.ts2vec import TimeConv
 from by_hand.base import ByHand, hand, plain
 
 
@@ -47,11 +48,21 @@ def forecast(task: Any) -> ByHand:
     return ByHand(nets, loss)
 
 
+class PlainConv(TimeConv):
+    """As torch has it over time."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.Conv1d.forward(self, input[:, :, 0])[:, :, None]
+
+
 @hand
 def series_contrast(task: Any) -> ByHand:
     """As TS2Vec's own code does it: a pass for each crop, and at each scale two tables of scores, from which the
     diagonal is taken by putting together what lies below and above it."""
     nets, shared = nn.ModuleList([plain(task.backbone.model)]), task.shared
+    for module in nets.modules():
+        if isinstance(module, TimeConv):
+            module.__class__ = PlainConv
     steps, alpha, temperature = task.patches, task.config.alpha, task.config.temperature
 
     def contrast(both: Tensor, size: int) -> Tensor:

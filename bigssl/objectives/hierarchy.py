@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,11 +34,16 @@ def hierarchical_contrast(first: Tensor, second: Tensor, temperature: float = 1.
         first, second: [B, T, D], the same B on every rank.
 
     Returns:
-        float32; their means over ranks are those of the global batch.
+        float32, also under autocast; their means over ranks are those of the global batch.
     """
-    scales = list(_scales(first.float(), second.float()))
+    with torch.autocast(first.device.type, enabled=False):
+        return _contrasts(list(_scales(first.float(), second.float())), temperature)
+
+
+def _contrasts(scales: Sequence[tuple[Tensor, Tensor]], temperature: float) -> Contrasts:
+    first = scales[0][0]
     world, count = distributed.world(), len(scales)
-    weights = torch.cat([first.new_full((a.shape[1],), 1 / a.shape[1], dtype=torch.float32) for a, _ in scales])
+    weights = torch.cat([first.new_full((a.shape[1],), 1 / a.shape[1]) for a, _ in scales])
     both = [torch.cat(each, 1) for each in zip(*scales, strict=True)]  # [B, S, D]: the times of all scales
     own = torch.cat(both).transpose(0, 1)
     size, whole = len(first), len(first) * world
