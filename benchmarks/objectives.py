@@ -1,4 +1,4 @@
-"""A step of each objective of pictures against a loop written by hand: `python benchmarks/objectives.py [NAME ...]`
+"""A step of each objective of pictures and series against a loop by hand: `python benchmarks/objectives.py [NAME ...]`
 
 ours: engine, loss, backward, clipping, optimizer and the teachers' moves, on a batch of launch/recipes/cpu/NAME.yaml,
 as the driver does it but for the loader. by hand: the same maths in plain PyTorch (`by_hand/`), the same networks,
@@ -39,18 +39,22 @@ from bigssl.report.environment import installed
 
 RECIPES = Path(__file__).parents[1] / "launch" / "recipes" / "cpu"
 AIM = 1.05
+AIMS = {"series_contrast": 1 / 1.5}  # by hand as TS2Vec's own code does it, in which there is more to save
 OFF, TINY = 1e-2, 1e-6
 """How far the norm of a weight's gradient may be off, as a share of itself and a trace of all of them: some sums, taken
 in another order, fall on the other side of a ReLU's kink."""
 HEARD = {"inpainting": ["objective.adversarial=1"]}
 """By task, overrides without which a term is too faint to be compared."""
+STILL = {"series_contrast": ["backbones.series.config.dropout=0"]}
+"""Overrides without which two passes differ by what they drop."""
 MEETING = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of this process, which holds the port
 Row = dict[str, Any]
 
 
 def recipe_of(name: str, out: str, *overrides: str) -> Recipe:
     model = recipe_model(config_union())
-    changes = [f"out={out}", "steps=1000", "probe=null", "evaluate=null", "optim.warmup=0", *overrides]
+    changes = [f"out={out}", "steps=1000", "probe=null", "evaluate=null", "optim.warmup=0", *STILL.get(name, []),
+               *overrides]  # fmt: skip
     recipe = load_recipe(RECIPES / f"{name}.yaml", changes, model)
     if hasattr(recipe.objective, "freeze"):  # a hand has no schedules
         recipe = load_recipe(RECIPES / f"{name}.yaml", [*changes, "objective.freeze=0"], model)
@@ -148,7 +152,7 @@ def compare(name: str, rounds: int, device: torch.device) -> Row:
         found = {side: 1e3 * times[1] for side, times in in_turn(steps, device, rounds, "wall").items()}
     hand = found["by hand"]
     return {"objective": name, "ms": found["ours"], "ms at stage 1": found["stage 1"], "ms by hand": hand,
-            "ratio": found["ours"] / hand, "ratio at stage 1": found["stage 1"] / hand, "aim": AIM,
+            "ratio": found["ours"] / hand, "ratio at stage 1": found["stage 1"] / hand, "aim": AIMS.get(name, AIM),
             "n": rounds}  # fmt: skip
 
 
@@ -182,13 +186,13 @@ def main() -> int:
         row["MiB of a step"] = int(told.split()[-1]) / 2**20
         row |= {"device": device_name(device)} | {f"{k} version": v for k, v in installed()["packages"].items()}
         rows.append(row)
-        said = "" if row["ratio"] <= AIM else "   missed"
+        said = "" if row["ratio"] <= row["aim"] else "   missed"
         print(f"{name:16}{row['ms']:9.1f} ms{row['ratio']:8.3f}   at stage 1{row['ratio at stage 1']:8.3f}"
               f"{row['MiB of a step']:9.0f} MiB{said}", flush=True)  # fmt: skip
     zero.stop()
     if sorted(options.names) == sorted(HANDS) and not wrong:
         write_rows(RESULTS / f"objectives_{'-'.join(device_name(device).split()[:2])}.csv", rows)
-    return int(bool(wrong) or any(row["ratio"] > AIM for row in rows))
+    return int(bool(wrong) or any(row["ratio"] > row["aim"] for row in rows))
 
 
 if __name__ == "__main__":

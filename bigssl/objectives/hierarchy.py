@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,17 +34,20 @@ def hierarchical_contrast(first: Tensor, second: Tensor, temperature: float = 1.
         first, second: [B, T, D], the same B on every rank.
 
     Returns:
-        float32; their means over ranks are those of the global batch.
+        float32, also under autocast; their means over ranks are those of the global batch.
     """
-    scales = list(_scales(first.float(), second.float()))
+    with torch.autocast(first.device.type, enabled=False):
+        return _contrasts(list(_scales(first.float(), second.float())), temperature)
+
+
+def _contrasts(scales: Sequence[tuple[Tensor, Tensor]], temperature: float) -> Contrasts:
+    first = scales[0][0]
     world, count = distributed.world(), len(scales)
-    weights = torch.cat([first.new_full((a.shape[1],), 1 / a.shape[1], dtype=torch.float32) for a, _ in scales])
-    views = [torch.cat(each, 1).transpose(0, 1) for each in zip(*scales, strict=True)]  # [S, B, D]
-    everyone = torch.cat([_of_all_ranks(view) for view in views], 1)  # [S, 2N, D]
+    weights = torch.cat([first.new_full((a.shape[1],), 1 / a.shape[1]) for a, _ in scales])
+    both = [torch.cat(each, 1) for each in zip(*scales, strict=True)]  # [B, S, D]: the times of all scales
+    own = torch.cat(both).transpose(0, 1)
     size, whole = len(first), len(first) * world
-    here = torch.arange(size, device=first.device) + distributed.rank() * size
-    instance = _told_apart(torch.cat(views, 1), everyone, torch.cat([here, here + whole]),
-                           torch.cat([here + whole, here]), temperature)  # fmt: skip
+    instance = _told_apart(own, _of_all_ranks(own), distributed.rank() * size, temperature)
     times = [_over_time(a, b, temperature) for a, b in scales if a.shape[1] > 1]
     zero = first.new_zeros((), dtype=torch.float32)
     return Contrasts(
@@ -63,19 +66,53 @@ def _scales(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _over_time(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """[] of [B, T, D] each."""
-    steps = torch.arange(first.shape[1], device=first.device)
-    both, there = torch.cat([first, second], 1), steps + first.shape[1]
-    return _told_apart(both, both, torch.cat([steps, there]), torch.cat([there, steps]), temperature).mean()
+    both = torch.cat([first, second], 1)
+    return _told_apart(both, both, 0, temperature).mean()
 
 
-def _told_apart(asked: Tensor, known: Tensor, own: Tensor, positive: Tensor, temperature: float) -> Tensor:
-    """[G]: of rows [G, M, D] beside [G, K, D], the mean −log softmax at their `positive`, without their `own` place."""
-    scores = asked @ known.transpose(1, 2) / temperature
-    rows = torch.arange(len(own), device=own.device)
-    scores[:, rows, own] = float("-inf")
-    return (scores.logsumexp(2) - scores[:, rows, positive]).mean(1)
+def _told_apart(asked: Tensor, known: Tensor, place: int, temperature: float) -> Tensor:
+    """[G]: the mean −log softmax of rows at their positives, without themselves.
+
+    asked: [G, 2M, D], one view and the other. known: [G, 2K, D], the same of K >= M, among which the M asked ones begin
+        at `place` of each view.
+    """
+    half, whole = asked.shape[1] // 2, known.shape[1] // 2
+    rows = torch.arange(2 * half, device=asked.device)
+    themselves = rows + place + (whole - half) * (rows >= half)
+    found: Tensor = _Told.apply(asked, known, themselves, (themselves + whole) % (2 * whole), temperature)
+    return found
 
 
-def _of_all_ranks(view: Tensor) -> Tensor:
-    """[S, B, D] of each rank -> [S, N, D]."""
-    return distributed.rows_of_all(view.transpose(0, 1).contiguous()).transpose(0, 1)
+class _Told(torch.autograd.Function):
+    """Keeps one table of numbers, the shares of the softmax, where autograd would keep the scores and make of them, and
+    of each that is picked or left out, another table."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, asked: Tensor, known: Tensor, themselves: Tensor, positives: Tensor, temperature: float
+    ) -> Tensor:  # fmt: skip
+        places = [each.view(1, -1, 1).expand(len(asked), -1, -1) for each in (themselves, positives)]
+        nothing = asked.new_zeros(1, 1, 1)
+        scores = torch.baddbmm(nothing, asked, known.transpose(1, 2), beta=0, alpha=1 / temperature)
+        right = scores.gather(2, places[1])
+        scores.scatter_(2, places[0], float("-inf"))
+        sums = scores.logsumexp(2, keepdim=True)
+        shares = scores.sub_(sums).exp_()
+        ctx.save_for_backward(asked, known, shares, places[1])
+        ctx.temperature = temperature
+        return (sums - right).mean((1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        asked, known, shares, positives = ctx.saved_tensors
+        each = (grads[0] / (asked.shape[1] * ctx.temperature))[:, None, None]
+        table = (shares * each).scatter_add_(2, positives, -each.expand(-1, asked.shape[1], 1))
+        return table @ known, table.transpose(1, 2) @ asked, None, None, None
+
+
+def _of_all_ranks(own: Tensor) -> Tensor:
+    """[S, 2B, D] of each rank, one view and the other -> [S, 2N, D]."""
+    if not distributed.active():
+        return own
+    views = [distributed.rows_of_all(view.transpose(0, 1).contiguous()) for view in own.chunk(2, 1)]
+    return torch.cat(views).transpose(0, 1)

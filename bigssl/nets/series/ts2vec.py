@@ -42,16 +42,25 @@ class Ts2vecConfig(PreTrainedConfig):
         super().__init__(**kwargs)  # type: ignore[arg-type]
 
 
+class TimeConv(nn.Conv1d):
+    """[B, before, 1, T] -> [B, after, 1, T], a convolution over time as one over pictures of one row: CPUs are faster
+    at that, as channels are last in memory."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        padding, dilation = (0, int(self.padding[0])), (1, self.dilation[0])
+        return F.conv2d(input, self.weight[:, :, None], self.bias, padding=padding, dilation=dilation)
+
+
 class Ts2vecBlock(nn.Module):
-    """[B, before, T] -> [B, after, T]."""
+    """[B, before, 1, T] -> [B, after, 1, T]."""
 
     def __init__(self, before: int, after: int, kernel: int, dilation: int, last: bool) -> None:
         super().__init__()
         self.first, self.second = (
-            nn.Conv1d(size, after, kernel, padding=(kernel - 1) * dilation // 2, dilation=dilation)
+            TimeConv(size, after, kernel, padding=(kernel - 1) * dilation // 2, dilation=dilation)
             for size in (before, after)
         )
-        self.shortcut = nn.Conv1d(before, after, 1) if last or before != after else None
+        self.shortcut = TimeConv(before, after, 1) if last or before != after else None
 
     def forward(self, states: Tensor) -> Tensor:
         beside = states if self.shortcut is None else self.shortcut(states)
@@ -92,7 +101,7 @@ class Ts2vecModel(PreTrainedModel):
             values = (past_values - values.sum(1, keepdim=True) / count) * observed
             values = values / (values.square().sum(1, keepdim=True) / count + 1e-5).sqrt()
         states = self.embedder(values) * observed.amax(2, keepdim=True)
-        states = states.transpose(1, 2)
+        states = states.transpose(1, 2)[:, :, None]
         for block in self.blocks:
             states = block(states)
-        return BaseModelOutput(last_hidden_state=self.dropout(states.transpose(1, 2)))
+        return BaseModelOutput(last_hidden_state=self.dropout(states[:, :, 0].transpose(1, 2)))
