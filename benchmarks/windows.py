@@ -84,7 +84,8 @@ def row_of(
     mine, other = times["ours"][1] / windows, times["whole"][1] / few
     return {
         "rows": length, "read": round(sum(taken) / (windows * length * CHANNELS * 4), 3),
-        "us_ours": round(mine * 1e6, 1), "us_whole": round(other * 1e6, 1), "times": round(other / mine, 1), "device": device_name(CPU),
+        "us_ours": round(mine * 1e6, 1), "us_whole": round(other * 1e6, 1), "times": round(other / mine, 1),
+        "device": device_name(CPU),
         "versions": f"numpy {np.__version__}, Python {platform.python_version()}",
     }  # fmt: skip
 
