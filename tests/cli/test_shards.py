@@ -156,7 +156,7 @@ def test_tokenizers_of_documents_in_json(tmp_path: Path) -> None:
     [
         (["shards", "pack", "nowhere", "out"], "source nowhere: no such file or folder"),
         (["shards", "pack", "{tmp}/t.tsv", "{tmp}/out"], "a table needs --image"),
-        (["shards", "pack", "{tmp}/t.bin", "{tmp}/out"], "are a folder, .csv, .jsonl, .parquet, .ts, .tsv, .txt"),
+        (["shards", "pack", "{tmp}/t.bin", "{tmp}/out"], "allowed are a folder, .csv, .jsonl, .parquet, .ts, .tsv"),
         (["shards", "inspect", "{tmp}"], "run `bigssl shards index {tmp}`"),
         (["shards", "index", "{tmp}"], "no shards"),
         (["shards", "index", "{tmp}/a/x.tar", "{tmp}/b/y.tar"], "say with --out"),
