@@ -15,6 +15,7 @@ from bigssl.cli.listing import listed
 from bigssl.cli.making import FEWEST, Made, Parted, already_made, held_share, held_time, made_target, mark_of, note_made
 from bigssl.cli.options import Writing, local, note
 from bigssl.cli.pack import pack
+from bigssl.cli.timed import TABLES
 from bigssl.config.errors import ConfigError
 from bigssl.config.places import seen_from
 from bigssl.data.errors import DataError
@@ -189,7 +190,8 @@ def _kind(source: Path, names: Sequence[str]) -> str | None:
     themselves, and a table of numbers."""
     suffixes = {Path(name).suffix.lower() for name in names}
     if len(suffixes) == 1 and not suffixes & {SUFFIXES["lines"]}:
-        return next((kind for kind, suffix in SUFFIXES.items() if suffix in suffixes), None)
+        return "series" if suffixes <= set(TABLES) else next(
+            (kind for kind, suffix in SUFFIXES.items() if suffix in suffixes), None)  # fmt: skip
     if names or source.suffix.lower() != SUFFIXES["series"]:
         return None
     first = head(source)

@@ -11,7 +11,7 @@ from bigssl.config.errors import ConfigError, nearest
 ON_PURPOSE = (
     "name", "steps", "precision",
     "backbones.*.attention", "backbones.*.activation_checkpointing", "backbones.*.compile",
-    "data.sources.*.min_shards",
+    "data.sources.*.min_shards", "data.sources.*.rates",
     *(f"optim.{field}" for field in ("lr", "betas", "eps", "momentum", "trust", "adam_lr", "weight_decay", "no_decay",
                                      "layer_decay", "clip", "groups", "warmup", "schedule", "decay", "power", "final")),
     "zero.options",

@@ -219,6 +219,7 @@ def test_files_that_nothing_reads_are_asked(tmp_path: Path, pack: Pack) -> None:
     assert f"`bigssl shards pack {source}/t.csv {pack.out}`" in pack.refused(source)
     assert len(pack(source, "--as", "files")[0]) == 3
     assert "--as series reads a row per time" in pack.refused(fill(tmp_path / "c", {"a.csv": b"x\n1\n"}))
+    assert "--as series reads a row per time" in pack.refused(fill(tmp_path / "p", {"a.parquet": b"PAR1"}))
     assert "--as jsonl reads their lines" in pack.refused(fill(tmp_path / "j", {"a.jsonl": b'{"text": "a"}\n'}))
 
 

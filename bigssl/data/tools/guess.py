@@ -18,7 +18,7 @@ from bigssl.data.tools.sources.text import HEAD
 SUFFIXES = {"lines": ".txt", "jsonl": ".jsonl", "series": ".csv", "ts": ".ts"}
 FEW = 50  # files, from which on nobody takes a file for a class
 SOME, MANY = 10, 1000  # lines of a file that may be documents, and that hardly are one
-_TABLES = ("csv", "tsv", "jsonl", "ts")
+_TABLES = ("csv", "tsv", "jsonl", "ts", "parquet")
 Rows = Sequence[Mapping[str, str]]
 
 
@@ -226,9 +226,8 @@ def ask_of_tables(source: Path, fields: Mapping[str, Sequence[str]], target: Pat
     if kind in ("csv", "tsv") and (pictures or kind == "tsv"):
         advice = f"a table of pictures is a source itself: `bigssl shards pack {source / name} {target}`"
     else:
-        advice = f"--as {'series' if kind == 'csv' else kind} reads " + (
-            "a row per time" if kind == "csv" else "their lines"
-        )
+        timed = kind in ("csv", "parquet")
+        advice = f"--as {'series' if timed else kind} reads {'a row per time' if timed else 'their lines'}"
     raise DataError(
         f"source {source} holds {len(lone)} files that as such no objective reads, e.g. {name!r}; {advice}; "
         "--as files packs them as they are"

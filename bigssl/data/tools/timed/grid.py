@@ -20,6 +20,7 @@ TOLERANCE = 0.1  # of a step, by which a row may be early or late
 FIT = 0.3  # of a step, by which a gap may miss a whole number of rows
 OTHER_RATE = 8  # equal steps in a row, other than the usual one, that are no gaps but another rate
 SORTED = "`(head -n 1 F.csv; tail -n +2 F.csv | {how}) > SORTED.csv`"
+ASCENDING = "sort -t, -sk N,N"  # text; of what is no number or ISO time, by hand
 
 
 class Regular(NamedTuple):
@@ -159,11 +160,12 @@ def _refuse_unordered(times: np.ndarray, steps: np.ndarray, where: Callable[[int
         return
     row = int(falling[0]) + 1
     backwards = len(falling) > 1 and (steps <= 0).all()
-    how = SORTED.format(how="tac" if backwards else "sort")
+    how = SORTED.format(how="tac" if backwards else ASCENDING)
     what = "all rows run backwards" if backwards else f"{len(falling)} rows are out of order"
-    raise DataError(f"{where(row)}: time {written(int(times[row]), False)} comes behind "
-                    f"{written(int(times[row - 1]), False)}; {what}: put the earliest first, e.g. by {how}; or --time "
-                    "none takes rows as they come")  # fmt: skip
+    later, first = (written(int(times[at]), False) for at in (row - 1, row))
+    column = "" if backwards else " (the time is column N)"
+    raise DataError(f"{where(row)}: time {first} comes behind {later}; {what}: put the earliest first, e.g. by {how}"
+                    f"{column}; or --time none takes rows as they come")  # fmt: skip
 
 
 def _refuse_other_rates(steps: np.ndarray, step: int, where: Callable[[int], str]) -> None:

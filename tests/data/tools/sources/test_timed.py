@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,33 @@ def test_repeats_keep_the_one_that_the_rule_names(tmp_path: Path) -> None:
         assert values[:, 0].tolist() == kept and count.repeats == 1
         windows = items(path, Windows(window=2, stride=1), regular=Regular(repeats=repeats))
         assert [read(item)[0][:, 0].tolist() for item in windows] == [kept[:2], kept[1:]]
+
+
+def test_parquet_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.parquet"
+    path.write_bytes(b"no parquet at all")
+    with pytest.raises(DataError, match=r"t\.parquet: no parquet file"):
+        items(path)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(DataError, match=r"parquet files need `pip install 'bigssl\[parquet\]'`"):
+        items(path)
+
+
+def test_parquet_of_text_numbers_and_nulls(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    when = pyarrow.array([1_704_067_200_000, 1_704_067_260_000, None])
+    columns = {"when": when, "who": ["x", "y", "z"], "a": ["1", "?", "3"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(DataError, match=r"t\.parquet, row 2: the time is missing"):
+        items(path, time="when")
+    pyarrow.parquet.write_table(pyarrow.table(columns).slice(0, 2), path)
+    ((values, said),) = map(read, items(path, time="when"))
+    np.testing.assert_array_equal(values, np.array([[1], [np.nan]], np.float32))  # what is no number is left out
+    assert (said["time"], said["step"]) == ("2024-01-01T00:00:00", 60)
+    with pytest.raises(DataError, match=r"row 0: column 'who': could not convert string to float: 'x'"):
+        items(path, Windows(columns=["who"]))
+    series = {item.key for item in items(path, Windows(by="who"), time="when")}
+    assert series == {"t-x", "t-y"}
 
 
 def test_short_pieces_are_kept_or_dropped(tmp_path: Path) -> None:
