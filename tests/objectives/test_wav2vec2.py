@@ -21,7 +21,7 @@ from bigssl.nets.chance import noise
 from bigssl.nets.chance.seeds import another
 from bigssl.nets.modality import MODALITIES
 from bigssl.nets.progress import Progress
-from bigssl.nets.sound.distractors import distractors
+from bigssl.nets.sound.distractors import cosines_within, distractors
 from bigssl.objectives.base import discover, exported_heads
 from bigssl.objectives.wav2vec2 import Wav2vec2
 
@@ -149,3 +149,14 @@ def test_of_too_few_frames_nothing_can_be_hidden(objective: Any, monkeypatch: py
     monkeypatch.setitem(KIND.preset["backbones"]["audio"], "length", 700)
     with pytest.raises(ConfigError, match=r"backbones.audio.length: value 700, 2 frames; allowed: >= 965, 3 frames"):
         objective(KIND, "wav2vec2")
+
+
+def test_cosines_are_exact_in_half_precision() -> None:
+    hidden = torch.ones(2, 6, dtype=torch.bool)
+    contexts, targets = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0))
+    rows, others = torch.arange(12), torch.tensor([[(n + 1) % 6 + n // 6 * 6] for n in range(12)])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cosines_within(contexts, targets, hidden, rows, others, 6)
+    expected = torch.stack([torch.cosine_similarity(contexts, targets),
+                            torch.cosine_similarity(contexts, targets[others[:, 0]])], 1)  # fmt: skip
+    torch.testing.assert_close(found, expected)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigssl.nets.chance import noise
+from bigssl_kernels.dispatch import exact
 
 
 def distractors(hidden: Tensor, rows: Tensor, seeds: Tensor, count: int) -> Tensor:
@@ -23,6 +24,7 @@ def distractors(hidden: Tensor, rows: Tensor, seeds: Tensor, count: int) -> Tens
     return begin[:, None] + drawn + (drawn >= own[:, None])
 
 
+@exact
 def cosines_within(contexts: Tensor, targets: Tensor, hidden: Tensor, rows: Tensor, others: Tensor, most: int
                    ) -> Tensor:
     """float32 [N, 1 + K]: the cosine of each context with its own target, then with the targets `others`, through a

@@ -33,7 +33,7 @@ def test_statistics_of_a_dataset(tmp_path: Path) -> None:
     assert (picture["samples"], picture["duplicates"], picture["measures"]["width"]["p50"]) == (4, 3, 30)
     assert {name: rule["samples"] for name, rule in facts["rules"].items() if name not in TEXT_RULES} == {
         "damaged": 0, "blank": 0, "empty-text": 3, "non-finite": 0, "constant-series": 0,
-        "still-channels": 0, "duplicates": 0,
+        "still-channels": 0, "silent": 0, "duplicates": 0,
     }  # fmt: skip
     assert facts["rules"]["empty-text"]["examples"] == [{"key": f"k{n}", "value": n + 1.0} for n in (0, 1)] + [
         {"key": "z", "value": 2.0}]  # fmt: skip
