@@ -147,7 +147,8 @@ def alone(tower_folder: Path, model: PreTrainedModel, one: Sample) -> Tensor:
         values = np.load(io.BytesIO(one.fields["npy"]))[: settings["length"]]
         behind = ((0, settings["length"] - len(values)), (0, 0))
         seen = np.pad(np.isfinite(values), behind)
-        values = np.pad(np.nan_to_num(values), behind, constant_values=settings["padding_value"])
+        assert settings["padding_value"] == "mean"
+        values = np.where(seen, np.pad(values, behind), np.nanmean(values, 0)).astype(np.float32)
         given = {"past_values": torch.from_numpy(values)[None], "past_observed_mask": torch.from_numpy(seen)[None]}
         hidden = model(**given).last_hidden_state[0]  # [C, patches, D]
         # patches of 5 at every 4th step; the first of 22 steps is in none
@@ -328,11 +329,28 @@ def test_a_pretrained_network_hides_nothing_at_random(make: Callable[..., Tower]
         make("patchtst", init_from=str(tmp_path / "series"), config={}, channels=2)
 
 
+def test_gaps_of_series_have_the_mean_of_their_channel(make: Callable[..., Tower]) -> None:
+    """On any level: what a network sees of a series does not depend on where its zero is."""
+    tower = make("patchtst").eval()
+    batch = batch_of(tower, range(2))
+    mask = batch["series_mask"]
+    assert not mask.all()
+    lifted = batch | {"series": batch["series"] + 300}
+    with torch.no_grad():
+        torch.testing.assert_close(tower.features(lifted), tower.features(batch), rtol=1e-3, atol=1e-4)
+    given = MODALITIES["series"].inputs(tower.model, batch)["past_values"]
+    for row, channel in ((0, 0), (1, 2)):
+        seen = mask[row, :, channel]
+        known = batch["series"][row, seen, channel]
+        assert torch.equal(given[row, seen, channel], known)
+        torch.testing.assert_close(given[row, ~seen, channel], known.mean().expand((~seen).sum()))
+
+
 def test_class_tokens_are_no_hidden_states(make: Callable[..., Tower]) -> None:
     tower = make("patchtst", config=SERIES | {"use_cls_token": True}).eval()
     batch = batch_of(tower, range(2))
     with torch.no_grad():
-        found = tower.model(past_values=batch["series"], past_observed_mask=batch["series_mask"]).last_hidden_state
+        found = tower.model(**MODALITIES["series"].inputs(tower.model, batch)).last_hidden_state
         assert found.shape == (2, 3, 6, 16)  # [B, channels, class token and patches, D]
         torch.testing.assert_close(tower.hidden(batch), found[:, :, 1:].reshape(2, 15, 16))
 

@@ -142,6 +142,15 @@ def test_ranks_find_what_one_finds(data: Path, ranks: Callable[..., list[Any]], 
         assert found == alone
 
 
+def test_states_of_all_channels_together_cannot_be_told_apart(data: Path) -> None:
+    """A linear head forecasts a channel from its own states."""
+    mine = section(data)["mine"]
+    small = {"hidden_size": 8, "width": 8, "depth": 1}
+    together = Tower("series", BackboneConfig(type="ts2vec", channels=2, length=PAST, config=small), None)
+    with pytest.raises(ConfigError, match="evaluate.mine.backbone: value 'series': it is of type ts2vec, whose states"):
+        mine.check(Checked("evaluate.mine", mine, {"series": together}, {}))
+
+
 def test_what_cannot_be_forecast_is_refused(data: Path, tower: Tower) -> None:
     def check(**changes: Any) -> None:
         mine = section(data, **changes)["mine"]

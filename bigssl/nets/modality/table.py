@@ -198,7 +198,7 @@ class _Text(Modality):
 
 class _Series(Modality):
     """Batches: series float32 [B, T, C]; series_mask bool [B, T, C], False where no value was observed: what stands
-    there is not read, the network sees 0."""
+    there is not read, the network sees the channel's mean (PatchTST would make an outlier of 0 on a level of 300)."""
 
     name, takes, kinds, batch, main = "series", "series", SERIES, "series", "past_values"
     fields: ClassVar = {"channels": "its values per step, e.g. 1", "length": "its steps per series, e.g. 96"}
@@ -235,12 +235,13 @@ class _Series(Modality):
             raise RuntimeError(f"series of [steps, channels] {list(values.shape[1:])}; this network takes {own}")
         if observed is None:
             return {self.main: values.to(model.dtype)}
-        values = values.masked_fill(~observed.bool(), 0)
+        known = values.masked_fill(~observed.bool(), 0)
+        mean = known.sum(1, keepdim=True) / observed.sum(1, keepdim=True).clamp(min=1)
+        values = torch.where(observed.bool(), values, mean)
         return {self.main: values.to(model.dtype), OBSERVED[model.config.model_type]: observed.to(model.dtype)}
 
     def tokens(self, model: PreTrainedModel, inputs: Inputs, hidden: Tensor) -> Tokens:
-        """Of [B, C, patches, D], or [B, steps, D] of all channels together. One counts where a value of it was
-        observed."""
+        """Of [B, C, patches, D], or [B, steps, D] of all channels. One counts where a value of it was observed."""
         size, step, length = (getattr(model.config, f) for f in ("patch_length", "patch_stride", "context_length"))
         count = (length - size) // step + 1
         together = hidden.dim() == 3

@@ -92,14 +92,16 @@ class SeriesInput(Input):
     def described(self) -> str:
         return """\
 Series: float32 [B, length, channels], with length and channels as in `preprocessor_config.json`: the first steps of a
-longer one; 0 behind the end of a shorter one and in place of NaN, and the mask of observed values false there."""
+longer one; behind the end of a shorter one and in place of NaN the mean of what was observed of the channel, and the
+mask of observed values false there."""
 
     @classmethod
     def read(cls, folder: Path) -> SeriesInput:
         return cls(*series_sizes(folder, preprocessor_settings(folder, "series")))
 
     def write(self, folder: Path) -> None:
-        write_settings(folder / PREPROCESSOR, {"length": self.length, "channels": self.channels, "padding_value": 0.0})
+        sizes = {"length": self.length, "channels": self.channels}
+        write_settings(folder / PREPROCESSOR, sizes | {"padding_value": "mean"})
 
     def _view(self, data: bytes) -> dict[str, np.ndarray]:
         values = decode.series(data, non_finite="keep")[: self.length]

@@ -97,8 +97,8 @@ INPUTS_ARE = {  # by format and modality
         "audio": "`AutoFeatureExtractor` of the same folder makes the input of sounds at its `sampling_rate` (the mean "
         "of their channels), with `max_length=extractor.max_length, truncation=True, padding=\"max_length\"`. "
         f"{ENCODED.format(over='over frames that are no padding')}",
-        "series": "Series are float32 [B, length, channels] as `preprocessor_config.json` says, 0 in place of NaN and "
-        "behind their end, and the mask of observed values is false there. "
+        "series": "Series are float32 [B, length, channels] as `preprocessor_config.json` says, in place of NaN and "
+        "behind their end the mean of what was observed of the channel; the mask of observed values is false there. "
         f"{ENCODED.format(over='over channels and patches of which a value was observed')}",
     },
     "timm": {"image": "`config.json` says the rest (`timm.data.create_transform`). Features: the mean of "
@@ -110,8 +110,9 @@ INPUTS_ARE = {  # by format and modality
         "rows and of tokens.",
         "audio": "`preprocessor_config.json` says rate and length of sounds: each less its mean, over its standard "
         "deviation, then 0 behind its end, where the mask is 0. Any number of rows.",
-        "series": "Series are float32 [B, length, channels] as `preprocessor_config.json` says, 0 in place of NaN and "
-        "behind their end, and the mask of observed values is 0 there. Any number of rows.",
+        "series": "Series are float32 [B, length, channels] as `preprocessor_config.json` says, in place of NaN and "
+        "behind their end the mean of what was observed of the channel, and the mask of observed values is 0 there. "
+        "Any number of rows.",
     },
     "sentence-transformers": {"text": "`encode` takes texts."},
 }  # fmt: skip

@@ -78,14 +78,16 @@ def _tokens(job: Job) -> dict[str, np.ndarray]:
 
 
 def _series(job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """[B, length, channels] and which values were observed."""
+    """[B, length, channels], each channel's mean where nothing was observed, and where something was."""
     settings = _settings(job["folder"])
     shape = (len(job["samples"]), settings["length"], settings["channels"])
     values, observed = np.zeros(shape, np.float32), np.zeros(shape, bool)
     for row, series in enumerate(_arrays(job)):
         series = (series[:, None] if series.ndim == 1 else series)[: shape[1]]
         there = np.isfinite(series)
-        values[row, : len(series)], observed[row, : len(series)] = np.where(there, series, 0), there
+        known = np.where(there, series, 0)
+        values[row] = known.sum(0) / np.maximum(there.sum(0), 1)
+        values[row, : len(series)][there], observed[row, : len(series)] = known[there], there
     return values, observed
 
 
