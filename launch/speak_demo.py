@@ -107,12 +107,11 @@ def picture(path: Path) -> bytes:
     return file.getvalue()
 
 
-def write(folder: Path, row: dict[str, str], name: str, voice: tuple[str, int], shown: bytes | None) -> None:
-    """The files of a sample: ogg, txt, json and, where there is a picture, webp."""
+def write(folder: Path, row: dict[str, str], name: str, voice: tuple[str, int], shown: bytes) -> None:
+    """The files of a sample: ogg, txt, json and webp."""
     facts = {"code": row["code"], "category": row["category"], "subcategory": row["subcategory"], "voice": name}
     fields = {"ogg": opus(speak(row["caption"], *voice)), "txt": row["caption"].encode(),
-              "json": json.dumps(facts, separators=(",", ":"), sort_keys=True).encode()}  # fmt: skip
-    fields |= {} if shown is None else {"webp": shown}
+              "json": json.dumps(facts, separators=(",", ":"), sort_keys=True).encode(), "webp": shown}  # fmt: skip
     for field, data in fields.items():
         (folder / f"{row['code']}-{name}.{field}").write_bytes(data)
 
@@ -127,7 +126,7 @@ def main(table: str, images: str, emoji: str, out: str) -> None:
         folder = Path(out, part)
         folder.mkdir(parents=True, exist_ok=True)
         for row in rows:
-            shown = None if part == "words" else picture(Path(images, f"{row['code']}.google.jpg"))
+            shown = picture(Path(images, f"{row['code']}.google.jpg"))
             for name, voice in voices.items():
                 write(folder, row, name, voice, shown)
 

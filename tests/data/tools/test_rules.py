@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,21 @@ def test_each_rule_catches_its_own(tmp_path: Path) -> None:
     assert caught(judge_samples(facts, ["blank"], Thresholds())) == {"blank": {"b-blank": 0.0, "i-both": 0.0}}
     with pytest.raises(DataError, match="no rule 'blink'; allowed are damaged, blank"):
         judge_samples(facts, ["blink"], Thresholds())
+
+
+def test_silence_and_what_is_cut_off_are_counted(tmp_path: Path) -> None:
+    loud = np.sin(np.arange(4000) / 5).astype(np.float32)
+    sounds = {"a-loud": loud, "b-silent": loud * 5e-5, "c-clipped": np.clip(3 * loud, -1, 1)}
+    facts = surveyed(tmp_path / "x", {key: {"flac": flac(values)} for key, values in sounds.items()})
+    assert [each.hit.number for each in judge_samples(facts, ["silent"], Thresholds())] == [1]
+    (clipped,), (rate,) = (facts.of(name).values() for name in ("clipped", "rate"))
+    assert clipped[0] == clipped[1] == 0 and clipped[2] > 0.7 and (rate == 8000).all()
+
+
+def flac(values: np.ndarray) -> bytes:
+    soundfile, file = pytest.importorskip("soundfile"), io.BytesIO()
+    soundfile.write(file, values, 8000, format="FLAC")
+    return file.getvalue()
 
 
 def test_thresholds_move_the_border(tmp_path: Path) -> None:
