@@ -105,9 +105,10 @@ class MaskedSeries(Counting, Objective):
         return np.concatenate([np.zeros((front, channels), dtype=bool), hidden])
 
     def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
-        """Adds how many values are asked for, counted where they are."""
+        """Brings what is asked into the order of the predictions, and counts it where it is."""
         batch: dict[str, Any] = super().assemble(by_source)
-        return batch | {"count": int(batch["asked"].sum())}
+        ordered = {name: self._in_patches(batch[name]) for name in ("target", "asked")}
+        return batch | ordered | {"count": int(batch["asked"].sum())}
 
     def units(self, batch: dict[str, Any]) -> dict[str, int]:
         return {"": batch["count"]}
@@ -115,7 +116,7 @@ class MaskedSeries(Counting, Objective):
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         hidden = self.backbone.hidden(batch)  # [B, C * P, D]
         predicted = self.head(hidden).float().flatten(1)  # [B, C * P * patch]
-        target, asked = self._in_patches(batch["target"]), self._in_patches(batch["asked"])
+        target, asked = batch["target"], batch["asked"]
         errors = torch.where(asked, predicted - target, 0.0).square()
         sums = [target.square().sum(), asked.sum(), (target.abs() >= FURTHEST).sum()]
         squares, everywhere, clipped = distributed.all_reduce_sum(torch.stack([each.double() for each in sums]))
