@@ -217,7 +217,42 @@ TEXTS = [
     Plant("blind line of one rank's samples", "simcse", "math.log(len(z1) * distributed.world())", "math.log(len(z1))"),
     Plant("the temperature of the paper whatever the recipe says", "simcse", "1 / self.config.temperature", "20.0"),
 ]
-PLANTS = BYOL + MAE + OTHERS + TEXTS
+HIERARCHY = "objectives/hierarchy.py"
+SERIES = [
+    Plant("mean of the hidden values, too", "masked_series", "without_mean(values, visible)",
+          "without_mean(values, observed)"),
+    Plant("deviation of the hidden values, too", "masked_series", "window_deviation(shown, visible), asked",
+          "window_deviation(shown, observed), asked"),
+    Plant("missing values asked for", "masked_series", "asked = observed & hidden &", "asked = hidden &"),
+    Plant("patches that hold nothing are hidden first", "masked_series", "(order < counts).repeat",
+          "(order < counts)[::-1].repeat"),
+    Plant("loss on all values", "masked_series", "torch.where(asked, predicted - target, 0.0).square()",
+          "(predicted - target).square()"),
+    Plant("the mean of the future, too", "forecast", "past, mean = without_mean(values[:length], seen)",
+          "past, mean = without_mean(values, observed)\n        past = past[:length]"),
+    Plant("short series filled up behind", "forecast", "rng, front=True)", "rng)"),
+    Plant("the last step, observed or not", "forecast", "newest = (steps[:, None] * seen).argmax(1, keepdim=True)",
+          "newest = (steps[:, None] * torch.ones_like(seen)).argmax(1, keepdim=True)"),
+    Plant("forecasts of other channels", "forecast", "flatten(2)).float()  # [B, C, H]",
+          "flatten(2)).float().flip(1)  # [B, C, H]"),
+    Plant("windows from the first step only", "forecast", "begin = int(rng.integers(steps - length + 1))", "begin = 0",
+          file="objectives/serial.py"),
+    Plant("a row among its own negatives", "series_contrast", 'scores.scatter_(2, places[0], float("-inf"))', "pass",
+          file=HIERARCHY),
+    Plant("positives of the first rank", "series_contrast", "distributed.rank() * size, temperature)",
+          "0, temperature)", file=HIERARCHY),
+    Plant("other times of the first crop", "series_contrast", "first[:, self.patches - self.shared :]",
+          "first[:, : self.shared]"),
+    Plant("no time hidden", "series_contrast", "seen = observed & ~self._hidden(observed, rng)[:, None]",
+          "seen = observed"),
+    Plant("the label of the inverse permutation", "series_order", "in self.permutations[label]]",
+          "in np.argsort(self.permutations[label])]"),
+    Plant("segments with their level", "series_order", "without_mean(values, observed)[0]",
+          "values.astype(np.float32)"),
+    Plant("a place that tells the time", "series_order",
+          "front = int(rng.integers(free // self.stride + 1)) * self.stride", "front = begin // 2 * 2 % (free + 1)"),
+]
+PLANTS = BYOL + MAE + OTHERS + TEXTS + SERIES
 OWN = {  # tests of a task in files that are not called after it
     "mlm": ("mlm_packing", "masked_bodies", "substitution", "counting"), "next_sentence": ("pairs",),
     "sentence_order": ("pairs",),
