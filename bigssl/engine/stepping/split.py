@@ -39,8 +39,8 @@ def check_weighing(recipe: Recipe, objective: Objective) -> None:
         raise ConfigError(f"{rule}, but with batch.cached the losses are made apart from the networks; allowed: "
                           "batch.cached false, rule uncertainty, or no balance")  # fmt: skip
     if objective.weighing.watch and recipe.batch.cached:
-        raise ConfigError(f"objective.watch: value {objective.weighing.watch}, but with batch.cached the losses are made "
-                          "apart from the networks; allowed: 0, or batch.cached false")  # fmt: skip
+        raise ConfigError(f"objective.watch: value {objective.weighing.watch}, but with batch.cached the losses are "
+                          "made apart from the networks; allowed: 0, or batch.cached false")  # fmt: skip
 
 
 def notes_of_cached(recipe: Recipe, objective: Objective, accum: int) -> list[str]:
