@@ -159,8 +159,8 @@ def is_step(step: object) -> bool:
 
 
 def mixed_rates(steps: Sequence[tuple[str, Any]]) -> str:
-    """What is wrong with the steps (seconds) of series, (key, step) each, since two shards may have one key; nothing where
-    they are of one rate."""
+    """What is wrong with the steps (seconds) of series, (key, step) each, since two shards may have one key; nothing
+    where they are of one rate."""
     if not steps:
         return ""
     (fast, least), (slow, most) = (choose(steps, key=lambda each: each[1]) for choose in (min, max))
