@@ -104,6 +104,7 @@ class Weighing(nn.Module):
         self._shared = {body: (towers[body], names) for body, names in users.items() if len(names) > 1}
         self.sharing = [name for name in weights if any(name in names for _, names in self._shared.values())]
         self._layers: list[nn.Parameter] | None = None
+        self._moved: int | None = None  # step at which weights were moved
         self._check()
         if self.rule == "uncertainty":
             self.variances = Uncertainty(len(weights))
@@ -169,7 +170,7 @@ class Weighing(nn.Module):
         if self.rule == "uncertainty":
             factors, added = self._uncertain(factors, losses, embedded)
         elif self.rule == "gradnorm":
-            factors = self._normed(factors, losses, looks)
+            factors = self._normed(factors, losses, looks, at)
         weighted = {name: factors[name] * loss.total for name, loss in losses.items()}
         if self.rule in ("uncertainty", "gradnorm"):
             like = next(iter(losses.values())).total
@@ -194,14 +195,18 @@ class Weighing(nn.Module):
     def _uncertain(
         self, factors: Factors, losses: Mapping[str, Losses], embedded: Mapping[str, Tensor] | None
     ) -> tuple[Factors, dict[str, Tensor]]:
+        """λ times the whole term of a part: were it not of ln σ too, one of λ 0 would drive its σ² to 0, where a ramp
+        then begins at λ / σ²."""
         device = next(iter(losses.values())).total.device
         nats = torch.tensor([losses[name].unit == NATS for name in self.weights], device=device)
         of = self.variances(nats) if embedded is None else uncertain(torch.stack(list(embedded.values())), nats)
         own, added = (dict(zip(self.weights, each.unbind(), strict=True)) for each in of)
-        return {name: factors[name] * own[name] for name in losses}, {name: added[name] for name in losses}
+        return ({name: factors[name] * own[name] for name in losses},
+                {name: factors[name] * added[name] for name in losses})  # fmt: skip
 
-    def _normed(self, factors: Factors, losses: Mapping[str, Losses], looks: bool) -> Factors:
-        if looks:
+    def _normed(self, factors: Factors, losses: Mapping[str, Losses], looks: bool, at: Progress) -> Factors:
+        if looks and at.step != self._moved:  # at the first of several passes of a step: all are weighed alike
+            self._moved = at.step
             values = torch.stack([losses[name].total.detach().float() for name in self.sharing])
             totals = [losses[name].total for name in self.sharing]
             products = gram(gradients_of(totals, self._last_layers(totals)), values)

@@ -138,10 +138,37 @@ def test_the_total_is_what_each_rule_says(joint: Any) -> None:
     for attribute in ("total", "blind"):
         own = torch.tensor([float(getattr(each, attribute)) for each in found.parts.values()])
         value = float(torch.as_tensor(getattr(found, attribute)).detach())
-        assert value == pytest.approx((fixed * factors * own + added).sum().item(), rel=1e-5)
+        assert value == pytest.approx((fixed * (factors * own + added)).sum().item(), rel=1e-5)
     found.total.backward()
     assert task.weighing.variances.log_variances.grad.abs().min() > 0
     assert found.stats["weight.views"].item() == pytest.approx(factors[0].item())
+
+
+def test_a_part_of_weight_0_moves_no_variance(objective: Any, batch: Any) -> None:
+    """Else it would be about 0 when the ramp of a part begins, and the weight anything."""
+    ramp = {"start": 0.0, "end": 1.0, "begin": 0.5}
+    task = objective(discover()["joint"], "joint", parts={"views": VIEWS, "captions": CAPTIONS | {"weight": ramp}},
+                     **RULES["uncertainty"])  # fmt: skip
+    task(batch(task), Progress(0, 4)).total.backward()
+    assert task.weighing.variances.log_variances.grad[1] == 0 != task.weighing.variances.log_variances.grad[0]
+
+
+def test_gradnorm_moves_once_a_step_of_several_passes(joint: Any) -> None:
+    task, data = joint("gradnorm")
+    weights = [task(data, Progress(step, 4)) and task.weighing.moving.weights.tolist() for step in (0, 0, 1, 1)]
+    assert weights[0] == weights[1] != weights[2] == weights[3] and task.weighing.moving.step == 2
+
+
+def test_a_shared_backbone_that_is_not_trained_is_no_crash(joint: Any) -> None:
+    for rule in ("ramps", "gradnorm"):
+        task, data = joint(rule)
+        for tower, _ in task.weighing._shared.values():
+            tower.requires_grad_(False)
+        if rule == "gradnorm":
+            with pytest.raises(ConfigError, match="train no matrix of backbone"):
+                task(data, Progress(0, 4))
+        else:
+            assert task(data, Progress(0, 4)).stats["gradient.views"] == 0
 
 
 def test_surgery_leaves_heads_alone_and_changes_what_is_shared(joint: Any) -> None:
@@ -221,3 +248,6 @@ def test_gradients_are_looked_at_only_where_they_are(objective: Any, stage: int,
         else:
             check_weighing(recipe, task)
     check_weighing(recipe, task_of(objective, "uncertainty"))
+    if cached:  # norms that nobody measured would stand in the metrics as 0
+        with pytest.raises(ConfigError, match="objective.watch: value 1.*batch.cached.*allowed: 0"):
+            check_weighing(recipe, task_of(objective, "ramps"))

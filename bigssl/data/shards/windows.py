@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +31,10 @@ from bigssl.data.shards.sidecar import Member, Row, ShardInfo, Sidecar
 
 SHORT = ("refuse", "drop", "whole")
 SAME_RATE = 0.1  # of a step, by which two series of one rate may differ, as months do
+_LONGEST = 1e12  # seconds of a step
 _MOST_JSON = 1 << 20  # bytes; each is held in memory
 _TOGETHER = 256  # headers that are fetched at once
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?")
 SERIES, SAID = "npy", "json"
 
 
@@ -81,7 +85,7 @@ class WindowIndex(DatasetIndex):
                             f"than a window of {self.length} rows, {shortest.key!r} has {shortest.rows}; allowed: a "
                             "smaller length, or short: drop (leaves them out) or whole (takes them as they are)"
                             )  # fmt: skip
-        rates = {stored.key: step for stored in self._series if is_step(step := stored.facts.get("step"))}
+        rates = [(stored.key, step) for stored in self._series if is_step(step := stored.facts.get("step"))]
         if not mixed and (said := mixed_rates(rates)):
             raise DataError(f"dataset {display(self._base.url)}: {said}")
 
@@ -151,14 +155,15 @@ class WindowIndex(DatasetIndex):
 
 def is_step(step: object) -> bool:
     """Whether it is a number of seconds."""
-    return isinstance(step, int | float) and not isinstance(step, bool) and step > 0
+    return isinstance(step, int | float) and not isinstance(step, bool) and 0 < step < _LONGEST
 
 
-def mixed_rates(steps: Mapping[str, Any]) -> str:
-    """What is wrong with the steps (seconds) of series by their keys; nothing where they are of one rate."""
+def mixed_rates(steps: Sequence[tuple[str, Any]]) -> str:
+    """What is wrong with the steps (seconds) of series, (key, step) each, since two shards may have one key; nothing
+    where they are of one rate."""
     if not steps:
         return ""
-    (fast, least), (slow, most) = (choose(steps.items(), key=lambda each: each[1]) for choose in (min, max))
+    (fast, least), (slow, most) = (choose(steps, key=lambda each: each[1]) for choose in (min, max))
     if most - least <= SAME_RATE * most:
         return ""
     return (
@@ -189,12 +194,18 @@ def facts_of_rows(whole: Mapping[str, Any], key: str, total: int, first: int, ro
     return {name: value for name, value in (facts | said).items() if value is not None or name != "time"}
 
 
-def _later(time: str, step: Any, rows: int) -> str:
-    """`rows` steps of seconds behind an ISO time."""
-    zone = "Z" if time.endswith("Z") else ""
-    found = np.datetime64(time.removesuffix("Z"), "ns") + np.timedelta64(round(step * 10**9) * rows, "ns")
-    whole, _, fraction = str(found).partition(".")
-    return f"{whole}{'.' if fraction.rstrip('0') else ''}{fraction.rstrip('0')}{zone}"
+def _later(time: str, step: Any, rows: int) -> str | None:
+    """`rows` steps of seconds behind an ISO time, with its offset; None where it is none, as of a `time` that some
+    other program wrote, or where the calendar ends."""
+    found = _TIME.fullmatch(time)
+    if found is None:
+        return None
+    try:
+        passed, rest = divmod(int((found[2] or "").ljust(9, "0")) + round(step * 10**9) * rows, 10**9)
+        whole = datetime.fromisoformat(found[1]) + timedelta(seconds=passed)
+    except (ValueError, OverflowError):
+        return None
+    return f"{whole.isoformat()}{f'.{rest:09d}'.rstrip('0') if rest else ''}{found[3] or ''}"
 
 
 def _stored(base: DatasetIndex) -> Iterator[_Stored]:
@@ -258,7 +269,7 @@ def _read(base: DatasetIndex, reader: ExtentReader, number: int, shard: ShardInf
                 found = json.loads(data)
                 facts = found if isinstance(found, dict) else {}
         _refuse_shape(header, series.length)
-    except (OSError, ValueError, DataError) as error:
+    except (OSError, ValueError, DataError, RecursionError) as error:
         raise damaged(shard.url, key=row.key, offset=series.offset, cause=str(error), dataset=base.url) from error
     rows, member = header.shape[0], series._replace(parts="")
     return _Stored(row.key, base.shard_of(number), member, header, rows, header.bytes // rows, sums, facts)

@@ -129,7 +129,7 @@ def refused_rates(source: SourceConfig, samples: Iterable[Sample | DataError]) -
     """What is wrong with the rates of these samples of a source; nothing where it says that they are mixed."""
     if source.rates == "mixed":
         return ""
-    steps = {sample.key: step for sample in samples if isinstance(sample, Sample) and is_step(step := _step(sample))}
+    steps = [(sample.key, step) for sample in samples if isinstance(sample, Sample) and is_step(step := _step(sample))]
     return mixed_rates(steps)
 
 

@@ -28,16 +28,19 @@ def check_cached(recipe: Recipe, objective: Objective) -> None:
 
 
 def check_weighing(recipe: Recipe, objective: Objective) -> None:
-    """Refuse a rule that looks at gradients where there are none to be seen. Raises ConfigError."""
-    if not isinstance(objective, Joint) or not objective.sees_gradients:
+    """Refuse to look at gradients where there are none to be seen. Raises ConfigError."""
+    if not isinstance(objective, Joint):
         return
     rule = f"objective.balance.rule: value {objective.weighing.rule!r} looks at the gradients of each part"
-    if recipe.zero.stage == 3:
+    if objective.sees_gradients and recipe.zero.stage == 3:
         raise ConfigError(f"{rule}, but at zero.stage 3 a rank has slices of the parameters only; allowed: zero.stage "
                           "0, 1 or 2, rule uncertainty, or no balance")  # fmt: skip
-    if recipe.batch.cached:
+    if objective.sees_gradients and recipe.batch.cached:
         raise ConfigError(f"{rule}, but with batch.cached the losses are made apart from the networks; allowed: "
                           "batch.cached false, rule uncertainty, or no balance")  # fmt: skip
+    if objective.weighing.watch and recipe.batch.cached:
+        raise ConfigError(f"objective.watch: value {objective.weighing.watch}, but with batch.cached the losses are "
+                          "made apart from the networks; allowed: 0, or batch.cached false")  # fmt: skip
 
 
 def notes_of_cached(recipe: Recipe, objective: Objective, accum: int) -> list[str]:

@@ -23,7 +23,7 @@ def gradients_of(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -
     stays; no hook of a parameter is called."""
     return [
         list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
-        if loss.requires_grad else [None] * len(parameters)
+        if loss.requires_grad and parameters else [None] * len(parameters)
         for loss in losses
     ]  # fmt: skip
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -216,3 +217,23 @@ def test_an_index_without_sums_of_parts_is_sound_but_has_no_windows(tmp_path: Pa
     assert not list(verify(base.shards[0].url))
     with pytest.raises(DataError, match="without checksums of parts.*run `bigssl shards index"):
         WindowIndex(old, 10)
+
+
+@pytest.mark.parametrize(("time", "later"), [
+    ("2020-12-31T23:00:00+02:00", "2021-01-01T01:00:00+02:00"), ("2020-12-31 23:00", "2021-01-01T01:00:00"),
+    ("2020-12-31T23:00:00.5Z", "2021-01-01T01:00:00.5Z"), ("yesterday", None), ("9999-12-31", None),
+])  # fmt: skip
+def test_times_that_others_wrote_keep_their_offset_or_are_left_out(
+    tmp_path: Path, time: str, later: str | None
+) -> None:
+    base = stored(tmp_path / "d", {"a": series(40)}, {"time": time, "step": 3600 if later else 1e11})
+    _, (_, facts, _), *_ = read(WindowIndex(base, 2))
+    assert facts.get("time") == later
+
+
+def test_rates_of_one_key_in_two_shards_are_compared(tmp_path: Path) -> None:
+    for step in (1, 60):
+        stored(tmp_path / f"{step}", {"a": series(40)}, {"step": step})
+    tars = [shutil.move(next((tmp_path / f"{step}").glob("*.tar")), tmp_path / f"{step}.tar") for step in (1, 60)]
+    with pytest.raises(DataError, match="mixed sampling rates"):
+        WindowIndex(build_index(tars, tmp_path / "both"), 2)

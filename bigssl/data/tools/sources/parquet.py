@@ -119,7 +119,11 @@ def _head(path: Path) -> tuple[list[str], dict[str, list[str]]]:
     for name in [] if batch is None else names:
         assert batch is not None
         column = batch.column(names.index(name))
-        if (found := _as_times(column)) is not None:
+        try:
+            found = _as_times(column)
+        except DataError as error:
+            raise DataError(f"{path}: column {name!r}: {error}") from error
+        if found is not None:
             zoned = getattr(column.type, "tz", None) is not None
             cells[name] = [written(int(each), zoned) for each in found[~_null(column)]]
         else:
@@ -229,7 +233,11 @@ def _times(table: Any, name: str, clock: TimeFormat, named: Callable[[int], str]
     column = table.column(name)
     if len(lacking := np.flatnonzero(_null(column))):
         raise DataError(f"{named(int(lacking[0]))}: the time is missing")
-    if (found := _as_times(column)) is not None:
+    try:
+        found = _as_times(column)
+    except DataError as error:
+        raise DataError(f"{named(0)} and after: column {name!r}: {error}") from error
+    if found is not None:
         return found
     times = np.empty(len(column), dtype=np.int64)
     for row, cell in enumerate(column.to_pylist()):

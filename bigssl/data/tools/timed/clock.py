@@ -111,7 +111,10 @@ def clock_of(cells: Sequence[str], given: str | None = None) -> TimeFormat:
         if given not in (*UNITS, ISO) and "%" not in given:
             raise ValueError(f"--time-format {given!r}; allowed: {', '.join(UNITS)}, {ISO}, or codes of strptime such "
                              "as '%d/%m/%Y %H:%M'")  # fmt: skip
-        clock = TimeFormat(given, bool(cells) and given == ISO and _is_zoned(cells[0]))
+        if "%Z" in given:  # strptime reads a name and takes the hour as it stands
+            raise ValueError(f"--time-format {given!r}: %Z, the name of a zone, gives no offset; allowed: %z, of "
+                             "offsets such as +0200")  # fmt: skip
+        clock = TimeFormat(given, "%z" in given or (bool(cells) and given == ISO and _is_zoned(cells[0])))
         for cell in cells:
             clock.nanoseconds(cell)
         return clock

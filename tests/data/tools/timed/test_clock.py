@@ -34,6 +34,7 @@ def test_given_formats_are_those_of_strptime(moment: datetime, code: str) -> Non
     moment = moment.replace(microsecond=0)
     zone = timezone(timedelta(hours=3)) if "%z" in code else timezone.utc
     cell = moment.replace(tzinfo=zone).strftime(code)
+    assert clock_of([cell], code).zoned == ("%z" in code)  # written with Z, as it is UTC
     assert clock_of([cell], code).nanoseconds(cell) == truth(moment) - (3 * 3600 * SECOND if "%z" in code else 0)
 
 
@@ -58,6 +59,7 @@ def test_numbers_are_told_by_their_size(unit: str, per: int) -> None:
         (["2026-02-03 24:00"], "iso", "no such time of a day"),
         (["1500-01-01"], "iso", "outside of 1678 to 2261"),
         (["2026-01-01"], "%d.%m.%Y", "is not written as '%d.%m.%Y'"),
+        (["2026-01-01 UTC"], "%Y-%m-%d %Z", "gives no offset; allowed: %z"),
         (["2026-01-01"], "day", "allowed: s, ms, us, ns, iso, or codes of strptime"),
         ([], None, "holds no time"),
     ],
