@@ -103,6 +103,10 @@ def variants(recipe: Recipe) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"objective.name: value {objective['name']!r}; allowed: joint, with two parts or more")
     if TOGETHER in objective["parts"]:
         raise ConfigError(f"objective.parts.{TOGETHER}: the name of all of them together; allowed: another name")
+    for part, own in objective["parts"].items():
+        if own["weight"] == 0:
+            raise ConfigError(f"objective.parts.{part}.weight: value 0, so that alone it would train nothing; allowed: "
+                              "> 0, or a recipe without this part")  # fmt: skip
     return {TOGETHER: values} | {part: _alone(values, part) for part in objective["parts"]}
 
 

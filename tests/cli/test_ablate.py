@@ -100,6 +100,7 @@ def test_gains_are_held_against_their_errors_over_seeds(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(("words", "why"), [
     ([], "--parts"),
     (["--parts", "objective={name: mlm, source: texts}"], "joint"),
+    (["--parts", "objective.parts.pairs.weight=0"], "objective.parts.pairs.weight: value 0, so that alone"),
     (["--parts", "objective.parts.joint={name: mlm, source: texts}"], "another name"),
 ])  # fmt: skip
 def test_what_cannot_be_taken_apart_is_refused(

@@ -30,22 +30,23 @@ def held_rows(rows: int, fraction: float) -> int:
 
 def by_time(items: Sequence[Item], part: str, fraction: float) -> Divided:
     """Parts of items with stretches: `part` has those that lie in the last `fraction` of the rows of their series,
-    `train` those that end before the first of these begins. What lies across is in neither. A series that has not got
-    both is trained on as a whole. Raises DataError where there is none left for `part`.
+    `train` those that end before the first of these begins, by the margin of the items. What lies across is in neither.
+    A series that has not got both is trained on as a whole. Raises DataError where there is none left for `part`.
     """
+    margin = max((item.margin for item in items), default=0)
     series: dict[str, list[Stretch]] = {}
     for item in items:
         series.setdefault(_of(item).series, []).append(_of(item))
-    cuts = {name: _cut(stretches, fraction) for name, stretches in series.items()}
+    cuts = {name: _cut(stretches, fraction, margin) for name, stretches in series.items()}
     parts: dict[str, list[Item]] = {"train": [], part: []}
     for item in items:
         stretch, cut = _of(item), cuts[_of(item).series]
-        if cut is None or stretch.stop <= cut:
+        if cut is None or stretch.stop <= cut - margin:
             parts["train"].append(item)
         elif stretch.start >= cut:
             parts[part].append(item)
     if not parts[part]:
-        raise _too_short(part, fraction, [stretch for found in series.values() for stretch in found])
+        raise _too_short(part, fraction, margin, [stretch for found in series.values() for stretch in found])
     across = len(items) - len(parts["train"]) - len(parts[part])
     return Divided(parts, _said(part, fraction, list(cuts.values()), across))
 
@@ -56,12 +57,12 @@ def _of(item: Item) -> Stretch:
     return item.stretch
 
 
-def _cut(stretches: Sequence[Stretch], fraction: float) -> int | None:
+def _cut(stretches: Sequence[Stretch], fraction: float, margin: int) -> int | None:
     """First row of what is held out of a series; None where one side would be empty."""
     begin, end = min(stretch.start for stretch in stretches), max(stretch.stop for stretch in stretches)
     earliest = end - held_rows(end - begin, fraction)
     cut = min((stretch.start for stretch in stretches if stretch.start >= earliest), default=begin)
-    return cut if any(stretch.stop <= cut for stretch in stretches) else None
+    return cut if any(stretch.stop <= cut - margin for stretch in stretches) else None
 
 
 def _said(part: str, fraction: float, cuts: Sequence[int | None], across: int) -> str:
@@ -71,10 +72,14 @@ def _said(part: str, fraction: float, cuts: Sequence[int | None], across: int) -
     return said + (f"; left out: {across} samples with rows of both sides" if across else "")
 
 
-def _too_short(part: str, fraction: float, stretches: Iterable[Stretch]) -> DataError:
+def _too_short(part: str, fraction: float, margin: int, stretches: Iterable[Stretch]) -> DataError:
     longest = max(stretches, key=lambda stretch: stretch.stop)
     rows, window = longest.stop, longest.rows
     held = held_rows(rows, fraction)
+    if held >= window and rows - held >= window > rows - held - margin:
+        return DataError(f"{part}={fraction:g}: of {longest.series!r}, the longest series, what it leaves is "
+                         f"{rows - held} rows, fewer than a margin of {margin} and a window of {window}; choose a smaller --margin"
+                         )  # fmt: skip
     few, left = ("it", held) if held < window else ("what it leaves", rows - held)
     least = math.ceil(1000 * window / rows) / 1000
     advice = f"{part}={least:g} or more" if held < window and window * 2 <= rows else "a smaller --window"

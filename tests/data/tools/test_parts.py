@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -63,6 +65,28 @@ def test_windows_that_are_there_are_parted_without_a_row_on_both_sides(length, w
     for item in found:
         if item not in sound and item not in last:
             assert rows([item]) & rows(last)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 6)), min_size=1, max_size=3), st.none() | st.integers(1, 8),
+    st.integers(1, 9), st.integers(0, 8), FRACTIONS, st.booleans(),
+)  # fmt: skip
+@example([(7, 1)], 2, 1, 3, 0.5, False)  # the side before the margin would hold no window
+@example([(2, 1), (9, 2), (5, 1)], 2, 2, 6, 0.8, True)
+def test_a_margin_lies_between_the_sides_whatever_was_left_out(lengths, window, stride, margin, fraction, drop) -> None:
+    stretches, at = [], 0
+    for rows_, gap in lengths:
+        stretches.append((at, at + rows_))
+        at += rows_ + gap
+    how = Windows(window=window, stride=stride if window else None, held_out=fraction, margin=margin)
+    pieces = how.pieces(stretches)
+    pieces = [each for each in pieces if not drop or each[1] >= (window or 1)]
+    assume(pieces)
+    try:
+        parts = by_time([replace(item, margin=margin) for item in items("x", pieces)], "val", fraction).parts
+    except DataError:
+        return
+    assert not parts["train"] or max(rows(parts["train"])) + margin < min(rows(parts["val"]))
 
 
 def held_out(length: int, fraction: float) -> int:

@@ -36,7 +36,8 @@ class Item:
     stamp: says, as something JSON can hold, which version of the source `load` would read; equal stamps, equal bytes.
     Shards of items without one are never taken over from an interrupted run. label: what its json says as `label`,
     where that is known before it is loaded. stretch: where a split has to go by time, the rows that it holds. fields:
-    names of those that it has at least, where they are known before.
+    names of those that it has at least, where they are known before. margin: rows before what a split by time holds
+    out that are on neither side.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Item:
     label: object | None = None
     stretch: Stretch | None = None
     fields: frozenset[str] | None = None
+    margin: int = 0
 
 
 def json_bytes(values: Mapping[str, object]) -> bytes:

@@ -209,7 +209,7 @@ def _series(
         facts |= {} if label is None else {LABEL: label}
         piece = SeriesPiece(table.reader(run.first + begin, run.first + stop), making, facts)
         yield Item(f"{series}-{number:06d}" if numbered else series, series, piece.load, piece.stamp, label,
-                   stretch if how.held_out else None)  # fmt: skip
+                   stretch if how.held_out else None, margin=how.margin)  # fmt: skip
 
 
 def _placing(regular: Regular, grid: TimeGrid, first: int, lead: int) -> Placing:

@@ -54,16 +54,7 @@ class Windows:
         stretches = [(0, rows)] if isinstance(rows, int) else rows
         parts = [(first, stop) for part in self._sides(stretches) for first, stop in part]
         cuts = [(first, stop, begin) for first, stop in parts for begin in self.begins(stop - first)]
-        found = [(first + begin, min(self.window or stop - first, stop - first)) for first, stop, begin in cuts]
-        return self._apart(found, stretches[0][0], stretches[-1][1])
-
-    def _apart(self, pieces: list[tuple[int, int]], begin: int, end: int) -> list[tuple[int, int]]:
-        """Without those that reach into the margin before what `by_time` holds out."""
-        held = held_rows(end - begin, self.held_out)
-        cut = min((first for first, _ in pieces if first >= end - held), default=begin)
-        if not held or not self.margin or cut == begin:
-            return pieces
-        return [piece for piece in pieces if sum(piece) <= cut - self.margin or piece[0] >= cut]
+        return [(first + begin, min(self.window or stop - first, stop - first)) for first, stop, begin in cuts]
 
     def _sides(self, stretches: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """The stretches before and behind the cut; all of them where a side would hold no window."""
