@@ -49,8 +49,8 @@ class GivenMask(nn.Module):
 
 @pytest.mark.parametrize("length", [32, 34])
 def test_the_loss_is_that_of_transformers(length: int, objective: Make) -> None:
-    """Also where two steps in front fill no patch. At equal weights, windows and masks. It is told that hidden values were not observed: its statistics are then of
-    the visible ones, and its targets the hidden ones in units of these."""
+    """At equal weights, windows and masks, also where two steps in front fill no patch. It is told that hidden values
+    were not observed: its statistics are then of the visible ones, and its targets in units of these."""
     kind = discover()["masked_series"]
     section = tiny_section(kind) | {"length": length}
     task = objective(kind, "masked_series", beside={"other": section}, backbone="other")
