@@ -30,7 +30,7 @@ def masked_series(task: Any) -> ByHand:
 
     def loss(batch: dict[str, Any]) -> Tensor:
         made = nets[1](states(nets[0], batch["series"], batch["series_mask"])).float()  # [B, C, P, steps]
-        cut = [batch[name].unfold(1, task.patch, task.patch).transpose(1, 2) for name in ("target", "asked")]
+        cut = [batch[name].unflatten(2, (-1, task.patch)) for name in ("target", "asked")]
         return mean_where((made - cut[0]).square(), cut[1])
 
     return ByHand(nets, loss)

@@ -91,24 +91,27 @@ class MaskedSeries(Counting, Objective):
                             "one to be hidden and one to be seen")  # fmt: skip
         shown = without_mean(values, visible)[0]
         target = in_deviations(shown, window_deviation(shown, visible), asked)
-        return {"series": np.where(visible, shown, np.float32(0)), "series_mask": visible, "target": target,
-                "asked": asked}  # fmt: skip
+        by_channel = {name: each[self._front :].T for name, each in (("target", target), ("asked", asked))}
+        return {"series": np.where(visible, shown, np.float32(0)), "series_mask": visible, **by_channel}
+
+    @property
+    def _front(self) -> int:
+        """Steps before the first patch, which fill none."""
+        return self.backbone.length - self.patch * self.patches
 
     def _hidden(self, observed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """bool [T, C]: of each channel's patches that hold something, the share that is hidden."""
-        steps, channels = observed.shape
-        front = steps - self.patch * self.patches  # no whole patch
-        there = observed[front:].reshape(self.patches, self.patch, channels).any(1)  # [P, C]
+        channels = observed.shape[1]
+        there = observed[self._front :].reshape(self.patches, self.patch, channels).any(1)  # [P, C]
         order = np.where(there, rng.random(there.shape), 2.0).argsort(0).argsort(0)  # empty ones come last
         counts = np.array([hidden_of(int(count), self.config.ratio) for count in there.sum(0)])
         hidden = (order < counts).repeat(self.patch, 0)
-        return np.concatenate([np.zeros((front, channels), dtype=bool), hidden])
+        return np.concatenate([np.zeros((self._front, channels), dtype=bool), hidden])
 
     def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
-        """Brings what is asked into the order of the predictions, and counts it where it is."""
+        """Adds how many values are asked for, counted where they are."""
         batch: dict[str, Any] = super().assemble(by_source)
-        ordered = {name: self._in_patches(batch[name]) for name in ("target", "asked")}
-        return batch | ordered | {"count": int(batch["asked"].sum())}
+        return batch | {"count": int(batch["asked"].sum())}
 
     def units(self, batch: dict[str, Any]) -> dict[str, int]:
         return {"": batch["count"]}
@@ -116,7 +119,7 @@ class MaskedSeries(Counting, Objective):
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         hidden = self.backbone.hidden(batch)  # [B, C * P, D]
         predicted = self.head(hidden).float().flatten(1)  # [B, C * P * patch]
-        target, asked = batch["target"], batch["asked"]
+        target, asked = batch["target"].flatten(1), batch["asked"].flatten(1)
         errors = torch.where(asked, predicted - target, 0.0).square()
         sums = [target.square().sum(), asked.sum(), (target.abs() >= FURTHEST).sum()]
         squares, everywhere, clipped = distributed.all_reduce_sum(torch.stack([each.double() for each in sums]))
@@ -124,10 +127,6 @@ class MaskedSeries(Counting, Objective):
         loss, blind = mean_of_step(batch, errors.sum(), blind, everywhere.float())
         stats = {"clipped": (clipped / everywhere).float()}
         return Losses(loss, blind, "squared deviations", "each channel's visible mean", stats=stats)
-
-    def _in_patches(self, values: Tensor) -> Tensor:
-        """[B, T, C] -> [B, C * P * patch], in the order of the predictions."""
-        return values[:, values.shape[1] - self.patch * self.patches :].transpose(1, 2).flatten(1)
 
     def exports(self) -> dict[str, Head | Network]:
         tensors: dict[str, Tensor] = dict(self.head.named_parameters())

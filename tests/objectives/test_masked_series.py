@@ -31,9 +31,9 @@ def task(objective: Make) -> Any:
 
 
 def prepared(task: Any, values: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Of a series, with a batch of one's fields."""
+    """Of a series, all fields [T, C]."""
     found: dict[str, Any] = task.prepare(sample_of(values), np.random.default_rng(seed), None)
-    return found
+    return found | {name: found[name].T for name in ("target", "asked")}
 
 
 class GivenMask(nn.Module):
@@ -47,19 +47,23 @@ class GivenMask(nn.Module):
         return patches.masked_fill(self.hidden[..., None], 0), self.hidden
 
 
-def test_the_loss_is_that_of_transformers(task: Any) -> None:
-    """At equal weights, windows and masks. It is told that hidden values were not observed: its statistics are then of
-    the visible ones, and its targets the hidden ones in units of these."""
+@pytest.mark.parametrize("length", [32, 34])
+def test_the_loss_is_that_of_transformers(length: int, objective: Make) -> None:
+    """At equal weights, windows and masks, also where two steps in front fill no patch. It is told that hidden values
+    were not observed: its statistics are then of the visible ones, and its targets in units of these."""
+    kind = discover()["masked_series"]
+    section = tiny_section(kind) | {"length": length}
+    task = objective(kind, "masked_series", beside={"other": section}, backbone="other")
     rng = np.random.default_rng(1)
     level = np.array([0.0, 5.0, -40.0, 300.0, 0.01, 2.0])
-    windows = [(rng.standard_normal((32, 6)).cumsum(0) * 0.3 + level).astype(np.float32) for _ in range(5)]
+    windows = [(rng.standard_normal((length, 6)).cumsum(0) * 0.3 + level).astype(np.float32) for _ in range(5)]
     batch = batch_of(task, windows)
     visible = batch["series_mask"]
     model = task.backbone.model
     theirs = PatchTSTForPretraining(model.config)
     theirs.model.load_state_dict(model.state_dict())
     theirs.head.linear.load_state_dict(task.head.state_dict())
-    hidden = ~visible.unfold(1, 4, 4).any(-1).transpose(1, 2)  # [B, C, P]
+    hidden = ~visible[:, length - 32 :].unfold(1, 4, 4).any(-1).transpose(1, 2)  # [B, C, P]
     theirs.model.masking = GivenMask(hidden)
     given = torch.from_numpy(np.stack(windows))
     out = theirs(past_values=given, past_observed_mask=visible.float())
@@ -137,8 +141,7 @@ def test_constant_channels_and_jumps_stay_finite(task: Any) -> None:
     jump = np.where(found["asked"], 4.0e6, flat)
     found = prepared(task, jump)
     assert (found["target"][found["asked"]] == 10).all()
-    batch = task.assemble({"emoji": {k: torch.from_numpy(v[None]) for k, v in found.items()}})
-    losses = task(batch, AT)
+    losses = task(batch_of(task, [jump]), AT)
     assert losses.stats["clipped"] == 1 and losses.blind == 100 and losses.total.isfinite()
 
 
