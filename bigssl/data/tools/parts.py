@@ -78,8 +78,8 @@ def _too_short(part: str, fraction: float, margin: int, stretches: Iterable[Stre
     held = held_rows(rows, fraction)
     if held >= window and rows - held >= window > rows - held - margin:
         return DataError(f"{part}={fraction:g}: of {longest.series!r}, the longest series, what it leaves is "
-                         f"{rows - held} rows, fewer than a margin of {margin} and a window of {window}; choose a smaller --margin"
-                         )  # fmt: skip
+                         f"{rows - held} rows, fewer than a margin of {margin} and a window of {window}; choose a "
+                         "smaller --margin")  # fmt: skip
     few, left = ("it", held) if held < window else ("what it leaves", rows - held)
     least = math.ceil(1000 * window / rows) / 1000
     advice = f"{part}={least:g} or more" if held < window and window * 2 <= rows else "a smaller --window"
