@@ -77,7 +77,7 @@ def main() -> int:
         print(f"{row['what']:32}{row['ms']:9.1f} ms{row[SUM]:8.3f}")
     if watched:
         print(f"looking every {watched} steps costs {(found[LOOKS] / found[TOGETHER] - 1) / watched:.1%} of a step")
-    machine = f"{'-'.join(device_name(device).split()[:2])}-x{torch.get_num_threads()}"
+    machine = f"{'-'.join(device_name(device).replace('(R)', '').split()[:2])}-x{torch.get_num_threads()}"
     write_rows(RESULTS / f"joint_{machine}.csv", rows)
     return int(found[TOGETHER] / alone > AIM)
 
