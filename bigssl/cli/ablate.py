@@ -151,9 +151,15 @@ def _trained(run: Trained, values: Mapping[str, Any], ranks: int | None) -> int:
     if file.is_file() and file.read_bytes() == text and run.done(values["steps"], bool(values["evaluate"])):
         print(f"{run.part}, seed {run.seed}: {run.folder} is there", flush=True)
         return exits.DONE
+    before, code = file.read_bytes() if file.is_file() else None, None
     write_atomic(file, text)
     print(f"{run.part}, seed {run.seed}: {run.folder}", flush=True)
-    return train(file, ranks=ranks)
+    try:
+        code = train(file, ranks=ranks)
+    finally:
+        if code != exits.DONE and before is not None:  # else a run of another recipe would be taken for one of this
+            write_atomic(file, before)
+    return code
 
 
 def compared(runs: Sequence[Trained]) -> dict[str, Any]:
@@ -218,5 +224,6 @@ def _gain(row: Mapping[str, Any]) -> str:
     error = row["gain_stderr"]
     within = abs(row["gain"]) <= 2 * (error or 0)
     what = "no difference beyond 2 standard errors" if within else "gained" if row["gain"] > 0 else "cost"
+    what = "one run each, error unknown" if error is None else what
     said = f"{row['gain'] + 0.0:+.4g}" + ("" if error is None else f" ± {error:.2g}")
     return f"{said} ({what})"

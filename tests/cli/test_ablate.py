@@ -79,6 +79,8 @@ def test_runs_are_trained_and_compared_and_the_same_command_goes_on(
     monkeypatch.setattr("bigssl.cli.ablate.train", lambda *_, **__: 1)  # nothing is left to be trained
     assert main(command) == 0
     assert json.loads((tmp_path / "out" / "ablation.json").read_text())["losses"] == found["losses"]
+    for _ in range(2):  # of another recipe, which a run refuses, and refuses again
+        assert main([*command, "optim.lr=0.5"]) == 1
 
 
 def test_gains_are_held_against_their_errors_over_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +97,8 @@ def test_gains_are_held_against_their_errors_over_seeds(tmp_path: Path, monkeypa
     text = "\n".join(told(found))
     assert "+0.11 ± 0.022 (gained)" in text and "62.0 %" in text
     assert found["losses"]["a"]["gain"] == 0 and "no difference" in text
+    alone = {"losses": compared(runs[::2])["losses"], "evaluations": {}}
+    assert "+0 (one run each, error unknown)" in "\n".join(told(alone))  # of one seed no loss has an error
 
 
 @pytest.mark.parametrize(("words", "why"), [

@@ -57,17 +57,25 @@ class Placing(NamedTuple):
 
     def times(self, times: np.ndarray, rows: int) -> np.ndarray:
         """int64 [rows]: the times of the places; times: those of the rows."""
-        if self.regular.gaps != "keep":
-            return self.start + self.step * np.arange(rows, dtype=np.int64)
-        _, firsts = np.unique(self.places(times), return_index=True)
+        even = self.start + self.step * np.arange(rows, dtype=np.int64)
+        if self.regular.gaps != "keep" and self.regular.resample is not None:
+            return even
+        places, firsts = np.unique(self.places(times), return_index=True)
         found = times[firsts]
-        return found if self.regular.resample is None else found // self.step * self.step
+        if self.regular.gaps == "keep":
+            return found if self.regular.resample is None else found // self.step * self.step
+        if not len(places):
+            return even
+        row = np.maximum(np.searchsorted(places, np.arange(rows), side="right") - 1, 0)  # of each place, or before it
+        whole: np.ndarray = found[row] + self.step * (np.arange(rows) - places[row])
+        return whole  # times of rows as they are: steps such as months drift from equal ones
 
 
 class TimeGrid(NamedTuple):
     """A series at equal steps. places: int64 [n], rising, of each row of the table; rows: how many places there are;
     stretches: places [first, stop) without a cut between them; step: nanoseconds, 0 where there is one row only;
-    uneven: steps from place to place that are another, of which only `keep` has some."""
+    uneven: steps from place to place that are another, where rows are kept beside each other, or where they drift, as
+    months do: a time cannot be had from the first one."""
 
     places: np.ndarray
     rows: int
@@ -118,10 +126,21 @@ def time_grid(times: np.ndarray, regular: Regular, where: Callable[[int], str]) 
     cuts = holes.tolist() if regular.gaps == "cut" else []
     begins, stops = [0, *(int(places[at + 1]) for at in cuts)], [*(int(places[at]) + 1 for at in cuts), rows]
     if regular.gaps != "keep":
-        return TimeGrid(places, rows, list(zip(begins, stops, strict=True)), step, len(holes), filled, repeats)
+        drifting = _drifting(times, places, begins, step) if regular.resample is None else 0
+        stretches = list(zip(begins, stops, strict=True))
+        return TimeGrid(places, rows, stretches, step, len(holes), filled, repeats, drifting)
     even = np.abs(steps - step) <= TOLERANCE * step
     gaps, uneven = int((steps > step * (1 + TOLERANCE)).sum()), int((~even & (steps > 0)).sum())
     return TimeGrid(places, rows, [(0, rows)], step, gaps, 0, repeats, uneven)
+
+
+def _drifting(times: np.ndarray, places: np.ndarray, begins: list[int], step: int) -> int:
+    """How many steps are no whole ones, where that adds up to more than the tolerance within a stretch."""
+    early = times - step * places
+    first = np.searchsorted(places, begins)[np.searchsorted(begins, places, side="right") - 1]
+    if (np.abs(early - early[first]) <= TOLERANCE * step).all():
+        return 0
+    return int((np.diff(early) != 0).sum())
 
 
 def median_step(steps: np.ndarray) -> int:

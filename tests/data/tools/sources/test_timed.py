@@ -248,3 +248,18 @@ def test_times_that_are_none_are_named(tmp_path: Path, rows: list[str], timing: 
     with pytest.raises(DataError, match=rf"t\.csv.*({cause})"):
         for item in items(path, Windows(columns=["when"]) if rows[0][0] == "x" else Windows(), **timing):
             item.load()
+
+
+@pytest.mark.parametrize("gaps", ["refuse", "cut", "nan"])
+@pytest.mark.parametrize("window", [None, 12])
+def test_months_stay_months_however_many_there_are(tmp_path: Path, gaps: str, window: int | None) -> None:
+    """Equal steps of 31 days would be years off in the end; `uneven` says that no time follows from the first one."""
+    months = [(year, month) for year in range(2000, 2012) for month in range(1, 13)
+              if gaps == "refuse" or (year, month) != (2005, 4)]  # fmt: skip
+    path = write(tmp_path, [f"{year}-{month:02d}-01,{month}" for year, month in months], head="when,a")
+    found = [read(item) for item in items(path, Windows(window=window), regular=Regular(gaps), features=("month",))]
+    for values, facts in found:
+        there = ~np.isnan(values[:, 0])
+        np.testing.assert_allclose(values[there, 1], (values[there, 0] - 1) / 11 - 0.5, atol=1e-6)
+        assert facts["uneven"] > 0 and (not there[0] or int(facts["time"][5:7]) == values[0, 0])
+    assert sum(len(values) for values, _ in found) >= len(months)
