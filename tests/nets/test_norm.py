@@ -154,3 +154,21 @@ def test_a_group_of_one_rank_is_torch_alone(ranks: Any) -> None:
 
 if __name__ == "__main__":
     torch.save(on_gpu(int(sys.argv[1])), sys.argv[2])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_channels_that_lie_together_are_normalised_as_those_that_do_not(training: bool) -> None:
+    """Output, gradients and running statistics of [N, L, C] seen as [N, C, L]."""
+    torch.manual_seed(0)
+    data = torch.randn(5, 7, 6, dtype=torch.float64)
+    plain, ours = nn.BatchNorm1d(6).double(), with_global_batch_norm(nn.Sequential(nn.BatchNorm1d(6).double()))
+    found = []
+    for norm, together in ((plain, False), (ours, True)):
+        leaf = data.clone().requires_grad_()
+        seen = leaf.transpose(1, 2) if together else leaf.transpose(1, 2).contiguous()
+        result = norm.train(training)(seen)
+        (result * torch.arange(7.0)).square().sum().backward()
+        own = norm if norm is plain else norm[0]
+        found.append([result, leaf.grad, own.running_mean, own.running_var, own.weight.grad, own.bias.grad])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
