@@ -176,8 +176,9 @@ def compared(runs: Sequence[Trained]) -> dict[str, Any]:
     ended = [(run.part, run.losses()) for run in runs]
     losses = {}
     for name, (_, blind) in ended[0][1].items():
+        owner = name.partition("/")[0]  # of "holes/discriminator", holes
         numbers = {part: [(own[name][0], None) for other, own in ended if other == part and name in own]
-                   for part in (TOGETHER, name)}  # fmt: skip
+                   for part in (TOGETHER, owner)}  # fmt: skip
         losses[name] = _row(numbers, "", False) | {"blind": blind}
     return {"evaluations": evaluations, "losses": losses}
 

@@ -87,7 +87,8 @@ def test_gains_are_held_against_their_errors_over_seeds(tmp_path: Path, monkeypa
     numbers = {("joint", 0): 0.60, ("joint", 1): 0.64, ("a", 0): 0.50, ("a", 1): 0.52, ("b", 0): 0.30, ("b", 1): 0.30}
     row = {"stderr": 0.3, "unit": "share", "higher_is_better": True, "random_net": 0.1, "raw": None}
     monkeypatch.setattr(Trained, "scores", lambda run: {"near": row | {"trained": numbers[run.part, run.seed]}})
-    monkeypatch.setattr(Trained, "losses", lambda run: {"a": (1.0, 2.0)} if run.part != "b" else {})
+    ended = {"a": (1.0, 2.0), "a/inner": (3.0, 4.0)}
+    monkeypatch.setattr(Trained, "losses", lambda run: ended if run.part != "b" else {})
     runs = [Trained(part, seed, tmp_path) for part, seed in numbers]
     found = compared(runs)
     near = found["evaluations"]["near"]
@@ -96,6 +97,7 @@ def test_gains_are_held_against_their_errors_over_seeds(tmp_path: Path, monkeypa
     assert near["means"]["b"] == pytest.approx(0.3) and near["random_net"] == 0.1
     text = "\n".join(told(found))
     assert "+0.11 ± 0.022 (gained)" in text and "62.0 %" in text
+    assert found["losses"]["a/inner"]["means"] == {"joint": 3.0, "a": 3.0}
     assert found["losses"]["a"]["gain"] == 0 and "no difference" in text
     alone = {"losses": compared(runs[::2])["losses"], "evaluations": {}}
     assert "+0 (one run each, error unknown)" in "\n".join(told(alone))  # of one seed no loss has an error
