@@ -143,7 +143,7 @@ from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
 from bigssl.objectives.needs import Needs
 
 
-class Forecast(Objective):
+class Foretell(Objective):
     """Say how a series goes on."""
 
     class Config(ObjectiveConfig):
@@ -175,20 +175,20 @@ def test_an_objective_that_nobody_knows_is_served_by_what_it_says(
 ) -> None:
     """A new file of another modality, with a field that has no default, over shards that are parted already."""
     (here / "new").mkdir()
-    (here / "new" / "forecast.py").write_text(SERIES)
+    (here / "new" / "foretell.py").write_text(SERIES)
     monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(here / "new")])
     discover.cache_clear()
     try:
         data = str(DEMO / "series" / "basic_motions")
-        assert main(["init", "forecast", data]) == 0, said(capsys)
-        values = yaml.safe_load((here / "basic_motions-forecast.yaml").read_text())
-        assert main(["config", "check", "basic_motions-forecast.yaml"]) == 0, said(capsys)
+        assert main(["init", "foretell", data]) == 0, said(capsys)
+        values = yaml.safe_load((here / "basic_motions-foretell.yaml").read_text())
+        assert main(["config", "check", "basic_motions-foretell.yaml"]) == 0, said(capsys)
     finally:
         discover.cache_clear()
-        sys.modules.pop("bigssl.objectives.forecast")
+        sys.modules.pop("bigssl.objectives.foretell")
     network = values["backbones"]["motion"]
     assert (network["type"], network["channels"], network["length"]) == ("patchtst", 6, 100)
-    assert values["objective"] == {"name": "forecast", "source": "data", "hidden": 8}
+    assert values["objective"] == {"name": "foretell", "source": "data", "hidden": 8}
     judged = values["evaluate"]["knn"]
     assert (judged["queries"], judged["bank"], judged["backbone"]) == (f"{data}/test", f"{data}/train", "motion")
 

@@ -231,7 +231,8 @@ def test_every_field_is_asked_for_or_refused_with_a_reason(recipe: Any) -> None:
     keys = flat(json.loads(now.model_dump_json())).keys()
     asked = {key for key in keys if not never(key, adjustable_fields(now), "adamw") and not may_change(key, now)}
     optim = {key for key in keys if key.startswith("optim.")} - {"optim.name"}
-    assert asked == {"name", "steps", "precision", "data.sources.emoji.min_shards"} | optim | {
+    of_source = {f"data.sources.emoji.{field}" for field in ("min_shards", "rates")}
+    assert asked == {"name", "steps", "precision"} | of_source | optim | {
         *(f"backbones.image.{field}" for field in ("attention", "activation_checkpointing", "compile")),
         *(key for key in keys if key == "objective.temperature" or key.startswith("objective.augment.")),
     }

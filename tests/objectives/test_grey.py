@@ -21,7 +21,8 @@ from bigssl.objectives.base import Objective, discover
 from bigssl.objectives.seeing import picture_of
 
 SEEING = sorted((name, kind) for name, kind in discover().items() if not kind.__dict__.get("composite")
-                and any(takes.modality == "image" for takes in kind.takes.values()))  # fmt: skip
+                and any(takes.modality == "image" for takes in kind.takes.values())
+                and not any(takes.modality == "audio" for takes in kind.takes.values()))  # fmt: skip
 REFUSING = {"colorization": "objective.backbone: .* has channels 1, so that its pictures have no colours to predict"}
 
 

@@ -21,7 +21,7 @@ from bigssl_kernels.linear_ce.terms import Gradients, Options, Problem, Statisti
 PANEL = 38 << 20  # bytes of logits at a time on a CPU; a GPU needs larger products
 PANEL_ELSEWHERE = 160 << 20
 LIMIT = 224 << 20  # bytes of logits together with what else grows with kept rows x features
-CHUNK = 1 << 18  # logits that pass from softmax to gradient while they are in the cache
+CHUNK = 1 << 21  # logits that pass from softmax to gradient at a time: in the cache, and enough to share among threads
 ADDED = 1 << 20  # entries of the gradient by hidden that are added up at a time
 NOBODY = torch.iinfo(torch.int64).min  # no class, and no label
 FEWEST = 64  # rows below which adding up the weight's gradient costs more than recomputing logits

@@ -56,6 +56,10 @@ def on_a_small_disk(folder: Path, recipe: Any, patch: pytest.MonkeyPatch) -> Rec
     return recipe()
 
 
+VIEWS = {"name": "simclr", "source": "emoji", "hidden": 16, "dim": 8}
+BALANCED = {"name": "joint", "parts": {"one": VIEWS, "other": VIEWS}, "balance": {"rule": "surgery"}}
+
+
 def near(**changes: Any) -> dict[str, Any]:
     section = {"task": "knn", "bank": str(DEMO / "val"), "queries": str(DEMO / "val"), "label": "category"}
     return {"near": section | changes}
@@ -103,6 +107,9 @@ PLACES: dict[str, tuple[Make, str]] = {
     "check_cached": (
         lambda f, r, _: r(objective={"name": "byol", "source": "emoji"}, batch={"size": 8, "cached": True}),
         "batch.cached: value true, but the loss of byol",
+    ),
+    "check_weighing": (
+        lambda f, r, _: r(objective=BALANCED, zero={"stage": 3}), "rule: value 'surgery' looks at the gradients"
     ),
     "check_passes": (lambda f, r, _: r(batch={"size": 8, "accum": 8}), "from which simclr learns nothing"),
     "preflight.check_draws": (drawing_from_a_stream, "data.sources.emoji.sequential: value true, but simclr draws"),
