@@ -11,13 +11,10 @@ batch (a word said by several voices) count as different, as equal captions of p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from pydantic import Field
 
 from bigssl.data.kinds.sound.augment import SoundAugmentConfig
 from bigssl.data.kinds.sound.windows import QUIET
-from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Network, Objective, ObjectiveConfig
 from bigssl.objectives.clip import Contrasting
 from bigssl.objectives.hearing import CUT_OFF, TINY_SOUND
@@ -43,10 +40,6 @@ class AudioText(Contrasting, Objective):
         "objective": {"dim": 8}, "backbones": {"audio": TINY_SOUND, "text": "bert"}, "data": "speech/train",
         "collapses": 120, "rate": 0.002,
     }  # fmt: skip
-
-    def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
-        super().__init__()
-        self.begin(config, towers)
 
     def exports(self) -> dict[str, Head | Network]:
         return {"audio_text": self.head("pair", capped_scale(self.log_scale))}

@@ -46,8 +46,9 @@ class Contrasting(Comparing):
     sides: ClassVar[tuple[str, str]]
     config: Any
 
-    def begin(self: Any, config: Any, towers: Mapping[str, Tower]) -> None:
+    def __init__(self: Any, config: Any, towers: Mapping[str, Tower]) -> None:
         """Backbones as `image`, `text` or `audio`, and projections. Raises ConfigError."""
+        super().__init__()
         self.config = config
         for side in self.sides:
             setattr(self, side, self.backbone_of(towers, side))
@@ -123,10 +124,6 @@ class Clip(Contrasting, Objective):
     least = 2  # one sample is compared with itself
     adjustable = ("min_scale", "flip")
     preset = {"objective": {"dim": 8}, "backbones": {"image": "resnet", "text": "bert"}}
-
-    def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
-        super().__init__()
-        self.begin(config, towers)
 
     def exports(self) -> dict[str, Head | Network]:
         return {"clip": self.head("clip", capped_scale(self.log_scale))}

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -27,34 +26,27 @@ from transformers import PreTrainedModel
 
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
-from bigssl.data.kinds.sound.windows import QUIET
-from bigssl.data.order.order import More
-from bigssl.data.sample import Sample
 from bigssl.nets.ema import Ema
 from bigssl.nets.progress import LinearRamp, Progress
 from bigssl.nets.remaking.lines import mean_row_error
 from bigssl.nets.sound.frames import WITH_TOKEN, encode_frames, last_layers, mask_of_frames
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
-from bigssl.objectives.counting import Counting, mean_of_step
-from bigssl.objectives.hearing import CUT_OFF, TINY_SOUND, frame_steps, heard_frames, hidden_sound, of_all
+from bigssl.objectives.base import Head, Losses, Network, Objective
+from bigssl.objectives.counting import mean_of_step
+from bigssl.objectives.hearing import TINY_SOUND, HidesFrames, HidingConfig, heard_frames, of_all
 from bigssl.objectives.needs import Needs
 
 EPSILON = 1e-5  # added to a variance over the frames of a sound
 
 
-class Data2vec(Counting, Objective):
+class Data2vec(HidesFrames, Objective):
     """Predict a slow copy's frames of a whole sound from a part of it (data2vec)."""
 
-    class Config(ObjectiveConfig):
-        backbone: str = "audio"
-        share: float = Field(0.65, gt=0, description="stretches begun a frame, times their length: .65 hides 49 %")
-        span: int = Field(10, ge=2, description="frames that are hidden in one stretch")
+    class Config(HidingConfig):
         layers: int = Field(8, ge=1, description="last layers of the teacher whose mean is predicted")
         momentum: float = Field(0.999, ge=0, lt=1, description="of the teacher at the start")
         momentum_to: float = Field(0.9999, ge=0, le=1, description="to which it rises along a line")
         ramp: float = Field(0.1, gt=0, le=1, description="share of the run in which it does")
-        quiet: float | None = Field(QUIET, gt=0, description=CUT_OFF)
 
     takes = {"backbone": Needs("audio", WITH_TOKEN, "whose frames cannot be replaced")}
     starts = {"span": 5, "layers": 2, "momentum": 0.99, "momentum_to": 0.999, "ramp": 0.5}
@@ -68,9 +60,7 @@ class Data2vec(Counting, Objective):
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
-        self.config = config
-        self.backbone = self.backbone_of(towers, "backbone")
-        self.steps = frame_steps(self.backbone, config.backbone)
+        self.hear(config, towers)
         depth = self.backbone.model.config.num_hidden_layers
         if config.layers > depth:
             raise ConfigError(f"objective.layers: value {config.layers}; allowed: 1 to {depth}, the layers of backbone "
@@ -81,18 +71,6 @@ class Data2vec(Counting, Objective):
         self.token = nn.Parameter(torch.rand(self.backbone.dim))
         self.head = nn.Linear(self.backbone.dim, self.backbone.dim)
         self.teacher = Ema(self.backbone, LinearRamp(config.momentum, config.momentum_to, config.ramp))
-
-    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        """audio, audio_mask, and hidden: bool [F], which of its frames are."""
-        return hidden_sound(sample, self.backbone, self.steps, self.config, rng)
-
-    def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
-        """Adds how many frames are hidden, counted where they are."""
-        batch: dict[str, Any] = super().assemble(by_source)
-        return batch | {"asked": int(batch["hidden"].sum())}
-
-    def units(self, batch: dict[str, Any]) -> dict[str, int]:
-        return {"": batch["asked"]}
 
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         hidden = batch["hidden"]

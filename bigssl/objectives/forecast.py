@@ -35,20 +35,22 @@ from bigssl.nets.modality.kinds import BY_CHANNEL
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
-from bigssl.objectives.counting import Counting, mean_of_step
+from bigssl.objectives.counting import mean_of_step
 from bigssl.objectives.needs import Needs
 from bigssl.objectives.serial import (
     FURTHEST,
+    AsksValues,
     check_normalises,
     in_deviations,
     patches_in,
     random_steps,
     series_of,
+    tiny_series,
     without_mean,
 )
 
 
-class SeriesForecast(Counting, Objective):
+class SeriesForecast(AsksValues, Objective):
     """Predict the next steps of a series from its past (PatchTST)."""
 
     class Config(ObjectiveConfig):
@@ -64,14 +66,9 @@ class SeriesForecast(Counting, Objective):
     adjustable = ("errors", "period")
     preset = {
         "objective": {"horizon": 6, "period": 4},
-        "backbones": {"series": {
-            "type": "patchtst", "channels": 6, "length": 24,
-            "config": {"d_model": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 64,
-                       "patch_length": 4, "patch_stride": 4, "norm_type": "layernorm",
-                       "positional_encoding_type": "random"},
-        }},
+        "backbones": {"series": tiny_series(6, 24, 4, positional_encoding_type="random")},
         "data": "series/basic_motions/train",
-    }  # fmt: skip
+    }
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
@@ -96,14 +93,6 @@ class SeriesForecast(Counting, Objective):
         scale = window_deviation(past, seen) if self.config.errors == "deviations" else None
         target = np.where(asked, future, 0).astype(np.float32) if scale is None else in_deviations(future, scale, asked)
         return {"series": np.where(seen, past, np.float32(0)), "series_mask": seen, "target": target, "asked": asked}
-
-    def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
-        """Adds how many values are asked for, counted where they are."""
-        batch: dict[str, Any] = super().assemble(by_source)
-        return batch | {"count": int(batch["asked"].sum())}
-
-    def units(self, batch: dict[str, Any]) -> dict[str, int]:
-        return {"": batch["count"]}
 
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         hidden = self.backbone.hidden(batch)  # [B, C * P, D]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
 from bigssl.data.errors import DataError
 from bigssl.data.kinds.sound.frames import FEWEST, hidden_stretches
-from bigssl.data.kinds.sound.windows import sound_of
+from bigssl.data.kinds.sound.windows import QUIET, sound_of
+from bigssl.data.order.order import More
 from bigssl.data.sample import Sample
 from bigssl.nets.sound.frames import Steps
 from bigssl.nets.towers import Tower
+from bigssl.objectives.base import ObjectiveConfig
+from bigssl.objectives.counting import Counting
 
 CUT_OFF = "dB below the loudest moment, where silence before and behind begins and is cut off; none: it stays"
 
@@ -30,12 +34,39 @@ TINY_SOUND: dict[str, Any] = {
 """An audio backbone of the presets."""
 
 
-class Hiding(Protocol):
+class HidingConfig(ObjectiveConfig):
     """Fields of a task that hides frames."""
 
-    share: float
-    span: int
-    quiet: float | None
+    backbone: str = "audio"
+    share: float = Field(0.65, gt=0, description="stretches begun a frame, times their length: .65 hides 49 %")
+    span: int = Field(10, ge=2, description="frames that are hidden in one stretch")
+    quiet: float | None = Field(QUIET, gt=0, description=CUT_OFF)
+
+
+class HidesFrames(Counting):
+    """Mixed into an `Objective` that hides frames of sounds, and asks for them. Its `Config` is a `HidingConfig`."""
+
+    config: Any
+    backbone: Tower
+    steps: Steps
+
+    def hear(self: Any, config: Any, towers: Mapping[str, Tower]) -> None:
+        """Sets `config`, `backbone` and its `steps`. Raises ConfigError."""
+        self.config = config
+        self.backbone = self.backbone_of(towers, "backbone")
+        self.steps = frame_steps(self.backbone, config.backbone)
+
+    def prepare(self: Any, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
+        """audio, audio_mask, and hidden: bool [F], which of its frames are."""
+        return hidden_sound(sample, self.backbone, self.steps, self.config, rng)
+
+    def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
+        """Adds how many frames are hidden, counted where they are."""
+        batch: dict[str, Any] = super().assemble(by_source)  # type: ignore[misc]
+        return batch | {"asked": int(batch["hidden"].sum())}
+
+    def units(self, batch: dict[str, Any]) -> dict[str, int]:
+        return {"": batch["asked"]}
 
 
 def frame_steps(tower: Tower, name: str) -> Steps:
@@ -49,7 +80,7 @@ def frame_steps(tower: Tower, name: str) -> Steps:
 
 
 def hidden_sound(
-    sample: Sample, tower: Tower, steps: Steps, hiding: Hiding, rng: np.random.Generator
+    sample: Sample, tower: Tower, steps: Steps, hiding: HidingConfig, rng: np.random.Generator
 ) -> dict[str, Any]:
     """audio and audio_mask as of `sound_of`, and hidden: bool [F], stretches of frames (`hidden_stretches`).
 

@@ -35,20 +35,22 @@ from bigssl.nets.modality.kinds import BY_CHANNEL
 from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
-from bigssl.objectives.counting import Counting, mean_of_step
+from bigssl.objectives.counting import mean_of_step
 from bigssl.objectives.needs import Needs
 from bigssl.objectives.serial import (
     FURTHEST,
+    AsksValues,
     check_normalises,
     in_deviations,
     random_steps,
     series_of,
+    tiny_series,
     whole_patches,
     without_mean,
 )
 
 
-class MaskedSeries(Counting, Objective):
+class MaskedSeries(AsksValues, Objective):
     """Predict the values of hidden patches of a series (PatchTST)."""
 
     class Config(ObjectiveConfig):
@@ -59,14 +61,9 @@ class MaskedSeries(Counting, Objective):
     adjustable = ("ratio",)
     preset = {
         "objective": {},
-        "backbones": {"series": {
-            "type": "patchtst", "channels": 6, "length": 32,
-            "config": {"d_model": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64,
-                       "patch_length": 4, "patch_stride": 4, "norm_type": "layernorm",
-                       "positional_encoding_type": "random"},
-        }},
+        "backbones": {"series": tiny_series(6, 32, 4, num_hidden_layers=2, positional_encoding_type="random")},
         "data": "series/basic_motions/train",
-    }  # fmt: skip
+    }
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
@@ -107,14 +104,6 @@ class MaskedSeries(Counting, Objective):
         counts = np.array([hidden_of(int(count), self.config.ratio) for count in there.sum(0)])
         hidden = (order < counts).repeat(self.patch, 0)
         return np.concatenate([np.zeros((self._front, channels), dtype=bool), hidden])
-
-    def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
-        """Adds how many values are asked for, counted where they are."""
-        batch: dict[str, Any] = super().assemble(by_source)
-        return batch | {"count": int(batch["asked"].sum())}
-
-    def units(self, batch: dict[str, Any]) -> dict[str, int]:
-        return {"": batch["count"]}
 
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         hidden = self.backbone.hidden(batch)  # [B, C * P, D]

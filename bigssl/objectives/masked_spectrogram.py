@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -24,31 +23,24 @@ from torch import Tensor, nn
 
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
-from bigssl.data.kinds.sound.windows import QUIET
-from bigssl.data.order.order import More
-from bigssl.data.sample import Sample
 from bigssl.nets.progress import Progress
 from bigssl.nets.remaking.lines import mean_row_error
 from bigssl.nets.sound.frames import WITH_TOKEN, silenced
 from bigssl.nets.sound.mel import log_mel, mel_filters
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
-from bigssl.objectives.counting import Counting, mean_of_step
-from bigssl.objectives.hearing import CUT_OFF, TINY_SOUND, frame_steps, heard_frames, hidden_sound, of_all
+from bigssl.objectives.base import Head, Losses, Network, Objective
+from bigssl.objectives.counting import mean_of_step
+from bigssl.objectives.hearing import TINY_SOUND, HidesFrames, HidingConfig, heard_frames, of_all
 from bigssl.objectives.needs import Needs
 
 CENTRE, SCALE = -7.0, 4.0
 
 
-class MaskedSpectrogram(Counting, Objective):
+class MaskedSpectrogram(HidesFrames, Objective):
     """Predict the log-mel spectra of silenced stretches of a sound (Mockingjay, TERA)."""
 
-    class Config(ObjectiveConfig):
-        backbone: str = "audio"
-        share: float = Field(0.65, gt=0, description="stretches begun a frame, times their length: .65 hides 49 %")
-        span: int = Field(10, ge=2, description="frames that are hidden in one stretch")
+    class Config(HidingConfig):
         bands: int = Field(80, ge=1, description="of the mel spectra")
-        quiet: float | None = Field(QUIET, gt=0, description=CUT_OFF)
 
     takes = {"backbone": Needs("audio", WITH_TOKEN, "whose frames are not those of its convolutions")}
     starts = {"span": 5, "bands": 40}
@@ -61,27 +53,13 @@ class MaskedSpectrogram(Counting, Objective):
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
-        self.config = config
-        self.backbone = self.backbone_of(towers, "backbone")
-        self.steps = frame_steps(self.backbone, config.backbone)
+        self.hear(config, towers)
         size, dim = 1 << (self.steps.seen - 1).bit_length(), self.backbone.dim
         if (empty := int((mel_filters(config.bands, size, self.backbone.rate).sum(0) == 0).sum())) > 0:
             raise ConfigError(f"objective.bands: value {config.bands}, of which {empty} lie between two frequencies of "
                               f"a window of {self.steps.seen} samples; allowed: fewer, or a backbone whose frames see "
                               "more")  # fmt: skip
         self.head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), nn.Linear(dim, config.bands))
-
-    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        """audio, audio_mask, and hidden: bool [F], which of its frames are."""
-        return hidden_sound(sample, self.backbone, self.steps, self.config, rng)
-
-    def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
-        """Adds how many frames are hidden, counted where they are."""
-        batch: dict[str, Any] = super().assemble(by_source)
-        return batch | {"asked": int(batch["hidden"].sum())}
-
-    def units(self, batch: dict[str, Any]) -> dict[str, int]:
-        return {"": batch["asked"]}
 
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         hidden, (seen, stride) = batch["hidden"], self.steps

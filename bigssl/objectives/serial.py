@@ -9,6 +9,7 @@ before anything is rounded to bf16, in which ten thousand and a half are ten tho
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,31 @@ from bigssl.data.errors import DataError
 from bigssl.data.kinds import decode
 from bigssl.data.sample import Sample
 from bigssl.nets.towers import Tower
+from bigssl.objectives.counting import Counting
 
 FURTHEST = 10.0
 """Deviations from the mean of what is visible within which a value is asked for: one further away counts as so far.
 Where what is visible is constant, its deviation is none, and a jump behind it would be all that there is in a loss."""
 LARGEST = 1e18  # whose squares float32 can still add up
+
+
+def tiny_series(channels: int, length: int, patch: int, **config: Any) -> dict[str, Any]:
+    """A series backbone of the presets. config: fields of transformers' in place of its own."""
+    sizes = {"d_model": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 64, "norm_type": "layernorm"}
+    patches = {"patch_length": patch, "patch_stride": patch}
+    return {"type": "patchtst", "channels": channels, "length": length, "config": {**sizes, **patches, **config}}
+
+
+class AsksValues(Counting):
+    """Mixed into an `Objective` that asks for some values of a series: those that are `asked`, in a batch."""
+
+    def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
+        """Adds how many values are asked for, counted where they are."""
+        batch: dict[str, Any] = super().assemble(by_source)  # type: ignore[misc]
+        return batch | {"count": int(batch["asked"].sum())}
+
+    def units(self, batch: dict[str, Any]) -> dict[str, int]:
+        return {"": batch["count"]}
 
 
 def series_of(sample: Sample, tower: Tower, least: int) -> tuple[np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ from bigssl.objectives.base import Losses, Objective, ObjectiveConfig, attractio
 from bigssl.objectives.comparing import Comparing
 from bigssl.objectives.hierarchy import Contrasts, hierarchical_contrast
 from bigssl.objectives.needs import Needs
-from bigssl.objectives.serial import random_steps, series_of, whole_patches, without_mean
+from bigssl.objectives.serial import random_steps, series_of, tiny_series, whole_patches, without_mean
 
 
 class SeriesContrast(Comparing, Objective):
@@ -54,13 +54,9 @@ class SeriesContrast(Comparing, Objective):
     adjustable = ("hide", "alpha", "temperature")
     preset = {
         "objective": {"temperature": 0.2, "hide": 0.25},
-        "backbones": {"series": {
-            "type": "patchtst", "channels": 6, "length": 32,
-            "config": {"d_model": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 64,
-                       "patch_length": 4, "patch_stride": 4, "norm_type": "layernorm"},
-        }},
+        "backbones": {"series": tiny_series(6, 32, 4)},
         "data": "series/basic_motions/train",
-    }  # fmt: skip
+    }
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ from bigssl.nets.progress import Progress
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Losses, Objective, ObjectiveConfig
 from bigssl.objectives.needs import Needs
-from bigssl.objectives.serial import check_normalises, random_steps, series_of, without_mean
+from bigssl.objectives.serial import check_normalises, random_steps, series_of, tiny_series, without_mean
 from bigssl.objectives.tiled import classified, classifier
 
 
@@ -52,13 +52,9 @@ class SeriesOrder(Objective):
     adjustable = ("gap",)
     preset = {
         "objective": {"hidden": 32},
-        "backbones": {"series": {
-            "type": "patchtst", "channels": 1, "length": 24,
-            "config": {"d_model": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32,
-                       "patch_length": 2, "patch_stride": 2, "norm_type": "layernorm"},
-        }},
+        "backbones": {"series": tiny_series(1, 24, 2, d_model=16, ffn_dim=32)},
         "data": "series/italy_power/train",
-    }  # fmt: skip
+    }
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()

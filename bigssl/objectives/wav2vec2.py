@@ -22,17 +22,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bigssl import distributed
-from bigssl.data.kinds.sound.windows import QUIET
 from bigssl.data.loading.loader import SEEDS
-from bigssl.data.order.order import More
-from bigssl.data.sample import Sample
 from bigssl.nets.chance import noise
 from bigssl.nets.chance.seeds import another
 from bigssl.nets.progress import Progress
@@ -40,21 +36,18 @@ from bigssl.nets.sound.codes import Codebooks, unused, use_of_words
 from bigssl.nets.sound.distractors import cosines_within, distractors
 from bigssl.nets.sound.frames import encode_frames
 from bigssl.nets.towers import Tower
-from bigssl.objectives.base import Head, Losses, Network, Objective, ObjectiveConfig
-from bigssl.objectives.counting import Counting, mean_of_step
-from bigssl.objectives.hearing import CUT_OFF, TINY_SOUND, frame_steps, heard_frames, hidden_sound, of_all
+from bigssl.objectives.base import Head, Losses, Network, Objective
+from bigssl.objectives.counting import mean_of_step
+from bigssl.objectives.hearing import TINY_SOUND, HidesFrames, HidingConfig, heard_frames, of_all
 from bigssl.objectives.needs import Needs
 
 KINDS = ("unispeech", "wav2vec2", "wav2vec2-conformer")
 
 
-class Wav2vec2(Counting, Objective):
+class Wav2vec2(HidesFrames, Objective):
     """Tell the code of a hidden frame from those of others (wav2vec 2.0)."""
 
-    class Config(ObjectiveConfig):
-        backbone: str = "audio"
-        share: float = Field(0.65, gt=0, description="stretches begun a frame, times their length: .65 hides 49 %")
-        span: int = Field(10, ge=2, description="frames that are hidden in one stretch")
+    class Config(HidingConfig):
         distractors: int = Field(100, ge=1, description="other hidden frames of the sound that are held against it")
         codebooks: int = Field(2, ge=1)
         words: int = Field(320, ge=2, description="of each codebook")
@@ -64,7 +57,6 @@ class Wav2vec2(Counting, Objective):
         gumbel_from: float = Field(2.0, gt=0, description="temperature of the choice of a word at the start")
         gumbel_to: float = Field(0.5, gt=0, description="and at the end")
         diversity: float = Field(0.1, ge=0, description="weight of the share of words that is not used")
-        quiet: float | None = Field(QUIET, gt=0, description=CUT_OFF)
 
         @model_validator(mode="after")
         def _codes_divide(self) -> Wav2vec2.Config:
@@ -84,27 +76,17 @@ class Wav2vec2(Counting, Objective):
 
     def __init__(self, config: Config, towers: Mapping[str, Tower]) -> None:
         super().__init__()
-        self.config = config
-        self.backbone = self.backbone_of(towers, "backbone")
-        self.steps = frame_steps(self.backbone, config.backbone)
+        self.hear(config, towers)
         width = self.backbone.model.config.conv_dim[-1]
         self.token = nn.Parameter(torch.rand(self.backbone.dim))
         self.codebooks = Codebooks(width, config.codebooks, config.words, config.code_dim)
         self.project_hid = nn.Linear(self.backbone.dim, config.dim)
         self.project_q = nn.Linear(config.code_dim, config.dim)
 
-    def prepare(self, sample: Sample, rng: np.random.Generator, more: More) -> dict[str, Any]:
-        """audio, audio_mask, and hidden: bool [F], which of its frames are."""
-        return hidden_sound(sample, self.backbone, self.steps, self.config, rng)
-
     def assemble(self, by_source: dict[str, Any]) -> dict[str, Any]:
-        """Adds how many frames are hidden, counted where they are: of all, and of one sound at most."""
-        batch: dict[str, Any] = super().assemble(by_source)
-        counts = batch["hidden"].sum(1)
-        return batch | {"asked": int(counts.sum()), "most": int(counts.max())}
-
-    def units(self, batch: dict[str, Any]) -> dict[str, int]:
-        return {"": batch["asked"]}
+        """Adds how many frames are hidden of one sound at most, too."""
+        batch = super().assemble(by_source)
+        return batch | {"most": int(batch["hidden"].sum(1).max())}
 
     def forward(self, batch: dict[str, Any], at: Progress) -> Losses:
         config, hidden = self.config, batch["hidden"]
