@@ -102,16 +102,23 @@ def test_two_ranks_and_a_resume_are_one_process(rule: str, crew: Any, tmp_path: 
             assert mean == pytest.approx(value, rel=2e-3, abs=2e-4), f"{name} of pass {number}"
             if name.startswith(("blind", "stats/weight", "stats/gradient", "stats/conflict")):
                 assert both[0][name] == pytest.approx(both[1][name], rel=1e-5), f"{name} differs between ranks"
-    for name, value in want.state.items():
-        moved = (torch.as_tensor(value).double() - torch.as_tensor(want.start[name]).double()).abs().max()
-        off = (torch.as_tensor(ranks[0].state[name]).double() - torch.as_tensor(value).double()).abs().max()
-        assert off <= 2e-2 * moved + 1e-6, f"{name}: {off:.3g} of {moved:.3g}"
+    same_state(ranks[0].state, want)
     shutil.rmtree(max((tmp_path / "run" / "checkpoints").glob("step-*")))
     again = crew(runs.driven, 1, there, None, True)[0]
     assert len(again.passes) == len(want.passes) - 2
     for got, passed in zip(again.passes, want.passes[2:], strict=True):
         for name, value in passed.items():
             assert got[name] == pytest.approx(value, rel=2e-3, abs=2e-4), f"{name} after a resume"
+    same_state(again.state, want)
+
+
+def same_state(state: dict[str, Any], want: runs.Run) -> None:
+    """Weights, buffers and what rules remember, relative to what training changed of each."""
+    assert state.keys() == want.state.keys()
+    for name, value in want.state.items():
+        got, wanted, before = (torch.as_tensor(each).double() for each in (state[name], value, want.start[name]))
+        off, moved = (got - wanted).abs().max(), (wanted - before).abs().max()
+        assert off <= 2e-2 * moved + 1e-6, f"{name}: {off:.3g} of {moved:.3g}"
 
 
 def task_of(objective: Any, rule: str, **changes: Any) -> Any:
