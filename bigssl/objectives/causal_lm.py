@@ -52,7 +52,7 @@ class CausalLm(Counting, Objective):
     class Config(ObjectiveConfig):
         backbone: str = "text"
         longest: int = Field(
-            1 << 18, ge=1, description="characters; of a longer text, a random window of as many each epoch, cut to rows"
+            1 << 18, ge=1, description="characters; of a longer text, a random window each epoch, cut to whole rows"
         )
         z_loss: float = Field(0.0, ge=0, description="times logsumexp², added to each token's loss; PaLM: 0.0001")
         softcap: float | None = Field(None, gt=0, description="bound of the logits; Gemma 2: 30")
