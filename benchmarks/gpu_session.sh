@@ -37,7 +37,7 @@ fi
 if [ "$what" != time ]; then # side by side: most of it is compilation and starts of processes
   verify contrastive 300 -n 3 tests/kernels/test_gpu.py & contrastive=$!
   verify linear_ce 300 -n 2 tests/kernels/linear_ce/test_gpu.py & linear_ce=$!
-  verify tasks 300 -n 8 tests/objectives/test_gpu.py tests/nets/test_norm.py & tasks=$!
+  verify tasks 400 -n 11 tests/objectives/test_gpu.py tests/nets/test_norm.py & tasks=$!
   verify driver 300 tests/engine/test_gpu.py & driver=$!
   for name in contrastive linear_ce tasks driver; do
     wait "${!name}" && right[$name]=0 || { right[$name]=$?; failed=1; }
