@@ -77,8 +77,9 @@ def _restore_optimizer(optimizer: Any, mine: Layout, saved: SavedState) -> None:
         with_state = [name for name in flat.names if saved.keys(name)]
         if not with_state:
             continue  # no step yet
-        state[tensor].update(_agreed_scalars(with_state, saved))
         settings = optimizer.param_groups[flat.group]
+        scalars = _agreed_scalars(with_state, saved)
+        state[tensor].update({key: where_counted(value, tensor, settings) for key, value in scalars.items()})
         for key in dict.fromkeys(key for name in with_state for key in saved.keys(name)):
             whole = keeps_whole(mine.stage, settings, key)
             pieces = list(mine.whole_pieces(flat, rank) if whole else mine.pieces(flat, rank))
@@ -98,6 +99,13 @@ def _agreed_scalars(names: list[str], saved: SavedState) -> dict[str, Any]:
             raise StateError(f"{names[0]} and {name} share an optimizer state here, but were updated a different "
                              f"number of times ({first} and {saved.scalars(name)})")  # fmt: skip
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in first.items()}
+
+
+def where_counted(value: Any, tensor: Tensor, settings: dict[str, Any]) -> Any:
+    """A step count, read on the CPU, where torch's optimizers look for it: beside the weights if their step is one
+    kernel, which refuses another place (`fused`, and `capturable`, that of a CUDA graph), else on the CPU."""
+    beside = settings.get("fused") or settings.get("capturable")
+    return value.to(tensor.device) if beside and isinstance(value, Tensor) else value
 
 
 def _fill(target: Tensor, pieces: Iterable[Piece], saved: SavedState, key: str) -> None:
