@@ -26,6 +26,13 @@ Item = Annotated[
 ]
 
 
+Parts = Annotated[
+    PositiveInt | None,
+    Field(description="of series and sounds: equal stretches of time of which features are the means, one after the "
+                      "other; default: the mean over all, in which the order of what came is lost"),
+]  # fmt: skip
+
+
 class Evaluation(Section):
     """What every evaluation has; a file of `bigssl/transfer/tasks` adds what it needs. `task` is added at discovery."""
 

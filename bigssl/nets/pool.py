@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -28,6 +30,21 @@ def mean_of(tokens: Tensor, mask: Tensor | None) -> Tensor:
         return tokens.mean(1)
     counting = mask.unsqueeze(-1).to(tokens.dtype)  # [B, T, 1]
     return (tokens * counting).sum(1) / counting.sum(1).clamp(min=1)
+
+
+def means_of_parts(tokens: Tensor, counts: Tensor, parts: int, mask: Tensor | None = None) -> Tensor:
+    """[B, parts, D]: means over equal parts of the first `counts` [B] of tokens [B, T, D], of those whose `mask` [B, T]
+    is not 0 (None: all; 0 where a part has none). Parts overlap by a token where they do not come out even (as
+    `adaptive_avg_pool1d` has it)."""
+    each = torch.arange(parts, device=tokens.device)
+    counts = counts.clamp(min=1)[:, None]
+    begin, end = each * counts // parts, -(-(each + 1) * counts // parts)  # [B, parts]
+    weights = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.to(tokens.dtype)
+    both = torch.cat([tokens * weights[..., None], weights[..., None]], dim=2)
+    sums = F.pad(both.cumsum(1), (0, 0, 1, 0))
+    upto, before = (sums.gather(1, at[..., None].expand(-1, -1, sums.shape[-1])) for at in (end, begin))
+    totals, found = (upto - before).split([tokens.shape[2], 1], dim=2)
+    return totals / found.clamp(min=1)
 
 
 def leading_tokens(model: PreTrainedModel, pixels: Tensor, hidden: Tensor) -> int:

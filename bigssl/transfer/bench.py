@@ -163,7 +163,7 @@ class Bench:
             columns: metadata fields that are needed. By them, too, equal contents are told apart that would else be
                 one observation (`Input.once`).
         """
-        key = (subject.name, url, limit, *(columns if subject.takes.once else ()))
+        key = (subject.name, subject.parts, url, limit, *(columns if subject.takes.once else ()))
         if key not in self.encoded:
             if subject.takes.once:
                 found = self.captions(url, columns, limit=limit, field=field)

@@ -24,6 +24,7 @@ from bigssl.data.order.stream import SampleReader, Stream, read_in_order
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.modality import modality_of_type
+from bigssl.nets.modality.stretches import features_in_parts
 from bigssl.transfer.inputs import Input, TextInput
 
 TOGETHER = 256  # samples that are fetched at once from remote shards
@@ -180,20 +181,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def embed(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """Collated views on the model's device, by the names of its modality -> features, float32 [B, D]."""
+def embed(model: PreTrainedModel, batch: Mapping[str, Tensor], parts: int | None = None) -> Tensor:
+    """Collated views on the model's device, by the names of its modality -> features, float32 [B, D]; of each of
+    `parts` stretches of time, one after the other (see `features_in_parts`)."""
     row = modality_of_type(model.config.model_type)
     if row is None:
         raise DataError(f"a {model.config.model_type} is of no modality that this version knows")
-    return row.features(model, batch).float()
+    return (row.features(model, batch) if parts is None else features_in_parts(model, batch, parts)).float()
 
 
-def encoder(model: PreTrainedModel, device: str | torch.device) -> Callable[[Mapping[str, Tensor]], Tensor]:
+def encoder(
+    model: PreTrainedModel, device: str | torch.device, parts: int | None = None
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """Encoder of collated views to float32 [B, D] (both on the CPU), by a model that is moved to `device`."""
     model.to(device)  # type: ignore[arg-type]
 
     def encode(batch: Mapping[str, Tensor]) -> Tensor:
         with evaluating(model):
-            return embed(model, {name: value.to(device) for name, value in batch.items()}).cpu()
+            return embed(model, {name: value.to(device) for name, value in batch.items()}, parts).cpu()
 
     return encode

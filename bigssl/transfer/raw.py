@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigssl.nets.pool import normalise_sound
+from bigssl.nets.pool import means_of_parts, normalise_sound
 from bigssl.nets.sound import mel
 
 SIDE = 64  # pixels a side at most of pictures
@@ -57,8 +57,8 @@ def cepstra_in_parts(sounds: Tensor, heard: Tensor, rate: int) -> dict[str, Tens
         sounds = F.pad(sounds, (0, seen - sounds.shape[1]))
     frames = mel.cepstra(mel.log_mel(sounds, BANDS, rate, seen, stride), CEPSTRA)
     counts = ((heard.sum(1) - seen) // stride + 1).clamp(min=1)
-    mean = mel.in_parts(frames, counts, 1)
-    return {f"MFCC of {PARTS} parts": mel.in_parts(frames - mean, counts, PARTS).flatten(1)}
+    mean = means_of_parts(frames, counts, 1)
+    return {f"MFCC of {PARTS} parts": means_of_parts(frames - mean, counts, PARTS).flatten(1)}
 
 
 def _log_power(sounds: Tensor) -> Tensor:

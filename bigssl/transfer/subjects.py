@@ -6,9 +6,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from bigssl.data.kinds.captions import all_captions
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.heads.base import Head
+from bigssl.nets.modality.stretches import TIMED, stretches
 from bigssl.nets.norm import has_batch_norm
 from bigssl.transfer.arriving.sizes import prepared_otherwise
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
@@ -28,6 +29,9 @@ from bigssl.transfer.inputs import Input, exported_input
 from bigssl.transfer.leaving import export
 from bigssl.transfer.matrix import Matrix
 from bigssl.transfer.team import AgreedError
+
+if TYPE_CHECKING:
+    from bigssl.engine.plan.evaluation import Checked
 
 CALIBRATION_BATCHES = 8
 NORM = "The random network's BatchNorm statistics were set from unlabelled samples that are no queries."
@@ -43,16 +47,30 @@ class Subject:
         models: "trained", and "random_net": the same with random weights.
         takes: its input.
         width: features of a sample, where it is known before the first one.
+        parts: stretches of time of which a sample has features; None: of all of it.
     """
 
     name: str
     models: dict[str, PreTrainedModel]
     takes: Input
     width: int = 0
+    parts: int | None = None
+
+    def in_parts(self, parts: int | None) -> Subject:
+        """The same with features of so many stretches of time."""
+        if parts is None:
+            return self
+        return replace(self, width=self.width * stretches(self.models["trained"], parts), parts=parts)
 
     def encoders(self, device: str | torch.device) -> dict[str, Callable[[Mapping[str, Tensor]], Tensor]]:
         """By contender: collated views -> float32 [B, D], on the CPU."""
-        return {name: encoder(model, device) for name, model in self.models.items()}
+        return {name: encoder(model, device, self.parts) for name, model in self.models.items()}
+
+
+def check_parts(seen: Checked, parts: int | None) -> None:
+    """Refuses stretches of time of what has none. Raises ConfigError."""
+    if parts is not None and (kind := seen.backbone("backbone").modality) not in TIMED:
+        seen.refuse("parts", f"the backbone takes {kind}; allowed: of one that takes {' or '.join(TIMED)}, or null")
 
 
 class Subjects(Protocol):

@@ -38,6 +38,7 @@ from bigssl.engine.plan.activations import everything_sample
 from bigssl.nets.chance import dropout
 from bigssl.nets.chance.seeds import another
 from bigssl.nets.modality import MODALITIES
+from bigssl.nets.modality.stretches import features_in_parts, stretches
 from bigssl.nets.pool import mean_of
 from bigssl.nets.towers import Tower, hf_config
 from bigssl.nets.weightless import feature_size
@@ -344,6 +345,28 @@ def test_gaps_of_series_have_the_mean_of_their_channel(make: Callable[..., Tower
         known = batch["series"][row, seen, channel]
         assert torch.equal(given[row, seen, channel], known)
         torch.testing.assert_close(given[row, ~seen, channel], known.mean().expand((~seen).sum()))
+
+
+@pytest.mark.parametrize("kind", ["patchtst", "wav2vec2"])
+def test_features_of_stretches_are_means_of_what_was_observed_then(kind: str, make: Callable[..., Tower]) -> None:
+    """Of a series channel by channel, gaps left out; of a sound, of what is heard of it."""
+    tower, parts = make(kind).eval(), 3
+    batch = batch_of(tower, range(2))
+    with torch.no_grad():
+        got = features_in_parts(tower.model, batch, parts)
+        hidden, seen = (part for part in MODALITIES[tower.modality].run(
+            tower.model, MODALITIES[tower.modality].inputs(tower.model, batch)))  # fmt: skip
+    assert seen is not None and not seen.bool().all()
+    channels = 3 if kind == "patchtst" else 1
+    assert got.shape == (2, stretches(tower.model, parts) * tower.dim) == (2, channels * parts * tower.dim)
+    for row in range(2):
+        means = []
+        for tokens, known in zip(hidden[row].chunk(channels), seen[row].bool().chunk(channels), strict=True):
+            count = len(tokens) if kind == "patchtst" else int(known.sum())
+            for part in range(parts):
+                here = slice(part * count // parts, -(-(part + 1) * count // parts))
+                means.append(tokens[here][known[here]].mean(0) if known[here].any() else torch.zeros(tower.dim))
+        torch.testing.assert_close(got[row], torch.cat(means), rtol=1e-4, atol=1e-5)
 
 
 def test_class_tokens_are_no_hidden_states(make: Callable[..., Tower]) -> None:

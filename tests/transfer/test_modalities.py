@@ -144,12 +144,13 @@ def calibrated(tower: Tower, waves: Path, seed: int) -> nn.Module:
     return model
 
 
+@pytest.mark.parametrize("parts", [None, 3])
 @pytest.mark.parametrize("kind", TINY)
 def test_a_backbone_of_any_modality_is_judged_and_probed(
-    kind: str, waves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, parts: int | None, waves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tower = tower_of(kind)
-    taken, sections = input_of(tower), asked(waves, item="item")
+    taken, sections = input_of(tower), asked(waves, item="item", parts=parts)
     export_run(tmp_path, {"net": tower.model}, {"net": taken}, {}, {})
     counted: list[int] = []
     calibrate = subjects.calibrate_batch_norm
@@ -159,7 +160,8 @@ def test_a_backbone_of_any_modality_is_judged_and_probed(
     assert counted == ([5] if kind == "patchtst" else []) and has_batch_norm(tower.model) == bool(counted)
     model = AutoModel.from_pretrained(tmp_path / "export" / "net").eval()
     twin = calibrated(tower, waves, 5)
-    for name, encode in (("trained", partial(embed, model)), ("random_net", partial(embed, twin))):
+    for name, network in (("trained", model), ("random_net", twin)):
+        encode = partial(embed, network, parts=parts)
         assert row[name] == pytest.approx(right_share(tower, waves, encode)), name
         features = rows(tower, waves / "train", encode)[0]  # real numbers, which no two networks share
         health = {"std": feature_std(features), "rankme": rankme(features), "samples": 30, "of": min(features.shape)}
@@ -181,6 +183,29 @@ def test_a_backbone_of_any_modality_is_judged_and_probed(
     assert found["health/net/std"] == pytest.approx(card["health"]["net"]["trained"]["std"], rel=1e-4)
 
 
+def test_stretches_of_time_tell_an_order_that_their_mean_does_not(tmp_path: Path) -> None:
+    """By the linear probe: the same values, once in the first and once in the second half of a series."""
+    def burst(number: int) -> dict[str, bytes]:
+        series = 0.01 * np.random.default_rng(number).standard_normal((20, 2)).astype(np.float32)
+        series[5 * (number % 4) : 5 * (number % 4) + 5] += np.sin(np.arange(5))[:, None].astype(np.float32)
+        npy = io.BytesIO()
+        np.save(npy, series)
+        return {"npy": npy.getvalue(), "json": json.dumps({"half": "early" if number % 4 < 2 else "late"}).encode()}
+
+    for part, numbers in (("train", range(40)), ("val", range(40, 80))):
+        pack([Item(f"b{n:03d}", f"b{n:03d}", lambda n=n: burst(n)) for n in numbers], tmp_path / part, name="x")
+    tower = tower_of("patchtst")
+    model = tower.model
+    with torch.no_grad():  # a patch is all that its state tells of: without this a position would tell the order
+        model.encoder.positional_encoder.position_enc.zero_()
+    export_run(tmp_path, {"net": model}, {"net": input_of(tower)}, {}, {})
+    section = {"task": "linear", "backbone": "net", "train": str(tmp_path / "train"), "queries": str(tmp_path / "val"),
+               "label": "half", "fractions": [1.0], "seeds": 2}  # fmt: skip
+    card = score(tmp_path, parse({"mean": section, "parts": section | {"parts": 4}}), seed=0)["tasks"]
+    assert card["mean"]["trained"] < 0.7 and card["parts"]["trained"] == 1.0
+    assert card["parts"]["random_net"] > 0.9 and card["mean"]["raws"] == card["parts"]["raws"]
+
+
 def test_what_a_backbone_of_another_modality_is_judged_on_is_looked_into_before(waves: Path, tmp_path: Path) -> None:
     towers = {"net": tower_of("patchtst"), "ear": tower_of("wav2vec2")}
 
@@ -198,6 +223,15 @@ def test_what_a_backbone_of_another_modality_is_judged_on_is_looked_into_before(
     ]:
         with pytest.raises(ConfigError, match=said):
             check(**changes)
+    check(backbone="ear", parts=10)
+    picture = BackboneConfig(type="resnet", size=16, config={"embedding_size": 8, "hidden_sizes": [8], "depths": [1]})
+    for task in ("knn", "linear"):
+        given = {"task": task, "backbone": "eye", "bank" if task == "knn" else "train": "bigssl/demo/emoji/train",
+                 "queries": "bigssl/demo/emoji/val", "label": "category", "parts": 2}  # fmt: skip
+        (section,) = parse({"x": given}).values()
+        with pytest.raises(ConfigError, match="evaluate.x.parts: value 2: the backbone takes image; allowed: of one that "
+                                              "takes series or audio, or null"):  # fmt: skip
+            section.check(Checked("evaluate.x", section, {"eye": Tower("eye", picture, None)}, {}))
     (section,) = parse({"x": {"task": "zero_shot", "image_backbone": "net", "queries": str(waves / "val"),
                               "captions": str(waves / "train"), "label": "pitch"}}).values()  # fmt: skip
     with pytest.raises(ConfigError, match="evaluate.x.image_backbone: no image backbone 'net'; allowed: none"):

@@ -47,17 +47,6 @@ def cepstra(spectra: Tensor, count: int) -> Tensor:
     return spectra @ basis.to(spectra)
 
 
-def in_parts(frames: Tensor, counts: Tensor, parts: int) -> Tensor:
-    """[B, parts, D]: means of equal parts of the first `counts` [B] of frames [B, F, D]; parts overlap by a frame where
-    they do not come out even (as `adaptive_avg_pool1d` has it)."""
-    each = torch.arange(parts, device=frames.device)
-    counts = counts.clamp(min=1)[:, None]
-    begin, end = each * counts // parts, -(-(each + 1) * counts // parts)  # [B, parts]
-    sums = F.pad(frames.cumsum(1), (0, 0, 1, 0))
-    upto, before = (sums.gather(1, each[..., None].expand(-1, -1, frames.shape[-1])) for each in (end, begin))
-    return (upto - before) / (end - begin)[..., None]
-
-
 @cache
 def _filters(bins: int, size: int, rate: int) -> np.ndarray:
     """As `mel_filters`; kept as no tensor, which would be of the mode and the device of its first use."""

@@ -66,7 +66,7 @@ def of_fresh(
     parts, aside = [first], replace(bench, checkup=Checkup())  # the health of one of them is enough
     for seed in range(1, section.seeds):
         model = bench.team.each(partial(bench.network, subject, "random_net", seed))
-        other = Subject(f"{subject.name}/{seed}", {"trained": model}, subject.takes)
+        other = Subject(f"{subject.name}/{seed}", {"trained": model}, subject.takes, parts=subject.parts)
         bank = aside.encode(other, section.train, limit=section.train_limit, field="train", columns=[])
         asked = aside.encode(other, section.queries, limit=section.query_limit, field="queries", columns=[])
         parts.append(vectors_of(bank, asked, "trained", _places(bank, train), _places(asked, queries)))

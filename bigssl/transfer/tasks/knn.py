@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from torch import Tensor
 
-from bigssl.config.evaluate import Evaluation, Item, Label, Limit
+from bigssl.config.evaluate import Evaluation, Item, Label, Limit, Parts
 from bigssl.config.section import PositiveInt
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.inputs import input_of
 from bigssl.transfer.knn import encode_labels, lost_to_majority, stored_knn
 from bigssl.transfer.scores import Score, majority_hits, words_of
-from bigssl.transfer.subjects import Encoded
+from bigssl.transfer.subjects import Encoded, check_parts
 from bigssl.transfer.team import AgreedError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Knn(Evaluation):
     label: Label = "label"
     item: Item = None
     k: PositiveInt = 20
+    parts: Parts = None
     bank_limit: Limit = None
 
     def unlabelled(self) -> dict[str, str]:
@@ -45,9 +46,10 @@ class Knn(Evaluation):
         seen.samples("bank", takes, "label")
         seen.samples("queries", takes, "label", "item")
         seen.neighbours("bank")
+        check_parts(seen, self.parts)
 
     def run(self, bench: Bench) -> list[Score]:
-        network = bench.subject(self.backbone)
+        network = bench.subject(self.backbone).in_parts(self.parts)
         bank = bench.encode(network, self.bank, limit=self.bank_limit, field="bank", columns=[self.label])
         queries = bench.encode(network, self.queries, limit=self.query_limit, field="queries",
                                columns=self.metadata())  # fmt: skip

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from bigssl.config.evaluate import Parts
 from bigssl.transfer.bench import Bench
 from bigssl.transfer.labelled.classify import Classification, Classifying
 from bigssl.transfer.labelled.probing import STRENGTHS, linear_learners
 from bigssl.transfer.scores import ScoreRow
+from bigssl.transfer.subjects import check_parts
+
+if TYPE_CHECKING:
+    from bigssl.engine.plan.evaluation import Checked
 
 Strength = Annotated[float, Field(gt=0)]
 
@@ -27,6 +33,13 @@ class LinearProbe(Classifying):
         description="penalties to choose from: of half the squared norm of the weights, beside the summed losses",
     )
 
+    parts: Parts = None
+
+    def check(self, seen: Checked) -> None:
+        super().check(seen)
+        check_parts(seen, self.parts)
+
     def run(self, bench: Bench) -> list[ScoreRow]:
         job = Classification.of(bench, self)
+        job = replace(job, subject=job.subject.in_parts(self.parts))
         return [job.row(bench, self, linear_learners(bench, self, job, self.l2), "a linear model of its features")]

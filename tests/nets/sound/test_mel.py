@@ -10,7 +10,7 @@ import torch
 from scipy.fft import dct
 from transformers.audio_utils import mel_filter_bank
 
-from bigssl.nets.sound.mel import QUIETEST, cepstra, in_parts, log_mel, mel_filters
+from bigssl.nets.sound.mel import QUIETEST, cepstra, log_mel, mel_filters
 
 RATE = 8000
 
@@ -46,11 +46,3 @@ def test_cepstra_are_the_dct() -> None:
     spectra = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(0))
     expected = dct(spectra.double().numpy(), type=2, norm="ortho", axis=-1)[..., :7]
     np.testing.assert_allclose(cepstra(spectra, 7).numpy(), expected, atol=1e-5)
-
-
-def test_parts_are_those_of_adaptive_pooling_of_what_is_heard() -> None:
-    frames = torch.randn(3, 17, 4, generator=torch.Generator().manual_seed(0))
-    got = in_parts(frames, torch.tensor([17, 5, 2]), 6)
-    for row, count in enumerate((17, 5, 2)):
-        expected = torch.nn.functional.adaptive_avg_pool1d(frames[row, :count].T[None], 6)[0].T
-        torch.testing.assert_close(got[row], expected, rtol=1e-4, atol=1e-5)
