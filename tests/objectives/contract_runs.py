@@ -264,10 +264,14 @@ def scrambled(task: Objective) -> None:
 # In one process
 
 
-def plain(values: dict[str, Any], spared: int | None = None, device: str = "cpu") -> Run:
+def plain(
+    values: dict[str, Any], spared: int | None = None, device: str = "cpu", rounded: int | None = None
+) -> Run:  # fmt: skip
     """The same steps over the same global batches by PyTorch alone: AdamW, clipping, and the teachers' rule by hand.
 
-    spared: a step that moves nothing.
+    Args:
+        spared: a step that moves nothing.
+        rounded: by this seed, weights begin off by what rounding to float32 may do to them.
     """
     recipe = validated(values | {"zero": {"stage": 0}})
     plan = preflight.plan(recipe, 1)
@@ -276,6 +280,8 @@ def plain(values: dict[str, Any], spared: int | None = None, device: str = "cpu"
     optimizer = build_optimizer(task, recipe.optim)
     assert type(optimizer) is torch.optim.AdamW
     trained = [p for p in task.parameters() if p.requires_grad]
+    if rounded is not None:
+        round_otherwise(trained, rounded)
     loader = MicroBatches(plan.streams, plan.sizes, task.prepare, task.assemble, recipe.seed, 0, 1, plan.accum,
                           steps=recipe.steps)  # fmt: skip
     for step in range(recipe.steps):
@@ -296,6 +302,14 @@ def plain(values: dict[str, Any], spared: int | None = None, device: str = "cpu"
             constrain(task)
             move_teachers(task, at)
     return Run(passes, norms, start, whole_state(task), settings_of(optimizer.param_groups))
+
+
+@torch.no_grad()
+def round_otherwise(parameters: list[nn.Parameter], seed: int) -> None:
+    """Each number off by half of float32's last place, in the mean."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        parameter.mul_(1 + 2**-24 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
 
 
 def counted(task: Objective, passes: list[Any]) -> list[Any]:

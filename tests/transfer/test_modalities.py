@@ -229,8 +229,8 @@ def test_what_a_backbone_of_another_modality_is_judged_on_is_looked_into_before(
         given = {"task": task, "backbone": "eye", "bank" if task == "knn" else "train": "bigssl/demo/emoji/train",
                  "queries": "bigssl/demo/emoji/val", "label": "category", "parts": 2}  # fmt: skip
         (section,) = parse({"x": given}).values()
-        with pytest.raises(ConfigError, match="evaluate.x.parts: value 2: the backbone takes image; allowed: of one that "
-                                              "takes series or audio, or null"):  # fmt: skip
+        with pytest.raises(ConfigError, match="evaluate.x.parts: value 2: the backbone takes image; allowed: of one "
+                                              "that takes series or audio, or null"):  # fmt: skip
             section.check(Checked("evaluate.x", section, {"eye": Tower("eye", picture, None)}, {}))
     (section,) = parse({"x": {"task": "zero_shot", "image_backbone": "net", "queries": str(waves / "val"),
                               "captions": str(waves / "train"), "label": "pitch"}}).values()  # fmt: skip

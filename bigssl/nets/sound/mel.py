@@ -10,7 +10,6 @@ from functools import cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bigssl_kernels.dispatch import exact
