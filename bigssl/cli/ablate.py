@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from cyclopts.types import PositiveInt
@@ -17,10 +18,16 @@ from bigssl import exits
 from bigssl.cli.recipes import model
 from bigssl.cli.train import train
 from bigssl.config.errors import ConfigError
+from bigssl.config.optim import NOT_DECAYED
 from bigssl.config.recipe import Recipe, dump_recipe, load_recipe
 from bigssl.files import write_atomic
 from bigssl.report.metrics import read_metrics
 from bigssl.report.values import shown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bigssl.engine.plan.activations import OnPaper
 
 TOGETHER = "joint"
 LAST = 10  # records of the metrics whose mean is the loss that a run ended with
@@ -122,17 +129,32 @@ def _alone(values: Mapping[str, Any], part: str) -> dict[str, Any]:
         "data": values["data"] | {"sources": {own["source"]: values["data"]["sources"][own["source"]]}},
         "evaluate": None, "probe": None,
     }  # fmt: skip
-    return made | {"evaluate": _served(made, values["evaluate"] or {}) or None}
-
-
-def _served(values: Mapping[str, Any], evaluate: Mapping[str, Any]) -> dict[str, Any]:
-    """Those evaluations for which there are networks and heads."""
     from bigssl.engine.plan.activations import OnPaper
+
+    networks = OnPaper(model().model_validate(made))
+    return made | {"optim": _of_these(values["optim"], networks.objective),
+                   "evaluate": _served(made, values["evaluate"] or {}, networks) or None}  # fmt: skip
+
+
+def _of_these(optim: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+    """Settings of the optimizer without patterns that are about parameters of other parts."""
+    from bigssl.engine.groups import trained_names
+
+    names = [name for spellings in trained_names(module).values() for name in spellings]
+
+    def here(pattern: str) -> bool:
+        return any(re.search(pattern, name) for name in names)
+
+    return dict(optim) | {"groups": [group for group in optim["groups"] if here(group["pattern"])],
+                          "no_decay": [each for each in optim["no_decay"] if each in NOT_DECAYED or here(each)]}
+
+
+def _served(values: Mapping[str, Any], evaluate: Mapping[str, Any], networks: OnPaper) -> dict[str, Any]:
+    """Those evaluations for which there are networks and heads."""
     from bigssl.engine.plan.evaluation import check_evaluation
     from bigssl.engine.plan.preflight import evaluated_towers
     from bigssl.objectives.base import exported_heads
 
-    networks = OnPaper(model().model_validate(dict(values)))
     towers, heads = evaluated_towers(networks.objective, networks.towers), exported_heads(networks.objective)
     served = {}
     for name, section in evaluate.items():

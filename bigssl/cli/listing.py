@@ -57,6 +57,7 @@ class Listing:
 def listed(source: Path, fields: Fields, target: Path, *, held_out: float = 0.0) -> Listing:
     """The samples of `source` as `bigssl shards pack SOURCE TARGET` finds them; nothing is written. held_out: the
     fraction of --split. Raises DataError where the options do not say enough, or too much."""
+    guess.refuse_array(source)
     found = Listing(fields.kind or guess.kind_of(source))
     _refuse_idle_options(source, fields, found.kind, held_out)
     try:

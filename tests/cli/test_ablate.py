@@ -14,6 +14,8 @@ from bigssl.cli.main import main
 from bigssl.cli.recipes import model
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import load_recipe
+from bigssl.engine.groups import treatments
+from bigssl.engine.plan.activations import OnPaper
 from bigssl.report.metrics import read_metrics
 
 DEMO = Path("bigssl/demo").resolve()
@@ -57,6 +59,19 @@ def test_a_part_alone_has_what_it_reads_trains_and_can_be_judged_by(recipe: Path
                                                                          {"texts"}]  # fmt: skip
     assert [set(each["evaluate"] or ()) for each in found.values()] == [{"near", "asked"}, {"near"}, {"asked"}, set()]
     assert all(each["steps"] == 2 and each["batch"]["size"] == 4 for each in found.values())
+
+
+def test_settings_of_the_optimizer_go_with_the_parameters_that_they_are_about(recipe: Path) -> None:
+    """A pattern without a match ends a run: alone, a part has none of the others' parameters."""
+    together, *alone = variants(load_recipe(recipe, [
+        "optim.groups=[{pattern: parts.views, lr: 0.1}, {pattern: 'parts.(words|pairs)', lr: 0.5}]",
+        "optim.no_decay=[bias, words.*embeddings]"], model())).values()  # fmt: skip
+    wanted = {"joint": ([0.1, 0.5], 2), "views": ([0.1], 1), "words": ([0.5], 2), "pairs": ([0.5], 1)}
+    for name, values in zip(wanted, (together, *alone), strict=True):
+        optim = values["optim"]
+        assert ([group["lr"] for group in optim["groups"]], len(optim["no_decay"])) == wanted[name], name
+        checked = model().model_validate(values)
+        treatments(OnPaper(checked).objective, checked.optim)  # nothing is refused
 
 
 def test_runs_are_trained_and_compared_and_the_same_command_goes_on(

@@ -156,6 +156,7 @@ def test_tokenizers_of_documents_in_json(tmp_path: Path) -> None:
     [
         (["shards", "pack", "nowhere", "out"], "source nowhere: no such file or folder"),
         (["shards", "pack", "{tmp}/t.tsv", "{tmp}/out"], "a table needs --image"),
+        (["shards", "pack", "{tmp}/x.npy", "{tmp}/out", "--as", "series"], "put x.npy into one, and pack that"),
         (["shards", "pack", "{tmp}/t.bin", "{tmp}/out"], "allowed are a folder, .csv, .jsonl, .parquet, .ts, .tsv"),
         (["shards", "inspect", "{tmp}"], "run `bigssl shards index {tmp}`"),
         (["shards", "index", "{tmp}"], "no shards"),
@@ -167,7 +168,8 @@ def test_errors_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     (tmp_path / "t.tsv").write_text("a\nword\n")
-    (tmp_path / "t.bin").touch()
+    for name in ("t.bin", "x.npy"):
+        (tmp_path / name).touch()
     assert run(*[word.replace("{tmp}", str(tmp_path)) for word in words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bigssl: ")

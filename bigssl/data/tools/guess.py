@@ -22,6 +22,14 @@ _TABLES = ("csv", "tsv", "jsonl", "ts", "parquet")
 Rows = Sequence[Mapping[str, str]]
 
 
+def refuse_array(source: Path) -> None:
+    """Raises DataError of an array of numbers by itself, which no kind of source is."""
+    if source.suffix.lower() in (".npy", ".npz") and source.is_file():
+        numbers = "numpy.load(...)[NAME] saved as .npy" if source.suffix.lower() == ".npz" else source.name
+        raise DataError(f"source {source}: an array is a sample of a folder: put {numbers} into one, and pack that "
+                        "(without --as); `bigssl shards split DIR OUT --cut` then parts a long series by time")
+
+
 def kind_of(source: Path) -> str:
     """files, table, lines, jsonl or ts, by the name of `source`. Raises DataError for others."""
     if source.is_dir():
