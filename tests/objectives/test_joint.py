@@ -89,7 +89,33 @@ RAMPED = PARTS | {"views": VIEWS | {"weight": {"start": 0.0, "end": 2.0, "until"
 @pytest.mark.distributed
 @pytest.mark.parametrize("rule", RULES)
 def test_two_ranks_and_a_resume_are_one_process(rule: str, crew: Any, tmp_path: Path) -> None:
-    made = values(RAMPED if rule == "ramps" else PARTS, objective=RULES[rule])
+    is_one_process(values(RAMPED if rule == "ramps" else PARTS, objective=RULES[rule]), rule, crew, tmp_path)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("rule", ["gradnorm", "uncertainty"])
+def test_so_they_are_of_text_series_and_sounds_each_of_its_own_source_and_of_two_tasks_of_a_kind(
+    rule: str, crew: Any, tmp_path: Path
+) -> None:
+    """What their losses are means over differs in number by rank: tokens, patches, frames."""
+    presets = {name: discover()[name].preset for name in ("wav2vec2", "masked_series")}
+    made = values(PARTS, objective=RULES[rule])
+    parts = {
+        "words": {"name": "mlm", "source": "shards", "weight": 0.5},
+        "more": {"name": "mlm", "source": "shards", "ratio": 0.4, "weight": 0.25},
+        "heard": {"name": "wav2vec2", "source": "sounds", **presets["wav2vec2"]["objective"]},
+        "moved": {"name": "masked_series", "source": "motions", **presets["masked_series"]["objective"]},
+    }
+    bodies = {name: each for preset in presets.values() for name, each in preset["backbones"].items()}
+    folders = {"shards": "emoji/train", "sounds": presets["wav2vec2"]["data"],
+               "motions": presets["masked_series"]["data"]}  # fmt: skip
+    sources = {name: {"url": str(runs.DEMO / folder)} for name, folder in folders.items()}
+    made |= {"objective": {"name": "joint", "parts": parts, **RULES[rule]},
+             "backbones": bodies | {"text": section_of("bert")}, "data": made["data"] | {"sources": sources}}  # fmt: skip
+    is_one_process(made, rule, crew, tmp_path)
+
+
+def is_one_process(made: dict[str, Any], rule: str, crew: Any, tmp_path: Path) -> None:
     want = runs.plain(made)
     stage = 3 if rule == "uncertainty" else 2
     there = runs.at_cell(made | {"out": str(tmp_path / "run")}, Cell(stage, 0 if stage == 3 else None, 2, "fp32"))
