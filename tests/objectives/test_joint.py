@@ -111,7 +111,8 @@ def test_so_they_are_of_text_series_and_sounds_each_of_its_own_source_and_of_two
                "motions": presets["masked_series"]["data"]}  # fmt: skip
     sources = {name: {"url": str(runs.DEMO / folder)} for name, folder in folders.items()}
     made |= {"objective": {"name": "joint", "parts": parts, **RULES[rule]},
-             "backbones": bodies | {"text": section_of("bert")}, "data": made["data"] | {"sources": sources}}  # fmt: skip
+             "backbones": bodies | {"text": section_of("bert")},
+             "data": made["data"] | {"sources": sources}}  # fmt: skip
     is_one_process(made, rule, crew, tmp_path)
 
 
