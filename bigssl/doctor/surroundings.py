@@ -9,10 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from bigssl.config.errors import ConfigError
 from bigssl.doctor.findings import Diagnoses
 from bigssl.engine.launcher import free_port
-from bigssl.engine.plan.preflight import check_port
 
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _SPOILING = {
@@ -88,13 +86,7 @@ def _port(section: Diagnoses) -> None:
         _meeting_place(section)
         return
     port = given or "29500"
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("", int(port)))
-            probe.listen()
-    except (OSError, ValueError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+    if why := _taken(port):
         report = section.fail if given else section.warn
         report("port", f"{'MASTER_PORT' if given else 'the default of launchers'}, {port}: {why}",
                f"export MASTER_PORT={free_port()}, or --master_port of the launcher")  # fmt: skip
@@ -102,16 +94,32 @@ def _port(section: Diagnoses) -> None:
         section.ok("port", f"{port} is free")
 
 
-def _meeting_place(section: Diagnoses) -> None:
-    """As a rank, before it meets the others there."""
-    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+def _taken(port: str) -> str:
+    """Why nobody could listen on `port`; empty where it is free."""
     try:
-        check_port()
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the real one: a port just left is free
+            probe.bind(("", int(port)))
+            probe.listen()
+    except (OSError, ValueError, OverflowError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return ""
+
+
+def _meeting_place(section: Diagnoses) -> None:
+    """As a rank, before it meets the others there. Rank 0 will listen, where torchrun's agent does not already."""
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    listens = os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
         socket.getaddrinfo(address, int(port))
-        section.ok("port", f"ranks meet at {address}:{port}")
-    except (ConfigError, OSError, ValueError) as error:
-        section.fail("port", f"ranks are to meet at MASTER_ADDR:MASTER_PORT = {address}:{port}: {error}",
+        why = _taken(port) if listens else ""
+    except (OSError, ValueError) as error:
+        why = str(error)
+    if why:
+        section.fail("port", f"ranks are to meet at MASTER_ADDR:MASTER_PORT = {address}:{port}: {why}",
                      "the address of rank 0's machine, and a port that is free there")  # fmt: skip
+    else:
+        section.ok("port", f"ranks meet at {address}:{port}")
 
 
 def _hub(section: Diagnoses) -> None:

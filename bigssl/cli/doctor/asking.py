@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
-import socket
 import tempfile
 import threading
 import time
@@ -23,7 +23,6 @@ from bigssl.doctor.kernels import examine_kernels
 from bigssl.doctor.machine import examine_machine
 from bigssl.doctor.network import examine_network
 from bigssl.doctor.surroundings import examine_surroundings
-from bigssl.doctor.versions import examine_versions
 from bigssl.engine import zero
 from bigssl.engine.launcher import Launchers
 from bigssl.files import write_atomic
@@ -31,12 +30,14 @@ from bigssl.files import write_atomic
 TOGETHER = ("network", "equivalence")  # sections that ranks answer together
 
 
-def ask(wanted: list[str], recipe: Recipe | None, model: type[Recipe], ranks: int | None, words: list[str]) -> list[
-        Diagnosis]:  # fmt: skip
-    """All of this machine. words: of the command line, for ranks."""
+def ask(
+    wanted: list[str], environment: Diagnoses, recipe: Recipe | None, model: type[Recipe], ranks: int | None,
+    words: list[str],
+) -> list[Diagnosis]:  # fmt: skip
+    """All of this machine. environment: what is known of it. words: of the command line, for ranks."""
     cards = torch.cuda.device_count()
     ranks = ranks or cards or 2
-    found = _here(wanted, recipe, ranks, ranks, range(cards) if cards else [None])
+    found = _here(wanted, environment, recipe, ranks, ranks, range(cards) if cards else [None])
     together = [name for name in wanted if name in TOGETHER and (recipe is not None or name == "network")]
     if not together:
         return found
@@ -53,13 +54,12 @@ def ask(wanted: list[str], recipe: Recipe | None, model: type[Recipe], ranks: in
     return found
 
 
-def _here(wanted: list[str], recipe: Recipe | None, world: int, per_node: int, cards: range | list[int | None],
-          host: str = "") -> list[Diagnosis]:  # fmt: skip
+def _here(wanted: list[str], environment: Diagnoses, recipe: Recipe | None, world: int, per_node: int,
+          cards: range | list[int | None]) -> list[Diagnosis]:  # fmt: skip
     """What a process finds out by itself: of its machine, and of the devices `cards`."""
-    environment, data, kernels = (Diagnoses(name, host) for name in ("environment", "data", "kernels"))
+    data, kernels = (Diagnoses(name, environment.host) for name in ("data", "kernels"))
     ahead = examine_data(data, recipe, world, per_node) if "data" in wanted and recipe is not None else 0
     if "environment" in wanted:
-        examine_versions(environment)
         examine_machine(environment, recipe, per_node, ahead)
         examine_surroundings(environment, -(-world // per_node))
     for card in cards if "kernels" in wanted else ():
@@ -80,6 +80,7 @@ def _together(wanted: list[str], recipe: Recipe | None, model: type[Recipe]) -> 
     except distributed.NoMeeting as error:
         network.fail("meeting", str(error), "see `port`, `host name` and `interface` under environment")
         return network.found
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns, on stdout, of the optimizer that is used here
     if "network" in wanted:
         examine_network(network, device)
     if compared:
@@ -87,8 +88,9 @@ def _together(wanted: list[str], recipe: Recipe | None, model: type[Recipe]) -> 
     return network.found + equivalence.found
 
 
-def ask_as_rank(wanted: list[str], recipe: Recipe | None, model: type[Recipe], answer: Path | None) -> list[
-        Diagnosis] | None:  # fmt: skip
+def ask_as_rank(
+    wanted: list[str], environment: Diagnoses, recipe: Recipe | None, model: type[Recipe], answer: Path | None
+) -> list[Diagnosis] | None:
     """As one of many ranks: all of its machine (one rank a machine), its device, and what they answer together. On rank
     0 the findings of all, elsewhere None. answer: where rank 0 leaves them for the process that has started it."""
     _end_with_launcher()
@@ -98,8 +100,7 @@ def ask_as_rank(wanted: list[str], recipe: Recipe | None, model: type[Recipe], a
     device, alone = local_device(), [name for name in wanted if name not in TOGETHER]
     if local:
         alone = [name for name in alone if name == "kernels" and device.type == "cuda"]
-    host = socket.gethostname() if world > per_node else ""
-    found = _here(alone, recipe, world, per_node, [device.index], host)
+    found = _here(alone, environment, recipe, world, per_node, [device.index])
     with_others = _together([name for name in wanted if name in TOGETHER], recipe, model)
     if not torch.distributed.is_initialized():  # they have not met: each speaks for itself
         return merged(found + with_others)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
@@ -12,6 +13,9 @@ from cyclopts.types import PositiveInt
 from bigssl import exits
 from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from bigssl.doctor.findings import Diagnoses
 
 SECTIONS = ("environment", "data", "kernels", "network", "equivalence")
 
@@ -37,23 +41,56 @@ def doctor(
     wanted = _sections(only)
     if local_rank is not None and "LOCAL_RANK" not in os.environ:
         os.environ["LOCAL_RANK"] = str(local_rank)
-    from bigssl.cli.doctor.asking import ask, ask_as_rank
-    from bigssl.cli.recipes import model
-    from bigssl.doctor.findings import FAIL, findings_json, findings_text
-
-    kind = model()
-    recipe = None if config is None else load_recipe(config, list(overrides), kind)
     if config is None and overrides:
         raise ConfigError(f"{overrides[0]}: there is no recipe to change; allowed: with --config")
+    from bigssl.doctor.findings import FAIL, findings_json, findings_text
+
+    environment = _environment(wanted)
+    try:
+        from bigssl.cli.doctor.asking import ask, ask_as_rank
+        from bigssl.cli.recipes import model
+
+        kind = model()
+    except Exception as error:  # whatever a broken installation raises
+        return _broken(environment, error, json)
+    recipe = None if config is None else load_recipe(config, list(overrides), kind)
     if "RANK" in os.environ:
-        found = ask_as_rank(wanted, recipe, kind, answer)
+        found = ask_as_rank(wanted, environment, recipe, kind, answer)
     else:
         words = [*(("--config", str(config)) if config else ()), *overrides]
-        found = ask(wanted, recipe, kind, ranks, words)
+        found = ask(wanted, environment, recipe, kind, ranks, words)
     if found is None:  # another rank speaks
         return exits.DONE
     print(findings_json(found) if json else findings_text(found), flush=True)
     return exits.FAILED if any(each.level == FAIL for each in found) else exits.DONE
+
+
+def _environment(wanted: list[str]) -> Diagnoses:
+    """What is found out before anything is imported that a broken installation breaks. One rank a machine looks."""
+    from bigssl.doctor.findings import Diagnoses
+    from bigssl.doctor.versions import examine_versions
+
+    here = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1"))
+    several = int(os.environ.get("WORLD_SIZE", "1")) > here
+    found = Diagnoses("environment", socket.gethostname() if several else "")
+    if "environment" in wanted and os.environ.get("LOCAL_RANK", "0") == "0":
+        examine_versions(found)
+    return found
+
+
+def _broken(environment: Diagnoses, error: Exception, json: bool) -> int:
+    """The answer of an installation that cannot be imported: what is known without it."""
+    from bigssl.doctor.findings import findings_json, findings_text, first_line
+    from bigssl.doctor.machine import examine_machine
+    from bigssl.doctor.surroundings import examine_surroundings
+
+    if environment.found:
+        examine_machine(environment, None, 1, 0)
+        examine_surroundings(environment, 1)
+    environment.fail("imports", f"{type(error).__name__}: {first_line(error)}", "mend what is said above first; else "
+                     "`python -c 'import bigssl.train'` shows where it is raised")  # fmt: skip
+    print(findings_json(environment.found) if json else findings_text(environment.found), flush=True)
+    return exits.FAILED
 
 
 def _sections(only: str) -> list[str]:

@@ -11,22 +11,28 @@ from pathlib import Path
 
 import torch
 
+from bigssl.config.errors import ConfigError
 from bigssl.doctor import rank
 from bigssl.engine.launcher import free_port
 
 _PATIENCE = 900  # seconds
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def start_ranks(count: int, words: list[str], folder: Path) -> str:
     """Run `count` ranks of `bigssl doctor` with `words` to their end; why they failed, in a sentence, or "". folder:
     where what they print is kept meanwhile."""
     environment = dict(os.environ)
+    visible = environment.get(_VISIBLE, "").split(",")[:count]  # which --num_gpus would have it ignore
+    devices = ["--include", f"localhost:{','.join(visible)}"] if visible[0] else ["--num_gpus", str(count)]
     if not torch.cuda.is_available():
         environment["DS_ACCELERATOR"] = "cpu"
-        environment.pop("CUDA_VISIBLE_DEVICES", None)  # which the launcher would count
+        environment.pop(_VISIBLE, None)  # which the launcher would count
+    elif count > (cards := torch.cuda.device_count()):
+        raise ConfigError(f"--ranks: value {count}; allowed: at most {cards}, a rank for each GPU of this machine")
     port = environment.get("MASTER_PORT") or free_port()
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical", "--hostfile", "",
-               "--master_port", port, "--num_gpus", str(count), str(rank.__file__), *words]  # fmt: skip
+               "--master_port", port, *devices, str(rank.__file__), *words]  # fmt: skip
     said = folder / "said.txt"
     with said.open("w") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
