@@ -27,6 +27,10 @@ from bigssl.objectives.base import Losses, Objective
 from bigssl.objectives.counting import Counting
 
 
+class Parted(RuntimeError):
+    """Ranks no longer do the same: the group is of no use."""
+
+
 @dataclass(frozen=True)
 class Bounds:
     """How far a rank's rounding may take it: relative error of a loss, and of the norm of the gradient; 1 − the cosine
@@ -141,7 +145,11 @@ def _norm(tensors: Any) -> float:
 
 
 def compare_tasks(section: Diagnoses, model: type[Recipe], found: dict[str, Reference], device: torch.device) -> None:
-    """A finding for each task, on rank 0. Collective. found: on rank 0 (elsewhere it does not matter)."""
+    """A finding for each task, on rank 0. Collective. found: on rank 0 (elsewhere it does not matter).
+
+    Raises:
+        Parted: something failed in a collective; `section` says what, and nothing more can be asked of the ranks.
+    """
     for name in distributed.from_main(list(found)):
         want = distributed.from_main(found[name].told() if name in found else {})
         if want["error"]:
@@ -156,20 +164,30 @@ def compare_tasks(section: Diagnoses, model: type[Recipe], found: dict[str, Refe
 
 def _compare(section: Diagnoses, name: str, model: type[Recipe], want: dict[str, Any], reference: Reference | None,
              device: torch.device) -> None:  # fmt: skip
-    problem, got = "", None
+    world, problem, prepared = distributed.world(), "", None
     with tempfile.TemporaryDirectory() as folder:
         recipe = model.model_validate(want["values"] | {"out": f"{folder}/run"})
         try:
-            got = _on_ranks(recipe, device, want["rate"])
-        except Exception as error:  # others may wait in a collective: the group's timeout ends them
-            problem = f"rank {distributed.rank()} raised {type(error).__name__}: {first_line(error)}"
+            plan = _planned(recipe, world)
+            prepared = plan, _batches(recipe, plan, distributed.rank(), world)
+        except Exception as error:  # files that this machine lacks, and others have
+            problem = _raised(error)
     problems = [text for text in distributed.gather_objects(problem) if text]
-    if problems:
-        section.fail(name, f"on {distributed.world()} ranks: {problems[0]}",
-                     "the same fails in training: `bigssl config check --world N` and the traceback of a short run "
-                     "(`bigssl train R steps=1`) say more")  # fmt: skip
-    elif got is not None and reference is not None:
+    if problems or prepared is None:
+        section.fail(name, f"on {world} ranks: {problems[0]}", "`bigssl plan` on that machine says more")
+        return
+    try:
+        got = _on_ranks(recipe, *prepared, device, want["rate"])
+    except Exception as error:
+        section.fail(name, f"on {world} ranks: {_raised(error)}",
+                     "the same fails in training: `bigssl train R steps=1 --ranks N` shows the traceback")  # fmt: skip
+        raise Parted from error
+    if reference is not None:
         _judge(section, name, recipe, reference, got)
+
+
+def _raised(error: Exception) -> str:
+    return f"rank {distributed.rank()} raised {type(error).__name__}: {first_line(error)}"
 
 
 @dataclass
@@ -180,10 +198,11 @@ class _Ranks:
     local_norms: list[str]
 
 
-def _on_ranks(recipe: Recipe, device: torch.device, rate: float) -> _Ranks:
+def _on_ranks(
+    recipe: Recipe, plan: preflight.Plan, batches: list[Batch], device: torch.device, rate: float
+) -> _Ranks:
     """One step of plain SGD under DeepSpeed. What it changes of the weights, by `rate`, is the gradient at every ZeRO
     stage, in the place where an optimizer gets it. rate: such that weights change by as much as there is of them."""
-    plan = _planned(recipe, distributed.world())
     task = plan.objective
     task.constraints = lambda: []  # type: ignore[method-assign] # they move weights after the step
     if recipe.zero.stage < 3:
@@ -195,7 +214,7 @@ def _on_ranks(recipe: Recipe, device: torch.device, rate: float) -> _Ranks:
     counted = isinstance(task, Counting) and task.counting and plan.accum > 1
     passes = CountedPasses(engine, task, device) if counted else EachPass(engine)  # type: ignore[arg-type]
     done, at = list[Losses](), _progress(recipe)
-    for batch in passes.begin(iter(_batches(recipe, plan, distributed.rank(), distributed.world())), at):
+    for batch in passes.begin(iter(batches), at):
         value, losses = passes(batch.to(device).data, at)
         engine.backward(value)
         engine.step()

@@ -37,7 +37,8 @@ def examine_surroundings(section: Diagnoses, nodes: int) -> None:
 def _host(section: Diagnoses, nodes: int) -> None:
     """gloo listens on the address that the host name has, unless an interface is named."""
     name = socket.gethostname()
-    chosen = next((variable for variable in _INTERFACES if os.environ.get(variable)), None)
+    variable = _INTERFACES[torch.cuda.is_available()]
+    chosen = os.environ.get(variable)
     try:
         address = socket.gethostbyname(name)
     except OSError as error:
@@ -48,7 +49,7 @@ def _host(section: Diagnoses, nodes: int) -> None:
     todo = f"export GLOO_SOCKET_IFNAME=IFACE NCCL_SOCKET_IFNAME=IFACE ({', '.join(_outward()) or 'none is up'}), or "\
            f"take {name} off the line of 127.0.0.1 in /etc/hosts"  # fmt: skip
     if not address.startswith("127.") or chosen:
-        section.ok("host name", f"{said}; {chosen} chooses the interface" if chosen else said)
+        section.ok("host name", f"{said}; {variable} chooses the interface" if chosen else said)
     elif nodes == 1:
         section.note("host name", f"{said}: other machines would not reach it; one alone does", todo)
     elif torch.cuda.is_available():

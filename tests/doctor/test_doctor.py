@@ -25,6 +25,7 @@ import yaml
 import bigssl.objectives
 from bigssl import distributed
 from bigssl.cli.main import main
+from bigssl.cli.recipes import model
 from bigssl.doctor.findings import Diagnoses, findings_text, merged
 from bigssl.doctor.network import rounds
 from bigssl.objectives.base import discover
@@ -40,6 +41,14 @@ SANE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM":
 COMMAND = [str(Path(sys.executable).with_name("bigssl"))]
 Found = dict[str, list[tuple[str, str]]]
 Ranks = Callable[..., list[Any]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """What the command imports, once for all forked ranks."""
+    import bigssl.cli.doctor.asking  # noqa: F401
+
+    model()
 
 
 @pytest.fixture(autouse=True)
@@ -165,23 +174,28 @@ def test_a_lost_shard_and_a_full_disk(recipe: Any, tmp_path: Path, ranks: Ranks)
 
 
 @pytest.mark.distributed
-def test_a_folder_that_cannot_be_made_and_a_name_that_leads_nowhere(recipe: Any, tmp_path: Path, ranks: Ranks) -> None:
-    """As the two machines of a run, on each of which the host name is 127.0.0.1."""
+def test_what_is_wrong_with_one_of_two_machines(recipe: Any, tmp_path: Path, ranks: Ranks) -> None:
+    """A run folder that cannot be made and a host name that is 127.0.0.1, on both, and shards that one has not."""
     (tmp_path / "file").touch()
-    config = recipe(out=str(tmp_path / "file" / "run"))
+    data = {"workers": 0, "sources": {"text": {"url": "$SHARDS"}}}
+    config = recipe(out=str(tmp_path / "file" / "run"), data=data)
 
     def misnamed() -> None:
         os.environ |= {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCH_EXTENSIONS_DIR": str(tmp_path), **SANE}
-        os.environ.pop("GLOO_SOCKET_IFNAME")
+        os.environ["SHARDS"] = "bigssl/demo/text/train" if os.environ["RANK"] == "0" else "/nowhere"
+        os.environ["NCCL_SOCKET_IFNAME"] = os.environ.pop("GLOO_SOCKET_IFNAME") + "9"
         socket.gethostbyname = lambda name: "127.0.1.1"
         socket.gethostname = lambda: f"node{os.environ['RANK']}"
 
-    (code, found), (other, nothing) = ranks(as_rank, 2, misnamed, "--only", "environment", "--config", config)
+    words = ("--only", "environment,equivalence", "--config", config)
+    (code, found), (other, nothing) = ranks(as_rank, 2, misnamed, *words)
     assert (code, other, nothing) == (1, 0, {})
-    assert found.keys() == {"run folder", "host name"}
+    assert found.keys() == {"run folder", "host name", "interface", "objective"}
     assert "cannot be written to" in found["run folder"][0][1]
     assert [level for level, _ in found["host name"]] == ["fail", "fail"]
     assert "GLOO_SOCKET_IFNAME" in found["host name"][1][1] and "node1" in found["host name"][1][1]
+    assert "this machine has" in found["interface"][0][1]
+    assert "rank 1 raised" in found["objective"][0][1] and "/nowhere" in found["objective"][0][1]
 
 
 PLANTED = '''

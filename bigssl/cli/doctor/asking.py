@@ -17,7 +17,7 @@ from bigssl import distributed
 from bigssl.cli.doctor.ranks import start_ranks
 from bigssl.config.recipe import Recipe
 from bigssl.doctor.data import examine_data
-from bigssl.doctor.equivalence import Reference, compare_tasks, local_device, references
+from bigssl.doctor.equivalence import Parted, Reference, compare_tasks, local_device, references
 from bigssl.doctor.findings import FAIL, Diagnoses, Diagnosis, merged
 from bigssl.doctor.kernels import examine_kernels
 from bigssl.doctor.machine import examine_machine
@@ -42,7 +42,7 @@ def ask(
     if not together:
         return found
     if ranks == 1:
-        return found + _together(together, recipe, model)
+        return _together(together, recipe, model, found)
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         problem = start_ranks(ranks, [*words, "--only", ",".join(together), "--answer", str(answer)], Path(folder))
@@ -67,8 +67,9 @@ def _here(wanted: list[str], environment: Diagnoses, recipe: Recipe | None, worl
     return environment.found + data.found + kernels.found
 
 
-def _together(wanted: list[str], recipe: Recipe | None, model: type[Recipe]) -> list[Diagnosis]:
-    """What ranks answer together; the same on each, but equivalence, which rank 0 knows. Collective."""
+def _together(wanted: list[str], recipe: Recipe | None, model: type[Recipe], mine: list[Diagnosis]) -> list[Diagnosis]:
+    """`mine` of all ranks, and what they answer together; equivalence is known to rank 0. Collective. Where ranks do
+    not meet, or part, what this one knows; the process group then is not there, or left as it is."""
     network, equivalence = Diagnoses("network"), Diagnoses("equivalence")
     main, world = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
     device, compared = local_device(), "equivalence" in wanted and recipe is not None
@@ -79,42 +80,42 @@ def _together(wanted: list[str], recipe: Recipe | None, model: type[Recipe]) -> 
         device = zero.start()
     except distributed.NoMeeting as error:
         network.fail("meeting", str(error), "see `port`, `host name` and `interface` under environment")
-        return network.found
+        return mine + network.found
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns, on stdout, of the optimizer that is used here
-    if "network" in wanted:
-        examine_network(network, device)
-    if compared:
-        compare_tasks(equivalence, model, found, device)
-    return network.found + equivalence.found
+    everyone = [each for of_rank in distributed.gather_objects(mine) for each in of_rank]
+    everyone = merged(sorted(everyone, key=lambda each: ("environment", "data", "kernels").index(each.section)))
+    try:
+        if "network" in wanted:
+            examine_network(network, device)
+        if compared:
+            compare_tasks(equivalence, model, found, device)
+    except Parted:
+        return everyone + network.found + equivalence.found
+    distributed.barrier()
+    zero.stop()
+    return everyone + network.found + equivalence.found
 
 
 def ask_as_rank(
     wanted: list[str], environment: Diagnoses, recipe: Recipe | None, model: type[Recipe], answer: Path | None
 ) -> list[Diagnosis] | None:
-    """As one of many ranks: all of its machine (one rank a machine), its device, and what they answer together. On rank
-    0 the findings of all, elsewhere None. answer: where rank 0 leaves them for the process that has started it."""
+    """As one of many ranks: all of its machine (one rank a machine), its device, and what they answer together. Rank 0
+    has the findings of all, others None, but where ranks do not meet, or part. answer: where rank 0 leaves them for the
+    process that has started it."""
     _end_with_launcher()
-    os.environ.setdefault("DEEPSPEED_TIMEOUT", "10")  # minutes until a rank that waits gives up
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0"))
     per_node = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or world)
     device, alone = local_device(), [name for name in wanted if name not in TOGETHER]
     if local:
         alone = [name for name in alone if name == "kernels" and device.type == "cuda"]
     found = _here(alone, environment, recipe, world, per_node, [device.index])
-    with_others = _together([name for name in wanted if name in TOGETHER], recipe, model)
-    if not torch.distributed.is_initialized():  # they have not met: each speaks for itself
-        return merged(found + with_others)
-    everyone = [each for of_rank in distributed.gather_objects(found) for each in of_rank]
-    distributed.barrier()
-    main = distributed.is_main()
-    zero.stop()
-    if not main:
-        return None
-    everyone = merged(sorted(everyone, key=lambda each: ("environment", "data", "kernels").index(each.section)))
-    if answer is not None:
-        write_atomic(answer, json.dumps([dataclasses.asdict(each) for each in everyone + with_others]).encode())
-        return None
-    return everyone + with_others
+    found = _together([name for name in wanted if name in TOGETHER], recipe, model, found)
+    rank = os.environ["RANK"]
+    if rank == "0" and answer is not None:
+        write_atomic(answer, json.dumps([dataclasses.asdict(each) for each in found]).encode())
+    failed = [each for each in found if each.level == FAIL]
+    parted = failed and failed[-1].name == "meeting" or torch.distributed.is_initialized()
+    return found if parted or (rank == "0" and answer is None) else None
 
 
 def _end_with_launcher() -> None:

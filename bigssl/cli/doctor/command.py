@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +63,10 @@ def doctor(
     if found is None:  # another rank speaks
         return exits.DONE
     print(findings_json(found) if json else findings_text(found), flush=True)
-    return exits.FAILED if any(each.level == FAIL for each in found) else exits.DONE
+    code = exits.FAILED if any(each.level == FAIL for each in found) else exits.DONE
+    if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():  # ranks have parted
+        os._exit(code)  # to leave the group would wait for them
+    return code
 
 
 def _environment(wanted: list[str]) -> Diagnoses:
