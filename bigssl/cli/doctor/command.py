@@ -22,7 +22,7 @@ SECTIONS = ("environment", "data", "kernels", "network", "equivalence")
 
 
 def doctor(
-    *overrides: str, config: Path | None = None, ranks: PositiveInt | None = None, only: str = ",".join(SECTIONS),
+    *overrides: str, config: Path | None = None, ranks: PositiveInt | None = None, only: str | None = None,
     json: bool = False,
     answer: Annotated[Path | None, Parameter(show=False)] = None,
     local_rank: Annotated[int | None, Parameter(name="--local_rank", show=False)] = None,  # the launcher passes it
@@ -30,13 +30,13 @@ def doctor(
     """Looks at drivers, packages, limits, disks and ports; at each loss kernel on this device; at clocks and bandwidth
     between ranks; with a recipe, at its data, and whether each of its tasks has the loss and gradient on several ranks
     that it has in one process. Exit status 1 when something would fail, 2 when the recipe cannot be read. On a
-    cluster, start it as ranks: `deepspeed --hostfile H bigssl/doctor/rank.py --config R` (torchrun, srun the same).
+    cluster, start bigssl/doctor/rank.py --config R there as you would start bigssl/train.py.
 
     Args:
         overrides: recipe fields to change, a.b=c
         config: recipe (YAML)
         ranks: processes to start here (default: one per GPU, two without GPUs)
-        only: sections, of environment,data,kernels,network,equivalence
+        only: sections, of environment,data,kernels,network,equivalence (default: all)
         json: print one JSON object
     """
     wanted = _sections(only)
@@ -58,6 +58,7 @@ def doctor(
     if "RANK" in os.environ:
         found = ask_as_rank(wanted, environment, recipe, kind, answer)
     else:
+        _refuse_many_doctors()
         words = [*(("--config", str(config)) if config else ()), *overrides]
         found = ask(wanted, environment, recipe, kind, ranks, words)
     if found is None:  # another rank speaks
@@ -67,6 +68,14 @@ def doctor(
     if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():  # ranks have parted
         os._exit(code)  # to leave the group would wait for them
     return code
+
+
+def _refuse_many_doctors() -> None:
+    """Where a scheduler started this many times, each would start ranks of its own."""
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"):
+        if (value := os.environ.get(name) or "1") != "1":
+            raise ConfigError(f"{name}: value {value}, but RANK is not set: one of many; allowed: once a machine, or "
+                              "as ranks, with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT")  # fmt: skip
 
 
 def _environment(wanted: list[str]) -> Diagnoses:
@@ -97,7 +106,9 @@ def _broken(environment: Diagnoses, error: Exception, json: bool) -> int:
     return exits.FAILED
 
 
-def _sections(only: str) -> list[str]:
+def _sections(only: str | None) -> list[str]:
+    if only is None:
+        return [*SECTIONS]
     wanted = [name.strip() for name in only.split(",") if name.strip()]
     for name in wanted:
         if name not in SECTIONS:
