@@ -21,7 +21,7 @@ FLOORS = {  # inside data/ the floors go on
     "bigssl.objectives": 3,
     "bigssl.engine": 4, "bigssl.engine.plan": 4,
     "bigssl.transfer": 5, "bigssl.starter": 5.5,
-    "bigssl.train": 6, "bigssl.cli": 6, "bigssl.api": 6, "bigssl.__main__": 6,
+    "bigssl.doctor": 6, "bigssl.train": 6, "bigssl.cli": 6, "bigssl.api": 6, "bigssl.__main__": 6,
 }  # fmt: skip
 STRANGERS = [  # rooms of which neither knows the other, whatever their floors
     ("bigssl.data", "bigssl.nets"),

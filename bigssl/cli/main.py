@@ -32,6 +32,7 @@ COMMANDS = {
     "train": ("train:train", "Pretrain on this machine, or on several; the same command again goes on."),
     "ablate": ("ablate:ablate", "Train a joint recipe, and its parts alone: what joint training gained or cost."),
     "plan": ("plan:plan", "Check and simulate a run on any number of ranks, without a GPU."),
+    "doctor": ("doctor.command:doctor", "Is this machine, or cluster, fit for a run? Verdicts on all that it needs."),
     "evaluate": (
         "transfer.evaluate:evaluate", "Score a trained run or any network by a task: scorecard.json and report.html."
     ),

@@ -1,0 +1,1 @@
+"""How is `bigssl doctor` asked, and who answers: this process, ranks that it starts, or ranks of a cluster?"""
