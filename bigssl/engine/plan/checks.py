@@ -69,7 +69,7 @@ class Paper:
         try:
             return check(*arguments)
         except (ConfigError, DataError) as error:
-            self.failures.append(str(error))
+            self.failures += str(error).splitlines()
             return None
 
 
