@@ -79,15 +79,19 @@ def stop() -> None:
         torch.distributed.destroy_process_group()
 
 
+def canonical_options() -> dict[str, str]:
+    """Every name by which DeepSpeed takes a field of `zero_optimization`, with the one that knobs/fields.py has."""
+    fields = DeepSpeedZeroConfig.model_fields
+    return {n: name for name, field in fields.items() for n in (name, field.alias) if n and name != "stage"}
+
+
 def check_zero(recipe: Recipe) -> None:
     """Refuse DeepSpeed settings that it does not know, would ignore at the recipe's stage, or loses state by.
 
     Raises:
         ConfigError: field, value, stage and what is allowed, a line for each.
     """
-    fields = DeepSpeedZeroConfig.model_fields
-    canonical = {n: name for name, field in fields.items() for n in (name, field.alias) if n and name != "stage"}
-    stage, options = recipe.zero.stage, recipe.zero.options
+    canonical, stage, options = canonical_options(), recipe.zero.stage, recipe.zero.options
     allowed = sorted(canonical)
     if unknown := [option for option in options if option not in canonical]:
         raise ConfigError(*(
