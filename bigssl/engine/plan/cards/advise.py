@@ -44,7 +44,7 @@ LEVELS = (Level(0), Level(1), Level(2), Level(3), Level(3, offload=True))  # fro
 
 
 @dataclass(frozen=True)
-class Fit:
+class WayToRun:
     """A way to run: samples of a rank and pass (of batch.size), passes a step; bytes on the device and on the host."""
 
     level: str
@@ -62,9 +62,9 @@ class Advice:
     is none for this recipe. chosen: the cheapest that fits. lacking: bytes, where nothing does."""
 
     card: Card
-    by_level: list[Fit] = field(default_factory=list)
+    by_level: list[WayToRun] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
-    chosen: Fit | None = None
+    chosen: WayToRun | None = None
     lacking: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -119,7 +119,7 @@ class _Search:
         found.notes += [f"activations of {name} are unknown ({why}), left out here" for name, why in unknown.items()]
         return found
 
-    def _fitting(self, level: Level) -> Iterator[Fit]:
+    def _fitting(self, level: Level) -> Iterator[WayToRun]:
         """From the largest micro-batch on, up to the first that fits."""
         refusal: ConfigError | None = None
         tried = False
@@ -171,12 +171,12 @@ class _Search:
         check_cached(recipe, self.objective)
         check_passes(recipe, self.objective, self.sizes, accum)
 
-    def _fit(self, recipe: Recipe, level: Level, accum: int) -> Fit:
+    def _fit(self, recipe: Recipe, level: Level, accum: int) -> WayToRun:
         held = memory(self.objective, recipe, stage=level.stage, world=self.world, accum=accum, bf16=self.bf16)
         kept = self._activations(accum)
         need = max(sum(held.device.values()) + round(SPARE * kept.bytes) + kept.batch, held.construction)
         micro = recipe.batch.micro or 0
-        return Fit(str(level), level.stage, micro, accum, need, sum(held.host.values()), self._overrides(recipe))
+        return WayToRun(str(level), level.stage, micro, accum, need, sum(held.host.values()), self._overrides(recipe))
 
     def _activations(self, accum: int) -> Activations:
         if accum not in self._kept:
@@ -220,7 +220,7 @@ class _Search:
             yield (f"{self.card.name} does not compute in bf16: counted in fp32, with twice the bytes of activations"
                    + ("; `precision: auto` sees that itself" if self.recipe.precision == "auto" else ""))  # fmt: skip
 
-    def _notes_of(self, fit: Fit) -> Iterator[str]:
+    def _notes_of(self, fit: WayToRun) -> Iterator[str]:
         names = ", ".join(dict.fromkeys(str(part.config.name) for part in self._parts if part.least > 1))
         if "batch.cached=true" in fit.overrides or (self.recipe.batch.cached and fit.accum > 1):
             yield (f"batch.cached (GradCache): the loss of {names} compares all samples of a step, whatever the "

@@ -15,7 +15,7 @@ from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe, load_recipe, recipe_model
 from bigssl.engine import zero
 from bigssl.engine.plan.activations import Activations, OnPaper
-from bigssl.engine.plan.cards.advise import LEVELS, SPARE, Fit, Level, advise
+from bigssl.engine.plan.cards.advise import LEVELS, SPARE, WayToRun, Level, advise
 from bigssl.engine.plan.cards.table import CARDS, CONTEXT, Card, card_named
 from bigssl.engine.plan.memory import memory
 from bigssl.objectives.base import config_union
@@ -78,7 +78,7 @@ def made(**changes: Any) -> Recipe:
     return MODEL.model_validate(values | changes)
 
 
-def where(fit: Fit) -> tuple[int, int]:
+def where(fit: WayToRun) -> tuple[int, int]:
     return [str(level) for level in LEVELS].index(fit.level), fit.accum
 
 
