@@ -15,7 +15,7 @@ from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe, load_recipe, recipe_model
 from bigssl.engine import zero
 from bigssl.engine.plan.activations import Activations, OnPaper
-from bigssl.engine.plan.cards.advise import LEVELS, SPARE, WayToRun, Level, advise
+from bigssl.engine.plan.cards.advise import LEVELS, SPARE, Level, WayToRun, advise
 from bigssl.engine.plan.cards.table import CARDS, CONTEXT, Card, card_named
 from bigssl.engine.plan.memory import memory
 from bigssl.objectives.base import config_union
