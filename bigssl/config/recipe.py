@@ -201,6 +201,7 @@ class BatchConfig(Section):
 
 class ZeroConfig(Section):
     stage: Literal[0, 1, 2, 3] = 1
+    communication_data_type: Literal["fp32", "bf16"] = Field("fp32", description="of gradients between ranks")
     options: dict[str, Any] = Field(default_factory=dict, description="further DeepSpeed zero_optimization fields")
 
 

@@ -19,6 +19,7 @@ def settings_for(recipe: Recipe, module: nn.Module, *, micro: int, accum: int, b
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accum,
         "gradient_clipping": 0.0,  # see clipping.py
+        "communication_data_type": recipe.zero.communication_data_type,  # under autocast see `Engine`
         "zero_optimization": zero_options(recipe, recipe.zero.stage, module),
         "zero_force_ds_cpu_optimizer": False,  # offloading with torch's AdamW: no C++ compilation at start
         "zero_allow_untested_optimizer": True,  # lamb and lars are ours; tests compare them with one process

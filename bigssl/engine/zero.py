@@ -22,6 +22,7 @@ if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns on every rank that it found no GPU
 import deepspeed  # noqa: E402
 from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.runtime.torch_autocast import PARAM_COMM_DTYPE_ATTR_NAME  # noqa: E402
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # noqa: E402
 from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param  # noqa: E402
 
@@ -30,6 +31,7 @@ from bigssl.config.errors import ConfigError, nearest  # noqa: E402
 from bigssl.config.recipe import Recipe  # noqa: E402
 from bigssl.engine.clipping import clip_gradients  # noqa: E402
 from bigssl.engine.constraints import apply_constraints, check_constraints  # noqa: E402
+from bigssl.engine.knobs.check import check_knobs  # noqa: E402
 from bigssl.engine.launcher import free_port  # noqa: E402
 from bigssl.engine.layerwise import Layerwise  # noqa: E402
 from bigssl.engine.layout import flat_tensors, layout_of  # noqa: E402
@@ -77,45 +79,36 @@ def stop() -> None:
         torch.distributed.destroy_process_group()
 
 
-def check_zero(recipe: Recipe) -> None:
-    """Refuse DeepSpeed settings that it would accept and ignore."""
+def canonical_options() -> dict[str, str]:
+    """Every name by which DeepSpeed takes a field of `zero_optimization`, with the one that knobs/fields.py has."""
     fields = DeepSpeedZeroConfig.model_fields
-    allowed = sorted({n for name, field in fields.items() for n in (name, field.alias) if n} - {"stage"})
-    for option in recipe.zero.options:
-        if option not in allowed:
-            raise ConfigError(
-                f"zero.options.{option}: not a field of DeepSpeed's zero_optimization{nearest(option, allowed)}"
-            )
+    return {n: name for name, field in fields.items() for n in (name, field.alias) if n and name != "stage"}
+
+
+def check_zero(recipe: Recipe) -> None:
+    """Refuse DeepSpeed settings that it does not know, would ignore at the recipe's stage, or loses state by.
+
+    Raises:
+        ConfigError: field, value, stage and what is allowed, a line for each.
+    """
+    canonical, stage, options = canonical_options(), recipe.zero.stage, recipe.zero.options
+    allowed = sorted(canonical)
+    if unknown := [option for option in options if option not in canonical]:
+        raise ConfigError(*(
+            f"zero.options.{name}: not a field of DeepSpeed's zero_optimization{nearest(name, allowed)}"
+            for name in unknown
+        ))  # fmt: skip
     try:
-        settings = DeepSpeedZeroConfig(stage=recipe.zero.stage, **recipe.zero.options)
+        DeepSpeedZeroConfig(stage=stage, **options)
     except ValidationError as error:
-        mistakes = "; ".join(f"{item['loc'][0]}: value {item['input']!r}: {item['msg']}" for item in error.errors())
-        raise ConfigError(f"zero.options: {mistakes}") from None
-    _refuse_unresumable(recipe, settings)
-    if settings.offload_optimizer is not None and recipe.optim.name != "adamw":
-        raise ConfigError(f"zero.options.offload_optimizer: given with optim.name {recipe.optim.name}; allowed: adamw")
-    if recipe.optim.name == "muon" and recipe.zero.stage in (1, 2) and recipe.optim.clip:
-        raise ConfigError(
-            f"optim.clip: value {recipe.optim.clip}; allowed: 0 with muon at zero.stage {recipe.zero.stage} (DeepSpeed "
-            f"orthogonalises gradients there before they could be clipped), or zero.stage=0 or 3"
-        )
+        raise ConfigError(*(_wrong(item, stage) for item in error.errors())) from None
+    check_knobs(recipe, canonical)
 
 
-def _refuse_unresumable(recipe: Recipe, settings: DeepSpeedZeroConfig) -> None:
-    """Settings under which a checkpoint cannot hold the whole state, or a NaN is applied."""
-    options = recipe.zero.options
-    refused = {
-        "mics_shard_size": options.get("mics_shard_size", -1) > 0,
-        "elastic_checkpoint": settings.elastic_checkpoint,
-    } | {
-        f"{name}.device": getattr(settings, name) is not None and getattr(settings, name).device == "nvme"
-        for name in ("offload_optimizer", "offload_param")
-    }
-    for option, given in refused.items():
-        if given:
-            raise ConfigError(f"zero.options.{option}: a checkpoint would not hold the whole state; leave it out")
-    if options.get("compute_grad_norm") is False:
-        raise ConfigError("zero.options.compute_grad_norm: value False; allowed: True (a NaN would be applied unseen)")
+def _wrong(item: Any, stage: int) -> str:
+    """A mistake that DeepSpeed's own model found."""
+    field = ".".join(map(str, ("zero.options", *item["loc"])))
+    return f"{field}: value {item['input']!r} at zero.stage {stage}: {item['msg']}"
 
 
 @dataclass(frozen=True)
@@ -150,6 +143,9 @@ class Engine:
         settings = settings_for(recipe, module, micro=micro, accum=accum, bf16=bf16)
         self._stage, self._norm, self._dropped = recipe.zero.stage, torch.zeros(()), 0
         self._constraints = check_constraints(module)
+        if bf16 and recipe.zero.communication_data_type == "bf16":  # under autocast DeepSpeed asks each parameter
+            for parameter in module.parameters():
+                setattr(parameter, PARAM_COMM_DTYPE_ATTR_NAME, torch.bfloat16)
         with _quiet():
             if self._stage == 3:
                 cut(module, settings)

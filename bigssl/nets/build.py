@@ -28,7 +28,8 @@ from transformers.initialization import guard_torch_init_functions, no_init_weig
 
 from bigssl import distributed
 from bigssl.config.errors import ConfigError
-from bigssl.nets.pretrained import read_network
+from bigssl.nets.allocated import allocate
+from bigssl.nets.pretrained import read_as_stored, read_network
 from bigssl.nets.timm.folders import is_of_timm, read_timm
 
 Cut = Callable[[list[nn.Parameter]], None]
@@ -61,7 +62,7 @@ _postponed: list[bool] = []
 @contextlib.contextmanager
 def postponed(*, main: bool) -> Iterator[None]:
     """Networks made within are only described, until `fill`. main: whether this is rank 0, the one that reads folders
-    (it then holds what it read whole in host memory, until it is filled)."""
+    (what it read it holds as pages of their files, or in host memory, until it is filled)."""
     _postponed.append(main)
     try:
         yield
@@ -95,11 +96,15 @@ def load_network(
         ConfigError: `folder` does not hold all of it.
     """
     if _postponed and not _postponed[-1]:
-        return _described(path, config, options, loaded=True)
+        return _described(path, config, {"dtype": torch.float32, **options}, loaded=True)  # whatever is stored
     seed = torch.initial_seed()
     with torch.device("cpu"), _own_randomness():  # on another default device transformers refuses to load
         _sow(seed, path)
-        model = (read_timm if is_of_timm(folder) else read_network)(folder, config, partial=partial, **options)
+        timm = is_of_timm(folder)
+        model = read_as_stored(folder, config, **options) if _postponed and not (timm or partial) else None
+        if model is None:
+            _sow(seed, path)
+            model = (read_timm if timm else read_network)(folder, config, partial=partial, **options)
     if _postponed:
         vars(model)[_PLAN] = _Plan(seed, list(_steps(path, model)), loaded=True)
     return model
@@ -216,7 +221,7 @@ def _fill(model: nn.Module, plan: _Plan, cut: Cut | None) -> None:
             tied = filled.intersection(_own(step.module))
             filled.update(_own(step.module))
             for parameter in _own(step.module):
-                _allocate(parameter)
+                allocate(parameter)
             if plan.loaded:
                 _take_from_main(_own(step.module))
             else:
@@ -253,19 +258,10 @@ def _initialise(step: Step, tied: set[nn.Parameter]) -> None:
         del vars(parameter)["_is_hf_initialized"]
 
 
-def _allocate(parameter: nn.Parameter) -> None:
-    """Memory for a parameter on `meta`, which stays the same object: others may be tied to it."""
-    if parameter.is_meta:
-        attributes = dict(vars(parameter))
-        fresh = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-        torch.utils.swap_tensors(parameter, nn.Parameter(fresh, parameter.requires_grad))
-        vars(parameter).update(attributes)
-
-
 def _done(parameters: list[nn.Parameter], cut: Cut | None) -> None:
     for parameter in parameters:
         for other in vars(parameter).pop(_TWINS, ()):
-            _allocate(other)
+            allocate(other)
             other.copy_(parameter)
     if cut is not None:
         cut(parameters)

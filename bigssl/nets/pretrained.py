@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
@@ -74,6 +76,35 @@ def read_network(folder: str, config: PreTrainedConfig, *, partial: bool = False
     network: PreTrainedModel = model
     return keep_found(network, report["missing_keys"], report["unexpected_keys"], {
         name: f"{list(there)} in place of {list(here)}" for name, there, here in report["mismatched_keys"]}, partial)
+
+
+def read_as_stored(folder: str, config: PreTrainedConfig, **options: Any) -> PreTrainedModel | None:
+    """`read_network` of a folder of half-precision weights, as they are stored: half the bytes, in pages of its files,
+    which are not this process's own. None where the numbers would not be those of `read_network`: of float32, of
+    several types, with buffers of numbers (which follow the type), or where something is lacking.
+    """
+    dtype = _half(folder)
+    if dtype is None:
+        return None
+    model = read_network(folder, config, partial=True, dtype=dtype, **options)
+    found = found_in(model)
+    if found is None or found.lacking or found.unused or found.other:
+        return None
+    if any(buffer.is_floating_point() for buffer in model.buffers()):
+        return None
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config.dtype = torch.float32  # which it becomes
+    return model
+
+
+def _half(folder: str) -> torch.dtype | None:
+    """The type of all weights in the safetensors of a folder, where it is bfloat16 or float16."""
+    kinds = set()
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            kinds |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118  # no mapping
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def keep_found(

@@ -68,8 +68,11 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _empty_like(tensor: Tensor) -> Tensor:
-    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    """Weights in half precision lie as a file has them (`load_network`): they are trained in float32."""
+    if not isinstance(tensor, nn.Parameter):
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return nn.Parameter(torch.empty(tensor.shape, dtype=dtype), tensor.requires_grad)
 
 
 def feature_size(

@@ -114,9 +114,10 @@ def test_what_the_device_cannot_hold_before_the_first_step(paper: Path, capsys: 
     many = ["--world", "1000", "--memory"]
     found = plan(capsys, paper, *many, "0.09", "zero.stage=3", *small)
     assert not found["failures"] and found["memory"]["3"]["construction"] < 0.03 * 2**30
-    (failure,) = plan(capsys, paper, *many, "0.09", "zero.stage=2", *small, status=1)["failures"]
+    others = [each for each in small if each != live]  # which has no effect there
+    (failure,) = plan(capsys, paper, *many, "0.09", "zero.stage=2", *others, status=1)["failures"]
     assert failure.startswith("backbones: a rank holds the networks whole, before the first step, 0.10 GiB, the device")
-    assert "smallest change: zero.stage=3 or a larger device" in failure
+    assert "smallest change: a larger device" in failure
     (failure,) = plan(capsys, paper, *many, "0.01", "zero.stage=3", *small, status=1)["failures"]
     assert "in slices, a layer at a time" in failure and "smallest change: a larger device" in failure
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bigssl.config.errors import ConfigError
@@ -40,7 +41,7 @@ def beginning(recipe: Any) -> tuple[dict[str, Tensor], dict[str, bool]]:
     return state
 
 
-def save_pretrained(recipe: Any, folder: Path) -> dict[str, Any]:
+def save_pretrained(recipe: Any, folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """The backbones of `recipe` as folders, with statistics of BatchNorm that no constructor gives."""
     sections = {}
     for name, section in recipe.backbones.items():
@@ -50,21 +51,22 @@ def save_pretrained(recipe: Any, folder: Path) -> dict[str, Any]:
                 buffer.uniform_(0.5, 1.5)
         for parameter in model.parameters():
             nn.init.normal_(parameter)
-        model.save_pretrained(folder / name)
+        model.to(dtype).save_pretrained(folder / name)
         sections[name] = section.model_dump() | {"init_from": str(folder / name), "config": {}}
     return sections
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("source", ["created", "init_from"])
+@pytest.mark.parametrize("source", ["created", "init_from", "init_from, stored as bfloat16"])
 def test_a_run_begins_alike_at_stage_0_and_in_slices(
     source: str, ranks: Any, recipe: Any, joint: dict[str, Any], tmp_path: Path
 ) -> None:
     """ResNet with BatchNorm over ranks, BERT with a head tied to its embedding and a pooler that is frozen."""
     text = joint["backbones"]["text"] | {"activation_checkpointing": True, "compile": True}
     changes = {**joint, "backbones": joint["backbones"] | {"text": text}}
-    if source == "init_from":
-        changes["backbones"] = save_pretrained(recipe(**changes), tmp_path)
+    if source.startswith("init_from"):
+        dtype = torch.bfloat16 if source.endswith("bfloat16") else torch.float32
+        changes["backbones"] = save_pretrained(recipe(**changes), tmp_path, dtype)
     objective = preflight.plan(recipe(**changes), 1).objective
     whole, trained = state_of(objective)
     assert not all(trained.values())
@@ -103,6 +105,31 @@ def test_no_rank_holds_more_of_a_backbone_than_its_share_and_a_layer(
     for planned, most, layer in ranks(most_whole, 2, recipe(**changes, zero={"stage": 3})):
         assert planned < 10_000, "backbones are whole before the engine exists"
         assert 0 < most <= layer + planned
+
+
+@pytest.mark.parametrize("kind", ["half", "lacking", "buffers"])
+def test_what_is_stored_in_half_precision_is_held_so_until_it_is_needed(
+    kind: str, recipe: Any, joint: dict[str, Any], tmp_path: Path
+) -> None:
+    """But not where numbers would then be others: made anew, or statistics of BatchNorm. Filled, they are float32."""
+    made = recipe(**(joint if kind != "buffers" else {}))
+    name = "image" if kind == "buffers" else "text"
+    section = save_pretrained(made, tmp_path, torch.bfloat16)[name]
+    model = preflight.plan(made, 1).backbones[name].model
+    if kind == "lacking":  # the pooler
+        stored = load_file(tmp_path / name / "model.safetensors")
+        kept = {key: value for key, value in stored.items() if "pooler" not in key}
+        save_file(kept, tmp_path / name / "model.safetensors", {"format": "pt"})
+    torch.manual_seed(5)
+    whole = build.load_network("net", section["init_from"], model.config)
+    torch.manual_seed(5)
+    with build.postponed(main=True):
+        read = build.load_network("net", section["init_from"], model.config)
+    assert (next(read.parameters()).dtype == torch.bfloat16) == (kind == "half")
+    build.fill(read)
+    assert read.config.dtype == whole.config.dtype == torch.float32
+    for (key, value), mine in zip(whole.state_dict().items(), read.state_dict().values(), strict=True):
+        assert torch.equal(mine, value) and mine.dtype == value.dtype, key
 
 
 def teacher(recipe: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

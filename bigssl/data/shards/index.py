@@ -112,6 +112,10 @@ class DatasetIndex:
         content = [(shard.name, shard.samples, shard.checksum) for shard in self.shards]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+    def bytes_of_samples(self) -> np.ndarray:
+        """float64 [shards]: what is read for a sample of each, on average."""
+        return np.array([shard.bytes / max(shard.samples, 1) for shard in self.shards])
+
     def shard_of(self, number: int) -> int:
         """Which shard holds sample `number`."""
         if not 0 <= number < len(self):

@@ -90,9 +90,7 @@ class WindowIndex(DatasetIndex):
             raise DataError(f"dataset {display(self._base.url)}: {said}")
 
     def _count(self, rows: int) -> int:
-        if rows < self.length:
-            return int(self.short == "whole")
-        return -(-(rows - self.length) // self.stride) + 1
+        return int(self.short == "whole") if rows < self.length else -(-(rows - self.length) // self.stride) + 1
 
     @property
     def said(self) -> str:
@@ -112,15 +110,21 @@ class WindowIndex(DatasetIndex):
         content = [self._base.fingerprint, self.length, self.stride, self.short]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+    def bytes_of_samples(self) -> np.ndarray:
+        """Windows that overlap read what they share once each. (Of very many in a series, some are counted.)"""
+        totals = np.zeros(len(self.shards))
+        for stored, count in zip(self._series, np.diff(self._firsts).tolist(), strict=True):
+            if rows := count and min(self.length, stored.rows):
+                some = np.linspace(0, count - 1, min(count, 1_000_000)).astype(np.int64)
+                start, stop = _span(stored, np.minimum(some * self.stride, stored.rows - rows), rows)
+                totals[stored.shard] += count * float(np.mean(stop - start))
+        return totals / np.maximum([shard.samples for shard in self.shards], 1)
+
     def row(self, number: int) -> tuple[ShardInfo, Row]:
         """Shard and row of window `number`: the parts of the array that hold it, with their checksum."""
         stored, first, rows = self._window(number)
-        member = stored.member
-        start, stop = 0, member.length
-        if stored.sums is not None:
-            begin = stored.header.begin + first * stored.width
-            start, stop = begin // PART * PART, min(-(-(begin + rows * stored.width) // PART) * PART, member.length)
-        whole = Member(member.offset + start, stop - start, _crc(stored, start, stop))
+        start, stop = map(int, _span(stored, first, rows))
+        whole = Member(stored.member.offset + start, stop - start, _crc(stored, start, stop))
         key = f"{stored.key}@{first:06d}"
         return self.shards[stored.shard], Row(key, whole.offset, whole.length, whole.offset, {SERIES: whole})
 
@@ -151,6 +155,14 @@ class WindowIndex(DatasetIndex):
         stored = self._series[at]
         rows = min(self.length, stored.rows)
         return stored, min((number - self._firsts[at]) * self.stride, stored.rows - rows), rows
+
+
+def _span(stored: _Stored, first: Any, rows: int) -> tuple[Any, Any]:
+    """Bytes [start, stop) of the array that are read for windows that begin at row (or rows) `first`."""
+    if stored.sums is None:
+        return np.zeros_like(first), np.full_like(first, stored.member.length)
+    begin = stored.header.begin + first * stored.width
+    return begin // PART * PART, np.minimum(-(-(begin + rows * stored.width) // PART) * PART, stored.member.length)
 
 
 def is_step(step: object) -> bool:

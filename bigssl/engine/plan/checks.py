@@ -23,6 +23,8 @@ from bigssl.engine.groups import check_groups
 from bigssl.engine.plan import data as plan_data
 from bigssl.engine.plan import folder, preflight
 from bigssl.engine.plan.activations import Activations, OnPaper
+from bigssl.engine.plan.cards.advise import Advice, advise
+from bigssl.engine.plan.cards.table import Card
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
 from bigssl.engine.plan.groups import GroupRow, group_rows
@@ -61,6 +63,7 @@ class Paper:
     groups: list[GroupRow] = field(default_factory=list)
     memory: dict[int, Memory] = field(default_factory=dict)
     activations: Activations | None = None
+    advice: Advice | None = None
     host: dict[str, int] = field(default_factory=dict)
     disk: dict[str, int] = field(default_factory=dict)
 
@@ -69,14 +72,18 @@ class Paper:
         try:
             return check(*arguments)
         except (ConfigError, DataError) as error:
-            self.failures.append(str(error))
+            self.failures += str(error).splitlines()
             return None
 
 
-def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None, change: Sequence[str] = ()) -> Paper:
+def draft(
+    recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None, change: Sequence[str] = (),
+    card: Card | None = None,
+) -> Paper:  # fmt: skip
     """Check and simulate `recipe` on `world` ranks, `per_node` on a node; no GPU, no process group, no payload.
 
     device_bytes: what a rank's device holds; more is a failure. None: unknown. change: as for `preflight.plan`.
+    card: for which stage and micro-batch are recommended.
     """
     process.use_data_settings(recipe.data)
     paper = Paper(world, per_node)
@@ -102,6 +109,9 @@ def draft(recipe: Recipe, world: int, *, per_node: int, device_bytes: int | None
     paper.attempt(_evaluation, recipe, networks)
     paper.attempt(preflight.check_cache, recipe)
     sizes = paper.attempt(preflight.batch_sizes, recipe, networks.objective) or {}
+    if card is not None and sizes and (advice := paper.attempt(advise, recipe, networks, world, card)) is not None:
+        paper.advice = advice
+        paper.failures += [advice.failure] if advice.failure else []
     parts = shape[1] * world if shape else 1
     found = {name: paper.attempt(source_order, recipe, name, size, parts) for name, size in sizes.items()}
     orders = {name: order for name, order in found.items() if order is not None}

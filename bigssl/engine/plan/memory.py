@@ -19,7 +19,8 @@ Gathered layers are an upper bound: DeepSpeed keeps them up to max_live_paramete
 (and what is gathered at stage 3 to move teachers) are not counted: they come when the activations have gone. Before the
 first step each rank holds 4N, the buffers and the teachers at stages 0 to 2; at stage 3 its slices (4N/W), the buffers,
 the teachers and one layer, the largest: backbones are made layer by layer, and cut (see nets/build.py). Two things are
-whole on the host then: what an objective puts on its backbones, and on rank 0 a backbone that is read from a folder.
+whole on the host then: what an objective puts on its backbones, and on rank 0 a backbone that is read from a folder
+(of safetensors, as pages of files, which the system takes back when it needs them).
 """
 
 from __future__ import annotations

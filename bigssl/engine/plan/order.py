@@ -37,7 +37,7 @@ class Reading:
         steps: steps of an epoch.
         share: of the epoch that was gone through; below 1, shards opened are a lower bound.
         bytes: size of all shards. rank_bytes, node_bytes: read by a rank or node, with a sample counted as the mean of
-            its shard.
+            its shard (windows that overlap are more than the shards together).
         rank_shards, node_shards: shards opened by a rank or node. openings: ranks that open a shard, on average.
         rank_share: shards a rank would open if each had its own, at least 1.
         repeated: samples of an epoch that came twice (a fault: 0 by construction), or None where not all were seen.
@@ -68,7 +68,7 @@ def simulate(order: Order, size: int, world: int, per_node: int) -> Reading:
     epochs, numbers = order.locate_many(positions)
     shards = [shard for index in order.indexes.values() for shard in index.shards]
     counts = np.array([shard.samples for shard in shards])
-    lengths = np.array([shard.bytes for shard in shards]) / np.maximum(counts, 1)
+    lengths = np.concatenate([index.bytes_of_samples() for index in order.indexes.values()])
     opened = np.searchsorted(np.cumsum(counts), numbers, side="right")
     weights = lengths[opened] / share
     nodes = ranks // per_node

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from bigssl.engine.plan.cards.said import advice_text, advice_values
 from bigssl.engine.plan.checks import Paper
 from bigssl.engine.plan.groups import group_table
 
@@ -18,7 +19,9 @@ def to_json(paper: Paper) -> str:
     memory = {
         str(stage): dataclasses.asdict(held) | {"total": held.total} for stage, held in paper.memory.items()
     }
-    return json.dumps(dataclasses.asdict(paper) | {"memory": memory}, indent=1)
+    advice = None if paper.advice is None else advice_values(paper.advice)
+    plain = dataclasses.asdict(dataclasses.replace(paper, advice=None))
+    return json.dumps(plain | {"memory": memory, "advice": advice}, indent=1)
 
 
 def to_text(paper: Paper, stage: int) -> str:
@@ -28,6 +31,8 @@ def to_text(paper: Paper, stage: int) -> str:
     lines = [f"{paper.world} ranks on {nodes} nodes: {verdict}, {len(paper.warnings)} warnings"]
     for title, texts in (("FAILS", paper.failures), ("warning", paper.warnings), ("note", paper.notes)):
         lines += [f"{title}: {text}" for text in texts]
+    if paper.advice is not None:
+        lines += ["", *advice_text(paper.advice)]
     for name, row in paper.sources.items():
         lines += ["", *_source(name, row, paper)]
     if paper.groups:

@@ -170,6 +170,13 @@ def test_offloading_moves_the_optimizer_to_the_host(recipe: Any) -> None:
     assert found.host == {"fp32 master copies": 4 * 46_860 // 2, "optimizer states": 4 * 46_860}
 
 
+def test_a_network_that_is_too_large_whole_is_advised_to_be_cut(recipe: Any) -> None:
+    """Where slices fit, which on many ranks is so from a billion parameters on."""
+    held = {stage: memory.Memory({"activations (estimate)": 5}, {}, 100 if stage < 3 else 10, 0) for stage in range(4)}
+    said = memory.too_much(held, Layers(), recipe(zero={"stage": 2}), {"emoji": 8}, 1, 50)
+    assert said.startswith("backbones: ") and "smallest change: zero.stage=3 or a larger device" in said
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [1, 3])
 def test_checkpoints_are_as_large_as_planned(stage: int, ranks: Any, recipe: Any, train: Any, tmp_path: Path) -> None:

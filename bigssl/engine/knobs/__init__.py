@@ -1,0 +1,1 @@
+"""Which of DeepSpeed's settings may a recipe give, and where do they have an effect?"""

@@ -1,0 +1,1 @@
+"""Which ZeRO stage, offload and micro-batch does a recipe need on this card?"""
