@@ -1,0 +1,3 @@
+"""x"""
+def validate(steps: int) -> int:
+    return 0
