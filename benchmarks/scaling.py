@@ -25,7 +25,7 @@ from typing import Any
 
 from clusters import measured, validation
 from clusters.law import Cluster
-from clusters.paper import OnShapes, held_bytes, on_paper
+from clusters.paper import OnShapes, on_paper
 from clusters.predict import Row, Settings, modalities_of, rows_of
 from clusters.profiles import PROFILES, START, UTILISATION
 from clusters.rank import Asked
@@ -126,9 +126,8 @@ def predict(options: argparse.Namespace) -> list[Row]:
         share = options.mfu or shares["convolution" if one.convolution else "transformer"]
         settings = Settings(options.workers or recipe.data.workers, share, options.strong, sample_bytes=options.sample_bytes,
                             worker_rate=options.worker_rate)  # fmt: skip
-        held = held_bytes(recipe, settings.base)
         start = fit.start if fit else START
-        mine = rows_of(recipe, one, cluster, options.gpus, held, settings, fit, start)
+        mine = rows_of(recipe, one, cluster, options.gpus, settings, fit, start)
         print(table(mine, one, fit is not None, share), flush=True)
         rows += mine
     return rows

@@ -106,7 +106,8 @@ class OnShapes:
     """A recipe's step for any world and micro-batch. Sizes in bytes, elements of 4.
 
     partly: why a count ends before the backward pass (then it is taken as twice the forward), or "". convolution:
-    whether most of its FLOPs are convolutions'. modality: of the first backbone. activations: bytes a sample.
+    whether most of its FLOPs are convolutions'. modality: of the first backbone. activations: bytes a sample. held: of a
+    rank of 8, without activations.
     """
 
     stage: int
@@ -121,6 +122,7 @@ class OnShapes:
     size: int
     convolution: bool
     activations: float
+    held: float
     partly: str
     known: list[tuple[int, int, Counts]] = field(default_factory=list)
 
@@ -162,6 +164,7 @@ def on_paper(recipe: Recipe) -> OnShapes:
         whole=float(whole), sliced=float(total - whole), teachers=float(taught), layers=max([*blocks, 4]),
         tensors=len(list(objective.parameters())), modality=tower.modality, size=tower.size,
         convolution=convolved > 8, activations=(kept.bytes + kept.batch) / SAMPLES,
+        held=float(memory(objective, recipe, stage=recipe.zero.stage, world=8, accum=recipe.batch.accum or 1, bf16=bf16).total),
         partly=found[-1][2].partly, known=found,
     )  # fmt: skip
 
@@ -210,9 +213,3 @@ def _count(paper: OnPaper, recipe: Recipe, world: int, micro: int, bf16: bool) -
 def _shape(value: Any) -> Any:
     return torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
 
-
-def held_bytes(recipe: Recipe, world: int, accum: int) -> int:
-    """Bytes of a rank without activations."""
-    paper = OnPaper(recipe)
-    return memory(paper.objective, recipe, stage=recipe.zero.stage, world=world, accum=accum,
-                  bf16=recipe.precision != "fp32").total  # fmt: skip

@@ -65,12 +65,12 @@ class Row:
         return ADVICE[self.limit]
 
 
-def split(recipe: Recipe, shapes: OnShapes, cluster: Cluster, held: float, settings: Settings) -> tuple[int, int]:
+def split(recipe: Recipe, shapes: OnShapes, cluster: Cluster, settings: Settings) -> tuple[int, int]:
     """(samples a GPU and pass, passes) on `settings.base` GPUs: the recipe's, in more passes where 9/10 of a GPU's
-    memory does not hold one. held: bytes without activations."""
-    accum = recipe.batch.accum
+    memory does not hold one."""
+    accum = recipe.batch.accum or 1
     micro = max(1, recipe.batch.size // (settings.base * accum))
-    while micro > 1 and held + micro * shapes.activations > 0.9 * cluster.memory:
+    while micro > 1 and shapes.held + micro * shapes.activations > 0.9 * cluster.memory:
         micro, accum = -(-micro // 2), accum * 2
     return micro, accum
 
@@ -154,10 +154,10 @@ def step_collectives(counts: Counts, accum: int, *, cached: bool) -> list[Collec
     return [Collective(kind, size, count) for (kind, size), count in grouped.items()]
 
 
-def rows_of(recipe: Recipe, shapes: OnShapes, cluster: Cluster, worlds: list[int], held: float, settings: Settings,
+def rows_of(recipe: Recipe, shapes: OnShapes, cluster: Cluster, worlds: list[int], settings: Settings,
             fitted: Fitted | None = None, start: float = 0.0) -> list[Row]:  # fmt: skip
     """A row for each world that the recipe's batch allows."""
-    least = split(recipe, shapes, cluster, held, settings) if cluster.memory else _as_recipe(recipe, settings)
+    least = split(recipe, shapes, cluster, settings) if cluster.memory else _as_recipe(recipe, settings)
     alone = work_of(recipe, shapes, cluster, 1, *least, settings, fitted)
     best = alone.samples / (alone.passes + alone.update)
     found = []
@@ -181,7 +181,7 @@ def rows_of(recipe: Recipe, shapes: OnShapes, cluster: Cluster, worlds: list[int
 
 
 def _as_recipe(recipe: Recipe, settings: Settings) -> tuple[int, int]:
-    return max(1, recipe.batch.size // (settings.base * recipe.batch.accum)), recipe.batch.accum
+    return max(1, recipe.batch.size // (settings.base * (recipe.batch.accum or 1))), recipe.batch.accum or 1
 
 
 def modalities_of(objective: Objective) -> dict[str, str]:

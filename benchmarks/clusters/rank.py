@@ -102,6 +102,7 @@ class Rig:
         optimizer = build_optimizer(plan.objective, self.recipe.optim)
         self.engine = zero.Engine(plan.objective, optimizer, self.recipe, micro=plan.micro, accum=1, bf16=plan.bf16)
         self.at, self.teachers = Progress(0, self.recipe.steps), plan.objective.teachers()
+        self.batches: dict[int, Any] = {}
 
     def loader(self, micro: int, count: int) -> Any:
         recipe = recipe_at(self.asked, micro, self.world, self.out)
@@ -114,7 +115,9 @@ class Rig:
         )  # fmt: skip
 
     def batch(self, micro: int) -> Any:
-        return next(iter(self.loader(micro, 1))).to(self.device).data
+        if micro not in self.batches:
+            self.batches[micro] = next(iter(self.loader(micro, 1))).to(self.device).data
+        return self.batches[micro]
 
     def wait(self) -> float:
         if self.device.type == "cuda":
