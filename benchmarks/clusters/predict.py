@@ -99,7 +99,7 @@ def work_of(recipe: Recipe, shapes: OnShapes, cluster: Cluster, world: int, micr
         one = max(device_seconds(counts, shapes, cluster, settings), host_seconds(counts, cluster))
         forward = 1 / 3
         update = update_seconds(shapes, cluster)
-        spread, readers = SPREAD, (settings.worker_rate or WORKER[shapes.modality]) * settings.workers
+        spread, readers = SPREAD, (settings.worker_rate or WORKER[kind_of_sample(shapes)]) * settings.workers
     if recipe.batch.cached and accum > 1:  # a second forward pass
         one *= 1 + forward
         forward = 2 * forward / (1 + forward)
@@ -139,8 +139,12 @@ def update_seconds(shapes: OnShapes, cluster: Cluster) -> float:
 
 
 def sample_bytes(shapes: OnShapes) -> float:
-    small = shapes.modality == "image" and shapes.size <= 64
-    return float(SAMPLE_BYTES["small" if small else shapes.modality])
+    return float(SAMPLE_BYTES[kind_of_sample(shapes)])
+
+
+def kind_of_sample(shapes: OnShapes) -> str:
+    """By which profiles name what a sample is."""
+    return "small" if shapes.modality == "image" and shapes.size <= 64 else shapes.modality
 
 
 def step_collectives(counts: Counts, accum: int, *, cached: bool) -> list[Collective]:
@@ -161,10 +165,10 @@ def rows_of(recipe: Recipe, shapes: OnShapes, cluster: Cluster, worlds: list[int
     alone = work_of(recipe, shapes, cluster, 1, *least, settings, fitted)
     best = alone.samples / (alone.passes + alone.update)
     found = []
-    for world in worlds:
-        shares = split_at(recipe, world, least, settings)
-        if shares is None:
-            continue
+    splits = {world: shares for world in worlds if (shares := split_at(recipe, world, least, settings))}
+    if splits:
+        shapes.examine(max(splits), splits[max(splits)][0])
+    for world, shares in splits.items():
         work = work_of(recipe, shapes, cluster, world, *shares, settings, fitted)
         parts = parts_of(work, cluster, world)
         rate = world * work.samples / parts.total

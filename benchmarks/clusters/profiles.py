@@ -52,8 +52,10 @@ bound by memory; `--mfu` says otherwise."""
 SPREAD = 0.01
 """Deviation of log step time over ranks, where it was not measured."""
 
-WORKER = {"image": 120.0, "text": 3000.0, "series": 3000.0, "audio": 150.0}
-"""Samples/s that one loader worker prepares, where it was not measured: pictures are decoded and augmented."""
+WORKER = {"image": 700.0, "small": 7000.0, "text": 2000.0, "series": 3000.0, "audio": 150.0}
+"""Samples/s that one loader worker prepares, where it was not measured in this run. Pictures: two views of JPEGs of 500
+and (small) 64 pixels on a core of an AMD EPYC, as measured in results/NOTES-views.md; more crops take longer. The others
+are assumed."""
 
 SAMPLE_BYTES = {"image": 110_000, "small": 3_000, "text": 4_000, "series": 15_000, "audio": 200_000}
 """Bytes of a sample in a shard: a JPEG of ImageNet (138 GB / 1,281,167), a PNG of CIFAR-10 (small: up to 64 pixels), a
