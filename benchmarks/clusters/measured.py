@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,10 @@ def nonnegative(rows: Sequence[Sequence[float]], values: Sequence[float]) -> lis
     return min(single)[1]
 
 
-def fit_recipe(run: Run) -> Fitted:
-    """From a run of one rank."""
+def fit_recipe(run: Run, pick: Callable[[list[float]], float] = statistics.median) -> Fitted:
+    """From a run of one rank. pick: the time that stands for some of the same: `min` where others use the machine."""
     found = run["found"]
-    middle = {int(micro): {name: statistics.median(times) for name, times in phases.items()}
+    middle = {int(micro): {name: pick(times) for name, times in phases.items()}
               for micro, phases in found["steps"].items()}  # fmt: skip
     passes = {micro: times["total"] - times["update"] for micro, times in middle.items()}
     fixed, each = nonnegative([[1.0, micro] for micro in passes], list(passes.values()))

@@ -19,6 +19,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,6 +32,7 @@ from bigssl.data.loading.loader import SEEDS
 from bigssl.data.sample import Sample
 from bigssl.engine.plan.activations import OnPaper, everything_sample
 from bigssl.engine.plan.memory import checkpoint_bytes, memory, taught_bytes
+from bigssl.engine.settings import zero_options
 from bigssl.nets.progress import Progress
 from bigssl.nets.weightless import quiet
 
@@ -61,7 +63,7 @@ class Tally(TorchDispatchMode):
             self.note("all_reduce" if "all_reduce" in name else "all_gather", out)
             if "all_gather" in name and self.phase == "forward":
                 self.products += 2.0 * args[0].shape[0] * out.numel()
-        if not func.is_view:
+        if not func.is_view and not name.startswith("prim::"):  # those ask a tensor for its device
             self.operators[self.phase] += 1
         return out
 
@@ -78,6 +80,7 @@ def among(world: int, tally: Tally) -> Iterator[None]:
         "broadcast": lambda tensor, *_, **__: tally.note("broadcast", tensor),
         "all_gather": lambda out, *_, **__: tally.note("all_gather", *out),
         "all_gather_into_tensor": lambda out, *_, **__: tally.note("all_gather", out),
+        "reduce_scatter": lambda _out, parts, *_, **__: tally.note("reduce_scatter", *parts),
         "reduce_scatter_tensor": lambda _out, whole, *_, **__: tally.note("reduce_scatter", whole),
     }
     try:
@@ -111,7 +114,7 @@ class OnShapes:
 
     partly: why a count ends before the backward pass (then it is taken as twice the forward), or "". convolution:
     whether most of its FLOPs are convolutions'. modality: of the first backbone. activations: bytes a sample. held: of a
-    rank of 8, without activations.
+    rank of 8, without activations. options: of DeepSpeed's `zero_optimization`, by ranks.
     """
 
     stage: int
@@ -128,6 +131,7 @@ class OnShapes:
     activations: float
     held: float
     partly: str
+    options: Callable[[int], dict[str, Any]]
     count: Callable[[int, int], Counts]
     known: dict[tuple[int, int], Counts] = field(default_factory=dict)
     follows: bool = True
@@ -175,7 +179,7 @@ def on_paper(recipe: Recipe) -> OnShapes:
     bf16 = recipe.precision in ("bf16", "auto")
     count = partial(_count, paper, recipe, bf16)
     known = {place: count(*place) for place in PLACES}
-    kept = paper.activations({source: SAMPLES for source in objective.sources()}, bf16=bf16)
+    kept = paper.activations(dict.fromkeys(objective.sources(), SAMPLES), bf16=bf16)
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     taught = taught_bytes(objective)
     total = checkpoint_bytes(objective, recipe)
@@ -190,8 +194,15 @@ def on_paper(recipe: Recipe) -> OnShapes:
         tensors=len(list(objective.parameters())), modality=tower.modality, size=tower.size,
         convolution=convolved > 8, activations=(kept.bytes + kept.batch) / SAMPLES,
         held=float(memory(objective, recipe, stage=recipe.zero.stage, world=8, accum=recipe.batch.accum or 1, bf16=bf16).total),
-        partly=known[PLACES[-1]].partly, count=count, known=known,
+        partly=known[PLACES[-1]].partly, options=partial(_options, objective, recipe), count=count, known=known,
     )  # fmt: skip
+
+
+def _options(objective: nn.Module, recipe: Recipe, world: int) -> dict[str, Any]:
+    """Of ZeRO among `world` ranks: what the recipe leaves open may follow from their number."""
+    with mock.patch("bigssl.distributed.world", lambda: world):
+        given = {key: value for key, value in zero_options(recipe, recipe.zero.stage, objective).items() if key != "stage"}
+    return DeepSpeedZeroConfig(stage=recipe.zero.stage, **given).model_dump()
 
 
 def _count(paper: OnPaper, recipe: Recipe, bf16: bool, world: int, micro: int) -> Counts:

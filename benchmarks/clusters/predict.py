@@ -7,14 +7,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from bigssl.config.recipe import Recipe
-from bigssl.engine.settings import BUCKET
 from bigssl.nets.towers import Tower
 from bigssl.objectives.base import Objective
 from bigssl.objectives.joint import Joint
-from clusters.law import SMALL, Cluster, Collective, Parts, Work, parts_of, save_seconds
+from clusters.law import Cluster, Collective
 from clusters.measured import Fitted
 from clusters.paper import Counts, OnShapes
 from clusters.profiles import SAMPLE_BYTES, SHARD, SPREAD, UTILISATION, WORKER
+from clusters.step import SMALL, Parts, Work, parts_of, save_seconds
 
 ADVICE = {
     "host": "the host issues operators slower than the GPU runs them: a larger micro-batch, or `compile`",
@@ -22,7 +22,7 @@ ADVICE = {
     "without BatchNorm; a faster network does not help",
     "gather": "embeddings of all ranks, more with each GPU: smaller `dim`, fewer GPUs with larger batch.accum",
     "zero": "gradients after backward: more samples between two updates (batch.accum, or micro-batch), "
-    "zero.options.overlap_comm=true with a smaller reduce_bucket_size, faster network",
+    "zero.options.overlap_comm=true with a reduce_bucket_size of a fraction of the gradients, a faster network",
     "stragglers": "the slowest rank of each step: clocks, other jobs, uneven data; fewer, longer steps",
     "data workers": "data.workers, or cheaper augmentation",
     "data node": "bytes/s of a node from the store: a local copy (data.remote.cache), smaller samples",
@@ -106,16 +106,16 @@ def work_of(recipe: Recipe, shapes: OnShapes, cluster: Cluster, world: int, micr
     sliced = 1 / world if shapes.stage else 1.0
     own, taught = shapes.trained / max(shapes.trained + shapes.teachers, 1), shapes.teachers / max(
         shapes.trained + shapes.teachers, 1)  # fmt: skip
-    options = recipe.zero.options
-    overlap = bool(options.get("overlap_comm", shapes.stage == 3)) and shapes.stage > 0
-    bucket = 4 * options.get("reduce_bucket_size", min(shapes.trained / 4, BUCKET))
-    ahead = max(1, int(options.get("stage3_prefetch_bucket_size", 50_000_000) * 4 / (shapes.weights / shapes.layers)))
+    options = shapes.options(world)
+    ahead = max(1, int(4 * options["prefetch_bucket_size"] / (shapes.weights / shapes.layers)))
+    many = options["use_multi_rank_bucket_allreduce"] or not options["reduce_scatter"]
     size = settings.sample_bytes or (fitted.sample_bytes if fitted else sample_bytes(shapes))
     return Work(
         passes=accum * one, update=update * (own * sliced + taught), backward=one * (1 - forward), accum=accum,
         collectives=tuple(step_collectives(counts, accum, cached=recipe.batch.cached)), stage=shapes.stage,
-        trained=shapes.trained, weights=shapes.weights, bucket=float(bucket), overlap=overlap, layers=shapes.layers,
-        ahead=ahead, samples=float(micro * accum), sample_bytes=size,
+        trained=shapes.trained, weights=shapes.weights, bucket=4.0 * options["reduce_bucket_size"],
+        overlap=bool(options["overlap_comm"]) and shapes.stage > 0, slices=not many, layers=shapes.layers, ahead=ahead,
+        samples=float(micro * accum), sample_bytes=size,
         samples_per_open=fitted.samples_per_open if fitted else SHARD / size, readers=readers, whole=shapes.whole,
         sliced=shapes.sliced, every=recipe.checkpoint.every, spread=spread,
     )  # fmt: skip

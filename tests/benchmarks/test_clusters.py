@@ -19,15 +19,15 @@ from bigssl.transfer.discovery import evaluation_union
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
-from clusters import law, measured, paper, predict, profiles  # noqa: E402
+from clusters import law, measured, paper, predict, profiles, step  # noqa: E402
 from clusters.law import Collective  # noqa: E402
 
 H100 = profiles.H100
 NEVER_BUSY = {"reading": 1e30, "writing": 1e30, "store_read": 1e30, "store_write": 1e30, "opens": 1e30, "stream": 1e30}
 NO_NETWORK = {"inner": 1e30, "outer": 1e30, "inner_latency": 0.0, "outer_latency": 0.0}
-WORK = law.Work(
+WORK = step.Work(
     passes=0.1, update=0.01, backward=0.06, accum=1, collectives=(Collective("all_reduce", 2048, 100),
-    Collective("all_gather", 1e7)), stage=1, trained=1e8, weights=1.2e8, bucket=1e7, overlap=False, layers=12, ahead=2,
+    Collective("all_gather", 1e7)), stage=1, trained=1e8, weights=1.2e8, bucket=1e7, overlap=False, slices=False, layers=12, ahead=2,
     samples=64, sample_bytes=1e5, samples_per_open=2000, readers=5000, whole=1e8, sliced=3e8, every=1000, spread=0.02,
 )  # fmt: skip
 
@@ -62,15 +62,17 @@ def test_what_backward_does_not_hide_is_that_of_a_queue() -> None:
 
 
 def test_buckets_by_overlap() -> None:
-    one = Collective("all_reduce", 0)
     whole = law.seconds_of(Collective("all_reduce", 1e8), H100, 64)
-    assert law.bucketed(1e8, 1e8, 1.0, one, H100, 64, overlap=True) == pytest.approx(whole)  # nothing is left to hide it
-    serial = law.bucketed(1e8, 1e7, 1.0, one, H100, 64, overlap=False)
+    once = law.bucketed(1e8, 1e8, 1.0, "all_reduce", H100, 64, overlap=True)
+    assert once == pytest.approx(whole)  # nothing is left to hide it
+    serial = law.bucketed(1e8, 1e7, 1.0, "all_reduce", H100, 64, overlap=False)
     last = law.seconds_of(Collective("all_reduce", 1e7), H100, 64)
     assert serial == pytest.approx(10 * last)
-    assert law.bucketed(1e8, 1e7, 1.0, one, H100, 64, overlap=True) == pytest.approx(last)  # a long backward
-    assert law.bucketed(1e8, 1e7, 0.0, one, H100, 64, overlap=True) == pytest.approx(serial)  # none
-    assert law.bucketed(1.05e8, 1e7, 1.0, one, H100, 64, overlap=False) > serial
+    assert law.bucketed(1e8, 1e7, 1.0, "all_reduce", H100, 64, overlap=True) == pytest.approx(last)  # a long backward
+    assert law.bucketed(1e8, 1e7, 0.0, "all_reduce", H100, 64, overlap=True) == pytest.approx(serial)  # none
+    assert law.bucketed(1.05e8, 1e7, 1.0, "all_reduce", H100, 64, overlap=False) > serial
+    owners = law.bucketed(1e9, 1e9, 0.0, "reduce", H100, 8, overlap=False)
+    assert owners == pytest.approx(law.seconds_of(Collective("reduce_scatter", 1e9), H100, 8), rel=0.05)
 
 
 def ticks(compute: float, gather: float, layers: int, ahead: int, tick: float = 1e-4) -> float:
@@ -130,25 +132,25 @@ def test_collectives_are_those_of_a_ring_simulated(world: int) -> None:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_limits_of_the_law(stage: int) -> None:
     work = replace(WORK, stage=stage, overlap=stage == 3, spread=0.0)
-    alone = law.parts_of(work, replace(H100, **NEVER_BUSY), 1)
+    alone = step.parts_of(work, replace(H100, **NEVER_BUSY), 1)
     assert alone.total == pytest.approx(work.passes + work.update)
     assert alone.traffic == {"zero": 0, "objective": 0}
-    ideal = law.parts_of(work, replace(H100, **NEVER_BUSY, **NO_NETWORK), 4096)
+    ideal = step.parts_of(work, replace(H100, **NEVER_BUSY, **NO_NETWORK), 4096)
     assert ideal.total == pytest.approx(work.passes + work.update)
-    assert law.parts_of(work, H100, 4096).total > alone.total
+    assert step.parts_of(work, H100, 4096).total > alone.total
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_more_ranks_never_make_a_step_shorter(stage: int) -> None:
-    work = replace(WORK, stage=stage)
+    work = replace(WORK, stage=stage, slices=stage == 2)
     for cluster in profiles.PROFILES.values():
         worlds = [8, 64, 512, 4096]
-        totals = [law.parts_of(work, cluster, world).total for world in worlds]
+        totals = [step.parts_of(work, cluster, world).total for world in worlds]
         assert totals == sorted(totals)
         faster = replace(cluster, inner=2 * cluster.inner, outer=2 * cluster.outer)
-        assert all(law.parts_of(work, faster, w).total <= t for w, t in zip(worlds, totals, strict=True))
+        assert all(step.parts_of(work, faster, w).total <= t for w, t in zip(worlds, totals, strict=True))
         for fields in ({"passes": 0.2}, {"trained": 1e9}, {"spread": 0.1}, {"sample_bytes": 1e8}, {"every": 10}):
-            assert law.parts_of(replace(work, **fields), cluster, 512).total >= totals[2]
+            assert step.parts_of(replace(work, **fields), cluster, 512).total >= totals[2]
 
 
 def test_data_and_checkpoints_wait_for_what_is_slowest() -> None:
@@ -157,15 +159,15 @@ def test_data_and_checkpoints_wait_for_what_is_slowest() -> None:
         "opens": replace(WORK, samples_per_open=1e-3),
     }  # fmt: skip
     for name, work in held.items():
-        parts = law.parts_of(work, H100, 8)
+        parts = step.parts_of(work, H100, 8)
         assert (parts.held_by, parts.first_limit()) == (name, "data")
-        assert parts.total - parts.checkpoint == pytest.approx(work.samples / law.supply(work, H100, 8)[name])
+        assert parts.total - parts.checkpoint == pytest.approx(work.samples / step.supply(work, H100, 8)[name])
     store = replace(H100, store_read=1e6)
-    assert law.parts_of(WORK, store, 4096).held_by == "store"
-    one = law.save_seconds(WORK, H100, 8)
+    assert step.parts_of(WORK, store, 4096).held_by == "store"
+    one = step.save_seconds(WORK, H100, 8)
     assert one == pytest.approx((1e8 + 3e8 / 8) / H100.stream, rel=0.01)
     slow = replace(H100, store_write=1e6)
-    assert law.save_seconds(WORK, slow, 8) == pytest.approx(4e8 / 1e6, rel=1e-6)
+    assert step.save_seconds(WORK, slow, 8) == pytest.approx(4e8 / 1e6, rel=1e-6)
 
 
 def recipe(name: str, *overrides: str) -> object:
