@@ -1,9 +1,9 @@
 """What a recipe's step costs on 8 to 4096 GPUs, and what limits it first: `python benchmarks/scaling.py [RECIPE ...]`
 
 A simulator: it predicts, and says from what. A step's FLOPs, operators and collectives are counted on tensors without
-numbers (`clusters/paper.py`); laws of collectives, ZeRO, data, checkpoints and stragglers (`clusters/law.py`) make seconds
-of them on a cluster of which only facts are given (`--profile`, `clusters/profiles.py`). What was measured takes the
-place of what is assumed:
+numbers (`clusters/paper.py`); laws of collectives, ZeRO, data, checkpoints and stragglers (`clusters/law.py`,
+`clusters/step.py`) make seconds of them on a cluster of which only facts are given (`--profile`,
+`clusters/profiles.py`). What was measured takes the place of what is assumed:
 
     python benchmarks/scaling.py --measure h100.json          # a minute on a GPU; on a CPU, 1 and 2 ranks over gloo
     python benchmarks/scaling.py --fit h100.json --profile dgx-h100-400g
@@ -70,7 +70,8 @@ def measure(options: argparse.Namespace) -> None:
         asked = Asked(path, "", overrides, options.micro or micros, options.steps, [])
         for world in options.ranks or ([1] if described["cuda"] else [1, 2]):
             sizes = measured.SIZES if world > 1 else []
-            run = measured.launch(dataclasses.replace(asked, sizes=sizes, checkpoint=world == 1), world, options.threads)
+            each = dataclasses.replace(asked, sizes=sizes, checkpoint=world == 1)
+            run = measured.launch(each, world, options.threads)
             runs.append(run)
             print(said_of(run), flush=True)
             Path(options.measure).write_text(json.dumps(described | {"runs": runs}, indent=1))
@@ -115,8 +116,7 @@ def predict(options: argparse.Namespace) -> list[Row]:
     shapes = {recipe.name: on_paper(recipe) for recipe in recipes}
     same = bool(data.get("cuda")) and options.profile.split("-")[1].upper() in data["device"].upper()
     if data and not same:
-        print(f"measured on {data['device']}, which {options.profile} does not consist of: its step times are not used, "
-              "its data rates neither")  # fmt: skip
+        print(f"measured on {data['device']}, which {options.profile} does not consist of: nothing of it is used")
         fits = {}
     shares = UTILISATION | calibrated(fits, shapes, cluster.peak)
     print(assumptions(cluster, options, shares, fits, data.get("device", "")))
@@ -124,8 +124,8 @@ def predict(options: argparse.Namespace) -> list[Row]:
     for recipe in recipes:
         one, fit = shapes[recipe.name], fits.get(recipe.name)
         share = options.mfu or shares["convolution" if one.convolution else "transformer"]
-        settings = Settings(options.workers or recipe.data.workers, share, options.strong, sample_bytes=options.sample_bytes,
-                            worker_rate=options.worker_rate)  # fmt: skip
+        settings = Settings(options.workers or recipe.data.workers, share, options.strong,
+                            sample_bytes=options.sample_bytes, worker_rate=options.worker_rate)  # fmt: skip
         start = fit.start if fit else START
         mine = rows_of(recipe, one, cluster, options.gpus, settings, fit, start)
         print(table(mine, one, fit is not None, share), flush=True)
@@ -138,14 +138,16 @@ def assumptions(cluster: Cluster, options: argparse.Namespace, shares: dict[str,
     """What the numbers below rest on."""
     compute = f"FLOPs at {options.mfu} of the peak (--mfu)" if options.mfu else (
         f"FLOPs at {shares['convolution']:.3f} (convolutions) or {shares['transformer']:.3f} of the peak")  # fmt: skip
+    scaling = "Strong scaling: the batch of the recipe" if options.strong else "Weak scaling: samples of a GPU as on 8"
     taken = f"measured on {device}: {', '.join(fits)}" if fits else "none measured"
     return f"""Predictions, not measurements. {cluster.name}: {cluster.sources}
-  {cluster.per_node} GPUs a node; to others in it {cluster.inner / 1e9:.0f} GB/s, {cluster.inner_latency * 1e6:.1f} us a hop; a node to others \
-{cluster.outer / 1e9:.1f} GB/s, {cluster.outer_latency * 1e6:.1f} us
-  compute: {taken}; else {compute}, or {cluster.launch * 1e6:.0f} us of the host for each counted operator, whichever is more
+  {cluster.per_node} GPUs a node; to others in it {cluster.inner / 1e9:.0f} GB/s, {cluster.inner_latency * 1e6:.1f} us \
+a hop; a node to others {cluster.outer / 1e9:.1f} GB/s, {cluster.outer_latency * 1e6:.1f} us
+  compute: {taken}; else {compute}, or {cluster.launch * 1e6:.0f} us of the host for each counted
+  operator, whichever is more
   collectives of objectives and BatchNorms hide behind nothing; ZeRO's as DeepSpeed's settings of the recipe say
   stragglers: ranks draw log step times independently; data: readers run ahead of steps without end; checkpoints stop
-  all ranks; networks are shared with nobody; no failures. {'Strong scaling: the batch of the recipe' if options.strong else 'Weak scaling: samples of a GPU as on 8'}"""
+  all ranks; networks are shared with nobody; no failures. {scaling}"""
 
 
 def table(rows: list[Row], shapes: OnShapes, is_measured: bool, share: float) -> str:
@@ -154,8 +156,8 @@ def table(rows: list[Row], shapes: OnShapes, is_measured: bool, share: float) ->
         return "no row: fewer samples in a batch than GPUs"
     how = "compute measured" if is_measured else f"compute from FLOPs at {share:.3f} of the peak: a guess"
     how += f"; its backward is not counted but taken as twice the forward ({shapes.partly})" if shapes.partly else ""
-    lines = [f"\n{rows[0].recipe}: ZeRO-{shapes.stage}, {shapes.trained / 4e6:.1f} M trained, {rows[0].micro} samples a pass "
-             f"and {rows[0].accum} passes on {rows[0].gpus} GPUs; {how}",
+    lines = [f"\n{rows[0].recipe}: ZeRO-{shapes.stage}, {shapes.trained / 4e6:.1f} M trained, {rows[0].micro} samples "
+             f"a pass and {rows[0].accum} passes on {rows[0].gpus} GPUs; {how}",
              f"{'GPUs':>6}{'step ms':>10}{'compute':>10}{'bn+stats':>10}{'gather':>10}{'zero':>10}{'slowest':>10}"
              f"{'data':>10}{'save':>10}{'eff.':>7}{'samples/s':>12}{'start s':>9}  first limit"]  # fmt: skip
     for row in rows:
@@ -169,7 +171,8 @@ def table(rows: list[Row], shapes: OnShapes, is_measured: bool, share: float) ->
 def write(rows: list[Row], name: str) -> None:
     """The rows as CSV, and efficiency by GPUs as a figure."""
     write_rows(RESULTS / f"scaling_{name}.csv", [
-        {"recipe": r.recipe, "gpus": r.gpus, "samples a pass": r.micro, "passes": r.accum, "step ms": 1e3 * r.parts.total}
+        {"recipe": r.recipe, "gpus": r.gpus, "samples a pass": r.micro, "passes": r.accum}
+        | {"step ms": 1e3 * r.parts.total}
         | {f"{k} ms": 1e3 * v for k, v in r.parts.seconds().items()}
         | {f"{k} bytes": v for k, v in r.parts.traffic.items()}
         | {"efficiency": r.efficiency, "samples/s": r.rate, "start s": r.start, "first limit": r.limit} for r in rows
@@ -192,10 +195,10 @@ def write(rows: list[Row], name: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("recipes", nargs="*", help="paths, or names in launch/recipes; default the demo and all of gpu/")
+    parser.add_argument("recipes", nargs="*", help="paths, or names in launch/recipes; default: demo, gpu/*")
     parser.add_argument("--measure", metavar="OUT.json", help="run recipes here for a few steps")
     parser.add_argument("--fit", metavar="IN.json", help="a file of --measure")
-    parser.add_argument("--validate", action="store_true", help="predict cases that were not fitted, and measure them here")
+    parser.add_argument("--validate", action="store_true", help="cases that were not fitted, predicted and measured")
     parser.add_argument("--profile", choices=PROFILES, default="dgx-h100-400g", help="default %(default)s")
     parser.add_argument("--gpus", type=int, nargs="*", default=WORLDS)
     parser.add_argument("--strong", action="store_true", help="the batch of the recipe on any number of GPUs")

@@ -1,7 +1,7 @@
 """The law of collectives and of waiting: seconds of what ranks exchange, and of what hides behind computing.
 
-Collectives (n bytes whole, W ranks, B bytes/s of the slowest place that a ring passes; a turn is the latency of a ring's
-hops, once round, of which one a node leaves it):
+Collectives (n bytes whole, W ranks, B bytes/s of the slowest place that a ring passes; a turn is the latency of the
+hops of a ring, once round, of which one a node leaves it):
 
     all-reduce                   min(2 turns + 2 (W-1)/W n/B, 2 log-depth + 2 n/B)    ring or tree, whichever is faster
     all-gather, reduce-scatter   turn + (W-1)/W n/B                                   ring
@@ -138,16 +138,11 @@ def bucketed(total: float, bucket: float, backward: float, kind: str, cluster: C
     return exposed(filled, pieces, backward)
 
 
-def prefetched(compute: float, gather: float, layers: int, ahead: int) -> float:
+def prefetched(compute: float, gather: float, layers: int) -> float:
     """Seconds that `layers` equal layers (`compute` for all) wait for their weights, gathered one after the other
-    (`gather` for all), at most `ahead` layers before the one that computes."""
-    here, done, starts = 0.0, 0.0, list[float]()
-    for n in range(layers):
-        allowed = starts[n - ahead] if n >= ahead else 0.0
-        done = max(done, allowed) + gather / layers
-        starts.append(max(here, done))
-        here = starts[-1] + compute / layers
-    return here - compute
+    (`gather` for all) while the layer before computes: for all of the first, and for what takes longer than a layer. To
+    fetch further ahead is of no use where layers are equal."""
+    return gather / layers + max(0.0, gather - compute) * (layers - 1) / layers
 
 
 def slowest(spread: float, world: int, points: int = 2000) -> float:

@@ -56,7 +56,8 @@ def launch(asked: Asked, world: int, threads: int, before: Sequence[Sequence[str
                            "TORCH_NUM_THREADS": str(threads)} | (env or {})  # fmt: skip
             if world > 1:
                 own |= dict(zip(MEETING, (str(rank), str(rank), str(world), address, port), strict=True))
-            words = [*(before[rank] if before else ()), sys.executable, str(Path(__file__).with_name("rank.py")), str(place)]
+            script = str(Path(__file__).with_name("rank.py"))
+            words = [*(before[rank] if before else ()), sys.executable, script, str(place)]
             log = open(Path(folder) / f"{rank}.log", "w+b")  # noqa: SIM115
             processes.append((subprocess.Popen(words, cwd=ROOT, env=own, stdout=log, stderr=log), log))
         codes = [process.wait() for process, _ in processes]
@@ -83,7 +84,7 @@ def described(runs: list[Run]) -> Run:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A recipe as it was measured on one rank: seconds of a pass = fixed + each × samples. forward: its share of a pass.
+    """A recipe as it was measured on one rank: seconds of a pass = fixed + each × samples. forward: its share of them.
     update: seconds. spread: deviation of the log of step times. readers: samples/s of a worker. start: seconds to the
     first step. save: bytes/s of a checkpoint."""
 
@@ -163,7 +164,8 @@ def this_machine(measured: Run, link: tuple[float, float] | None, stream: float)
     latency, speed = link or (0.0, 1e15)
     cores = 0 if measured["cuda"] else measured["cores"]
     return Cluster(
-        name="as measured", per_node=1 << 20, peak=0.0, memory=0.0, memory_speed=0.0, inner=speed, inner_latency=latency,
-        outer=speed, outer_latency=latency, reading=1e15, writing=1e15, store_read=1e15, store_write=1e15, opens=1e15,
-        stream=stream or 1e15, launch=0.0, cores=cores, sources=f"fitted on {measured['device']}",
+        name="as measured", per_node=1 << 20, peak=0.0, memory=0.0, memory_speed=0.0, inner=speed,
+        inner_latency=latency, outer=speed,
+        outer_latency=latency, reading=1e15, writing=1e15, store_read=1e15, store_write=1e15,
+        opens=1e15, stream=stream or 1e15, launch=0.0, cores=cores, sources=f"fitted on {measured['device']}",
     )  # fmt: skip

@@ -1,9 +1,11 @@
 """What a step of a recipe is, counted without running it: FLOPs, operators, and what its ranks exchange.
 
 The recipe's own forward and backward run on tensors that have shapes but no numbers, as a rank of a process group that
-is only said to exist; every collective that the objective and its BatchNorms call is written down with its bytes. Counts
-at a few worlds and micro-batches then give those at any: each is a sum of terms 1, m, W, W m and W m² (m samples a rank,
-W ranks), which a test holds against counting.
+is only said to exist; every collective that the objective and its BatchNorms call is written down with its bytes.
+
+Counts at a few places give those at others, as sums of terms 1, m, W, W m and W m² (m samples a rank, W ranks). A task
+may change its ways between (VICReg exchanges rows, and from some number of them on their covariance): the largest place
+asked for is counted too, and where that is not what the terms say, each place is counted.
 """
 
 from __future__ import annotations
@@ -113,8 +115,8 @@ class OnShapes:
     """A recipe's step for any world and micro-batch. Sizes in bytes, elements of 4.
 
     partly: why a count ends before the backward pass (then it is taken as twice the forward), or "". convolution:
-    whether most of its FLOPs are convolutions'. modality: of the first backbone. activations: bytes a sample. held: of a
-    rank of 8, without activations. options: of DeepSpeed's `zero_optimization`, by ranks.
+    whether it is a network of them. modality: of the first backbone. activations: bytes a sample. held: of a rank of 8,
+    without activations. options: of DeepSpeed's `zero_optimization`, by ranks. follows: whether the terms hold.
     """
 
     stage: int
@@ -188,12 +190,13 @@ def on_paper(recipe: Recipe) -> OnShapes:
     tower = next(iter(towers.values()))
     blocks = [len(m) for m in objective.modules() if isinstance(m, nn.ModuleList)]
     convolved = sum(isinstance(m, nn.Conv2d) for m in objective.modules())
+    held = memory(objective, recipe, stage=recipe.zero.stage, world=8, accum=recipe.batch.accum or 1, bf16=bf16)
     return OnShapes(
         stage=recipe.zero.stage, trained=4.0 * trained, weights=4.0 * sum(p.numel() for p in objective.parameters()),
         whole=float(whole), sliced=float(total - whole), teachers=float(taught), layers=max([*blocks, 4]),
         tensors=len(list(objective.parameters())), modality=tower.modality, size=tower.size,
         convolution=convolved > 8, activations=(kept.bytes + kept.batch) / SAMPLES,
-        held=float(memory(objective, recipe, stage=recipe.zero.stage, world=8, accum=recipe.batch.accum or 1, bf16=bf16).total),
+        held=float(held.total),
         partly=known[PLACES[-1]].partly, options=partial(_options, objective, recipe), count=count, known=known,
     )  # fmt: skip
 
@@ -201,8 +204,7 @@ def on_paper(recipe: Recipe) -> OnShapes:
 def _options(objective: nn.Module, recipe: Recipe, world: int) -> dict[str, Any]:
     """Of ZeRO among `world` ranks: what the recipe leaves open may follow from their number."""
     with mock.patch("bigssl.distributed.world", lambda: world):
-        given = {key: value for key, value in zero_options(recipe, recipe.zero.stage, objective).items() if key != "stage"}
-    return DeepSpeedZeroConfig(stage=recipe.zero.stage, **given).model_dump()
+        return DeepSpeedZeroConfig(**zero_options(recipe, recipe.zero.stage, objective)).model_dump()
 
 
 def _count(paper: OnPaper, recipe: Recipe, bf16: bool, world: int, micro: int) -> Counts:

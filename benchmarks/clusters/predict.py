@@ -107,14 +107,13 @@ def work_of(recipe: Recipe, shapes: OnShapes, cluster: Cluster, world: int, micr
     own, taught = shapes.trained / max(shapes.trained + shapes.teachers, 1), shapes.teachers / max(
         shapes.trained + shapes.teachers, 1)  # fmt: skip
     options = shapes.options(world)
-    ahead = max(1, int(4 * options["prefetch_bucket_size"] / (shapes.weights / shapes.layers)))
     many = options["use_multi_rank_bucket_allreduce"] or not options["reduce_scatter"]
     size = settings.sample_bytes or (fitted.sample_bytes if fitted else sample_bytes(shapes))
     return Work(
         passes=accum * one, update=update * (own * sliced + taught), backward=one * (1 - forward), accum=accum,
         collectives=tuple(step_collectives(counts, accum, cached=recipe.batch.cached)), stage=shapes.stage,
         trained=shapes.trained, weights=shapes.weights, bucket=4.0 * options["reduce_bucket_size"],
-        overlap=bool(options["overlap_comm"]) and shapes.stage > 0, slices=not many, layers=shapes.layers, ahead=ahead,
+        overlap=bool(options["overlap_comm"]) and shapes.stage > 0, slices=not many, layers=shapes.layers,
         samples=float(micro * accum), sample_bytes=size,
         samples_per_open=fitted.samples_per_open if fitted else SHARD / size, readers=readers, whole=shapes.whole,
         sliced=shapes.sliced, every=recipe.checkpoint.every, spread=spread,
@@ -148,7 +147,7 @@ def kind_of_sample(shapes: OnShapes) -> str:
 
 
 def step_collectives(counts: Counts, accum: int, *, cached: bool) -> list[Collective]:
-    """Of a whole step. With GradCache the forward's small sums come twice, and what is gathered once is of all passes."""
+    """Of a whole step. With GradCache the forward's small sums come twice, and what is gathered once is of all."""
     grouped: dict[tuple[str, float], float] = defaultdict(float)
     for (phase, kind, _), size in counts.collectives.items():
         if cached and accum > 1 and size > SMALL:
@@ -189,7 +188,7 @@ def _as_recipe(recipe: Recipe, settings: Settings) -> tuple[int, int]:
 
 
 def modalities_of(objective: Objective) -> dict[str, str]:
-    """Of each source, what its samples hold: pictures, with texts or without, where any backbone of its task sees them."""
+    """Of each source, what its samples hold: pictures, with texts or without, where any backbone of its task sees."""
     found: dict[str, str] = {}
     for part in [each for each in objective.modules() if isinstance(each, Objective) and not isinstance(each, Joint)]:
         seen = [each.modality for each in part.modules() if isinstance(each, Tower)]

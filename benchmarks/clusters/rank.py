@@ -38,7 +38,8 @@ from bigssl.objectives.base import config_union
 
 KINDS = {
     "allreduce_": "all_reduce", "_allgather_base_": "all_gather", "allgather_": "all_gather",
-    "_reduce_scatter_base_": "reduce_scatter", "reduce_scatter_": "reduce_scatter", "broadcast_": "broadcast", "reduce_": "reduce",
+    "_reduce_scatter_base_": "reduce_scatter", "reduce_scatter_": "reduce_scatter", "broadcast_": "broadcast",
+    "reduce_": "reduce",
     "all_reduce": "all_reduce", "all_gather_into_tensor": "all_gather", "reduce_scatter_tensor": "reduce_scatter",
 }  # fmt: skip
 """Operators of c10d and _c10d_functional."""
@@ -71,9 +72,10 @@ class Recorded(TorchDispatchMode):
         namespace, _, name = func._overloadpacket._qualified_op_name.partition("::")
         if namespace in ("c10d", "_c10d_functional") and name in KINDS:
             kind = KINDS[name]
-            value = args[1] if name in ("_reduce_scatter_base_", "reduce_scatter_") else args[0] if namespace == "c10d" else (
-                out if kind == "all_gather" else args[0])  # fmt: skip
-            self.calls[kind, sum(t.numel() * t.element_size() for t in tree_leaves(value) if isinstance(t, Tensor))] += 1
+            value = args[1] if name in ("_reduce_scatter_base_", "reduce_scatter_") else args[0]
+            if namespace == "_c10d_functional" and kind == "all_gather":
+                value = out
+            self.calls[kind, sum(t.nbytes for t in tree_leaves(value) if isinstance(t, Tensor))] += 1
         return out
 
 

@@ -22,10 +22,10 @@ from clusters.law import Cluster, Collective, bucketed, prefetched, seconds_of, 
 class Work:
     """What one rank does in a step.
 
-    passes, update: seconds of compute. backward: of one pass. accum: passes. collectives: of the objective, in one step.
+    passes, update: seconds of compute. backward: of one pass. accum: passes. collectives: of the objective, in a step.
     stage: of ZeRO. trained, weights: bytes of gradients and of all weights. bucket: bytes. overlap: of reducing with
     backward. slices: at stages 1 and 2 each slice of the gradients is reduced to its owner, instead of all to all.
-    layers, ahead: of stage 3. samples: a step and rank. sample_bytes, samples_per_open: of shards.
+    layers: of stage 3. samples: a step and rank. sample_bytes, samples_per_open: of shards.
     readers: samples/s that the loader workers of one rank prepare. whole, sliced: bytes of a checkpoint that rank 0
     writes, and that all ranks share. every: steps between two. spread: of log step time.
     """
@@ -42,7 +42,6 @@ class Work:
     overlap: bool
     slices: bool
     layers: int
-    ahead: int
     samples: float
     sample_bytes: float
     samples_per_open: float
@@ -90,16 +89,17 @@ REUSED = 4e9
 
 
 def zero_traffic(work: Work, world: int) -> list[Collective]:
-    """What ZeRO sends in a step, as DeepSpeed 0.19 does it: stages 1 and 2 all-reduce gradients or reduce slices of them
-    to their owners, stage 2 in every pass, and gather what was updated; stage 3 gathers weights in each pass and scatters
-    gradients. Two small sums, of the norm and of what overflowed, from stage 1 on."""
+    """What ZeRO sends in a step, as DeepSpeed 0.19 does it: stages 1 and 2 all-reduce gradients or reduce slices of
+    them to their owners, stage 2 in every pass, and gather what was updated; stage 3 gathers weights in each pass and
+    scatters gradients. Two small sums, of the norm and of what overflowed, from stage 1 on."""
     if world == 1:
         return []
     norm = [Collective("all_reduce", 8, 2)] if work.stage else []
     if work.stage == 0:
         return [Collective("all_reduce", work.trained)]
     if work.stage < 3:
-        gradients = Collective("reduce" if work.slices else "all_reduce", work.trained, work.accum if work.stage == 2 else 1)
+        kind = "reduce" if work.slices else "all_reduce"
+        gradients = Collective(kind, work.trained, work.accum if work.stage == 2 else 1)
         return [gradients, Collective("all_gather", work.trained), *norm]
     gathers = 1 if work.weights <= REUSED else 2
     return [Collective("all_gather", work.weights, gathers * work.accum),
@@ -116,7 +116,7 @@ def zero_seconds(work: Work, cluster: Cluster, world: int) -> float:
             one = seconds_of(Collective(each.kind, each.bytes / work.layers), cluster, world) * work.layers
             forward = work.passes / work.accum - work.backward
             beside = [forward, work.backward][: round(each.count / work.accum)]
-            waits = [prefetched(t, one, work.layers, work.ahead) if work.overlap else one for t in beside]
+            waits = [prefetched(t, one, work.layers) if work.overlap else one for t in beside]
             spent += work.accum * sum(waits)
         elif each.kind == "all_gather":  # of updated weights: nothing to hide behind
             spent += seconds_of(each, cluster, world)
@@ -166,4 +166,5 @@ def parts_of(work: Work, cluster: Cluster, world: int) -> Parts:
     saving = save_seconds(work, cluster, world) / work.every
     traffic = {"zero": sum(c.bytes * c.count for c in zero_traffic(work, world)),
                "objective": sum(c.bytes * c.count for c in work.collectives) if world > 1 else 0.0}  # fmt: skip
-    return Parts(compute, groups["statistics"], groups["gather"], zero, late, data, saving, name if data else "", traffic)
+    held_by = name if data else ""
+    return Parts(compute, groups["statistics"], groups["gather"], zero, late, data, saving, held_by, traffic)

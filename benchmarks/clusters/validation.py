@@ -1,10 +1,10 @@
 """Cases that were not fitted, predicted and then measured here.
 
 Fitted: a recipe on 1 rank at two micro-batches, collectives on 2 ranks at some sizes, a checkpoint. Predicted: another
-micro-batch, 2 and 4 ranks (more than cores: they share them), collectives of other sizes and on 4 ranks, the checkpoint of
-another network, and 2 ranks in network namespaces whose link is limited by `tc`. What a step sends is compared in bytes,
-which are counted on paper. The fastest of a case's steps stand for it on both sides: a machine that others use makes
-some slower, none faster. Stragglers are left out for the same reason.
+micro-batch, 2 and 4 ranks (more than cores: they share them), collectives of other sizes and on 4 ranks, the
+checkpoint of another network, and 2 ranks in network namespaces whose link is limited by `tc`. What a step sends is
+compared in bytes, which are counted on paper. The fastest of a case's steps stand for it on both sides: a machine that
+others use makes some slower, none faster. Stragglers are left out for the same reason.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def validate(steps: int) -> int:
           f"{1e3 * fit.update:.1f} ms; {1e6 * link[0]:.0f} us a hop, {link[1] / 1e6:.0f} MB/s; "
           f"checkpoint {fit.save / 1e6:.0f} MB/s")  # fmt: skip
     print(f"{'held out':58}{'predicted':>12}{'measured':>12}{'error':>8}")
-    show(steps_of([measured.launch(replace(asked, micros=[HELD_OUT], checkpoint=False), 1, 1), pair], shapes, here, fit))
+    single = measured.launch(replace(asked, micros=[HELD_OUT], checkpoint=False), 1, 1)
+    show(steps_of([single, pair], shapes, here, fit))
     work = work_of(recipe, shapes, here, 2, HELD_OUT, 1, Settings(workers=1), fit)
     show(sent_of(pair, shapes, work))
     show(links_of(measured.launch(replace(asked, micros=[4], sizes=OTHER, checkpoint=False), 2, 1), here))
@@ -62,7 +63,7 @@ def validate(steps: int) -> int:
             return 0
         env = {"GLOO_SOCKET_IFNAME": "eth0"}
         far = measured.launch(replace(asked, micros=[4], sizes=OTHER, checkpoint=False), 2, 1, before, address, env)
-        slow = replace(here, per_node=1, cores=0, outer=min(here.inner, LIMIT / 8 * 1e6), outer_latency=here.inner_latency)
+        slow = replace(here, per_node=1, cores=0, outer=min(here.inner, LIMIT / 8 * 1e6))
         show(links_of(far, slow, f" at {LIMIT} Mbit/s"))
         show(steps_of([far], shapes, slow, fit, f" at {LIMIT} Mbit/s"))
     return 0
@@ -100,7 +101,8 @@ def sent_of(run: measured.Run, shapes: OnShapes, work: Work) -> list[Case]:
         said[each.kind] += each.bytes * each.count
     for (_, kind, _), size in shapes.at(world, int(micro)).collectives.items():
         said[kind] += size
-    return [(f"{kind} in a step of {micro} samples on {world} ranks, MB", said[kind] / 1e6, true[kind] / 1e6) for kind in true]
+    beside = f"in a step of {micro} samples on {world} ranks, MB"
+    return [(f"{kind} {beside}", said[kind] / 1e6, true[kind] / 1e6) for kind in true]
 
 
 def links_of(run: measured.Run, cluster: Cluster, beside: str = "") -> list[Case]:
@@ -142,7 +144,7 @@ def namespaces(limit: int) -> Iterator[tuple[list[list[str]], str, str]]:
             inside = f"ip netns exec {name}"
             commands += [f"{inside} ip link set lo up", f"{inside} ip link set eth0 up",
                          f"{inside} ip addr add 10.77.0.{number}/24 dev eth0",
-                         f"{inside} tc qdisc add dev eth0 root tbf rate {limit}mbit burst 128kb latency 100ms"]  # fmt: skip
+                         f"{inside} tc qdisc add dev eth0 root tbf rate {limit}mbit burst 64kb latency 1s"]  # fmt: skip
         for command in commands:
             done = subprocess.run(command.split(), capture_output=True, text=True)
             if done.returncode:

@@ -27,8 +27,9 @@ NEVER_BUSY = {"reading": 1e30, "writing": 1e30, "store_read": 1e30, "store_write
 NO_NETWORK = {"inner": 1e30, "outer": 1e30, "inner_latency": 0.0, "outer_latency": 0.0}
 WORK = step.Work(
     passes=0.1, update=0.01, backward=0.06, accum=1, collectives=(Collective("all_reduce", 2048, 100),
-    Collective("all_gather", 1e7)), stage=1, trained=1e8, weights=1.2e8, bucket=1e7, overlap=False, slices=False, layers=12, ahead=2,
-    samples=64, sample_bytes=1e5, samples_per_open=2000, readers=5000, whole=1e8, sliced=3e8, every=1000, spread=0.02,
+    Collective("all_gather", 1e7)), stage=1, trained=1e8, weights=1.2e8, bucket=1e7, overlap=False, slices=False,
+    layers=12, samples=64, sample_bytes=1e5, samples_per_open=2000, readers=5000, whole=1e8, sliced=3e8,
+    every=1000, spread=0.02,
 )  # fmt: skip
 
 
@@ -93,10 +94,10 @@ def ticks(compute: float, gather: float, layers: int, ahead: int, tick: float = 
 
 @pytest.mark.parametrize(("gather", "ahead"), [(0.1, 1), (0.4, 1), (0.4, 3), (1.0, 2), (2.0, 3)])
 def test_weights_that_are_fetched_ahead(gather: float, ahead: int) -> None:
-    found = law.prefetched(1.0, gather, 8, ahead)
+    found = law.prefetched(1.0, gather, 8)
     assert found == pytest.approx(ticks(1.0, gather, 8, ahead), abs=0.02)
     assert gather / 8 <= found + 1e-12  # the first layer's cannot hide
-    assert law.prefetched(1.0, 0.0, 8, ahead) == pytest.approx(0, abs=1e-12)
+    assert law.prefetched(1.0, 0.0, 8) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("world", [2, 8, 64])
@@ -122,7 +123,8 @@ def ring(size: float, world: int, speed: float, hop: float) -> float:
 def test_collectives_are_those_of_a_ring_simulated(world: int) -> None:
     node = replace(H100, inner=1e9, inner_latency=1e-5)
     assert law.seconds_of(Collective("all_reduce", 1e8), node, world) <= ring(1e8, world, 1e9, 1e-5) * (1 + 1e-9)
-    assert law.seconds_of(Collective("all_reduce", 1e9), node, world) == pytest.approx(ring(1e9, world, 1e9, 1e-5), rel=1e-3)
+    large = law.seconds_of(Collective("all_reduce", 1e9), node, world)
+    assert large == pytest.approx(ring(1e9, world, 1e9, 1e-5), rel=1e-3)
     both = [law.seconds_of(Collective(kind, 1e9), node, world) for kind in ("reduce_scatter", "all_gather")]
     assert sum(both) == pytest.approx(ring(1e9, world, 1e9, 1e-5), rel=1e-9)
     with pytest.raises(ValueError, match="all_gather"):
@@ -163,7 +165,10 @@ def test_data_and_checkpoints_wait_for_what_is_slowest() -> None:
         assert (parts.held_by, parts.first_limit()) == (name, "data")
         assert parts.total - parts.checkpoint == pytest.approx(work.samples / step.supply(work, H100, 8)[name])
     store = replace(H100, store_read=1e6)
-    assert step.parts_of(WORK, store, 4096).held_by == "store"
+    parts = step.parts_of(WORK, store, 4096)
+    assert parts.held_by == "store"
+    read = 4096 * WORK.samples * WORK.sample_bytes / (parts.total - parts.checkpoint)
+    assert read == pytest.approx(store.store_read)
     one = step.save_seconds(WORK, H100, 8)
     assert one == pytest.approx((1e8 + 3e8 / 8) / H100.stream, rel=0.01)
     slow = replace(H100, store_write=1e6)
@@ -171,7 +176,8 @@ def test_data_and_checkpoints_wait_for_what_is_slowest() -> None:
 
 
 def recipe(name: str, *overrides: str) -> object:
-    return load_recipe(ROOT / "launch/recipes" / name, list(overrides), recipe_model(config_union(), evaluation_union()))
+    model = recipe_model(config_union(), evaluation_union())
+    return load_recipe(ROOT / "launch/recipes" / name, list(overrides), model)
 
 
 def test_counts_at_other_places() -> None:
@@ -181,7 +187,8 @@ def test_counts_at_other_places() -> None:
     assert said.collectives.keys() == true.collectives.keys()
     assert all(size == pytest.approx(true.collectives[key], rel=1e-6) for key, size in said.collectives.items())
     assert sum(said.flops.values()) == pytest.approx(sum(true.flops.values()), rel=1e-6)
-    (gathered,) = [size for (_, kind, _), size in true.collectives.items() if kind == "all_gather" and size > 512 * 20 * 2 * 8]
+    gathers = [size for (_, kind, _), size in true.collectives.items() if kind == "all_gather"]
+    (gathered,) = [size for size in gathers if size > 512 * 20 * 2 * 8]  # beside two numbers of each row
     assert gathered == 512 * 20 * 2 * 256 * 2  # two views of 256 numbers in bf16 from each sample of each rank
     shapes.examine(512, 20)
     assert shapes.follows
@@ -192,7 +199,7 @@ def test_counts_at_other_places() -> None:
 
 
 def test_a_row_for_each_number_of_gpus() -> None:
-    demo = recipe("demo.yaml")
+    demo = recipe("cpu/simclr.yaml")
     shapes = paper.on_paper(demo)
     settings = predict.Settings(workers=8)
     rows = predict.rows_of(demo, shapes, H100, [1, 8, 64], settings)
@@ -203,7 +210,7 @@ def test_a_row_for_each_number_of_gpus() -> None:
     assert all(row.limit == "host" for row in rows)  # small networks
     strong = predict.rows_of(demo, shapes, H100, [8, 256, 512], replace(settings, strong=True))
     assert [(row.gpus, row.micro) for row in strong] == [(8, 32), (256, 1)]  # 512 GPUs have no sample each
-    fit = measured.Fitted("demo", 0.1, 0.01, 0.3, 0.02, 0.0, 1e9, 1, 1e9, 1.0, 1e9, (4, 8))
+    fit = measured.Fitted("simclr", 0.1, 0.01, 0.3, 0.02, 0.0, 1e9, 1, 1e9, 1.0, 1e9, (4, 8))
     (alone,) = predict.rows_of(demo, shapes, H100, [1], settings, fit)
     assert alone.parts.compute == pytest.approx(0.1 + 0.32 + 0.02)
 
@@ -217,21 +224,20 @@ def test_fits_find_what_made_the_times() -> None:
 
 
 def test_measured_as_it_is_used(tmp_path: Path) -> None:
-    """Two ranks of the demo; what they send is what is counted on paper, to the byte of every large collective."""
+    """Two ranks of SimCLR; what they send is what is counted on paper, to the byte of every large collective."""
     out = tmp_path / "found.json"
-    command = [sys.executable, "benchmarks/scaling.py", "demo", "--measure", str(out), "--ranks", "2", "--micro", "4",
-               "--steps", "1"]  # fmt: skip
+    command = [sys.executable, "benchmarks/scaling.py", "launch/recipes/cpu/simclr.yaml", "--measure", str(out)]
+    command += ["--ranks", "2", "--micro", "4", "--steps", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     (run,) = json.loads(out.read_text())["runs"]
     true = {(kind, size): count for kind, size, count in run["found"]["sent"]["4"] if size > 64}
-    shapes = paper.on_paper(recipe("demo.yaml", *run["overrides"]))
+    shapes = paper.on_paper(recipe("cpu/simclr.yaml", *run["overrides"]))
     small: dict[tuple[str, float], int] = {}
     for (_, kind, _), size in shapes.count(2, 4).collectives.items():
         small[kind, size] = small.get((kind, size), 0) + 1
-    for key, count in small.items():
-        if key[0] == "all_reduce" and key[1] > 64 and key[1] not in (1024, 2048, 4096, 8192):
-            assert true[key] == count, key
+    sums = {key: count for key, count in small.items() if key[0] == "all_reduce" and key[1] > 64}
+    assert sums and all(true[key] == count for key, count in sums.items())
     assert true["all_reduce", shapes.trained] == 1
     gathered = sum(size * count for (kind, size), count in true.items() if kind == "all_gather" and size > 16_384)
     assert gathered == pytest.approx(shapes.trained, rel=0.01)
