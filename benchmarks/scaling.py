@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace) -> None:
     runs = []
     for path, micros in wanted.items():
         overrides = list(options.set)
-        if not any(each.startswith("data.sources.") for each in overrides):
+        if not any(each.startswith("data.sources.") for each in overrides) and not path.endswith("demo.yaml"):
             recipe = read(path, overrides)
             overrides += measured.demo_data(recipe, modalities_of(OnPaper(recipe).objective))
         asked = Asked(path, "", overrides, options.micro or micros, options.steps, [])
@@ -95,7 +95,12 @@ def said_of(run: measured.Run) -> str:
 def fitted_from(path: str) -> tuple[dict[str, Any], dict[str, measured.Fitted]]:
     """What a file of `--measure` says, and its fits of one rank by name of the recipe."""
     found = json.loads(Path(path).read_text())
-    return found, {r["found"]["name"]: measured.fit_recipe(r) for r in found["runs"] if r["found"]["world"] == 1}
+    fits = {r["found"]["name"]: measured.fit_recipe(r) for r in found["runs"] if r["found"]["world"] == 1}
+    for run in found["runs"]:
+        name = run["found"]["name"]
+        if name in fits and any(each.startswith("data.sources.") for each in run["overrides"]):  # not its own data
+            fits[name] = dataclasses.replace(fits[name], readers=0.0, sample_bytes=0.0, samples_per_open=0.0)
+    return found, fits
 
 
 def calibrated(fits: dict[str, measured.Fitted], shapes: dict[str, OnShapes], peak: float) -> dict[str, float]:
@@ -114,7 +119,7 @@ def predict(options: argparse.Namespace) -> list[Row]:
     cluster = PROFILES[options.profile]
     recipes = [read(path, options.set) for path in found_recipes(options.recipes)]
     shapes = {recipe.name: on_paper(recipe) for recipe in recipes}
-    same = bool(data.get("cuda")) and options.profile.split("-")[1].upper() in data["device"].upper()
+    same = any(part in data.get("device", "").lower() for part in options.profile.split("-"))
     if data and not same:
         print(f"measured on {data['device']}, which {options.profile} does not consist of: nothing of it is used")
         fits = {}
@@ -146,6 +151,7 @@ a hop; a node to others {cluster.outer / 1e9:.1f} GB/s, {cluster.outer_latency *
   compute: {taken}; else {compute}, or {cluster.launch * 1e6:.0f} us of the host for each counted
   operator, whichever is more
   collectives of objectives and BatchNorms hide behind nothing; ZeRO's as DeepSpeed's settings of the recipe say
+  data: what was not measured on data of its own has bytes and reading rates of its kind (clusters/profiles.py)
   stragglers: ranks draw log step times independently; data: readers run ahead of steps without end; checkpoints stop
   all ranks; networks are shared with nobody; no failures. {scaling}"""
 

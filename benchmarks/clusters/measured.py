@@ -86,7 +86,7 @@ def described(runs: list[Run]) -> Run:
 class Fitted:
     """A recipe as it was measured on one rank: seconds of a pass = fixed + each × samples. forward: its share of them.
     update: seconds. spread: deviation of the log of step times. readers: samples/s of a worker. start: seconds to the
-    first step. save: bytes/s of a checkpoint."""
+    first step. save: bytes/s of a checkpoint. What is said of data is 0 where it was measured on others."""
 
     name: str
     fixed: float

@@ -21,7 +21,6 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -203,6 +202,8 @@ def on_paper(recipe: Recipe) -> OnShapes:
 
 def _options(objective: nn.Module, recipe: Recipe, world: int) -> dict[str, Any]:
     """Of ZeRO among `world` ranks: what the recipe leaves open may follow from their number."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # after bigssl.engine.zero has told it of the device
+
     with mock.patch("bigssl.distributed.world", lambda: world):
         return DeepSpeedZeroConfig(**zero_options(recipe, recipe.zero.stage, objective)).model_dump()
 

@@ -91,15 +91,19 @@ def work_of(recipe: Recipe, shapes: OnShapes, cluster: Cluster, world: int, micr
             fitted: Fitted | None = None) -> Work:  # fmt: skip
     """What a rank does in a step: compute as it was measured, else of FLOPs and operators."""
     counts = shapes.at(world, micro)
+    rate = settings.worker_rate or (fitted and fitted.readers) or WORKER[kind_of_sample(shapes)]
     if fitted is not None:
         one, forward = fitted.passes(micro), fitted.forward
+        if cluster.peak:  # a loss that compares with all ranks' rows has more to do
+            one += device_seconds(counts, shapes, cluster, settings)
+            one -= device_seconds(shapes.at(1, micro), shapes, cluster, settings)
         update = fitted.update
-        spread, readers = fitted.spread, fitted.readers * settings.workers
+        spread = fitted.spread
     else:
         one = max(device_seconds(counts, shapes, cluster, settings), host_seconds(counts, cluster))
         forward = 1 / 3
         update = update_seconds(shapes, cluster)
-        spread, readers = SPREAD, (settings.worker_rate or WORKER[kind_of_sample(shapes)]) * settings.workers
+        spread = SPREAD
     if recipe.batch.cached and accum > 1:  # a second forward pass
         one *= 1 + forward
         forward = 2 * forward / (1 + forward)
@@ -108,15 +112,15 @@ def work_of(recipe: Recipe, shapes: OnShapes, cluster: Cluster, world: int, micr
         shapes.trained + shapes.teachers, 1)  # fmt: skip
     options = shapes.options(world)
     many = options["use_multi_rank_bucket_allreduce"] or not options["reduce_scatter"]
-    size = settings.sample_bytes or (fitted.sample_bytes if fitted else sample_bytes(shapes))
+    size = settings.sample_bytes or (fitted and fitted.sample_bytes) or float(SAMPLE_BYTES[kind_of_sample(shapes)])
     return Work(
         passes=accum * one, update=update * (own * sliced + taught), backward=one * (1 - forward), accum=accum,
         collectives=tuple(step_collectives(counts, accum, cached=recipe.batch.cached)), stage=shapes.stage,
         trained=shapes.trained, weights=shapes.weights, bucket=4.0 * options["reduce_bucket_size"],
         overlap=bool(options["overlap_comm"]) and shapes.stage > 0, slices=not many, layers=shapes.layers,
         samples=float(micro * accum), sample_bytes=size,
-        samples_per_open=fitted.samples_per_open if fitted else SHARD / size, readers=readers, whole=shapes.whole,
-        sliced=shapes.sliced, every=recipe.checkpoint.every, spread=spread,
+        samples_per_open=(fitted and fitted.samples_per_open) or SHARD / size, readers=rate * settings.workers,
+        whole=shapes.whole, sliced=shapes.sliced, every=recipe.checkpoint.every, spread=spread,
     )  # fmt: skip
 
 
@@ -135,10 +139,6 @@ def update_seconds(shapes: OnShapes, cluster: Cluster) -> float:
     """Optimizer and teachers, whole on one rank: AdamW reads four numbers of an element and writes three, a teacher
     reads two and writes one; at the speed of memory."""
     return (7 * shapes.trained + 3 * shapes.teachers) / cluster.memory_speed
-
-
-def sample_bytes(shapes: OnShapes) -> float:
-    return float(SAMPLE_BYTES[kind_of_sample(shapes)])
 
 
 def kind_of_sample(shapes: OnShapes) -> str:
