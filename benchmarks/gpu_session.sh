@@ -54,6 +54,7 @@ if [ "$what" != verify ]; then
     --rows 2048 8192 32768 --dims 128 --temperatures 0.1 --rounds 10 --budget 1.2 \
     --providers dense lightly open_clip_torch ours/triton || failed=1
   timeout 60 python benchmarks/overhead.py --rounds 5 # a missed aim is a result
+  timeout 150 python benchmarks/scaling.py --measure "$results/scaling.json" || failed=1
   find benchmarks/results -newer "$started" -name '*.csv' -exec cp {} "$results" \;
 fi
 exit "$failed"

@@ -1,0 +1,1 @@
+"""What will a step cost on machines that are not here?"""
