@@ -5,6 +5,8 @@
 # pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, a pip.conf) are respected: name an index with CPU builds of
 # torch there to spare a machine without a GPU the CUDA libraries.
 
+. launch/environment.sh
+
 bigssl_find_python() {
   local candidate
   for candidate in ${BIGSSL_PYTHON:-python3 python3.12 python3.13 python3.11 python3.10}; do
@@ -43,10 +45,7 @@ bigssl_install() {
     [ "$extra" != dev ] || pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm || return 1
     echo "$wanted" >"$stamp"
   fi
-  # DeepSpeed waits for ever on the lock that a killed build left: a folder of our own, without stale locks.
-  export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$(cd "$BIGSSL_VENV" && pwd)/torch_extensions}"
-  mkdir -p "$TORCH_EXTENSIONS_DIR"
-  find "$TORCH_EXTENSIONS_DIR" -name lock -mmin +30 -delete
+  bigssl_extensions "$(cd "$BIGSSL_VENV" && pwd)/torch_extensions"
   export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 }
 
