@@ -8,18 +8,20 @@ with two: all collectives of the third step are counted (`wire.py`, which states
     stage 2    the same, but gradients once a pass
     stage 3    once a pass, an all-gather of the weights and a reduce-scatter of the gradients; weights below
                stage3_param_persistence_threshold once a step; once more a step what a teacher follows of the others
+               (and what a constraint changes: gathered, and what rank 0 makes of it broadcast, which is one too many)
     BatchNorm  forward, mean, second moment and count of each channel; backward, their gradients
     losses     what LOSSES says, where a task stands there; of others the count stands for it
 
 (Weights stay whole from the forward to the backward pass of stage 3 up to stage3_max_reuse_distance, a thousand
-million; of larger networks they are gathered twice.) Prints a line a cell, writes benchmarks/results/traffic.csv, and
-ends with 1 if a cell sends more; a quarter of an hour for all. In bf16 it is the same: weights and gradients are fp32.
+million; of larger networks they are gathered twice.) Prints a line a cell, puts rows into benchmarks/results/traffic.csv,
+and ends with 1 if a cell sends more; a quarter of an hour for all. In bf16 it is the same: weights and gradients are fp32.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import io
 import multiprocessing
 import os
@@ -28,6 +30,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from fractions import Fraction
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -133,8 +136,10 @@ def weights(task: Objective, values: Row, world: int) -> Fraction:
         return share * ((accum if stage == 2 else 1) * sum(trained) + whole)
     kept = {id(p) for p in task.parameters() if p.ds_persist}
     taught = {id(p) for teacher in task.teachers().values() for p in teacher.student.parameters()}
+    changed = [sizes[id(p)] for constraint in task.constraints() for p in constraint.parameters]
     gathers = {p: (1 if p in kept else accum + (p in taught)) * _padded(n, world) for p, n in sizes.items()}
-    return share * (accum * sum(_padded(n, world) for n in trained) + sum(gathers.values()))
+    constrained = 2 * sum(_padded(n, world) for n in changed)
+    return share * (accum * sum(_padded(n, world) for n in trained) + sum(gathers.values()) + constrained)
 
 
 def _padded(number: int, to: int) -> int:
@@ -228,8 +233,7 @@ def main(arguments: list[str]) -> int:
             _print(new, found, asked.by)
         for worker in workers:
             worker.join()
-    if not asked.names and len(asked.stage) == 4:
-        write_rows(RESULTS / "traffic.csv", rows)
+    _keep(rows)
     return int(any(row["sent"] > row["least"] for row in rows))
 
 
@@ -237,6 +241,14 @@ def _rows(name: str, cell: Cell, accum: int, found: Count) -> list[Row]:
     place = {"task": name, "stage": cell.stage, "threshold": "" if cell.persistence is None else cell.persistence}
     return [place | {"accum": accum, "of": part, "sent": float(sent), "least": float(found.least[part])}
             for part, sent in found.sent.items()]  # fmt: skip
+
+
+def _keep(rows: list[Row]) -> None:
+    """In place of older rows of the same cells."""
+    file, key = RESULTS / "traffic.csv", itemgetter("task", "stage", "threshold", "accum", "of")
+    older: list[Row] = list(csv.DictReader(file.open())) if file.exists() else []
+    together = {tuple(map(str, key(row))): row for row in [*older, *rows]}
+    write_rows(file, [together[place] for place in sorted(together)])
 
 
 def _print(rows: list[Row], found: Count, by: bool) -> None:
