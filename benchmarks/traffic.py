@@ -13,8 +13,9 @@ with two: all collectives of the third step are counted (`wire.py`, which states
     losses     what LOSSES says, where a task stands there; of others the count stands for it
 
 (Weights stay whole from the forward to the backward pass of stage 3 up to stage3_max_reuse_distance, a thousand
-million; of larger networks they are gathered twice.) Prints a line a cell, puts rows into benchmarks/results/traffic.csv,
-and ends with 1 if a cell sends more; a quarter of an hour for all. In bf16 it is the same: weights and gradients are fp32.
+million; of larger networks they are gathered twice.) Prints a line a cell, puts rows into
+benchmarks/results/traffic.csv, and ends with 1 if a cell sends more; a quarter of an hour for all. In bf16 it is the
+same: weights and gradients are fp32.
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from bigssl import distributed
+from bigssl.config.errors import ConfigError
 from bigssl.config.recipe import Recipe
 
 BUCKET = 500_000_000  # elements: DeepSpeed's own default, 1.9 GiB, whatever the size of the network
@@ -54,3 +56,26 @@ def _slices_pay(trained: int, world: int) -> bool:
     all-reduce of which it keeps its slice, but `world` messages that go round all ranks: too slow where these are many
     and the network is small."""
     return world * world * HOP <= max(SPARE, 4 * trained / RATE)
+
+
+PARALLEL = ("tensor_parallel", "autotp_size", "tp_size", "sequence_parallel_size", "pipeline")
+"""What DeepSpeed calls ways to share one sample among ranks."""
+WHY_NOT = "each rank has samples of its own here: losses, clipping and batches count over all ranks (docs/parallel.md)"
+
+
+def check_parallel(options: Iterable[str]) -> None:
+    """Refuse, among `zero.options`, what shares one sample among ranks. Raises ConfigError."""
+    for option in options:
+        if option in PARALLEL:
+            raise ConfigError(f"zero.options.{option}: tensor, sequence and pipeline parallelism are not for bigssl: "
+                              f"{WHY_NOT}; allowed: leave it out, and zero.stage=3 where a network does not fit a rank")
+
+
+def check_data_parallel(data_parallel: int) -> None:
+    """Refuse what was shared among ranks by other ways than a recipe's (deepspeed.tp_model_init, Ulysses).
+
+    data_parallel: ranks among which DeepSpeed takes means of gradients. Raises RuntimeError.
+    """
+    if data_parallel != distributed.world():
+        raise RuntimeError(f"DeepSpeed takes means of gradients over {data_parallel} of {distributed.world()} ranks, "
+                           f"and shares samples among the others: {WHY_NOT}; leave out tensor and sequence parallelism")

@@ -35,7 +35,7 @@ from bigssl.engine.layerwise import Layerwise  # noqa: E402
 from bigssl.engine.layout import flat_tensors, layout_of  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
 from bigssl.engine.saved import TAG, SavedState, Saver  # noqa: E402
-from bigssl.engine.settings import settings_for, zero_options  # noqa: E402
+from bigssl.engine.settings import check_data_parallel, check_parallel, settings_for, zero_options  # noqa: E402
 from bigssl.nets.build import fill  # noqa: E402
 
 
@@ -81,6 +81,7 @@ def check_zero(recipe: Recipe) -> None:
     """Refuse DeepSpeed settings that it would accept and ignore."""
     fields = DeepSpeedZeroConfig.model_fields
     allowed = sorted({n for name, field in fields.items() for n in (name, field.alias) if n} - {"stage"})
+    check_parallel(recipe.zero.options)
     for option in recipe.zero.options:
         if option not in allowed:
             raise ConfigError(
@@ -154,6 +155,7 @@ class Engine:
             if self._stage == 3:
                 cut(module, settings)
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        check_data_parallel(int(self._engine.dp_world_size))
         if self._stage == 0 and distributed.world() == 1:
             self._engine.enable_backward_allreduce = False  # there is nobody: spares copies of all gradients
         self._saver = Saver(self._engine, self._stage)
