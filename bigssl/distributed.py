@@ -153,7 +153,10 @@ class _RowsOfAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: object, *grads: Tensor) -> Tensor:
-        return all_reduce_sum(grads[0].contiguous().clone()).chunk(world())[rank()]
+        parts = [part.contiguous() for part in grads[0].chunk(world())]
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, parts)
+        return own
 
 
 def rows_of_all(tensor: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Install, lint, check types, test. Ends with pytest's summary; arguments go to pytest.
 # Files are dealt to two processes (more: -n 8; none: -n 0).
-# --matrix: instead, every pretext task at every ZeRO stage, number of ranks and precision, into docs/contract.md.
+# --matrix [TASK ...]: instead, every pretext task at every ZeRO stage, number of ranks and passes, and precision,
+# into docs/contract.md; goes on where it was interrupted.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 arguments=("$@")

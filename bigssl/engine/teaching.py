@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigssl.engine.restore import StateError, refuse_differing
 from bigssl.engine.zero import gathered
@@ -20,9 +20,14 @@ Teachers = Mapping[str, Ema]
 
 
 def _whole(teachers: Teachers) -> AbstractContextManager[None]:
-    """All students' parameters in one gather: at ZeRO-3 it costs a third of one gather a layer."""
-    students = {id(p): p for teacher in teachers.values() for p in teacher.student.parameters()}
+    """All students' parameters in one gather: at ZeRO-3 it costs a third of one gather a layer. Those that every rank
+    has whole since the step (stage3_param_persistence_threshold) stay so: after a gather they would be cut again."""
+    students = {id(p): p for teacher in teachers.values() for p in teacher.student.parameters() if not _whole_now(p)}
     return gathered(students.values())
+
+
+def _whole_now(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_status") and parameter.ds_status.name == "AVAILABLE"
 
 
 def teach(teachers: Teachers, at: Progress) -> None:

@@ -38,7 +38,7 @@ from bigssl.engine.layout import flat_tensors, layout_of  # noqa: E402
 from bigssl.engine.meeting.network import choose_interfaces, waiting_for_others  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
 from bigssl.engine.saved import TAG, SavedState, Saver  # noqa: E402
-from bigssl.engine.settings import settings_for, zero_options  # noqa: E402
+from bigssl.engine.settings import check_data_parallel, check_parallel, settings_for, zero_options  # noqa: E402
 from bigssl.nets.build import fill  # noqa: E402
 
 
@@ -87,6 +87,7 @@ def check_zero(recipe: Recipe) -> None:
     """
     canonical, stage, options = canonical_options(), recipe.zero.stage, recipe.zero.options
     allowed = sorted(canonical)
+    check_parallel(options)
     if unknown := [option for option in options if option not in canonical]:
         raise ConfigError(*(
             f"zero.options.{name}: not a field of DeepSpeed's zero_optimization{nearest(name, allowed)}"
@@ -144,6 +145,7 @@ class Engine:
             if self._stage == 3:
                 cut(module, settings)
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        check_data_parallel(int(self._engine.dp_world_size))
         if self._stage == 0 and distributed.world() == 1:
             self._engine.enable_backward_allreduce = False  # there is nobody: spares copies of all gradients
         self._saver = Saver(self._engine, self._stage)

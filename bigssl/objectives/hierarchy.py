@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,10 +44,10 @@ def _contrasts(scales: Sequence[tuple[Tensor, Tensor]], temperature: float) -> C
     first = scales[0][0]
     world, count = distributed.world(), len(scales)
     weights = torch.cat([first.new_full((a.shape[1],), 1 / a.shape[1]) for a, _ in scales])
-    both = [torch.cat(each, 1) for each in zip(*scales, strict=True)]  # [B, S, D]: the times of all scales
-    own = torch.cat(both).transpose(0, 1)
+    own = _times(scales)
     size, whole = len(first), len(first) * world
-    instance = _told_apart(own, _of_all_ranks(own), distributed.rank() * size, temperature)
+    known = _times(_scales(*map(distributed.rows_of_all, scales[0]))) if distributed.active() else own
+    instance = _told_apart(own, known, distributed.rank() * size, temperature)
     times = [_over_time(a, b, temperature) for a, b in scales if a.shape[1] > 1]
     zero = first.new_zeros((), dtype=torch.float32)
     return Contrasts(
@@ -62,6 +62,12 @@ def _scales(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     while first.shape[1] > 1:
         first, second = (F.max_pool1d(each.transpose(1, 2), 2).transpose(1, 2) for each in (first, second))
         yield first, second
+
+
+def _times(scales: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """[S, 2B, D]: all times of all scales, one view and the other. (Ranks exchange the finest scale alone.)"""
+    both = [torch.cat(each, 1) for each in zip(*scales, strict=True)]
+    return torch.cat(both).transpose(0, 1)
 
 
 def _over_time(first: Tensor, second: Tensor, temperature: float) -> Tensor:
@@ -108,11 +114,3 @@ class _Told(torch.autograd.Function):
         each = (grads[0] / (asked.shape[1] * ctx.temperature))[:, None, None]
         table = (shares * each).scatter_add_(2, positives, -each.expand(-1, asked.shape[1], 1))
         return table @ known, table.transpose(1, 2) @ asked, None, None, None
-
-
-def _of_all_ranks(own: Tensor) -> Tensor:
-    """[S, 2B, D] of each rank, one view and the other -> [S, 2N, D]."""
-    if not distributed.active():
-        return own
-    views = [distributed.rows_of_all(view.transpose(0, 1).contiguous()) for view in own.chunk(2, 1)]
-    return torch.cat(views).transpose(0, 1)

@@ -48,20 +48,25 @@ KINKS = 30
 
 
 class Cell(NamedTuple):
-    """Where a preset is trained. persistence: parameters smaller than this are whole on every rank at stage 3."""
+    """Where a preset is trained. persistence: parameters smaller than this are whole on every rank at stage 3. accum:
+    passes a step."""
 
     stage: int
     persistence: int | None
     world: int
     precision: str
+    accum: int = 1
 
     def __str__(self) -> str:
         small = "" if self.persistence is None else f"-threshold{self.persistence}"
-        return f"zero{self.stage}{small}-{self.world}rank{'s' * (self.world > 1)}-{self.precision}"
+        passes = "" if self.accum == 1 else f"-{self.accum}passes"
+        return f"zero{self.stage}{small}-{self.world}rank{'s' * (self.world > 1)}-{self.precision}{passes}"
 
 
 PLACES = ((0, None), (1, None), (2, None), (3, 0), (3, None))
 CELLS = [Cell(*place, world, dtype) for place in PLACES for world in (1, 2) for dtype in ("fp32", "bf16")]
+EVERY = [cell._replace(accum=accum) for cell in CELLS for accum in (1, 2)]
+"""The whole matrix; CI takes of CELLS, and two passes a step with a NaN among them."""
 HARDEST = Cell(3, 0, 2, "fp32")
 """What a task is likeliest to get wrong: nothing but slices of its weights, half of the samples."""
 
@@ -126,7 +131,8 @@ def preset_recipe(
 
 def at_cell(values: dict[str, Any], cell: Cell) -> dict[str, Any]:
     options = {} if cell.persistence is None else {"stage3_param_persistence_threshold": cell.persistence}
-    return values | {"precision": cell.precision, "zero": {"stage": cell.stage, "options": options}}
+    split = {} if cell.accum == 1 else {"batch": {**values["batch"], "accum": cell.accum}}
+    return values | split | {"precision": cell.precision, "zero": {"stage": cell.stage, "options": options}}
 
 
 def validated(values: dict[str, Any]) -> Recipe:

@@ -12,7 +12,8 @@ ranks, and S optimizer states per element (AdamW and LAMB 2; LARS and SGD 1; Muo
     teachers            4 per element and buffers, whole on every rank at every stage
     bf16 copies         2 per element of a weight that autocast casts, at every stage
 
-A reduce bucket is 4T, at most 1.9 GiB, unless the recipe says otherwise; two of them with overlap_comm at stages 1, 2.
+A reduce bucket is an eighth of 4T, but at least 16 MiB (or 4T), the largest tensor, and at most 1.9 GiB, unless the
+recipe says otherwise; at stages 1 and 2 there are two of them (overlap_comm).
 Small layers (stage3_param_persistence_threshold) stay whole. A slice is rounded up where W does not divide its group
 (one group a layer with LAMB and LARS). A layer that is cut between two slices keeps its whole gradient on both ranks.
 Gathered layers are an upper bound: DeepSpeed keeps them up to max_live_parameters. Temporaries of the optimizer step

@@ -48,7 +48,8 @@ class TokenFrequencies(nn.Module):
         slots = labels.flatten().where(labels.flatten() != IGNORED, vocabulary)  # bincount takes no negative numbers
         histogram = torch.zeros(vocabulary + 1, dtype=torch.int64, device=labels.device)
         histogram.scatter_add_(0, slots, torch.ones_like(slots))
-        histogram = distributed.all_reduce_sum(histogram[:vocabulary].contiguous())
+        # a pass has fewer than 2³¹ tokens: half of the bytes between ranks
+        histogram = distributed.all_reduce_sum(histogram[:vocabulary].int()).long()
         surprise, count = self.surprise(), histogram.sum()
         if self.training:
             self.counts += histogram

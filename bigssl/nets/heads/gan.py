@@ -101,8 +101,10 @@ def spread_of_fills(made: Tensor, truth: Tensor, hidden: Tensor) -> Tensor:
     step = max(1, made.shape[-1] // 32)
     some = hidden[..., ::step, ::step].double()
     thin = torch.stack([made[..., ::step, ::step], truth[..., ::step, ::step]]).double() * some  # [2, B, C, h, w]
-    powers = torch.stack([thin.sum(1), thin.square().sum(1), some.sum(0).expand_as(thin[:, 0])])
-    sums, squares, count = distributed.all_reduce_sum(powers)
-    moments = (squares - sums.square() / count.clamp(min=1)).clamp(min=0).flatten(1).sum(1)  # [2]
-    same = moments[1] <= 1e-9 * squares[1].sum()
+    own = [thin.sum(1), thin.square().flatten(1).sum(1), some.sum(0)]  # [2, C, h, w], [2], [1, h, w]
+    everywhere = distributed.all_reduce_sum(torch.cat([each.flatten() for each in own]))
+    sums, squares, count = (flat.view_as(each) for flat, each in zip(everywhere.split([t.numel() for t in own]), own,
+                                                                    strict=True))  # fmt: skip
+    moments = (squares - (sums.square() / count.clamp(min=1)).flatten(1).sum(1)).clamp(min=0)  # [2]
+    same = moments[1] <= 1e-9 * squares[1]
     return torch.where(same, 1.0, moments[0] / moments[1]).pow(0.25).clamp(max=1).float()
