@@ -140,18 +140,21 @@ class Rig:
                 phases[name].append(end - begin)
 
     def steps(self, micro: int, count: int) -> dict[str, list[float]]:
-        """Seconds of phases (the device waited for after each) and of whole steps, of `count` steps of each kind."""
+        """Seconds of phases (the device waited for after each) and of whole steps, of `count` steps of each kind; cpu:
+        those that the threads of this process took for whole steps."""
         data = self.batch(micro)
-        found: dict[str, list[float]] = {"forward": [], "backward": [], "update": [], "total": []}
+        found: dict[str, list[float]] = {"forward": [], "backward": [], "update": [], "total": [],
+                                         "cpu": []}  # fmt: skip
         for _ in range(3):
             self.step(data)
         for _ in range(count):
             self.step(data, found)
         distributed.barrier()
         for _ in range(count):
-            begin = self.wait()
+            begin, used = self.wait(), time.process_time()
             self.step(data)
             found["total"].append(self.wait() - begin)
+            found["cpu"].append(time.process_time() - used)
         return found
 
     def sent(self, micro: int) -> list[tuple[str, int, int]]:

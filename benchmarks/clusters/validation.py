@@ -49,6 +49,7 @@ def validate(steps: int) -> int:
           f"checkpoint {fit.save / 1e6:.0f} MB/s")  # fmt: skip
     print(f"{'held out':58}{'predicted':>12}{'measured':>12}{'error':>8}")
     single = measured.launch(replace(asked, micros=[HELD_OUT], checkpoint=False), 1, 1)
+    show(work_of_threads(alone, single))
     show(steps_of([single, pair], shapes, here, fit))
     work = work_of(recipe, shapes, here, 2, HELD_OUT, 1, Settings(workers=1), fit)
     show(sent_of(pair, shapes, work))
@@ -72,6 +73,14 @@ def validate(steps: int) -> int:
 def show(cases: list[Case]) -> None:
     for what, said, true in cases:
         print(f"{what:58}{said:>12.4g}{true:>12.4g}{100 * (said / true - 1):>+7.0f}%", flush=True)
+
+
+def work_of_threads(fitted: measured.Run, held_out: measured.Run) -> list[Case]:
+    """Milliseconds of the processor in a step of one rank, which others on the machine hardly change."""
+    known = {int(micro): min(phases["cpu"]) for micro, phases in fitted["found"]["steps"].items()}
+    fixed, each = measured.nonnegative([[1.0, micro] for micro in known], list(known.values()))
+    return [(f"processor time of a step of {micro} samples on 1 rank, ms", 1e3 * (fixed + each * int(micro)),
+             1e3 * min(phases["cpu"])) for micro, phases in held_out["found"]["steps"].items()]  # fmt: skip
 
 
 def steps_of(runs: list[measured.Run], shapes: OnShapes, cluster: Cluster, fit: measured.Fitted,
