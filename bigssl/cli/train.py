@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -114,7 +115,10 @@ def _devices(ranks: int | None, environment: dict[str, str]) -> list[str]:
 
 
 def _count_gpus() -> int:
-    """Asked in another process: this one lives as long as the run, and torch takes 200 MiB."""
+    """Asked in another process: this one lives as long as the run, and torch takes 200 MiB (and seconds, which a build
+    for CPUs, by its name, is not asked for)."""
+    if version("torch").endswith("+cpu"):
+        return 0
     code = "import torch; print(torch.accelerator.device_count())"
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return int(asked.stdout.strip() or 0)

@@ -346,3 +346,14 @@ def test_only_ranks_and_launchers_are_waited_for_and_heard(how: str, launcher: s
     if len(lines) > 1:
         psutil.Process(int(left)).kill()
     assert lines[-1] == f"code {code}"
+
+
+def test_a_build_for_cpus_is_not_asked_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would say 0, after the seconds that an import of torch takes."""
+    monkeypatch.setattr(train, "version", lambda _: "2.13.0+cpu")
+    monkeypatch.setattr(train.subprocess, "run", None)
+    assert train._count_gpus() == 0
+    other = subprocess.CompletedProcess([], 0, "3\n")
+    monkeypatch.setattr(train, "version", lambda _: "2.13.0")
+    monkeypatch.setattr(train.subprocess, "run", lambda *_, **__: other)
+    assert train._count_gpus() == 3
