@@ -23,7 +23,8 @@ class NoMeeting(RuntimeError):
 
 def left_alone(error: RuntimeError) -> str:
     """How a collective says that another rank has ended, or "" if `error` says something else."""
-    found = re.search(r"[Cc]onnection (closed|reset) by peer|Broken pipe|remote process exited", str(error))
+    how = r"[Cc]onnection (closed|reset) by peer|Broken pipe|remote process exited|Timed out waiting"
+    found = re.search(how, str(error))
     return found.group() if found and active() else ""
 
 

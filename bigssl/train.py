@@ -45,8 +45,10 @@ from bigssl.config.recipe import Recipe, allowing_partial, dump_recipe, load_rec
 from bigssl.data.errors import DataError, display, redact  # noqa: E402
 from bigssl.engine import guards, loop, zero  # noqa: E402
 from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
+from bigssl.engine.clock import Clock  # noqa: E402
 from bigssl.engine.guards import NotSaved  # noqa: E402
 from bigssl.engine.held import let_go, refuse_held  # noqa: E402
+from bigssl.engine.meeting.watch import Watch  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
 from bigssl.nets.heads.base import Head  # noqa: E402
@@ -108,6 +110,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not (how := distributed.left_alone(error)):
             raise
         time.sleep(LEFT_ALONE)
+        if Watch.current is not None:
+            Watch.current.left_alone(how)
         print(f"bigssl: rank {rank}: ended, since another rank has ({how})", file=sys.stderr, flush=True)
         os._exit(exits.FAILED)
     finally:
@@ -131,6 +135,7 @@ def _options(
 def _run(recipe: Recipe, plan: preflight.Plan) -> int:
     try:
         device = zero.start()
+        watch = Watch()
     except distributed.NoMeeting as error:
         say(error)
         return exits.FAILED
@@ -141,18 +146,21 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
         if not outcome.preempted:
             if ATTENTION is not None:
                 ATTENTION.heed()
+            Clock.now = "the export"
             _export(recipe, plan)
     except (guards.Agreed, AgreedError) as error:
         if distributed.is_main():
             say(error)
-        distributed.barrier()  # before any rank ends, which would have the launcher end rank 0
+        watch.end()  # waits: before any rank ends, which would have the launcher end rank 0
         zero.stop()
         return exits.FAILED
     except (CheckpointError, DataError, distributed.NoMeeting) as error:
         print(f"bigssl: rank {distributed.rank()}: {error}", file=sys.stderr, flush=True)
         os._exit(exits.FAILED)  # leaving the group would wait for ranks that wait for this one; the launcher ends them
     distributed.barrier()
+    Clock.now = "the evaluation"
     code = _stopped(outcome) if outcome.preempted else _evaluate(recipe, device, team)
+    watch.end()
     zero.stop()
     return code
 

@@ -21,7 +21,8 @@ SCRIPT = Path(__file__).parents[1] / "train.py"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 # launcher options by which it chooses devices, and by which it starts ranks elsewhere
 _CHOOSING = ("-i", "--include", "-e", "--exclude", "--num_gpus", "--num_accelerators", "--num_nodes")
-_ELSEWHERE = ("-H", "--hostfile", "--force_multi", "--no_ssh", "--launcher")
+_NO_SSH = "--no_ssh"
+_ELSEWHERE = ("-H", "--hostfile", "--force_multi", _NO_SSH, "--launcher")
 
 
 def train(
@@ -51,7 +52,10 @@ def train(
         port = [] if master_port is None else ["--master_port", str(master_port)]
         hosts = [] if hostfile is None else ["--hostfile", str(_existing(hostfile))]
         devices = [] if ranks is None else ["--num_gpus", str(ranks)]
-        _become([*hosts, *port, *devices, *options, *rank])
+        words = [*_launcher(), *hosts, *port, *devices, *options, *rank]
+        if _NO_SSH in given:  # only those of this machine: DeepSpeed's launcher leaves them behind when it ends
+            return Supervisor(SCRIPT).run(words, dict(os.environ))
+        _become(words)
     _refuse_many(recipe)
     environment = dict(os.environ)
     devices = [] if given.intersection(_CHOOSING) else _devices(ranks, environment)
@@ -64,9 +68,8 @@ def _launcher() -> list[str]:
     return [sys.executable, "-m", "deepspeed.launcher.runner"]
 
 
-def _become(arguments: list[str]) -> NoReturn:
+def _become(command: list[str]) -> NoReturn:
     """Ranks of other machines are no descendants of this process: nothing would be gained by staying."""
-    command = [*_launcher(), *arguments]
     os.execv(command[0], command)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import ClassVar
 
 MODEL = ("forward", "backward", "optimizer")
 
@@ -13,12 +14,19 @@ MODEL = ("forward", "backward", "optimizer")
 class Clock:
     """Seconds by stage since the last `lap`. On GPUs these are host times: kernels run behind them."""
 
+    now: ClassVar[str] = "the start"
+    """What this process is in, in words, for the other ranks (engine/meeting/watch.py)."""
+
     def __init__(self) -> None:
+        self._done = 0
         self._spent: dict[str, float] = defaultdict(float)
         self._start = time.perf_counter()
 
     @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
+    def __call__(self, stage: str, done: int | None = None) -> Iterator[None]:
+        """done: steps made before it, where it is the first of a step."""
+        self._done = self._done if done is None else done
+        Clock.now = f"{stage} after step {self._done}"
         begin = time.perf_counter()
         try:
             yield

@@ -19,6 +19,7 @@ from bigssl.data.loading.skipped import Skipped
 from bigssl.engine.checkpoint import CheckpointStore
 from bigssl.engine.clock import Clock, DataWait
 from bigssl.engine.guards import Guard, TooManyBadSamples
+from bigssl.engine.meeting.alike import check_alike
 from bigssl.engine.optim import build_optimizer, schedule, set_learning_rate
 from bigssl.engine.plan.facts import facts
 from bigssl.engine.plan.memory import checkpoint_bytes
@@ -73,17 +74,13 @@ def train(recipe: Recipe, plan: Plan, device: torch.device, probe: Probe | None)
     if distributed.world() != plan.world:
         raise RuntimeError(f"planned for {plan.world} ranks, but the process group has {distributed.world()}")
     resolved = settled(recipe, plan.backbones, accum=plan.accum, bf16=plan.bf16)
+    mine = facts(plan.accum, plan.world, plan.streams, plan.backbones, plan.objective)
+    check_alike(resolved, mine)
     progress_notes = open_folder(resolved)
     expected = checkpoint_bytes(plan.objective, recipe)
     engine = _engine(recipe, plan, device)
-    store = CheckpointStore(
-        recipe.folder / "checkpoints",
-        recipe.checkpoint,
-        facts(plan.accum, plan.world, plan.streams, plan.backbones, plan.objective),
-        progress_notes.append,
-        plan.objective.teachers(),
-        expected,
-    )
+    store = CheckpointStore(recipe.folder / "checkpoints", recipe.checkpoint, mine, progress_notes.append,
+                            plan.objective.teachers(), expected)  # fmt: skip
     start = store.resume(engine)
     progress_notes += plan.notes + settle_folder(resolved, start)
     if plan.beginning is not None:  # there is no checkpoint
@@ -204,15 +201,15 @@ class _Run:
         return done
 
     def _begun(self, passes: Iterator[Batch], at: Progress) -> Iterable[Batch]:
-        batches: Iterator[Batch] = self._timed(passes)
+        batches: Iterator[Batch] = self._timed(passes, at.step)
         if self.passes.gathers:
             batches = iter(list(batches))  # waiting for data is no forward pass
         with self.clock("forward"):
             return self.passes.begin(batches, at)
 
-    def _timed(self, passes: Iterator[Batch]) -> Iterator[Batch]:
+    def _timed(self, passes: Iterator[Batch], done: int) -> Iterator[Batch]:
         while True:
-            with self.clock("data"):
+            with self.clock("data", done):
                 batch = next(passes, None)
             if batch is None:
                 return

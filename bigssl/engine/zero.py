@@ -33,6 +33,7 @@ from bigssl.engine.constraints import apply_constraints, check_constraints  # no
 from bigssl.engine.launcher import free_port  # noqa: E402
 from bigssl.engine.layerwise import Layerwise  # noqa: E402
 from bigssl.engine.layout import flat_tensors, layout_of  # noqa: E402
+from bigssl.engine.meeting.network import choose_interfaces, waiting_for_others  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
 from bigssl.engine.saved import TAG, SavedState, Saver  # noqa: E402
 from bigssl.engine.settings import settings_for, zero_options  # noqa: E402
@@ -58,16 +59,9 @@ def start() -> torch.device:
     # DeepSpeed would compile a C++ all-reduce on a CPU (minutes; hangs on a stale lock). gloo does without it.
     importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
     backend = "gloo" if device.type == "cpu" else accelerator.communication_backend_name()
-    try:
-        deepspeed.init_distributed(dist_backend=backend)
-    except RuntimeError as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        network = "GLOO_SOCKET_IFNAME" if backend == "gloo" else "NCCL_SOCKET_IFNAME"
-        why = str(error).strip().partition("\n")[0]
-        raise distributed.NoMeeting(
-            f"cannot meet the other ranks at {place} (--master_addr, --master_port) by the network interface of "
-            f"{network} ({os.environ.get(network, 'not set')}): {why}"
-        ) from error
+    choose_interfaces(backend)
+    with waiting_for_others() as patience:
+        deepspeed.init_distributed(dist_backend=backend, timeout=patience)
     return device
 
 
