@@ -45,7 +45,7 @@ SlurmctldTimeout=60
 PartitionName=all Nodes=ALL Default=YES MaxTime=60
 """
 
-# As Debian has it, a machine calls itself 127.0.1.1: what meets other machines must not believe it.
+# As Debian has it, a machine calls itself 127.0.1.1: ranks that told others so would never meet.
 _WORLD = """
 set -eu
 folder=$1
