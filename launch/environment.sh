@@ -37,7 +37,9 @@ install it (. launch/setup.sh), or set BIGSSL_VENV to the environment that has i
 # bigssl_recipe FILE: refuses one that cannot be read here. (What is in it, the ranks check.)
 bigssl_recipe() {
   [ -n "${1:-}" ] || bigssl_refuse "no recipe given; allowed: a YAML file, for example launch/recipes/demo.yaml"
-  [ -f "$1" ] && [ -r "$1" ] || bigssl_refuse "recipe: no file $1 in $(pwd) on $(uname -n) that can be read"
+  if [ ! -f "$1" ] || [ ! -r "$1" ]; then
+    bigssl_refuse "recipe: no file $1 in $(pwd) on $(uname -n) that can be read"
+  fi
 }
 
 # bigssl_count NAME VALUE: refuses what is no number above zero.
