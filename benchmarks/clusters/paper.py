@@ -125,7 +125,6 @@ class OnShapes:
     sliced: float
     teachers: float
     layers: int
-    tensors: int
     modality: str
     size: int
     convolution: bool
@@ -193,7 +192,7 @@ def on_paper(recipe: Recipe) -> OnShapes:
     return OnShapes(
         stage=recipe.zero.stage, trained=4.0 * trained, weights=4.0 * sum(p.numel() for p in objective.parameters()),
         whole=float(whole), sliced=float(total - whole), teachers=float(taught), layers=max([*blocks, 4]),
-        tensors=len(list(objective.parameters())), modality=tower.modality, size=tower.size,
+        modality=tower.modality, size=tower.size,
         convolution=convolved > 8, activations=(kept.bytes + kept.batch) / SAMPLES,
         held=float(held.total),
         partly=known[PLACES[-1]].partly, options=partial(_options, objective, recipe), count=count, known=known,

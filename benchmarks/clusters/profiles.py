@@ -6,8 +6,6 @@ switch's. `inner` and `outer` are what collectives reach, nine tenths of the wir
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from clusters.law import Cluster
 
 GB, GBIT = 1e9, 1e9 / 8
@@ -68,8 +66,3 @@ SHARD = 256e6
 
 START = 25.0
 """Seconds from a command to the first step of one rank: imports, networks, loader. Assumed on clusters."""
-
-
-def on_machine(base: Cluster, **facts: float) -> Cluster:
-    """A profile with other facts."""
-    return replace(base, **facts)  # type: ignore[arg-type]
