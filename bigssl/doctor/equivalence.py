@@ -77,14 +77,14 @@ def references(recipe: Recipe, model: type[Recipe], world: int, device: torch.de
 
 def _reference(recipe: Recipe, values: dict[str, Any], model: type[Recipe], world: int, device: torch.device,
                out: str) -> Reference:  # fmt: skip
-    first: Reference | None = None
+    last: Reference | None = None  # of networks as they are: what a user can mend
     for made, said in smaller(recipe, values, world, out):
         try:
             return _plain(model.model_validate(made), Reference(made, said), device)
         except Exception as error:  # a network that cannot be so small; a task that needs more samples
-            first = first or Reference(made, said, error=f"{type(error).__name__}: {first_line(error)}")
-    assert first is not None
-    return first
+            last = Reference(made, said, error=f"{type(error).__name__}: {first_line(error)}")
+    assert last is not None
+    return last
 
 
 def _plain(recipe: Recipe, found: Reference, device: torch.device) -> Reference:

@@ -83,18 +83,19 @@ def _body(recipe: Recipe, name: str, *, wide: bool) -> dict[str, Any]:
         fields = {key: value for key, value in hf.to_diff_dict().items() if key in type(hf)().to_dict()} | fields
         for key in ("transformers_version", "model_type", "architectures", "dtype", "layer_types"):
             fields.pop(key, None)
-    fields |= {key: min(getattr(hf, key), _LAYERS) for key in _DEPTHS if isinstance(getattr(hf, key, None), int)}
-    if isinstance(depths := getattr(hf, "depths", None), list):
+    own, known = hf.to_dict(), type(hf)().to_dict()  # attributes go by further names, which are no fields
+    own = {key: value for key, value in own.items() if key in known}
+    fields |= {key: min(own[key], _LAYERS) for key in _DEPTHS if isinstance(own.get(key), int)}
+    if isinstance(depths := own.get("depths"), list):
         fields["depths"] = [1] * len(depths)
     if not wide:
-        fields |= _narrow(hf)
+        fields |= _narrow(own)
     kept: dict[str, Any] = json.loads(section.model_dump_json())
     return kept | {"type": hf.model_type, "config": fields, "init_from": None, "allow_partial": False, "compile": False}
 
 
-def _narrow(hf: Any) -> dict[str, Any]:
-    """Fields of a network that is as wide as _WIDE, where it is wider."""
-    own = hf.to_dict()
+def _narrow(own: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a network that is as wide as _WIDE, of those of one that is wider."""
     wide = [key for key in _WIDTHS if isinstance(own.get(key), int) and own[key] > _WIDE]
     if not wide:
         return {}
