@@ -21,7 +21,7 @@ def why_not(*tools: str) -> str:
     for tool in ("ip", "tc", "unshare", "nsenter", *tools):
         if shutil.which(tool) is None:
             return f"no {tool} on this machine (Debian: iproute2, util-linux, pdsh, openssh-server)"
-    tried = subprocess.run(["unshare", *_KINDS, "--fork", "--mount-proc", "ip", "link", "add", "a", "type", "veth"],
+    tried = subprocess.run(["unshare", *_KINDS, "--fork", "--mount-proc", "ip", "link", "add", "v0", "type", "veth"],
                            capture_output=True, text=True)  # fmt: skip
     return f"no namespaces with network cards for this user: {tried.stderr.strip()}" if tried.returncode else ""
 
@@ -43,7 +43,9 @@ class Host:
         return ["nsenter", "-t", str(self.pid), *_KINDS, f"--wd={ROOT}", *command]
 
     def do(self, *command: str) -> None:
-        subprocess.run(self.words(*command), check=True, capture_output=True, text=True)
+        """As root of this machine, with its network card and mounts."""
+        words = ["nsenter", "-t", str(self.pid), "--net", *(["--mount"] if command[0] == "mount" else []), *command]
+        subprocess.run(words, check=True, capture_output=True, text=True)
 
     def start(self, log: Path, *command: str, **variables: str) -> subprocess.Popen[bytes]:
         """A command in it, its words going to `log`."""
@@ -76,12 +78,12 @@ class Cluster:
 
     def __init__(self, folder: Path, count: int) -> None:
         self._switch = Host("switch", "")
-        self._switch.do("ip", "link", "add", "bridge", "type", "bridge")
+        self._switch.do("ip", "link", "add", "name", "bridge", "type", "bridge")
         self._switch.do("ip", "link", "set", "bridge", "up")
         self.hosts = [Host(f"host-{n}", f"10.9.0.{n + 1}") for n in range(count)]
         for number, host in enumerate(self.hosts):
             self._switch.do("ip", "link", "add", f"port{number}", "type", "veth", "peer", "name", "eth0")
-            self._switch.do("ip", "link", "set", "eth0", "netns", f"/proc/{host.pid}/ns/net")
+            self._switch.do("ip", "link", "set", "eth0", "netns", str(host.pid))
             self._switch.do("ip", "link", "set", f"port{number}", "master", "bridge", "up")
             for words in ("link set lo up", f"addr add {host.address}/24 dev eth0", "link set eth0 up"):
                 host.do("ip", *words.split())

@@ -150,7 +150,7 @@ def reduced(stage: int, bf16: bool, kind: str) -> tuple[dict[str, int], list[flo
     """On each rank: bytes by dtype of what is reduced in two steps, the losses, and whether weights that are gathered
     are those of the optimizer."""
     sent: dict[str, int] = {}
-    for name in ("all_reduce", "reduce_scatter_tensor"):
+    for name in ("all_reduce", "reduce", "reduce_scatter_tensor"):  # at stages 1 and 2 each slice goes to its owner
         real = getattr(torch.distributed, name)
 
         def counted(*given: Any, real: Any = real, **named: Any) -> Any:

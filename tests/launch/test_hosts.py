@@ -1,0 +1,81 @@
+"""launch/multinode.sh on two machines that are namespaces: the same curve as on one, and words when one is gone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hosts import Cluster, why_not
+
+pytestmark = pytest.mark.skipif(bool(why := why_not()), reason=why)
+SMALL = [
+    "steps=4", "optim.warmup=1", "precision=fp32", "batch.size=16", "data.sources.text.batch=8",
+    "data.sources.captions.batch=16", "checkpoint.every=2", "log_every=1", "evaluate=null", "probe=null",
+    "backbones.image.size=16", "backbones.image.config.hidden_sizes=[8, 16]", "backbones.image.config.depths=[1, 1]",
+    "backbones.image.config.embedding_size=8", "backbones.text.config.hidden_size=16",
+    "backbones.text.config.num_hidden_layers=1", "backbones.text.config.num_attention_heads=2",
+    "backbones.prose.config.hidden_size=16", "backbones.prose.config.num_attention_heads=2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path, 2)
+    yield cluster
+    cluster.end()
+
+
+def start(cluster: Cluster, out: Path, *overrides: str, **variables: str) -> list[subprocess.Popen[bytes]]:
+    """The per-node form, on each host."""
+    return [
+        host.start(
+            out.parent / f"{host.name}.log", "bash", "launch/multinode.sh", "--nodes", "2", "--node_rank", str(number),
+            "--master_addr", cluster.hosts[0].address, "--ranks", "1", "launch/recipes/demo.yaml", f"out={out}", *SMALL,
+            *overrides, **variables,
+        )
+        for number, host in enumerate(cluster.hosts)
+    ]  # fmt: skip
+
+
+def said(out: Path, number: int) -> str:
+    return (out.parent / f"host-{number}.log").read_text()[-4000:]
+
+
+def curve(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("speed/")} for line in lines]
+
+
+def test_two_hosts_of_a_rank_train_as_one_of_two(two: Cluster, tmp_path: Path) -> None:
+    two.limit(0, "100mbit")
+    far, near = tmp_path / "far", tmp_path / "near"
+    for number, process in enumerate(start(two, far)):
+        assert process.wait(280) == 0, said(far, number)
+    words = ["bash", "launch/local.sh", "--ranks", "2", "launch/recipes/demo.yaml", f"out={near}", *SMALL]
+    alone = two.hosts[0].start(tmp_path / "host-0.log", *words)
+    assert alone.wait(280) == 0, said(near, 0)
+    assert curve(far) == curve(near) and len(curve(far)) == 4
+    for name in ("image", "text", "prose"):
+        one, other = (load_file(out / "export" / name / "model.safetensors") for out in (far, near))
+        assert one.keys() == other.keys() and all(bool((one[key] == other[key]).all()) for key in one)
+
+
+def test_a_host_that_is_cut_off_is_named_and_both_end(two: Cluster, tmp_path: Path) -> None:
+    out = tmp_path / "cut"
+    processes = start(two, out, "steps=1000000", "checkpoint.every=1000000", BIGSSL_SILENCE="6")
+    deadline = time.monotonic() + 200
+    while not (out / "metrics.jsonl").exists() or len(curve(out)) < 2:
+        assert time.monotonic() < deadline and all(each.poll() is None for each in processes), said(out, 0)
+        time.sleep(0.1)
+    two.cut(1)
+    assert [process.wait(60) for process in processes] == [1, 1]
+    assert "rank 1 on host-1 has said nothing for 6 s (BIGSSL_SILENCE), last in " in said(out, 0)
+    assert "rank 0's machine, 10.9.0.1, does not answer" in said(out, 1)
