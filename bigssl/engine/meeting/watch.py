@@ -31,7 +31,7 @@ _SLOW = 60.0  # seconds without a step after which rank 0 says who is behind
 _AGAIN = "the same command goes on from the last checkpoint"
 
 
-class Heard(NamedTuple):
+class LastWord(NamedTuple):
     """What a rank said last: a number that grows, its machine, and what it is in."""
 
     beat: int
@@ -132,12 +132,12 @@ class Watch:
         self._count += 1
         self._store.set(str(self._rank), json.dumps([self._count, socket.gethostname(), Clock.now]))
 
-    def _heard(self, rank: int) -> Heard:
-        return Heard(*json.loads(self._store.get(str(rank))))
+    def _heard(self, rank: int) -> LastWord:
+        return LastWord(*json.loads(self._store.get(str(rank))))
 
-    def _all(self) -> dict[int, Heard]:
+    def _all(self) -> dict[int, LastWord]:
         words = self._store.multi_get([str(rank) for rank in range(self._world)])
-        return {rank: Heard(*json.loads(word)) for rank, word in enumerate(words)}
+        return {rank: LastWord(*json.loads(word)) for rank, word in enumerate(words)}
 
     def _judge(self, text: str) -> None:
         """Tell all why this run ends; the first to say so is heard."""
@@ -180,7 +180,7 @@ class _Standing:
         self.seconds *= 2
 
 
-def _groups(heard: dict[int, Heard]) -> str:
+def _groups(heard: dict[int, LastWord]) -> str:
     """Which ranks are where, the fewest first."""
     stages: dict[str, list[int]] = defaultdict(list)
     for rank, each in heard.items():
