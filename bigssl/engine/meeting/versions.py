@@ -7,8 +7,6 @@ import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from bigssl import __version__
-
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pillow")
 
 
@@ -20,10 +18,12 @@ def fingerprint() -> dict[str, str]:
     for path in sorted(root.rglob("*.py")):
         check = zlib.crc32(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes(), check)
     python = ".".join(platform.python_version_tuple()[:2])
-    found = {"bigssl": f"{__version__} (files {check:08x})", "python": python}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    found = {"bigssl": f"{_installed('bigssl')} (files {check:08x})", "python": python}
+    return found | {name: _installed(name) for name in PACKAGES}
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
