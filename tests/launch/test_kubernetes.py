@@ -16,14 +16,16 @@ import pytest
 import yaml
 
 from bigssl import exits
-from bigssl.config.recipe import load_recipe
+from bigssl.config.recipe import load_recipe, recipe_model
+from bigssl.objectives.base import config_union
 from bigssl.report.metrics import read_metrics
+from bigssl.transfer.discovery import evaluation_union
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "launch/k8s"
 MANIFESTS = ("service.yaml", "storage.yaml", "job.yaml")
 RECIPE: dict[str, Any] = {
-    "name": "run", "steps": 300, "precision": "fp32", "batch": {"size": 16}, "checkpoint": {"every": 1_000_000},
+    "name": "run", "steps": 100, "precision": "fp32", "batch": {"size": 16}, "checkpoint": {"every": 1_000_000},
     "objective": {"name": "simclr", "source": "emoji"},
     "backbones": {"image": {"type": "resnet", "size": 16, "config": {
         "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}}},
@@ -65,7 +67,8 @@ def test_its_files_fit_each_other() -> None:
     rules = {code: rule["action"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule
              for code in rule["onExitCodes"]["values"]}  # fmt: skip
     assert rules == {exits.REFUSED: "FailJob", exits.STOPPED: "Ignore"} and pod["restartPolicy"] == "Never"
-    assert load_recipe(str(BASE / "recipe.yaml"), []).batch.size % (len(hosts) * gpus) == 0
+    recipe = load_recipe(str(BASE / "recipe.yaml"), [], recipe_model(config_union(), evaluation_union()))
+    assert recipe.batch.size % (len(hosts) * gpus) == 0
 
 
 class Pods:
