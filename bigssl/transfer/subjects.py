@@ -20,7 +20,7 @@ from bigssl.data.kinds.captions import all_captions
 from bigssl.data.sample import Sample
 from bigssl.data.shards.index import DatasetIndex
 from bigssl.nets.heads.base import Head
-from bigssl.nets.modality.stretches import TIMED, stretches
+from bigssl.nets.modality.stretches import TIMED, stretch_count
 from bigssl.nets.norm import has_batch_norm
 from bigssl.transfer.arriving.sizes import prepared_otherwise
 from bigssl.transfer.baselines import calibrate_batch_norm, random_network
@@ -60,7 +60,7 @@ class Subject:
         """The same with features of so many stretches of time."""
         if parts is None:
             return self
-        return replace(self, width=self.width * stretches(self.models["trained"], parts), parts=parts)
+        return replace(self, width=self.width * stretch_count(self.models["trained"], parts), parts=parts)
 
     def encoders(self, device: str | torch.device) -> dict[str, Callable[[Mapping[str, Tensor]], Tensor]]:
         """By contender: collated views -> float32 [B, D], on the CPU."""

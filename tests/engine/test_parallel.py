@@ -22,7 +22,8 @@ def test_a_recipe_that_shares_samples_is_refused_by_name(option: str) -> None:
 
 
 def recipe(**options: Any) -> Recipe:
-    return Recipe.model_construct(zero=mock.Mock(stage=0, options=options, communication_data_type="fp32"), optim=mock.Mock(name="adamw"))
+    zero = mock.Mock(stage=0, options=options, communication_data_type="fp32")
+    return Recipe.model_construct(zero=zero, optim=mock.Mock(name="adamw"))
 
 
 class Texts(nn.Module):

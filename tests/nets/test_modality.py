@@ -38,7 +38,7 @@ from bigssl.engine.plan.activations import everything_sample
 from bigssl.nets.chance import dropout
 from bigssl.nets.chance.seeds import another
 from bigssl.nets.modality import MODALITIES
-from bigssl.nets.modality.stretches import features_in_parts, stretches
+from bigssl.nets.modality.stretches import features_in_parts, stretch_count
 from bigssl.nets.pool import mean_of
 from bigssl.nets.towers import Tower, hf_config
 from bigssl.nets.weightless import feature_size
@@ -358,7 +358,7 @@ def test_features_of_stretches_are_means_of_what_was_observed_then(kind: str, ma
             tower.model, MODALITIES[tower.modality].inputs(tower.model, batch)))  # fmt: skip
     assert seen is not None and not seen.bool().all()
     channels = 3 if kind == "patchtst" else 1
-    assert got.shape == (2, stretches(tower.model, parts) * tower.dim) == (2, channels * parts * tower.dim)
+    assert got.shape == (2, stretch_count(tower.model, parts) * tower.dim) == (2, channels * parts * tower.dim)
     for row in range(2):
         means = []
         for tokens, known in zip(hidden[row].chunk(channels), seen[row].bool().chunk(channels), strict=True):

@@ -13,14 +13,14 @@ TIMED = ("series", "audio")
 """Modalities whose hidden states stand for one time after the other."""
 
 
-def stretches(model: PreTrainedModel, parts: int) -> int:
+def stretch_count(model: PreTrainedModel, parts: int) -> int:
     """Of how many means the features of a sample consist: `parts`, of each channel that has states of its own."""
     kind = model.config.model_type
     return parts * (int(model.config.num_input_channels) if kind in BY_CHANNEL else 1)
 
 
 def features_in_parts(model: PreTrainedModel, batch: Batch, parts: int) -> Tensor:
-    """Collated samples on the model's device -> [B, stretches(model, parts) · D]: the means of the hidden states of
+    """Collated samples on the model's device -> [B, stretch_count(model, parts) · D]: the means of the hidden states of
     `parts` equal stretches of time, one after the other, of each channel; of a sound, of what is heard of it."""
     kind = model.config.model_type
     row = modality_of_type(kind)
