@@ -99,8 +99,8 @@ class Pods:
         environment = {**os.environ, **given, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         environment["TORCH_EXTENSIONS_DIR"] = str(self.folder / f"extensions-{index}")
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-        log = (self.folder / f"pod-{index}.log").open("a")
-        return subprocess.Popen(words, cwd=self.folder, env=environment, stdout=log, stderr=log, text=True)
+        with (self.folder / f"pod-{index}.log").open("a") as log:
+            return subprocess.Popen(words, cwd=self.folder, env=environment, stdout=log, stderr=log, text=True)
 
     def printed(self) -> str:
         return "\n".join(file.read_text() for file in sorted(self.folder.glob("pod-*.log")))
