@@ -126,7 +126,7 @@ import json, os, signal, sys, time
 if not sys.argv[1].startswith("-u"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 rank, start = os.environ["RANK"], os.environ.get("SLURM_RESTART_COUNT", "0")
-names = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS",
+names = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME",
          "TORCH_EXTENSIONS_DIR", "SLURM_JOB_ID")
 seen = {{name: os.environ.get(name) for name in names}}
 seen |= {{"words": sys.argv[2:], "cores": len(os.sched_getaffinity(0))}}
@@ -194,7 +194,7 @@ def test_what_ranks_are_told(jobs: dict[str, Job]) -> None:
         assert seen.pop("TORCH_EXTENSIONS_DIR").startswith(f"/tmp/bigssl-{os.getuid()}-")
         assert seen == {
             "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": next(iter(NODES)),
-            "MASTER_PORT": str(20000 + int(job.id)), "OMP_NUM_THREADS": "1", "cores": 1,
+            "MASTER_PORT": str(20000 + int(job.id)), "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", "cores": 1,
             "SLURM_JOB_ID": job.id,
         }  # fmt: skip
 
