@@ -78,6 +78,7 @@ class Cluster:
 
     def __init__(self, folder: Path, count: int) -> None:
         self._switch = Host("switch", "")
+        self._daemons: list[subprocess.Popen[bytes]] = []
         self._switch.do("ip", "link", "add", "name", "bridge", "type", "bridge")
         self._switch.do("ip", "link", "set", "bridge", "up")
         self.hosts = [Host(f"host-{n}", f"10.9.0.{n + 1}") for n in range(count)]
@@ -92,6 +93,21 @@ class Cluster:
             names.write_text("\n".join(["127.0.0.1 localhost", f"127.0.1.1 {host.name}", *others, ""]))
             host.do("mount", "--bind", str(names), "/etc/hosts")
 
+    def serve_ssh(self, folder: Path) -> str:
+        """A daemon on each host, for root by a key of its own; returns what ssh has to be told."""
+        for name in ("host", "user"):
+            words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+            subprocess.run(words, check=True)
+        settings = {"HostKey": folder / "host", "AuthorizedKeysFile": folder / "user.pub", "StrictModes": "no",
+                    "UsePAM": "no", "PidFile": "none", "PermitRootLogin": "prohibit-password"}  # fmt: skip
+        config = folder / "sshd_config"
+        config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+        for host in self.hosts:
+            host.do("mount", "-t", "tmpfs", "tmpfs", "/run")
+            command = f"mkdir -p /run/sshd && exec {shutil.which('sshd') or '/usr/sbin/sshd'} -D -e -f {config}"
+            self._daemons.append(host.start(folder / f"sshd-{host.name}.log", "sh", "-c", command))
+        return f"-i {folder / 'user'} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+
     def cut(self, number: int) -> None:
         """As a cable that is pulled, on the switch's side: nothing tells the host."""
         self._switch.do("ip", "link", "set", f"port{number}", "down")
@@ -104,3 +120,5 @@ class Cluster:
     def end(self) -> None:
         for host in [*self.hosts, self._switch]:
             host.kill()
+        for daemon in self._daemons:
+            daemon.wait()

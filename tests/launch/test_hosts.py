@@ -6,14 +6,15 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hosts import Cluster, why_not
+from hosts import ROOT, Cluster, why_not
 
 pytestmark = pytest.mark.skipif(bool(why := why_not()), reason=why)
 SMALL = [
@@ -66,6 +67,49 @@ def test_two_hosts_of_a_rank_train_as_one_of_two(two: Cluster, tmp_path: Path) -
     for name in ("image", "text", "prose"):
         one, other = (load_file(out / "export" / name / "model.safetensors") for out in (far, near))
         assert one.keys() == other.keys() and all(bool((one[key] == other[key]).all()) for key in one)
+
+
+@pytest.fixture
+def by_ssh(two: Cluster, tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
+    """The form with a host file, on the first host."""
+    asked = two.serve_ssh(tmp_path)
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("".join(f"{host.name} slots=1\n" for host in two.hosts))
+
+    def start(out: Path, *words: str, **variables: str) -> subprocess.Popen[bytes]:
+        options = [word for word in words if word.startswith("--") or word.isdigit()]
+        command = ["bash", "launch/multinode.sh", "--hostfile", str(hostfile), *options, "launch/recipes/demo.yaml",
+                   f"out={out}", *SMALL, *(word for word in words if word not in options)]  # fmt: skip
+        return two.hosts[0].start(tmp_path / "host-0.log", *command, PDSH_SSH_ARGS_APPEND=asked, **variables)
+
+    return start
+
+
+ssh = pytest.mark.skipif(bool(unreached := why_not("pdsh", "ssh", "sshd")), reason=unreached)
+
+
+@ssh
+def test_a_host_file_starts_all_and_what_one_lacks_is_said_before(two: Cluster, by_ssh: Any, tmp_path: Path) -> None:
+    out = tmp_path / "far"
+    assert by_ssh(out).wait(280) == 0, said(out, 0)
+    assert len(curve(out)) == 4 and (out / "export/image/model.safetensors").is_file()
+    two.hosts[1].do("mount", "-t", "tmpfs", "tmpfs", str(ROOT / "launch/recipes"))
+    assert by_ssh(out).wait(120) == 2
+    assert f"bigssl: host-1: recipe: no file launch/recipes/demo.yaml in {ROOT} on host-1" in said(out, 0)
+
+
+@ssh
+def test_a_host_that_loses_power_is_left_out_and_the_others_go_on(two: Cluster, by_ssh: Any, tmp_path: Path) -> None:
+    out = tmp_path / "less"
+    started = by_ssh(out, "--restarts", "1", "steps=40", BIGSSL_SILENCE="6")
+    deadline = time.monotonic() + 200
+    while not (out / "metrics.jsonl").exists() or len(curve(out)) < 6:
+        assert time.monotonic() < deadline and started.poll() is None, said(out, 0)
+        time.sleep(0.1)
+    two.hosts[1].kill()
+    assert started.wait(280) == 0, said(out, 0)
+    assert "bigssl: ended with" in said(out, 0) and "starts again on host-0 (0 restarts left)" in said(out, 0)
+    assert [row["step"] for row in curve(out)] == list(range(1, 41))
 
 
 def test_a_host_that_is_cut_off_is_named_and_both_end(two: Cluster, tmp_path: Path) -> None:
