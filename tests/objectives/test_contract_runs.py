@@ -106,7 +106,8 @@ def check(got: Run, cell: Cell, name: str, plain: Any, halves: Any) -> tuple[flo
     split = {} if cell.accum == 1 else {"batch": {"size": runs.SIZE, "accum": cell.accum}}
     want = plain(name, cell.precision, **split)
     bound = runs.LATER.get((name, cell.precision), runs.SAME[cell.precision])
-    bound *= cell.accum**0.5  # a pass has as many times fewer samples, over which errors of rounding average
+    if cell.precision == "bf16":
+        bound *= cell.accum**0.5  # a pass has as many times fewer samples, over which errors of rounding average
     whole = len(got.passes) == len(want.passes)  # not a run that went on
     if (name, cell.precision) in runs.LATER and cell.world == 1 and whole:
         for row, wanted in list(zip(got.passes, want.passes, strict=True))[: runs.STEPS // 2 * cell.accum]:
