@@ -12,9 +12,11 @@ if [ "${arguments[0]:-}" = --matrix ]; then
   exec python tests/objectives/matrix.py "${arguments[@]:1}"
 fi
 # What the tests of the launchers need besides; without it they are skipped, and say so.
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v slurmctld >/dev/null; then
+missing=""
+for tool in slurmctld munged pdsh sshd tc; do command -v "$tool" >/dev/null || missing="$missing $tool"; done
+if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
-    slurm-wlm munge pdsh openssh-server iproute2; } >/dev/null 2>&1 || echo "bigssl: no Slurm here, tests of it are skipped"
+    slurm-wlm munge pdsh openssh-server iproute2; } >/dev/null 2>&1 || echo "bigssl: not installed:$missing; tests of it are skipped"
 fi
 ruff check .
 mypy bigssl kernels/bigssl_kernels
