@@ -48,6 +48,7 @@ from bigssl.engine.checkpoint import CheckpointError  # noqa: E402
 from bigssl.engine.clock import Clock  # noqa: E402
 from bigssl.engine.guards import NotSaved  # noqa: E402
 from bigssl.engine.held import let_go, refuse_held  # noqa: E402
+from bigssl.engine.meeting import network, watch  # noqa: E402
 from bigssl.engine.meeting.watch import Watch  # noqa: E402
 from bigssl.engine.plan import preflight  # noqa: E402
 from bigssl.engine.resume import settled  # noqa: E402
@@ -62,9 +63,6 @@ from bigssl.transfer.probe import LiveProbe  # noqa: E402
 from bigssl.transfer.scorecard import format_table, score  # noqa: E402
 from bigssl.transfer.subjects import Live, Subject, Tensors  # noqa: E402
 from bigssl.transfer.team import AgreedError, Team  # noqa: E402
-
-LEFT_ALONE = 3.0
-"""Seconds that a rank waits when another has ended: what told that one to stop may be about to tell this one."""
 
 
 class Options(NamedTuple):
@@ -90,6 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
             return exits.DONE
         if not options.print_config:
             preflight.check_port()
+            for name in (network.MEETING, watch.SILENCE):
+                network.seconds_of(name, 0)
         recipe = load_recipe(options.config, options.overrides, recipe_model(config_union(), evaluation_union()))
         recipe = allowing_partial(recipe) if options.allow_partial else recipe
         if not options.print_config:
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError as error:
         if not (how := distributed.left_alone(error)):
             raise
-        time.sleep(LEFT_ALONE)
+        time.sleep(watch.LEFT_ALONE)
         if Watch.current is not None:
             Watch.current.left_alone(how)
         print(f"bigssl: rank {rank}: ended, since another rank has ({how})", file=sys.stderr, flush=True)
@@ -135,7 +135,7 @@ def _options(
 def _run(recipe: Recipe, plan: preflight.Plan) -> int:
     try:
         device = zero.start()
-        watch = Watch()
+        watching = Watch()
     except distributed.NoMeeting as error:
         say(error)
         return exits.FAILED
@@ -151,7 +151,7 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
     except (guards.Agreed, AgreedError) as error:
         if distributed.is_main():
             say(error)
-        watch.end()  # waits: before any rank ends, which would have the launcher end rank 0
+        watching.end()  # waits: before any rank ends, which would have the launcher end rank 0
         zero.stop()
         return exits.FAILED
     except (CheckpointError, DataError, distributed.NoMeeting) as error:
@@ -160,7 +160,7 @@ def _run(recipe: Recipe, plan: preflight.Plan) -> int:
     distributed.barrier()
     Clock.now = "the evaluation"
     code = _stopped(outcome) if outcome.preempted else _evaluate(recipe, device, team)
-    watch.end()
+    watching.end()
     zero.stop()
     return code
 

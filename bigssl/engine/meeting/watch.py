@@ -26,6 +26,8 @@ from bigssl.engine.meeting.network import seconds_of
 SILENCE = "BIGSSL_SILENCE"
 """In the environment: seconds after which a rank that says nothing counts as gone (its machine is cut off or stopped);
 0: never."""
+LEFT_ALONE = 3.0
+"""Seconds that a rank waits when another has ended: what told that one to stop may be about to tell this one."""
 _BEAT = 2.0  # seconds between two words of a rank, at most
 _SLOW = 60.0  # seconds without a step after which rank 0 says who is behind
 _AGAIN = "the same command goes on from the last checkpoint"
@@ -52,7 +54,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._rank, self._world = distributed.rank(), distributed.world()
-        self._silence = seconds_of(SILENCE, 120)
+        self._silence = distributed.from_main(seconds_of(SILENCE, 120))  # a machine may have it set otherwise
         self._beat = min(_BEAT, self._silence / 4)
         self._ended, self._count, self._unanswered = False, 0, 0
         self._ending = threading.Lock()
@@ -70,8 +72,9 @@ class Watch:
 
     def end(self) -> None:
         """To be called when ranks part as they should. Collective."""
+        distributed.barrier()  # those who are here first talk on: the others may yet be long
         self._ended, Watch.current = True, None
-        distributed.barrier()
+        distributed.barrier()  # nobody leaves, and rank 0 takes the store along, while another listens
 
     def left_alone(self, how: str) -> None:
         """To be called when a collective has failed since another rank has gone: finds out which, says it, and ends the
@@ -99,6 +102,7 @@ class Watch:
                     self._look_around(still)
                 self._unanswered = 0
             except RuntimeError:
+                time.sleep(LEFT_ALONE)
                 self._finish(self._unreachable(), mine=True)
             time.sleep(self._beat)
 
