@@ -59,7 +59,7 @@ State = dict[str, Any]  # names to tensors or numbers
 
 def recipe(optimizer: str, stage: int) -> Recipe:
     steps = len(WORLDS) * STEPS
-    options = {"reduce_bucket_size": 1000}
+    options = {"reduce_bucket_size": 1000} if stage else {}
     if stage == 3:  # some parameters whole, some sliced; several flat tensors in a group
         options |= {"stage3_param_persistence_threshold": 20, "sub_group_size": 100}
     return Recipe.model_validate({

@@ -23,9 +23,9 @@ _SPOILING = {
 }
 
 
-def examine_surroundings(section: Diagnoses, nodes: int) -> None:
-    """Findings on host name, interfaces, port and variables. nodes: machines of the run."""
-    _host(section, nodes)
+def examine_surroundings(section: Diagnoses) -> None:
+    """Findings on host name, interfaces, port and variables."""
+    _host(section)
     _interfaces(section)
     _port(section)
     for name, (value, why) in _SPOILING.items():
@@ -34,29 +34,19 @@ def examine_surroundings(section: Diagnoses, nodes: int) -> None:
     _hub(section)
 
 
-def _host(section: Diagnoses, nodes: int) -> None:
-    """gloo listens on the address that the host name has, unless an interface is named."""
+def _host(section: Diagnoses) -> None:
+    """gloo would listen on the address that the host name has; bigssl names it the interface that leads to MASTER_ADDR
+    (engine/meeting/network.py)."""
     name = socket.gethostname()
     variable = _INTERFACES[torch.cuda.is_available()]
-    chosen = os.environ.get(variable)
     try:
-        address = socket.gethostbyname(name)
+        said = f"{name} is {socket.gethostbyname(name)}"
     except OSError as error:
         section.fail("host name", f"{name} has no address ({error.strerror})",
                      f"a line `ADDRESS {name}` in /etc/hosts, or GLOO_SOCKET_IFNAME")  # fmt: skip
         return
-    said = f"{name} is {address}"
-    todo = f"export GLOO_SOCKET_IFNAME=IFACE NCCL_SOCKET_IFNAME=IFACE ({', '.join(_outward()) or 'none is up'}), or "\
-           f"take {name} off the line of 127.0.0.1 in /etc/hosts"  # fmt: skip
-    if not address.startswith("127.") or chosen:
-        section.ok("host name", f"{said}; {variable} chooses the interface" if chosen else said)
-    elif nodes == 1:
-        section.note("host name", f"{said}: other machines would not reach it; one alone does", todo)
-    elif torch.cuda.is_available():
-        section.warn("host name", f"{said}, and no interface is named: gloo groups do not meet, NCCL looks for an "
-                     "interface itself", todo)  # fmt: skip
-    else:
-        section.fail("host name", f"{said}, and no interface is named: {nodes} machines do not meet", todo)
+    chosen = f"{variable} chooses" if os.environ.get(variable) else "the route to MASTER_ADDR chooses"
+    section.ok("host name", f"{said}; {chosen} the interface")
 
 
 def _outward() -> list[str]:

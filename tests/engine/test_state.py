@@ -80,6 +80,8 @@ def test_the_whole_state_moves_where_the_optimizer_is_offloaded(
     plain = matrix.recipe
 
     def offloaded(optimizer: str, stage: int) -> Any:
+        if not stage:  # that which never stopped
+            return plain(optimizer, stage)
         values = plain(optimizer, stage).model_dump()
         values["zero"]["options"]["offload_optimizer"] = {"device": "cpu"}
         config = Recipe.model_validate(values)

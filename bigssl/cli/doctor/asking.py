@@ -61,7 +61,7 @@ def _here(wanted: list[str], environment: Diagnoses, recipe: Recipe | None, worl
     ahead = examine_data(data, recipe, world, per_node) if "data" in wanted and recipe is not None else 0
     if "environment" in wanted:
         examine_machine(environment, recipe, per_node, ahead)
-        examine_surroundings(environment, -(-world // per_node))
+        examine_surroundings(environment)
     for card in cards if "kernels" in wanted else ():
         examine_kernels(kernels, torch.device("cpu") if card is None else torch.device("cuda", card))
     return environment.found + data.found + kernels.found

@@ -123,6 +123,8 @@ PLACES: dict[str, tuple[Make, str]] = {
 ELSEWHERE = {
     "looked.failures": "test_look.py",
     "too_much": "only --memory knows a device before it is there",
+    "advise": "only --gpu asks for it (cards/test_advise.py)",
+    "[advice.failure] if advice.failure else []": "the same",
 }
 
 
