@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from bigssl.doctor.findings import Diagnoses
-from bigssl.engine.launcher import free_port
+from bigssl.engine.launcher import free_port, port_taken
 
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _SPOILING = {
@@ -77,24 +77,12 @@ def _port(section: Diagnoses) -> None:
         _meeting_place(section)
         return
     port = given or "29500"
-    if why := _taken(port):
+    if why := port_taken(port):
         report = section.fail if given else section.warn
         report("port", f"{'MASTER_PORT' if given else 'the default of launchers'}, {port}: {why}",
                f"export MASTER_PORT={free_port()}, or --master_port of the launcher")  # fmt: skip
     else:
         section.ok("port", f"{port} is free")
-
-
-def _taken(port: str) -> str:
-    """Why nobody could listen on `port`; empty where it is free."""
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the real one: a port just left is free
-            probe.bind(("", int(port)))
-            probe.listen()
-    except (OSError, ValueError, OverflowError) as error:
-        return getattr(error, "strerror", None) or str(error)
-    return ""
 
 
 def _meeting_place(section: Diagnoses) -> None:
@@ -103,7 +91,7 @@ def _meeting_place(section: Diagnoses) -> None:
     listens = os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         socket.getaddrinfo(address, int(port))
-        why = _taken(port) if listens else ""
+        why = port_taken(port) if listens else ""
     except (OSError, ValueError) as error:
         why = str(error)
     if why:

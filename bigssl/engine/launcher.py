@@ -27,6 +27,18 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
+def port_taken(port: str) -> str:
+    """Why nobody could listen on `port` of this machine; empty where it is free."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the real one: a port just left is free
+            probe.bind(("", int(port)))
+            probe.listen()
+    except (OSError, ValueError, OverflowError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return ""
+
+
 class Launchers:
     """The launchers above this process, as they were when this was made; none where it was started without one.
 

@@ -99,7 +99,7 @@ def _broken(environment: Diagnoses, error: Exception, json: bool) -> int:
 
     if environment.found:
         examine_machine(environment, None, 1, 0)
-        examine_surroundings(environment, 1)
+        examine_surroundings(environment)
     environment.fail("imports", f"{type(error).__name__}: {first_line(error)}", "mend what is said above first; else "
                      "`python -c 'import bigssl.train'` shows where it is raised")  # fmt: skip
     print(findings_json(environment.found) if json else findings_text(environment.found), flush=True)

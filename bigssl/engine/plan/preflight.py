@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -25,7 +24,7 @@ from bigssl.data.remote.cache import DiskCache
 from bigssl.engine import zero
 from bigssl.engine.constraints import check_constraints
 from bigssl.engine.groups import check_groups
-from bigssl.engine.launcher import free_port
+from bigssl.engine.launcher import free_port, port_taken
 from bigssl.engine.plan.evaluation import check_evaluation, refuse_seen
 from bigssl.engine.plan.facts import facts, refuse_unlike_checkpoint
 from bigssl.engine.plan.folder import check_folder, check_room, refuse_foreign, room
@@ -236,17 +235,11 @@ def check_port() -> None:
     if os.environ["RANK"] != "0":
         return
     port = os.environ.get("MASTER_PORT", "")
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the real one: a port just left is free
-            probe.bind(("", int(port)))
-            probe.listen()
-    except (OSError, ValueError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
+    if why := port_taken(port):
         raise ConfigError(
             f"--master_port: value {port}: {why}; allowed: a free port, for example "
             f"--master_port {free_port()}"
-        ) from None
+        )
 
 
 def _refuse_unused(objective: Objective, built: Mapping[str, towers.Tower]) -> None:
