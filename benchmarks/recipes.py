@@ -164,7 +164,7 @@ def main() -> int:
     options = parser.parse_args()
     machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     cores = "" if torch.cuda.is_available() else f"-x{torch.get_num_threads()}"
-    path = RESULTS / f"recipes_{'-'.join(machine.split()[:2])}{cores}.csv"
+    path = RESULTS / f"recipes_{'-'.join(machine.replace('(R)', '').split()[:2])}{cores}.csv"
     names = options.names or sorted(each.stem for each in RECIPES.glob("*.yaml"))
     rows = [] if options.set else current(known(path))
     there = set() if options.again else {(row["recipe"], row["seed"]) for row in rows}
