@@ -127,7 +127,7 @@ if not sys.argv[1].startswith("-u"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 rank, start = os.environ["RANK"], os.environ.get("SLURM_RESTART_COUNT", "0")
 names = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME",
-         "TORCH_EXTENSIONS_DIR", "SLURM_JOB_ID")
+         "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "SLURM_JOB_ID")
 seen = {{name: os.environ.get(name) for name in names}}
 seen |= {{"words": sys.argv[2:], "cores": len(os.sched_getaffinity(0))}}
 open(f"seen-{{rank}}-{{start}}.json", "w").write(json.dumps(seen))
