@@ -100,8 +100,8 @@ def by_phase(recipe: str, out: Path) -> None:
     loop._engine = marks.after("engine", loop._engine)
     batches, update = loop._Run._timed, loop._Run._update
 
-    def first(self: Any, passes: Iterator[Any]) -> Iterator[Any]:
-        for batch in batches(self, passes):
+    def first(self: Any, passes: Iterator[Any], done: int) -> Iterator[Any]:
+        for batch in batches(self, passes, done):
             if "data" not in marks.rows:
                 marks.end("data")
             yield batch
@@ -128,6 +128,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="first-step-") as folder:
         one = [sys.executable, __file__, given.recipe, "--phases-into", f"{folder}/run"]
         said = subprocess.run(one, cwd=ROOT, capture_output=True, text=True)
+        if said.returncode:
+            raise SystemExit(f"one rank, by phase: exit status {said.returncode}: {said.stderr[-2000:]}")
         rows = json.loads(said.stdout.splitlines()[-1])
     print(f"{'':12}{'clock':>8}{'processors':>12}   seconds")
     for phase in PHASES:
