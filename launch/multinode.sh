@@ -46,8 +46,10 @@ if [ -z "$hostfile" ] || [ -n "$node_rank" ]; then
     case "$node_rank" in '' | *[!0-9]*) bigssl_refuse "--node_rank: value '$node_rank'; allowed: 0 to $((nodes - 1))" ;; esac
     [ "$node_rank" -lt "$nodes" ] || bigssl_refuse "--node_rank: value $node_rank; allowed: 0 to $((nodes - 1))"
     hostfile="${TMPDIR:-/tmp}/bigssl-$(id -u)-$nodes-machines-of-$ranks" # its name says what is in it
-    for ((n = 0; n < nodes; n++)); do echo "machine-$n slots=$ranks"; done >"$hostfile.$$"
-    mv -f "$hostfile.$$" "$hostfile"
+    # Containers may share the folder, and number their processes alike.
+    written="$(mktemp "$hostfile.XXXXXX")"
+    for ((n = 0; n < nodes; n++)); do echo "machine-$n slots=$ranks"; done >"$written"
+    mv -f "$written" "$hostfile"
   fi
   [ ${#bind[@]} = 0 ] || bigssl_bindable
   bigssl_threads "$ranks"

@@ -143,6 +143,18 @@ def flat_tensors(optimizer: Any, stage: int) -> list[Tensor]:
     return tensors
 
 
+@torch.no_grad()
+def clear_padding(layout: Layout, tensors: list[Tensor], rank: int) -> None:
+    """Zero what stands between and behind the parameters of this rank's flat tensors. DeepSpeed leaves there what the
+    memory held before, at stage 3: nobody reads it, but it would be in checkpoints, and may be NaN."""
+    for flat, tensor in zip(layout.flats, tensors, strict=True):
+        end = 0
+        for piece in layout.pieces(flat, rank):
+            tensor[end : piece.at] = 0
+            end = piece.at + piece.stop - piece.start
+        tensor[end:] = 0
+
+
 def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """The optimizer of the recipe, within DeepSpeed's."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)

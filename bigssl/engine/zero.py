@@ -34,7 +34,7 @@ from bigssl.engine.constraints import apply_constraints, check_constraints  # no
 from bigssl.engine.knobs.check import check_knobs  # noqa: E402
 from bigssl.engine.launcher import free_port  # noqa: E402
 from bigssl.engine.layerwise import Layerwise  # noqa: E402
-from bigssl.engine.layout import flat_tensors, layout_of  # noqa: E402
+from bigssl.engine.layout import clear_padding, flat_tensors, layout_of  # noqa: E402
 from bigssl.engine.meeting.network import choose_interfaces, waiting_for_others  # noqa: E402
 from bigssl.engine.restore import restore  # noqa: E402
 from bigssl.engine.saved import TAG, SavedState, Saver  # noqa: E402
@@ -149,9 +149,12 @@ class Engine:
         if self._stage == 0 and distributed.world() == 1:
             self._engine.enable_backward_allreduce = False  # there is nobody: spares copies of all gradients
         self._saver = Saver(self._engine, self._stage)
-        if self._stage and isinstance(optimizer, Layerwise):
+        if self._stage:
             layout = layout_of(self._engine.module, self._engine.optimizer, self._stage, distributed.world())
-            optimizer.see_slices(layout, flat_tensors(self._engine.optimizer, self._stage), distributed.rank())
+            tensors, rank = flat_tensors(self._engine.optimizer, self._stage), distributed.rank()
+            clear_padding(layout, tensors, rank)
+            if isinstance(optimizer, Layerwise):
+                optimizer.see_slices(layout, tensors, rank)
 
     def __call__(self, *arguments: Any) -> Any:
         return self._engine(*arguments)

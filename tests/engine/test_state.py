@@ -110,6 +110,7 @@ def same(before: list[Any], after: list[Any]) -> bool:
 def step_over_a_nan(optimizer: str, bad: float) -> list[tuple[int, bool, bool, int, float, bool]]:
     """By stage: was the state left alone, does the next step change it; skipped steps; norm of the bad gradient."""
     torch.compiler.set_stance("force_eager")  # Muon's kernel
+    torch.use_deterministic_algorithms(True, warn_only=True)  # memory that nobody wrote to is NaN
     zero.start()
     rank, found = torch.distributed.get_rank(), []
     for stage in (0, 1, 2, 3):

@@ -31,6 +31,7 @@ class Host:
 
     def __init__(self, name: str, address: str) -> None:
         self.name, self.address = name, address
+        self._started: list[subprocess.Popen[bytes]] = []
         words = ["unshare", *_KINDS, "--fork", "--kill-child", "--mount-proc", "sh", "-c", f"hostname {name}; exec cat"]
         self._outer = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
@@ -53,8 +54,10 @@ class Host:
         environment = {name: value for name, value in os.environ.items() if name not in unlike}
         environment |= {"OMP_NUM_THREADS": "1", "TMPDIR": str(log.parent)} | variables
         with log.open("wb") as file:
-            return subprocess.Popen(self.words(*command), stdout=file, stderr=subprocess.STDOUT, env=environment,
-                                    start_new_session=True)  # fmt: skip
+            started = subprocess.Popen(self.words(*command), stdout=file, stderr=subprocess.STDOUT, env=environment,
+                                       start_new_session=True)  # fmt: skip
+        self._started.append(started)
+        return started
 
     def processes(self, word: str) -> list[psutil.Process]:
         """Those in it with a word in their command line."""
@@ -71,6 +74,8 @@ class Host:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self._outer.communicate()
+        for process in self._started:
+            process.wait()
 
 
 class Cluster:
@@ -78,7 +83,6 @@ class Cluster:
 
     def __init__(self, folder: Path, count: int) -> None:
         self._switch = Host("switch", "")
-        self._daemons: list[subprocess.Popen[bytes]] = []
         self._switch.do("ip", "link", "add", "name", "bridge", "type", "bridge")
         self._switch.do("ip", "link", "set", "bridge", "up")
         self.hosts = [Host(f"host-{n}", f"10.9.0.{n + 1}") for n in range(count)]
@@ -105,7 +109,7 @@ class Cluster:
         for host in self.hosts:
             host.do("mount", "-t", "tmpfs", "tmpfs", "/run")
             command = f"mkdir -p /run/sshd && exec {shutil.which('sshd') or '/usr/sbin/sshd'} -D -e -f {config}"
-            self._daemons.append(host.start(folder / f"sshd-{host.name}.log", "sh", "-c", command))
+            host.start(folder / f"sshd-{host.name}.log", "sh", "-c", command)
         return f"-i {folder / 'user'} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
 
     def cut(self, number: int) -> None:
@@ -120,5 +124,3 @@ class Cluster:
     def end(self) -> None:
         for host in [*self.hosts, self._switch]:
             host.kill()
-        for daemon in self._daemons:
-            daemon.wait()

@@ -89,10 +89,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_told_before_its_limit_it_saves_is_queued_again_and_ends_as_if_never_stopped(
     slurm: SlurmCluster, undisturbed: Path
 ) -> None:
-    slurm.limit_network(1000)  # so that there is time to tell it
+    slurm.limit_network(1000)
     job = Job(slurm, "told", "--signal=USR1@119", BIGSSL_VENV=sys.prefix)
     run = job.folder / "run"
     slurm.until(lambda: len(read_metrics(run)) >= 3, 150)
+    slurm.limit_network(200)  # so that there is time to tell it: a minute at most, less than its steps take
     minutes = int(slurm.run("squeue", "--noheader", "--job", job.id, "--format=%M").split(":")[0])
     job.update(f"TimeLimit={minutes + 1}")  # Slurm looks at limits every 30 seconds
     slurm.until(lambda: job.state()[2] == 1, 60)

@@ -66,7 +66,7 @@ def choose_interfaces(backend: str, environment: MutableMapping[str, str] = os.e
     Raises:
         NoMeeting: there is no way to MASTER_ADDR, or other machines cannot take it.
     """
-    wanted = [INTERFACES[name] for name in {"gloo", backend} & INTERFACES.keys()]
+    wanted = [variable for name, variable in INTERFACES.items() if name in ("gloo", backend)]
     unset = [name for name in wanted if not environment.get(name)]
     master = environment.get("MASTER_ADDR", "127.0.0.1")
     if not unset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
@@ -199,16 +200,27 @@ def test_a_failure_stays_until_the_pass_is_begun_anew(tars: Path) -> None:
 
 
 def test_no_process_stays(tars: Path) -> None:
-    before = set(psutil.Process().children(recursive=True))
+    """Of a command's session, to which also those belong that have lost their parent."""
+    before = psutil.pids()
     source = stream(f"pipe:cat {tars}/x-0.tar - | cat; sleep 100", 5)
     source._pass = source._samples(0)
     assert next(source._pass)[0] == "k000"
-    assert len(psutil.Process().children(recursive=True)) > len(before)
+    (session,) = {child.pid for child in psutil.Process().children() if child.pid not in before}
+    assert len(of_session(session)) > 1  # the shell and what it runs now
     source.close()
     end = time.monotonic() + 20
-    while set(psutil.Process().children(recursive=True)) - before:
-        assert time.monotonic() < end
+    while left := of_session(session):
+        assert time.monotonic() < end, left
         time.sleep(0.02)
+
+
+def of_session(session: int) -> list[int]:
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == session:
+                found.append(pid)
+    return found
 
 
 def test_behind_a_server(tars: Path, tmp_path_factory: Any) -> None:
