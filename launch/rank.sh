@@ -14,19 +14,6 @@ fi
 place="$(cksum <<<"${BIGSSL_IMAGE:-}:${BIGSSL_VENV:-$root}" | cut -d ' ' -f 1)"
 export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/bigssl-$(id -u)-$place}"
 
-# interface: by which the other machines are reached, as far as `ip` knows it. gloo would take that of the machine's own
-# name, which /etc/hosts may call 127.0.1.1.
-interface() {
-  local address found
-  address="$(getent ahostsv4 "$MASTER_ADDR" | head -n 1 | cut -d ' ' -f 1)"
-  found="$(ip -o -4 address show to "$address" | sed -n '1s/^[0-9]*: *\([^ ]*\) .*/\1/p')"
-  found="${found:-$(ip -o route get "$address" | sed -n '1s/.* dev \([^ ]*\) .*/\1/p')}"
-  if [ "$found" = lo ] && [ "$SLURM_STEP_NUM_NODES" -gt 1 ]; then
-    found="$(ip -o -4 route show default | sed -n '1s/.* dev \([^ ]*\).*/\1/p')"
-  fi
-  echo "$found"
-}
-
 bigssl_recipe "${1:-}"
 bigssl_enter
 local_ranks="${SLURM_STEP_TASKS_PER_NODE%%[!0-9]*}"
@@ -34,10 +21,6 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}"
 else
   bigssl_threads "$local_ranks"
-fi
-if [ -z "${GLOO_SOCKET_IFNAME:-}" ] && command -v ip >/dev/null; then
-  found="$(interface)"
-  if [ -n "$found" ]; then export GLOO_SOCKET_IFNAME="$found"; fi
 fi
 export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_STEP_NUM_TASKS" LOCAL_WORLD_SIZE="$local_ranks"
 

@@ -78,23 +78,45 @@ def choose_interfaces(backend: str, environment: MutableMapping[str, str] = os.e
             f"MASTER_ADDR: value {master!r}: {error.strerror or error} on {socket.gethostname()}; allowed: an address "
             f"of the first machine that all reach (`hostname -I` on it lists them)"
         ) from None
-    loop = own.startswith("127.") or own == "::1"
-    if loop and _several_machines(environment):
-        others = [number.address for at, numbers in psutil.net_if_addrs().items() for number in numbers
-                  if number.family == socket.AF_INET and at != name]  # fmt: skip
-        raise NoMeeting(
-            f"MASTER_ADDR: value {master!r} is {own} on {socket.gethostname()}, which other machines cannot reach; "
-            f"allowed: its address in the network ({', '.join(others) or 'it has none'}), or set {' and '.join(unset)} "
-            f"on every machine"
-        )
+    loop = _is_loop(own)
+    if loop and 0 < _ranks_here(environment) < int(environment.get("WORLD_SIZE", "1")):
+        others = {number.address: at for at, numbers in psutil.net_if_addrs().items() for number in numbers
+                  if number.family == socket.AF_INET and at != name}  # fmt: skip
+        loop, name = False, _way_out(others) if _is_own_name(master, environment) else ""
+        if not name:
+            raise NoMeeting(
+                f"MASTER_ADDR: value {master!r} is {own} on {socket.gethostname()}, which other machines cannot reach; "
+                f"allowed: its address in the network ({', '.join(others) or 'it has none'}), or set "
+                f"{' and '.join(unset)} on every machine"
+            )
     for variable in unset:
         if not loop or variable == INTERFACES["gloo"]:  # NCCL knows better ways within a machine
             environment[variable] = name
 
 
-def _several_machines(environment: MutableMapping[str, str]) -> bool:
-    here = environment.get("LOCAL_SIZE") or environment.get("LOCAL_WORLD_SIZE")  # DeepSpeed's, torchrun's
-    return bool(here) and int(environment.get("WORLD_SIZE", "1")) > int(here or 1)
+def _is_loop(number: str) -> bool:
+    return number.startswith("127.") or number == "::1"
+
+
+def _is_own_name(master: str, environment: MutableMapping[str, str]) -> bool:
+    """Of the first machine, which Debian lets call itself 127.0.1.1: others know better."""
+    first = int(environment.get("RANK", "0")) < _ranks_here(environment)
+    return first and master != "localhost" and not _is_loop(master)
+
+
+def _way_out(others: dict[str, str]) -> str:
+    """Of the interfaces by their addresses: the only one, or that of the default route; "" where neither is."""
+    if len(set(others.values())) == 1:
+        return next(iter(others.values()))
+    try:
+        return interface_to("192.0.2.1")[0]  # an address that nobody has (RFC 5737); nothing is sent
+    except OSError:
+        return ""
+
+
+def _ranks_here(environment: MutableMapping[str, str]) -> int:
+    """0: the launcher does not say."""
+    return int(environment.get("LOCAL_SIZE") or environment.get("LOCAL_WORLD_SIZE") or 0)  # DeepSpeed's, torchrun's
 
 
 @contextlib.contextmanager

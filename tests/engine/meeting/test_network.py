@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,6 +58,21 @@ def test_a_first_machine_that_others_cannot_reach_is_refused(local: str) -> None
     said = str(caught.value)
     assert said.startswith("MASTER_ADDR: value '127.0.0.1' is 127.0.0.1 on ") and "allowed: its address in" in said
     assert "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME on every machine" in said
+
+
+@pytest.mark.parametrize("cards", [{"eth5": "10.9.0.1"}, {"eth5": "10.9.0.1", "docker0": "172.17.0.1"}])
+def test_a_first_machine_that_calls_itself_loopback_takes_its_way_out(
+    cards: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Debian's /etc/hosts: the others know the name's address in the network. Of several, the default route."""
+    ways = {"first": ("lo", "127.0.1.1"), "192.0.2.1": ("eth5", "10.9.0.1")}
+    numbers = {name: [SimpleNamespace(family=socket.AF_INET, address=card)] for name, card in cards.items()}
+    monkeypatch.setattr(network, "interface_to", ways.__getitem__)
+    monkeypatch.setattr(network.psutil, "net_if_addrs", lambda: {"lo": [], **numbers})
+    both = {"GLOO_SOCKET_IFNAME": "eth5", "NCCL_SOCKET_IFNAME": "eth5"}
+    assert chosen("nccl", MASTER_ADDR="first", RANK="0", **APART) == both
+    with pytest.raises(distributed.NoMeeting, match="'first' is 127.0.1.1 on .*, which other machines cannot reach"):
+        chosen("nccl", MASTER_ADDR="first", RANK="1", **APART)  # the second machine would wait for itself
 
 
 def test_a_first_machine_that_has_no_number_is_refused() -> None:
