@@ -6,7 +6,8 @@
 #   --ranks N           ranks on each machine (default: those of HOSTS; without it, the GPUs of this machine, or one)
 #   --master_addr, --master_port   where the ranks meet (default: the first of HOSTS; 29500)
 #   --bind              bind each rank to cores of its own (needs numactl)
-#   --restarts N        by ssh: when the run fails, start it again on the machines that answer, up to N times
+#   --restarts N        by ssh: when the run fails, start it again, up to N times, on as many of the machines that answer
+#                       as `bigssl plan` finds no fault with (their ranks have to divide the batch)
 # The same command again goes on where it stopped. Exit codes: bigssl/exits.py.
 # Of a run by ssh, PDSH_SSH_ARGS_APPEND adds options to ssh.
 set -euo pipefail
@@ -102,6 +103,18 @@ refuse_unlike() {
   done <"$work/able"
 }
 
+# leave_out: of $work/able, the most machines, from the first, on whose ranks the run can go on; prints those left out.
+leave_out() {
+  local count world
+  for ((count = $(wc -l <"$work/able"); count > 0; count--)); do
+    world="$(head -n "$count" "$work/able" | sed 's/.*slots=//' | awk -v each="${ranks:-0}" '{n += each ? each : $1} END {print n}')"
+    if python -m bigssl plan --config "$recipe" --world "$world" "${words[@]:1}" >"$work/plan" 2>&1; then break; fi
+  done
+  [ "$count" -gt 0 ] || bigssl_refuse "on none of the machines that answer can the run go on: $(tail -n 1 "$work/plan")"
+  tail -n "+$((count + 1))" "$work/able" | awk '{printf " %s", $1}'
+  head -n "$count" "$work/able" >"$work/fit" && mv "$work/fit" "$work/able"
+}
+
 # start: one run on $work/able; its exit code.
 start() {
   local child code=0 last
@@ -127,5 +140,7 @@ while true; do
   restarts=$((restarts - 1))
   ask_machines
   [ -s "$work/able" ] || bigssl_refuse "no machine of $hostfile answers any more"
-  echo "bigssl: ended with $code; starts again on $(awk '{print $1}' "$work/able" | paste -sd' ') ($restarts restarts left)" >&2
+  spare="$(leave_out)" || exit $?
+  echo "bigssl: ended with $code; starts again on $(awk '{print $1}' "$work/able" | paste -sd' ') ($restarts restarts left)\
+${spare:+; without$spare: \`bigssl plan\` finds fault with more ranks}" >&2
 done
