@@ -1,7 +1,8 @@
-"""Classification of images by texts that describe the classes, without a labelled image (Radford et al. 2021).
+"""Classification of images, or sounds, by texts that describe the classes, without labelled ones (Radford et al.
+2021).
 
-A head file holds "image_projection" [P, D_image] and "text_projection" [P, D_text], bias-free linear weights into the
-shared space, and "logit_scale" [], which does not change which class wins.
+A head file holds "image_projection" (or "audio_projection") [P, D] and "text_projection" [P, D_text], bias-free linear
+weights into the shared space, and "logit_scale" [], which does not change which class wins.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class ByTexts(Evaluation):
-    """Images to classes that are known by texts; which texts is up to the evaluation."""
+    """Images, or sounds, to classes that are known by texts; which texts is up to the evaluation."""
 
     preset = {"captions": "bigssl/demo/emoji/train", "queries": "bigssl/demo/emoji/val", "label": "category"}
 
@@ -41,20 +42,28 @@ class ByTexts(Evaluation):
     heads: str = Field("clip", description="name under export/heads of the two projections")
     image_backbone: str = "image"
     text_backbone: str = "text"
+    audio_backbone: str | None = Field(None, description="with heads of sounds, which take the place of images")
     captions: str = Field(description="shards whose captions and labels describe the classes")
     label: Label = "label"
     item: Item = None
     caption_limit: Limit = None
 
+    @property
+    def asking(self) -> tuple[str, str]:
+        """Modality of what is classified, and its backbone."""
+        return ("image", self.image_backbone) if self.audio_backbone is None else ("audio", self.audio_backbone)
+
     def unlabelled(self) -> dict[str, str]:
-        return {self.image_backbone: "captions"}
+        return {self.asking[1]: "captions"}
 
     def check(self, seen: Checked) -> None:
-        pictures = input_of(seen.backbone("image_backbone", "image"))
+        kind, _ = self.asking
+        asks = input_of(seen.backbone(f"{kind}_backbone", kind))
         texts = input_of(seen.backbone("text_backbone", "text"))
-        seen.head("heads", "clip", {"image": "image_backbone", "text": "text_backbone"})
+        heads = {kind: f"{kind}_backbone", "text": "text_backbone"}
+        seen.head("heads", "clip" if kind == "image" else "pair", heads)
         seen.samples("captions", texts, "label")
-        seen.samples("queries", pictures, "label", "item")
+        seen.samples("queries", asks, "label", "item")
 
     def texts(self, captions: Captions) -> tuple[list[str], list[str]]:
         """(texts, class of each)."""
@@ -76,8 +85,9 @@ class ByTexts(Evaluation):
 
     def asked(self, bench: Bench) -> NamedClasses:
         """What is to be told apart, and the texts that may tell it. A collective."""
-        images, text = bench.subject(self.image_backbone, "image"), bench.subject(self.text_backbone, "text")
-        queries = bench.encode(images, self.queries, limit=self.query_limit, field="queries",
+        kind, name = self.asking
+        asks, text = bench.subject(name, kind), bench.subject(self.text_backbone, "text")
+        queries = bench.encode(asks, self.queries, limit=self.query_limit, field="queries",
                                columns=self.metadata())  # fmt: skip
         captions = bench.captions(self.captions, [self.label], limit=self.caption_limit, field="captions",
                                   also=[f"sub{self.label}"])  # fmt: skip
@@ -87,7 +97,7 @@ class ByTexts(Evaluation):
             raise AgreedError(f"{bench.where}.captions: {display(self.captions)} has no text for {missing}")
         sentences, labels = self.texts(captions)
         described = bench.texts(text, sentences)
-        widths = {"image": queries.matrices["trained"].width, "text": described["trained"].width}
+        widths = {kind: queries.matrices["trained"].width, "text": described["trained"].width}
         heads = clip_heads(bench, self.heads, widths)
         (known, right), classes = encode_labels(labels, wanted)
         majority = {} if bench.live else {"majority": majority_hits(wanted)}
@@ -96,11 +106,11 @@ class ByTexts(Evaluation):
 
 @dataclass(frozen=True)
 class NamedClasses:
-    """Images whose class is asked, and texts.
+    """Images or sounds whose class is asked, and texts.
 
     Attributes:
         described: features of the texts by contender.
-        known: int64 [texts], the class of each. right: int64 [N], that of each image.
+        known: int64 [texts], the class of each. right: int64 [N], that of each query.
         classes: by name. beside: hits of what sees neither.
     """
 
@@ -126,7 +136,7 @@ class NamedClasses:
     def _found(self, name: str, texts: Matrix, among: Tensor) -> Tensor:
         head, bench = self.heads[name], self.bench
         directions = _directions(bench, texts, among, len(self.classes) + 1, head["text_projection"])
-        into = partial(project, weight=head["image_projection"])
+        into = partial(project, weight=head[f"{self.queries.subject.takes.modality}_projection"])
         return nearest_class(bench, self.queries.matrices[name], into, directions[:-1])
 
 

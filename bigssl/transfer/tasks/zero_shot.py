@@ -1,4 +1,4 @@
-"""Images to classes that are known by their names alone."""
+"""Images, or sounds, to classes that are known by their names alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME = "{}"
 
 
 class ZeroShot(ByTexts):
-    """Class of an image by the nearest class name, through the projections of CLIP (Radford et al. 2021).
+    """Class of an image or a sound by the nearest class name, through the projections of CLIP (Radford et al. 2021).
 
     A class is the mean of the unit vectors of its names in all `templates`, renormalised. Beside it stands a row of the
     names without a template.
@@ -67,9 +67,11 @@ class ZeroShot(ByTexts):
         if not bench.live:
             shares = {form: hits["trained"].double().mean().item() for form, hits in alone.items()}
             said = ", ".join(f"{form!r} {shown(share)}" for form, share in shares.items())
-            bench.note(f"{bench.where}: of {len(asked.queries)} images, one template alone gets right: {said}.")
+            plural = asked.queries.subject.takes.plural
+            bench.note(f"{bench.where}: of {len(asked.queries)} {plural}, one template alone gets right: {said}.")
 
     def score(self, queries: Encoded, hits: dict[str, Tensor], classes: list[str], texts: int) -> Score:
-        subject = f"of {len(queries)} unseen images get the right {self.label} of {len(classes)} from class names alone"
+        subject = f"of {len(queries)} unseen {queries.subject.takes.plural} get the right {self.label} of " \
+                  f"{len(classes)} from class names alone"
         return Score(f"zero-shot {self.label}: names", subject, hits, queries.groups(self.item),
                      chance=1 / len(classes), facts={"classes": len(classes), "texts": texts})  # fmt: skip
