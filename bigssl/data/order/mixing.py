@@ -21,6 +21,7 @@ PROMISED = 0.98  # of data packed class by class
 KINDS = (3, 10, 100, 1000)  # classes in a dataset
 _SAMPLES = 1 << 16  # so many are looked at, in batches evenly over two epochs or more,
 _BATCHES = 64  # but not fewer of these,
+_EPOCHS = 256  # nor, of small data, over more of these: each costs the making of its order
 _RUN = 8  # so many in a row each time: they share blocks of a lane
 
 
@@ -123,7 +124,7 @@ def drawn(order: Order, size: int, steps: np.ndarray) -> np.ndarray:
 
 def sampled_steps(order: Order, size: int) -> np.ndarray:
     """int64 [n]: short runs of steps over the first two epochs or more (of a mixture: twice what it holds)."""
-    last = max(2 * len(order), _SAMPLES) // size
+    last = max(min(max(2 * len(order), _SAMPLES), _EPOCHS * len(order)) // size, _BATCHES)
     first = np.linspace(0, last, max(_BATCHES, _SAMPLES // size) // _RUN).astype(np.int64)
     return np.unique(first[:, None] + np.arange(_RUN))
 
