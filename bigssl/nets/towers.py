@@ -28,6 +28,7 @@ from bigssl.nets.modality.pixels import COLOURS
 from bigssl.nets.norm import has_batch_norm, with_global_batch_norm
 from bigssl.nets.pool import mean_of
 from bigssl.nets.pretrained import found_in
+from bigssl.nets.sound.strides import without_rests
 from bigssl.nets.timm.folders import is_of_timm, timm_config
 from bigssl.nets.vision.sizes import NAMED, refuse_other_size, with_named_size
 from bigssl.nets.weightless import feature_size
@@ -77,6 +78,7 @@ class Tower(nn.Module):
         _freeze_unused(self.model)
         if has_batch_norm(self.model):
             with_global_batch_norm(self.model)
+        without_rests(self.model)
         if config.compile:
             self.model.compile()
 
