@@ -51,5 +51,6 @@ def shared(ways: dict[str, Any]) -> str:
 def test_an_engine_whose_ranks_share_samples_does_not_start(ranks: Any) -> None:
     """Set up outside of a recipe; without, the same engine starts."""
     assert ranks(shared, 2, {}) == ["", ""]
-    for said in ranks(shared, 2, {"tensor_parallel": {"autotp_size": 2}}):
-        assert "means of gradients over 1 of 2 ranks" in said and "docs/parallel.md" in said
+    said = ranks(shared, 2, {"tensor_parallel": {"autotp_size": 2}})
+    assert all(said)  # the one that is later may find the other gone
+    assert any("means of gradients over 1 of 2 ranks" in each and "docs/parallel.md" in each for each in said)
