@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -46,6 +47,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """What is there stays: each collection of garbage, here and in ranks forked from here, walked through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 def _free_port() -> int:
@@ -158,6 +165,7 @@ class Crew:
 
 def _serve(pipe: Any, rank: int, world: int, port: int) -> None:
     _launched(rank, world, port)
+    gc.freeze()  # what tests before left, too: DeepSpeed's engines collect garbage, for a third of a short run
     parent = os.getppid()
     while os.getppid() == parent:
         if not pipe.poll(2.0):

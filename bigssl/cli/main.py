@@ -3,6 +3,7 @@ called: the help is there at once."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from functools import reduce
@@ -74,6 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that is not writable
         say(OSError(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")))
         return exits.FAILED
+    finally:
+        if arguments is None:
+            gc.freeze()  # Python looks for garbage when it ends, twice: a second among the modules of torch
 
 
 def _app(words: list[str]) -> App:

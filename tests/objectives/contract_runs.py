@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import zlib
@@ -135,8 +136,14 @@ def at_cell(values: dict[str, Any], cell: Cell) -> dict[str, Any]:
     return values | split | {"precision": cell.precision, "zero": {"stage": cell.stage, "options": options}}
 
 
+@functools.cache
+def model() -> type[Recipe]:
+    """Of any task's recipe; made once, which takes as long as a few steps."""
+    return recipe_model(config_union())
+
+
 def validated(values: dict[str, Any]) -> Recipe:
-    return recipe_model(config_union()).model_validate(values)
+    return model().model_validate(values)
 
 
 def numbers(losses: Losses) -> dict[str, float]:
