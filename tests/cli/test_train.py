@@ -113,9 +113,9 @@ class Run:
         """Nobody is left: launchers, ranks and their workers. Returns what a shell would be told."""
         assert len(self.below) >= least
         deadline = time.monotonic() + 60
-        while self.process.poll() is None or any(map(psutil.Process.is_running, self.below)):
+        while self.process.poll() is None or any(map(lives, self.below)):
             self.shown()
-            left = [process for process in self.below if process.is_running()]
+            left = [process for process in self.below if lives(process)]
             assert time.monotonic() < deadline, f"still there: {left}\n{self.shown()}"
             time.sleep(0.05)
         return self.process.wait()
@@ -127,6 +127,13 @@ class Run:
         self.process.wait()
         if self._terminal >= 0:
             self.close_terminal()
+
+
+def lives(process: psutil.Process) -> bool:
+    """Not one that has ended, and that nobody has waited for: the first process of a container need not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
