@@ -256,12 +256,14 @@ def task_name(kind: type[Objective]) -> str:
 
 def config_union() -> Any:
     """The type of a recipe's `objective` section: one of the discovered tasks, told apart by `name`."""
-    classes = discover()
-    simple = {name: cls.config_type(name, {}) for name, cls in classes.items() if not cls.__dict__.get("composite")}
-    types = {
-        name: simple[name] if name in simple else cls.config_type(name, simple) for name, cls in classes.items()
-    }
-    return union(list(types.values()))
+    return _union_of(tuple(discover().items()))
+
+
+@cache  # a tenth of a second: commands that make many recipes (`init`) ask for it many times
+def _union_of(classes: tuple[tuple[str, type[Objective]], ...]) -> Any:
+    simple = {name: cls.config_type(name, {}) for name, cls in classes if not cls.__dict__.get("composite")}
+    types = [simple[name] if name in simple else cls.config_type(name, simple) for name, cls in classes]
+    return union(types)
 
 
 def union(types: list[type[Section]]) -> Any:
