@@ -105,13 +105,14 @@ def check(got: Run, cell: Cell, name: str, plain: Any, halves: Any) -> tuple[flo
     """(curve, state, where), as `distance` from the closest reference; asserts that both are small."""
     split = {} if cell.accum == 1 else {"batch": {"size": runs.SIZE, "accum": cell.accum}}
     want = plain(name, cell.precision, **split)
-    bound = runs.LATER.get((name, cell.precision), runs.SAME[cell.precision])
+    bound, begun = runs.LATER.get((name, cell.precision), (runs.SAME[cell.precision], None))
     if cell.precision == "bf16":
         bound *= cell.accum**0.5  # a pass has as many times fewer samples, over which errors of rounding average
     whole = len(got.passes) == len(want.passes)  # not a run that went on
-    if (name, cell.precision) in runs.LATER and cell.world == 1 and whole:
+    if begun is not None and cell.world == 1 and whole:
+        begun *= cell.accum**0.5
         for row, wanted in list(zip(got.passes, want.passes, strict=True))[: runs.STEPS // 2 * cell.accum]:
-            assert row == pytest.approx(wanted, rel=runs.BEGUN, abs=runs.BEGUN)
+            assert row == pytest.approx(wanted, rel=begun, abs=begun)
     if cell.precision == "bf16" and cell.world > 1:
         curve, state, where = runs.distance(got, want, want)
         assert curve <= HALVES, f"{where}: {curve:.1e}"
