@@ -130,20 +130,27 @@ class Crew:
 
     def __call__(self, function: Callable[..., Any], world: int, *args: Any, timeout: float = 120) -> list[Any]:
         """What `function(*args)`, a function of a module, returns on each of `world` ranks."""
+        try:
+            answers = self._answers(world, pickle.dumps((function, args)), timeout)
+        except BaseException:  # pytest's own timeout, too: an answer that comes later would be taken for that of the next
+            self.end(world)
+            raise
+        return [answers[rank][1] for rank in range(world)]
+
+    def _answers(self, world: int, case: bytes, timeout: float) -> dict[int, tuple[bool, Any]]:
         members = self._members.get(world) or self._start(world)
         for _, pipe in members:
-            pipe.send_bytes(pickle.dumps((function, args)))
-        deadline, answers = time.monotonic() + timeout, {}
+            pipe.send_bytes(case)
+        deadline, answers = time.monotonic() + timeout, dict[int, tuple[bool, Any]]()
         while len(answers) < world:
             for rank, (worker, pipe) in enumerate(members):
                 if rank not in answers and worker.is_alive() and pipe.poll(0.002):
                     answers[rank] = pickle.loads(pipe.recv_bytes())
                 failed = rank in answers and not answers[rank][0]
                 if failed or not worker.is_alive() or time.monotonic() > deadline:
-                    self.end(world)
                     why = answers[rank][1] if failed else f"it has died, or gave no answer in {timeout} s"
                     raise AssertionError(f"rank {rank} of {world}: {why}")
-        return [answers[rank][1] for rank in range(world)]
+        return answers
 
     def _start(self, world: int) -> list[tuple[Any, Any]]:
         context, port, members = mp.get_context("fork"), _free_port(), []

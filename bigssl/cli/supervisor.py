@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -24,7 +25,7 @@ from bigssl.engine.stopping import REPEATS, heard
 _PATIENCE = 10.0  # seconds until ranks that were told twice are killed
 _LOOK, _REST = 1.0, 0.05  # seconds between two looks for ranks, and for processes that have ended
 _LAUNCHERS = {"deepspeed.launcher.launch", "deepspeed.launcher.runner"}
-_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
+_SET_SUBREAPER, _GET_SUBREAPER = 36, 37  # PR_SET_CHILD_SUBREAPER and PR_GET_CHILD_SUBREAPER of prctl(2)
 
 
 class Supervisor:
@@ -45,21 +46,27 @@ class Supervisor:
         self._outlived = False  # the first launcher, by one of them
 
     def run(self, command: list[str], environment: dict[str, str]) -> int:
-        """The exit code of the run."""
-        for number in heard():
-            signal.signal(number, self._tell)
-        signal.signal(signal.SIGTSTP, self._pause)
-        signal.signal(signal.SIGCONT, self._go_on)
-        with contextlib.suppress(AttributeError, OSError):  # not Linux
-            ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+        """The exit code of the run. Afterwards this process hears signals, and treats orphans, as before."""
         environment = environment | {SUPERVISOR: str(os.getpid())}
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
-        self._launcher = process.pid
-        if self._told is not None:  # meanwhile
-            self._pass_on()
-        codes = self._wait()
+        with self._hearing(), _adopting_orphans():
+            process = subprocess.Popen(command, env=environment, start_new_session=True)
+            self._launcher = process.pid
+            if self._told is not None:  # meanwhile
+                self._pass_on()
+            codes = self._wait()
         process.returncode = codes.get(process.pid, 0)  # it was waited for here, and is not by its destructor
         return self._code(codes)
+
+    @contextlib.contextmanager
+    def _hearing(self) -> Iterator[None]:
+        mine: dict[int, Any] = {**dict.fromkeys(heard(), self._tell), signal.SIGTSTP: self._pause,
+                                signal.SIGCONT: self._go_on}  # fmt: skip
+        before = {number: signal.signal(number, handler) for number, handler in mine.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _wait(self) -> dict[int, int]:
         """Until the launcher and all ranks have ended. Exit codes of those that ended here, by process id (negative:
@@ -144,6 +151,23 @@ class Supervisor:
         how = f"was killed by {name}{memory}" if name else f"ended with code {code}"
         _say(f"a rank, or the launcher, {how}; the same command begins again at the last checkpoint, if there is one")
         return exits.FAILED
+
+
+@contextlib.contextmanager
+def _adopting_orphans() -> Iterator[None]:
+    """Those below this process become its children, where the system is Linux."""
+    try:
+        prctl = ctypes.CDLL(None).prctl
+    except (AttributeError, OSError):
+        yield
+        return
+    before = ctypes.c_int()
+    prctl(_GET_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    prctl(_SET_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_SET_SUBREAPER, before.value, 0, 0, 0)
 
 
 def _signal_name(code: int) -> str:

@@ -46,7 +46,7 @@ class DiskCache:
         self._sound: dict[str, int] = {}
         try:
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / "locks" / "size"):
+            with self._counting():
                 pass
         except OSError as error:
             why = error.strerror or error
@@ -95,7 +95,8 @@ class DiskCache:
                     file.write(_HEADER.pack(_MAGIC, zlib.crc32(data), len(data)))
                     file.write(data)
                 _touch(part)
-                os.replace(part, path)
+                with self._counting():  # or who counts could meet it under neither name
+                    os.replace(part, path)
             except OSError:
                 part.unlink(missing_ok=True)
                 raise
@@ -151,10 +152,14 @@ class DiskCache:
         if descriptor is not None:
             os.close(descriptor)
 
+    def _counting(self) -> FileLock:
+        """Held by who counts bytes, or changes what there is to count (that they become fewer does no harm)."""
+        return FileLock(self.folder / "locks" / "size")
+
     def _reserve(self, part: Path, size: int) -> None:
         """Makes `part` a file of `size` bytes (without content), so that who counts files counts it in full."""
         counter = self.folder / "locks" / "bytes"
-        with FileLock(self.folder / "locks" / "size"):
+        with self._counting():
             try:
                 total = int(counter.read_text()) + size
             except (OSError, ValueError):  # none yet, or its writer was killed
