@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,7 +89,7 @@ def pretrain(
         RunError: the training did not end well.
     """
     from bigssl.cli.init import init
-    from bigssl.cli.train import train
+    from bigssl.cli.train import refuse_unreadable
 
     name = f"{Path(data).resolve().stem}-{objective}"
     folder = Path(out) if out is not None else Path("runs") / name
@@ -98,7 +101,19 @@ def pretrain(
     elif words not in recipe.read_text():
         raise ConfigError(f"{recipe} exists and was not made by `{words.strip()}`; allowed: out= with another folder")
     fields = [f"{field}={value if isinstance(value, str) else json.dumps(value)}" for field, value in overrides.items()]
-    code = train(recipe, f"out={folder}", *fields, ranks=ranks)
+    refuse_unreadable(recipe, fields)
+    code = _train([str(recipe), f"out={folder}", *fields, *([] if ranks is None else ["--ranks", str(ranks)])])
     if code != exits.DONE:
         raise RunError(folder, code)
     return Run(folder)
+
+
+def _train(words: list[str]) -> int:
+    """The exit code of `bigssl train`. A process of its own: it hears all signals, and waits for whatever is below it;
+    here, other threads and children may have others to wait for them."""
+    process = subprocess.Popen([sys.executable, "-m", "bigssl", "train", *words])
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # a terminal tells both, a notebook this one only; twice at once is once
+            process.send_signal(signal.SIGINT)

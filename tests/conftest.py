@@ -132,7 +132,7 @@ class Crew:
         """What `function(*args)`, a function of a module, returns on each of `world` ranks."""
         try:
             answers = self._answers(world, pickle.dumps((function, args)), timeout)
-        except BaseException:  # pytest's own timeout, too: an answer that comes later would be taken for that of the next
+        except BaseException:  # pytest's own timeout, too: a late answer would be taken for that of the next case
             self.end(world)
             raise
         return [answers[rank][1] for rank in range(world)]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 from PIL import Image
 
 import bigssl
-from bigssl import train
+from bigssl import api, train
 from bigssl.api import RunError
 from bigssl.config.errors import ConfigError
 
@@ -29,8 +33,7 @@ def test_the_example_of_the_readme_goes_from_pictures_to_vectors(
     """As it is written, with a forked rank in place of the launcher, which starts the same in
     tests/test_first_hour.py. Another recipe in its place, and a run that fails, are errors."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bigssl.cli.train.train",
-                        lambda recipe, *fields, **_: ranks(as_rank, 1, str(recipe), list(fields))[0])
+    monkeypatch.setattr(api, "_train", lambda words: ranks(as_rank, 1, words[0], words[1:])[0])
     rng = np.random.default_rng(0)
     for kind, colour in (("cats", 60), ("dogs", 180)):
         (tmp_path / "photos" / kind).mkdir(parents=True)
@@ -46,8 +49,32 @@ def test_the_example_of_the_readme_goes_from_pictures_to_vectors(
     assert (run.folder / "report.html").is_file() and run.scorecard["verdicts"]
     with pytest.raises(ConfigError, match="was not made by `bigssl init byol photos`"):
         bigssl.pretrain("photos", objective="byol", out=run.folder)
-    monkeypatch.setattr("bigssl.cli.train.train", lambda *_, **__: 2)
+    monkeypatch.setattr(api, "_train", lambda words: 2)
     with pytest.raises(RunError, match="exit status 2"):
         bigssl.pretrain("photos", steps=61)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         bigssl.lode  # noqa: B018
+
+
+def test_an_interrupted_cell_stops_the_training_and_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m bigssl train` saves, which takes a while, and ends with 75; a second interrupt does not end it."""
+    command, ready = tmp_path / "python", tmp_path / "ready"
+    command.write_text(f"#!/bin/sh\ntrap 'sleep 0.5; echo \"$@\" >{ready}; exit 75' INT\n"
+                       f"touch {ready}\nwhile :; do sleep 0.05; done\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(api.sys, "executable", str(command))
+
+    def interrupt() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        for _ in range(2):
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = Thread(target=interrupt)
+    thread.start()
+    assert api._train(["recipe.yaml", "steps=5"]) == 75
+    thread.join()
+    assert ready.read_text() == "-m bigssl train recipe.yaml steps=5\n"

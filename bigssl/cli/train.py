@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -44,7 +45,7 @@ def train(
     """
     first = next((n for n, word in enumerate(overrides) if word.startswith("-")), len(overrides))
     fields, options = overrides[:first], list(overrides[first:])
-    _refuse_unreadable(recipe, fields)
+    refuse_unreadable(recipe, fields)
     given = {option.partition("=")[0] for option in options}
     changed = [] if change is None else ["--change", change]
     changed += ["--allow-partial"] if allow_partial else []
@@ -74,8 +75,8 @@ def _become(command: list[str]) -> NoReturn:
     os.execv(command[0], command)
 
 
-def _refuse_unreadable(recipe: Path, fields: tuple[str, ...]) -> None:
-    """What is seen at once; ranks check the rest, with the files that the recipe names."""
+def refuse_unreadable(recipe: Path, fields: Sequence[str]) -> None:
+    """Raises ConfigError for what is seen at once; ranks check the rest, with the files that the recipe names."""
     values = read_mapping(recipe)
     for field in fields:
         apply_override(values, field, str(recipe))

@@ -326,14 +326,20 @@ def test_the_exit_code_is_that_of_the_ranks(
 
 
 WATCHED = """
-import ctypes, os, sys
+import ctypes, os, signal, sys
 from pathlib import Path
 from bigssl.cli.supervisor import Supervisor
+libc = ctypes.CDLL(None)
 if sys.argv[1] == "no reaper":
     def CDLL(name): raise OSError
     ctypes.CDLL = CDLL
-supervisor = Supervisor(Path(os.environ["SCRIPT"]))
-print("code", supervisor.run(["bash", "-c", sys.argv[2]], {"PATH": "/usr/bin:/bin"}))
+def state():
+    reaper = ctypes.c_int()
+    libc.prctl(37, ctypes.byref(reaper), 0, 0, 0)
+    return reaper.value, [signal.getsignal(number) for number in signal.valid_signals()]
+supervisor, before = Supervisor(Path(os.environ["SCRIPT"])), state()
+code = supervisor.run(["bash", "-c", sys.argv[2]], {"PATH": "/usr/bin:/bin"})
+print("code" if state() == before else "it has left signals or orphans to itself", code)
 """
 
 
