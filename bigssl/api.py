@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import warnings
@@ -109,11 +108,10 @@ def pretrain(
 
 
 def _train(words: list[str]) -> int:
-    """The exit code of `bigssl train`. A process of its own: it hears all signals, and waits for whatever is below it;
-    here, other threads and children may have others to wait for them."""
+    """The exit code of `bigssl train`. A process of its own: that waits for whatever is below it, where here other
+    children may have others to wait for them. What tells this process to stop tells that one."""
+    from bigssl.engine.stopping import heard, hearing
+
     process = subprocess.Popen([sys.executable, "-m", "bigssl", "train", *words])
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # a terminal tells both, a notebook this one only; twice at once is once
-            process.send_signal(signal.SIGINT)
+    with hearing(dict.fromkeys(heard(), lambda number, frame: process.send_signal(number))):
+        return process.wait()

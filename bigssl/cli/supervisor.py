@@ -14,13 +14,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import psutil
 
 from bigssl import exits
 from bigssl.engine.launcher import SUPERVISOR, is_there
-from bigssl.engine.stopping import REPEATS, heard
+from bigssl.engine.stopping import REPEATS, heard, hearing
 
 _PATIENCE = 10.0  # seconds until ranks that were told twice are killed
 _LOOK, _REST = 1.0, 0.05  # seconds between two looks for ranks, and for processes that have ended
@@ -46,27 +45,22 @@ class Supervisor:
         self._outlived = False  # the first launcher, by one of them
 
     def run(self, command: list[str], environment: dict[str, str]) -> int:
-        """The exit code of the run. Afterwards this process hears signals, and treats orphans, as before."""
+        """The exit code of the run. Afterwards this process hears signals, and treats orphans, as before; one that was
+        told to stop hears nothing more that could take the place of its exit code."""
         environment = environment | {SUPERVISOR: str(os.getpid())}
-        with self._hearing(), _adopting_orphans():
+        told = heard()
+        handlers = {signal.SIGTSTP: self._pause, signal.SIGCONT: self._go_on} | dict.fromkeys(told, self._tell)
+        with hearing(handlers), _adopting_orphans():
             process = subprocess.Popen(command, env=environment, start_new_session=True)
             self._launcher = process.pid
             if self._told is not None:  # meanwhile
                 self._pass_on()
             codes = self._wait()
+        if self._told is not None:
+            for number in told:
+                signal.signal(number, signal.SIG_IGN)
         process.returncode = codes.get(process.pid, 0)  # it was waited for here, and is not by its destructor
         return self._code(codes)
-
-    @contextlib.contextmanager
-    def _hearing(self) -> Iterator[None]:
-        mine: dict[int, Any] = {**dict.fromkeys(heard(), self._tell), signal.SIGTSTP: self._pause,
-                                signal.SIGCONT: self._go_on}  # fmt: skip
-        before = {number: signal.signal(number, handler) for number, handler in mine.items()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _wait(self) -> dict[int, int]:
         """Until the launcher and all ranks have ended. Exit codes of those that ended here, by process id (negative:

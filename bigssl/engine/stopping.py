@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -25,6 +27,21 @@ _LOST = "the end of its launcher"
 def heard() -> list[signal.Signals]:
     """SIGNALS, less those that were ignored from the start: SIGHUP by `nohup`, SIGINT where a script used `&`."""
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+@contextmanager
+def hearing(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], Any]]) -> Iterator[None]:
+    """Within it, each signal of `handlers` is told to its function; afterwards, to whom it was told before. Nothing
+    changes in a thread that is not the first: Python lets that one alone hear."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class StopFlag:
