@@ -268,13 +268,13 @@ def test_brace_patterns_with_login_and_token(dataset, serve, quick, capfd: pytes
 
 def test_nothing_runs_in_a_process_that_will_fork(dataset, serve, quick) -> None:
     server = serve(Path(dataset((9, 9)).url))
-    before = set(threading.enumerate())
+    before = set(threading.enumerate())  # some of them, of earlier tests, may be about to end
     index = DatasetIndex.load(server.url, quick())
     stream = Stream(index, seed=0)
     assert next(read_in_order(index, 1)).key == "s-00000"
-    assert set(threading.enumerate()) == before
+    assert not set(threading.enumerate()) - before
     stream.read(0)
-    assert set(threading.enumerate()) > before
+    assert set(threading.enumerate()) - before
     options = {"seed": 0, "rank": 0, "world": 1, "accum": 1, "start_step": 0, "stop_step": 2, "device_pin": False}
     loader = make_loader({"": stream}, {"": 4}, as_it_is, dict, workers=1, **options)
     seen: list[set[threading.Thread]] = []

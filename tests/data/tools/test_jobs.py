@@ -9,8 +9,8 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 
 from bigssl.data.errors import DataError
@@ -51,7 +51,7 @@ def test_a_killed_process_is_an_error_and_not_a_hang() -> None:
         list(each(str, [1], 0))
 
 
-def test_a_killed_parent_leaves_no_process(tmp_path: Path) -> None:
+def test_a_killed_parent_leaves_no_process(tmp_path: Path, gone: Any) -> None:
     code = """
         import os, sys, time
         from pathlib import Path
@@ -67,6 +67,4 @@ def test_a_killed_parent_leaves_no_process(tmp_path: Path) -> None:
         time.sleep(0.01)
     parent.kill()
     parent.wait()
-    workers = [psutil.Process(int(path.name)) for path in tmp_path.iterdir() if psutil.pid_exists(int(path.name))]
-    _, left = psutil.wait_procs(workers, timeout=20)
-    assert not left
+    assert gone([int(path.name) for path in tmp_path.iterdir()])
