@@ -85,7 +85,7 @@ def pretrain(
         overrides: fields of the recipe: steps=200, or **{"optim.lr": 1e-3}.
     Raises:
         ConfigError, DataError: of the arguments or the data, in one line.
-        RunError: the training did not end well.
+        RunError: the training did not end well, or was told to stop (Ctrl-C, after its checkpoint: status 75).
     """
     from bigssl.cli.init import init
     from bigssl.cli.train import refuse_unreadable

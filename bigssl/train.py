@@ -282,5 +282,5 @@ if __name__ == "__main__":
     gc.freeze()
     gc.enable()
     code = main()
-    gc.freeze()  # and again when Python ends
+    gc.freeze()  # Python looks once more when it ends
     sys.exit(code)

@@ -110,7 +110,6 @@ def check(got: Run, cell: Cell, name: str, plain: Any, halves: Any) -> tuple[flo
         bound *= cell.accum**0.5  # a pass has as many times fewer samples, over which errors of rounding average
     whole = len(got.passes) == len(want.passes)  # not a run that went on
     if begun is not None and cell.world == 1 and whole:
-        begun *= cell.accum**0.5
         for row, wanted in list(zip(got.passes, want.passes, strict=True))[: runs.STEPS // 2 * cell.accum]:
             assert row == pytest.approx(wanted, rel=begun, abs=begun)
     if cell.precision == "bf16" and cell.world > 1:
