@@ -41,10 +41,14 @@ SETTINGS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
 # temperatures enlarge; a wrong convention errs by tens of percents.
 SAME = {"fp32": 1e-3, "bf16": 1e-2}
 # Of joint in bf16, stage 3 begins off by rounding (1.6e-5 of the loss on words, after a step), which clipping hands to
-# all parts: its ResNet makes 1.01 % of it by the fourth step. Its first half has to be closer than that of others.
+# all parts: its ResNet makes 1.01 % of it by the fourth step. Its first half has to be closer than that of others. On
+# two ranks, which round their own gradients, only that half is held against one process: two passes a step leave its
+# BatchNorm four samples, and gradients off by 2**-9 alone move the fourth step's spread of the plain loop by 17 %.
 # Of captions that are heard, weights that are rounded to float32 otherwise (`round_otherwise`), and nothing else, move
-# the plain loop's curve by 1.9 % in four steps of two passes, and its first half by 1 %.
-LATER = {("joint", "bf16"): (2e-2, 1e-4), **{(n, "bf16"): (2e-2, SAME["bf16"]) for n in ("audio_text", "audio_image")}}
+# the plain loop's curve by 1.9 % in four steps of two passes, and its first half by 1 %; of inpainting by 1.4 % (of a
+# spread, five seeds), its first half by .04 %.
+ROUGH = ("audio_text", "audio_image", "inpainting")
+LATER = {("joint", "bf16"): (2e-2, 1e-4), **{(name, "bf16"): (2e-2, SAME["bf16"]) for name in ROUGH}}
 # A rounding error that takes a ReLU over its kink leaves the loss as it is, but a gradient off by a percent, and what
 # follows from it (seen: .8 % of the norm, .5 % of what a weight changed, at one of four steps on two ranks).
 KINKS = 30
@@ -374,6 +378,12 @@ def move_teachers(task: Objective, at: Progress) -> None:
         students = dict(teacher.student.named_parameters())
         for name, parameter in teacher.module.named_parameters():
             parameter.copy_(momentum * parameter + (1 - momentum) * students[name])
+
+
+def first_half(run: Run) -> Run:
+    """A whole run's losses and norms until the middle, and its state at the end."""
+    half = len(run.passes) // 2
+    return dataclasses.replace(run, passes=run.passes[:half], norms=run.norms[: len(run.norms) // 2])
 
 
 def distance(got: Run, want: Run, of_state: Run) -> tuple[float, float, str]:

@@ -35,7 +35,9 @@ each_case = pytest.mark.parametrize(("name", "cell"), CASES, ids=[f"{name}-{cell
 
 # Two ranks round their own halves of a gradient to bfloat16, and the step after sees it: a bound on gross errors only.
 # The stages are compared with each other, at two ranks each, as closely as the rest.
-HALVES = 0.2
+HALVES, EARLY = 0.2, 0.05
+MOVED = 2.0
+"""How much further from its reference a run in bf16 may be that went on on another number of ranks."""
 
 
 @pytest.fixture(scope="module")
@@ -101,26 +103,40 @@ def mean_of(ranks: list[Run]) -> Run:
     return Run(passes, first.norms, first.start, first.state, first.settings)
 
 
-def check(got: Run, cell: Cell, name: str, plain: Any, halves: Any) -> tuple[float, float, str]:
-    """(curve, state, where), as `distance` from the closest reference; asserts that both are small."""
+def check(
+    got: Run, cell: Cell, name: str, plain: Any, halves: Any, moved: bool = False
+) -> tuple[float, float, str]:  # fmt: skip
+    """(curve, state, where), as `distance` from the closest reference; asserts that both are small. moved: it went on
+    from `cell` on another number of ranks, which in bf16 round their gradients otherwise than the reference."""
     split = {} if cell.accum == 1 else {"batch": {"size": runs.SIZE, "accum": cell.accum}}
     want = plain(name, cell.precision, **split)
     bound, begun = runs.LATER.get((name, cell.precision), (runs.SAME[cell.precision], None))
     if cell.precision == "bf16":
         bound *= cell.accum**0.5  # a pass has as many times fewer samples, over which errors of rounding average
+        bound *= MOVED if moved else 1
     whole = len(got.passes) == len(want.passes)  # not a run that went on
     if begun is not None and cell.world == 1 and whole:
         for row, wanted in list(zip(got.passes, want.passes, strict=True))[: runs.STEPS // 2 * cell.accum]:
             assert row == pytest.approx(wanted, rel=begun, abs=begun)
     if cell.precision == "bf16" and cell.world > 1:
-        curve, state, where = runs.distance(got, want, want)
-        assert curve <= HALVES * cell.accum**0.5, f"{where}: {curve:.1e}"
+        check_gross(got, want, cell.accum, begun is not None)
         found = runs.distance(got, halves(name, cell.accum), want)
     else:
         found = runs.distance(got, want, want)
     curve, state, where = found
     assert curve <= bound and state <= runs.KINKS * bound, f"{where}: curve off by {curve:.1e}, state by {state:.1e}"
     return found
+
+
+def check_gross(got: Run, want: Run, accum: int, early: bool) -> None:
+    """No gross error of two ranks' losses against one process. early: in the first half of a whole run only, and
+    closer; of tasks that throw errors of rounding far from there on."""
+    if early and len(got.passes) < len(want.passes):
+        return
+    if early:
+        got, want = runs.first_half(got), runs.first_half(want)
+    curve, _, where = runs.distance(got, want, want)
+    assert curve <= (EARLY if early else HALVES) * accum**0.5, f"{where}: {curve:.1e}"
 
 
 @pytest.fixture
@@ -155,7 +171,7 @@ def test_a_run_is_the_plain_loop_and_goes_on_anywhere(
         again = mean_of(crew(runs.driven, place.world, runs.at_cell(values, place), None, True))
         assert len(again.passes) == runs.STEPS // 2 * cell.accum, "it did not go on from the checkpoint"
         assert again.settings == got.settings
-        check(again, cell, name, plain, halves)  # bf16: where it began, gradients were rounded by `cell`'s ranks
+        check(again, cell, name, plain, halves, place.world != cell.world)
     recorded += [*found, True]
 
 
