@@ -44,7 +44,7 @@ CARDS = {
         Card("a100-80", 80, 312, 19.5, 2039, True, "NVIDIA A100 data sheet, SXM4"),
         Card("h100-80", 80, 989, 67, 3350, True, "NVIDIA H100 data sheet, SXM5"),
         Card("h200-141", 141, 989, 67, 4800, True, "NVIDIA H200 data sheet, SXM5"),
-        Card("b200-192", 180, 2250, 80, 8000, True, "NVIDIA HGX B200: 180 of the 192 GB that are built in"),
+        Card("b200-192", 180, 2250, 75, 7700, True, "NVIDIA HGX B200: 180 of the 192 GB that are built in"),
     )
 }
 
