@@ -1,19 +1,24 @@
-"""Figures of the report as SVG text, drawn from the rows of metrics.jsonl and from a scorecard."""
+"""Figures of the report as SVG text, drawn from the rows of metrics.jsonl and from a scorecard.
+
+matplotlib is imported where something is drawn: every rank and every command would wait for it."""
+
+from __future__ import annotations
 
 import io
 import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from bigssl.report.health import PREFIX as HEALTH
 from bigssl.report.health import SCALE, named_health
 from bigssl.report.metrics import Measure
 from bigssl.report.values import CURVE, SHARE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY, INK = "#1f5fa8", "#c8641c", "#2f8f5b", "#9aa0a6", "#202124"
 POINTS = 600  # a curve of more points than pixels only makes the file larger
@@ -78,6 +83,7 @@ def _svg(figure: Figure) -> str:
 def _axes(panels: int, *, width: float = 10.0, height: float = 2.7) -> tuple[Figure, list[Axes]]:
     """Panels of one size whatever their number: two a row, or three where that fills the rows."""
     import matplotlib as mpl
+    from matplotlib.figure import Figure
 
     columns = 3 if panels in (3, 5, 6) else min(panels, 2)
     rows = -(-panels // columns)

@@ -32,6 +32,15 @@ def test_help_is_there_at_once() -> None:
     assert not {"torch", "transformers", "deepspeed", "numpy", "webdataset", "fsspec"} & set(shown.split())
 
 
+def test_a_rank_does_not_import_what_it_may_never_use() -> None:
+    """A tenth of its start: figures and the tests of statistics."""
+    code = "import sys, bigssl.train as t; t.config_union(); t.evaluation_union(); print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = set(shown.split())
+    assert "bigssl.transfer.steps.detectors" in loaded
+    assert not {"matplotlib", "scipy.stats", "scipy.signal"} & loaded
+
+
 @pytest.mark.parametrize("path", COMMANDS)
 def test_every_command_has_help(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*path.split(), "--help"]) == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 
 class StepCounts(NamedTuple):
@@ -63,5 +62,7 @@ def area_under_curve(truth: np.ndarray, scores: np.ndarray) -> float:
 
     truth bool [T] with a True and a False; scores [T].
     """
+    from scipy.stats import rankdata  # a quarter of a second, which every start would pay
+
     ranks, hits = rankdata(scores), int(truth.sum())
     return float((ranks[truth].sum() - hits * (hits + 1) / 2) / (hits * (len(truth) - hits)))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from scipy.signal import lfilter
 from torch import Tensor
 
 from bigssl.transfer.steps.windows import StepWindows
@@ -117,6 +116,8 @@ def principal_components(length: int, stride: int) -> Detector:
 def polynomial(length: int) -> Detector:
     """Squared error of the next step by a polynomial of degree `DEGREE` through the `length` steps before it; the
     first steps, which have no such past, have the mean of the others. It learns nothing from normal series."""
+    from scipy.signal import lfilter  # a fifth of a second, which every start would pay
+
     steps = np.arange(length) / length
     powers = np.vander(steps, DEGREE + 1)
     weights = np.linalg.pinv(powers).T @ np.ones(DEGREE + 1)  # the polynomial's value at 1, where the next step lies
