@@ -46,8 +46,8 @@ SAME = {"fp32": 1e-3, "bf16": 1e-2}
 # BatchNorm four samples, and gradients off by 2**-9 alone move the fourth step's spread of the plain loop by 17 %.
 # Of captions that are heard, weights that are rounded to float32 otherwise (`round_otherwise`), and nothing else, move
 # the plain loop's curve by 1.9 % in four steps of two passes, and its first half by 1 %; of inpainting by 1.4 % (of a
-# spread, five seeds), its first half by .04 %.
-ROUGH = ("audio_text", "audio_image", "inpainting")
+# spread, five seeds), its first half by .04 %; of wav2vec2, which chooses codes, by 2.6 % in two of six seeds.
+ROUGH = ("audio_text", "audio_image", "inpainting", "wav2vec2")
 LATER = {("joint", "bf16"): (2e-2, 1e-4), **{(name, "bf16"): (2e-2, SAME["bf16"]) for name in ROUGH}}
 # A rounding error that takes a ReLU over its kink leaves the loss as it is, but a gradient off by a percent, and what
 # follows from it (seen: .8 % of the norm, .5 % of what a weight changed, at one of four steps on two ranks).
@@ -386,9 +386,17 @@ def first_half(run: Run) -> Run:
     return dataclasses.replace(run, passes=run.passes[:half], norms=run.norms[: len(run.norms) // 2])
 
 
+def unit_of_mean(key: str, state: dict[str, Any]) -> float:
+    """What a running mean may be off by at least: after a projection of what is centred it is nothing but rounding."""
+    if not key.endswith("running_mean"):
+        return 0.0
+    return 1e-3 * state[key.removesuffix("mean") + "var"].max().item() ** 0.5
+
+
 def distance(got: Run, want: Run, of_state: Run) -> tuple[float, float, str]:
-    """Largest difference of the loss curves (relative) and of the states (relative to the change of each tensor), and
-    where. of_state: the run that knows where the state began."""
+    """Largest difference of the loss curves (relative) and of the states (relative to the change of each tensor, and to
+    a thousandth of the deviation that a running mean belongs to), and where. of_state: the run that knows where the
+    state began."""
     curve = {}
     for row, wanted in zip(got.passes, want.passes[-len(got.passes) :], strict=True):
         assert row.keys() == wanted.keys()
@@ -405,6 +413,6 @@ def distance(got: Run, want: Run, of_state: Run) -> tuple[float, float, str]:
             error = (got.state[key].double() - value.double()).abs().max().item()
             change = (value.double() - of_state.start[key].double()).abs().max().item()
             rounding = 4e-6 * (1 + value.double().abs().max().item())
-            state[key] = max(error - rounding, 0.0) / (change + 1e-4)
+            state[key] = max(error - rounding, 0.0) / (change + 1e-4 + unit_of_mean(key, want.state))
     worst = max(curve, key=lambda key: curve[key]), max(state, key=lambda key: state[key])
     return curve[worst[0]], state[worst[1]], " and ".join(worst)
