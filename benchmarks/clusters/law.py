@@ -61,11 +61,12 @@ class Cluster:
 @dataclass(frozen=True)
 class Collective:
     """bytes: of the whole result of an all-gather, the whole input of a reduce-scatter, else of the tensor. count:
-    how many in a step."""
+    how many in a step. norms: of a BatchNorm's moments."""
 
     kind: str
     bytes: float
     count: float = 1.0
+    norms: bool = False
 
 
 def turn(cluster: Cluster, world: int) -> float:

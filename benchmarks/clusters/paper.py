@@ -34,14 +34,17 @@ from bigssl.data.sample import Sample
 from bigssl.engine.plan.activations import OnPaper, everything_sample
 from bigssl.engine.plan.memory import checkpoint_bytes, memory, taught_bytes
 from bigssl.engine.settings import zero_options
+from bigssl.nets.norm import global_moments
 from bigssl.nets.progress import Progress
 from bigssl.nets.weightless import quiet
 
+NORMS = "norms"
 PLACES = ((2, 4), (2, 8), (16, 4), (16, 8), (16, 12))
 """Ranks and samples a rank with which steps are counted: as few as tell five terms apart."""
 SAMPLES = 8  # that are really prepared; of a pass whose activations are counted
 Term = tuple[str, str, int]
-"""Phase (forward or backward), kind and place of a collective among those of its kind and phase."""
+"""Phase (forward or backward; norms: moments that BatchNorms gather), kind and place of a collective among those of its
+kind and phase."""
 
 
 class Tally(TorchDispatchMode):
@@ -52,7 +55,8 @@ class Tally(TorchDispatchMode):
         self.phase = "forward"
         self.flops: dict[str, float] = defaultdict(float)
         self.operators: dict[str, int] = defaultdict(int)
-        self.sent: dict[str, list[tuple[str, int]]] = {"forward": [], "backward": []}
+        self.sent: dict[str, list[tuple[str, int]]] = {"forward": [], "backward": [], NORMS: []}
+        self.norming = False
         self.products = 0.0  # FLOPs of rows with gathered rows, in kernels of ours, which torch cannot count
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -68,8 +72,17 @@ class Tally(TorchDispatchMode):
             self.operators[self.phase] += 1
         return out
 
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of a BatchNorm over ranks, which are gathered on CPUs as on GPUs."""
+        self.norming = True
+        try:
+            return global_moments(x)
+        finally:
+            self.norming = False
+
     def note(self, kind: str, *tensors: Tensor) -> None:
-        self.sent[self.phase].append((kind, sum(t.numel() * t.element_size() for t in tensors)))
+        phase = NORMS if self.norming else self.phase
+        self.sent[phase].append((kind, sum(t.numel() * t.element_size() for t in tensors)))
 
 
 @contextlib.contextmanager
@@ -88,6 +101,7 @@ def among(world: int, tally: Tally) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for name, call in calls.items():
                 stack.enter_context(mock.patch.object(dist, name, call))
+            stack.enter_context(mock.patch("bigssl.nets.norm.global_moments", tally.moments))
             # asked of the other ranks with numbers, which these tensors do not have
             stack.enter_context(mock.patch("bigssl_kernels.agreement.asks", lambda _: False))
             yield

@@ -12,7 +12,7 @@ from bigssl.objectives.base import Objective
 from bigssl.objectives.joint import Joint
 from clusters.law import Cluster, Collective
 from clusters.measured import Fitted
-from clusters.paper import Counts, OnShapes
+from clusters.paper import NORMS, Counts, OnShapes
 from clusters.profiles import SAMPLE_BYTES, SHARD, SPREAD, UTILISATION, WORKER
 from clusters.step import SMALL, Parts, Work, parts_of, save_seconds
 
@@ -148,13 +148,14 @@ def kind_of_sample(shapes: OnShapes) -> str:
 
 def step_collectives(counts: Counts, accum: int, *, cached: bool) -> list[Collective]:
     """Of a whole step. With GradCache the forward's small sums come twice, and what is gathered once is of all."""
-    grouped: dict[tuple[str, float], float] = defaultdict(float)
+    grouped: dict[tuple[str, float, bool], float] = defaultdict(float)
     for (phase, kind, _), size in counts.collectives.items():
-        if cached and accum > 1 and size > SMALL:
-            grouped[kind, accum * size] += 1
+        norms = phase == NORMS
+        if cached and accum > 1 and size > SMALL and not norms:
+            grouped[kind, accum * size, norms] += 1
         else:
-            grouped[kind, size] += accum * (2 if cached and accum > 1 and phase == "forward" else 1)
-    return [Collective(kind, size, count) for (kind, size), count in grouped.items()]
+            grouped[kind, size, norms] += accum * (2 if cached and accum > 1 and phase != "backward" else 1)
+    return [Collective(kind, size, count, norms) for (kind, size, norms), count in grouped.items()]
 
 
 def rows_of(recipe: Recipe, shapes: OnShapes, cluster: Cluster, worlds: list[int], settings: Settings,

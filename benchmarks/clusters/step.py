@@ -53,7 +53,7 @@ class Work:
 
 
 SMALL = 256 * 1024
-"""Bytes below which a collective counts as one of statistics (BatchNorm, metrics), not of embeddings."""
+"""Bytes below which a sum counts as one of statistics (BatchNorm, metrics), not of embeddings."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def parts_of(work: Work, cluster: Cluster, world: int) -> Parts:
     compute = crowd * (work.passes + work.update)
     groups = {"statistics": 0.0, "gather": 0.0}
     for each in work.collectives:
-        name = "statistics" if each.bytes <= SMALL and each.kind == "all_reduce" else "gather"
+        small = each.bytes <= SMALL and each.kind == "all_reduce"
+        name = "statistics" if each.norms or small else "gather"
         groups[name] += each.count * seconds_of(each, cluster, world)
     zero = zero_seconds(work, cluster, world)
     late = slowest(work.spread, world) * compute

@@ -5,10 +5,12 @@ once a layer, to leave out ranks without samples.)"""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bigssl import distributed
 
@@ -35,14 +37,10 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
         self._check_input_dim(input)
         if input.is_cuda:
             return super().forward(input)
-        mean, variance, count = _global_moments(input)
+        mean, variance, count = global_moments(input.detach().float())
         self._track(mean, variance, count)
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        scale = torch.rsqrt(variance + self.eps)
-        if self.affine:
-            scale = scale * self.weight
-        shift = -mean * scale if not self.affine else self.bias - mean * scale
-        return torch.addcmul(shift.view(shape), input.float(), scale.view(shape)).to(input.dtype)
+        normed: Tensor = _NormOverRanks.apply(input, self.weight, self.bias, mean, variance, count, self.eps)
+        return normed
 
     def _alone(self, input: Tensor) -> Tensor:
         """As `nn.BatchNorm2d` has it, also where ZeRO has put the weights at an address that cuDNN cannot read."""
@@ -89,20 +87,52 @@ def _aligned(weight: Tensor | None) -> Tensor | None:
     return weight if weight is None or weight.data_ptr() % 16 == 0 else weight.clone()
 
 
-def _global_moments(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C], biased variance [C] and count [] over ranks, N and positions.
+def global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [C], biased variance [C] and count [] of float32 [N, C, ...] over ranks, N and positions.
 
-    Each rank's own mean and centred second moment are combined (Chan et al. 1979): the plain E[x²] − E[x]² cancels.
+    Each rank's own are combined (Chan et al. 1979), gathered at once: the plain E[x²] − E[x]² cancels.
     """
-    dims = [0, *range(2, input.dim())]
-    x = input.float()
-    count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
-    local_mean = x.mean(dims)
-    local_moment = (x - local_mean.view([1, -1] + [1] * (x.dim() - 2))).square().sum(dims)
-    sums = distributed.sum_over_ranks(torch.cat([local_mean * count, count.view(1)]))
-    mean, everywhere = sums[:-1] / sums[-1], sums[-1].detach()
-    moment = distributed.sum_over_ranks(local_moment + count * (local_mean - mean).square())
-    return mean, moment / everywhere, everywhere
+    own = torch.tensor([float(x.numel() // x.shape[1])], device=x.device)
+    found = distributed.gather_rows(torch.cat([*torch.batch_norm_update_stats(x, None, None, 0.0), own])[None])
+    means, variances, counts = found.split([x.shape[1], x.shape[1], 1], 1)
+    everywhere = counts.sum()
+    mean = (means * counts).sum(0) / everywhere
+    variance = ((variances + (means - mean).square()) * counts).sum(0) / everywhere
+    return mean, variance, everywhere
+
+
+class _NormOverRanks(torch.autograd.Function):
+    """BatchNorm of a rank's samples by moments of all of them, which follow the samples: the gradient is that of the
+    sum of every rank's loss, and each rank has its own share of the weights' (as in torch's SyncBatchNorm).
+
+    torch's kernels for eval mode do what is a pass over the samples; what the moments add to the gradient is linear in
+    a sample: −scale/n · (Σg + x̂ · Σg·x̂), sums over all ranks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor,
+                count: Tensor, eps: float) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(input, weight, mean, variance, count)
+        ctx.eps = eps
+        return F.batch_norm(input.float(), mean, variance, weight, bias, False, 0.0, eps).to(input.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, mean, variance, count = ctx.saved_tensors
+        x, ones = input.float(), torch.ones_like(mean)
+        own, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            grads[0].float(), x, ones if weight is None else weight, mean, variance, None, None, False, ctx.eps,
+            [True, True, True],
+        )  # fmt: skip
+        sums = distributed.all_reduce_sum(torch.cat([of_bias, of_weight])) / count
+        inverse = torch.rsqrt(variance + ctx.eps)
+        scale = inverse if weight is None else inverse * weight
+        slope = -scale * inverse * sums[len(mean) :]
+        rest, shape = -scale * sums[: len(mean)] - slope * mean, [1, -1] + [1] * (x.dim() - 2)
+        gradient = own.addcmul_(x, slope.view(shape)).add_(rest.view(shape)).to(input.dtype)
+        affine = (None, None) if weight is None else (of_weight, of_bias)
+        return gradient, *affine, None, None, None, None
 
 
 def with_global_batch_norm(module: nn.Module) -> nn.Module:

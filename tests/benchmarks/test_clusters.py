@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from bigssl.config.recipe import load_recipe, recipe_model
+from bigssl.engine.plan.activations import OnPaper
+from bigssl.nets.norm import GlobalBatchNorm
 from bigssl.objectives.base import config_union
 from bigssl.transfer.discovery import evaluation_union
 
@@ -182,14 +184,18 @@ def recipe(name: str, *overrides: str) -> object:
 
 def test_counts_at_other_places() -> None:
     """What is said of 512 ranks is what counting there says; VICReg changes its ways, and that is noticed."""
-    shapes = paper.on_paper(recipe("gpu/simclr-cifar10.yaml"))
+    simclr = recipe("gpu/simclr-cifar10.yaml")
+    shapes = paper.on_paper(simclr)
     said, true = shapes.by_terms(512, 20), shapes.count(512, 20)
     assert said.collectives.keys() == true.collectives.keys()
     assert all(size == pytest.approx(true.collectives[key], rel=1e-6) for key, size in said.collectives.items())
     assert sum(said.flops.values()) == pytest.approx(sum(true.flops.values()), rel=1e-6)
-    gathers = [size for (_, kind, _), size in true.collectives.items() if kind == "all_gather"]
+    gathers = [size for (phase, kind, _), size in true.collectives.items() if f"{phase} {kind}" == "forward all_gather"]
     (gathered,) = [size for size in gathers if size > 512 * 20 * 2 * 8]  # beside two numbers of each row
     assert gathered == 512 * 20 * 2 * 256 * 2  # two views of 256 numbers in bf16 from each sample of each rank
+    norms = [part for part in OnPaper(simclr).objective.modules() if isinstance(part, GlobalBatchNorm)]
+    moments = sum(size for (phase, *_), size in true.collectives.items() if phase == "norms")
+    assert norms and moments == 512 * 4 * sum(2 * each.num_features + 1 for each in norms)  # SyncBatchNorm's way
     shapes.examine(512, 20)
     assert shapes.follows
     changing = paper.on_paper(recipe("gpu/vicreg-cifar10.yaml"))
