@@ -9,7 +9,8 @@ with two: all collectives of the third step are counted (`wire.py`, which states
     stage 3    once a pass, an all-gather of the weights and a reduce-scatter of the gradients; weights below
                stage3_param_persistence_threshold once a step; once more a step what a teacher follows of the others
                (and what a constraint changes: gathered, and what rank 0 makes of it broadcast, which is one too many)
-    BatchNorm  forward, mean, second moment and count of each channel; backward, their gradients
+    BatchNorm  forward, mean, second moment and count of each channel; backward, two sums of its gradients (torch's
+               SyncBatchNorm, on GPUs, gathers the first: of W ranks W / 2 times as much)
     losses     what LOSSES says, where a task stands there; of others the count stands for it
 
 (Weights stay whole from the forward to the backward pass of stage 3 up to stage3_max_reuse_distance, a thousand
@@ -157,8 +158,8 @@ class Norms:
 
     def _called(self, norm: Any, inputs: Any, output: torch.Tensor) -> None:
         if norm.training:
-            self.bytes += (1 + output.requires_grad) * all_reduce((2 * norm.num_features + 1) * FP32,
-                                                                  distributed.world())  # fmt: skip
+            numbers = 2 * norm.num_features + 1 + 2 * norm.num_features * output.requires_grad
+            self.bytes += all_reduce(numbers * FP32, distributed.world())
 
 
 def count(values: Row) -> Count:

@@ -34,7 +34,6 @@ from bigssl.data.sample import Sample
 from bigssl.engine.plan.activations import OnPaper, everything_sample
 from bigssl.engine.plan.memory import checkpoint_bytes, memory, taught_bytes
 from bigssl.engine.settings import zero_options
-from bigssl.nets.norm import global_moments
 from bigssl.nets.progress import Progress
 from bigssl.nets.weightless import quiet
 
@@ -43,20 +42,20 @@ PLACES = ((2, 4), (2, 8), (16, 4), (16, 8), (16, 12))
 """Ranks and samples a rank with which steps are counted: as few as tell five terms apart."""
 SAMPLES = 8  # that are really prepared; of a pass whose activations are counted
 Term = tuple[str, str, int]
-"""Phase (forward or backward; norms: moments that BatchNorms gather), kind and place of a collective among those of its
+"""Phase (forward or backward; norms: what BatchNorms of GPUs gather), kind and place of a collective among those of its
 kind and phase."""
 
 
 class Tally(TorchDispatchMode):
     """FLOPs and operators of what runs within it, by phase, and the collectives of `_c10d_functional`."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: bool) -> None:
         super().__init__()
+        self.gpus = gpus
         self.phase = "forward"
         self.flops: dict[str, float] = defaultdict(float)
         self.operators: dict[str, int] = defaultdict(int)
         self.sent: dict[str, list[tuple[str, int]]] = {"forward": [], "backward": [], NORMS: []}
-        self.norming = False
         self.products = 0.0  # FLOPs of rows with gathered rows, in kernels of ours, which torch cannot count
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -72,17 +71,14 @@ class Tally(TorchDispatchMode):
             self.operators[self.phase] += 1
         return out
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of a BatchNorm over ranks, which are gathered on CPUs as on GPUs."""
-        self.norming = True
-        try:
-            return global_moments(x)
-        finally:
-            self.norming = False
+    def gathered_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a BatchNorm over GPUs: torch's SyncBatchNorm gathers two numbers a channel, and how many samples there
+        are. (Over CPUs, two sums: `bigssl.nets.norm`.)"""
+        self.sent[NORMS].append(("all_gather", dist.get_world_size() * 4 * (2 * x.shape[1] + 1)))
+        return *torch.batch_norm_update_stats(x, None, None, 0.0), torch.ones(())
 
     def note(self, kind: str, *tensors: Tensor) -> None:
-        phase = NORMS if self.norming else self.phase
-        self.sent[phase].append((kind, sum(t.numel() * t.element_size() for t in tensors)))
+        self.sent[self.phase].append((kind, sum(t.numel() * t.element_size() for t in tensors)))
 
 
 @contextlib.contextmanager
@@ -101,7 +97,8 @@ def among(world: int, tally: Tally) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for name, call in calls.items():
                 stack.enter_context(mock.patch.object(dist, name, call))
-            stack.enter_context(mock.patch("bigssl.nets.norm.global_moments", tally.moments))
+            if tally.gpus:
+                stack.enter_context(mock.patch("bigssl.nets.norm.global_moments", tally.gathered_moments))
             # asked of the other ranks with numbers, which these tensors do not have
             stack.enter_context(mock.patch("bigssl_kernels.agreement.asks", lambda _: False))
             yield
@@ -186,12 +183,12 @@ class OnShapes:
         return Counts(flops, points[-1][1].operators, sent, self.partly)
 
 
-def on_paper(recipe: Recipe) -> OnShapes:
-    """Count a recipe. Needs no data; a minute for a large network."""
+def on_paper(recipe: Recipe, gpus: bool = True) -> OnShapes:
+    """Count a recipe on ranks with GPUs, or on CPUs. Needs no data; a minute for a large network."""
     paper = OnPaper(recipe)
     objective, towers = paper.objective, paper.towers
     bf16 = recipe.precision in ("bf16", "auto")
-    count = partial(_count, paper, recipe, bf16)
+    count = partial(_count, paper, recipe, bf16, gpus)
     known = {place: count(*place) for place in PLACES}
     kept = paper.activations(dict.fromkeys(objective.sources(), SAMPLES), bf16=bf16)
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
@@ -221,7 +218,7 @@ def _options(objective: nn.Module, recipe: Recipe, world: int) -> dict[str, Any]
         return DeepSpeedZeroConfig(**zero_options(recipe, recipe.zero.stage, objective)).model_dump()
 
 
-def _count(paper: OnPaper, recipe: Recipe, bf16: bool, world: int, micro: int) -> Counts:
+def _count(paper: OnPaper, recipe: Recipe, bf16: bool, gpus: bool, world: int, micro: int) -> Counts:
     objective, rng = paper.objective, np.random.default_rng(0)
     batches = {}
     for source in objective.sources():
@@ -233,7 +230,7 @@ def _count(paper: OnPaper, recipe: Recipe, bf16: bool, world: int, micro: int) -
         some = [objective.prepare(sample, rng, more) for _ in range(min(micro, SAMPLES))]
         made = collate([some[n % len(some)] for n in range(micro)])
         batches[source] = made | {SEEDS: torch.zeros(micro, dtype=torch.int64)}
-    batch, tally, partly = objective.assemble(batches), Tally(), ""
+    batch, tally, partly = objective.assemble(batches), Tally(gpus), ""
     eager = torch.compiler.set_stance("force_eager")
     for parameter in objective.parameters():
         parameter.grad = None

@@ -38,7 +38,7 @@ Case = tuple[str, float, float]
 def validate(steps: int) -> int:
     """Prints a line a case. Exit status 0: what error was seen is a result."""
     recipe = load_recipe(DEMO, [], recipe_model(config_union(), evaluation_union()))
-    shapes = on_paper(recipe)
+    shapes = on_paper(recipe, gpus=False)
     asked = Asked(DEMO, "", [], MICROS, steps, [])
     alone = measured.launch(asked, 1, 1)
     pair = measured.launch(replace(asked, micros=[HELD_OUT], sizes=FITTED, checkpoint=False), 2, 1)
@@ -128,7 +128,7 @@ def checkpoint_of(asked: Asked, cluster: Cluster) -> list[Case]:
     """Seconds and MB of the checkpoint of another network: wider."""
     wider = ["backbones.image.config.hidden_sizes=[64, 128, 256, 512]"]
     recipe = load_recipe(DEMO, wider, recipe_model(config_union(), evaluation_union()))
-    shapes = on_paper(recipe)
+    shapes = on_paper(recipe, gpus=False)
     run = measured.launch(replace(asked, overrides=wider, micros=[4], steps=1), 1, 1)
     saved = run["found"]["checkpoint"]
     work = work_of(recipe, shapes, cluster, 1, 4, 1, Settings(workers=1), measured.fit_recipe(run))

@@ -90,15 +90,15 @@ def _aligned(weight: Tensor | None) -> Tensor | None:
 def global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [C], biased variance [C] and count [] of float32 [N, C, ...] over ranks, N and positions.
 
-    Each rank's own are combined (Chan et al. 1979), gathered at once: the plain E[x²] − E[x]² cancels.
+    Each rank's own are combined (Chan et al. 1979): the plain E[x²] − E[x]² cancels. Two sums are one more than torch's
+    SyncBatchNorm needs, which gathers; but what they send does not grow with the number of ranks.
     """
-    own = torch.tensor([float(x.numel() // x.shape[1])], device=x.device)
-    found = distributed.gather_rows(torch.cat([*torch.batch_norm_update_stats(x, None, None, 0.0), own])[None])
-    means, variances, counts = found.split([x.shape[1], x.shape[1], 1], 1)
-    everywhere = counts.sum()
-    mean = (means * counts).sum(0) / everywhere
-    variance = ((variances + (means - mean).square()) * counts).sum(0) / everywhere
-    return mean, variance, everywhere
+    count = torch.tensor([float(x.numel() // x.shape[1])], device=x.device)
+    own, deviation = torch.batch_norm_update_stats(x, None, None, 0.0)
+    sums = distributed.all_reduce_sum(torch.cat([own * count, count]))
+    mean, everywhere = sums[:-1] / sums[-1], sums[-1]
+    moment = distributed.all_reduce_sum((deviation + (own - mean).square()) * count)
+    return mean, moment / everywhere, everywhere
 
 
 class _NormOverRanks(torch.autograd.Function):

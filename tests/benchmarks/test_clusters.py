@@ -212,7 +212,8 @@ def test_a_row_for_each_number_of_gpus() -> None:
     assert [row.gpus for row in rows] == [1, 8, 64]
     assert {row.micro * row.accum for row in rows} == {256 // 8}
     assert [row.efficiency for row in rows] == sorted((row.efficiency for row in rows), reverse=True)
-    assert rows[0].efficiency == pytest.approx(1, abs=0.02)
+    parts = rows[0].parts
+    assert rows[0].efficiency == pytest.approx(1 - parts.checkpoint / parts.total, abs=0.01) and parts.checkpoint
     assert all(row.limit == "host" for row in rows)  # small networks
     strong = predict.rows_of(demo, shapes, H100, [8, 256, 512], replace(settings, strong=True))
     assert [(row.gpus, row.micro) for row in strong] == [(8, 32), (256, 1)]  # 512 GPUs have no sample each
@@ -238,7 +239,7 @@ def test_measured_as_it_is_used(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (run,) = json.loads(out.read_text())["runs"]
     true = {(kind, size): count for kind, size, count in run["found"]["sent"]["4"] if size > 64}
-    shapes = paper.on_paper(recipe("cpu/simclr.yaml", *run["overrides"]))
+    shapes = paper.on_paper(recipe("cpu/simclr.yaml", *run["overrides"]), gpus=False)
     small: dict[tuple[str, float], int] = {}
     for (_, kind, _), size in shapes.count(2, 4).collectives.items():
         small[kind, size] = small.get((kind, size), 0) + 1
