@@ -118,7 +118,7 @@ def predict(options: argparse.Namespace) -> list[Row]:
     data, fits = fitted_from(options.fit) if options.fit else ({}, {})
     cluster = PROFILES[options.profile]
     recipes = [read(path, options.set) for path in found_recipes(options.recipes)]
-    shapes = {recipe.name: on_paper(recipe) for recipe in recipes}
+    shapes = {recipe.name: on_paper(recipe, gpus=not options.sums) for recipe in recipes}
     same = any(part in data.get("device", "").lower() for part in options.profile.split("-"))
     if data and not same:
         print(f"measured on {data['device']}, which {options.profile} does not consist of: nothing of it is used")
@@ -208,6 +208,7 @@ def main() -> int:
     parser.add_argument("--profile", choices=PROFILES, default="dgx-h100-400g", help="default %(default)s")
     parser.add_argument("--gpus", type=int, nargs="*", default=WORLDS)
     parser.add_argument("--strong", action="store_true", help="the batch of the recipe on any number of GPUs")
+    parser.add_argument("--sums", action="store_true", help="BatchNorms send sums, as over CPUs, where GPUs gather")
     parser.add_argument("--mfu", type=float, help="share of the GPU's peak that counted FLOPs reach")
     parser.add_argument("--workers", type=int, help="loader workers of a rank; default the recipe's")
     parser.add_argument("--worker-rate", type=float, help="samples/s of a loader worker")
