@@ -18,6 +18,7 @@ if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; the
   { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
     slurm-wlm munge pdsh openssh-server iproute2; } >/dev/null 2>&1 || echo "bigssl: not installed:$missing; tests of it are skipped"
 fi
+export OPENBLAS_NUM_THREADS=1  # numpy's threads would wait for cores that the other process of tests has: a tenth
 ruff check .
 mypy bigssl kernels/bigssl_kernels
 exec python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"}
