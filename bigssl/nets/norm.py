@@ -20,9 +20,9 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 class GlobalBatchNorm(nn.SyncBatchNorm):
     """BatchNorm (Ioffe and Szegedy 2015) with statistics over all ranks; state dict as nn.BatchNorm1d/2d.
 
-    Input [N, C], [N, C, L] or [N, C, H, W], any float dtype; statistics are float32. In a single process, and in eval
-    mode, it is torch's own batch norm. Ranks may hold different N. Raises ValueError where a channel has but one
-    value.
+    Input [N, C], [N, C, L] or [N, C, H, W], any float dtype; statistics are float32 at least. In a single process, and
+    in eval mode, it is torch's own batch norm. Ranks may hold different N. Raises ValueError where a channel has but
+    one value.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -37,7 +37,7 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
         self._check_input_dim(input)
         if input.is_cuda:
             return super().forward(input)
-        mean, variance, count = global_moments(input.detach().float())
+        mean, variance, count = global_moments(_wide(input.detach()))
         self._track(mean, variance, count)
         normed: Tensor = _NormOverRanks.apply(input, self.weight, self.bias, mean, variance, count, self.eps)
         return normed
@@ -87,13 +87,18 @@ def _aligned(weight: Tensor | None) -> Tensor | None:
     return weight if weight is None or weight.data_ptr() % 16 == 0 else weight.clone()
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C], biased variance [C] and count [] of float32 [N, C, ...] over ranks, N and positions.
+    """Mean [C], biased variance [C] and count [] of [N, C, ...] over ranks, N and positions.
 
     Each rank's own are combined (Chan et al. 1979): the plain E[x²] − E[x]² cancels. Two sums are one more than torch's
     SyncBatchNorm needs, which gathers; but what they send does not grow with the number of ranks.
     """
-    count = torch.tensor([float(x.numel() // x.shape[1])], device=x.device)
+    count = torch.tensor([x.numel() // x.shape[1]], dtype=x.dtype, device=x.device)
     own, deviation = torch.batch_norm_update_stats(x, None, None, 0.0)
     sums = distributed.all_reduce_sum(torch.cat([own * count, count]))
     mean, everywhere = sums[:-1] / sums[-1], sums[-1]
@@ -114,15 +119,15 @@ class _NormOverRanks(torch.autograd.Function):
                 count: Tensor, eps: float) -> Tensor:  # fmt: skip
         ctx.save_for_backward(input, weight, mean, variance, count)
         ctx.eps = eps
-        return F.batch_norm(input.float(), mean, variance, weight, bias, False, 0.0, eps).to(input.dtype)
+        return F.batch_norm(_wide(input), mean, variance, weight, bias, False, 0.0, eps).to(input.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, variance, count = ctx.saved_tensors
-        x, ones = input.float(), torch.ones_like(mean)
+        x, ones = _wide(input), torch.ones_like(mean)
         own, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            grads[0].float(), x, ones if weight is None else weight, mean, variance, None, None, False, ctx.eps,
+            _wide(grads[0]), x, ones if weight is None else weight, mean, variance, None, None, False, ctx.eps,
             [True, True, True],
         )  # fmt: skip
         sums = distributed.all_reduce_sum(torch.cat([of_bias, of_weight])) / count

@@ -40,7 +40,7 @@ def objective(output: torch.Tensor) -> torch.Tensor:
 
 def on_rank() -> Any:
     zero.start()
-    return both_kinds("cpu")
+    return [*both_kinds("cpu"), *both_kinds("cpu", torch.float64)]
 
 
 def on_gpu(rank: int) -> Any:
@@ -52,12 +52,12 @@ def on_gpu(rank: int) -> Any:
     return both_kinds("cuda")
 
 
-def both_kinds(device: str) -> Any:
-    return [on_share(with_global_batch_norm(network(kind)).to(device), device) for kind in KINDS]
+def both_kinds(device: str, dtype: torch.dtype = torch.float32) -> Any:
+    return [on_share(with_global_batch_norm(network(kind)).to(device, dtype), device) for kind in KINDS]
 
 
 def on_share(model: nn.Module, device: str) -> Any:
-    share = images().split(SPLIT)[dist.get_rank()].to(device)
+    share = images().split(SPLIT)[dist.get_rank()].to(device, model[0].weight.dtype)
     for _ in range(3):
         model.zero_grad()
         output = model(share)
@@ -111,22 +111,23 @@ def test_weights_may_lie_at_any_address(training: bool) -> None:
 
 
 def check_both(first: Any, second: Any) -> None:
-    for kind, (output, grads, buffers), (other, _, _) in zip(KINDS, first, second, strict=True):
-        check_equal(network(kind), torch.cat([output, other]), grads, buffers)
+    for kind, (output, grads, buffers), (other, _, _) in zip((KINDS * 2)[: len(first)], first, second, strict=True):
+        check_equal(network(kind).to(output.dtype), torch.cat([output, other]), grads, buffers)
 
 
 def check_equal(model: nn.Module, found: torch.Tensor, grads: Any, buffers: Any) -> None:
     for _ in range(3):
         model.zero_grad()
-        output = model(images())
+        output = model(images().to(found.dtype))
         objective(output).backward()
-    torch.testing.assert_close(found, output.detach(), rtol=1e-4, atol=1e-5)
+    fine = 1e-9 if found.dtype == torch.float64 else 1.0
+    torch.testing.assert_close(found, output.detach(), rtol=1e-4 * fine, atol=1e-5 * fine)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         scale = parameter.grad.abs().max().item()
-        torch.testing.assert_close(grads[name], parameter.grad, rtol=1e-3, atol=1e-4 * scale, msg=name)
+        torch.testing.assert_close(grads[name], parameter.grad, rtol=1e-3 * fine, atol=1e-4 * scale * fine, msg=name)
     for name, value in model.named_buffers():
-        torch.testing.assert_close(buffers[name], value, rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(buffers[name], value, rtol=1e-5 * fine, atol=1e-6 * fine, msg=name)
 
 
 def test_conversion_keeps_weights_and_state_names() -> None:
