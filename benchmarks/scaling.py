@@ -85,7 +85,8 @@ def said_of(run: measured.Run) -> str:
     for micro, phases in found["steps"].items():
         middle = {name: 1e3 * sorted(times)[len(times) // 2] for name, times in phases.items()}
         lines.append(f"  {micro:>4} samples: step {middle['total']:.1f} ms (forward {middle['forward']:.1f}, backward "
-                     f"{middle['backward']:.1f}, update {middle['update']:.1f})")  # fmt: skip
+                     f"{middle['backward']:.1f}, update {middle['update']:.1f}); processor {middle['cpu']:.1f}, of it "
+                     f"the thread that computes {middle['thread']:.1f}")  # fmt: skip
     if saved := found["checkpoint"]:
         lines.append(f"  checkpoint: {saved['bytes'] / 1e6:.0f} MB (planned {saved['planned'] / 1e6:.0f}) in "
                      f"{saved['seconds']:.2f} s")  # fmt: skip

@@ -141,20 +141,22 @@ class Rig:
 
     def steps(self, micro: int, count: int) -> dict[str, list[float]]:
         """Seconds of phases (the device waited for after each) and of whole steps, of `count` steps of each kind; cpu:
-        those that the threads of this process took for whole steps."""
+        those that the threads of this process took for whole steps; thread: of them that which computes (on a GPU:
+        issues), which uses none while it waits for other ranks."""
         data = self.batch(micro)
         found: dict[str, list[float]] = {"forward": [], "backward": [], "update": [], "total": [],
-                                         "cpu": []}  # fmt: skip
+                                         "cpu": [], "thread": []}  # fmt: skip
         for _ in range(3):
             self.step(data)
         for _ in range(count):
             self.step(data, found)
         distributed.barrier()
         for _ in range(count):
-            begin, used = self.wait(), time.process_time()
+            begin, used, mine = self.wait(), time.process_time(), time.thread_time()
             self.step(data)
             found["total"].append(self.wait() - begin)
             found["cpu"].append(time.process_time() - used)
+            found["thread"].append(time.thread_time() - mine)
         return found
 
     def sent(self, micro: int) -> list[tuple[str, int, int]]:
