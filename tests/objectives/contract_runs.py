@@ -42,8 +42,9 @@ SETTINGS = ("lr", "initial_lr", "betas", "eps", "weight_decay")
 SAME = {"fp32": 1e-3, "bf16": 1e-2}
 # Of joint in bf16, stage 3 begins off by rounding (1.6e-5 of the loss on words, after a step), which clipping hands to
 # all parts: its ResNet makes 1.01 % of it by the fourth step. Its first half has to be closer than that of others. On
-# two ranks, which round their own gradients, only that half is held against one process: two passes a step leave its
-# BatchNorm four samples, and gradients off by 2**-9 alone move the fourth step's spread of the plain loop by 17 %.
+# two ranks, which round their own gradients, only the first half of tasks in LATER is held against one process: two
+# passes a step leave joint's BatchNorm four samples, and gradients off by 2**-9 alone move the fourth step's spread of
+# the plain loop by 17 %.
 # Of captions that are heard, weights that are rounded to float32 otherwise (`round_otherwise`), and nothing else, move
 # the plain loop's curve by 1.9 % in four steps of two passes, and its first half by 1 %; of inpainting by 1.4 % (of a
 # spread, five seeds), its first half by .04 %; of wav2vec2, which chooses codes, by 2.6 % in two of six seeds; of
