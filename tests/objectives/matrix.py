@@ -44,7 +44,7 @@ def keep(found: Found) -> None:
 
 def table(found: Found) -> str:
     """A row a task, a column for each number of ranks and precision: the largest differences of its cells. Allowed is
-    what stands in the first row for one pass a step, √2 times as much for two (and what `LATER` says)."""
+    what stands in the first row for one pass a step, √2 times as much for two (and what `allowed` says)."""
     heads = [f"{world} rank{'s' * (world > 1)}, {precision}" for world, precision in COLUMNS]
     fine = [runs.SAME[precision] for _, precision in COLUMNS]
     bounds = [f"{each:.0e}, {runs.KINKS * each:.0e}" for each in fine]

@@ -35,9 +35,10 @@ each_case = pytest.mark.parametrize(("name", "cell"), CASES, ids=[f"{name}-{cell
 
 # Two ranks round their own halves of a gradient to bfloat16, and the step after sees it: a bound on gross errors only.
 # The stages are compared with each other, at two ranks each, as closely as the rest.
-HALVES, EARLY = 0.2, 0.05
-MOVED = 2.0
-"""How much further from its reference a run in bf16 may be that went on on another number of ranks."""
+HALVES = 0.2
+# Of joint with two passes, whose BatchNorm then has four samples, gradients off by 2**-9 alone move the plain loop's
+# last spread by 17 %: its first half alone is held against one process, closer (seen: 1.2 %).
+EARLY = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -107,30 +108,27 @@ def check(
     got: Run, cell: Cell, name: str, plain: Any, halves: Any, moved: bool = False
 ) -> tuple[float, float, str]:  # fmt: skip
     """(curve, state, where), as `distance` from the closest reference; asserts that both are small. moved: it went on
-    from `cell` on another number of ranks, which in bf16 round their gradients otherwise than the reference."""
+    from `cell` on another number of ranks."""
     split = {} if cell.accum == 1 else {"batch": {"size": runs.SIZE, "accum": cell.accum}}
     want = plain(name, cell.precision, **split)
-    bound, begun = runs.LATER.get((name, cell.precision), (runs.SAME[cell.precision], None))
-    if cell.precision == "bf16":
-        bound *= cell.accum**0.5  # a pass has as many times fewer samples, over which errors of rounding average
-        bound *= MOVED if moved else 1
+    bound, begun = runs.allowed(name, cell, moved)
     whole = len(got.passes) == len(want.passes)  # not a run that went on
     if begun is not None and cell.world == 1 and whole:
         for row, wanted in list(zip(got.passes, want.passes, strict=True))[: runs.STEPS // 2 * cell.accum]:
             assert row == pytest.approx(wanted, rel=begun, abs=begun)
-    if cell.precision == "bf16" and cell.world > 1:
-        check_gross(got, want, cell.accum, begun is not None)
-        found = runs.distance(got, halves(name, cell.accum), want)
+    coarse = cell.precision == "bf16"
+    if coarse and cell.world > 1:
+        check_gross(got, want, cell.accum, early=name == "joint" and cell.accum > 1)
+        found = runs.distance(got, halves(name, cell.accum), want, coarse)
     else:
-        found = runs.distance(got, want, want)
+        found = runs.distance(got, want, want, coarse)
     curve, state, where = found
     assert curve <= bound and state <= runs.KINKS * bound, f"{where}: curve off by {curve:.1e}, state by {state:.1e}"
     return found
 
 
 def check_gross(got: Run, want: Run, accum: int, early: bool) -> None:
-    """No gross error of two ranks' losses against one process. early: in the first half of a whole run only, and
-    closer; of tasks that throw errors of rounding far from there on."""
+    """No gross error of two ranks' losses against one process. early: in the first half of a whole run, and closer."""
     if early and len(got.passes) < len(want.passes):
         return
     if early:
